@@ -1,0 +1,21 @@
+"""The attribution methods, one per file."""
+
+from captum_transformer.attr.attention_grad_cam import AttentionGradCam
+from captum_transformer.attr.attention_rollout import AttentionRollout
+from captum_transformer.attr.conservative_lrp import ConservativeLRP
+from captum_transformer.attr.generic_attention_relevance import GenericAttentionRelevance
+from captum_transformer.attr.partial_lrp import PartialLRP
+from captum_transformer.attr.raw_attention import RawAttention
+from captum_transformer.attr.transformer_attribution import TransformerAttribution
+from captum_transformer.attr.transformer_method import TransformerMethod
+
+__all__ = [
+    "AttentionGradCam",
+    "AttentionRollout",
+    "ConservativeLRP",
+    "GenericAttentionRelevance",
+    "PartialLRP",
+    "RawAttention",
+    "TransformerAttribution",
+    "TransformerMethod",
+]

@@ -1,0 +1,116 @@
+"""GradCAM on the last attention layer, as the CVPR 2021 paper compares with."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from captum_transformer.attr.attention_flow_method import (
+    AttentionFlowMethod,
+    gradient_map,
+    output_gradients,
+)
+from captum_transformer.rules.flow import MapBlock, TokenFlow
+from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.tape import Value
+
+
+class AttentionGradCam(AttentionFlowMethod):
+    r"""GradCAM with the heads of an attention layer as its channels.
+
+    Each head is weighted by its mean gradient, the weighted maps are averaged and clipped:
+    :math:`\mathrm{cam} = \big(E_h[w_h A_h]\big)^+`, and scaled to between zero and one. The row is
+    returned that the target is read from. Where the map is zero everywhere the result is zero (the
+    authors' code gives NaN).
+
+    Args:
+        forward_func: the model or any callable that runs one.
+        layer: which attention call; negative counts from the last.
+        pooling: what the gradient is averaged over and the map is scaled by. ``"row"``: the row
+            that the target is read from, without learned tokens, as in the authors' code for ViTs.
+            ``"map"``: the whole map, as in their code for BERT.
+
+    Reference:
+        `Grad-CAM <https://arxiv.org/abs/1610.02391>`_, as it is compared with in `Transformer
+        Interpretability Beyond Attention Visualization <https://arxiv.org/abs/2012.09838>`_.
+
+    Example:
+        >>> import timm, torch
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+        >>> AttentionGradCam(model).attribute_tokens(torch.rand(2, 3, 32, 32), target=3).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        layer: int = -1,
+        pooling: Literal["row", "map"] = "row",
+    ) -> None:
+        super().__init__(forward_func)
+        if pooling not in ("row", "map"):
+            raise ValueError(f"pooling must be 'row' or 'map', got {pooling!r}.")
+        self.layer = layer
+        self.pooling = pooling
+
+    def _flow(
+        self, forward: TracedForward, selected: Tensor, value: Value, wanted: Sequence[Value]
+    ) -> TokenFlow:
+        call = forward.layer(self.layer)
+        gradients = gradient_map(output_gradients(forward, selected, [call]))
+
+        def attend(call: AttentionCall, shares: Tensor) -> Tensor:
+            if self.pooling == "map":
+                return _by_map(call, gradients, shares)
+            return _by_row(call, gradients, shares, _token_columns(forward, call, wanted, shares))
+
+        return TokenFlow(forward.tape, {call.layer: attend}, skip=False)
+
+
+def _token_columns(
+    forward: TracedForward, call: AttentionCall, wanted: Sequence[Value], like: Tensor
+) -> Tensor:
+    """One for each of the call's keys that was made from an input, zero for learned tokens."""
+    value = call.value.value
+    if value is None:
+        return like.new_ones(call.map_shape()[-1])
+    part = TokenFlow(forward.tape, {}).comes_from_input(value, wanted, like)
+    return (call.as_values(part)[..., 0] > 0.5).to(like.dtype)
+
+
+def _by_row(call: AttentionCall, gradients: MapBlock, shares: Tensor, columns: Tensor) -> Tensor:
+    mean_gradient = attended = torch.zeros((), dtype=shares.dtype, device=shares.device)
+    for rows in call.blocks():
+        share = shares[..., rows].unsqueeze(-2)
+        mean_gradient = mean_gradient + share @ gradients(call, rows)
+        attended = attended + share @ call.probabilities(rows)
+    columns = columns.unsqueeze(-2).expand_as(attended)
+    weights = (mean_gradient * columns).sum(-1, True) / columns.sum(-1, True).clamp(min=1)
+    cam = call.by_head(weights * attended).mean(1, keepdim=True).relu()
+    kept = call.by_head(columns)[:, :1] > 0
+    low = cam.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
+    scaled = _scaled(cam - low, cam.masked_fill(~kept, 0.0).amax(-1, keepdim=True) - low)
+    scaled = scaled.masked_fill(~kept, 0.0) * call.by_head(shares.unsqueeze(-2)).sum((1, 3), True)
+    return _to_heads(call, scaled, attended).squeeze(-2)
+
+
+def _by_map(call: AttentionCall, gradients: MapBlock, shares: Tensor) -> Tensor:
+    every = slice(None)
+    weights = call.by_head(gradients(call, every)).mean((-1, -2), keepdim=True)
+    cam = (weights * call.by_head(call.probabilities(every))).mean(1, keepdim=True).relu()
+    low, high = cam.amin((-1, -2), keepdim=True), cam.amax((-1, -2), keepdim=True)
+    row = call.by_head(shares.unsqueeze(-2)) @ _scaled(cam - low, high - low)
+    return row.reshape(*shares.shape[:-1], -1)
+
+
+def _scaled(tensor: Tensor, span: Tensor) -> Tensor:
+    return torch.where(span > 0, tensor / torch.where(span > 0, span, 1.0), 0.0)
+
+
+def _to_heads(call: AttentionCall, cam: Tensor, like: Tensor) -> Tensor:
+    """Spreads a map that is one for all heads over the heads, each getting an equal part."""
+    by_head = call.by_head(like)
+    return (cam / by_head.shape[1]).expand_as(by_head).reshape(like.shape)

@@ -1,0 +1,244 @@
+"""Ali et al. (ICML 2022): XAI for Transformers, better explanations through conservative propagation."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, overload
+
+import torch
+from captum._utils.common import _format_output, _format_tensor_into_tuples, _is_tuple
+from captum._utils.typing import TargetType
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_transformer.attr.transformer_method import Inputs, TransformerMethod
+from captum_transformer.errors import InvalidInputError
+from captum_transformer.rules.flow import TokenFlow
+from captum_transformer.rules.gradient import ConservativeRule, Gamma
+from captum_transformer.trace.attention import AttentionCall, accumulation_dtype
+from captum_transformer.trace.forward import TracedForward, traced_forward
+from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.mode import ForwardRule
+from captum_transformer.trace.tape import Operation, Value
+from captum_transformer.trace.tokens import projections_of
+
+_NO_GAMMAS: Mapping[int, Gamma] = {}
+
+
+class ConservativeLRP(TransformerMethod):
+    r"""Gradient x input with attention and normalisation held constant: LRP-AH and LRP-LN.
+
+    The relevance of the inputs is :math:`R_i = x_i \cdot \partial f_c / \partial x_i`, where the
+    gradient takes as constants
+
+    - with the AH rule (eq. 11 of the paper) the attention probabilities, so that attention is a
+      linear map of the values;
+    - with the LN rule (eq. 12) what divides the signal in a LayerNorm or RMSNorm, fused or written
+      in Python.
+
+    Then relevance is conserved but for biases and saturating activations. Without both rules it
+    is plain gradient x input. It costs one forward and one backward pass.
+
+    Args:
+        forward_func: the model or any callable that runs one.
+        attention_rule: hold the attention probabilities constant (AH).
+        layer_norm_rule: hold the norms' denominators constant (LN).
+        hold_mean: with the LN rule, hold the subtracted mean constant, too: the authors' code has
+            that variant, the paper does not.
+        gamma: LRP-gamma in the linear layers of the attention blocks (query, key, value and output
+            projection): positive weights count :math:`1 + \gamma` times. One number, or one per
+            attention layer.
+        gamma_keeps_output: with ``gamma``, let the output projection return what it does without
+            it, as the rule is meant. The authors' code, followed by default, lets it return the
+            changed value, so that the explained score changes a little.
+
+    Reference:
+        `XAI for Transformers: Better Explanations through Conservative Propagation
+        <https://arxiv.org/abs/2202.07304>`_.
+
+    Example:
+        >>> import timm, torch
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> method = ConservativeLRP(model)
+        >>> relevance, delta = method.attribute(images, target=3, return_convergence_delta=True)
+        >>> relevance.shape, delta.shape
+        (torch.Size([2, 3, 32, 32]), torch.Size([2]))
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        attention_rule: bool = True,
+        layer_norm_rule: bool = True,
+        hold_mean: bool = False,
+        gamma: float | Sequence[float] = 0.0,
+        gamma_keeps_output: bool = False,
+    ) -> None:
+        super().__init__(forward_func)
+        self.attention_rule = attention_rule
+        self.layer_norm_rule = layer_norm_rule
+        self.hold_mean = hold_mean
+        self.gamma = gamma
+        self.gamma_keeps_output = gamma_keeps_output
+
+    @overload  # type: ignore[override]
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        return_convergence_delta: Literal[False] = False,
+    ) -> Inputs: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        *,
+        return_convergence_delta: Literal[True],
+    ) -> tuple[Inputs, Tensor]: ...
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: Any,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        return_convergence_delta: bool = False,
+    ) -> Any:
+        """Attributes the target's score to the inputs.
+
+        Args:
+            inputs: a tensor, or a tuple of tensors, samples first: pixels, embeddings, token ids.
+            target: which output to explain, in any of Captum's forms.
+            additional_forward_args: further arguments for the model, as in Captum.
+            return_convergence_delta: also return by how much conservation fails.
+
+        Returns:
+            As ``inputs``, each of its input's shape; token ids get the relevance of their
+            embeddings, summed over the features, ``(samples, tokens)``. With
+            ``return_convergence_delta`` a tuple of that and the delta ``(samples,)``: the sum of
+            relevance minus the score.
+
+        Raises:
+            NoAttentionError: if ``attention_rule`` is on and no attention can be seen.
+            InvalidTargetError: if the target does not fit the output.
+        """
+        tuple_given = _is_tuple(inputs)
+        with self._traced(inputs, additional_forward_args) as forward:
+            maps = self._attribute_inputs(forward, target)
+            score, _ = forward.select(target)
+        attributions = _format_output(tuple_given, maps)
+        if not return_convergence_delta:
+            return attributions
+        return attributions, self.compute_convergence_delta(attributions, score.detach())
+
+    def has_convergence_delta(self) -> bool:
+        """True: the relevance should sum up to the score."""
+        return True
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def compute_convergence_delta(  # type: ignore[override]
+        self, attributions: Tensor | tuple[Tensor, ...], output: Tensor
+    ) -> Tensor:
+        """By how much conservation fails: the sum of relevance minus the score, per sample.
+
+        Args:
+            attributions: what :meth:`attribute` returned.
+            output: the explained score of each sample: ``(samples,)``.
+
+        Returns:
+            The differences: ``(samples,)``.
+        """
+        maps = _format_tensor_into_tuples(attributions)
+        if output.ndim != 1 or any(len(m) != len(output) for m in maps):
+            raise InvalidInputError(
+                f"`output` must hold one score for each of the {len(maps[0])} samples, got shape "
+                f"{tuple(output.shape)}."
+            )
+        dtype = accumulation_dtype(output.dtype)
+        total = sum(m.to(dtype).flatten(1).sum(1) for m in maps)
+        return torch.as_tensor(total - output.to(dtype))
+
+    def _forward_rule(self, inputs: Any, additional_forward_args: Any) -> ForwardRule:
+        rule = self._rule(_NO_GAMMAS)
+        gammas = [self.gamma] if isinstance(self.gamma, (int, float)) else list(self.gamma)
+        if not any(gammas):
+            return rule
+        with traced_forward(
+            self.forward_func,
+            _format_tensor_into_tuples(inputs),
+            additional_forward_args,
+            keep=self._keep,
+            rule=rule,
+        ) as forward:
+            return self._rule(self._gammas(forward, gammas))
+
+    def _rule(self, gammas: Mapping[int, Gamma]) -> ConservativeRule:
+        return ConservativeRule(
+            attention_rule=self.attention_rule,
+            layer_norm_rule=self.layer_norm_rule,
+            hold_mean=self.hold_mean,
+            gammas=gammas,
+        )
+
+    def _gammas(self, forward: TracedForward, gammas: list[float]) -> dict[int, Gamma]:
+        calls = forward.layers()
+        if len(gammas) not in (1, len(calls)):
+            raise InvalidInputError(
+                f"gamma has {len(gammas)} values, the model {len(calls)} attention layers: give "
+                "one number, or one per layer."
+            )
+        rules: dict[int, Gamma] = {}
+        for call, gamma in zip(calls, gammas * (len(calls) // len(gammas)), strict=True):
+            into, out_of = projections_of(call, forward.tape)
+            rules |= {operation.index: Gamma(gamma, keeps_output=True) for operation in into}
+            for operation in out_of:
+                rules[operation.index] = Gamma(gamma, keeps_output=self.gamma_keeps_output)
+        return rules
+
+    def _relevance(
+        self, forward: TracedForward, target: Any, wanted: Sequence[Value]
+    ) -> dict[Value, Tensor]:
+        if self.attention_rule:
+            forward.layers()
+        selected, _ = forward.select(target)
+        at_inputs = self._gradient_times_input(forward, selected)
+        if all(value in at_inputs for value in wanted):
+            return at_inputs
+        return {
+            value: at_inputs[source]
+            if value is source
+            else TokenFlow(forward.tape, {}).gathered(value, source, at_inputs[source])
+            for value, source in zip(wanted, forward.values, strict=True)
+        }
+
+    def _gradient_times_input(
+        self, forward: TracedForward, selected: Tensor
+    ) -> dict[Value, Tensor]:
+        lookups = [o for o in forward.tape.operations if o.kind is Kind.EMBEDDING]
+        points = [edge for edge in forward.edges if edge is not None]
+        points += [operation.edge for operation in lookups]
+        gradients = forward.gradients(selected, points)
+        relevance: dict[Value, Tensor] = {}
+        for value, tensor, edge in zip(forward.values, forward.inputs, forward.edges, strict=True):
+            if edge is not None:
+                dtype = accumulation_dtype(tensor.dtype)
+                relevance[value] = tensor.detach().to(dtype) * gradients.pop(0).to(dtype)
+        seeds: dict[Value, Tensor] = {}
+        for operation, gradient in zip(lookups, gradients, strict=True):
+            seeds |= _embedded(operation, gradient)
+        ids = [value for value in forward.values if value.holds_ids]
+        if ids and seeds:
+            relevance |= TokenFlow(forward.tape, {})(seeds, ids)
+        return relevance
+
+
+def _embedded(operation: Operation, gradient: Tensor) -> dict[Value, Tensor]:
+    output, result = operation.outputs[0], operation.result
+    if output is None or result is None:
+        raise RuntimeError("the output of an embedding is always kept")
+    dtype = accumulation_dtype(gradient.dtype)
+    return {output: result.tensor.to(dtype) * gradient.to(dtype)}

@@ -1,0 +1,126 @@
+"""Chefer, Gur & Wolf (CVPR 2021): Transformer interpretability beyond attention visualization."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from captum_transformer.attr.attention_flow_method import (
+    AttentionFlowMethod,
+    from_layer,
+    gradient_map,
+    output_gradients,
+    rollout,
+)
+from captum_transformer.attr.transformer_method import START, scaled_back, seed
+from captum_transformer.rules import flow, relevance
+from captum_transformer.rules.flow import MapBlock, TokenFlow
+from captum_transformer.rules.propagate import propagate
+from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.tape import Value
+
+
+class TransformerAttribution(AttentionFlowMethod):
+    r"""Relevance times gradient of the attention, rolled out over the layers.
+
+    Relevance is propagated from the target by layer-wise relevance propagation (alpha = 1,
+    beta = 0 in linear layers, normalised additions: eq. 9-10). With the relevance
+    :math:`R^{(A)}` and the gradient :math:`\nabla A` that reach the attention probabilities of a
+    layer, and :math:`h` its heads (eq. 13 and 14 of the paper):
+
+    .. math:: \bar A = I + E_h\big[(\nabla A \odot R^{(A)})^+\big], \qquad
+              C = \bar A^{(L)} \cdots \bar A^{(s)}
+
+    and the relevance of the input tokens is the row of :math:`C` that the target is read from.
+
+    Where the authors' code differs from the paper, this follows the code: relevance starts at
+    one, not at the logit; softmax, norms and activations pass it on unchanged; products of two
+    signals give half to each; for ViTs the rows of :math:`\bar A` are not normalised, for BERT
+    they are (``normalize_rows=True``). The normalisation of additions runs over each sample, so a
+    batch gives what its samples give one by one. The authors overwrite the entry of ``[CLS]``
+    in text models; here it keeps its relevance.
+
+    Args:
+        forward_func: the model or any callable that runs one.
+        start_layer: attention calls before this one contribute nothing (the :math:`s` above);
+            negative counts from the last: the BERT code's default is -1.
+        normalize_rows: divide each row of :math:`\bar A` by its sum, as the BERT code does.
+        gradient_weighting: multiply by the gradient; without it this is the rollout of the
+            attention's relevance alone, which is not class-specific.
+        propagate_to_input: return the relevance itself, propagated through all layers to the
+            input ("full LRP", one of the paper's baselines), instead of the rollout. A convolution
+            on the input follows the z-B rule with the sample's own minimum and maximum.
+
+    Reference:
+        `Transformer Interpretability Beyond Attention Visualization
+        <https://arxiv.org/abs/2012.09838>`_.
+
+    Example:
+        >>> import timm, torch
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> method = TransformerAttribution(model)
+        >>> method.attribute(images, target=3).shape
+        torch.Size([2, 3, 32, 32])
+        >>> cat, dog = method.attribute_targets(images, [3, 5])
+    """
+
+    _keep = flow.KEEP | relevance.KEEP
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        start_layer: int = 0,
+        normalize_rows: bool = False,
+        gradient_weighting: bool = True,
+        propagate_to_input: bool = False,
+    ) -> None:
+        super().__init__(forward_func)
+        self.start_layer = start_layer
+        self.normalize_rows = normalize_rows
+        self.gradient_weighting = gradient_weighting
+        self.propagate_to_input = propagate_to_input
+
+    def _relevance(
+        self, forward: TracedForward, target: Any, wanted: Sequence[Value]
+    ) -> dict[Value, Tensor]:
+        if not self.propagate_to_input:
+            return super()._relevance(forward, target, wanted)
+        forward.layers()
+        return propagated_relevance(forward, *forward.select(target), wanted)
+
+    def _flow(
+        self, forward: TracedForward, selected: Tensor, value: Value, wanted: Sequence[Value]
+    ) -> TokenFlow:
+        calls = from_layer(forward, self.start_layer)
+        maps = relevance_map(forward, selected, value, calls, weighted=self.gradient_weighting)
+        return rollout(forward, calls, maps, normalize_rows=self.normalize_rows)
+
+
+def propagated_relevance(
+    forward: TracedForward, selected: Tensor, value: Value, wanted: Sequence[Value]
+) -> dict[Value, Tensor]:
+    """The relevance that reaches some values of the forward pass from a start of one."""
+    seeds = seed(selected, value, start=START)
+    return scaled_back(propagate(forward.tape, seeds, relevance.relevance_rule, wanted))
+
+
+def relevance_map(
+    forward: TracedForward,
+    selected: Tensor,
+    value: Value,
+    calls: Sequence[AttentionCall],
+    *,
+    weighted: bool,
+) -> MapBlock:
+    """The positive relevance of the attention probabilities, times their gradient if weighted."""
+    reached = propagated_relevance(forward, selected, value, [call.output for call in calls])
+    gradients = gradient_map(output_gradients(forward, selected, calls)) if weighted else None
+
+    def block(call: AttentionCall, rows: slice) -> Tensor:
+        result = relevance.attention_relevance(call, reached[call.output], rows)
+        return (result if gradients is None else result * gradients(call, rows)).relu()
+
+    return block

@@ -1,0 +1,33 @@
+"""What can go wrong while a model is explained, as exceptions that say what to do about it."""
+
+
+class ExplanationError(RuntimeError):
+    """Base class: this forward pass can't be explained rightly, so it is not explained at all."""
+
+
+class NoAttentionError(ExplanationError):
+    """The trace saw no attention call that the inputs reach."""
+
+
+class UnseenOperationError(ExplanationError):
+    """A tensor depends on the inputs through an operation that is invisible to the trace."""
+
+
+class UnsupportedOperationError(ExplanationError, NotImplementedError):
+    """An operation on the way from the inputs to the output has no rule in the chosen method."""
+
+
+class AmbiguousOutputError(ExplanationError, ValueError):
+    """The model returns no tensor, or several, that the target could select from."""
+
+
+class InvalidInputError(AssertionError, ValueError):
+    """The inputs can't be explained as given (an ``AssertionError``, as Captum raises)."""
+
+
+class InvalidTargetError(AssertionError, ValueError):
+    """The target does not fit the output (an ``AssertionError``, as Captum raises)."""
+
+
+class InvalidLayerError(ExplanationError, ValueError):
+    """The chosen attention layer does not exist in the model."""

@@ -1,0 +1,288 @@
+"""The token flow: every token's share of the output, carried backward through the attention calls.
+
+A share is spread evenly over a token's features. Token-wise operations keep it at its token,
+rearrangements move it, attention hands it from queries to keys, and at a residual connection the
+skip and the attention branch both get it whole: the row of the papers' ``(I + A_L) ... (I + A_1)``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from captum_transformer.rules.propagate import propagate, rearranged, transposed, unsupported
+from captum_transformer.rules.statistics import signal_of
+from captum_transformer.trace.attention import AttentionCall, in_full
+from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.tape import Operand, Operation, Tape, Value
+
+KEEP = frozenset({Kind.POOL})
+_TOKEN_WISE = frozenset(
+    {Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL, Kind.DROPOUT}
+)
+
+
+class Attend(Protocol):
+    """What an attention call does with the shares of its queries."""
+
+    def __call__(self, call: AttentionCall, shares: Tensor) -> Tensor:
+        """From the queries' shares ``(..., Q)`` to those of the keys' values ``(..., K)``."""
+
+
+MapBlock = Callable[[AttentionCall, slice], Tensor]
+
+
+def attend_with(maps: MapBlock) -> Attend:
+    """Attention that hands shares over by a map ``(..., rows, K)``, computed block by block."""
+
+    def attend(call: AttentionCall, shares: Tensor) -> Tensor:
+        blocks = call.blocks()
+        total = _through(maps, call, shares, next(blocks))
+        for rows in blocks:
+            total = total + _through(maps, call, shares, rows)
+        return total
+
+    return attend
+
+
+def _through(maps: MapBlock, call: AttentionCall, shares: Tensor, rows: slice) -> Tensor:
+    return (shares[..., rows].unsqueeze(-2) @ maps(call, rows)).squeeze(-2)
+
+
+class TokenFlow:
+    """Carries shares of the output back to its tokens and inputs.
+
+    Args:
+        tape: the traced forward pass.
+        layers: what each attention call that contributes does; the others contribute nothing.
+        skip: whether the skip beside a contributing call gets its share; without it only what
+            passes through the call counts.
+        row_sums: the sum of each row of the calls' maps, ``(..., Q)``, to divide by one plus their
+            mean over heads at the residual connection (row-normalised rollout); None not to.
+    """
+
+    def __init__(
+        self,
+        tape: Tape,
+        layers: Mapping[int, Attend],
+        *,
+        skip: bool = True,
+        row_sums: Callable[[AttentionCall], Tensor] | None = None,
+    ) -> None:
+        self._tape = tape
+        self._layers = layers
+        self._skip = skip
+        self._row_sums = row_sums
+        self._active = sum(1 << layer for layer in layers)
+
+    def __call__(
+        self, seeds: Mapping[Value, Tensor], wanted: Sequence[Value]
+    ) -> dict[Value, Tensor]:
+        """What reaches the wanted values of what starts at the seeds."""
+        return propagate(self._tape, seeds, self._rule, wanted)
+
+    def _rule(self, operation: Operation, incoming: list[Tensor | None]) -> list[Tensor | None]:
+        kind, traced = operation.kind, operation.traced()
+        if kind is Kind.SHAPE or kind is Kind.MEAN:
+            return rearranged(operation, incoming)
+        if kind is Kind.POOL:
+            return transposed(operation, [in_full(o) for o, _ in traced], incoming)
+        share = incoming[0]
+        if share is None:
+            raise unsupported(operation, "only a side output is used")
+        if operation.attention is not None:
+            return self._attention(operation.attention, share)
+        if kind in (Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV):
+            return self._combination(operation, share)
+        if kind is Kind.SUM:
+            return [_summed(operation, share)]
+        if kind is Kind.EMBEDDING:
+            return [share.flatten(len(traced[0][0].size)).sum(-1)]
+        if len(traced) == 1:
+            return [self._token_wise(operation, share)]
+        raise unsupported(
+            operation,
+            "it mixes several signals, and which of their tokens it ties is not known "
+            "(attention must be a softmax over keys applied to values)",
+        )
+
+    def _token_wise(self, operation: Operation, share: Tensor) -> Tensor:
+        ((operand, value),) = operation.traced()
+        if operation.kind in _TOKEN_WISE or (
+            operation.kind is Kind.OTHER and value.shape == share.shape
+        ):
+            return share.expand(value.shape) if share.shape == value.shape else share.sum_to_size(value.shape)
+        if operation.kind is Kind.LINEAR:
+            return _flat(share, value)
+        if operation.kind is Kind.CONV:
+            return _receptive_field(operation, operand, share)
+        if operation.kind is Kind.MATMUL:
+            return _constant_product(operation, value, share)
+        raise unsupported(operation, "whether it keeps tokens apart is not known")
+
+    def _attention(self, call: AttentionCall, share: Tensor) -> list[Tensor | None]:
+        traced = call.operation.traced()
+        attend = self._layers.get(call.layer)
+        if attend is None:
+            return [None] * len(traced)
+        queries = call.outputs(share).sum(-1)
+        keys = attend(call, queries).unsqueeze(-1)
+        width = call.values_width()
+        received = call.to_values((keys / width).expand(*keys.shape[:-1], width))
+        return [received if operand is call.value else None for operand, _ in traced]
+
+    def _combination(self, operation: Operation, share: Tensor) -> list[Tensor | None]:
+        """A sum or an element-wise product: who of its operands gets the share."""
+        traced = operation.traced()
+        shares: list[Tensor | None]
+        if len(traced) == 1:
+            shares = [share]
+        elif (signal := signal_of(operation)) is not None:
+            shares = [share if is_signal else None for is_signal in signal]
+        else:
+            shares = self._divided(traced[0][1], traced[1][1], share)
+        return [
+            None if s is None else s.sum_to_size(operand.size)
+            for (operand, _), s in zip(traced, shares, strict=True)
+        ]
+
+    def _divided(self, a: Value, b: Value, share: Tensor) -> list[Tensor | None]:
+        attends = [bool(a.attention & ~b.attention), bool(b.attention & ~a.attention)]
+        skips = [b.descends_from(a.origin), a.descends_from(b.origin)]
+        if not any(attends) and not any(skips):
+            return [share / 2, share / 2]
+        branches = [a.attention & ~b.attention & self._active, b.attention & ~a.attention & self._active]
+        if not self._skip:
+            for this, other in ((0, 1), (1, 0)):
+                skips[this] = skips[this] and not branches[other]
+        if self._row_sums is not None:
+            for value, layers, other in ((a, branches[0], skips[1]), (b, branches[1], skips[0])):
+                if layers and other:
+                    share = share / (1 + self._row_sums_at(value, layers, share))
+        return [share if attends[i] or skips[i] else None for i in (0, 1)]
+
+    def _row_sums_at(self, branch: Value, layers: int, like: Tensor) -> Tensor:
+        """The calls' row sums, carried forward to where their branch meets the skip.
+
+        Forward is the adjoint of backward: the derivative of what a share at the branch makes of
+        the row sums at the calls.
+        """
+        if self._row_sums is None:
+            raise RuntimeError("row sums are only asked for when rows are normalised")
+        calls = {
+            operation.attention.output: operation.attention
+            for operation in self._tape.operations
+            if operation.attention is not None and layers >> operation.attention.layer & 1
+        }
+        probe = torch.zeros(branch.shape, dtype=like.dtype, device=like.device, requires_grad=True)
+        with torch.enable_grad():
+            reached = TokenFlow(self._tape, {})({branch: probe}, list(calls))
+            total = torch.zeros((), dtype=like.dtype, device=like.device)
+            for output, call in calls.items():
+                sums = self._row_sums(call).detach()
+                total = total + (call.outputs(reached[output]).sum(-1) * sums).sum()
+        (sums,) = torch.autograd.grad(total, probe)
+        return sums
+
+    def comes_from_input(self, value: Value, wanted: Sequence[Value], like: Tensor) -> Tensor:
+        """For each entry of a value, what part of a share there the inputs get by skips alone.
+
+        One for a token that was made from an input, zero for a learned one.
+        """
+        probe = torch.zeros(value.shape, dtype=like.dtype, device=like.device, requires_grad=True)
+        with torch.enable_grad():
+            reached = TokenFlow(self._tape, {})({value: probe}, wanted)
+            total = torch.stack([tensor.sum() for tensor in reached.values()]).sum()
+        (part,) = torch.autograd.grad(total, probe)
+        return part
+
+    def gathered(self, tokens: Value, source: Value, relevance: Tensor) -> Tensor:
+        """Sums relevance of an input over what each token was made from: the flow's adjoint.
+
+        An input value that several tokens were made from is split evenly among them. The result
+        has the shape of the tokens' value; its sum is that of the relevance.
+        """
+        probe = torch.ones(
+            tokens.shape, dtype=relevance.dtype, device=relevance.device, requires_grad=True
+        )
+        with torch.enable_grad():
+            reached = self({tokens: probe}, [source])[source]
+            parts = torch.where(reached == 0, torch.zeros_like(relevance), relevance / reached.detach())
+            total = (reached * parts.detach()).sum()
+        (result,) = torch.autograd.grad(total, probe)
+        return result
+
+
+def _flat(share: Tensor, value: Value) -> Tensor:
+    """Every feature of a token gets an equal part of the token's share."""
+    features = value.shape[-1]
+    return (share.sum(-1, keepdim=True) / features).expand(value.shape)
+
+
+def _receptive_field(operation: Operation, operand: Operand, share: Tensor) -> Tensor:
+    """Every entry of an output's receptive field gets an equal part of the output's share."""
+    weight = next(o for o in operation.operands if o is not operand)
+    groups = _convolution(operation, "groups", 6, 1)
+    channels = operand.size[1]
+    grouped = share.unflatten(1, (groups, -1)).sum(2)
+    ones = torch.ones(
+        groups, channels // groups, *weight.size[2:], dtype=share.dtype, device=share.device
+    )
+    arguments = {
+        name: _convolution(operation, name, place, default)
+        for name, place, default in (("stride", 3, 1), ("padding", 4, 0), ("dilation", 5, 1))
+    }
+
+    def count(signal: Tensor) -> Tensor:
+        result: Tensor = operation.call(signal, ones, None, **arguments, groups=groups)
+        return result
+
+    single = torch.ones(1, *operand.size[1:], dtype=share.dtype, device=share.device)
+    with torch.no_grad():
+        counts = count(single)
+    blank = torch.empty(operand.size, dtype=share.dtype, device=share.device, requires_grad=True)
+    with torch.enable_grad():
+        output = count(blank)
+    (result,) = torch.autograd.grad(
+        output, blank, grouped / counts, create_graph=share.requires_grad
+    )
+    return result
+
+
+def _convolution(operation: Operation, name: str, place: int, default: object) -> object:
+    if name in operation.kwargs:
+        return operation.kwargs[name]
+    return operation.args[place] if len(operation.args) > place else default
+
+
+def _summed(operation: Operation, share: Tensor) -> Tensor:
+    """The terms of a sum get equal parts; terms masked by a constant factor, in proportion to it."""
+    ((operand, value),) = operation.traced()
+    weights = torch.ones(value.shape, dtype=share.dtype, device=share.device)
+    product = value.operation
+    if product is not None and product.kind is Kind.MUL and len(product.traced()) == 1:
+        for factor in product.operands:
+            if factor.value is None and factor.data is not None:
+                weights = factor.data.to(share.dtype).abs().expand(value.shape)
+    with torch.no_grad():
+        total = operation.replay([weights])[0]
+    quotient = torch.where(total == 0, torch.zeros_like(share), share / total)
+    (part,) = rearranged(operation, [quotient])
+    if part is None:
+        raise unsupported(operation, "the sum does not depend on its operand")
+    return weights * part
+
+
+def _constant_product(operation: Operation, value: Value, share: Tensor) -> Tensor:
+    """A product with constants: weights on features keep tokens apart, a matrix of tokens mixes."""
+    first = operation.args[0]
+    if operation.name in ("matmul", "mm", "bmm", "imatmul"):
+        if isinstance(first, Operand) and first.value is not None:
+            return _flat(share, value)
+        weights = in_full(first).abs().to(share.dtype)
+        sums = weights.sum(-1).unsqueeze(-1)
+        parts = torch.where(sums == 0, torch.zeros_like(sums), weights / sums)
+        result = parts.transpose(-1, -2) @ share
+        return result.sum_to_size(value.shape)
+    raise unsupported(operation, "which of its axes holds the tokens is not known")

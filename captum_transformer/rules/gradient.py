@@ -1,0 +1,204 @@
+"""The gradient pass of Ali et al. (ICML 2022): parts of the graph are held constant.
+
+Every rule here leaves what an operation computes as it is and changes only what autograd sees of
+it. Gradient x input of the resulting graph is then layer-wise relevance propagation.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_transformer.rules.statistics import is_mean_of, negative_exponent
+from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.tape import Tape
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """The LRP-gamma rule for one linear layer.
+
+    Attributes:
+        gamma: how much the positive weights are favoured.
+        keeps_output: whether the layer still returns what it did without the rule.
+    """
+
+    gamma: float
+    keeps_output: bool
+
+
+@dataclass(frozen=True)
+class ConservativeRule:
+    """The AH rule, the LN rule and LRP-gamma (Ali et al., eq. 11-13).
+
+    Attributes:
+        attention_rule: hold the attention probabilities constant (AH).
+        layer_norm_rule: hold what divides the signal in a norm constant (LN).
+        hold_mean: hold the mean that a LayerNorm subtracts constant, too.
+        gammas: LRP-gamma for linear layers, by the place of their operation on the tape.
+    """
+
+    attention_rule: bool
+    layer_norm_rule: bool
+    hold_mean: bool
+    gammas: Mapping[int, Gamma]
+
+    def __call__(
+        self,
+        kind: Kind,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        name: str,
+        attention: bool,
+        tape: Tape,
+    ) -> Any:
+        if attention:
+            return _hold_probabilities(call, args, kwargs) if self.attention_rule else NotImplemented
+        if kind is Kind.LINEAR and (gamma := self.gammas.get(len(tape.operations))) is not None:
+            return _linear_gamma(gamma, *args, **kwargs)
+        if self.layer_norm_rule:
+            held = self._norm(kind, call, args, kwargs, name)
+            if held is not NotImplemented:
+                return held
+        if self.hold_mean and kind is Kind.SUB and len(args) == 2 and _subtracts_mean(args, tape):
+            return call(args[0], args[1].detach(), **kwargs)
+        return NotImplemented
+
+    def _norm(
+        self, kind: Kind, call: Callable[..., Any], args: Any, kwargs: dict[str, Any], name: str
+    ) -> Any:
+        if kind is Kind.DIV and len(args) == 2 and isinstance(args[1], Tensor):
+            return call(args[0], args[1].detach(), **kwargs)
+        if kind is Kind.RECIPROCAL or (name == "pow" and negative_exponent(args)):
+            output = call(*args, **kwargs)
+            return output.detach_() if args and output is args[0] else output.detach()
+        if name == "layer_norm":
+            return _layer_norm(self.hold_mean, *args[:5], **kwargs)
+        if name == "rms_norm":
+            return _rms_norm(*args, **kwargs)
+        if name == "group_norm":
+            return _group_norm(self.hold_mean, *args[:5], **kwargs)
+        return NotImplemented
+
+
+def _subtracts_mean(args: tuple[Any, ...], tape: Tape) -> bool:
+    values = [tape.find(a) if isinstance(a, Tensor) else None for a in args]
+    return values[0] is not None and values[1] is not None and is_mean_of(values[1], values[0])
+
+
+def _hold_probabilities(
+    call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The fused kernel stays: with queries and keys held its backward is all that is needed."""
+    if not args:
+        held = {
+            name: argument.detach() if isinstance(argument, Tensor) and name != "value" else argument
+            for name, argument in kwargs.items()
+        }
+        return call(**held)
+    if isinstance(args[0], str):
+        first, second = args[1] if len(args) == 2 else args[1:]
+        return call(args[0], first.detach(), second, **kwargs)
+    return call(args[0].detach(), *args[1:], **kwargs)
+
+
+def _linear_gamma(
+    gamma: Gamma, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    favoured = weight.detach() + gamma.gamma * weight.detach().clamp(min=0)
+    shift = None if bias is None else bias.detach() + gamma.gamma * bias.detach().clamp(min=0)
+    output = F.linear(input, favoured, shift)
+    if not gamma.keeps_output:
+        return output
+    plain = F.linear(input.detach(), weight.detach(), None if bias is None else bias.detach())
+    held = output.detach()
+    slope = torch.where(held == 0, torch.zeros_like(held), plain / held)
+    return plain + (output - held) * slope
+
+
+class _HeldLayerNorm(torch.autograd.Function):
+    """LayerNorm, one fused forward; its backward takes the standard deviation as a constant."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        normalized_shape: tuple[int, ...],
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        hold_mean: bool,
+    ) -> Tensor:
+        output, _, inverse_deviation = torch.native_layer_norm(
+            input, normalized_shape, weight, bias, eps
+        )
+        ctx.save_for_backward(inverse_deviation, weight)
+        ctx.dims = tuple(range(-len(normalized_shape), 0))
+        ctx.hold_mean = hold_mean
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inverse_deviation, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        scaled = gradient * inverse_deviation
+        if weight is not None:
+            scaled = scaled * weight
+        if not ctx.hold_mean:
+            scaled = scaled - scaled.mean(ctx.dims, keepdim=True)
+        return scaled.to(gradient.dtype), None, None, None, None, None
+
+
+def _layer_norm(
+    hold_mean: bool,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Any:
+    shape = tuple(normalized_shape)
+    if torch.is_autocast_enabled(input.device.type):
+        input = input.float()
+    with torch.autocast(input.device.type, enabled=False):
+        held = [None if p is None else p.detach().to(input.dtype) for p in (weight, bias)]
+        return _HeldLayerNorm.apply(input, shape, *held, eps, hold_mean)
+
+
+def _rms_norm(
+    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    full = input.to(torch.promote_types(input.dtype, torch.float32))
+    eps = torch.finfo(full.dtype).eps if eps is None else eps
+    dims = tuple(range(-len(tuple(normalized_shape)), 0))
+    inverse = torch.rsqrt(full.detach().square().mean(dims, keepdim=True) + eps)
+    output = full * inverse if weight is None else full * inverse * weight
+    return output.to(input.dtype)
+
+
+def _group_norm(
+    hold_mean: bool,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    groups = input.to(torch.promote_types(input.dtype, torch.float32))
+    groups = groups.unflatten(1, (num_groups, -1)).flatten(2)
+    mean = groups.mean(-1, keepdim=True)
+    inverse = torch.rsqrt(groups.detach().var(-1, correction=0, keepdim=True) + eps)
+    centred = groups - (mean.detach() if hold_mean else mean)
+    output = (centred * inverse).reshape(input.shape)
+    shape = (1, -1, *[1] * (input.ndim - 2))
+    if weight is not None:
+        output = output * weight.reshape(shape)
+    if bias is not None:
+        output = output + bias.reshape(shape)
+    return output.to(input.dtype)

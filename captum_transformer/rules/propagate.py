@@ -1,0 +1,98 @@
+"""Carrying something backward along the tape: what flows is the rules' business, not this file's."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.trace.tape import Operation, Tape, Value
+
+# Given an operation and what arrived at its outputs (None: nothing did), a rule returns what goes
+# on to each of its traced operands (None: nothing does).
+Rule = Callable[[Operation, list[Tensor | None]], list[Tensor | None]]
+
+
+def propagate(
+    tape: Tape, seeds: Mapping[Value, Tensor], rule: Rule, wanted: Iterable[Value]
+) -> dict[Value, Tensor]:
+    """Carries the seeds backward along the tape and returns what arrives at the wanted values.
+
+    Operations that come before all wanted values are not visited. A wanted value that nothing
+    reaches gets zeros.
+    """
+    wanted = list(wanted)
+    arriving: dict[Value, Tensor] = dict(seeds)
+    arrived: dict[Value, Tensor] = {}
+    asked = set(wanted)
+    first = min((_step(value) for value in wanted), default=0)
+    last = max(_step(value) for value in seeds)
+    for operation in reversed(tape.operations[max(first, 0) : last + 1]):
+        incoming = [arriving.pop(v, None) if v is not None else None for v in operation.outputs]
+        if all(tensor is None for tensor in incoming):
+            continue
+        for value, tensor in zip(operation.outputs, incoming, strict=True):
+            if value in asked and value is not None and tensor is not None:
+                arrived[value] = tensor
+        if operation.index == first:
+            break
+        for (_, value), share in zip(operation.traced(), rule(operation, incoming), strict=True):
+            if share is not None:
+                arriving[value] = arriving[value] + share if value in arriving else share
+    for value in wanted:
+        if value in arriving:
+            arrived[value] = arriving[value]
+        elif value not in arrived:
+            some = next(iter(seeds.values()))
+            arrived[value] = some.new_zeros(value.shape)
+    return arrived
+
+
+def _step(value: Value) -> int:
+    return -1 if value.operation is None else value.operation.index
+
+
+def transposed(
+    operation: Operation, points: list[Tensor], cotangents: list[Tensor | None]
+) -> list[Tensor | None]:
+    """The vector-Jacobian product of one operation, taken alone at some points."""
+    with torch.enable_grad():
+        leaves = [point.detach().requires_grad_() for point in points]
+        outputs = operation.replay(leaves)
+        pairs = [
+            (output, cotangent.to(output.dtype))
+            for output, cotangent in zip(outputs, cotangents, strict=False)
+            if cotangent is not None and output.requires_grad
+        ]
+    if not pairs:
+        return [None] * len(leaves)
+    differentiable = any(cotangent.requires_grad for _, cotangent in pairs)
+    try:
+        return list(
+            torch.autograd.grad(
+                [output for output, _ in pairs],
+                leaves,
+                [cotangent for _, cotangent in pairs],
+                allow_unused=True,
+                create_graph=differentiable,
+            )
+        )
+    except RuntimeError as reason:
+        raise unsupported(operation, f"its derivative is not defined ({reason})") from reason
+
+
+def rearranged(operation: Operation, cotangents: list[Tensor | None]) -> list[Tensor | None]:
+    """The transpose of an operation that only moves, copies or drops entries."""
+    some = next(c for c in cotangents if c is not None)
+    blanks = [operand.blank(some.dtype) for operand, _ in operation.traced()]
+    return transposed(operation, blanks, cotangents)
+
+
+def unsupported(operation: Operation, why: str) -> UnsupportedOperationError:
+    """The error for an operation that has no rule."""
+    shapes = [tuple(value.shape) for _, value in operation.traced()]
+    return UnsupportedOperationError(
+        f"There is no rule for `{operation.name}` on tensors of shapes {shapes}: {why}. "
+        "ConservativeLRP needs no rules for single operations and may serve instead; "
+        "CONTRIBUTING.md says how to add a rule."
+    )

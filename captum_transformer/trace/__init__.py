@@ -1,0 +1,20 @@
+"""Seeing every operation of an unmodified model's forward pass, and its attention calls."""
+
+from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
+from captum_transformer.trace.forward import TracedForward, traced_forward
+from captum_transformer.trace.mode import ForwardRule, Trace
+from captum_transformer.trace.tape import Operand, Operation, Tape, Value
+
+__all__ = [
+    "AttentionCall",
+    "ExplicitAttention",
+    "ForwardRule",
+    "FusedAttention",
+    "Operand",
+    "Operation",
+    "Tape",
+    "Trace",
+    "TracedForward",
+    "Value",
+    "traced_forward",
+]

@@ -1,0 +1,256 @@
+"""One attention call of a forward pass, whichever way the model wrote it.
+
+All tensors are seen in the layout ``(..., tokens, features)``: probabilities ``(..., Q, K)``,
+values ``(..., K, D)``, outputs ``(..., Q, D)``, where ``...`` holds samples and heads. Query rows
+come in blocks, so that no map of all pairs of tokens need be in memory.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.tape import Operand, Operation, Value
+
+# Entries of the probabilities that are computed at a time: 256 MiB in float32.
+BLOCK_ENTRIES = 1 << 26
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which relevance is summed up: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def in_full(operand: Operand) -> Tensor:
+    """An operand's data in the precision in which relevance is summed up."""
+    return operand.tensor.to(accumulation_dtype(operand.dtype))
+
+
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """``numerator / denominator``, stabilised as in the CVPR 2021 code, zero where that is 0 / 0."""
+    stable = denominator + 1e-9
+    stable = torch.where(stable == 0, torch.full_like(stable, 1e-9), stable)
+    return torch.where(denominator == 0, torch.zeros_like(stable), numerator / stable)
+
+
+@dataclass(eq=False, slots=True)
+class AttentionCall(ABC):
+    """What an attention call needs to be explained.
+
+    Attributes:
+        layer: its place among the attention calls of the forward pass.
+        module: the dotted name of the innermost module that made the call, or its class.
+        operation: its entry on the tape.
+        value: the operand that holds the values, ``(..., K, D)`` up to the layout.
+    """
+
+    layer: int
+    module: str
+    operation: Operation
+    value: Operand
+
+    @property
+    def output(self) -> Value:
+        """The traced output of the call."""
+        output = self.operation.outputs[0]
+        assert output is not None
+        return output
+
+    def values(self) -> Tensor:
+        """The values, one for each head of the probabilities: ``(..., K, D)``."""
+        return self.as_values(in_full(self.value))
+
+    @abstractmethod
+    def as_values(self, tensor: Tensor) -> Tensor:
+        """A tensor that lies as the value operand does, seen as ``(..., K, D)``, head by head."""
+
+    @abstractmethod
+    def values_width(self) -> int:
+        """The features of one value."""
+
+    @abstractmethod
+    def map_shape(self) -> tuple[int, ...]:
+        """The shape of the probabilities: ``(..., Q, K)``."""
+
+    @abstractmethod
+    def probabilities(self, rows: slice) -> Tensor:
+        """The attention probabilities of a block of queries: ``(..., rows, K)``."""
+
+    def outputs(self, tensor: Tensor) -> Tensor:
+        """A tensor that lies as the call's output does, seen as ``(..., Q, D)``."""
+        return tensor
+
+    @abstractmethod
+    def to_values(self, tensor: Tensor) -> Tensor:
+        """From ``(..., K, D)``, one for each head, to the shape of the value operand."""
+
+    def blocks(self) -> Iterator[slice]:
+        """Blocks of query rows that fit the memory set aside for probabilities."""
+        *lead, queries, keys = self.map_shape()
+        size = max(1, BLOCK_ENTRIES // max(1, math.prod(lead) * keys))
+        for start in range(0, queries, size):
+            yield slice(start, min(start + size, queries))
+
+    def by_head(self, tensor: Tensor) -> Tensor:
+        """Splits the leading axes of a ``(..., X, Y)`` tensor: ``(samples, heads, X, Y)``."""
+        lead = tensor.shape[:-2]
+        if len(lead) == 2:
+            return tensor
+        samples = self.output.samples
+        size = samples.size if samples is not None and samples.outer == 1 else math.prod(lead)
+        return tensor.reshape(size, -1, *tensor.shape[-2:])
+
+
+@dataclass(eq=False, slots=True)
+class FusedAttention(AttentionCall):
+    """A call of ``F.scaled_dot_product_attention``: the probabilities are computed on demand."""
+
+    query: Operand
+    key: Operand
+    mask: Operand | None
+    is_causal: bool
+    scale: float
+
+    def _heads(self, tensor: Tensor) -> Tensor:
+        """Repeats the heads of grouped keys or values, one for each query head."""
+        lead = self.query.size[:-2]
+        if tensor.ndim >= 3 and lead and tensor.shape[-3] not in (1, lead[-1]):
+            tensor = tensor.repeat_interleave(lead[-1] // tensor.shape[-3], dim=-3)
+        return tensor
+
+    def queries(self, rows: slice) -> Tensor:
+        return in_full(self.query)[..., rows, :]
+
+    def keys(self) -> Tensor:
+        return self._heads(in_full(self.key))
+
+    def as_values(self, tensor: Tensor) -> Tensor:
+        return self._heads(tensor)
+
+    def values_width(self) -> int:
+        return self.value.size[-1]
+
+    def map_shape(self) -> tuple[int, ...]:
+        lead = self.output.shape[:-2]
+        return (*lead, self.query.size[-2], self.key.size[-2])
+
+    def bias(self, rows: slice) -> Tensor | None:
+        """What is added to the scores, masks as minus infinity: broadcasts to ``(..., rows, K)``."""
+        bias = None
+        if self.mask is not None:
+            mask = self.mask.tensor
+            if mask.ndim > 1 and mask.shape[-2] > 1:
+                mask = mask[..., rows, :]
+            bias = mask
+            if mask.dtype == torch.bool:
+                zero = torch.zeros((), dtype=accumulation_dtype(self.query.dtype), device=mask.device)
+                bias = torch.where(mask, zero, -math.inf)
+        if self.is_causal:
+            queries, keys = self.map_shape()[-2:]
+            row = torch.arange(queries, device=self.query.device)[rows]
+            future = torch.arange(keys, device=self.query.device) > row[:, None]
+            zero = torch.zeros((), dtype=accumulation_dtype(self.query.dtype), device=future.device)
+            bias = torch.where(future, -math.inf, zero)
+        return bias
+
+    def probabilities(self, rows: slice) -> Tensor:
+        scores = self.queries(rows) @ self.keys().transpose(-1, -2) * self.scale
+        bias = self.bias(rows)
+        if bias is not None:
+            scores = scores + bias
+            # A query that may attend to nothing gets zeros, as from the fused kernels.
+            return torch.softmax(scores, -1).nan_to_num(0.0)
+        return torch.softmax(scores, -1)
+
+    def to_values(self, tensor: Tensor) -> Tensor:
+        return self.ungroup(tensor, self.value)
+
+    def ungroup(self, tensor: Tensor, operand: Operand) -> Tensor:
+        """Sums over the query heads (and broadcast samples) that share a head of the operand."""
+        size = operand.size
+        if tensor.ndim >= 3 and len(size) >= 3 and size[-3] not in (1, tensor.shape[-3]):
+            tensor = tensor.unflatten(-3, (size[-3], -1)).sum(-3)
+        return tensor.sum_to_size(size)
+
+
+@dataclass(eq=False, slots=True)
+class ExplicitAttention(AttentionCall):
+    """Softmax followed by a product: the model made the probabilities itself."""
+
+    weights: Operand
+    weights_order: tuple[int, ...] | None = None
+    value_order: tuple[int, ...] | None = None
+    output_order: tuple[int, ...] | None = None
+
+    @staticmethod
+    def _ordered(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:
+        return tensor if order is None else tensor.permute(order)
+
+    @staticmethod
+    def _restored(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:
+        return tensor if order is None else tensor.permute(*torch.tensor(order).argsort().tolist())
+
+    def as_values(self, tensor: Tensor) -> Tensor:
+        return self._ordered(tensor, self.value_order)
+
+    def values_width(self) -> int:
+        return self.value.size[-1 if self.value_order is None else self.value_order[-1]]
+
+    def map_shape(self) -> tuple[int, ...]:
+        return tuple(self._ordered(self.weights.tensor, self.weights_order).shape)
+
+    def probabilities(self, rows: slice) -> Tensor:
+        return self._ordered(in_full(self.weights), self.weights_order)[..., rows, :]
+
+    def outputs(self, tensor: Tensor) -> Tensor:
+        return self._ordered(tensor, self.output_order)
+
+    def to_values(self, tensor: Tensor) -> Tensor:
+        return self._restored(tensor, self.value_order).sum_to_size(self.value.size)
+
+    def to_weights(self, tensor: Tensor) -> Tensor:
+        """From ``(..., Q, K)`` to the layout of the probabilities' operand."""
+        return self._restored(tensor, self.weights_order).sum_to_size(self.weights.size)
+
+
+def parse_einsum(equation: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+    """The orders that bring an einsum's operands to ``(..., Q, K)``, ``(..., K, D)``, ``(..., Q, D)``.
+
+    None if the equation is no such product.
+
+    >>> parse_einsum("bhqk,bkhd->bqhd")
+    ((0, 1, 2, 3), (0, 2, 1, 3), (0, 2, 1, 3))
+    """
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow or len(terms) != 2 or "." in equation:
+        return None
+    a, v = terms
+    keys = [c for c in a if c in v and c not in out]
+    queries = [c for c in a if c not in v and c in out]
+    features = [c for c in v if c not in a and c in out]
+    batch = [c for c in a if c in v and c in out]
+    if len(keys) != 1 or len(queries) != 1 or len(features) != 1 or len(batch) + 2 != len(a):
+        return None
+    if len(v) != len(a) or len(out) != len(a):
+        return None
+
+    def order(term: str, last: list[str]) -> tuple[int, ...]:
+        return tuple(term.index(c) for c in (*batch, *last))
+
+    return order(a, queries + keys), order(v, keys + features), order(out, queries + features)
+
+
+__all__ = [
+    "AttentionCall",
+    "Axis",
+    "ExplicitAttention",
+    "FusedAttention",
+    "accumulation_dtype",
+    "parse_einsum",
+    "ratio",
+]

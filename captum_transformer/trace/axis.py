@@ -1,0 +1,77 @@
+"""Where an axis of the inputs (the samples, the features) lies in a tensor that was made from them."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Axis(NamedTuple):
+    """An axis as a view of a contiguous tensor's entries: ``(outer, size, inner)``.
+
+    Unlike a dimension's number it survives every reshape: merged into a larger dimension
+    (samples x heads, samples x windows) it still says which sample an entry belongs to.
+
+    >>> samples = Axis.of((2, 4, 8), dim=0)
+    >>> samples
+    Axis(outer=1, size=2, inner=32)
+    >>> samples.total(torch.ones(2, 4, 8)).tolist()
+    [32.0, 32.0]
+    """
+
+    outer: int
+    size: int
+    inner: int
+
+    @classmethod
+    def of(cls, shape: Sequence[int], dim: int, size: int | None = None) -> "Axis":
+        """The axis that is the leading part, of the given size, of dimension ``dim``."""
+        size = shape[dim] if size is None else size
+        rest = math.prod(shape[dim + 1 :]) * (shape[dim] // size)
+        return cls(math.prod(shape[:dim]), size, rest)
+
+    def dim(self, shape: Sequence[int]) -> int | None:
+        """The dimension of a tensor of this shape that the axis is, or leads, if there is one."""
+        for dim, length in enumerate(shape):
+            if length % self.size == 0 and length and Axis.of(shape, dim, self.size) == self:
+                return dim
+        return None
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Sums over everything but this axis: ``(size,)``."""
+        return tensor.reshape(self).sum((0, 2))
+
+    def spread(self, values: Tensor, shape: Sequence[int]) -> Tensor:
+        """One value per index of this axis, repeated over a tensor of the given shape."""
+        return values.reshape(1, self.size, 1).expand(self).reshape(shape)
+
+    def carried_by_view(
+        self, view: Callable[[Tensor], Any], shape: Sequence[int]
+    ) -> list["Axis | None"]:
+        """The axis in each output of a view operation, read off the outputs' strides."""
+        source = torch.empty(tuple(shape), device="meta")
+        outputs = view(source)
+        outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+        return [self._in_view(output, source) for output in outputs]
+
+    def _in_view(self, view: Tensor, source: Tensor) -> "Axis | None":
+        if view.untyped_storage()._cdata != source.untyped_storage()._cdata:
+            return self.kept(source.shape, view.shape)
+        end = self.inner * self.size
+        for dim, (length, stride) in enumerate(zip(view.shape, view.stride(), strict=True)):
+            if length % self.size == 0 and stride and stride * length == end and stride <= self.inner:
+                return Axis.of(view.shape, dim, self.size)
+        return None
+
+    def kept(self, before: Sequence[int], after: Sequence[int]) -> "Axis | None":
+        """The axis after an operation that keeps the dimensions up to and including its own."""
+        dim = self.dim(before)
+        if dim is None:
+            return None
+        if len(before) == len(after) and before[dim] == after[dim]:
+            return Axis.of(after, dim, self.size)
+        if tuple(before[: dim + 1]) == tuple(after[: dim + 1]):
+            return Axis.of(after, dim, self.size)
+        return None

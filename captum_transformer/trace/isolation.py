@@ -1,0 +1,102 @@
+"""Leaving the user's model, its mode, its gradients and the random state exactly as they were."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def modules_of(function: Any) -> list[tuple[str, nn.Module]]:
+    """The modules that a forward function runs, as far as they can be found, with their names.
+
+    Looks into modules, bound methods, ``functools.partial``, callable objects, closures and the
+    globals that a function names.
+    """
+    found: dict[int, tuple[str, nn.Module]] = {}
+    _collect(function, "", found, set())
+    return list(found.values())
+
+
+def _collect(
+    item: Any, name: str, found: dict[int, tuple[str, nn.Module]], seen: set[int]
+) -> None:
+    if id(item) in seen:
+        return
+    seen.add(id(item))
+    if isinstance(item, nn.Module):
+        for path, module in item.named_modules(prefix=name):
+            found.setdefault(id(module), (path, module))
+    elif isinstance(item, functools.partial):
+        for part in (item.func, *item.args, *item.keywords.values()):
+            _collect(part, name, found, seen)
+    elif inspect.ismethod(item):
+        _collect(item.__self__, name, found, seen)
+        _collect(item.__func__, name, found, seen)
+    elif inspect.isfunction(item):
+        _collect(getattr(item, "__wrapped__", None), name, found, seen)
+        variables = inspect.getclosurevars(item)
+        for key, part in (*variables.nonlocals.items(), *variables.globals.items()):
+            if isinstance(part, (nn.Module, functools.partial)) or inspect.isroutine(part):
+                _collect(part, key if isinstance(part, nn.Module) else name, found, seen)
+            elif isinstance(part, (list, tuple, dict)):
+                for piece in part.values() if isinstance(part, dict) else part:
+                    if isinstance(piece, nn.Module):
+                        _collect(piece, key, found, seen)
+    elif callable(item) and hasattr(item, "__dict__") and not inspect.isclass(item):
+        for key, part in vars(item).items():
+            if isinstance(part, nn.Module) or inspect.ismethod(part):
+                _collect(part, key, found, seen)
+
+
+def _compiled(function: Any, modules: list[tuple[str, nn.Module]]) -> bool:
+    return hasattr(function, "_torchdynamo_orig_callable") or any(
+        hasattr(module, "_orig_mod") for _, module in modules
+    )
+
+
+@contextmanager
+def explaining(
+    function: Callable[..., Any], modules: list[tuple[str, nn.Module]], tensors: list[Tensor]
+) -> Iterator[None]:
+    """Everything a forward pass needs to be explained, undone on leaving, also after an error.
+
+    Gradients are on, whatever the caller's mode; every module is in evaluation mode; the random
+    state is put back; compiled code runs uncompiled.
+    """
+    training = [module for _, module in modules if module.training]
+    devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        if _compiled(function, modules):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            for module in training:
+                module.training = False
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+@contextmanager
+def in_full_precision(device: torch.device) -> Iterator[None]:
+    """Rules run outside autocast, so that relevance is summed up in float32 at least."""
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+def to_normal(argument: Any) -> Any:
+    """Clones the inference tensors among (nested) arguments, since autograd can't save those."""
+    if isinstance(argument, Tensor):
+        return argument.clone() if argument.is_inference() else argument
+    if type(argument) in (tuple, list):
+        return type(argument)(to_normal(a) for a in argument)
+    if type(argument) is dict:
+        return {key: to_normal(a) for key, a in argument.items()}
+    return argument

@@ -1,0 +1,101 @@
+"""How the axes of a traced value follow from those of the operands of its operation."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.tape import Operand, Operation, Value
+
+_VIEWS = frozenset(
+    """reshape reshape_as view view_as permute transpose t T mT H mH adjoint swapaxes swapdims
+    movedim moveaxis flatten unflatten squeeze unsqueeze expand expand_as broadcast_to chunk split
+    split_with_sizes tensor_split unbind getitem select narrow ravel diagonal""".split()
+)
+_REARRANGED_WHOLE = frozenset(
+    """reshape view flatten unflatten squeeze unsqueeze contiguous clone permute transpose movedim
+    swapaxes to type type_as float half bfloat16 double cpu cuda alias""".split()
+)
+_WITH_FEATURES = frozenset({Kind.LINEAR, Kind.EMBEDDING, Kind.CONV})
+
+
+def lay_out(operation: Operation) -> None:
+    """Fills in the axes and the origin of an operation's outputs."""
+    traced = [value for _, value in operation.traced()]
+    for name in ("samples", "features", "keys"):
+        source = next((v for v in traced if getattr(v, name) is not None), None)
+        if source is not None:
+            for output, axis in zip(
+                operation.outputs, _carried(operation, source, getattr(source, name)), strict=True
+            ):
+                if output is not None:
+                    setattr(output, name, axis)
+    first = operation.outputs[0]
+    if first is None:
+        return
+    if operation.kind in _WITH_FEATURES:
+        dim = 1 if operation.kind is Kind.CONV else -1
+        first.features = Axis.of(first.shape, dim % len(first.shape))
+    elif operation.kind is Kind.SOFTMAX and _softmax_over_last(operation, len(first.shape)):
+        first.keys = Axis.of(first.shape, len(first.shape) - 1)
+    if operation.name in _REARRANGED_WHOLE and len(operation.outputs) == 1 and len(traced) == 1:
+        first.origin = traced[0].origin
+
+
+def _softmax_over_last(operation: Operation, ndim: int) -> bool:
+    dim = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else None)
+    return isinstance(dim, int) and dim % ndim == ndim - 1
+
+
+def _carried(operation: Operation, source: Value, axis: Axis) -> list[Axis | None]:
+    outputs = operation.outputs
+    if axis.size == 1 and axis == source.samples:
+        return [v and Axis(1, 1, v.shape.numel()) for v in outputs]
+    if operation.name in _VIEWS and not _indexes_with_tensors(operation):
+        return axis.carried_by_view(lambda t: operation.replay([t]), source.shape)
+    return [v and _kept(operation, source, axis, v) for v in outputs]
+
+
+def _indexes_with_tensors(operation: Operation) -> bool:
+    return len(operation.operands) > 1 and operation.name not in ("reshape_as", "view_as", "expand_as")
+
+
+def _kept(operation: Operation, source: Value, axis: Axis, output: Value) -> Axis | None:
+    before, after = source.shape, output.shape
+    dim = axis.dim(before)
+    if dim is None:
+        return None
+    moved: int | None = None
+    if operation.name == "einsum":
+        moved = _through_einsum(operation, source, dim)
+    elif operation.name == "stack":
+        at = _argument(operation, 1, "dim", 0) % len(after)
+        moved = dim + (at <= dim)
+    elif operation.kind in (Kind.SUM, Kind.MEAN) and len(after) < len(before):
+        gone = _argument(operation, 1, "dim", ())
+        gone = {d % len(before) for d in (gone if isinstance(gone, Iterable) else [gone])}
+        moved = None if dim in gone else dim - sum(d < dim for d in gone)
+    elif len(after) > len(before) and operation.kind is not Kind.EMBEDDING:
+        moved = dim + len(after) - len(before)
+    if moved is not None:
+        return Axis.of(after, moved, axis.size) if after[moved] == before[dim] else None
+    return axis.kept(before, after)
+
+
+def _argument(operation: Operation, place: int, name: str, default: Any) -> Any:
+    if name in operation.kwargs:
+        return operation.kwargs[name]
+    return operation.args[place] if len(operation.args) > place else default
+
+
+def _through_einsum(operation: Operation, source: Value, dim: int) -> int | None:
+    equation = operation.args[0]
+    if not isinstance(equation, str) or "." in equation or "->" not in equation:
+        return None
+    left, _, out = equation.replace(" ", "").partition("->")
+    flat = operation.args[1:]
+    operands = flat[0] if len(flat) == 1 and isinstance(flat[0], (list, tuple)) else flat
+    for term, operand in zip(left.split(","), operands, strict=True):
+        if isinstance(operand, Operand) and operand.value is source and term[dim] in out:
+            return out.index(term[dim])
+    return None

@@ -1,0 +1,312 @@
+"""The one interception: a torch function mode that writes a forward pass down."""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from captum_transformer.errors import UnseenOperationError
+from captum_transformer.trace.attention import (
+    AttentionCall,
+    ExplicitAttention,
+    FusedAttention,
+    parse_einsum,
+)
+from captum_transformer.trace.functions import Function, Kind, describe, requested_inplace
+from captum_transformer.trace.layout import lay_out
+from captum_transformer.trace.tape import Operand, Operation, Tape, Value, tensors_in
+
+
+# Token ids become features by looking them up in a table, and stay token ids under these.
+_LOOKUPS = frozenset({"embedding", "getitem", "index_select"})
+_BATCH_NORM = inspect.signature(F.batch_norm)
+_KEEPS_IDS = frozenset({"to", "long", "int", "type", "clamp", "clip"})
+
+
+class ForwardRule(Protocol):
+    """A rule that changes how autograd sees an operation, never what the operation computes."""
+
+    def __call__(
+        self, kind: Kind, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+        *, name: str, attention: bool, tape: Tape,
+    ) -> Any:
+        """Returns the result of the operation, or ``NotImplemented`` to leave it as it is."""
+
+
+class Trace(TorchFunctionMode):
+    """Writes every operation that the inputs reach on a tape, and finds the attention calls.
+
+    The operations themselves run natively, with dropout off and running batch statistics. Nothing
+    is patched or hooked: leaving the context undoes all.
+
+    Args:
+        keep: the kinds of operation whose operands the rules will want to see.
+        names: dotted module names by the modules' identity.
+        rule: changes the gradient of some operations, for the methods that are gradients.
+    """
+
+    def __init__(
+        self,
+        keep: frozenset[Kind] = frozenset(),
+        names: dict[int, str] | None = None,
+        rule: ForwardRule | None = None,
+    ) -> None:
+        super().__init__()
+        self.tape = Tape(keep)
+        self.calls: list[AttentionCall] = []
+        self._names = names or {}
+        self._rule = rule
+
+    def enter_input(self, tensor: Tensor) -> Value:
+        """Makes a tensor an input of the trace."""
+        value = self.tape.new_value(tensor)
+        self.tape.add_root(tensor)
+        return value
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        function = describe(func)
+        if function.kind is Kind.QUERY:
+            return func(*args, **kwargs)
+        if function.body is not None:
+            with self:
+                return function.body(*args, **kwargs)
+        if function.kind is Kind.DROPOUT:
+            return args[0] if args else kwargs["input"]
+        args, kwargs = _deterministic(func, function, args, kwargs)
+        values = {id(t): self.tape.find(t) for t in tensors_in((args, kwargs))}
+        traced = any(value is not None for value in values.values())
+        inplace = function.inplace or (traced and requested_inplace(func, args, kwargs))
+        if not traced:
+            if inplace and args and isinstance(args[0], Tensor):
+                self.tape.before_write(args[0])
+            return func(*args, **kwargs)
+        if function.name == "set_data":
+            raise UnseenOperationError(
+                "The model assigns to `.data` of a tensor that depends on the inputs, which hides "
+                "the dependence from autograd and from the trace. Use an ordinary in-place "
+                "operation such as `tensor.copy_(...)`."
+            )
+        return self._run(func, function, args, kwargs, values, inplace=inplace)
+
+    def _run(
+        self,
+        func: Callable[..., Any],
+        function: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        values: dict[int, Value | None],
+        *,
+        inplace: bool,
+    ) -> Any:
+        attention = function.kind is Kind.ATTENTION or _applies_probabilities(function, args, values)
+        operands: list[Operand] = []
+        keep = attention or function.kind in self.tape.keep
+
+        def freeze(argument: Any) -> Any:
+            if isinstance(argument, Tensor):
+                value = values[id(argument)]
+                operand = self.tape.operand(argument, value, keep=keep or value is None)
+                operands.append(operand)
+                return operand
+            if isinstance(argument, list):
+                return [freeze(a) for a in argument]
+            if isinstance(argument, tuple):
+                return tuple(freeze(a) for a in argument)
+            return argument
+
+        frozen_args = tuple(freeze(a) for a in args)
+        frozen_kwargs = {key: freeze(a) for key, a in kwargs.items()}
+        written: Tensor | None = None
+        if inplace:
+            written = args[0] if args else kwargs["input"]
+            self.tape.before_write(written)
+        result = NotImplemented
+        if self._rule is not None:
+            result = self._rule(
+                function.kind, func, args, kwargs,
+                name=function.name, attention=attention, tape=self.tape,
+            )
+        if result is NotImplemented:
+            result = func(*args, **kwargs)
+        if any(result is t for t in tensors_in((args, kwargs))) and written is None:
+            return result
+        outputs = self._reached(function, result if written is None else written, operands)
+        if not any(output is not None for output in outputs):
+            if written is not None:
+                self.tape.release(written)
+            return result
+        call = _without_inplace(func) if inplace and not function.inplace else function.call
+        kind = function.kind
+        if function.name in _LOOKUPS and operands[0].value is None:
+            kind = Kind.EMBEDDING
+        operation = self.tape.append(
+            function.name, kind, call, frozen_args, frozen_kwargs, operands, outputs
+        )
+        lay_out(operation)
+        if outputs[0] is not None and (kind is Kind.EMBEDDING or (keep and kind is Kind.LINEAR)):
+            operation.result = self.tape.operand(outputs[0], None, keep=True)
+        if outputs[0] is not None and (kind is Kind.EMBEDDING or attention):
+            operation.edge = get_gradient_edge(outputs[0])
+        if attention and outputs[0] is not None:
+            self._add_call(operation, frozen_args, frozen_kwargs, outputs[0])
+        if written is not None:
+            self.tape.after_write(written)
+        return result
+
+    def _reached(
+        self, function: Function, result: Any, operands: list[Operand]
+    ) -> list[Tensor | None]:
+        """Which results the inputs reach: the differentiable ones, and rearranged token ids."""
+        outputs: list[Tensor | None] = []
+        shapes = function.kind is Kind.SHAPE
+        traced = [o for o in operands if o.value is not None]
+        from_ids = all(not o.dtype.is_floating_point for o in traced)
+        looks_up = from_ids and (function.kind is Kind.EMBEDDING or function.name in _LOOKUPS)
+        for output in result if isinstance(result, (tuple, list)) else [result]:
+            if not isinstance(output, Tensor):
+                outputs.append(None)
+            elif output.is_floating_point():
+                if looks_up and torch.is_grad_enabled():
+                    if not output.requires_grad:
+                        output.requires_grad_()
+                    self.tape.add_root(output)
+                reached = output.requires_grad and (looks_up or not from_ids)
+                outputs.append(output if reached else None)
+            else:
+                carries = from_ids and output.dtype != torch.bool and function.name in _KEEPS_IDS
+                outputs.append(output if carries or (from_ids and shapes) else None)
+        return outputs
+
+    def _add_call(
+        self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        layer, module = len(self.calls), self._calling_module()
+        call: AttentionCall
+        if operation.kind is Kind.ATTENTION:
+            call = _fused(layer, module, operation, args, kwargs)
+        else:
+            call = _explicit(layer, module, operation, args)
+        operation.attention = call
+        operation.result = self.tape.operand(output, None, keep=True)
+        call.output.attention |= 1 << layer
+        self.calls.append(call)
+
+    def _calling_module(self) -> str:
+        for module in _modules_on_stack():
+            return self._names.get(id(module)) or type(module).__name__
+        return ""
+
+
+def _modules_on_stack() -> Iterator[nn.Module]:
+    frame = sys._getframe(2)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, nn.Module):
+            yield caller
+        if frame.f_back is None:
+            return
+        frame = frame.f_back
+
+
+def _deterministic(
+    func: Callable[..., Any], function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Switches off what makes a forward pass random, or dependent on the rest of the batch."""
+    if function.kind is Kind.ATTENTION:
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs, "dropout_p": 0.0}
+        return (), kwargs
+    if func is F.batch_norm:
+        bound = dict(_BATCH_NORM.bind(*args, **kwargs).arguments)
+        if bound.get("running_mean") is not None:
+            return (), {**bound, "training": False}
+    return args, kwargs
+
+
+def _without_inplace(func: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(func)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        return func(**{**bound.arguments, "inplace": False})
+
+    return call
+
+
+def _left_operand(function: Function, args: tuple[Any, ...]) -> tuple[Any, Any, str | None]:
+    if function.name == "einsum":
+        operands = args[1] if len(args) == 2 else args[1:]
+        if len(operands) == 2:
+            return operands[0], operands[1], args[0]
+        return None, None, None
+    if function.name in ("matmul", "bmm", "mm") and len(args) == 2:
+        return args[0], args[1], None
+    return None, None, None
+
+
+def _applies_probabilities(
+    function: Function, args: tuple[Any, ...], values: dict[int, Value | None]
+) -> bool:
+    """Whether this product applies the result of a softmax over keys to values."""
+    if function.kind is not Kind.MATMUL:
+        return False
+    left, right, equation = _left_operand(function, args)
+    weights, value = values.get(id(left)), values.get(id(right))
+    if weights is None or value is None or weights.keys is None or value.keys is not None:
+        return False
+    last = len(weights.shape) - 1
+    if equation is not None:
+        orders = parse_einsum(equation)
+        return orders is not None and weights.keys.dim(weights.shape) == orders[0][-1]
+    return weights.keys.dim(weights.shape) == last and len(value.shape) >= 2
+
+
+def _fused(
+    layer: int, module: str, operation: Operation, args: Any, kwargs: dict[str, Any]
+) -> FusedAttention:
+    query: Operand = kwargs["query"]
+    mask = kwargs.get("attn_mask")
+    scale = kwargs.get("scale")
+    return FusedAttention(
+        layer=layer,
+        module=module,
+        operation=operation,
+        value=kwargs["value"],
+        query=query,
+        key=kwargs["key"],
+        mask=mask,
+        is_causal=bool(kwargs.get("is_causal", False)),
+        scale=query.size[-1] ** -0.5 if scale is None else float(scale),
+    )
+
+
+def _explicit(
+    layer: int, module: str, operation: Operation, args: tuple[Any, ...]
+) -> ExplicitAttention:
+    orders: tuple[tuple[int, ...] | None, ...] = (None, None, None)
+    if operation.name == "einsum":
+        orders = parse_einsum(args[0]) or orders
+        args = args[1] if len(args) == 2 else args[1:]
+    return ExplicitAttention(
+        layer=layer,
+        module=module,
+        operation=operation,
+        value=args[1],
+        weights=args[0],
+        weights_order=orders[0],
+        value_order=orders[1],
+        output_order=orders[2],
+    )

@@ -1,0 +1,295 @@
+"""The tape: every operation of a forward pass that the inputs reach, in order.
+
+The model runs natively; the tape only writes down what ran. Nothing of it changes a number.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from captum_transformer.errors import UnseenOperationError
+from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.functions import Kind
+
+
+
+class Value:
+    """One version of a tensor that the inputs reach.
+
+    Attributes:
+        index: its place in the order of values.
+        operation: what produced it; None for an input.
+        samples: where the samples of the batch lie in it.
+        features: where the features of its tokens lie in it, if it has tokens.
+        ancestors: bit set of the values that it was made from.
+        attention: bit set of the attention calls in its history.
+        holds_ids: whether it holds token ids, which have no gradient.
+        keys: where the axis that a softmax ran over lies in it, if one did.
+        origin: the value whose entries these are, merely cast or rearranged (itself otherwise).
+    """
+
+    __slots__ = (
+        "ancestors",
+        "attention",
+        "features",
+        "holds_ids",
+        "index",
+        "keys",
+        "operation",
+        "origin",
+        "samples",
+        "shape",
+    )
+
+    def __init__(self, index: int, tensor: Tensor) -> None:
+        self.index = index
+        self.shape = tensor.shape
+        self.holds_ids = not tensor.is_floating_point()
+        self.operation: Operation | None = None
+        self.samples: Axis | None = None
+        self.features: Axis | None = None
+        self.keys: Axis | None = None
+        self.ancestors = 0
+        self.attention = 0
+        self.origin = self
+
+    def descends_from(self, other: "Value") -> bool:
+        """Whether it was made from ``other``."""
+        return bool(self.ancestors >> other.index & 1)
+
+
+class Operand:
+    """A tensor argument of a recorded operation: what is needed to replay it.
+
+    The data is held only if a rule may ask for it, and stays what it was when the operation ran,
+    whatever is written into the tensor later.
+    """
+
+    __slots__ = ("data", "device", "dtype", "size", "stride", "value")
+
+    def __init__(self, tensor: Tensor, value: Value | None, *, keep: bool) -> None:
+        self.value = value
+        self.size = tensor.shape
+        self.stride = tensor.stride()
+        self.dtype = tensor.dtype
+        self.device = tensor.device
+        self.data = tensor.detach() if keep else None
+
+    @property
+    def tensor(self) -> Tensor:
+        """The data, as it was when the operation ran."""
+        if self.data is None:
+            raise RuntimeError("the trace was told not to keep this operand")
+        return self.data
+
+    def blank(self, dtype: torch.dtype) -> Tensor:
+        """A tensor of the same layout for replays in which the entries don't matter."""
+        return torch.empty_strided(self.size, self.stride, dtype=dtype, device=self.device)
+
+
+@dataclass(eq=False, slots=True)
+class Operation:
+    """One recorded operation; its tensor arguments stand as `Operand` in ``args`` and ``kwargs``."""
+
+    index: int
+    name: str
+    kind: Kind
+    call: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    operands: list[Operand]
+    outputs: list[Value | None] = field(default_factory=list)
+    result: Operand | None = None
+    edge: GradientEdge | None = None
+    attention: Any = None
+
+    def traced(self) -> list[tuple[Operand, Value]]:
+        """The operands that the inputs reach, each with its value."""
+        return [(o, o.value) for o in self.operands if o.value is not None]
+
+    def replay(self, tensors: Sequence[Tensor]) -> list[Any]:
+        """Runs the operation again on other tensors in the place of its traced operands."""
+        replaced = {id(o): t for (o, _), t in zip(self.traced(), tensors, strict=True)}
+        dtype = tensors[0].dtype
+
+        def thaw(argument: Any) -> Any:
+            if isinstance(argument, Operand):
+                if id(argument) in replaced:
+                    return replaced[id(argument)]
+                constant = argument.tensor
+                return constant.to(dtype) if constant.is_floating_point() else constant
+            if isinstance(argument, list):
+                return [thaw(a) for a in argument]
+            if isinstance(argument, tuple):
+                return tuple(thaw(a) for a in argument)
+            return argument
+
+        args = [thaw(a) for a in self.args]
+        out = self.call(*args, **{k: thaw(a) for k, a in self.kwargs.items()})
+        return list(out) if isinstance(out, (tuple, list)) else [out]
+
+
+@dataclass(slots=True)
+class _Entry:
+    reference: "weakref.ref[Tensor]"
+    value: Value
+    version: int
+
+
+class Tape:
+    """Records operations and knows, for each living tensor, which value it holds."""
+
+    def __init__(self, keep: frozenset[Kind]) -> None:
+        self.keep = keep
+        self.operations: list[Operation] = []
+        self.values = 0
+        self._entries: dict[int, _Entry] = {}
+        self._kept: dict[int, list[Operand]] = {}
+        self._roots: set[Any] = set()
+        self._rootless: set[Any] = set()
+
+    def new_value(self, tensor: Tensor) -> Value:
+        value = Value(self.values, tensor)
+        self.values += 1
+        self.hold(tensor, value)
+        return value
+
+    def hold(self, tensor: Tensor, value: Value) -> None:
+        """From now on the tensor holds this value."""
+        self._entries[id(tensor)] = _Entry(weakref.ref(tensor), value, tensor._version)
+
+    def release(self, tensor: Tensor) -> None:
+        """From now on the tensor holds nothing that the inputs reach."""
+        self._entries.pop(id(tensor), None)
+
+    def add_root(self, tensor: Tensor) -> None:
+        """Remembers where the inputs enter the autograd graph."""
+        if tensor.grad_fn is not None:
+            self._roots.add(tensor.grad_fn)
+
+    def find(self, tensor: Tensor) -> Value | None:
+        """The value that a tensor holds, if the inputs reach it."""
+        entry = self._entries.get(id(tensor))
+        if entry is not None and entry.reference() is tensor:
+            if entry.version == tensor._version:
+                return entry.value
+            return self._reread(tensor)
+        if tensor.grad_fn is None or not tensor.requires_grad:
+            return None
+        if tensor._is_view() and tensor._base is not None and self.find(tensor._base) is not None:
+            return self._reread(tensor)
+        self._refuse_unseen(tensor)
+        return None
+
+    def operand(self, tensor: Tensor, value: Value | None, *, keep: bool) -> Operand:
+        operand = Operand(tensor, value, keep=keep)
+        if keep and not isinstance(tensor, torch.nn.Parameter):
+            self._kept.setdefault(tensor.untyped_storage().data_ptr(), []).append(operand)
+        return operand
+
+    def before_write(self, tensor: Tensor) -> None:
+        """Copies what operations hold of a storage that is about to be written into."""
+        for operand in self._kept.pop(tensor.untyped_storage().data_ptr(), ()):
+            operand.data = operand.tensor.clone()
+
+    def after_write(self, tensor: Tensor) -> None:
+        """Passes a write into a view on to the tensor that it is a view of."""
+        base = tensor._base
+        if base is None:
+            return
+        source = self.find(tensor)
+        entry = self._entries.get(id(base))
+        old = entry.value if entry is not None and entry.reference() is base else None
+        if source is None and old is None:
+            return
+        offset = tensor.storage_offset() - base.storage_offset()
+        layout = (tensor.shape, tensor.stride(), offset)
+        blank = base.detach()
+        background = self.operand(blank, old, keep=False)
+        patch = self.operand(tensor, source, keep=False)
+
+        def write(*traced: Tensor) -> Tensor:
+            under = traced[0] if old is not None else traced[0].new_zeros(background.size)
+            over = traced[-1] if source is not None else under.new_zeros(patch.size)
+            return torch.as_strided_scatter(under, over, *layout)
+
+        operands = [o for o in (background, patch) if o.value is not None]
+        self.append("as_strided_scatter", Kind.SHAPE, write, tuple(operands), {}, operands, [base])
+
+    def _reread(self, tensor: Tensor) -> Value | None:
+        """The value of a view whose memory was written through another tensor."""
+        base = tensor._base
+        source = self.find(base) if base is not None else None
+        if base is None or source is None:
+            raise UnseenOperationError(
+                f"A tensor of shape {tuple(tensor.shape)} was written into by an operation that "
+                "the trace can't see (for instance through `.data`, or inside a custom "
+                "`autograd.Function`). Write it with ordinary torch functions."
+            )
+        operand = self.operand(base, source, keep=False)
+        args = (operand, tensor.shape, tensor.stride(), tensor.storage_offset() - base.storage_offset())
+        self.append("as_strided", Kind.SHAPE, torch.as_strided, args, {}, [operand], [tensor])
+        return self._entries[id(tensor)].value
+
+    def append(
+        self,
+        name: str,
+        kind: Kind,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        operands: list[Operand],
+        results: Sequence[Tensor | None],
+    ) -> Operation:
+        """Writes an operation down; each result that is a tensor becomes a new value."""
+        operation = Operation(len(self.operations), name, kind, call, args, kwargs, operands)
+        self.operations.append(operation)
+        ancestors = attention = 0
+        for _, value in operation.traced():
+            ancestors |= value.ancestors | 1 << value.index
+            attention |= value.attention
+        for result in results:
+            if result is None:
+                operation.outputs.append(None)
+                continue
+            value = self.new_value(result)
+            value.operation = operation
+            value.ancestors, value.attention = ancestors, attention
+            operation.outputs.append(value)
+        return operation
+
+    def _refuse_unseen(self, tensor: Tensor) -> None:
+        """Raises if an unknown tensor hangs on the inputs after all, through something unseen."""
+        stack, seen = [tensor.grad_fn], set()
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen or node in self._rootless:
+                continue
+            if node in self._roots:
+                raise UnseenOperationError(
+                    f"A tensor of shape {tuple(tensor.shape)} depends on the inputs through an "
+                    f"operation that the trace can't see (autograd calls it "
+                    f"{tensor.grad_fn.name() if tensor.grad_fn else 'unknown'}). Custom "
+                    "`autograd.Function`s, scripted code, the flash-attn package and "
+                    "`flex_attention` are invisible to torch functions: switch to a plain PyTorch "
+                    "implementation, for instance `attn_implementation='sdpa'` in Transformers."
+                )
+            seen.add(node)
+            stack.extend(parent for parent, _ in node.next_functions)
+        self._rootless |= seen
+
+
+def tensors_in(arguments: Any) -> Iterator[Tensor]:
+    """Every tensor among (nested) arguments."""
+    if isinstance(arguments, Tensor):
+        yield arguments
+    elif isinstance(arguments, (tuple, list)):
+        for argument in arguments:
+            yield from tensors_in(argument)
+    elif isinstance(arguments, dict):
+        yield from tensors_in(list(arguments.values()))
