@@ -1,0 +1,238 @@
+"""From the attribution of one sample to a map that can be coloured."""
+
+import math
+from typing import Literal, NamedTuple, TypeAlias, TypedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from typing_extensions import Unpack
+
+Sign: TypeAlias = Literal["auto", "signed", "positive", "absolute"]
+"""Which part of an attribution is shown: all of it, what speaks for the class, or the size only.
+``"auto"`` is ``"signed"`` for an attribution with negative values and ``"positive"`` otherwise."""
+
+Channels: TypeAlias = Literal["sum", "mean"]
+"""How the channels of a pixel become one value."""
+
+
+class MapOptions(TypedDict, total=False):
+    """How an image's attribution becomes a map; every picture takes these keywords.
+
+    Attributes:
+        channels: ``"sum"`` (default) or ``"mean"`` over the channels, see `to_map`.
+        sign: ``"auto"`` (default), ``"signed"``, ``"positive"`` or ``"absolute"``, see `Sign`.
+        scale: The attribution with the strongest colour. None (default): each map has its own.
+        quantile: Where each map has its own scale, the quantile it is, see `scale_map`.
+        smooth: Interpolate between patches (default: False), see `smooth_patches`.
+    """
+
+    channels: Channels
+    sign: Sign
+    scale: float | None
+    quantile: float
+    smooth: bool
+
+
+class ScaledMap(NamedTuple):
+    """A map in units of its colour scale.
+
+    Attributes:
+        values: Float32 values, in [-1, 1] if `signed` and in [0, 1] otherwise.
+        scale: The attribution that has the strongest colour; 0 for a map of zeros.
+        signed: Whether negative values have a colour of their own.
+    """
+
+    values: Tensor
+    scale: float
+    signed: bool
+
+
+def scaled_map(
+    attribution: Tensor, size: tuple[int, ...], **options: Unpack[MapOptions]
+) -> ScaledMap:
+    """Turns the attribution of an image into the map that is drawn over it.
+
+    Args:
+        attribution: ``(C, H, W)`` or ``(H, W)``, or coarser than the image.
+        size: The image's height and width.
+        **options: See `MapOptions`.
+
+    Returns:
+        The map in the image's size.
+
+    Raises:
+        ValueError: If the attribution is not a map of the image, or an option has no meaning.
+    """
+    smooth = options.get("smooth", False)
+    values = to_map(attribution, channels=options.get("channels", "sum"))
+    height, width = values.shape
+    if size[0] % height or size[1] % width:
+        raise ValueError(
+            f"An attribution of {height} x {width} values doesn't belong to an image of "
+            f"{size[0]} x {size[1]} pixels: its height and width must divide the image's."
+        )
+    if (height, width) != (size[0], size[1]):
+        values = resize(values, (size[0], size[1]), smooth=smooth)
+    elif smooth:
+        values = smooth_patches(values)
+    return scale_map(
+        values,
+        sign=options.get("sign", "auto"),
+        scale=options.get("scale"),
+        quantile=options.get("quantile", 0.995),
+    )
+
+
+def to_map(attribution: Tensor, *, channels: Channels = "sum") -> Tensor:
+    """Reduces the attribution of one image to one value per pixel.
+
+    The sum is what a pixel contributes as a whole, so the map keeps the attribution's total.
+
+    Args:
+        attribution: ``(C, H, W)``, or ``(H, W)`` where there are no channels to reduce.
+        channels: ``"sum"`` or ``"mean"`` over the channels.
+
+    Returns:
+        A detached float32 map ``(H, W)`` on the attribution's device.
+
+    Raises:
+        ValueError: If the shape is another one, or a value is not finite.
+
+    Example:
+        >>> import torch
+        >>> to_map(torch.tensor([[[1.0, 2.0]], [[3.0, -2.0]]]))
+        tensor([[4., 0.]])
+    """
+    if channels not in ("sum", "mean"):
+        raise ValueError(f"channels must be 'sum' or 'mean', got {channels!r}.")
+    if attribution.dim() not in (2, 3):
+        raise ValueError(
+            "An image's attribution must have the shape (C, H, W) or (H, W), got "
+            f"{tuple(attribution.shape)}. Pass one sample at a time, e.g. attribution[0]."
+        )
+    check_finite(attribution)
+    values = attribution.detach().float()
+    if values.dim() == 2:
+        return values
+    return values.sum(0) if channels == "sum" else values.mean(0)
+
+
+def check_finite(attribution: Tensor) -> None:
+    """Refuses NaN and infinite values, for which no colour would be honest.
+
+    Args:
+        attribution: Any attribution.
+
+    Raises:
+        ValueError: If a value is not finite; the message says how many.
+    """
+    bad = int((~torch.isfinite(attribution)).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} of the attribution's {attribution.numel()} values are NaN or infinite, so they "
+            "can't be shown. Look for an overflow (half precision?) or a division by zero in the "
+            "model or in the attribution method."
+        )
+
+
+def smooth_patches(values: Tensor) -> Tensor:
+    """Interpolates bilinearly between the patches of a patch-wise constant map, for the eye.
+
+    An attention-based attribution is exact for patches: all pixels of a patch have one value. The
+    patch size is read from the map itself, as the largest grid on which it is constant. A map that
+    is not constant on patches comes back as it is.
+
+    Args:
+        values: A map ``(H, W)``.
+
+    Returns:
+        The smooth map, ``(H, W)``.
+
+    Example:
+        >>> import torch
+        >>> values = torch.tensor([[0.0, 4.0]]).repeat_interleave(2, 1)
+        >>> smooth_patches(values)
+        tensor([[0., 1., 3., 4.]])
+    """
+    height, width = _patch_length(values), _patch_length(values.T)
+    if height == width == 1:
+        return values
+    return resize(values[::height, ::width], (values.shape[0], values.shape[1]), smooth=True)
+
+
+def resize(values: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:
+    """Resizes a map, for instance from one value per patch to one per pixel.
+
+    Args:
+        values: A map ``(h, w)``.
+        size: The height and width to have.
+        smooth: Interpolate bilinearly; otherwise every value becomes a block.
+
+    Returns:
+        The map with the given size.
+    """
+    if smooth:
+        out = F.interpolate(values[None, None], size, mode="bilinear", align_corners=False)
+    else:
+        out = F.interpolate(values[None, None], size, mode="nearest-exact")
+    return out[0, 0]
+
+
+def scale_map(
+    values: Tensor, *, sign: Sign = "auto", scale: float | None = None, quantile: float = 0.995
+) -> ScaledMap:
+    """Divides a map by its colour scale and clips what lies beyond.
+
+    Args:
+        values: A finite map of any shape.
+        sign: The part to show, see `Sign`.
+        scale: The attribution that gets the strongest colour. Fix it to compare maps with each
+            other; by default every map has its own.
+        quantile: Where a map has its own scale: this quantile of the absolute values, so that a few
+            outliers don't leave the rest without colour. 1 is the maximum.
+
+    Returns:
+        The scaled values, their scale and whether they are signed.
+
+    Raises:
+        ValueError: If an option has no meaning.
+
+    Example:
+        >>> import torch
+        >>> scale_map(torch.tensor([-1.0, 0.0, 4.0]), scale=2.0)
+        ScaledMap(values=tensor([-0.5000,  0.0000,  1.0000]), scale=2.0, signed=True)
+    """
+    if sign not in ("auto", "signed", "positive", "absolute"):
+        raise ValueError(f"sign must be 'auto', 'signed', 'positive' or 'absolute', got {sign!r}.")
+    if scale is not None and not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(
+            f"scale must be a positive number, or None for each map's own, got {scale}."
+        )
+    if not 0 < quantile <= 1:
+        raise ValueError(f"quantile must lie in (0, 1], got {quantile}.")
+    signed = sign == "signed" or (sign == "auto" and bool((values < 0).any()))
+    if sign == "absolute":
+        values = values.abs()
+    elif not signed:
+        values = values.clamp(min=0)
+    if scale is None:
+        scale = _own_scale(values, quantile)
+    if scale == 0:
+        return ScaledMap(torch.zeros_like(values), 0.0, signed)
+    return ScaledMap((values / scale).clamp(-1, 1), scale, signed)
+
+
+def _own_scale(values: Tensor, quantile: float) -> float:
+    sizes = values.abs().flatten().sort().values
+    # Not torch.quantile: it refuses more than 2**24 values and interpolates, so that the strongest
+    # value of a small map would never be reached.
+    own = float(sizes[math.ceil(quantile * len(sizes)) - 1])
+    # A map with a handful of non-zero values has a quantile of zero.
+    return own if own > 0 else float(sizes[-1])
+
+
+def _patch_length(values: Tensor) -> int:
+    """The largest length that divides the rows into runs of equal rows."""
+    changes = (values[1:] != values[:-1]).any(1).nonzero().flatten() + 1
+    return math.gcd(len(values), *changes.tolist())

@@ -1,0 +1,130 @@
+"""A heatmap over the image that was explained."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib import colormaps
+from torch import Tensor
+from typing_extensions import Unpack
+
+from captum_transformer.visualization.canvas import Image
+from captum_transformer.visualization.maps import MapOptions, ScaledMap, scaled_map
+
+POSITIVE_CMAP = "inferno"
+"""Perceptually uniform and readable with any colour vision: dark is little, bright is much."""
+
+SIGNED_CMAP = "RdBu_r"
+"""Colour-blind safe: red speaks for the class, blue against it."""
+
+# The strongest value covers this much of the image; what has no relevance stays visible, dimmed.
+_OPACITY = 0.85
+_DIM = 0.75
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def to_display(image: Tensor) -> Image:
+    """Brings an image into a form that can be drawn.
+
+    Args:
+        image: ``(3, H, W)``, ``(1, H, W)`` or ``(H, W)``. A float image may have any range, as the
+            inputs of a model do after normalisation: its smallest value becomes black and its
+            largest white. A uint8 image stays as it is.
+
+    Returns:
+        A uint8 array ``(H, W, 3)``.
+
+    Raises:
+        ValueError: If the shape is another one, or a value is not finite.
+
+    Example:
+        >>> import torch
+        >>> to_display(torch.tensor([[[-2.0, 0.0, 2.0]]]))[0, :, 0]
+        array([  0, 128, 255], dtype=uint8)
+    """
+    pixels = image[None] if image.dim() == 2 else image
+    if pixels.dim() != 3 or pixels.shape[0] not in (1, 3):
+        raise ValueError(
+            "An image must have the shape (3, H, W), (1, H, W) or (H, W), got "
+            f"{tuple(image.shape)}. Choose the channels to show, e.g. image[:3]."
+        )
+    pixels = pixels.detach()
+    if pixels.dtype != torch.uint8:
+        pixels = pixels.float()
+        low, high = torch.aminmax(pixels)
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise ValueError("The image has NaN or infinite values, so it can't be shown.")
+        # An image of one colour has no range; it is shown as medium grey.
+        pixels = (pixels - low) / (high - low) if high > low else torch.full_like(pixels, 0.5)
+        pixels = (pixels * 255).round().to(torch.uint8)
+    array: Image = pixels.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
+    return array
+
+
+def colorize(scaled: ScaledMap) -> npt.NDArray[np.float64]:
+    """Looks up the colours that a map has over an image.
+
+    Args:
+        scaled: A map as `scale_map` returns it, of any shape.
+
+    Returns:
+        Red, green and blue in [0, 1] for each value, in a last dimension of 3.
+    """
+    values = scaled.values.cpu().numpy()
+    if scaled.signed:
+        # Weak values are nearly transparent, so the pale middle of the colour map would only be a
+        # haze over the image, and its darkest ends would vanish on dark ground: leave both out.
+        colors = colormaps[SIGNED_CMAP](0.5 + np.sign(values) * (0.15 + 0.27 * np.abs(values)))
+    else:
+        colors = colormaps[POSITIVE_CMAP](values)
+    rgb: npt.NDArray[np.float64] = np.asarray(colors)[..., :3]
+    return rgb
+
+
+def overlay(image: Tensor, attribution: Tensor, **options: Unpack[MapOptions]) -> Image:
+    """Lays a heatmap over an image.
+
+    The stronger the attribution, the more its colour covers the image, so that what doesn't matter
+    to the model stays recognisable in a dimmed grey.
+
+    Args:
+        image: ``(3, H, W)``, ``(1, H, W)`` or ``(H, W)``, in any range; see `to_display`.
+        attribution: ``(C, H, W)`` or ``(H, W)``. A coarser map, such as one value per patch, is
+            enlarged to the image.
+        **options: What of the attribution is shown, see `MapOptions`.
+
+    Returns:
+        A uint8 array ``(H, W, 3)``.
+
+    Raises:
+        ValueError: If a shape doesn't fit, an option has no meaning or a value is not finite.
+
+    Example:
+        >>> import torch
+        >>> image, attribution = torch.rand(3, 32, 48), torch.randn(3, 32, 48)
+        >>> overlay(image, attribution).shape
+        (32, 48, 3)
+    """
+    pixels = to_display(image)
+    return blend(pixels, scaled_map(attribution, pixels.shape[:2], **options))
+
+
+def blend(image: Image, scaled: ScaledMap) -> Image:
+    """Covers an image with the colours of a map, each as opaque as it is strong.
+
+    Args:
+        image: A uint8 array ``(H, W, 3)``.
+        scaled: A map of the same height and width.
+
+    Returns:
+        A uint8 array ``(H, W, 3)``.
+    """
+    strength = scaled.values.abs().cpu().numpy()[..., None]
+    # An exponent below one lets weak but present relevance show.
+    opacity = _OPACITY * strength**0.75
+    grey = image.astype(np.float64) @ _LUMA * _DIM + 255 * (1 - _DIM) / 2
+    mixed: Image = (
+        ((1 - opacity) * grey[..., None] + opacity * 255 * colorize(scaled))
+        .round()
+        .astype(np.uint8)
+    )
+    return mixed
