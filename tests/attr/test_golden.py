@@ -1,0 +1,52 @@
+"""Every tensor that the authors' code computes is reproduced on the unmodified models."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from captum_transformer import ConservativeLRP
+from tests.attr.golden import CASES, GOLDEN, Golden, load_case
+
+
+def _runs() -> list[Any]:
+    return [
+        pytest.param(golden, attention, id=f"{golden.name}-{attention}-{i}")
+        for i, golden in enumerate(GOLDEN)
+        for attention in (("sdpa", "eager") if golden.has_implementations else ("sdpa",))
+    ]
+
+
+@pytest.mark.parametrize(("golden", "attention"), _runs())
+def test_reproduces_reference(golden: Golden, attention: str) -> None:
+    actual, expected = golden.values(attention)
+
+    assert actual.shape == expected.shape
+    assert actual.dtype == torch.float64
+    error = float((actual - expected).abs().max())
+    assert error <= golden.absolute + golden.tolerance * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_expected_tensor_is_compared(case: str) -> None:
+    compared = {golden.key for golden in GOLDEN if golden.case == case}
+
+    assert compared == set(load_case(case).expected)
+
+
+def test_undefined_maps_of_the_reference_are_zero() -> None:
+    for golden in GOLDEN:
+        undefined = load_case(golden.case).expected[golden.key].isnan()
+        if undefined.any():
+            actual = golden.compute(load_case(golden.case))
+            assert actual.isfinite().all()
+            assert not actual[undefined].any()
+
+
+def test_convergence_delta_vanishes_where_relevance_is_conserved() -> None:
+    case = load_case("icml22_hf_conservative")
+    for target in case.targets:
+        _, delta = ConservativeLRP(case.model).attribute(
+            case.input, target, return_convergence_delta=True
+        )
+        assert delta.abs().max() < 1e-10
