@@ -1,7 +1,7 @@
 """Writes explanations to TensorBoard; Lightning is not needed for it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from typing_extensions import Unpack
@@ -21,6 +21,7 @@ class ImageWriter(Protocol):
         """Writes one image."""
 
 
+@runtime_checkable
 class TextWriter(ImageWriter, Protocol):
     """What is needed of a writer to log images and text."""
 
@@ -82,7 +83,7 @@ def log_attributions(
 
 
 def log_token_attributions(
-    writer: TextWriter,
+    writer: ImageWriter,
     tag: str,
     tokens: Sequence[Sequence[str]],
     attributions: Sequence[Tensor] | Tensor | Mapping[str, Sequence[Tensor] | Tensor],
@@ -111,6 +112,7 @@ def log_token_attributions(
         scale: The attribution with the strongest colour; None: each text has its own.
 
     Raises:
+        TypeError: If a table is wanted of a writer that takes no text.
         ValueError: If the numbers of texts, attributions, captions or names differ, or a picture
             can't be drawn.
 
@@ -124,14 +126,20 @@ def log_token_attributions(
     """
     methods = attributions if isinstance(attributions, Mapping) else {"": attributions}
     names, captions = _labels(len(tokens), names, captions)
+    texts = writer if isinstance(writer, TextWriter) else None
+    if table and texts is None:
+        raise TypeError(
+            f"table=True needs a writer with add_text, which {type(writer).__name__} lacks. Pass a "
+            "SummaryWriter, or table=False."
+        )
     for key, values in methods.items():
         _check_count("attributions", len(values), len(tokens))
         for words, attribution, name, caption in zip(tokens, values, names, captions, strict=True):
             full_tag = _join(tag, name, key)
             strip = token_strip(words, attribution, caption, sign=sign, scale=scale)
             writer.add_image(full_tag, strip, global_step, dataformats="HWC")
-            if table:
-                writer.add_text(full_tag, token_table(words, attribution), global_step)
+            if table and texts is not None:
+                texts.add_text(full_tag, token_table(words, attribution), global_step)
 
 
 def _labels(

@@ -1,0 +1,169 @@
+"""Which class of each sample is explained, and what the model says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+
+ClassSlot: TypeAlias = 'Literal["label", "predicted"] | int'
+"""A place in the log: the sample's label, the class that is predicted at the time, or an id."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model predicts for some samples.
+
+    Attributes:
+        probabilities: ``(B, C)``, float32 on the CPU.
+        labels: As in `Samples`, on the CPU.
+        class_names: The names of the classes, or None.
+        single: Whether the output has no dimension for classes, so that it can take no target.
+    """
+
+    probabilities: Tensor
+    labels: Tensor | None
+    class_names: Sequence[str] | None = None
+    single: bool = False
+
+    def classes(self, slot: ClassSlot) -> list[int | None]:
+        """The class of each sample that belongs into a slot.
+
+        A model with one output, such as a binary classifier, has only that one to explain.
+
+        Args:
+            slot: The slot. The label of a sample with several is the first of those that have the
+                largest value, so it is the same one all through a training.
+
+        Returns:
+            A class id per sample; None for a sample without label, or with a negative one.
+
+        Raises:
+            ValueError: If the slot doesn't fit the model or the batch.
+        """
+        count = self.probabilities.shape[1]
+        if isinstance(slot, int):
+            if not 0 <= slot < count:
+                raise ValueError(
+                    f"The class id {slot} doesn't exist: the model has {count} outputs. Mend "
+                    "`classes`."
+                )
+            return [slot] * len(self.probabilities)
+        if slot == "predicted":
+            return list(self._predicted())
+        return [
+            None if not label else 0 if count == 1 else label[0] for label in self._labels(count)
+        ]
+
+    def caption(self, row: int, class_id: int, method: str) -> str:
+        """Describes the explanation of a sample in two lines.
+
+        Args:
+            row: The sample's number.
+            class_id: The class that is explained.
+            method: The name of the method.
+
+        Returns:
+            Label and prediction in the first line, what is explained in the second.
+        """
+        probabilities = self.probabilities[row]
+        count = len(probabilities)
+        predicted = self._predicted()[row]
+        likely = float(probabilities[predicted])
+        shown = int(likely >= 0.5) if count == 1 else predicted
+        facts = [f"predicted: {self._name(shown)} ({likely:.2f})"]
+        if self.labels is not None:
+            names = ", ".join(self._name(label) for label in self._labels(count)[row])
+            facts.insert(0, f"label: {names or 'none'}")
+        explained = "output" if count == 1 else self._name(class_id)
+        return (
+            f"{' · '.join(facts)}\n{method} → {explained}, p = {float(probabilities[class_id]):.2f}"
+        )
+
+    def _predicted(self) -> list[int]:
+        predicted: list[int] = self.probabilities.argmax(1).tolist()
+        return predicted
+
+    def _labels(self, count: int) -> list[list[int]]:
+        """The labels of each sample, the most important first."""
+        if self.labels is None:
+            raise ValueError(
+                'The batch has no labels, so there is no class for the slot "label". Pass '
+                'classes=("predicted",), or batch_to_inputs= if the labels were not found.'
+            )
+        labels = self.labels
+        if labels.dim() == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        if labels.dim() == 1:
+            return [[label] if label >= 0 else [] for label in labels.long().tolist()]
+        if labels.dim() != 2 or labels.shape[1] != count:
+            raise ValueError(
+                f"Labels must be class ids (B,) or one value for each of the {count} classes (B, "
+                f"{count}), got the shape {tuple(labels.shape)}. Pass batch_to_inputs= to convert "
+                "them."
+            )
+        # Stable, so that of several equal labels the first class comes first.
+        order = labels.float().sort(dim=1, descending=True, stable=True)
+        return [
+            [index for value, index in zip(values, indices, strict=True) if value > 0]
+            for values, indices in zip(order.values.tolist(), order.indices.tolist(), strict=True)
+        ]
+
+    def _name(self, class_id: int) -> str:
+        if self.class_names is not None and class_id < len(self.class_names):
+            return self.class_names[class_id]
+        return str(class_id)
+
+
+def read_output(
+    output: Any,
+    labels: Tensor | None,
+    *,
+    class_names: Sequence[str] | None = None,
+    probabilities: Callable[[Tensor], Tensor] | None = None,
+) -> Predictions:
+    """Reads predictions from what a model returns.
+
+    Args:
+        output: Scores ``(B, C)`` or ``(B,)``; or an output object, a mapping or a tuple that has
+            them as ``logits`` or in the first place.
+        labels: The samples' labels.
+        class_names: The names of the classes.
+        probabilities: Turns scores into probabilities. By default a softmax over the classes, and a
+            sigmoid where labels are several per sample or the output is a single one.
+
+    Returns:
+        The predictions.
+
+    Raises:
+        ValueError: If the output isn't one score per class.
+
+    Example:
+        >>> import torch
+        >>> read_output(torch.tensor([[0.0, 2.0]]), torch.tensor([0])).classes("predicted")
+        [1]
+    """
+    if isinstance(output, Mapping):
+        output = output.get("logits", next(iter(output.values()), None))
+    elif hasattr(output, "logits"):
+        output = output.logits
+    elif isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not isinstance(output, Tensor) or output.dim() not in (1, 2):
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            "A class is explained, so the module's forward must return one score per class, "
+            f"(batch, classes), got {found}."
+        )
+    single = output.dim() == 1
+    scores = output.detach().float().reshape(len(output), -1)
+    if probabilities is None:
+        several = labels is not None and labels.dim() == 2 and labels.shape[1] > 1
+        values = scores.sigmoid() if several or scores.shape[1] == 1 else scores.softmax(1)
+    else:
+        values = probabilities(scores)
+    return Predictions(
+        values.cpu(), None if labels is None else labels.cpu(), class_names, single=single
+    )

@@ -1,0 +1,71 @@
+"""What happens if explaining fails while a model trains."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from lightning_callbacks.flavors import MisconfigurationException
+
+
+class Failures:
+    """Lets a training go on when a picture of it can't be made, and says so once.
+
+    Args:
+        on_error: ``"warn"`` once for each kind of failure, or ``"raise"``.
+
+    Raises:
+        MisconfigurationException: If `on_error` is anything else.
+
+    Example:
+        >>> with Failures("raise").tolerated("divide"):
+        ...     1 / 0
+        Traceback (most recent call last):
+        ZeroDivisionError: division by zero
+    """
+
+    def __init__(self, on_error: Literal["warn", "raise"]) -> None:
+        if on_error not in ("warn", "raise"):
+            raise MisconfigurationException(
+                f"on_error must be 'warn' or 'raise', got {on_error!r}."
+            )
+        self.on_error = on_error
+        self._warned: set[str] = set()
+
+    @contextmanager
+    def tolerated(self, what: str) -> Iterator[None]:
+        """Turns an exception of the body into a warning, unless it is to be raised.
+
+        Args:
+            what: What the body does; each has one warning.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            hint = ""
+            if "nference tensor" in str(error):
+                hint = (
+                    " The module holds tensors that were made in inference mode: use "
+                    "Trainer(inference_mode=False)."
+                )
+            self.warn_once(
+                what,
+                f"AttributionMonitor couldn't {what}: {type(error).__name__}: {error}{hint} The "
+                "training goes on, and further failures of this kind are not reported. Pass "
+                "on_error='raise' to stop instead.",
+            )
+
+    def warn_once(self, key: str, message: str) -> None:
+        """Warns, unless it has been done.
+
+        Args:
+            key: What the warning is about.
+            message: The text.
+        """
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, stacklevel=2)

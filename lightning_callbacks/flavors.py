@@ -1,0 +1,41 @@
+"""One name for what Lightning ships twice.
+
+``pytorch_lightning`` and ``lightning.pytorch`` are the same code under two names, so their classes
+are different ones. A callback that inherits from both, and an exception that is both, suit either.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+    from pytorch_lightning import Callback
+else:
+
+    def _is_installed(package: str) -> bool:
+        try:
+            import_module(package)
+        except ModuleNotFoundError as error:
+            # Only the package itself may be missing: a broken installation is worth knowing of.
+            if error.name not in (package, package.partition(".")[0]):
+                raise
+            return False
+        return True
+
+    def _installed() -> list[str]:
+        found = [name for name in ("pytorch_lightning", "lightning.pytorch") if _is_installed(name)]
+        if not found:
+            raise ModuleNotFoundError(
+                "lightning_callbacks needs Lightning, and neither `pytorch_lightning` nor "
+                "`lightning` is installed. Install one: pip install pytorch-lightning"
+            )
+        return found
+
+    def _joined(module: str, name: str) -> type[Any]:
+        bases = [getattr(import_module(package + module), name) for package in _installed()]
+        return type(name, tuple(bases), {"__module__": __name__, "__doc__": bases[0].__doc__})
+
+    Callback = _joined("", "Callback")
+    MisconfigurationException = _joined(".utilities.exceptions", "MisconfigurationException")
+
+__all__ = ["Callback", "MisconfigurationException"]

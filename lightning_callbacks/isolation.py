@@ -1,0 +1,120 @@
+"""Runs something on a module such that its training can't tell."""
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def isolated(module: nn.Module, *, seed: int = 0) -> Iterator[None]:
+    """Evaluates a module and leaves no trace, whether or not the body raises.
+
+    Inside, every submodule is in evaluation mode, no parameter has a gradient, and the random
+    number generators of PyTorch (CPU and the module's devices), Python and NumPy start at `seed`.
+    On the way out each submodule's mode, the gradients (the same tensors, for they accumulate),
+    the buffers and the generators are what they were before.
+
+    Args:
+        module: The module.
+        seed: Where the generators start.
+
+    Example:
+        >>> layer = torch.nn.Dropout().train()
+        >>> with isolated(layer):
+        ...     layer.training
+        False
+        >>> layer.training
+        True
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_random_state(module, seed))
+        stack.enter_context(_buffers(module))
+        stack.enter_context(_gradients(module))
+        stack.enter_context(_evaluation_mode(module))
+        yield
+
+
+@contextmanager
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+    # The attribute and not `eval()` and `train()`: these may be overridden with side effects, and
+    # a module may keep a frozen part in evaluation mode on purpose.
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = False
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def _gradients(module: nn.Module) -> Iterator[None]:
+    # A method that calls `backward` would otherwise add to what the optimizer is about to use.
+    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+    try:
+        for parameter, _ in gradients:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+@contextmanager
+def _buffers(module: nn.Module) -> Iterator[None]:
+    with torch.inference_mode(mode=False):
+        # Inference tensors count no versions; a module makes them itself, as a cache.
+        saved = [
+            (part, name, buffer, _version(buffer), buffer.detach().clone())
+            for part in module.modules()
+            for name, buffer in part.named_buffers(recurse=False)
+            if not buffer.is_inference()
+        ]
+    try:
+        yield
+    finally:
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for part, name, buffer, version, values in saved:
+                if _version(buffer) != version:
+                    buffer.copy_(values)
+                setattr(part, name, buffer)
+
+
+def _version(tensor: Tensor) -> int:
+    # Documented for autograd's error messages, and stable since: how often it was written in place.
+    return tensor._version  # noqa: SLF001
+
+
+@contextmanager
+def _random_state(module: nn.Module, seed: int) -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = {parameter.device for parameter in module.parameters()} - {torch.device("cpu")}
+    try:
+        with ExitStack() as stack, torch.inference_mode(mode=False):
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            # Not torch.manual_seed: it seeds the generators of all devices, and those that are not
+            # in use yet can't be restored.
+            torch.default_generator.manual_seed(seed)
+            for device in devices:
+                stack.enter_context(torch.random.fork_rng([device], device_type=device.type))
+                _seed_device(device, seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _seed_device(device: torch.device, seed: int) -> None:
+    backend = torch.get_device_module(device)
+    if device.index is None:
+        backend.manual_seed(seed)
+    else:
+        with backend.device(device.index):
+            backend.manual_seed(seed)

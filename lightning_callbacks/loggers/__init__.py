@@ -1,0 +1,10 @@
+"""How pictures and numbers reach a trainer's loggers, one module per kind of logger.
+
+Loggers are told apart by what they can do, not by their class: each exists twice, in
+``pytorch_lightning`` and in ``lightning.pytorch``.
+"""
+
+from lightning_callbacks.loggers.png import PNGWriter
+from lightning_callbacks.loggers.writers import image_writers
+
+__all__ = ["PNGWriter", "image_writers"]
