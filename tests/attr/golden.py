@@ -29,7 +29,7 @@ from captum_transformer import (
 from captum_transformer.attr.attention_flow_method import gradient_map, output_gradients
 from captum_transformer.attr.transformer_attribution import propagated_relevance
 from captum_transformer.rules import flow, relevance
-from captum_transformer.rules.relevance import attention_relevance
+from captum_transformer.rules.attention import attention_relevance
 from captum_transformer.trace import TracedForward, traced_forward
 
 DATA = Path(__file__).parents[1] / "data"

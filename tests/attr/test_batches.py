@@ -1,0 +1,128 @@
+"""A sample's attribution depends on nothing but the sample."""
+
+import pytest
+import torch
+
+from captum_transformer import AttentionRollout
+from tests.attr.subjects import (
+    FLOW_METHODS,
+    LENGTHS,
+    METHODS,
+    SUBJECTS,
+    as_tuple,
+    assert_close,
+    attributed,
+    bert,
+    drawn,
+    encoder,
+    ids,
+    subject,
+)
+
+# Scaled by the whole map in which padding tokens have rows of their own, as in the authors' code.
+UNPADDABLE = "AttentionGradCam, map"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_batch_equals_one_by_one(name: str, method: str) -> None:
+    for i in range(3):
+        alone = as_tuple(subject(name).samples([i]).attribute(METHODS[method]))
+
+        assert_close(alone, tuple(a[[i]] for a in attributed(name, method)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["timm Swin", "BERT", "pixels and ids"])
+def test_order_of_samples_does_not_matter(name: str, method: str) -> None:
+    shuffled = as_tuple(subject(name).samples([2, 0, 1, 0]).attribute(METHODS[method]))
+
+    assert_close(shuffled, tuple(a[[2, 0, 1, 0]] for a in attributed(name, method)))
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != UNPADDABLE])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padded_text_equals_unpadded(attention: str, method: str) -> None:
+    name = "BERT" if attention == "sdpa" else "BERT, eager"
+    (padded,) = attributed(name, method)
+    for i, length in enumerate(LENGTHS):
+        whole = METHODS[method](bert(attention)).attribute(ids()[i : i + 1, :length], [1, 4, 0][i])
+
+        assert_close(padded[i : i + 1, :length], whole)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != UNPADDABLE])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_padded_embeddings_equal_unpadded(norm_first: bool, method: str) -> None:
+    name = "nn.TransformerEncoder, norm first" if norm_first else "nn.TransformerEncoder"
+    (padded,) = attributed(name, method)
+    inputs = subject(name).inputs
+    for i, length in enumerate(LENGTHS):
+        whole = METHODS[method](encoder(norm_first=norm_first)).attribute(
+            inputs[i : i + 1, :length], [1, 4, 0][i]
+        )
+
+        assert_close(padded[i : i + 1, :length], whole)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["BERT", "BERT, eager", "nn.TransformerEncoder"])
+def test_padding_gets_exactly_nothing(name: str, method: str) -> None:
+    (attribution,) = attributed(name, method)
+
+    for i, length in enumerate(LENGTHS):
+        assert not attribution[i, length:].any()
+    assert attribution.any()
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != UNPADDABLE])
+def test_values_of_padding_do_not_matter(method: str) -> None:
+    given = subject("BERT")
+    kept = given.extra[0]
+    other = torch.where(kept > 0, given.inputs, 29)
+
+    result = METHODS[method](given.model).attribute(other, given.target, given.extra)
+
+    assert_close(result, attributed("BERT", method))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["timm ViT", "BERT", "pixels and ids"])
+def test_several_targets_equal_separate_calls(name: str, method: str) -> None:
+    given = subject(name)
+    targets = [[1, 4, 0], 2, torch.tensor([3, 3, 1])]
+
+    together = METHODS[method](given.model).attribute_targets(given.inputs, targets, given.extra)
+
+    assert len(together) == len(targets)
+    for target, result in zip(targets, together, strict=True):
+        assert isinstance(result, tuple) == isinstance(given.inputs, tuple)
+        assert_close(result, given.attribute(METHODS[method], target=target), relative=0)
+
+
+def test_several_targets_run_the_model_once() -> None:
+    given, runs = subject("timm ViT"), []
+
+    def counted(pixels: torch.Tensor) -> torch.Tensor:
+        runs.append(len(pixels))
+        return given.model(pixels)
+
+    METHODS["TransformerAttribution"](counted).attribute_targets(given.inputs, [0, 1, 2, 3, 4])
+
+    assert runs == [3]
+
+
+@pytest.mark.parametrize("method", FLOW_METHODS)
+def test_large_batch_of_tiny_values_stays_exact(method: str) -> None:
+    given = subject("timm ViT")
+    pixels = 1e-6 * drawn(5, *given.inputs.shape[1:], seed=9)
+    together = METHODS[method](given.model).attribute(pixels, 2)
+
+    assert_close(together[3:4], METHODS[method](given.model).attribute(pixels[3:4], 2))
+
+
+def test_class_agnostic_method_needs_no_target() -> None:
+    given = subject("timm ViT")
+    without = AttentionRollout(given.model).attribute(given.inputs)
+
+    assert_close(without, attributed("timm ViT", "AttentionRollout"))
