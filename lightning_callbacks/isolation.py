@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 @contextmanager
@@ -68,9 +68,9 @@ def _gradients(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def _buffers(module: nn.Module) -> Iterator[None]:
     with torch.inference_mode(mode=False):
-        # Inference tensors count no versions; a module makes them itself, as a cache.
+        # Inference tensors can't be written to; a module makes them itself, as a cache.
         saved = [
-            (part, name, buffer, _version(buffer), buffer.detach().clone())
+            (part, name, buffer, buffer.detach().clone())
             for part in module.modules()
             for name, buffer in part.named_buffers(recurse=False)
             if not buffer.is_inference()
@@ -79,15 +79,11 @@ def _buffers(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.inference_mode(mode=False), torch.no_grad():
-            for part, name, buffer, version, values in saved:
-                if _version(buffer) != version:
+            for part, name, buffer, values in saved:
+                # Version counters would be cheaper, but batch normalisation doesn't count its writes.
+                if not torch.equal(buffer, values):
                     buffer.copy_(values)
                 setattr(part, name, buffer)
-
-
-def _version(tensor: Tensor) -> int:
-    # Documented for autograd's error messages, and stable since: how often it was written in place.
-    return tensor._version  # noqa: SLF001
 
 
 @contextmanager

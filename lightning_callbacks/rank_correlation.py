@@ -18,8 +18,8 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
         ValueError: If the shapes differ.
 
     Example:
-        >>> rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 10.0, 99.0])).item()
-        1.0
+        >>> rank_correlation(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([9.0, 1.0, 4.0])).round()
+        tensor(1., dtype=torch.float64)
     """
     if first.shape != second.shape:
         raise ValueError(

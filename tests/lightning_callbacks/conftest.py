@@ -1,0 +1,40 @@
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+# Lightning's advice about worker processes and the like is not what is tested here.
+LIGHTNING_ADVICE = "ignore::UserWarning:(pytorch_lightning|lightning)"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
+def pl(request):
+    """Both names of Lightning."""
+    if request.param == "pytorch_lightning":
+        import pytorch_lightning
+
+        return pytorch_lightning
+    return pytest.importorskip("lightning.pytorch")
+
+
+@pytest.fixture
+def trainer_options(tmp_path: Path):
+    return {
+        "accelerator": "cpu",
+        "devices": 1,
+        "default_root_dir": tmp_path,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "log_every_n_steps": 1,
+    }

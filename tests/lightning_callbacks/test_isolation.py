@@ -1,0 +1,108 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_callbacks.isolation import isolated
+
+
+def draws():
+    return torch.rand(3).tolist(), random.random(), np.random.rand(3).tolist()  # noqa: NPY002
+
+
+def seed_all():
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+
+
+def make():
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+    module[1].training = False
+    module.register_buffer("calls", torch.zeros(()))
+    return module
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_everything_is_as_before(error, mode):
+    module = make()
+    module(torch.randn(2, 4)).sum().backward()
+    gradients = [parameter.grad for parameter in module.parameters()]
+    values = [gradient.clone() for gradient in gradients]
+    buffers = {name: (buffer, buffer.clone()) for name, buffer in module.named_buffers()}
+    seed_all()
+    expected = draws()
+    seed_all()
+
+    def careless():
+        with mode(), isolated(module), torch.inference_mode(False), torch.enable_grad():
+            draws()
+            assert not any(part.training for part in module.modules())
+            module.train()
+            module(torch.randn(5, 4)).sum().backward()
+            module.calls += 1
+            module.calls = module.calls + 1
+            if error is not None:
+                raise error
+
+    if error is None:
+        careless()
+    else:
+        with pytest.raises(error):
+            careless()
+    assert draws() == expected
+    assert [part.training for part in module] == [True, False, True, True]
+    for parameter, gradient, value in zip(module.parameters(), gradients, values, strict=True):
+        assert parameter.grad is gradient
+        assert torch.equal(gradient, value)
+    for name, (buffer, value) in buffers.items():
+        assert module.get_buffer(name) is buffer
+        assert torch.equal(buffer, value)
+
+
+def test_overridden_train_is_not_called():
+    class Proud(nn.Module):
+        def train(self, mode=True):
+            raise AssertionError
+
+    module = Proud()
+    with isolated(module):
+        assert not module.training
+    assert module.training
+
+
+def test_every_run_draws_the_same():
+    module = make()
+    with isolated(module, seed=5):
+        first = draws()
+    draws()
+    with isolated(module, seed=5):
+        assert draws() == first
+    with isolated(module, seed=6):
+        assert draws() != first
+
+
+def test_a_cache_made_in_inference_mode_is_no_obstacle():
+    module = make()
+    with torch.inference_mode():
+        module.register_buffer("cache", torch.ones(2))
+    with isolated(module):
+        pass
+    assert module.cache.is_inference()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_generator_of_the_device():
+    module = make().cuda()
+    torch.cuda.manual_seed_all(3)
+    expected = torch.rand(3, device="cuda")
+    torch.cuda.manual_seed_all(3)
+    with isolated(module):
+        first = torch.rand(3, device="cuda")
+    assert torch.equal(torch.rand(3, device="cuda"), expected)
+    with isolated(module):
+        assert torch.equal(torch.rand(3, device="cuda"), first)
