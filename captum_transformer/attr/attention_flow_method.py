@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,22 @@ from captum_transformer.rules.flow import MapBlock, TokenFlow, attend_with
 from captum_transformer.trace.attention import AttentionCall, accumulation_dtype
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.tape import Value
+
+
+class Question(NamedTuple):
+    """What is to be explained.
+
+    Attributes:
+        forward: the traced forward pass.
+        selected: the score of each sample: ``(samples,)``.
+        value: the same on the tape.
+        wanted: the values whose relevance is asked for.
+    """
+
+    forward: TracedForward
+    selected: Tensor
+    value: Value
+    wanted: Sequence[Value]
 
 
 class AttentionFlowMethod(TransformerMethod):
@@ -29,13 +45,11 @@ class AttentionFlowMethod(TransformerMethod):
     ) -> dict[Value, Tensor]:
         forward.layers()
         selected, value = forward.select(target, mean_if_none=not self._class_specific)
-        flow = self._flow(forward, selected, value, wanted)
+        flow = self._flow(Question(forward, selected, value, wanted))
         return scaled_back(flow(seed(selected, value, start=START), wanted))
 
     @abstractmethod
-    def _flow(
-        self, forward: TracedForward, selected: Tensor, value: Value, wanted: Sequence[Value]
-    ) -> TokenFlow:
+    def _flow(self, question: Question) -> TokenFlow:
         """The token flow with the method's maps."""
 
 
@@ -43,7 +57,7 @@ def output_gradients(
     forward: TracedForward, selected: Tensor, calls: Sequence[AttentionCall]
 ) -> dict[AttentionCall, Tensor]:
     """The gradient of the selected scores at the calls' outputs, as ``(..., Q, D)``."""
-    gradients = forward.gradients(selected, [call.operation.edge for call in calls])
+    gradients = forward.gradients(selected, [call.edge for call in calls])
     return {
         call: call.outputs(gradient.to(accumulation_dtype(gradient.dtype)))
         for call, gradient in zip(calls, gradients, strict=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import (
     AttentionFlowMethod,
+    Question,
     gradient_map,
     output_gradients,
 )
@@ -56,16 +57,16 @@ class AttentionGradCam(AttentionFlowMethod):
         self.layer = layer
         self.pooling = pooling
 
-    def _flow(
-        self, forward: TracedForward, selected: Tensor, value: Value, wanted: Sequence[Value]
-    ) -> TokenFlow:
+    def _flow(self, question: Question) -> TokenFlow:
+        forward = question.forward
         call = forward.layer(self.layer)
-        gradients = gradient_map(output_gradients(forward, selected, [call]))
+        gradients = gradient_map(output_gradients(forward, question.selected, [call]))
 
         def attend(call: AttentionCall, shares: Tensor) -> Tensor:
             if self.pooling == "map":
                 return _by_map(call, gradients, shares)
-            return _by_row(call, gradients, shares, _token_columns(forward, call, wanted, shares))
+            columns = _token_columns(forward, call, question.wanted, shares)
+            return _by_row(call, gradients, shares, columns)
 
         return TokenFlow(forward.tape, {call.layer: attend}, skip=False)
 
@@ -88,12 +89,14 @@ def _by_row(call: AttentionCall, gradients: MapBlock, shares: Tensor, columns: T
         mean_gradient = mean_gradient + share @ gradients(call, rows)
         attended = attended + share @ call.probabilities(rows)
     columns = columns.unsqueeze(-2).expand_as(attended)
-    weights = (mean_gradient * columns).sum(-1, True) / columns.sum(-1, True).clamp(min=1)
+    weights = (mean_gradient * columns).sum(-1, keepdim=True)
+    weights = weights / columns.sum(-1, keepdim=True).clamp(min=1)
     cam = call.by_head(weights * attended).mean(1, keepdim=True).relu()
     kept = call.by_head(columns)[:, :1] > 0
     low = cam.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
     scaled = _scaled(cam - low, cam.masked_fill(~kept, 0.0).amax(-1, keepdim=True) - low)
-    scaled = scaled.masked_fill(~kept, 0.0) * call.by_head(shares.unsqueeze(-2)).sum((1, 3), True)
+    total = call.by_head(shares.unsqueeze(-2)).sum((1, 3), keepdim=True)
+    scaled = scaled.masked_fill(~kept, 0.0) * total
     return _to_heads(call, scaled, attended).squeeze(-2)
 
 

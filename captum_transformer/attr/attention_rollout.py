@@ -1,14 +1,15 @@
 """Abnar & Zuidema (ACL 2020): attention rollout."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
-from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, from_layer, rollout
+from captum_transformer.attr.attention_flow_method import (
+    AttentionFlowMethod,
+    Question,
+    from_layer,
+    rollout,
+)
 from captum_transformer.rules.flow import TokenFlow
-from captum_transformer.trace.forward import TracedForward
-from captum_transformer.trace.tape import Value
 
 
 class AttentionRollout(AttentionFlowMethod):
@@ -50,12 +51,10 @@ class AttentionRollout(AttentionFlowMethod):
         self.start_layer = start_layer
         self.normalize_rows = normalize_rows
 
-    def _flow(
-        self, forward: TracedForward, selected: Tensor, value: Value, wanted: Sequence[Value]
-    ) -> TokenFlow:
-        calls = from_layer(forward, self.start_layer)
+    def _flow(self, question: Question) -> TokenFlow:
+        calls = from_layer(question.forward, self.start_layer)
         return rollout(
-            forward,
+            question.forward,
             calls,
             lambda call, rows: call.probabilities(rows),
             normalize_rows=self.normalize_rows,

@@ -1,4 +1,4 @@
-"""Ali et al. (ICML 2022): XAI for Transformers, better explanations through conservative propagation."""
+"""Ali et al. (ICML 2022): XAI for Transformers, through conservative propagation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
@@ -13,7 +13,7 @@ from captum_transformer.attr.transformer_method import Inputs, TransformerMethod
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.rules.flow import TokenFlow
 from captum_transformer.rules.gradient import ConservativeRule, Gamma
-from captum_transformer.trace.attention import AttentionCall, accumulation_dtype
+from captum_transformer.trace.attention import accumulation_dtype
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.mode import ForwardRule
@@ -81,7 +81,7 @@ class ConservativeLRP(TransformerMethod):
         self.gamma = gamma
         self.gamma_keeps_output = gamma_keeps_output
 
-    @overload  # type: ignore[override]
+    @overload
     def attribute(
         self,
         inputs: Inputs,
@@ -100,7 +100,7 @@ class ConservativeLRP(TransformerMethod):
         return_convergence_delta: Literal[True],
     ) -> tuple[Inputs, Tensor]: ...
 
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @log_usage(part_of_slo=True)
     def attribute(
         self,
         inputs: Any,
@@ -139,8 +139,8 @@ class ConservativeLRP(TransformerMethod):
         """True: the relevance should sum up to the score."""
         return True
 
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def compute_convergence_delta(  # type: ignore[override]
+    @log_usage(part_of_slo=True)
+    def compute_convergence_delta(
         self, attributions: Tensor | tuple[Tensor, ...], output: Tensor
     ) -> Tensor:
         """By how much conservation fails: the sum of relevance minus the score, per sample.
@@ -220,7 +220,7 @@ class ConservativeLRP(TransformerMethod):
     ) -> dict[Value, Tensor]:
         lookups = [o for o in forward.tape.operations if o.kind is Kind.EMBEDDING]
         points = [edge for edge in forward.edges if edge is not None]
-        points += [operation.edge for operation in lookups]
+        points += [operation.edge for operation in lookups if operation.edge is not None]
         gradients = forward.gradients(selected, points)
         relevance: dict[Value, Tensor] = {}
         for value, tensor, edge in zip(forward.values, forward.inputs, forward.edges, strict=True):

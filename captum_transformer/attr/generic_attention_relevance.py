@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import (
     AttentionFlowMethod,
+    Question,
     from_layer,
     gradient_map,
     output_gradients,
@@ -20,7 +21,6 @@ from captum_transformer.rules.flow import MapBlock, TokenFlow
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.isolation import in_full_precision
-from captum_transformer.trace.tape import Value
 
 
 class GenericAttentionRelevance(AttentionFlowMethod):
@@ -60,14 +60,12 @@ class GenericAttentionRelevance(AttentionFlowMethod):
         super().__init__(forward_func)
         self.start_layer = start_layer
 
-    def _flow(
-        self, forward: TracedForward, selected: Tensor, value: Value, wanted: Sequence[Value]
-    ) -> TokenFlow:
-        calls = from_layer(forward, self.start_layer)
-        maps = _weighted_attention(forward, selected, calls)
-        return rollout(forward, calls, maps, normalize_rows=False)
+    def _flow(self, question: Question) -> TokenFlow:
+        calls = from_layer(question.forward, self.start_layer)
+        maps = _weighted_attention(question.forward, question.selected, calls)
+        return rollout(question.forward, calls, maps, normalize_rows=False)
 
-    @log_usage()  # type: ignore[untyped-decorator]
+    @log_usage()
     def relevance_maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],

@@ -1,16 +1,16 @@
 """Voita et al. (ACL 2019): relevance propagated only as far as one layer's attention."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
-from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, single_layer
+from captum_transformer.attr.attention_flow_method import (
+    AttentionFlowMethod,
+    Question,
+    single_layer,
+)
 from captum_transformer.attr.transformer_attribution import relevance_map
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow import TokenFlow
-from captum_transformer.trace.forward import TracedForward
-from captum_transformer.trace.tape import Value
 
 
 class PartialLRP(AttentionFlowMethod):
@@ -50,9 +50,7 @@ class PartialLRP(AttentionFlowMethod):
         self.layer = layer
         self.gradient_weighting = gradient_weighting
 
-    def _flow(
-        self, forward: TracedForward, selected: Tensor, value: Value, wanted: Sequence[Value]
-    ) -> TokenFlow:
-        call = forward.layer(self.layer)
-        maps = relevance_map(forward, selected, value, [call], weighted=self.gradient_weighting)
-        return single_layer(forward, call, maps)
+    def _flow(self, question: Question) -> TokenFlow:
+        call = question.forward.layer(self.layer)
+        maps = relevance_map(question, [call], weighted=self.gradient_weighting)
+        return single_layer(question.forward, call, maps)

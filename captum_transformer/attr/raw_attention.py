@@ -1,14 +1,14 @@
 """One layer's attention probabilities, as they are: the simplest baseline."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
-from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, single_layer
+from captum_transformer.attr.attention_flow_method import (
+    AttentionFlowMethod,
+    Question,
+    single_layer,
+)
 from captum_transformer.rules.flow import TokenFlow
-from captum_transformer.trace.forward import TracedForward
-from captum_transformer.trace.tape import Value
 
 
 class RawAttention(AttentionFlowMethod):
@@ -39,8 +39,6 @@ class RawAttention(AttentionFlowMethod):
         super().__init__(forward_func)
         self.layer = layer
 
-    def _flow(
-        self, forward: TracedForward, selected: Tensor, value: Value, wanted: Sequence[Value]
-    ) -> TokenFlow:
-        call = forward.layer(self.layer)
-        return single_layer(forward, call, lambda call, rows: call.probabilities(rows))
+    def _flow(self, question: Question) -> TokenFlow:
+        call = question.forward.layer(self.layer)
+        return single_layer(question.forward, call, lambda call, rows: call.probabilities(rows))

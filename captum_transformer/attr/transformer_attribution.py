@@ -7,6 +7,7 @@ from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import (
     AttentionFlowMethod,
+    Question,
     from_layer,
     gradient_map,
     output_gradients,
@@ -14,6 +15,7 @@ from captum_transformer.attr.attention_flow_method import (
 )
 from captum_transformer.attr.transformer_method import START, scaled_back, seed
 from captum_transformer.rules import flow, relevance
+from captum_transformer.rules.attention import attention_relevance
 from captum_transformer.rules.flow import MapBlock, TokenFlow
 from captum_transformer.rules.propagate import propagate
 from captum_transformer.trace.attention import AttentionCall
@@ -91,12 +93,10 @@ class TransformerAttribution(AttentionFlowMethod):
         forward.layers()
         return propagated_relevance(forward, *forward.select(target), wanted)
 
-    def _flow(
-        self, forward: TracedForward, selected: Tensor, value: Value, wanted: Sequence[Value]
-    ) -> TokenFlow:
-        calls = from_layer(forward, self.start_layer)
-        maps = relevance_map(forward, selected, value, calls, weighted=self.gradient_weighting)
-        return rollout(forward, calls, maps, normalize_rows=self.normalize_rows)
+    def _flow(self, question: Question) -> TokenFlow:
+        calls = from_layer(question.forward, self.start_layer)
+        maps = relevance_map(question, calls, weighted=self.gradient_weighting)
+        return rollout(question.forward, calls, maps, normalize_rows=self.normalize_rows)
 
 
 def propagated_relevance(
@@ -108,19 +108,15 @@ def propagated_relevance(
 
 
 def relevance_map(
-    forward: TracedForward,
-    selected: Tensor,
-    value: Value,
-    calls: Sequence[AttentionCall],
-    *,
-    weighted: bool,
+    question: Question, calls: Sequence[AttentionCall], *, weighted: bool
 ) -> MapBlock:
     """The positive relevance of the attention probabilities, times their gradient if weighted."""
+    forward, selected, value, _ = question
     reached = propagated_relevance(forward, selected, value, [call.output for call in calls])
     gradients = gradient_map(output_gradients(forward, selected, calls)) if weighted else None
 
     def block(call: AttentionCall, rows: slice) -> Tensor:
-        result = relevance.attention_relevance(call, reached[call.output], rows)
+        result = attention_relevance(call, reached[call.output], rows)
         return (result if gradients is None else result * gradients(call, rows)).relu()
 
     return block

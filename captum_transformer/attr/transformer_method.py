@@ -43,7 +43,7 @@ class TransformerMethod(GradientAttribution, ABC):
     def __init__(self, forward_func: Callable[..., Any]) -> None:
         super().__init__(forward_func)
 
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @log_usage(part_of_slo=True)
     def attribute(
         self,
         inputs: Inputs,
@@ -137,7 +137,11 @@ class TransformerMethod(GradientAttribution, ABC):
         ) as forward:
             yield forward
 
-    def _forward_rule(self, inputs: Any, additional_forward_args: Any) -> ForwardRule | None:
+    def _forward_rule(
+        self,
+        inputs: Any,  # noqa: ARG002 - for methods that look at the model first
+        additional_forward_args: Any,  # noqa: ARG002
+    ) -> ForwardRule | None:
         """What the method changes about the gradient of operations."""
         return None
 

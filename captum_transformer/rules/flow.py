@@ -6,21 +6,19 @@ skip and the attention branch both get it whole: the row of the papers' ``(I + A
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from captum_transformer.rules.propagate import propagate, rearranged, transposed, unsupported
-from captum_transformer.rules.statistics import signal_of
 from captum_transformer.trace.attention import AttentionCall, in_full
 from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.tape import Operand, Operation, Tape, Value
 
 KEEP = frozenset({Kind.POOL})
-_TOKEN_WISE = frozenset(
-    {Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL, Kind.DROPOUT}
-)
+_TOKEN_WISE = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL, Kind.DROPOUT})
 
 
 class Attend(Protocol):
@@ -112,7 +110,11 @@ class TokenFlow:
         if operation.kind in _TOKEN_WISE or (
             operation.kind is Kind.OTHER and value.shape == share.shape
         ):
-            return share.expand(value.shape) if share.shape == value.shape else share.sum_to_size(value.shape)
+            return (
+                share.expand(value.shape)
+                if share.shape == value.shape
+                else share.sum_to_size(value.shape)
+            )
         if operation.kind is Kind.LINEAR:
             return _flat(share, value)
         if operation.kind is Kind.CONV:
@@ -152,7 +154,10 @@ class TokenFlow:
         skips = [b.descends_from(a.origin), a.descends_from(b.origin)]
         if not any(attends) and not any(skips):
             return [share / 2, share / 2]
-        branches = [a.attention & ~b.attention & self._active, b.attention & ~a.attention & self._active]
+        branches = [
+            a.attention & ~b.attention & self._active,
+            b.attention & ~a.attention & self._active,
+        ]
         if not self._skip:
             for this, other in ((0, 1), (1, 0)):
                 skips[this] = skips[this] and not branches[other]
@@ -194,6 +199,8 @@ class TokenFlow:
         with torch.enable_grad():
             reached = TokenFlow(self._tape, {})({value: probe}, wanted)
             total = torch.stack([tensor.sum() for tensor in reached.values()]).sum()
+        if not total.requires_grad:
+            return torch.zeros_like(probe)
         (part,) = torch.autograd.grad(total, probe)
         return part
 
@@ -208,7 +215,9 @@ class TokenFlow:
         )
         with torch.enable_grad():
             reached = self({tokens: probe}, [source])[source]
-            parts = torch.where(reached == 0, torch.zeros_like(relevance), relevance / reached.detach())
+            parts = torch.where(
+                reached == 0, torch.zeros_like(relevance), relevance / reached.detach()
+            )
             total = (reached * parts.detach()).sum()
         (result,) = torch.autograd.grad(total, probe)
         return result
@@ -223,9 +232,9 @@ def _flat(share: Tensor, value: Value) -> Tensor:
 def _receptive_field(operation: Operation, operand: Operand, share: Tensor) -> Tensor:
     """Every entry of an output's receptive field gets an equal part of the output's share."""
     weight = next(o for o in operation.operands if o is not operand)
-    groups = _convolution(operation, "groups", 6, 1)
+    groups: int = _convolution(operation, "groups", 6, 1)
     channels = operand.size[1]
-    grouped = share.unflatten(1, (groups, -1)).sum(2)
+    grouped = share.reshape(share.shape[0], groups, -1, *share.shape[2:]).sum(2)
     ones = torch.ones(
         groups, channels // groups, *weight.size[2:], dtype=share.dtype, device=share.device
     )
@@ -250,15 +259,15 @@ def _receptive_field(operation: Operation, operand: Operand, share: Tensor) -> T
     return result
 
 
-def _convolution(operation: Operation, name: str, place: int, default: object) -> object:
+def _convolution(operation: Operation, name: str, place: int, default: Any) -> Any:
     if name in operation.kwargs:
         return operation.kwargs[name]
     return operation.args[place] if len(operation.args) > place else default
 
 
 def _summed(operation: Operation, share: Tensor) -> Tensor:
-    """The terms of a sum get equal parts; terms masked by a constant factor, in proportion to it."""
-    ((operand, value),) = operation.traced()
+    """Its terms get equal parts; terms with a constant factor (a mask) in proportion to it."""
+    ((_, value),) = operation.traced()
     weights = torch.ones(value.shape, dtype=share.dtype, device=share.device)
     product = value.operation
     if product is not None and product.kind is Kind.MUL and len(product.traced()) == 1:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer.rules.statistics import is_mean_of, negative_exponent
 from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.statistics import is_mean_of, negative_exponent
 from captum_transformer.trace.tape import Tape
 
 
@@ -57,10 +57,13 @@ class ConservativeRule:
         attention: bool,
         tape: Tape,
     ) -> Any:
+        """See `ForwardRule`."""
         if attention:
-            return _hold_probabilities(call, args, kwargs) if self.attention_rule else NotImplemented
+            return (
+                _hold_probabilities(call, args, kwargs) if self.attention_rule else NotImplemented
+            )
         if kind is Kind.LINEAR and (gamma := self.gammas.get(len(tape.operations))) is not None:
-            return _linear_gamma(gamma, *args, **kwargs)
+            return _linear_gamma(gamma, *args, **_tensor_first(kwargs))
         if self.layer_norm_rule:
             held = self._norm(kind, call, args, kwargs, name)
             if held is not NotImplemented:
@@ -78,12 +81,17 @@ class ConservativeRule:
             output = call(*args, **kwargs)
             return output.detach_() if args and output is args[0] else output.detach()
         if name == "layer_norm":
-            return _layer_norm(self.hold_mean, *args[:5], **kwargs)
+            return _layer_norm(self.hold_mean, *args[:5], **_tensor_first(kwargs))
         if name == "rms_norm":
-            return _rms_norm(*args, **kwargs)
+            return _rms_norm(*args, **_tensor_first(kwargs))
         if name == "group_norm":
-            return _group_norm(self.hold_mean, *args[:5], **kwargs)
+            return _group_norm(self.hold_mean, *args[:5], **_tensor_first(kwargs))
         return NotImplemented
+
+
+def _tensor_first(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Torch calls its first argument ``input``."""
+    return {"tensor" if key == "input" else key: value for key, value in kwargs.items()}
 
 
 def _subtracts_mean(args: tuple[Any, ...], tape: Tape) -> bool:
@@ -97,7 +105,9 @@ def _hold_probabilities(
     """The fused kernel stays: with queries and keys held its backward is all that is needed."""
     if not args:
         held = {
-            name: argument.detach() if isinstance(argument, Tensor) and name != "value" else argument
+            name: argument.detach()
+            if isinstance(argument, Tensor) and name != "value"
+            else argument
             for name, argument in kwargs.items()
         }
         return call(**held)
@@ -108,14 +118,14 @@ def _hold_probabilities(
 
 
 def _linear_gamma(
-    gamma: Gamma, input: Tensor, weight: Tensor, bias: Tensor | None = None
+    gamma: Gamma, tensor: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     favoured = weight.detach() + gamma.gamma * weight.detach().clamp(min=0)
     shift = None if bias is None else bias.detach() + gamma.gamma * bias.detach().clamp(min=0)
-    output = F.linear(input, favoured, shift)
+    output = F.linear(tensor, favoured, shift)
     if not gamma.keeps_output:
         return output
-    plain = F.linear(input.detach(), weight.detach(), None if bias is None else bias.detach())
+    plain = F.linear(tensor.detach(), weight.detach(), None if bias is None else bias.detach())
     held = output.detach()
     slope = torch.where(held == 0, torch.zeros_like(held), plain / held)
     return plain + (output - held) * slope
@@ -127,7 +137,7 @@ class _HeldLayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        input: Tensor,
+        tensor: Tensor,
         normalized_shape: tuple[int, ...],
         weight: Tensor | None,
         bias: Tensor | None,
@@ -135,7 +145,7 @@ class _HeldLayerNorm(torch.autograd.Function):
         hold_mean: bool,
     ) -> Tensor:
         output, _, inverse_deviation = torch.native_layer_norm(
-            input, normalized_shape, weight, bias, eps
+            tensor, normalized_shape, weight, bias, eps
         )
         ctx.save_for_backward(inverse_deviation, weight)
         ctx.dims = tuple(range(-len(normalized_shape), 0))
@@ -156,49 +166,48 @@ class _HeldLayerNorm(torch.autograd.Function):
 
 def _layer_norm(
     hold_mean: bool,
-    input: Tensor,
+    tensor: Tensor,
     normalized_shape: Any,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-    cudnn_enable: bool = True,
 ) -> Any:
     shape = tuple(normalized_shape)
-    if torch.is_autocast_enabled(input.device.type):
-        input = input.float()
-    with torch.autocast(input.device.type, enabled=False):
-        held = [None if p is None else p.detach().to(input.dtype) for p in (weight, bias)]
-        return _HeldLayerNorm.apply(input, shape, *held, eps, hold_mean)
+    if torch.is_autocast_enabled(tensor.device.type):
+        tensor = tensor.float()
+    with torch.autocast(tensor.device.type, enabled=False):
+        held = [None if p is None else p.detach().to(tensor.dtype) for p in (weight, bias)]
+        return _HeldLayerNorm.apply(tensor, shape, *held, eps, hold_mean)
 
 
 def _rms_norm(
-    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+    tensor: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
-    full = input.to(torch.promote_types(input.dtype, torch.float32))
+    full = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     eps = torch.finfo(full.dtype).eps if eps is None else eps
     dims = tuple(range(-len(tuple(normalized_shape)), 0))
     inverse = torch.rsqrt(full.detach().square().mean(dims, keepdim=True) + eps)
     output = full * inverse if weight is None else full * inverse * weight
-    return output.to(input.dtype)
+    return output.to(tensor.dtype)
 
 
 def _group_norm(
     hold_mean: bool,
-    input: Tensor,
+    tensor: Tensor,
     num_groups: int,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    groups = input.to(torch.promote_types(input.dtype, torch.float32))
-    groups = groups.unflatten(1, (num_groups, -1)).flatten(2)
+    groups = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    groups = groups.reshape(tensor.shape[0], num_groups, -1)
     mean = groups.mean(-1, keepdim=True)
     inverse = torch.rsqrt(groups.detach().var(-1, correction=0, keepdim=True) + eps)
     centred = groups - (mean.detach() if hold_mean else mean)
-    output = (centred * inverse).reshape(input.shape)
-    shape = (1, -1, *[1] * (input.ndim - 2))
+    output: Tensor = (centred * inverse).reshape(tensor.shape)
+    shape = (1, -1, *[1] * (tensor.ndim - 2))
     if weight is not None:
         output = output * weight.reshape(shape)
     if bias is not None:
         output = output + bias.reshape(shape)
-    return output.to(input.dtype)
+    return output.to(tensor.dtype)

@@ -1,4 +1,4 @@
-"""Carrying something backward along the tape: what flows is the rules' business, not this file's."""
+"""Carrying something backward along the tape; what flows is up to the rules."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -31,9 +31,11 @@ def propagate(
         incoming = [arriving.pop(v, None) if v is not None else None for v in operation.outputs]
         if all(tensor is None for tensor in incoming):
             continue
-        for value, tensor in zip(operation.outputs, incoming, strict=True):
-            if value in asked and value is not None and tensor is not None:
-                arrived[value] = tensor
+        arrived |= {
+            value: tensor
+            for value, tensor in zip(operation.outputs, incoming, strict=True)
+            if value is not None and value in asked and tensor is not None
+        }
         if operation.index == first:
             break
         for (_, value), share in zip(operation.traced(), rule(operation, incoming), strict=True):

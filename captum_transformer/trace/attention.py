@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.tape import Operand, Operation, Value
@@ -31,7 +32,7 @@ def in_full(operand: Operand) -> Tensor:
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """``numerator / denominator``, stabilised as in the CVPR 2021 code, zero where that is 0 / 0."""
+    """``numerator / denominator``, stabilised as in the CVPR 2021 code; zero for a zero below."""
     stable = denominator + 1e-9
     stable = torch.where(stable == 0, torch.full_like(stable, 1e-9), stable)
     return torch.where(denominator == 0, torch.zeros_like(stable), numerator / stable)
@@ -57,12 +58,21 @@ class AttentionCall(ABC):
     def output(self) -> Value:
         """The traced output of the call."""
         output = self.operation.outputs[0]
-        assert output is not None
+        if output is None:
+            raise RuntimeError("an attention call is only recorded if the inputs reach its output")
         return output
 
     def values(self) -> Tensor:
         """The values, one for each head of the probabilities: ``(..., K, D)``."""
         return self.as_values(in_full(self.value))
+
+    @property
+    def edge(self) -> GradientEdge:
+        """Where its output stands in the autograd graph."""
+        edge = self.operation.edge
+        if edge is None:
+            raise RuntimeError("the edge of an attention call is always kept")
+        return edge
 
     @abstractmethod
     def as_values(self, tensor: Tensor) -> Tensor:
@@ -123,9 +133,11 @@ class FusedAttention(AttentionCall):
         return tensor
 
     def queries(self, rows: slice) -> Tensor:
+        """A block of queries: ``(..., rows, D)``."""
         return in_full(self.query)[..., rows, :]
 
     def keys(self) -> Tensor:
+        """The keys, one for each query head: ``(..., K, D)``."""
         return self._heads(in_full(self.key))
 
     def as_values(self, tensor: Tensor) -> Tensor:
@@ -139,7 +151,7 @@ class FusedAttention(AttentionCall):
         return (*lead, self.query.size[-2], self.key.size[-2])
 
     def bias(self, rows: slice) -> Tensor | None:
-        """What is added to the scores, masks as minus infinity: broadcasts to ``(..., rows, K)``."""
+        """What is added to the scores, masks as minus infinity; broadcasts to them."""
         bias = None
         if self.mask is not None:
             mask = self.mask.tensor
@@ -147,7 +159,9 @@ class FusedAttention(AttentionCall):
                 mask = mask[..., rows, :]
             bias = mask
             if mask.dtype == torch.bool:
-                zero = torch.zeros((), dtype=accumulation_dtype(self.query.dtype), device=mask.device)
+                zero = torch.zeros(
+                    (), dtype=accumulation_dtype(self.query.dtype), device=mask.device
+                )
                 bias = torch.where(mask, zero, -math.inf)
         if self.is_causal:
             queries, keys = self.map_shape()[-2:]
@@ -173,7 +187,7 @@ class FusedAttention(AttentionCall):
         """Sums over the query heads (and broadcast samples) that share a head of the operand."""
         size = operand.size
         if tensor.ndim >= 3 and len(size) >= 3 and size[-3] not in (1, tensor.shape[-3]):
-            tensor = tensor.unflatten(-3, (size[-3], -1)).sum(-3)
+            tensor = tensor.reshape(*tensor.shape[:-3], size[-3], -1, *tensor.shape[-2:]).sum(-3)
         return tensor.sum_to_size(size)
 
 
@@ -218,9 +232,9 @@ class ExplicitAttention(AttentionCall):
 
 
 def parse_einsum(equation: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
-    """The orders that bring an einsum's operands to ``(..., Q, K)``, ``(..., K, D)``, ``(..., Q, D)``.
+    """How to permute an einsum's operands and output to `AttentionCall`'s layout.
 
-    None if the equation is no such product.
+    None if the equation is no product of probabilities and values.
 
     >>> parse_einsum("bhqk,bkhd->bqhd")
     ((0, 1, 2, 3), (0, 2, 1, 3), (0, 2, 1, 3))

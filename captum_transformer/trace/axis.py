@@ -1,4 +1,4 @@
-"""Where an axis of the inputs (the samples, the features) lies in a tensor that was made from them."""
+"""Where an axis (the samples, the features) lies in a tensor that was made from the inputs."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -61,7 +61,12 @@ class Axis(NamedTuple):
             return self.kept(source.shape, view.shape)
         end = self.inner * self.size
         for dim, (length, stride) in enumerate(zip(view.shape, view.stride(), strict=True)):
-            if length % self.size == 0 and stride and stride * length == end and stride <= self.inner:
+            if (
+                length % self.size == 0
+                and stride
+                and stride * length == end
+                and stride <= self.inner
+            ):
                 return Axis.of(view.shape, dim, self.size)
         return None
 

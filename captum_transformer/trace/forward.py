@@ -1,7 +1,7 @@
 """One traced forward pass of any model, ready to be explained for any target."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,13 +91,17 @@ class TracedForward:
             )
         return selected, value
 
-    def gradients(self, selected: Tensor, points: list[Tensor | GradientEdge]) -> list[Tensor]:
+    def gradients(self, selected: Tensor, points: Sequence[GradientEdge]) -> list[Tensor]:
         """The gradient of the selected outputs at some points of the graph."""
         if not points:
             return []
         return list(
             torch.autograd.grad(
-                selected.sum(), points, retain_graph=True, allow_unused=True, materialize_grads=True
+                selected.sum(),
+                list(points),
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
             )
         )
 
@@ -226,10 +230,12 @@ def _select(output: Any, target: Any) -> Tensor:
         return fits[0][1]
     if not fits and error is not None:
         raise error
-    found = ", ".join(f"{name}: {tuple(t.shape)}" for name, t in candidates) or type(output).__name__
+    found = (
+        ", ".join(f"{name}: {tuple(t.shape)}" for name, t in candidates) or type(output).__name__
+    )
     raise AmbiguousOutputError(
-        f"The model returned {found}; target {target!r} fits {len(fits)} of them and exactly one is "
-        "needed. Pass a function that returns the tensor to explain, for instance "
+        f"The model returned {found}; target {target!r} fits {len(fits)} of them and exactly one "
+        "is needed. Pass a function that returns the tensor to explain, for instance "
         "`lambda x: model(x).logits`."
     )
 

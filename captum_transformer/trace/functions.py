@@ -10,7 +10,7 @@ import operator
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,30 +44,45 @@ class Kind(enum.Enum):
 
 
 _NAMES: dict[Kind, str] = {
-    Kind.QUERY: """shape dtype device requires_grad grad grad_fn is_leaf ndim layout is_nested is_cuda is_cpu is_mps
-        is_xpu is_meta is_sparse is_quantized is_mkldnn is_mtia is_ipu is_maia is_vulkan is_xla is_ort is_sparse_csr
-        itemsize nbytes names output_nr name volatile
-        dim size numel nelement stride storage_offset is_contiguous is_floating_point is_complex is_signed
-        element_size get_device data_ptr untyped_storage storage is_same_size is_pinned is_inference is_conj is_neg
-        is_set_to is_shared dim_order has_names len hash repr format set_grad_enabled requires_grad_ retain_grad
-        register_hook item tolist numpy bool int float_ index contains base backward_hooks retains_grad version""",
-    Kind.SHAPE: """reshape reshape_as view view_as permute transpose t T mT H mH adjoint swapaxes swapdims
-        movedim moveaxis flatten unflatten squeeze unsqueeze contiguous clone expand expand_as broadcast_to
-        repeat tile repeat_interleave chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind getitem
-        select narrow index_select take_along_dim gather cat concat concatenate stack hstack vstack roll flip fliplr
-        flipud rot90 pad constant_pad_nd masked_fill where index_put setitem index_copy scatter masked_select
-        masked_scatter
-        as_strided as_strided_scatter unfold fold pixel_shuffle pixel_unshuffle channel_shuffle tril triu diagonal take
-        alias ravel meshgrid broadcast_tensors atleast_1d atleast_2d atleast_3d unsafe_chunk unsafe_split copy
-        select_scatter slice_scatter diagonal_scatter view_as_real view_as_complex""",
-    Kind.ELEMENTWISE: """relu relu6 gelu silu mish elu selu celu leaky_relu hardswish hardsigmoid hardtanh tanh
-        sigmoid logsigmoid softplus softsign tanhshrink softshrink hardshrink threshold prelu rrelu exp expm1 log log1p
-        sqrt pow square abs neg negative positive erf sin cos clamp clip clamp_min clamp_max nan_to_num to type type_as
-        float half bfloat16 double cpu cuda real maximum_const fake_quantize_per_tensor_affine relu_ log_softmax""",
-    Kind.NORM: """layer_norm rms_norm group_norm batch_norm instance_norm local_response_norm""",
+    Kind.QUERY: """
+        shape dtype device requires_grad grad grad_fn is_leaf ndim layout is_nested
+        is_cuda is_cpu is_mps is_xpu is_meta is_sparse is_quantized is_mkldnn is_mtia
+        is_ipu is_maia is_vulkan is_xla is_ort is_sparse_csr itemsize nbytes names
+        output_nr name volatile dim size numel nelement stride storage_offset
+        is_contiguous is_floating_point is_complex is_signed element_size get_device
+        data_ptr untyped_storage storage is_same_size is_pinned is_inference is_conj
+        is_neg is_set_to is_shared dim_order has_names len hash repr format
+        set_grad_enabled requires_grad_ retain_grad register_hook item tolist numpy bool
+        int float_ index contains base backward_hooks retains_grad version
+    """,
+    Kind.SHAPE: """
+        reshape view permute transpose t T mT H mH adjoint swapaxes swapdims movedim
+        moveaxis flatten unflatten squeeze unsqueeze contiguous clone expand
+        broadcast_to repeat tile repeat_interleave chunk split split_with_sizes
+        tensor_split hsplit vsplit dsplit unbind getitem select narrow index_select
+        take_along_dim gather cat concat concatenate stack hstack vstack roll flip
+        fliplr flipud rot90 pad constant_pad_nd masked_fill where index_put setitem
+        index_copy scatter masked_select masked_scatter as_strided as_strided_scatter
+        unfold fold pixel_shuffle pixel_unshuffle channel_shuffle tril triu diagonal
+        take alias ravel meshgrid broadcast_tensors atleast_1d atleast_2d atleast_3d
+        unsafe_chunk unsafe_split copy select_scatter slice_scatter diagonal_scatter
+        view_as_real view_as_complex
+    """,
+    Kind.ELEMENTWISE: """
+        relu relu6 gelu silu mish elu selu celu leaky_relu hardswish hardsigmoid
+        hardtanh tanh sigmoid logsigmoid softplus softsign tanhshrink softshrink
+        hardshrink threshold prelu rrelu exp expm1 log log1p sqrt pow square abs neg
+        negative positive erf sin cos clamp clip clamp_min clamp_max nan_to_num to type
+        float half bfloat16 double cpu cuda real log_softmax
+    """,
+    Kind.NORM: """
+        layer_norm rms_norm group_norm batch_norm instance_norm local_response_norm
+    """,
     Kind.SOFTMAX: "softmax",
-    Kind.DROPOUT: """dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout
-        feature_alpha_dropout""",
+    Kind.DROPOUT: """
+        dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout
+        feature_alpha_dropout
+    """,
     Kind.ADD: "add iadd radd",
     Kind.SUB: "sub isub rsub subtract",
     Kind.MUL: "mul imul rmul multiply",
@@ -80,9 +95,11 @@ _NAMES: dict[Kind, str] = {
     Kind.ATTENTION: "scaled_dot_product_attention",
     Kind.SUM: "sum",
     Kind.MEAN: "mean",
-    Kind.POOL: """avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    Kind.POOL: """
+        avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
         adaptive_avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
-        adaptive_max_pool2d interpolate upsample boolean_dispatch amax max""",
+        adaptive_max_pool2d interpolate upsample boolean_dispatch amax max
+    """,
 }
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 
@@ -115,7 +132,7 @@ def _setitem(tensor: Tensor, index: Any, value: Any) -> Tensor:
     return result
 
 
-def _copy(tensor: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+def _copy(tensor: Tensor, source: Tensor, *_: Any, **__: Any) -> Tensor:
     return source.expand_as(tensor)
 
 
@@ -132,16 +149,27 @@ _OUT_OF_PLACE: dict[str, Callable[..., Any]] = {
 }
 
 
+def _out_of_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    for found in (_OUT_OF_PLACE.get(name), getattr(torch.Tensor, name, None)):
+        if found is not None:
+            return found
+    found = getattr(torch, name, None)
+    return function if found is None else found
+
+
 def _body(function: types.FunctionType) -> types.FunctionType:
-    """The function as if no argument asked for dispatch, so that what it calls is traced instead."""
+    """The function as if no argument asked for dispatch: what it calls is traced instead."""
     scope = {**function.__globals__, "has_torch_function": lambda *_: False}
-    scope |= {"has_torch_function_unary": lambda *_: False, "has_torch_function_variadic": lambda *_: False}
+    scope |= {
+        "has_torch_function_unary": lambda *_: False,
+        "has_torch_function_variadic": lambda *_: False,
+    }
     body = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__)
     body.__kwdefaults__ = function.__kwdefaults__
     return body
 
 
-@lru_cache(maxsize=None)
+@cache
 def describe(function: Callable[..., Any]) -> Function:
     """Looks a torch function up in the table, by its bare name.
 
@@ -160,15 +188,15 @@ def describe(function: Callable[..., Any]) -> Function:
     inplace = name in _OUT_OF_PLACE or (raw.endswith("_") and not dunder and kind is not Kind.QUERY)
     if function in _COMPOSITES and isinstance(function, types.FunctionType):
         return Function(name, kind, function, body=_body(function))
-    call = function
+    call: Callable[..., Any] = function
     if inplace:
-        call = _OUT_OF_PLACE.get(name) or getattr(torch.Tensor, name, None) or getattr(torch, name, function)
-    if kind is Kind.ELEMENTWISE and name == "relu" and raw == "relu_":
-        call = torch.relu
-    return Function({"iadd": "add", "isub": "sub", "imul": "mul"}.get(name, name), kind, call, inplace)
+        call = _out_of_place(name, function)
+    return Function(
+        {"iadd": "add", "isub": "sub", "imul": "mul"}.get(name, name), kind, call, inplace
+    )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     try:
         return inspect.signature(function)
@@ -176,7 +204,9 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
-def requested_inplace(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def requested_inplace(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
     """Whether a call such as ``F.relu(x, inplace=True)`` asks to write into its input."""
     if kwargs.get("inplace"):
         return True

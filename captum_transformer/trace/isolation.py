@@ -21,9 +21,7 @@ def modules_of(function: Any) -> list[tuple[str, nn.Module]]:
     return list(found.values())
 
 
-def _collect(
-    item: Any, name: str, found: dict[int, tuple[str, nn.Module]], seen: set[int]
-) -> None:
+def _collect(item: Any, name: str, found: dict[int, tuple[str, nn.Module]], seen: set[int]) -> None:
     if id(item) in seen:
         return
     seen.add(id(item))
@@ -70,7 +68,7 @@ def explaining(
     training = [module for _, module in modules if module.training]
     devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.random.fork_rng(devices=devices))
         if _compiled(function, modules):

@@ -8,13 +8,17 @@ from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.tape import Operand, Operation, Value
 
 _VIEWS = frozenset(
-    """reshape reshape_as view view_as permute transpose t T mT H mH adjoint swapaxes swapdims
-    movedim moveaxis flatten unflatten squeeze unsqueeze expand expand_as broadcast_to chunk split
-    split_with_sizes tensor_split unbind getitem select narrow ravel diagonal""".split()
+    """
+    reshape view permute transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis flatten
+    unflatten squeeze unsqueeze expand broadcast_to chunk split split_with_sizes tensor_split unbind
+    getitem select narrow ravel diagonal as_strided
+    """.split()
 )
 _REARRANGED_WHOLE = frozenset(
-    """reshape view flatten unflatten squeeze unsqueeze contiguous clone permute transpose movedim
-    swapaxes to type type_as float half bfloat16 double cpu cuda alias""".split()
+    """
+    reshape view flatten unflatten squeeze unsqueeze contiguous clone permute transpose movedim
+    swapaxes to type float half bfloat16 double cpu cuda alias
+    """.split()
 )
 _WITH_FEATURES = frozenset({Kind.LINEAR, Kind.EMBEDDING, Kind.CONV})
 
@@ -50,14 +54,10 @@ def _softmax_over_last(operation: Operation, ndim: int) -> bool:
 def _carried(operation: Operation, source: Value, axis: Axis) -> list[Axis | None]:
     outputs = operation.outputs
     if axis.size == 1 and axis == source.samples:
-        return [v and Axis(1, 1, v.shape.numel()) for v in outputs]
-    if operation.name in _VIEWS and not _indexes_with_tensors(operation):
+        return [None if v is None else Axis(1, 1, v.shape.numel()) for v in outputs]
+    if operation.name in _VIEWS and len(operation.operands) == 1:
         return axis.carried_by_view(lambda t: operation.replay([t]), source.shape)
-    return [v and _kept(operation, source, axis, v) for v in outputs]
-
-
-def _indexes_with_tensors(operation: Operation) -> bool:
-    return len(operation.operands) > 1 and operation.name not in ("reshape_as", "view_as", "expand_as")
+    return [None if v is None else _kept(operation, source, axis, v) for v in outputs]
 
 
 def _kept(operation: Operation, source: Value, axis: Axis, output: Value) -> Axis | None:
@@ -78,6 +78,8 @@ def _kept(operation: Operation, source: Value, axis: Axis, output: Value) -> Axi
     elif len(after) > len(before) and operation.kind is not Kind.EMBEDDING:
         moved = dim + len(after) - len(before)
     if moved is not None:
+        if moved >= len(after):
+            return None
         return Axis.of(after, moved, axis.size) if after[moved] == before[dim] else None
     return axis.kept(before, after)
 

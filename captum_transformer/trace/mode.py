@@ -22,9 +22,9 @@ from captum_transformer.trace.functions import Function, Kind, describe, request
 from captum_transformer.trace.layout import lay_out
 from captum_transformer.trace.tape import Operand, Operation, Tape, Value, tensors_in
 
-
 # Token ids become features by looking them up in a table, and stay token ids under these.
 _LOOKUPS = frozenset({"embedding", "getitem", "index_select"})
+_LIKE_ANOTHER = frozenset({"expand_as", "reshape_as", "view_as", "type_as"})
 _BATCH_NORM = inspect.signature(F.batch_norm)
 _KEEPS_IDS = frozenset({"to", "long", "int", "type", "clamp", "clip"})
 
@@ -33,8 +33,15 @@ class ForwardRule(Protocol):
     """A rule that changes how autograd sees an operation, never what the operation computes."""
 
     def __call__(
-        self, kind: Kind, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
-        *, name: str, attention: bool, tape: Tape,
+        self,
+        kind: Kind,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        name: str,
+        attention: bool,
+        tape: Tape,
     ) -> Any:
         """Returns the result of the operation, or ``NotImplemented`` to leave it as it is."""
 
@@ -58,7 +65,7 @@ class Trace(TorchFunctionMode):
         rule: ForwardRule | None = None,
     ) -> None:
         super().__init__()
-        self.tape = Tape(keep)
+        self.tape = Tape(keep, lay_out)
         self.calls: list[AttentionCall] = []
         self._names = names or {}
         self._rule = rule
@@ -85,6 +92,8 @@ class Trace(TorchFunctionMode):
                 return function.body(*args, **kwargs)
         if function.kind is Kind.DROPOUT:
             return args[0] if args else kwargs["input"]
+        if function.name in _LIKE_ANOTHER:
+            return self._run_like_another(function.name, *args, **kwargs)
         args, kwargs = _deterministic(func, function, args, kwargs)
         values = {id(t): self.tape.find(t) for t in tensors_in((args, kwargs))}
         traced = any(value is not None for value in values.values())
@@ -101,6 +110,13 @@ class Trace(TorchFunctionMode):
             )
         return self._run(func, function, args, kwargs, values, inplace=inplace)
 
+    def _run_like_another(self, name: str, tensor: Tensor, other: Tensor) -> Any:
+        """Of the other tensor only the shape or the type counts, so it is no operand."""
+        with self:
+            if name == "type_as":
+                return tensor.to(other.device, other.dtype)
+            return getattr(tensor, name.removesuffix("_as"))(other.shape)
+
     def _run(
         self,
         func: Callable[..., Any],
@@ -111,7 +127,9 @@ class Trace(TorchFunctionMode):
         *,
         inplace: bool,
     ) -> Any:
-        attention = function.kind is Kind.ATTENTION or _applies_probabilities(function, args, values)
+        attention = function.kind is Kind.ATTENTION or _applies_probabilities(
+            function, args, values
+        )
         operands: list[Operand] = []
         keep = attention or function.kind in self.tape.keep
 
@@ -136,8 +154,13 @@ class Trace(TorchFunctionMode):
         result = NotImplemented
         if self._rule is not None:
             result = self._rule(
-                function.kind, func, args, kwargs,
-                name=function.name, attention=attention, tape=self.tape,
+                function.kind,
+                func,
+                args,
+                kwargs,
+                name=function.name,
+                attention=attention,
+                tape=self.tape,
             )
         if result is NotImplemented:
             result = func(*args, **kwargs)
@@ -155,7 +178,6 @@ class Trace(TorchFunctionMode):
         operation = self.tape.append(
             function.name, kind, call, frozen_args, frozen_kwargs, operands, outputs
         )
-        lay_out(operation)
         if outputs[0] is not None and (kind is Kind.EMBEDDING or (keep and kind is Kind.LINEAR)):
             operation.result = self.tape.operand(outputs[0], None, keep=True)
         if outputs[0] is not None and (kind is Kind.EMBEDDING or attention):
@@ -196,7 +218,7 @@ class Trace(TorchFunctionMode):
         layer, module = len(self.calls), self._calling_module()
         call: AttentionCall
         if operation.kind is Kind.ATTENTION:
-            call = _fused(layer, module, operation, args, kwargs)
+            call = _fused(layer, module, operation, kwargs)
         else:
             call = _explicit(layer, module, operation, args)
         operation.attention = call
@@ -274,9 +296,7 @@ def _applies_probabilities(
     return weights.keys.dim(weights.shape) == last and len(value.shape) >= 2
 
 
-def _fused(
-    layer: int, module: str, operation: Operation, args: Any, kwargs: dict[str, Any]
-) -> FusedAttention:
+def _fused(layer: int, module: str, operation: Operation, kwargs: dict[str, Any]) -> FusedAttention:
     query: Operand = kwargs["query"]
     mask = kwargs.get("attn_mask")
     scale = kwargs.get("scale")

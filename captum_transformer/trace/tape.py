@@ -17,7 +17,6 @@ from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import Kind
 
 
-
 class Value:
     """One version of a tensor that the inputs reach.
 
@@ -94,7 +93,7 @@ class Operand:
 
 @dataclass(eq=False, slots=True)
 class Operation:
-    """One recorded operation; its tensor arguments stand as `Operand` in ``args`` and ``kwargs``."""
+    """One recorded operation; tensors stand as `Operand` in its ``args`` and ``kwargs``."""
 
     index: int
     name: str
@@ -142,10 +141,16 @@ class _Entry:
 
 
 class Tape:
-    """Records operations and knows, for each living tensor, which value it holds."""
+    """Records operations and knows, for each living tensor, which value it holds.
 
-    def __init__(self, keep: frozenset[Kind]) -> None:
+    Args:
+        keep: the kinds of operation whose operands' data is kept.
+        lay_out: fills in where the axes lie in a new operation's outputs.
+    """
+
+    def __init__(self, keep: frozenset[Kind], lay_out: Callable[[Operation], None]) -> None:
         self.keep = keep
+        self._lay_out = lay_out
         self.operations: list[Operation] = []
         self.values = 0
         self._entries: dict[int, _Entry] = {}
@@ -154,6 +159,7 @@ class Tape:
         self._rootless: set[Any] = set()
 
     def new_value(self, tensor: Tensor) -> Value:
+        """A new value, held by this tensor."""
         value = Value(self.values, tensor)
         self.values += 1
         self.hold(tensor, value)
@@ -187,6 +193,7 @@ class Tape:
         return None
 
     def operand(self, tensor: Tensor, value: Value | None, *, keep: bool) -> Operand:
+        """An operand; if its data is kept, writes into the tensor will not change it."""
         operand = Operand(tensor, value, keep=keep)
         if keep and not isinstance(tensor, torch.nn.Parameter):
             self._kept.setdefault(tensor.untyped_storage().data_ptr(), []).append(operand)
@@ -216,10 +223,13 @@ class Tape:
         def write(*traced: Tensor) -> Tensor:
             under = traced[0] if old is not None else traced[0].new_zeros(background.size)
             over = traced[-1] if source is not None else under.new_zeros(patch.size)
-            return torch.as_strided_scatter(under, over, *layout)
+            # Not torch.as_strided_scatter: its derivative for the background is wrong.
+            result = under.clone()
+            result.as_strided(*layout).copy_(over)
+            return result
 
         operands = [o for o in (background, patch) if o.value is not None]
-        self.append("as_strided_scatter", Kind.SHAPE, write, tuple(operands), {}, operands, [base])
+        self.append("write_view", Kind.SHAPE, write, tuple(operands), {}, operands, [base])
 
     def _reread(self, tensor: Tensor) -> Value | None:
         """The value of a view whose memory was written through another tensor."""
@@ -232,7 +242,12 @@ class Tape:
                 "`autograd.Function`). Write it with ordinary torch functions."
             )
         operand = self.operand(base, source, keep=False)
-        args = (operand, tensor.shape, tensor.stride(), tensor.storage_offset() - base.storage_offset())
+        args = (
+            operand,
+            tensor.shape,
+            tensor.stride(),
+            tensor.storage_offset() - base.storage_offset(),
+        )
         self.append("as_strided", Kind.SHAPE, torch.as_strided, args, {}, [operand], [tensor])
         return self._entries[id(tensor)].value
 
@@ -261,6 +276,7 @@ class Tape:
             value.operation = operation
             value.ancestors, value.attention = ancestors, attention
             operation.outputs.append(value)
+        self._lay_out(operation)
         return operation
 
     def _refuse_unseen(self, tensor: Tensor) -> None:

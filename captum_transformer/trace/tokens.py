@@ -5,6 +5,7 @@ from torch import Tensor
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import AttentionCall, FusedAttention
 from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.tape import Operand, Operation, Tape, Value
 
 _TOKEN_WISE = frozenset(
@@ -38,6 +39,8 @@ def token_value(source: Value, calls: list[AttentionCall]) -> Value:
     Raises:
         UnsupportedOperationError: if no attention call gets tokens from the input.
     """
+    if source.holds_ids:
+        return source
     for call in calls:
         for operand in (_query(call), call.value):
             value = operand.value
@@ -55,23 +58,34 @@ def _query(call: AttentionCall) -> Operand:
 
 
 def _walk_back(value: Value, source: Value) -> Value:
-    projected: Value | None = None
-    while value is not source:
-        operation = value.operation
-        if operation is None or not _is_token_wise(operation):
-            return value
-        if operation.kind is Kind.LINEAR:
-            projected = value
-        parents = [v for _, v in operation.traced() if v is source or v.descends_from(source)]
-        if len(parents) > 1 and operation.kind is not Kind.MATMUL:
-            return value
-        value = parents[0]
-    return value if projected is None or _is_given_as_tokens(source) else projected
+    """The last value that everything passes through before tokens are made from the source."""
+    frontier, tokens, projected = {value}, value, False
+    while source not in frontier:
+        if len(frontier) == 1:
+            (tokens,) = frontier
+        latest = max(frontier, key=lambda v: v.index)
+        frontier.remove(latest)
+        operation = latest.operation
+        if operation is None:
+            raise RuntimeError("only values that descend from the source are walked through")
+        if not _is_token_wise(operation) and (projected or operation.kind is not Kind.CONV):
+            return tokens
+        projected = projected or operation.kind in (Kind.LINEAR, Kind.CONV)
+        parents = _parents(operation, source)
+        frontier.update(parents)
+        if parents == [source] and operation.kind is Kind.LINEAR and len(source.shape) != 3:
+            return latest
+    return source if len(source.shape) == 3 else tokens
 
 
-def _is_given_as_tokens(source: Value) -> bool:
-    """Whether an input consists of token ids or of embeddings ``(samples, tokens, features)``."""
-    return len(source.shape) == 3 or source.holds_ids
+def _parents(operation: Operation, source: Value) -> list[Value]:
+    """What an operation's tokens come from: of a product of queries and keys the queries."""
+    values = [value for _, value in operation.traced()]
+    signal = signal_of(operation)
+    if signal is not None:
+        values = [value for value, is_signal in zip(values, signal, strict=True) if is_signal]
+    parents = [value for value in values if value is source or value.descends_from(source)]
+    return parents[:1] if operation.kind is Kind.MATMUL else parents
 
 
 def _is_token_wise(operation: Operation) -> bool:
@@ -93,9 +107,7 @@ def per_token(relevance: Tensor, value: Value) -> Tensor:
     return relevance.reshape(value.samples.size, -1)
 
 
-def projections_of(
-    call: AttentionCall, tape: Tape
-) -> tuple[list[Operation], list[Operation]]:
+def projections_of(call: AttentionCall, tape: Tape) -> tuple[list[Operation], list[Operation]]:
     """The linear layers of an attention block: those before its call, and the one behind it."""
     into: list[Operation] = []
     stack = [value for _, value in call.operation.traced()]

@@ -1,0 +1,118 @@
+"""Relevance through linear maps: the alpha-beta rule, and the z-B rule for pixels."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_transformer.rules.propagate import transposed, unsupported
+from captum_transformer.trace.attention import in_full, ratio
+from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.tape import Operand, Operation
+
+
+def positive_part(product: Tensor, absolute: Tensor, terms: int) -> Tensor:
+    """``sum max(x w, 0)`` from ``sum x w`` and ``sum |x w|``; rounding noise counts as zero."""
+    noise = 4 * torch.finfo(product.dtype).eps * max(terms, 1) ** 0.5
+    positive = (product + absolute) / 2
+    return torch.where(positive <= noise * absolute, torch.zeros_like(positive), positive)
+
+
+def linear_rule(operation: Operation, relevance: Tensor) -> Tensor:
+    """The alpha-beta rule on ``F.linear``; the bias takes nothing."""
+    signal, weight, *rest = operation.operands
+    x, w = in_full(signal), in_full(weight)
+    bias = in_full(rest[0]) if rest else None
+    if operation.result is not None and operation.result.dtype == x.dtype:
+        product = operation.result.tensor if bias is None else operation.result.tensor - bias
+    else:
+        product = F.linear(x, w)
+    magnitude, weights = x.abs(), w.abs()
+    positive = positive_part(product, F.linear(magnitude, weights), w.shape[-1])
+    quotient = ratio(relevance, positive)
+    return (x * (quotient @ w) + magnitude * (quotient @ weights)) / 2
+
+
+def alpha_beta_rule(operation: Operation, relevance: Tensor) -> Tensor:
+    """The alpha-beta rule on any product of a signal with weights."""
+    ((signal, _),) = operation.traced()
+    x = in_full(signal)
+    plain, absolute = _without_bias(operation, _same), _without_bias(operation, torch.abs)
+    with torch.no_grad():
+        product, magnitude = plain.replay([x])[0], absolute.replay([x.abs()])[0]
+    positive = positive_part(product, magnitude, signal.size[-1])
+    quotient = ratio(relevance, positive)
+    (share,) = transposed(plain, [x], [quotient])
+    (share_of_magnitude,) = transposed(absolute, [x.abs()], [quotient])
+    if share is None or share_of_magnitude is None:
+        raise unsupported(operation, "the signal has no derivative")
+    return (x * share + x.abs() * share_of_magnitude) / 2
+
+
+def _without_bias(operation: Operation, change: Callable[[Tensor], Tensor]) -> Operation:
+    """The operation with its weights changed and its bias left out."""
+    bias = _bias_operand(operation)
+
+    def changed(argument: object) -> object:
+        if isinstance(argument, Operand) and argument.value is None:
+            tensor = in_full(argument)
+            value = torch.zeros_like(tensor) if argument is bias else change(tensor)
+            return Operand(value, None, keep=True)
+        if isinstance(argument, (list, tuple)):
+            return type(argument)(changed(a) for a in argument)
+        return argument
+
+    return Operation(
+        operation.index,
+        operation.name,
+        operation.kind,
+        operation.call,
+        tuple(changed(a) for a in operation.args),
+        {key: changed(a) for key, a in operation.kwargs.items()},
+        operation.operands,
+        operation.outputs,
+    )
+
+
+def _bias_operand(operation: Operation) -> Operand | None:
+    if operation.name in ("addmm", "baddbmm"):
+        bias = operation.args[0] if operation.args else operation.kwargs["input"]
+    elif operation.kind in (Kind.CONV, Kind.LINEAR):
+        bias = operation.args[2] if len(operation.args) > 2 else operation.kwargs.get("bias")
+    else:
+        bias = None
+    return bias if isinstance(bias, Operand) else None
+
+
+def is_first_convolution(operation: Operation) -> bool:
+    """Whether a convolution works on an input of the model itself."""
+    ((_, value),) = operation.traced()
+    return value.origin.operation is None
+
+
+def z_box_rule(operation: Operation, relevance: Tensor) -> Tensor:
+    """The z-B rule for pixels, with each sample's own minimum and maximum as the box."""
+    ((signal, _),) = operation.traced()
+    x = in_full(signal)
+    dims = tuple(range(1, x.ndim))
+    low = x.amin(dims, keepdim=True).expand_as(x)
+    high = x.amax(dims, keepdim=True).expand_as(x)
+    parts = [
+        (x, _without_bias(operation, _same), 1),
+        (low, _without_bias(operation, lambda w: w.clamp(min=0)), -1),
+        (high, _without_bias(operation, lambda w: w.clamp(max=0)), -1),
+    ]
+    with torch.no_grad():
+        total = sum(sign * part.replay([point])[0] for point, part, sign in parts)
+    quotient = ratio(relevance, torch.as_tensor(total))
+    result = torch.zeros_like(x)
+    for point, part, sign in parts:
+        (share,) = transposed(part, [point], [quotient])
+        if share is not None:
+            result = result + sign * point * share
+    return result
+
+
+def _same(weight: Tensor) -> Tensor:
+    return weight
