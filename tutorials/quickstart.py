@@ -12,9 +12,11 @@ takes less than three minutes on two CPU cores and uses a GPU if there is one.
 from __future__ import annotations
 
 import argparse
+import re
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +41,7 @@ from captum_transformer import (
     RawAttention,
     TransformerAttribution,
 )
+from captum_transformer.visualization import overlay, to_display
 from lightning_callbacks import AttributionMonitor
 
 METHODS: dict[str, Callable[[nn.Module], Attribution]] = {
@@ -47,6 +50,7 @@ METHODS: dict[str, Callable[[nn.Module], Attribution]] = {
     "ConservativeLRP": ConservativeLRP,
     "AttentionGradCam": AttentionGradCam,
     "PartialLRP": PartialLRP,
+    "Full LRP": partial(TransformerAttribution, propagate_to_input=True),
     "RawAttention": RawAttention,
     "AttentionRollout": AttentionRollout,
     "Captum's IntegratedGradients": IntegratedGradients,
@@ -61,7 +65,7 @@ class Mosaics(NamedTuple):
     Attributes:
         images: ``(B, 1, 16, 16)``, ink from 0 to 1.
         digits: ``(B, 4)``, which digit each cell holds, row by row.
-        labels: ``(B, 10)``, 1 for every digit that is somewhere in the picture.
+        labels: ``(B, 10)``, 1 for each of the four, 0 for the others.
     """
 
     images: Tensor
@@ -70,20 +74,21 @@ class Mosaics(NamedTuple):
 
     @classmethod
     def draw(cls, images: Tensor, digits: Tensor, count: int, seed: int) -> Mosaics:
-        """Puts together `count` mosaics of randomly chosen digits."""
+        """Puts together about `count` mosaics at random, each of four different digits."""
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randint(len(images), (count, 4), generator=generator)
-        mosaics = images[chosen].view(-1, 2, 2, CELL, CELL).transpose(2, 3)
-        return cls(
-            images=mosaics.reshape(-1, 1, 2 * CELL, 2 * CELL),
-            digits=digits[chosen],
-            labels=F.one_hot(digits[chosen], 10).amax(1).float(),
-        )
+        chosen = torch.randint(len(images), (2 * count, 4), generator=generator)
+        labels = F.one_hot(digits[chosen], 10).amax(1)
+        distinct = labels.sum(1) == 4  # as good as half of them
+        chosen, labels = chosen[distinct], labels[distinct]
+        cells = images[chosen].view(-1, 2, 2, CELL, CELL)
+        mosaics = cells.transpose(2, 3).reshape(-1, 1, 2 * CELL, 2 * CELL)
+        return cls(mosaics, digits[chosen], labels.float())
 
-    def without_repeated_digits(self) -> Mosaics:
-        """Those mosaics in which every digit has one cell of its own."""
-        distinct = self.labels.sum(1) == 4
-        return Mosaics(*(values[distinct] for values in self))
+    def repeated(self, times: int) -> Mosaics:
+        return Mosaics(*(values.repeat_interleave(times, 0) for values in self))
+
+    def first(self, count: int) -> Mosaics:
+        return Mosaics(*(values[:count] for values in self))
 
     def loader(self, *, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
         dataset = TensorDataset(self.images, self.labels)
@@ -117,13 +122,13 @@ class DigitFinder(pl.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.vit(images)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, labels = batch
         loss = F.binary_cross_entropy_with_logits(self(images), labels)
         self.log("train/loss", loss)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         images, labels = batch
         logits = self(images)
         right = (logits > 0) == (labels > 0)
@@ -132,9 +137,9 @@ class DigitFinder(pl.LightningModule):
         self.log("val/mosaics", right.all(1).float().mean(), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=4e-3, weight_decay=0.05)
+        optimizer = torch.optim.AdamW(self.parameters(), betas=(0.9, 0.98), weight_decay=0.05)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=4e-3, total_steps=int(self.trainer.estimated_stepping_batches)
+            optimizer, max_lr=8e-3, total_steps=int(self.trainer.estimated_stepping_batches)
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
@@ -167,36 +172,32 @@ def share_in_cell(maps: Tensor, cells: Tensor) -> float:
 
 def draw_figure(model: nn.Module, mosaics: Mosaics, path: Path) -> None:
     """Draws two explanations of each mosaic: for the digit at its top left and at its top right."""
-    twice = Mosaics(*(values.repeat_interleave(2, 0) for values in mosaics))
+    twice = mosaics.repeated(2)
     cells = torch.arange(len(twice.images)) % 2
     explained = explain(model, twice, cells)
+    pictures = F.interpolate(twice.images, scale_factor=8, mode="bicubic").clamp(0, 1)
 
-    rows, columns = len(cells), len(explained)
-    figure = Figure(figsize=(1.25 * columns, 1.25 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for column, (name, (maps, _)) in enumerate(explained.items()):
-        axes[0, column].set_title("\n".join(_words(name)), fontsize=8)
-        for row, cell in enumerate(cells.tolist()):
-            axis, ink, relevance = axes[row, column], twice.images[row, 0], maps[row]
-            scale = relevance.abs().max().item() or 1.0
-            axis.imshow(relevance, cmap="bwr", vmin=-scale, vmax=scale)
-            axis.imshow(torch.zeros_like(ink), cmap="gray", vmin=0, vmax=1, alpha=ink.numpy())
-            corner = (cell % 2 * CELL - 0.5, cell // 2 * CELL - 0.5)
-            axis.add_patch(Rectangle(corner, CELL, CELL, fill=False, color="limegreen", lw=2.5))
+    rows, columns = len(cells), 1 + len(explained)
+    figure = Figure(figsize=(1.2 * columns, 1.2 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns)
+    axes[0, 0].set_title("Held-out\nmosaic", fontsize=9)
+    for row, cell in enumerate(cells.tolist()):
+        axes[row, 0].imshow(to_display(pictures[row]))
+        axes[row, 0].set_ylabel(f"why a {twice.digits[row, cell]}?", fontsize=11)
+        for column, (name, (maps, _)) in enumerate(explained.items(), start=1):
+            axes[row, column].imshow(overlay(pictures[row], maps[row], smooth=True))
+            # One word to a line, as the columns are narrow.
+            axes[0, column].set_title(re.sub(r"(?<=[a-z])(?=[A-Z])| ", "\n", name), fontsize=9)
+        for axis in axes[row]:
+            side = pictures.shape[-1] / 2
+            axis.add_patch(Rectangle((cell * side, 0), side, side, fill=False, ec="lime", lw=2))
             axis.set(xticks=[], yticks=[])
-            if column == 0:
-                axis.set_ylabel(f"why a {twice.digits[row, cell]}?", fontsize=9)
     figure.savefig(path, dpi=130)
-
-
-def _words(name: str) -> list[str]:
-    """CamelCase, word by word: the titles of narrow columns."""
-    return "".join(f" {c}" if c.isupper() else c for c in name).split()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--mosaics", type=int, default=2**14, help="training mosaics per epoch")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
     args = parser.parse_args()
@@ -206,8 +207,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers")
 
     train_digits, held_out_digits = split_digits()
-    train = Mosaics.draw(*train_digits, count=args.epochs * args.mosaics, seed=1)
-    held_out = Mosaics.draw(*held_out_digits, count=1000, seed=2).without_repeated_digits()
+    train = Mosaics.draw(*train_digits, count=2**16, seed=1)
+    held_out = Mosaics.draw(*held_out_digits, count=500, seed=2)
 
     model = DigitFinder()
     trainer = pl.Trainer(
@@ -219,7 +220,7 @@ def main() -> None:
         callbacks=[
             AttributionMonitor(
                 methods={"chefer": TransformerAttribution, "lrp": ConservativeLRP},
-                classes=("predicted", 3),
+                classes=("label", "predicted"),
                 num_samples=4,
             )
         ],
@@ -230,15 +231,18 @@ def main() -> None:
     trainer.fit(model, train.loader(shuffle=True), held_out.loader())
     model.to(trainer.strategy.root_device).eval()
 
+    right = trainer.callback_metrics
+    print(f"\nOn held-out mosaics, {right['val/digits']:.1%} of the model's answers are right.")
+
     cells = torch.arange(len(held_out.images)) % 4
-    print("\nOf the positive relevance, how much lies in the cell of the explained digit?\n")
+    print("Of the positive relevance, how much lies in the cell of the explained digit?\n")
     print(f"{'method':<30}{'in the right cell':>18}{'ms per image':>15}")
     print(f"{'(chance)':<30}{0.25:>18.1%}")
     for name, (maps, seconds) in explain(model, held_out, cells).items():
         print(f"{name:<30}{share_in_cell(maps, cells):>18.1%}{1000 * seconds:>15.2f}")
 
     picture = args.out / "explanations.png"
-    draw_figure(model, Mosaics(*(values[:3] for values in held_out)), picture)
+    draw_figure(model, held_out.first(3), picture)
     print(f"\nThe explanations of three held-out mosaics, side by side:  {picture}")
     print(f"How they came about, epoch by epoch:  tensorboard --logdir {args.out}")
 
