@@ -199,12 +199,13 @@ class AttributionMonitor(Callback):
         """
         if trainer.sanity_checking or not self._due or not trainer.is_global_zero:
             return
-        ready = self._complete
-        with self._failures.tolerated("read the batch"):
-            if not self._complete:
+        if not self._complete:
+            # A run whose batches can't be read is over, as if it had been explained.
+            self._due = False
+            with self._failures.tolerated("read the batch"):
                 self._collect(pl_module, batch, dataloader_idx)
-            ready = self._complete or dataloader_idx > 0 or _is_last_batch(trainer)
-        if ready:
+                self._due = True
+        if self._due and (self._complete or dataloader_idx > 0 or _is_last_batch(trainer)):
             self._due, self._complete = False, True
             self._explain(trainer, pl_module)
 

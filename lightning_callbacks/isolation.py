@@ -80,7 +80,7 @@ def _buffers(module: nn.Module) -> Iterator[None]:
     finally:
         with torch.inference_mode(mode=False), torch.no_grad():
             for part, name, buffer, values in saved:
-                # Version counters would be cheaper, but batch normalisation doesn't count its writes.
+                # By value: batch normalisation doesn't count its writes in the version.
                 if not torch.equal(buffer, values):
                     buffer.copy_(values)
                 setattr(part, name, buffer)

@@ -11,7 +11,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-BatchToInputs: TypeAlias = "Callable[[Any], tuple[Any, ...]]"
+BatchToInputs: TypeAlias = Callable[[Any], Any]
 """Reads ``(inputs, labels)`` or ``(inputs, labels, additional_forward_args)`` from a batch."""
 
 INPUT_KEYS = (
@@ -125,7 +125,7 @@ def read_batch(
     arguments: Any = ()
     if batch_to_inputs is not None:
         parts = batch_to_inputs(batch)
-        if len(parts) not in (2, 3):
+        if not isinstance(parts, tuple) or len(parts) not in (2, 3):
             raise ValueError(
                 "batch_to_inputs must return (inputs, labels) or (inputs, labels, "
                 f"additional_forward_args), got {_describe(parts)}."

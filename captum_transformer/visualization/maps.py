@@ -224,12 +224,12 @@ def scale_map(
 
 
 def _own_scale(values: Tensor, quantile: float) -> float:
-    sizes = values.abs().flatten().sort().values
+    sizes = values.abs().flatten()
     # Not torch.quantile: it refuses more than 2**24 values and interpolates, so that the strongest
     # value of a small map would never be reached.
-    own = float(sizes[math.ceil(quantile * len(sizes)) - 1])
+    own = float(sizes.kthvalue(math.ceil(quantile * len(sizes))).values)
     # A map with a handful of non-zero values has a quantile of zero.
-    return own if own > 0 else float(sizes[-1])
+    return own if own > 0 else float(sizes.max())
 
 
 def _patch_length(values: Tensor) -> int:

@@ -114,7 +114,7 @@ def color_bar(canvas: Canvas, scaled: ScaledMap, x: int, y: int, height: int) ->
     values = torch.linspace(top, bottom, height)[:, None].expand(-1, _BAR)
     # Over the grey of an image of one colour, so that the bar looks as the heatmap does.
     grey = np.full((height, _BAR, 3), 128, np.uint8)
-    canvas.paste(blend(grey, scaled._replace(values=values)), x, y)
+    canvas.paste(blend(grey, ScaledMap(values, scaled.scale, scaled.signed)), x, y)
     ticks = {top: scaled.scale, 0.0: 0.0, bottom: bottom * scaled.scale}
     for position, value in ticks.items():
         share = (top - position) / (top - bottom) if top > bottom else 1.0

@@ -1,19 +1,14 @@
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
-
-# Lightning's advice about worker processes and the like is not what is tested here.
-LIGHTNING_ADVICE = "ignore::UserWarning:(pytorch_lightning|lightning)"
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    with warnings.catch_warnings():
-        yield
+    yield
     torch.set_num_threads(before)
 
 

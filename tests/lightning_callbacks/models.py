@@ -71,7 +71,7 @@ def classifier(pl, model=None, loss=F.cross_entropy):
 
         def validation_step(self, batch, batch_idx, dataloader_idx=0):
             x, y = self._read(batch)
-            self.log("val_loss", loss(self(x), y), add_dataloader_idx=False)
+            self.log("val_loss", loss(self(x), y))
 
         def configure_optimizers(self):
             return torch.optim.AdamW(self.parameters(), lr=1e-2)
