@@ -9,9 +9,11 @@ import torch
 from captum._utils.common import _format_additional_forward_args, _select_targets
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.checkpoint import CheckpointError
 
 from captum_transformer.errors import (
     AmbiguousOutputError,
+    ExplanationError,
     InvalidInputError,
     InvalidLayerError,
     InvalidTargetError,
@@ -29,8 +31,8 @@ NO_ATTENTION = (
     "F.scaled_dot_product_attention, F.multi_head_attention_forward (nn.MultiheadAttention, "
     "nn.TransformerEncoder), and softmax over keys followed by a matrix product. If the model has "
     "attention, it runs where torch functions can't be seen: the flash-attn package, "
-    "`flex_attention`, scripted or exported code, a custom `autograd.Function`, or under the "
-    "model's own `torch.no_grad()`. Switch to plain PyTorch attention, for instance "
+    "`flex_attention`, scripted or exported code, a custom `autograd.Function`, reentrant "
+    "checkpointing, or the model's own `torch.no_grad()`. Switch to plain PyTorch attention, for instance "
     "`attn_implementation='sdpa'` in Transformers."
 )
 
@@ -95,15 +97,22 @@ class TracedForward:
         """The gradient of the selected outputs at some points of the graph."""
         if not points:
             return []
-        return list(
-            torch.autograd.grad(
+        try:
+            gradients = torch.autograd.grad(
                 selected.sum(),
                 list(points),
                 retain_graph=True,
                 allow_unused=True,
                 materialize_grads=True,
             )
-        )
+        except CheckpointError as reason:
+            raise ExplanationError(
+                "The model checkpoints activations, and what it recomputes in the backward pass is "
+                "not what was traced. Switch checkpointing off while it is explained, for instance "
+                "`model.set_grad_checkpointing(False)` in timm or "
+                "`model.gradient_checkpointing_disable()` in Transformers."
+            ) from reason
+        return list(gradients)
 
     def layers(self) -> list[AttentionCall]:
         """The attention calls; an error if there are none."""

@@ -1,0 +1,236 @@
+"""The token flow against matrices that are built by hand from explicit attention maps."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captum_transformer import AttentionRollout, GenericAttentionRelevance, RawAttention
+from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.rules.flow import KEEP, TokenFlow
+from captum_transformer.trace import traced_forward
+
+WIDTH, HEADS, TOKENS = 8, 2, 6
+
+
+def maps_of(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention probabilities (with a graph) and what they make of the values."""
+    q, k, v = block.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+    weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+    return weights, block.out((weights @ v).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 16), nn.GELU(), nn.Linear(16, WIDTH))
+
+
+class Model(nn.Module):
+    """Two blocks; how they are wired and what the head reads is up to the subclasses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.head = nn.Linear(WIDTH, 4)
+        self.double()
+
+    def forward(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        for block in self.blocks:
+            x, weights = self.block(block, x)
+            if maps is not None:
+                maps.append(weights)
+        return self.read(x)
+
+    def block(self, block, x):
+        weights, out = maps_of(block, block.norm(x))
+        x = x + out
+        return x + block.mlp(block.norm2(x)), weights
+
+    def read(self, x):
+        return self.head(x[:, 0])
+
+    row = torch.eye(TOKENS, dtype=torch.float64)[0]
+
+
+class MeanPooled(Model):
+    def read(self, x):
+        return self.head(x.mean(1))
+
+    row = torch.full((TOKENS,), 1 / TOKENS, dtype=torch.float64)
+
+
+class MaskedMean(Model):
+    def read(self, x):
+        mask = torch.tensor([1.0, 1, 1, 0, 1, 0], dtype=x.dtype)[None, :, None]
+        return self.head((x * mask).sum(1) / mask.sum(1))
+
+    row = torch.tensor([1, 1, 1, 0, 1, 0], dtype=torch.float64) / 4
+
+
+class TwoTokens(Model):
+    def read(self, x):
+        return (self.head(x[:, 0]) + self.head(x[:, 1])) / 2
+
+    row = torch.tensor([0.5, 0.5, 0, 0, 0, 0], dtype=torch.float64)
+
+
+class LastToken(Model):
+    def read(self, x):
+        return self.head(x[torch.arange(len(x)), torch.full((len(x),), TOKENS - 1)])
+
+    row = torch.eye(TOKENS, dtype=torch.float64)[-1]
+
+
+class Parallel(Model):
+    def block(self, block, x):
+        weights, out = maps_of(block, block.norm(x))
+        return x + out + block.mlp(block.norm2(x)), weights
+
+
+class ParallelFirst(Model):
+    def block(self, block, x):
+        weights, out = maps_of(block, block.norm(x))
+        return block.mlp(block.norm2(x)) + out + x, weights
+
+
+class PostNorm(Model):
+    def block(self, block, x):
+        weights, out = maps_of(block, x)
+        x = block.norm(out + x)
+        return block.norm2(block.mlp(x) + x), weights
+
+
+class Gated(Model):
+    def block(self, block, x):
+        weights, out = maps_of(block, block.norm(x))
+        x = x + out * torch.tensor(0.3, dtype=x.dtype)
+        up, gate = block.mlp[0](block.norm2(x)).chunk(2, -1)
+        return x + F.silu(gate) * up, weights
+
+
+class InPlace(Model):
+    def block(self, block, x):
+        weights, out = maps_of(block, block.norm(x))
+        x = x.clone()
+        x += out
+        return block.mlp(block.norm2(x)).add_(x), weights
+
+
+WIRINGS = [
+    Model,
+    MeanPooled,
+    MaskedMean,
+    TwoTokens,
+    LastToken,
+    Parallel,
+    ParallelFirst,
+    PostNorm,
+    Gated,
+    InPlace,
+]
+
+
+def by_hand(model: Model, x: Tensor, target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of ICCV 2021's R, of the normalised rollout, and of the last map."""
+    maps: list[Tensor] = []
+    score = model(x, maps)[:, target].sum()
+    gradients = torch.autograd.grad(score, maps)
+    eye = torch.eye(TOKENS, dtype=x.dtype)
+    relevance, rollout = eye, eye
+    for weights, gradient in zip(maps, gradients, strict=True):
+        relevance = relevance + (weights * gradient).relu().mean(1) @ relevance
+        attention = eye + weights.mean(1)
+        rollout = attention / attention.sum(-1, keepdim=True) @ rollout
+    row = model.row
+    return row @ relevance, row @ rollout, row @ maps[-1].mean(1)
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_the_flow_equals_the_row_of_explicit_matrices(wiring):
+    model = wiring()
+    x = torch.randn(3, TOKENS, WIDTH, dtype=torch.float64)
+    relevance, rollout, last = by_hand(model, x, 2)
+    torch.testing.assert_close(GenericAttentionRelevance(model).attribute_tokens(x, 2), relevance)
+    torch.testing.assert_close(AttentionRollout(model).attribute_tokens(x, 2), rollout)
+    torch.testing.assert_close(RawAttention(model).attribute_tokens(x, 2), last)
+
+
+def test_full_maps_are_the_product_of_the_layers():
+    model, x = Model(), torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    maps = GenericAttentionRelevance(model).relevance_maps(x, 1)
+    expected, _, _ = by_hand(model, x, 1)
+    torch.testing.assert_close(maps["x", "x"][:, 0], expected)
+
+
+class Windows(Model):
+    """Attention within two shifted windows, then the tokens of each pair are merged."""
+
+    def block(self, block, x):
+        rolled = x.roll(1, 1).unflatten(1, (2, 3)).flatten(0, 1)
+        weights, out = maps_of(block, block.norm(rolled))
+        return x + out.unflatten(0, (-1, 2)).flatten(1, 2).roll(-1, 1), weights
+
+    def read(self, x):
+        merged = torch.cat([x[:, 0::2], x[:, 1::2]], -1)
+        return self.head(merged[..., :WIDTH] + merged[..., WIDTH:]).mean(1)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_windows_and_merging_equal_explicit_matrices(normalize):
+    model, x = Windows(), torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    maps: list[Tensor] = []
+    model(x, maps)
+    shift = torch.eye(TOKENS, dtype=x.dtype).roll(1, 0)
+    row = torch.full((1, TOKENS), 1 / TOKENS, dtype=x.dtype).expand(2, 1, TOKENS)
+    for weights in reversed(maps):
+        attention = weights.mean(1).unflatten(0, (2, 2))
+        blocks = torch.stack([torch.block_diag(*sample) for sample in attention])
+        matrix = torch.eye(TOKENS, dtype=x.dtype) + shift.T @ blocks @ shift
+        if normalize:
+            matrix = matrix / matrix.sum(-1, keepdim=True)
+        row = row @ matrix
+    method = AttentionRollout(model, normalize_rows=normalize)
+    torch.testing.assert_close(method.attribute_tokens(x, 0), row[:, 0])
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        nn.Conv2d(3, 4, 4, stride=4),
+        nn.Conv2d(3, 4, 3, stride=2, padding=1),
+        nn.Conv2d(3, 6, 3, stride=2, padding=1, groups=3),
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 2, stride=2, dilation=2), nn.AvgPool2d(2)),
+    ],
+    ids=["patches", "overlapping", "grouped", "max pool", "dilated"],
+)
+def test_a_stem_keeps_sums_and_spreads_evenly(stem):
+    images = torch.randn(2, 3, 8, 8)
+    with traced_forward(stem.train(), (images,), keep=KEEP) as forward:
+        value = forward.tape.find(forward.output)
+        share = torch.rand(value.shape)
+        (result,) = TokenFlow(forward.tape, {})({value: share}, forward.values).values()
+    torch.testing.assert_close(result.sum((1, 2, 3)), share.sum((1, 2, 3)))
+    if isinstance(stem, nn.Conv2d) and stem.stride == stem.kernel_size:
+        expected = share.sum(1).repeat_interleave(4, 1).repeat_interleave(4, 2) / 48
+        torch.testing.assert_close(result, expected[:, None].expand(2, 3, 8, 8))
+
+
+def test_mixing_signals_without_softmax_is_refused():
+    class Bilinear(Model):
+        def read(self, x):
+            return (x @ x.mT @ x)[:, 0]
+
+    x = torch.randn(1, TOKENS, WIDTH, dtype=torch.float64)
+    with pytest.raises(UnsupportedOperationError, match=r"`matmul`.*attention must be a softmax"):
+        GenericAttentionRelevance(Bilinear()).attribute(x, 0)
+
+
+def test_a_layer_that_does_not_exist_is_refused():
+    x = torch.randn(1, TOKENS, WIDTH, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"layer=2 was asked for, but .* 2 attention calls"):
+        RawAttention(Model(), layer=2).attribute(x, 0)

@@ -1,0 +1,145 @@
+"""The relevance rules against their formulas, written out."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_transformer.rules.linear import positive_part
+from captum_transformer.rules.propagate import propagate
+from captum_transformer.rules.relevance import KEEP, relevance_rule
+from captum_transformer.trace import traced_forward
+
+
+def propagated(function, *inputs: Tensor, relevance: Tensor) -> list[Tensor]:
+    with traced_forward(function, inputs, keep=KEEP) as forward:
+        value = forward.tape.find(forward.output)
+        result = propagate(forward.tape, {value: relevance}, relevance_rule, forward.values)
+        return [result[v] for v in forward.values]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def doubles(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def alpha_beta(x: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
+    positive = (x[..., None, :] * weight).clamp(min=0)
+    total = positive.sum(-1, keepdim=True)
+    shares = torch.where(total > 0, positive / total, 0)
+    return (shares * relevance[..., None]).sum(-2)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layers_follow_alpha_beta_and_the_bias_takes_nothing(bias):
+    layer = nn.Linear(5, 4, bias=bias).double()
+    x, relevance = doubles(3, 7, 5), doubles(3, 7, 4)
+    (result,) = propagated(layer, x, relevance=relevance)
+    torch.testing.assert_close(result, alpha_beta(x, layer.weight, relevance), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x, w, b: torch.addmm(b, x.flatten(0, 1), w.T).unflatten(0, x.shape[:2]),
+        lambda x, w, b: x @ w.T,
+        lambda x, w, b: torch.einsum("bnd,od->bno", x, w),
+        lambda x, w, b: nn.functional.conv1d(x.mT * 1.0, w[..., None], b).mT,
+    ],
+    ids=["addmm", "matmul", "einsum", "conv1d"],
+)
+def test_every_product_with_weights_follows_alpha_beta(product):
+    x, weight, bias, relevance = doubles(2, 3, 5), doubles(4, 5), doubles(4), doubles(2, 3, 4)
+    (result,) = propagated(lambda x: product(x, weight, bias), x, relevance=relevance)
+    torch.testing.assert_close(result, alpha_beta(x, weight, relevance), rtol=1e-6, atol=1e-7)
+
+
+def test_where_nothing_is_positive_relevance_is_zero_not_noise():
+    x, weight = torch.rand(64, 300) + 0.1, -torch.rand(8, 300) - 0.1
+    assert not positive_part(x @ weight.T, x.abs() @ weight.abs().T, 300).any()
+    (result,) = propagated(
+        lambda x: nn.functional.linear(x, weight), x, relevance=torch.ones(64, 8)
+    )
+    assert not result.any()
+
+
+def test_additions_are_normalised_sample_by_sample():
+    a, b, relevance = doubles(4, 6, 3), doubles(4, 6, 3), doubles(4, 6, 3)
+    left, right = propagated(lambda a, b: a * 1 + b * 1, a, b, relevance=relevance)
+    for i in range(4):
+        share_a, share_b = (t[i] * relevance[i] / (a + b)[i] for t in (a, b))
+        total_a, total_b = share_a.sum().abs(), share_b.sum().abs()
+        whole = relevance[i].sum()
+        expected_a = share_a / share_a.sum() * whole * total_a / (total_a + total_b)
+        expected_b = share_b / share_b.sum() * whole * total_b / (total_a + total_b)
+        torch.testing.assert_close(left[i], expected_a, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(right[i], expected_b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: x + x.flip(-1),
+        lambda x: (x.transpose(0, 1) + x.flip(-1).transpose(0, 1)).transpose(0, 1),
+        lambda x: (x.flatten(0, 1) + x.flip(-1).flatten(0, 1)).unflatten(0, x.shape[:2]),
+        lambda x: (x.permute(1, 2, 0) + x.flip(-1).permute(1, 2, 0)).permute(2, 0, 1),
+    ],
+    ids=["samples first", "samples second", "merged with tokens", "samples last"],
+)
+def test_samples_are_told_apart_in_any_layout(layout):
+    x, relevance = doubles(3, 4, 5), doubles(3, 4, 5)
+    (result,) = propagated(layout, x, relevance=relevance)
+    for i in range(3):
+        (alone,) = propagated(layout, x[i : i + 1], relevance=relevance[i : i + 1])
+        torch.testing.assert_close(result[i : i + 1], alone)
+
+
+def test_the_share_of_a_parameter_is_dropped():
+    x, parameter, relevance = torch.rand(2, 3), torch.rand(2, 3), torch.rand(2, 3)
+    (result,) = propagated(lambda x: x + parameter, x, relevance=relevance)
+    ratio = result.sum(1) / relevance.sum(1)
+    assert ((ratio > 0) & (ratio < 1)).all()
+
+
+def test_products_of_two_signals_share_in_halves():
+    a, b, relevance = doubles(2, 3), doubles(2, 3), doubles(2, 3)
+    for result in propagated(lambda a, b: a * b, a, b, relevance=relevance):
+        torch.testing.assert_close(result, relevance / 2)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.LayerNorm(6),
+        nn.RMSNorm(6),
+        lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+        lambda x: x * (x.square().mean(-1, keepdim=True) + 1e-6) ** -0.5,
+        lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt(),
+        lambda x: nn.functional.normalize(x, dim=-1),
+        nn.functional.gelu,
+        lambda x: 0.5 * x.softmax(-1),
+        lambda x: nn.functional.dropout(x, 0.5),
+    ],
+)
+def test_norms_and_activations_pass_relevance_on(norm):
+    x, relevance = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
+    (result,) = propagated(norm, x, relevance=relevance)
+    torch.testing.assert_close(result, relevance)
+
+
+def test_pooling_and_sums_keep_the_relevance():
+    x = torch.rand(2, 4, 6) + 0.1
+    for pool in (lambda x: x.mean(1), lambda x: x.sum(1), lambda x: x.amax(1)):
+        (result,) = propagated(pool, x, relevance=torch.ones(2, 6))
+        torch.testing.assert_close(result.sum((1, 2)), torch.full((2,), 6.0))
+
+
+def test_the_first_convolution_keeps_the_relevance_within_the_pixels_box():
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(3, 4, 2, stride=2).double(), doubles(2, 3, 4, 4)
+    relevance = torch.rand(2, 4, 2, 2, dtype=torch.float64)
+    (result,) = propagated(conv, x, relevance=relevance)
+    torch.testing.assert_close(result.sum((1, 2, 3)), relevance.sum((1, 2, 3)), rtol=1e-6, atol=0)
