@@ -174,6 +174,9 @@ class AttributionMonitor(Callback):
             return
         self._due = self._validation_runs % self.every_n_validations == 0
         self._validation_runs += 1
+        if not self._complete:
+            # What a run that was cut short has collected would come twice.
+            self._batches.clear()
 
     def on_validation_batch_end(
         self,
@@ -214,7 +217,8 @@ class AttributionMonitor(Callback):
         if dataloader_idx > 0 and not given:
             return
         # Under `Trainer.validate` a batch consists of inference tensors, which have no gradients.
-        with torch.inference_mode(mode=False), torch.no_grad():
+        # Isolated, because `batch_to_inputs` may do anything.
+        with isolated(module), torch.inference_mode(mode=False), torch.no_grad():
             source = self.samples if given else batch
             samples = read_batch(source, module.forward, self.batch_to_inputs)
             wanted = len(samples) if given else self.num_samples - sum(map(len, self._batches))
@@ -242,8 +246,9 @@ class AttributionMonitor(Callback):
             with self._failures.tolerated("predict the samples' classes"):
                 self._explain_batch(trainer, module, samples, first, report)
             first += len(samples)
-        for logger in trainer.loggers:
-            logger.log_metrics(report.metrics(), step=trainer.global_step)
+        if metrics := report.metrics():
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=trainer.global_step)
 
     def _explain_batch(
         self,

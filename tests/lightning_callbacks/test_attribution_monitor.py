@@ -275,6 +275,22 @@ def test_a_batch_that_cannot_be_read_stops_nothing(pl, trainer_options):
     assert trainer.global_step == 16
 
 
+def test_a_run_that_was_cut_short_leaves_nothing(pl, trainer_options):
+    counter = iter(range(100))
+
+    def fails_once(batch):
+        if next(counter) == 1:
+            raise OSError("gone for a moment")
+        return batch[0], batch[1]
+
+    monitor = AttributionMonitor(METHODS, num_samples=6, batch_to_inputs=fails_once)
+    with pytest.warns(UserWarning, match="gone for a moment"):
+        trainer = fit(pl, trainer_options, monitor)
+    events = read(trainer)
+    assert steps(events.Images("attribution/sample_5/label/saliency")) == [16]
+    assert len(events.Tags()["images"]) == 6 * 2 * 2
+
+
 def test_no_logger(pl, trainer_options):
     with pytest.raises(MisconfigurationException, match="no logger"):
         fit(pl, trainer_options, AttributionMonitor(METHODS), logger=False)
