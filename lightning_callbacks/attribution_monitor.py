@@ -168,12 +168,11 @@ class AttributionMonitor(Callback):
 
         Args:
             trainer: The trainer.
-            pl_module: The module.
+            pl_module: Not used.
         """
-        if trainer.sanity_checking:
-            return
-        self._due = self._validation_runs % self.every_n_validations == 0
-        self._validation_runs += 1
+        if not trainer.sanity_checking:
+            self._due = self._validation_runs % self.every_n_validations == 0
+            self._validation_runs += 1
         if not self._complete:
             # What a run that was cut short has collected would come twice.
             self._batches.clear()
@@ -189,8 +188,7 @@ class AttributionMonitor(Callback):
     ) -> None:
         """Collects samples, and explains them as soon as all are there.
 
-        It is here and not at the end of the run that the weights are those that are validated:
-        weight averaging swaps them in for the run.
+        Here and not at the end of the run, since weight averaging swaps its weights in for the run.
 
         Args:
             trainer: The trainer.
@@ -219,8 +217,8 @@ class AttributionMonitor(Callback):
         # Under `Trainer.validate` a batch consists of inference tensors, which have no gradients.
         # Isolated, because `batch_to_inputs` may do anything.
         with isolated(module), torch.inference_mode(mode=False), torch.no_grad():
-            source = self.samples if given else batch
-            samples = read_batch(source, module.forward, self.batch_to_inputs)
+            batch = self.samples if given else batch
+            samples = read_batch(batch, module.forward, self.batch_to_inputs)
             wanted = len(samples) if given else self.num_samples - sum(map(len, self._batches))
             self._batches.append(samples.select(range(min(wanted, len(samples)))).to("cpu"))
         self._complete = given or wanted <= len(samples)
