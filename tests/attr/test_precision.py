@@ -1,0 +1,188 @@
+"""Half precision, mixed precision, and inputs at the edge."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from captum_transformer import ConservativeLRP
+from tests.attr.golden import load_case
+from tests.attr.subjects import (
+    FLOW_METHODS,
+    MAGNIFY_ROUNDING,
+    METHODS,
+    SUBJECTS,
+    as_tuple,
+    assert_close,
+    attributed,
+    encoder,
+    images,
+    subject,
+)
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    pair = torch.stack([a.flatten().double(), b.flatten().double()])
+    return float(torch.corrcoef(pair)[0, 1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_bfloat16_model_stays_finite(name: str, method: str) -> None:
+    given = subject(name).to(torch.bfloat16)
+
+    for attribution, tensor in zip(
+        as_tuple(given.attribute(METHODS[method])), as_tuple(given.inputs), strict=True
+    ):
+        assert attribution.isfinite().all()
+        assert attribution.any()
+        if tensor.is_floating_point():
+            assert attribution.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_autocast_is_close_to_full_precision(name: str, method: str) -> None:
+    given = subject(name).to(torch.float32)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = as_tuple(given.attribute(METHODS[method]))
+
+    for attribution, exact in zip(mixed, attributed(name, method), strict=True):
+        assert attribution.dtype == torch.float32
+        assert attribution.shape == exact.shape
+        assert attribution.isfinite().all()
+        if method not in MAGNIFY_ROUNDING:
+            assert correlation(attribution, exact) > 0.98
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_single_is_close_to_double_precision(name: str, method: str) -> None:
+    given = subject(name).to(torch.float32)
+
+    for attribution, exact in zip(
+        as_tuple(given.attribute(METHODS[method])), attributed(name, method), strict=True
+    ):
+        assert_close(attribution, exact, 0.05 if method in MAGNIFY_ROUNDING else 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 1e-20], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_constant_images_stay_finite(method: str, value: float, dtype: torch.dtype) -> None:
+    for name in ("timm ViT", "timm Swin", "torchvision ViT"):
+        given = subject(name).to(dtype)
+        constant = given.map(lambda t: torch.full_like(t, value))
+        (attribution,) = as_tuple(constant.attribute(METHODS[method]))
+        assert attribution.isfinite().all(), name
+        assert constant.attribute_tokens(METHODS[method]).isfinite().all(), name
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_constant_embeddings_and_ids_stay_finite(method: str, value: float) -> None:
+    for name in ("BERT", "nn.TransformerEncoder", "pixels and ids"):
+        given = subject(name)
+        inputs = tuple(torch.full_like(t, int(value)) for t in as_tuple(given.inputs))
+        result = METHODS[method](given.model).attribute(inputs, given.target, given.extra)
+        assert all(attribution.isfinite().all() for attribution in result), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_model_without_weights_stays_finite(method: str) -> None:
+    given = subject("timm ViT")
+    for parameter in given.model.parameters():
+        parameter.data.zero_()
+
+    assert given.attribute(METHODS[method]).isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_sample_that_is_not_finite_spares_the_others(method: str) -> None:
+    given = subject("timm ViT")
+    pixels = given.inputs.clone()
+    pixels[1, 0, 0, 0] = torch.nan
+
+    result = METHODS[method](given.model).attribute(pixels, given.target)
+
+    (expected,) = attributed("timm ViT", method)
+    assert_close(result[[0, 2]], expected[[0, 2]])
+
+
+@pytest.mark.parametrize("method", FLOW_METHODS)
+def test_large_inputs_stay_finite(method: str) -> None:
+    given = subject("timm ViT").to(torch.float32).map(lambda t: 1e4 * t)
+
+    assert given.attribute(METHODS[method]).isfinite().all()
+
+
+# Conservation.
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+def test_relevance_is_conserved_without_biases(attention: str, gamma: float) -> None:
+    case = load_case("icml22_hf_conservative", attention).looked_up()
+    explain = ConservativeLRP(case.model, gamma=gamma, gamma_keeps_output=True)
+    for target in case.targets:
+        relevance, delta = explain.attribute(case.input, target, return_convergence_delta=True)
+        scores = case.model(case.input).logits
+        score = torch.stack([scores[(i, *place)] for i, place in enumerate(target)]).detach()
+        assert_close(relevance.sum((1, 2)), score)
+        assert delta.abs().max() < 1e-10
+
+
+def test_relevance_is_not_conserved_without_the_rules() -> None:
+    case = load_case("icml22_hf_conservative")
+    for options in ({"attention_rule": False}, {"layer_norm_rule": False}):
+        _, delta = ConservativeLRP(case.model, **options).attribute(
+            case.input, case.targets[0], return_convergence_delta=True
+        )
+        assert delta.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_relevance_is_conserved_through_an_encoder_without_biases(norm_first: bool) -> None:
+    model = encoder(norm_first=norm_first)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.zero_()
+    given = subject("nn.TransformerEncoder")
+    _, delta = ConservativeLRP(model).attribute(
+        given.inputs, given.target, given.extra, return_convergence_delta=True
+    )
+    assert delta.abs().max() < 1e-4  # the norms' epsilon
+
+
+@pytest.mark.parametrize(
+    "method",
+    [ConservativeLRP, partial(ConservativeLRP, gamma=0.1, gamma_keeps_output=True)],
+    ids=["plain", "gamma"],
+)
+@pytest.mark.parametrize("name", ["timm ViT", "BERT", "pixels and ids"])
+def test_convergence_delta_is_relevance_minus_score(name: str, method: Any) -> None:
+    given = subject(name)
+    explain = method(given.model)
+    attribution, delta = explain.attribute(
+        given.inputs, given.target, given.extra, return_convergence_delta=True
+    )
+    output = given.model(*as_tuple(given.inputs), *(given.extra or ()))
+    output = getattr(output, "logits", output).detach()
+    score = output[range(3), given.target]
+    total = sum(a.flatten(1).sum(1) for a in as_tuple(attribution))
+
+    assert delta.shape == (3,)
+    assert_close(delta, total - score)
+    assert_close(explain.compute_convergence_delta(attribution, score), delta)
+    assert isinstance(attribution, tuple) == isinstance(given.inputs, tuple)
+    assert_close(attribution, given.attribute(method), relative=0)
+
+
+def test_convergence_delta_needs_one_score_per_sample() -> None:
+    explain = ConservativeLRP(subject("timm ViT").model)
+
+    with pytest.raises(AssertionError, match="one score for each of the 3 samples"):
+        explain.compute_convergence_delta(images(), torch.zeros(2))

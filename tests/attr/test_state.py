@@ -1,0 +1,381 @@
+"""Explaining a model leaves it, its inputs and the random state exactly as they were."""
+
+import copy
+import functools
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_transformer import GenericAttentionRelevance
+from captum_transformer.errors import InvalidTargetError, NoAttentionError
+from tests.attr.subjects import (
+    CLASSES,
+    FLOW_METHODS,
+    METHODS,
+    SUBJECTS,
+    as_tuple,
+    assert_close,
+    attributed,
+    bert,
+    embeddings,
+    encoder,
+    images,
+    subject,
+    timm_vit,
+    with_random_weights,
+)
+
+
+def _snapshot(value: Any) -> Any:
+    """Something that compares equal exactly if the value has not changed."""
+    if isinstance(value, Tensor):
+        content = value.detach().cpu().clone().view(torch.uint8) if value.ndim else value.item()
+        return (
+            id(value),
+            value.requires_grad,
+            value.dtype,
+            content.numpy().tobytes() if isinstance(content, Tensor) else content,
+            None if not value.is_leaf or value.grad is None else _snapshot(value.grad),
+        )
+    if isinstance(value, dict):
+        return id(value), {key: _snapshot(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return type(value), [_snapshot(v) for v in value]
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    return id(value)
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    return {name: _snapshot(vars(module)) for name, module in model.named_modules()}
+
+
+def _random_state() -> tuple[Any, ...]:
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        random.getstate(),
+        numpy_state[0],
+        numpy_state[1].tobytes(),
+        numpy_state[2:],
+    )
+
+
+def _modes() -> tuple[bool, ...]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.mha.get_fastpath_enabled(),
+        len(torch.overrides._get_current_function_mode_stack()) == 0,
+    )
+
+
+@contextmanager
+def unchanged(model: nn.Module, *tensors: Tensor) -> Iterator[None]:
+    """Asserts that nothing is different afterwards, also if the block raises."""
+    before = _state(model), _snapshot(list(tensors)), _random_state(), _modes()
+    try:
+        yield
+    finally:
+        after = _state(model), _snapshot(list(tensors)), _random_state(), _modes()
+        for old, new in zip(before, after, strict=True):
+            assert old == new
+
+
+def tensors_of(given: Any) -> tuple[Tensor, ...]:
+    return (*as_tuple(given.inputs), *(given.extra or ()))
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_nothing_changes(name: str, method: str, training: bool) -> None:
+    given = subject(name)
+    given.model.train(training)
+
+    with unchanged(given.model, *tensors_of(given)):
+        given.attribute(METHODS[method])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_mixed_modes_frozen_parameters_and_gradients_stay(method: str) -> None:
+    given = subject("timm ViT")
+    for i, module in enumerate(given.model.modules()):
+        module.training = i % 3 == 0
+    for i, parameter in enumerate(given.model.parameters()):
+        parameter.requires_grad_(i % 2 == 0)
+        if i % 4 == 0:
+            parameter.grad = torch.ones_like(parameter)
+    given.model.head.register_forward_hook(lambda *_: None)
+    pixels = given.inputs.requires_grad_()
+    pixels.grad = torch.full_like(pixels, 7.0)
+
+    with unchanged(given.model, pixels):
+        explain = METHODS[method](given.model)
+        result = explain.attribute(pixels, given.target)
+        explain.attribute_tokens(pixels, given.target)
+        explain.attribute_targets(pixels, [0, 1])
+    assert_close(result, attributed("timm ViT", method))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_frozen_model(method: str) -> None:
+    given = subject("BERT")
+    given.model.requires_grad_(False)
+
+    with unchanged(given.model, *tensors_of(given)):
+        result = given.attribute(METHODS[method])
+    assert_close(result, attributed("BERT", method))
+
+
+class Failing(nn.Module):
+    """Raises late in its forward pass, having drawn random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = timm_vit()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits = self.inner(pixels)
+        torch.rand(5)
+        raise FloatingPointError(f"no logits of shape {tuple(logits.shape)}")
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("method", METHODS)
+def test_error_of_the_model_passes_and_nothing_changes(method: str, training: bool) -> None:
+    model, pixels = Failing().train(training), images()
+    explain = METHODS[method](model)
+
+    for attribute in (explain.attribute, explain.attribute_tokens):
+        with unchanged(model, pixels), pytest.raises(FloatingPointError, match=r"\(3, 5\)"):
+            attribute(pixels, 1)
+    with unchanged(model, pixels), pytest.raises(FloatingPointError):
+        explain.attribute_targets(pixels, [1, 2])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_changes_after_a_bad_target(method: str) -> None:
+    given = subject("timm ViT")
+    given.model.train()
+
+    with unchanged(given.model, given.inputs), pytest.raises(InvalidTargetError):
+        given.attribute(METHODS[method], target=99)
+
+
+def test_nothing_changes_after_a_refusal() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(288, CLASSES)).double().train()
+    pixels = images()
+
+    for method in FLOW_METHODS.values():
+        with unchanged(model, pixels), pytest.raises(NoAttentionError):
+            method(model).attribute(pixels, 1)
+
+
+def test_attention_implementation_stays() -> None:
+    for attention in ("sdpa", "eager"):
+        model = bert(attention)
+        for method in METHODS.values():
+            method(model).attribute(torch.ones(1, 4).long(), 1)
+        assert model.config._attn_implementation == attention
+
+
+# Whatever is random or depends on the batch in training is off.
+
+
+class Noisy(nn.Module):
+    """Batch norm, dropout and stochastic depth around a ViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.vit = timm_vit(
+            drop_rate=0.5,
+            pos_drop_rate=0.3,
+            proj_drop_rate=0.3,
+            attn_drop_rate=0.3,
+            drop_path_rate=0.5,
+        )
+        with_random_weights(self)
+        self.norm.running_mean += 0.3
+        self.norm.running_var *= 2
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.vit(self.norm(pixels))
+
+
+def _forward_functions(model: nn.Module) -> dict[str, Callable[..., Any]]:
+    class Wrapper:
+        def __init__(self) -> None:
+            self.model = model
+
+        def __call__(self, pixels: Tensor) -> Tensor:
+            return self.model(pixels)
+
+        def predict(self, pixels: Tensor) -> Tensor:
+            return self.model(pixels)
+
+    def closure(pixels: Tensor) -> Tensor:
+        return model(pixels)
+
+    def with_model(network: nn.Module, pixels: Tensor) -> Tensor:
+        return network(pixels)
+
+    models = {"one": model}
+
+    return {
+        "module": model,
+        "lambda": lambda pixels: model(pixels),  # noqa: PLW0108
+        "closure": closure,
+        "partial": functools.partial(with_model, model),
+        "partial of a keyword": functools.partial(
+            lambda pixels, network: network(pixels), network=model
+        ),
+        "bound method of the module": model.forward,
+        "bound method of an object": Wrapper().predict,
+        "object": Wrapper(),
+        "nested closure": lambda pixels: closure(pixels),  # noqa: PLW0108
+        "wrapped": functools.wraps(closure)(lambda *args: closure(*args)),  # noqa: PLW0108
+        "data parallel": nn.DataParallel(model),
+        "container in a closure": lambda pixels: models["one"](pixels),  # noqa: PLW0108
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA")
+@pytest.mark.parametrize("form", _forward_functions(nn.Identity()))
+def test_training_mode_gives_what_evaluation_mode_does(form: str) -> None:
+    model, pixels = Noisy(), images()
+    noisy = copy.deepcopy(model).train()
+    assert not torch.equal(noisy(pixels), noisy(pixels))
+    evaluated = {m: METHODS[m](model.eval()).attribute(pixels, 1) for m in METHODS}
+    model.train()
+    forward = _forward_functions(model)[form]
+
+    for method, expected in evaluated.items():
+        with unchanged(model, pixels):
+            result = METHODS[method](forward).attribute(pixels, 1)
+        assert torch.equal(result, expected), method
+
+
+GLOBAL_MODEL = Noisy()
+
+
+def from_globals(pixels: Tensor) -> Tensor:
+    return GLOBAL_MODEL(pixels)
+
+
+def test_model_that_a_function_finds_among_the_globals() -> None:
+    pixels = images()
+    expected = GenericAttentionRelevance(GLOBAL_MODEL.eval()).attribute(pixels, 1)
+    GLOBAL_MODEL.train()
+
+    with unchanged(GLOBAL_MODEL, pixels):
+        result = GenericAttentionRelevance(from_globals).attribute(pixels, 1)
+    assert torch.equal(result, expected)
+
+
+def test_dropout_that_ignores_the_mode_is_off() -> None:
+    model = encoder()
+
+    def always_dropping(tokens: Tensor) -> Tensor:
+        dropped = nn.functional.dropout(tokens, 0.5, training=True)
+        return model(nn.functional.dropout(dropped))
+
+    for method in METHODS.values():
+        result = method(always_dropping).attribute(embeddings(), 1)
+        assert_close(result, method(model).attribute(embeddings(), 1))
+
+
+# The caller's modes.
+
+
+@contextmanager
+def _inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, _inference], ids=["no_grad", "inference_mode"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_callers_gradient_mode_does_not_matter(name: str, method: str, mode: Any) -> None:
+    given = subject(name)
+    with mode():
+        # Inference tensors if made in inference mode.
+        made = given.map(torch.clone)
+        assert tensors_of(made)[0].is_inference() == (mode is _inference)
+        result = made.attribute(METHODS[method])
+
+    assert_close(result, attributed(name, method), relative=0)
+    assert not any(t.is_inference() for t in as_tuple(result))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_target_made_in_inference_mode(method: str) -> None:
+    given = subject("timm ViT")
+    with torch.inference_mode():
+        result = given.attribute(METHODS[method], target=torch.tensor(given.target))
+
+    assert_close(result, attributed("timm ViT", method), relative=0)
+
+
+def test_input_that_is_part_of_a_graph() -> None:
+    given = subject("timm ViT")
+    leaf = given.inputs.clone().requires_grad_()
+    pixels = leaf * 1.0
+
+    result = GenericAttentionRelevance(given.model).attribute(pixels, given.target)
+
+    assert not result.requires_grad
+    assert leaf.grad is None
+    pixels.sum().backward()
+    assert torch.equal(leaf.grad, torch.ones_like(leaf))
+    assert_close(result, attributed("timm ViT", "GenericAttentionRelevance"), relative=0)
+
+
+def test_model_that_writes_into_its_input_does_not_change_the_users() -> None:
+    given = subject("timm ViT")
+
+    def normalising(pixels: Tensor) -> Tensor:
+        return given.model(pixels.sub_(0.5).div_(0.5))
+
+    with unchanged(given.model, given.inputs):
+        result = GenericAttentionRelevance(normalising).attribute(given.inputs, 1)
+    expected = GenericAttentionRelevance(given.model).attribute((given.inputs - 0.5) / 0.5, 1)
+    assert_close(result, expected)
+
+
+def test_explaining_twice_gives_the_same() -> None:
+    given = subject("timm ViT")
+    for method in METHODS.values():
+        explain = method(given.model)
+        first = explain.attribute(given.inputs, given.target)
+        assert torch.equal(first, explain.attribute(given.inputs, given.target))
+        assert first.data_ptr() != given.inputs.data_ptr()
+
+
+def test_training_after_an_explanation_is_bit_identical() -> None:
+    def train(explained: bool) -> list[Tensor]:
+        torch.manual_seed(5)
+        model, pixels = Noisy().train(), images()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for step in range(2):
+            loss = model(pixels).square().mean()
+            loss.backward()
+            if explained:
+                for method in METHODS.values():
+                    method(model).attribute(pixels, step)
+            optimizer.step()
+            optimizer.zero_grad()
+        return [t.clone() for t in model.state_dict().values()]
+
+    for plain, watched in zip(train(False), train(True), strict=True):
+        assert torch.equal(plain, watched)
