@@ -94,10 +94,12 @@ def tensors_of(given: Any) -> tuple[Tensor, ...]:
     return (*as_tuple(given.inputs), *(given.extra or ()))
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", SUBJECTS)
-def test_nothing_changes(name: str, method: str, training: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [*((name, True) for name in SUBJECTS), ("timm ViT", False), ("nn.TransformerEncoder", False)],
+)
+def test_nothing_changes(name: str, training: bool, method: str) -> None:
     given = subject(name)
     given.model.train(training)
 
@@ -229,7 +231,7 @@ def _forward_functions(model: nn.Module) -> dict[str, Callable[..., Any]]:
     def with_model(network: nn.Module, pixels: Tensor) -> Tensor:
         return network(pixels)
 
-    models = {"one": model}
+    models, nested, wrapper = {"one": model}, {"all": [{"one": model}]}, Wrapper()
 
     return {
         "module": model,
@@ -240,12 +242,15 @@ def _forward_functions(model: nn.Module) -> dict[str, Callable[..., Any]]:
             lambda pixels, network: network(pixels), network=model
         ),
         "bound method of the module": model.forward,
-        "bound method of an object": Wrapper().predict,
-        "object": Wrapper(),
+        "bound method of an object": wrapper.predict,
+        "object": wrapper,
+        "object in a closure": lambda pixels: wrapper.model(pixels),  # noqa: PLW0108
+        "method of an object in a closure": lambda pixels: wrapper.predict(pixels),  # noqa: PLW0108
         "nested closure": lambda pixels: closure(pixels),  # noqa: PLW0108
         "wrapped": functools.wraps(closure)(lambda *args: closure(*args)),  # noqa: PLW0108
         "data parallel": nn.DataParallel(model),
         "container in a closure": lambda pixels: models["one"](pixels),  # noqa: PLW0108
+        "containers in containers": lambda pixels: nested["all"][0]["one"](pixels),  # noqa: PLW0108
     }
 
 
@@ -305,7 +310,7 @@ def _inference() -> Iterator[None]:
 
 @pytest.mark.parametrize("mode", [torch.no_grad, _inference], ids=["no_grad", "inference_mode"])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", ["timm Swin", "BERT", "nn.TransformerEncoder", "pixels and ids"])
 def test_callers_gradient_mode_does_not_matter(name: str, method: str, mode: Any) -> None:
     given = subject(name)
     with mode():
