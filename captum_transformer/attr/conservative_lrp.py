@@ -35,7 +35,8 @@ class ConservativeLRP(TransformerMethod):
       in Python.
 
     Then relevance is conserved but for biases and saturating activations. Without both rules it
-    is plain gradient x input. It costs one forward and one backward pass.
+    is plain gradient x input. It costs one forward and one backward pass; with ``gamma``
+    two forward passes, the first to find the attention blocks' linear layers.
 
     Args:
         forward_func: the model or any callable that runs one.
@@ -128,11 +129,10 @@ class ConservativeLRP(TransformerMethod):
         """
         tuple_given = _is_tuple(inputs)
         with self._traced(inputs, additional_forward_args) as forward:
-            maps = self._attribute_inputs(forward, target)
+            attributions = _format_output(tuple_given, self._attribute_inputs(forward, target))
+            if not return_convergence_delta:
+                return attributions
             score, _ = forward.select(target)
-        attributions = _format_output(tuple_given, maps)
-        if not return_convergence_delta:
-            return attributions
         return attributions, self.compute_convergence_delta(attributions, score.detach())
 
     def has_convergence_delta(self) -> bool:

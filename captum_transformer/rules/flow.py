@@ -107,14 +107,8 @@ class TokenFlow:
 
     def _token_wise(self, operation: Operation, share: Tensor) -> Tensor:
         ((operand, value),) = operation.traced()
-        if operation.kind in _TOKEN_WISE or (
-            operation.kind is Kind.OTHER and value.shape == share.shape
-        ):
-            return (
-                share.expand(value.shape)
-                if share.shape == value.shape
-                else share.sum_to_size(value.shape)
-            )
+        if operation.kind in _TOKEN_WISE:
+            return share.sum_to_size(value.shape)
         if operation.kind is Kind.LINEAR:
             return _flat(share, value)
         if operation.kind is Kind.CONV:
@@ -140,6 +134,12 @@ class TokenFlow:
         shares: list[Tensor | None]
         if len(traced) == 1:
             shares = [share]
+        elif len({value.keys is None for _, value in traced}) > 1 and operation.kind is Kind.MUL:
+            raise unsupported(
+                operation,
+                "softmax weights multiply a signal outside a matrix product, so what they attend "
+                "to is not known. Write the weighted sum as a matrix product",
+            )
         elif (signal := signal_of(operation)) is not None:
             shares = [share if is_signal else None for is_signal in signal]
         else:

@@ -32,8 +32,8 @@ NO_ATTENTION = (
     "nn.TransformerEncoder), and softmax over keys followed by a matrix product. If the model has "
     "attention, it runs where torch functions can't be seen: the flash-attn package, "
     "`flex_attention`, scripted or exported code, a custom `autograd.Function`, reentrant "
-    "checkpointing, or the model's own `torch.no_grad()`. Switch to plain PyTorch attention, for instance "
-    "`attn_implementation='sdpa'` in Transformers."
+    "checkpointing, or the model's own `torch.no_grad()`. Switch to plain PyTorch attention, for "
+    "instance `attn_implementation='sdpa'` in Transformers."
 )
 
 
@@ -80,10 +80,11 @@ class TracedForward:
             UnseenOperationError: if the output is not connected to the inputs.
         """
         with self._trace:
-            if target is None and mean_if_none and isinstance(self.output, Tensor):
-                selected = self.output.reshape(self.output.shape[0], -1).mean(1)
+            output = _main_output(self.output)
+            if target is None and mean_if_none and isinstance(output, Tensor):
+                selected = output.reshape(output.shape[0], -1).mean(1)
             else:
-                selected = _select(self.output, target)
+                selected = _select(output, target)
         value = self.tape.find(selected)
         if value is None:
             raise InvalidInputError(
@@ -222,12 +223,15 @@ def _candidates(output: Any) -> list[tuple[str, Tensor]]:
     return [(k, v) for k, v in items if isinstance(v, Tensor) and v.is_floating_point() and v.ndim]
 
 
+def _main_output(output: Any) -> Any:
+    """The logits of an output that has such; any other output as it is."""
+    logits = output.get("logits") if isinstance(output, Mapping) else None
+    return logits if isinstance(logits, Tensor) else output
+
+
 def _select(output: Any, target: Any) -> Tensor:
     if isinstance(output, Tensor):
         return _select_from(output, target)
-    logits = output.get("logits") if isinstance(output, Mapping) else None
-    if isinstance(logits, Tensor):
-        return _select_from(logits, target)
     candidates = _candidates(output)
     fits, error = [], None
     for name, tensor in candidates:

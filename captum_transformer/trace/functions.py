@@ -57,23 +57,24 @@ _NAMES: dict[Kind, str] = {
     """,
     Kind.SHAPE: """
         reshape view permute transpose t T mT H mH adjoint swapaxes swapdims movedim
-        moveaxis flatten unflatten squeeze unsqueeze contiguous clone expand
-        broadcast_to repeat tile repeat_interleave chunk split split_with_sizes
-        tensor_split hsplit vsplit dsplit unbind getitem select narrow index_select
-        take_along_dim gather cat concat concatenate stack hstack vstack roll flip
-        fliplr flipud rot90 pad constant_pad_nd masked_fill where index_put setitem
-        index_copy scatter masked_select masked_scatter as_strided as_strided_scatter
-        unfold fold pixel_shuffle pixel_unshuffle channel_shuffle tril triu diagonal
-        take alias ravel meshgrid broadcast_tensors atleast_1d atleast_2d atleast_3d
-        unsafe_chunk unsafe_split copy select_scatter slice_scatter diagonal_scatter
-        view_as_real view_as_complex
+        moveaxis flatten unflatten squeeze unsqueeze contiguous clone expand broadcast_to
+        repeat tile repeat_interleave chunk split split_with_sizes tensor_split hsplit
+        vsplit dsplit unbind getitem select narrow index_select take_along_dim gather cat
+        concat concatenate stack hstack vstack roll flip fliplr flipud rot90 pad
+        constant_pad_nd masked_fill where index_put setitem index_copy scatter
+        masked_select masked_scatter as_strided as_strided_scatter unfold fold
+        pixel_shuffle pixel_unshuffle channel_shuffle tril triu diagonal take alias ravel
+        meshgrid broadcast_tensors atleast_1d atleast_2d atleast_3d unsafe_chunk
+        unsafe_split copy select_scatter slice_scatter diagonal_scatter view_as_real
+        view_as_complex
     """,
     Kind.ELEMENTWISE: """
-        relu relu6 gelu silu mish elu selu celu leaky_relu hardswish hardsigmoid
-        hardtanh tanh sigmoid logsigmoid softplus softsign tanhshrink softshrink
-        hardshrink threshold prelu rrelu exp expm1 log log1p sqrt pow square abs neg
-        negative positive erf sin cos clamp clip clamp_min clamp_max nan_to_num to type
-        float half bfloat16 double cpu cuda real log_softmax
+        sinh cosh tan asin acos atan asinh acosh atanh erfc erfinv logit sinc log2 log10
+        exp2 sgn sign round floor ceil trunc frac relu relu6 gelu silu mish elu selu celu
+        leaky_relu hardswish hardsigmoid hardtanh tanh sigmoid logsigmoid softplus
+        softsign tanhshrink softshrink hardshrink threshold prelu rrelu exp expm1 log
+        log1p sqrt pow square abs neg negative positive erf sin cos clamp clip clamp_min
+        clamp_max nan_to_num to type float half bfloat16 double cpu cuda real log_softmax
     """,
     Kind.NORM: """
         layer_norm rms_norm group_norm batch_norm instance_norm local_response_norm

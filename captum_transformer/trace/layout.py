@@ -40,15 +40,15 @@ def lay_out(operation: Operation) -> None:
     if operation.kind in _WITH_FEATURES:
         dim = 1 if operation.kind is Kind.CONV else -1
         first.features = Axis.of(first.shape, dim % len(first.shape))
-    elif operation.kind is Kind.SOFTMAX and _softmax_over_last(operation, len(first.shape)):
-        first.keys = Axis.of(first.shape, len(first.shape) - 1)
+    elif operation.kind is Kind.SOFTMAX:
+        first.keys = _softmax_axis(operation, first)
     if operation.name in _REARRANGED_WHOLE and len(operation.outputs) == 1 and len(traced) == 1:
         first.origin = traced[0].origin
 
 
-def _softmax_over_last(operation: Operation, ndim: int) -> bool:
+def _softmax_axis(operation: Operation, output: Value) -> Axis | None:
     dim = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else None)
-    return isinstance(dim, int) and dim % ndim == ndim - 1
+    return Axis.of(output.shape, dim % len(output.shape)) if isinstance(dim, int) else None
 
 
 def _carried(operation: Operation, source: Value, axis: Axis) -> list[Axis | None]:
