@@ -203,7 +203,7 @@ class ConservativeLRP(TransformerMethod):
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
         if self.attention_rule:
-            forward.layers()
+            forward.require_attention()
         selected, _ = forward.select(target)
         at_inputs = self._gradient_times_input(forward, selected)
         if all(value in at_inputs for value in wanted):

@@ -90,7 +90,7 @@ class TransformerAttribution(AttentionFlowMethod):
     ) -> dict[Value, Tensor]:
         if not self.propagate_to_input:
             return super()._relevance(forward, target, wanted)
-        forward.layers()
+        forward.require_attention()
         return propagated_relevance(forward, *forward.select(target), wanted)
 
     def _flow(self, question: Question) -> TokenFlow:

@@ -119,6 +119,11 @@ class TokenFlow:
 
     def _attention(self, call: AttentionCall, share: Tensor) -> list[Tensor | None]:
         traced = call.operation.traced()
+        if call.among_channels:
+            raise unsupported(
+                call.operation,
+                "this attention is among a token's channels, so it has no map from token to token",
+            )
         attend = self._layers.get(call.layer)
         if attend is None:
             return [None] * len(traced)
@@ -176,9 +181,9 @@ class TokenFlow:
         if self._row_sums is None:
             raise RuntimeError("row sums are only asked for when rows are normalised")
         calls = {
-            operation.attention.output: operation.attention
-            for operation in self._tape.operations
-            if operation.attention is not None and layers >> operation.attention.layer & 1
+            call.output: call
+            for call in (operation.attention for operation in self._tape.operations)
+            if call is not None and not call.among_channels and layers >> call.layer & 1
         }
         probe = torch.zeros(branch.shape, dtype=like.dtype, device=like.device, requires_grad=True)
         with torch.enable_grad():

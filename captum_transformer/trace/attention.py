@@ -43,16 +43,18 @@ class AttentionCall(ABC):
     """What an attention call needs to be explained.
 
     Attributes:
-        layer: its place among the attention calls of the forward pass.
+        layer: its place among the attention calls of the forward pass; -1 among channels.
         module: the dotted name of the innermost module that made the call, or its class.
         operation: its entry on the tape.
-        value: the operand that holds the values, ``(..., K, D)`` up to the layout.
+        value: the operand that holds the values.
+        value_order: how to permute the values to ``(..., K, D)``; None if they lie so.
     """
 
     layer: int
     module: str
     operation: Operation
     value: Operand
+    value_order: tuple[int, ...] | None
 
     @property
     def output(self) -> Value:
@@ -65,6 +67,15 @@ class AttentionCall(ABC):
     def values(self) -> Tensor:
         """The values, one for each head of the probabilities: ``(..., K, D)``."""
         return self.as_values(in_full(self.value))
+
+    @property
+    def among_channels(self) -> bool:
+        """Whether what it attends to are not tokens but a token's own features (as in XCiT)."""
+        value = self.value.value
+        if value is None:
+            return False
+        keys = -2 % len(value.shape) if self.value_order is None else self.value_order[-2]
+        return Axis.of(value.shape, keys) in value.features
 
     @property
     def edge(self) -> GradientEdge:
@@ -196,9 +207,8 @@ class ExplicitAttention(AttentionCall):
     """Softmax followed by a product: the model made the probabilities itself."""
 
     weights: Operand
-    weights_order: tuple[int, ...] | None = None
-    value_order: tuple[int, ...] | None = None
-    output_order: tuple[int, ...] | None = None
+    weights_order: tuple[int, ...] | None
+    output_order: tuple[int, ...] | None
 
     @staticmethod
     def _ordered(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:

@@ -1,10 +1,9 @@
 """Where an axis (the samples, the features) lies in a tensor that was made from the inputs."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -47,28 +46,30 @@ class Axis(NamedTuple):
         """One value per index of this axis, repeated over a tensor of the given shape."""
         return values.reshape(1, self.size, 1).expand(self).reshape(shape)
 
-    def carried_by_view(
-        self, view: Callable[[Tensor], Any], shape: Sequence[int]
-    ) -> list["Axis | None"]:
-        """The axis in each output of a view operation, read off the outputs' strides."""
-        source = torch.empty(tuple(shape), device="meta")
-        outputs = view(source)
-        outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
-        return [self._in_view(output, source) for output in outputs]
-
-    def _in_view(self, view: Tensor, source: Tensor) -> "Axis | None":
-        if view.untyped_storage()._cdata != source.untyped_storage()._cdata:
-            return self.kept(source.shape, view.shape)
+    def in_view(self, view: Tensor) -> "Axis | None":
+        """The axis in a view of a contiguous tensor, read off the view's strides."""
         end = self.inner * self.size
         for dim, (length, stride) in enumerate(zip(view.shape, view.stride(), strict=True)):
-            if (
-                length % self.size == 0
-                and stride
-                and stride * length == end
-                and stride <= self.inner
-            ):
+            covers = stride * length == end and 0 < stride <= self.inner
+            if covers and length % self.size == 0:
                 return Axis.of(view.shape, dim, self.size)
         return None
+
+    def pieces_in_view(self, view: Tensor) -> "tuple[Axis, ...]":
+        """The dimensions of a view that the axis was split into.
+
+        >>> qkv = torch.empty(2, 5, 24).view(2, 5, 3, 2, 4)
+        >>> Axis.of((2, 5, 24), dim=2).pieces_in_view(qkv) == tuple(
+        ...     Axis.of(qkv.shape, dim) for dim in (2, 3, 4)
+        ... )
+        True
+        """
+        end = self.inner * self.size
+        return tuple(
+            Axis.of(view.shape, dim)
+            for dim, (length, stride) in enumerate(zip(view.shape, view.stride(), strict=True))
+            if length > 1 and stride >= self.inner and stride * length <= end
+        )
 
     def kept(self, before: Sequence[int], after: Sequence[int]) -> "Axis | None":
         """The axis after an operation that keeps the dimensions up to and including its own."""

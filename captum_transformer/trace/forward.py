@@ -115,10 +115,19 @@ class TracedForward:
             ) from reason
         return list(gradients)
 
-    def layers(self) -> list[AttentionCall]:
-        """The attention calls; an error if there are none."""
-        if not self.calls:
+    def require_attention(self) -> None:
+        """Raises if no attention was seen, be it among tokens or among channels."""
+        if not any(operation.attention is not None for operation in self.tape.operations):
             raise NoAttentionError(NO_ATTENTION)
+
+    def layers(self) -> list[AttentionCall]:
+        """The attention calls among tokens; an error if there are none."""
+        self.require_attention()
+        if not self.calls:
+            raise NoAttentionError(
+                "All attention in the forward pass is among channels, not among tokens: there are "
+                "no maps from token to token. Use ConservativeLRP."
+            )
         return self.calls
 
     def layer(self, index: int) -> AttentionCall:
@@ -173,7 +182,7 @@ def lay_out_input(value: Value, samples: int) -> None:
     shape = value.shape
     value.samples = Axis.of(shape, 0, samples)
     if len(shape) >= 3:
-        value.features = Axis.of(shape, 2 if len(shape) == 3 else 1)
+        value.features = (Axis.of(shape, 2 if len(shape) == 3 else 1),)
 
 
 def _enter(tensor: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.tape import Operand, Operation, Value
@@ -26,24 +29,46 @@ _WITH_FEATURES = frozenset({Kind.LINEAR, Kind.EMBEDDING, Kind.CONV})
 def lay_out(operation: Operation) -> None:
     """Fills in the axes and the origin of an operation's outputs."""
     traced = [value for _, value in operation.traced()]
-    for name in ("samples", "features", "keys"):
-        source = next((v for v in traced if getattr(v, name) is not None), None)
-        if source is not None:
-            for output, axis in zip(
-                operation.outputs, _carried(operation, source, getattr(source, name)), strict=True
-            ):
-                if output is not None:
-                    setattr(output, name, axis)
+    views = _views(operation, traced)
+    for output, view in zip(operation.outputs, views, strict=True):
+        if output is not None:
+            _carry(operation, traced, output, view)
     first = operation.outputs[0]
     if first is None:
         return
     if operation.kind in _WITH_FEATURES:
         dim = 1 if operation.kind is Kind.CONV else -1
-        first.features = Axis.of(first.shape, dim % len(first.shape))
+        first.features = (Axis.of(first.shape, dim % len(first.shape)),)
     elif operation.kind is Kind.SOFTMAX:
         first.keys = _softmax_axis(operation, first)
     if operation.name in _REARRANGED_WHOLE and len(operation.outputs) == 1 and len(traced) == 1:
         first.origin = traced[0].origin
+
+
+def _views(operation: Operation, traced: list[Value]) -> list[Tensor | None]:
+    """For a view operation, its outputs as views of a contiguous tensor without data."""
+    none: list[Tensor | None] = [None] * len(operation.outputs)
+    if operation.name not in _VIEWS or len(operation.operands) > 1 or len(traced) != 1:
+        return none
+    source = torch.empty(traced[0].shape, device="meta")
+    views: list[Tensor | None] = list(operation.replay([source]))
+    storage = source.untyped_storage()._cdata
+    same = all(v is not None and v.untyped_storage()._cdata == storage for v in views)
+    return views if same else none
+
+
+def _carry(operation: Operation, traced: list[Value], output: Value, view: Tensor | None) -> None:
+    for source in traced:
+        samples, keys = source.samples, source.keys
+        if output.samples is None and samples is not None:
+            output.samples = _carried(operation, source, samples, output, view)
+        if output.keys is None and keys is not None:
+            output.keys = _carried(operation, source, keys, output, view)
+        if not output.features and view is not None:
+            output.features = tuple(p for f in source.features for p in f.pieces_in_view(view))
+        elif not output.features:
+            kept = [_kept(operation, source, f, output) for f in source.features]
+            output.features = tuple(f for f in kept if f is not None)
 
 
 def _softmax_axis(operation: Operation, output: Value) -> Axis | None:
@@ -51,13 +76,12 @@ def _softmax_axis(operation: Operation, output: Value) -> Axis | None:
     return Axis.of(output.shape, dim % len(output.shape)) if isinstance(dim, int) else None
 
 
-def _carried(operation: Operation, source: Value, axis: Axis) -> list[Axis | None]:
-    outputs = operation.outputs
+def _carried(
+    operation: Operation, source: Value, axis: Axis, output: Value, view: Tensor | None
+) -> Axis | None:
     if axis.size == 1 and axis == source.samples:
-        return [None if v is None else Axis(1, 1, v.shape.numel()) for v in outputs]
-    if operation.name in _VIEWS and len(operation.operands) == 1:
-        return axis.carried_by_view(lambda t: operation.replay([t]), source.shape)
-    return [None if v is None else _kept(operation, source, axis, v) for v in outputs]
+        return Axis(1, 1, output.shape.numel())
+    return _kept(operation, source, axis, output) if view is None else axis.in_view(view)
 
 
 def _kept(operation: Operation, source: Value, axis: Axis, output: Value) -> Axis | None:

@@ -223,6 +223,9 @@ class Trace(TorchFunctionMode):
             call = _explicit(layer, module, operation, args)
         operation.attention = call
         operation.result = self.tape.operand(output, None, keep=True)
+        if call.among_channels:
+            call.layer = -1
+            return
         call.output.attention |= 1 << layer
         self.calls.append(call)
 
@@ -305,6 +308,7 @@ def _fused(layer: int, module: str, operation: Operation, kwargs: dict[str, Any]
         module=module,
         operation=operation,
         value=kwargs["value"],
+        value_order=None,
         query=query,
         key=kwargs["key"],
         mask=mask,

@@ -24,7 +24,7 @@ class Value:
         index: its place in the order of values.
         operation: what produced it; None for an input.
         samples: where the samples of the batch lie in it.
-        features: where the features of its tokens lie in it, if it has tokens.
+        features: where the features of its tokens lie in it, whole or split (into heads, say).
         ancestors: bit set of the values that it was made from.
         attention: bit set of the attention calls in its history.
         holds_ids: whether it holds token ids, which have no gradient.
@@ -51,7 +51,7 @@ class Value:
         self.holds_ids = not tensor.is_floating_point()
         self.operation: Operation | None = None
         self.samples: Axis | None = None
-        self.features: Axis | None = None
+        self.features: tuple[Axis, ...] = ()
         self.keys: Axis | None = None
         self.ancestors = 0
         self.attention = 0

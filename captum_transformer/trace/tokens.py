@@ -97,8 +97,9 @@ def _is_token_wise(operation: Operation) -> bool:
 
 def per_token(relevance: Tensor, value: Value) -> Tensor:
     """Sums over the features of each token: ``(samples, tokens)``, a grid in row-major order."""
-    if value.features is not None:
-        relevance = relevance.reshape(value.features).sum(1)
+    dims = [dim for axis in value.features if (dim := axis.dim(value.shape)) is not None]
+    if dims:
+        relevance = relevance.sum(dims)
     if value.samples is None or value.samples.outer != 1:
         raise UnsupportedOperationError(
             f"Can't tell the samples apart in the tokens of shape {tuple(value.shape)}; explain "

@@ -5,7 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_transformer import AttentionRollout, GenericAttentionRelevance, RawAttention
+from captum_transformer import (
+    AttentionRollout,
+    ConservativeLRP,
+    GenericAttentionRelevance,
+    RawAttention,
+)
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow import KEEP, TokenFlow
 from captum_transformer.trace import traced_forward
@@ -234,3 +239,31 @@ def test_a_layer_that_does_not_exist_is_refused():
     x = torch.randn(1, TOKENS, WIDTH, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"layer=2 was asked for, but .* 2 attention calls"):
         RawAttention(Model(), layer=2).attribute(x, 0)
+
+
+class ChannelAttention(Model):
+    """Attention among a token's channels, as in XCiT, without a skip beside it."""
+
+    def block(self, block, x):
+        q, k, v = block.qkv(block.norm(x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 4, 1)
+        weights = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT).softmax(-1)
+        return block.out((weights @ v).permute(0, 3, 1, 2).flatten(2)), weights
+
+
+def test_attention_among_channels_is_no_map_of_tokens():
+    x = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="among channels, not among tokens"):
+        GenericAttentionRelevance(ChannelAttention()).attribute(x, 0)
+    relevance = ConservativeLRP(ChannelAttention()).attribute(x, 0)
+    assert relevance.isfinite().all()
+    assert relevance.any()
+
+
+def test_softmax_weights_outside_a_matrix_product_are_refused():
+    class Pooled(Model):
+        def read(self, x):
+            return self.head((x * x[..., :1].softmax(1)).sum(1))
+
+    x = torch.randn(1, TOKENS, WIDTH, dtype=torch.float64)
+    with pytest.raises(UnsupportedOperationError, match="as a matrix product"):
+        GenericAttentionRelevance(Pooled()).attribute(x, 0)
