@@ -1,5 +1,6 @@
 """Tiny models with the arguments of one call, and every method, for the tests to combine."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -326,9 +327,15 @@ _BUILDERS: dict[str, Callable[[], Subject]] = {
 SUBJECTS = tuple(_BUILDERS)
 
 
+@cache
+def _built(name: str) -> Subject:
+    return _BUILDERS[name]()
+
+
 def subject(name: str) -> Subject:
     """A fresh one, in float64 and evaluation mode."""
-    return _BUILDERS[name]()
+    built = _built(name).map(torch.clone)
+    return replace(built, model=copy.deepcopy(built.model))
 
 
 def as_tuple(tensors: Any) -> tuple[Tensor, ...]:

@@ -26,7 +26,7 @@ UNPADDABLE = "AttentionGradCam, map"
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_batch_equals_one_by_one(name: str, method: str) -> None:
-    for i in range(3):
+    for i in (0, 2):
         alone = as_tuple(subject(name).samples([i]).attribute(METHODS[method]))
 
         assert_close(alone, tuple(a[[i]] for a in attributed(name, method)))

@@ -79,16 +79,22 @@ def test_single_is_close_to_double_precision(name: str, method: str) -> None:
         assert_close(attribution, exact, 0.05 if method in MAGNIFY_ROUNDING else 1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 1e-20], ids=str)
 @pytest.mark.parametrize("method", METHODS)
-def test_constant_images_stay_finite(method: str, value: float, dtype: torch.dtype) -> None:
-    for name in ("timm ViT", "timm Swin", "torchvision ViT"):
-        given = subject(name).to(dtype)
-        constant = given.map(lambda t: torch.full_like(t, value))
-        (attribution,) = as_tuple(constant.attribute(METHODS[method]))
-        assert attribution.isfinite().all(), name
-        assert constant.attribute_tokens(METHODS[method]).isfinite().all(), name
+@pytest.mark.parametrize("name", ["timm ViT", "torchvision ViT"])
+def test_constant_images_stay_finite(name: str, method: str, value: float) -> None:
+    given = subject(name).to(torch.float32)
+    constant = given.map(lambda t: torch.full_like(t, value)).samples([0])
+
+    assert constant.attribute(METHODS[method]).isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["timm ViT, registers", "timm Swin", "Transformers ViT"])
+def test_black_images_stay_finite_in_double_precision(name: str, method: str) -> None:
+    black = subject(name).map(torch.zeros_like).samples([0])
+
+    assert black.attribute(METHODS[method]).isfinite().all()
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0], ids=str)

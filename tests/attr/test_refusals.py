@@ -46,6 +46,7 @@ from tests.attr.subjects import (
         ([[1.0]], "must be a torch.Tensor or a tuple"),
         ("text", "must be a torch.Tensor or a tuple.*str"),
         (None, "`inputs` must be a"),
+        ((), "`inputs` must be a"),
         ((torch.zeros(2, 3, *IMAGE), "text"), "got a str"),
         (torch.zeros(2, 3, *IMAGE, dtype=torch.cfloat), "complex64 can't be explained"),
         (torch.zeros(2, 3, *IMAGE, dtype=torch.bool), "masks as `additional_forward_args`"),
@@ -53,7 +54,18 @@ from tests.attr.subjects import (
         (torch.zeros(0, 3, *IMAGE), "non-empty"),
         ((torch.zeros(2, 3, *IMAGE), torch.zeros(3, 7)), r"got shapes \[\(2, 3, 8, 12\), \(3, 7\)"),
     ],
-    ids=["list", "str", "None", "mixed", "complex", "bool", "scalar", "empty", "unequal"],
+    ids=[
+        "list",
+        "str",
+        "None",
+        "nothing",
+        "mixed",
+        "complex",
+        "bool",
+        "scalar",
+        "empty",
+        "unequal",
+    ],
 )
 def test_inputs_that_are_no_inputs(inputs: Any, said: str, method: str) -> None:
     explain = METHODS[method](subject("timm ViT").model)
