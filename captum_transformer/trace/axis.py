@@ -13,6 +13,7 @@ class Axis(NamedTuple):
     Unlike a dimension's number it survives every reshape: merged into a larger dimension
     (samples x heads, samples x windows) it still says which sample an entry belongs to.
 
+    >>> import torch
     >>> samples = Axis.of((2, 4, 8), dim=0)
     >>> samples
     Axis(outer=1, size=2, inner=32)
@@ -58,6 +59,7 @@ class Axis(NamedTuple):
     def pieces_in_view(self, view: Tensor) -> "tuple[Axis, ...]":
         """The dimensions of a view that the axis was split into.
 
+        >>> import torch
         >>> qkv = torch.empty(2, 5, 24).view(2, 5, 3, 2, 4)
         >>> Axis.of((2, 5, 24), dim=2).pieces_in_view(qkv) == tuple(
         ...     Axis.of(qkv.shape, dim) for dim in (2, 3, 4)
