@@ -88,7 +88,9 @@ def _by_row(call: AttentionCall, gradients: MapBlock, shares: Tensor, columns: T
         share = shares[..., rows].unsqueeze(-2)
         mean_gradient = mean_gradient + share @ gradients(call, rows)
         attended = attended + share @ call.probabilities(rows)
-    columns = columns.unsqueeze(-2).expand_as(attended)
+    by_head = call.by_head(attended)
+    open_to_some = (by_head > 0).any(1, keepdim=True).expand_as(by_head).reshape(attended.shape)
+    columns = columns.unsqueeze(-2) * open_to_some
     weights = (mean_gradient * columns).sum(-1, keepdim=True)
     weights = weights / columns.sum(-1, keepdim=True).clamp(min=1)
     cam = call.by_head(weights * attended).mean(1, keepdim=True).relu()

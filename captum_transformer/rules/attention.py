@@ -68,7 +68,7 @@ def _through_fused(
             scores = products * call.scale
             shares = ratio(relevance, scores + bias)
             onto_bias = torch.where(shares == 0, torch.zeros_like(shares), bias * shares)
-            scored = scores * shares
+            scored = torch.where((bias == 0) & (scores != 0), relevance, scores * shares)
             if samples is None:
                 raise unsupported(call.operation, "the samples of the batch can't be told apart")
             axis = Axis(

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.statistics import is_mean_of, negative_exponent
 from captum_transformer.trace.tape import Tape
@@ -63,7 +64,7 @@ class ConservativeRule:
                 _hold_probabilities(call, args, kwargs) if self.attention_rule else NotImplemented
             )
         if kind is Kind.LINEAR and (gamma := self.gammas.get(len(tape.operations))) is not None:
-            return _linear_gamma(gamma, *args, **_tensor_first(kwargs))
+            return _gamma(gamma, name, args, kwargs)
         if self.layer_norm_rule:
             held = self._norm(kind, call, args, kwargs, name)
             if held is not NotImplemented:
@@ -115,6 +116,17 @@ def _hold_probabilities(
         first, second = args[1] if len(args) == 2 else args[1:]
         return call(args[0], first.detach(), second, **kwargs)
     return call(args[0].detach(), *args[1:], **kwargs)
+
+
+def _gamma(gamma: Gamma, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    if name == "linear":
+        return _linear_gamma(gamma, *args, **_tensor_first(kwargs))
+    if kwargs:
+        raise UnsupportedOperationError(
+            f"LRP-gamma has no rule for `{name}` with {sorted(kwargs)}; use gamma=0."
+        )
+    bias, tensor, weight = args
+    return _linear_gamma(gamma, tensor, weight.T, bias)
 
 
 def _linear_gamma(

@@ -113,7 +113,11 @@ def _addition(operation: Operation, relevance: Tensor) -> list[Tensor | None]:
     else:
         right = right * (-factor if operation.kind is Kind.SUB else factor)
     quotient = ratio(relevance, left + right)
-    shares = [left * quotient, right * quotient]
+    # Where one operand is zero, as in a mask, the other takes all, to the last digit.
+    shares = [
+        torch.where((other == 0) & (part != 0), relevance, part * quotient)
+        for part, other in ((left, right), (right, left))
+    ]
     # Masks are minus infinity where the relevance is zero.
     shares = [torch.where(quotient == 0, torch.zeros_like(share), share) for share in shares]
     samples = _samples(operation)

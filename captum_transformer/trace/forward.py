@@ -79,6 +79,7 @@ class TracedForward:
             AmbiguousOutputError: if the model returns no tensor or several that it fits.
             UnseenOperationError: if the output is not connected to the inputs.
         """
+        target = to_normal(target)
         with self._trace:
             output = _main_output(self.output)
             if target is None and mean_if_none and isinstance(output, Tensor):
@@ -194,6 +195,8 @@ def _enter(tensor: Tensor) -> Tensor:
 
 
 def _validate(inputs: tuple[Tensor, ...]) -> None:
+    if not inputs:
+        raise InvalidInputError(f"`inputs` must be a tensor or a tuple of tensors, got {inputs}.")
     for tensor in inputs:
         if not isinstance(tensor, Tensor):
             raise InvalidInputError(

@@ -4,14 +4,16 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 
 def modules_of(function: Any) -> list[tuple[str, nn.Module]]:
-    """The modules that a forward function runs, as far as they can be found, with their names.
+    """The modules that a forward function runs, as far as they can be found beforehand, by name.
 
     Looks into modules, bound methods, ``functools.partial``, callable objects, closures and the
     globals that a function names.
@@ -66,6 +68,14 @@ def explaining(
     state is put back; compiled code runs uncompiled.
     """
     training = [module for _, module in modules if module.training]
+    thread = get_ident()
+
+    def evaluate(module: nn.Module, _: Any) -> None:
+        # For modules that can't be found beforehand, such as those of an object in a closure.
+        if module.training and get_ident() == thread:
+            training.append(module)
+            module.training = False
+
     devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(mode=False))
@@ -73,11 +83,13 @@ def explaining(
         stack.enter_context(torch.random.fork_rng(devices=devices))
         if _compiled(function, modules):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        hook = register_module_forward_pre_hook(evaluate)
         try:
             for module in training:
                 module.training = False
             yield
         finally:
+            hook.remove()
             for module in training:
                 module.training = True
 
