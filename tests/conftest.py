@@ -9,8 +9,8 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
-# The models here are tiny: on many cores, handing out the work costs more than doing it.
-torch.set_num_threads(min(torch.get_num_threads(), 4))
+# The models here are tiny: handing their work out to threads costs more than doing it.
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

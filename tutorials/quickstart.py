@@ -192,7 +192,7 @@ def draw_figure(model: nn.Module, mosaics: Mosaics, path: Path) -> None:
             side = pictures.shape[-1] / 2
             axis.add_patch(Rectangle((cell * side, 0), side, side, fill=False, ec="lime", lw=2))
             axis.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
@@ -203,6 +203,7 @@ def main() -> None:
     args = parser.parse_args()
 
     pl.seed_everything(0)
+    torch.set_num_threads(1)  # the model is so small that more threads mostly wait for each other
     # Everything is in memory already, there is nothing for worker processes to do.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
 
