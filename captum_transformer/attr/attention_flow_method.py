@@ -9,8 +9,9 @@ from torch import Tensor
 
 from captum_transformer.attr.transformer_method import START, TransformerMethod, scaled_back, seed
 from captum_transformer.rules.flow import MapBlock, TokenFlow, attend_with
-from captum_transformer.trace.attention import AttentionCall, accumulation_dtype
+from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.tape import Value
 
 
@@ -57,9 +58,14 @@ def output_gradients(
     forward: TracedForward, selected: Tensor, calls: Sequence[AttentionCall]
 ) -> dict[AttentionCall, Tensor]:
     """The gradient of the selected scores at the calls' outputs, as ``(..., Q, D)``."""
+    dtype = accumulation_dtype(selected.dtype)
     gradients = forward.gradients(selected, [call.edge for call in calls])
     return {
-        call: call.outputs(gradient.to(accumulation_dtype(gradient.dtype)))
+        call: call.outputs(
+            torch.zeros(call.output.shape, dtype=dtype, device=selected.device)
+            if gradient is None
+            else gradient.to(dtype)
+        )
         for call, gradient in zip(calls, gradients, strict=True)
     }
 
@@ -97,4 +103,4 @@ def single_layer(forward: TracedForward, call: AttentionCall, maps: MapBlock) ->
 
 def from_layer(forward: TracedForward, start_layer: int) -> list[AttentionCall]:
     """The attention calls from a layer on."""
-    return forward.layers()[forward.layer(start_layer).layer :]
+    return forward.layers()[forward.layer(start_layer, name="start_layer").layer :]

@@ -13,10 +13,10 @@ from captum_transformer.attr.transformer_method import Inputs, TransformerMethod
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.rules.flow import TokenFlow
 from captum_transformer.rules.gradient import ConservativeRule, Gamma
-from captum_transformer.trace.attention import accumulation_dtype
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.mode import ForwardRule
+from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.tape import Operation, Value
 from captum_transformer.trace.tokens import projections_of
 
@@ -224,12 +224,16 @@ class ConservativeLRP(TransformerMethod):
         gradients = forward.gradients(selected, points)
         relevance: dict[Value, Tensor] = {}
         for value, tensor, edge in zip(forward.values, forward.inputs, forward.edges, strict=True):
-            if edge is not None:
-                dtype = accumulation_dtype(tensor.dtype)
-                relevance[value] = tensor.detach().to(dtype) * gradients.pop(0).to(dtype)
+            if edge is None:
+                continue
+            dtype = accumulation_dtype(tensor.dtype)
+            gradient = gradients.pop(0)
+            slope = torch.zeros_like(tensor) if gradient is None else gradient
+            relevance[value] = tensor.detach().to(dtype) * slope.to(dtype)
         seeds: dict[Value, Tensor] = {}
         for operation, gradient in zip(lookups, gradients, strict=True):
-            seeds |= _embedded(operation, gradient)
+            if gradient is not None:
+                seeds |= _embedded(operation, gradient)
         ids = [value for value in forward.values if value.holds_ids]
         if ids and seeds:
             relevance |= TokenFlow(forward.tape, {})(seeds, ids)

@@ -92,7 +92,7 @@ class GenericAttentionRelevance(AttentionFlowMethod):
             selected, _ = forward.select(target)
             with in_full_precision(forward.inputs[0].device):
                 maps = _weighted_attention(forward, selected, calls)
-                relevance = _accumulate(calls, maps)
+                relevance = _accumulate(calls, maps, forward.inputs[0].shape[0])
             name = "+".join(forward.names)
         return {(name, name): relevance.detach()}
 
@@ -108,7 +108,7 @@ def _weighted_attention(
     return block
 
 
-def _accumulate(calls: Sequence[AttentionCall], maps: MapBlock) -> Tensor:
+def _accumulate(calls: Sequence[AttentionCall], maps: MapBlock, batch: int) -> Tensor:
     relevance: Tensor | None = None
     for call in calls:
         attention = torch.cat([maps(call, rows) for rows in call.blocks()], -2)
@@ -116,13 +116,13 @@ def _accumulate(calls: Sequence[AttentionCall], maps: MapBlock) -> Tensor:
         samples, queries, keys = attention.shape
         if relevance is None:
             eye = torch.eye(keys, dtype=attention.dtype, device=attention.device)
-            relevance = eye.expand(samples, keys, keys)
+            relevance = eye.expand(batch, keys, keys)
         if (samples, queries, keys) != relevance.shape:
             raise UnsupportedOperationError(
                 f"Attention call {call.layer} ({call.module}) runs over {queries} queries and "
-                f"{keys} keys of {samples} samples or windows, the calls before it over "
-                f"{relevance.shape[-1]} tokens: their maps can't be multiplied. Use "
-                "`attribute_tokens`, which follows the tokens wherever they go."
+                f"{keys} keys of {samples} samples or windows; there are {batch} samples, and "
+                f"the first call has {relevance.shape[-1]} keys: their maps can't be multiplied. "
+                "Use `attribute_tokens`, which follows the tokens wherever they go."
             )
         relevance = relevance + attention @ relevance
     if relevance is None:

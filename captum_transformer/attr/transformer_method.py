@@ -1,7 +1,7 @@
 """What all methods share: Captum's calling conventions around one traced forward pass."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -13,11 +13,11 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_transformer.rules import flow
-from captum_transformer.trace.attention import accumulation_dtype
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.isolation import in_full_precision
 from captum_transformer.trace.mode import ForwardRule
+from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.tape import Value
 from captum_transformer.trace.tokens import per_token, token_value
 
@@ -39,9 +39,6 @@ class TransformerMethod(GradientAttribution, ABC):
 
     # The kinds of operation whose operands the method's rules want to see.
     _keep: frozenset[Kind] = flow.KEEP
-
-    def __init__(self, forward_func: Callable[..., Any]) -> None:
-        super().__init__(forward_func)
 
     @log_usage(part_of_slo=True)
     def attribute(

@@ -4,14 +4,9 @@ import torch
 from torch import Tensor
 
 from captum_transformer.rules.propagate import unsupported
-from captum_transformer.trace.attention import (
-    AttentionCall,
-    ExplicitAttention,
-    FusedAttention,
-    in_full,
-    ratio,
-)
+from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
 from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.numeric import in_full, ratio
 from captum_transformer.trace.tape import Operation
 
 

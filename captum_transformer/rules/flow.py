@@ -11,14 +11,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from captum_transformer.rules.linear import without_bias
 from captum_transformer.rules.propagate import propagate, rearranged, transposed, unsupported
-from captum_transformer.trace.attention import AttentionCall, in_full
+from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.tape import Operand, Operation, Tape, Value
 
 KEEP = frozenset({Kind.POOL})
-_TOKEN_WISE = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL, Kind.DROPOUT})
+_TOKEN_WISE = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL})
 
 
 class Attend(Protocol):
@@ -82,7 +84,7 @@ class TokenFlow:
 
     def _rule(self, operation: Operation, incoming: list[Tensor | None]) -> list[Tensor | None]:
         kind, traced = operation.kind, operation.traced()
-        if kind is Kind.SHAPE or kind is Kind.MEAN:
+        if kind is Kind.SHAPE:
             return rearranged(operation, incoming)
         if kind is Kind.POOL:
             return transposed(operation, [in_full(o) for o, _ in traced], incoming)
@@ -93,7 +95,7 @@ class TokenFlow:
             return self._attention(operation.attention, share)
         if kind in (Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV):
             return self._combination(operation, share)
-        if kind is Kind.SUM:
+        if kind in (Kind.SUM, Kind.MEAN):
             return [_summed(operation, share)]
         if kind is Kind.EMBEDDING:
             return [share.flatten(len(traced[0][0].size)).sum(-1)]
@@ -271,14 +273,9 @@ def _convolution(operation: Operation, name: str, place: int, default: Any) -> A
 
 
 def _summed(operation: Operation, share: Tensor) -> Tensor:
-    """Its terms get equal parts; terms with a constant factor (a mask) in proportion to it."""
+    """The terms get equal parts; masked or weighted ones in proportion to their weight."""
     ((_, value),) = operation.traced()
-    weights = torch.ones(value.shape, dtype=share.dtype, device=share.device)
-    product = value.operation
-    if product is not None and product.kind is Kind.MUL and len(product.traced()) == 1:
-        for factor in product.operands:
-            if factor.value is None and factor.data is not None:
-                weights = factor.data.to(share.dtype).abs().expand(value.shape)
+    weights = _presence(value, share.dtype, share.device)
     with torch.no_grad():
         total = operation.replay([weights])[0]
     quotient = torch.where(total == 0, torch.zeros_like(share), share / total)
@@ -288,15 +285,39 @@ def _summed(operation: Operation, share: Tensor) -> Tensor:
     return weights * part
 
 
+def _presence(value: Value, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """How much of the signal each entry carries: zero where a constant has taken its place."""
+    operation = value.operation
+    if operation is not None and len(operation.traced()) == 1 and len(operation.outputs) == 1:
+        ((_, source),) = operation.traced()
+        if operation.kind is Kind.MUL:
+            factors = [o for o in operation.operands if o.value is None]
+            presence = _presence(source, dtype, device)
+            for factor in factors:
+                presence = presence * factor.tensor.to(dtype).abs()
+            return presence.expand(value.shape)
+        if operation.kind is Kind.SHAPE:
+            with torch.no_grad():
+                ones = torch.ones(source.shape, dtype=dtype, device=device)
+                present = operation.replay([_presence(source, dtype, device)])[0]
+                absent = operation.replay([torch.zeros_like(ones)])[0]
+                doubled = operation.replay([torch.full_like(ones, 2.0)])[0]
+            moved = doubled != absent
+            return torch.where(moved, present, torch.zeros_like(present))
+    return torch.ones(value.shape, dtype=dtype, device=device)
+
+
 def _constant_product(operation: Operation, value: Value, share: Tensor) -> Tensor:
     """A product with constants: weights on features keep tokens apart, a matrix of tokens mixes."""
     first = operation.args[0]
-    if operation.name in ("matmul", "mm", "bmm", "imatmul"):
-        if isinstance(first, Operand) and first.value is not None:
-            return _flat(share, value)
-        weights = in_full(first).abs().to(share.dtype)
-        sums = weights.sum(-1).unsqueeze(-1)
-        parts = torch.where(sums == 0, torch.zeros_like(sums), weights / sums)
-        result = parts.transpose(-1, -2) @ share
-        return result.sum_to_size(value.shape)
-    raise unsupported(operation, "which of its axes holds the tokens is not known")
+    if operation.name != "einsum" and isinstance(first, Operand) and first.value is not None:
+        return _flat(share, value)
+    absolute = without_bias(operation, torch.abs)
+    ones = torch.ones(value.shape, dtype=share.dtype, device=share.device)
+    with torch.no_grad():
+        total = absolute.replay([ones])[0]
+    quotient = torch.where(total == 0, torch.zeros_like(share), share / total)
+    (part,) = transposed(absolute, [ones], [quotient])
+    if part is None:
+        raise unsupported(operation, "the product does not depend on its operand")
+    return part

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.recognise import Pattern
 from captum_transformer.trace.statistics import is_mean_of, negative_exponent
 from captum_transformer.trace.tape import Tape
 
@@ -55,14 +56,14 @@ class ConservativeRule:
         kwargs: dict[str, Any],
         *,
         name: str,
-        attention: bool,
+        pattern: Pattern | None,
         tape: Tape,
     ) -> Any:
         """See `ForwardRule`."""
-        if attention:
-            return (
-                _hold_probabilities(call, args, kwargs) if self.attention_rule else NotImplemented
-            )
+        if pattern is not None:
+            if not self.attention_rule:
+                return NotImplemented
+            return call(*_held(args, pattern.held), **_held(kwargs, pattern.held))
         if kind is Kind.LINEAR and (gamma := self.gammas.get(len(tape.operations))) is not None:
             return _gamma(gamma, name, args, kwargs)
         if self.layer_norm_rule:
@@ -100,22 +101,19 @@ def _subtracts_mean(args: tuple[Any, ...], tape: Tape) -> bool:
     return values[0] is not None and values[1] is not None and is_mean_of(values[1], values[0])
 
 
-def _hold_probabilities(
-    call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """The fused kernel stays: with queries and keys held its backward is all that is needed."""
-    if not args:
-        held = {
-            name: argument.detach()
-            if isinstance(argument, Tensor) and name != "value"
-            else argument
-            for name, argument in kwargs.items()
-        }
-        return call(**held)
-    if isinstance(args[0], str):
-        first, second = args[1] if len(args) == 2 else args[1:]
-        return call(args[0], first.detach(), second, **kwargs)
-    return call(args[0].detach(), *args[1:], **kwargs)
+def _held(arguments: Any, held: frozenset[int]) -> Any:
+    """The arguments with some tensors detached.
+
+    With queries and keys held, the fused kernel's backward is all that is needed.
+    """
+    if isinstance(arguments, Tensor):
+        return arguments.detach() if id(arguments) in held else arguments
+    if isinstance(arguments, dict):
+        # The values of fused attention may be the same tensor as its queries.
+        return {k: v if k == "value" else _held(v, held) for k, v in arguments.items()}
+    if isinstance(arguments, (list, tuple)):
+        return type(arguments)(_held(argument, held) for argument in arguments)
+    return arguments
 
 
 def _gamma(gamma: Gamma, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer.rules.propagate import transposed, unsupported
-from captum_transformer.trace.attention import in_full, ratio
 from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.numeric import in_full, ratio
 from captum_transformer.trace.tape import Operand, Operation
 
 
@@ -38,7 +38,7 @@ def alpha_beta_rule(operation: Operation, relevance: Tensor) -> Tensor:
     """The alpha-beta rule on any product of a signal with weights."""
     ((signal, _),) = operation.traced()
     x = in_full(signal)
-    plain, absolute = _without_bias(operation, _same), _without_bias(operation, torch.abs)
+    plain, absolute = without_bias(operation, _same), without_bias(operation, torch.abs)
     with torch.no_grad():
         product, magnitude = plain.replay([x])[0], absolute.replay([x.abs()])[0]
     positive = positive_part(product, magnitude, signal.size[-1])
@@ -50,8 +50,8 @@ def alpha_beta_rule(operation: Operation, relevance: Tensor) -> Tensor:
     return (x * share + x.abs() * share_of_magnitude) / 2
 
 
-def _without_bias(operation: Operation, change: Callable[[Tensor], Tensor]) -> Operation:
-    """The operation with its weights changed and its bias left out."""
+def without_bias(operation: Operation, change: Callable[[Tensor], Tensor]) -> Operation:
+    """The operation with its constants changed and its bias left out."""
     bias = _bias_operand(operation)
 
     def changed(argument: object) -> object:
@@ -99,9 +99,9 @@ def z_box_rule(operation: Operation, relevance: Tensor) -> Tensor:
     low = x.amin(dims, keepdim=True).expand_as(x)
     high = x.amax(dims, keepdim=True).expand_as(x)
     parts = [
-        (x, _without_bias(operation, _same), 1),
-        (low, _without_bias(operation, lambda w: w.clamp(min=0)), -1),
-        (high, _without_bias(operation, lambda w: w.clamp(max=0)), -1),
+        (x, without_bias(operation, _same), 1),
+        (low, without_bias(operation, lambda w: w.clamp(min=0)), -1),
+        (high, without_bias(operation, lambda w: w.clamp(max=0)), -1),
     ]
     with torch.no_grad():
         total = sum(sign * part.replay([point])[0] for point, part, sign in parts)

@@ -17,9 +17,9 @@ from captum_transformer.rules.linear import (
     z_box_rule,
 )
 from captum_transformer.rules.propagate import rearranged, transposed, unsupported
-from captum_transformer.trace.attention import in_full, ratio
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.numeric import in_full, ratio
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.tape import Operand, Operation
 
@@ -37,7 +37,7 @@ KEEP = frozenset(
         Kind.OTHER,
     }
 )
-_PASSED_ON = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL, Kind.DROPOUT})
+_PASSED_ON = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL})
 
 
 def relevance_rule(operation: Operation, incoming: list[Tensor | None]) -> list[Tensor | None]:
@@ -104,7 +104,9 @@ def _addition(operation: Operation, relevance: Tensor) -> list[Tensor | None]:
             _fitted(relevance, o) if is_signal else None
             for (o, _), is_signal in zip(operation.traced(), signal, strict=True)
         ]
-    if len(operation.operands) == 1 or any(o.size.numel() == 1 for o in operation.operands):
+    if len(operation.operands) == 1 or any(
+        o.value is None and o.size.numel() == 1 for o in operation.operands
+    ):
         return [_fitted(relevance, o) for o, _ in operation.traced()]
     left, right = (in_full(o) for o in operation.operands)
     factor = operation.kwargs.get("alpha", 1)

@@ -14,28 +14,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.numeric import accumulation_dtype, in_full
 from captum_transformer.trace.tape import Operand, Operation, Value
 
 # Entries of the probabilities that are computed at a time: 256 MiB in float32.
 BLOCK_ENTRIES = 1 << 26
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision in which relevance is summed up: at least float32."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def in_full(operand: Operand) -> Tensor:
-    """An operand's data in the precision in which relevance is summed up."""
-    return operand.tensor.to(accumulation_dtype(operand.dtype))
-
-
-def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """``numerator / denominator``, stabilised as in the CVPR 2021 code; zero for a zero below."""
-    stable = denominator + 1e-9
-    stable = torch.where(stable == 0, torch.full_like(stable, 1e-9), stable)
-    return torch.where(denominator == 0, torch.zeros_like(stable), numerator / stable)
 
 
 @dataclass(eq=False, slots=True)
@@ -122,8 +107,13 @@ class AttentionCall(ABC):
         if len(lead) == 2:
             return tensor
         samples = self.output.samples
-        size = samples.size if samples is not None and samples.outer == 1 else math.prod(lead)
-        return tensor.reshape(size, -1, *tensor.shape[-2:])
+        if samples is None or samples.outer != 1:
+            raise UnsupportedOperationError(
+                f"Can't tell samples from heads in attention call {self.layer} ({self.module}) "
+                f"with probabilities of shape {self.map_shape()}: heads must come after samples. "
+                "Explain the samples one by one, or with a method that has no use for heads."
+            )
+        return tensor.reshape(samples.size, -1, *tensor.shape[-2:])
 
 
 @dataclass(eq=False, slots=True)
@@ -239,42 +229,3 @@ class ExplicitAttention(AttentionCall):
     def to_weights(self, tensor: Tensor) -> Tensor:
         """From ``(..., Q, K)`` to the layout of the probabilities' operand."""
         return self._restored(tensor, self.weights_order).sum_to_size(self.weights.size)
-
-
-def parse_einsum(equation: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
-    """How to permute an einsum's operands and output to `AttentionCall`'s layout.
-
-    None if the equation is no product of probabilities and values.
-
-    >>> parse_einsum("bhqk,bkhd->bqhd")
-    ((0, 1, 2, 3), (0, 2, 1, 3), (0, 2, 1, 3))
-    """
-    left, arrow, out = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not arrow or len(terms) != 2 or "." in equation:
-        return None
-    a, v = terms
-    keys = [c for c in a if c in v and c not in out]
-    queries = [c for c in a if c not in v and c in out]
-    features = [c for c in v if c not in a and c in out]
-    batch = [c for c in a if c in v and c in out]
-    if len(keys) != 1 or len(queries) != 1 or len(features) != 1 or len(batch) + 2 != len(a):
-        return None
-    if len(v) != len(a) or len(out) != len(a):
-        return None
-
-    def order(term: str, last: list[str]) -> tuple[int, ...]:
-        return tuple(term.index(c) for c in (*batch, *last))
-
-    return order(a, queries + keys), order(v, keys + features), order(out, queries + features)
-
-
-__all__ = [
-    "AttentionCall",
-    "Axis",
-    "ExplicitAttention",
-    "FusedAttention",
-    "accumulation_dtype",
-    "parse_einsum",
-    "ratio",
-]

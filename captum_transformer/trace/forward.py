@@ -77,7 +77,7 @@ class TracedForward:
         Raises:
             InvalidTargetError: if the target does not fit the output.
             AmbiguousOutputError: if the model returns no tensor or several that it fits.
-            UnseenOperationError: if the output is not connected to the inputs.
+            InvalidInputError: if the output does not depend on the inputs.
         """
         target = to_normal(target)
         with self._trace:
@@ -86,6 +86,13 @@ class TracedForward:
                 selected = output.reshape(output.shape[0], -1).mean(1)
             else:
                 selected = _select(output, target)
+            samples = self.inputs[0].shape[0]
+            if len(selected) != samples:
+                raise InvalidTargetError(
+                    f"target {_short(target)} selects {len(selected)} scores, but there are "
+                    f"{samples} samples: one score per sample is explained. The model's output "
+                    "must have the samples along dimension 0."
+                )
         value = self.tape.find(selected)
         if value is None:
             raise InvalidInputError(
@@ -95,8 +102,8 @@ class TracedForward:
             )
         return selected, value
 
-    def gradients(self, selected: Tensor, points: Sequence[GradientEdge]) -> list[Tensor]:
-        """The gradient of the selected outputs at some points of the graph."""
+    def gradients(self, selected: Tensor, points: Sequence[GradientEdge]) -> list[Tensor | None]:
+        """The gradient of the selected outputs at some points; None where they don't depend on."""
         if not points:
             return []
         try:
@@ -105,7 +112,6 @@ class TracedForward:
                 list(points),
                 retain_graph=True,
                 allow_unused=True,
-                materialize_grads=True,
             )
         except CheckpointError as reason:
             raise ExplanationError(
@@ -131,12 +137,12 @@ class TracedForward:
             )
         return self.calls
 
-    def layer(self, index: int) -> AttentionCall:
+    def layer(self, index: int, *, name: str = "layer") -> AttentionCall:
         """One attention call; negative indices count from the last."""
         calls = self.layers()
-        if not -len(calls) <= index < len(calls):
+        if index not in range(-len(calls), len(calls)):
             raise InvalidLayerError(
-                f"layer={index} was asked for, but the forward pass has {len(calls)} attention "
+                f"{name}={index!r} was asked for, but the forward pass has {len(calls)} attention "
                 f"calls: choose from {-len(calls)} to {len(calls) - 1}."
             )
         return calls[index]

@@ -53,7 +53,7 @@ _NAMES: dict[Kind, str] = {
         data_ptr untyped_storage storage is_same_size is_pinned is_inference is_conj
         is_neg is_set_to is_shared dim_order has_names len hash repr format
         set_grad_enabled requires_grad_ retain_grad register_hook item tolist numpy bool
-        int float_ index contains base backward_hooks retains_grad version
+        float_ index contains base backward_hooks retains_grad version
     """,
     Kind.SHAPE: """
         reshape view permute transpose t T mT H mH adjoint swapaxes swapdims movedim
@@ -69,6 +69,7 @@ _NAMES: dict[Kind, str] = {
         view_as_complex
     """,
     Kind.ELEMENTWISE: """
+        long int short
         sinh cosh tan asin acos atan asinh acosh atanh erfc erfinv logit sinc log2 log10
         exp2 sgn sign round floor ceil trunc frac relu relu6 gelu silu mish elu selu celu
         leaky_relu hardswish hardsigmoid hardtanh tanh sigmoid logsigmoid softplus
@@ -84,15 +85,15 @@ _NAMES: dict[Kind, str] = {
         dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout
         feature_alpha_dropout
     """,
-    Kind.ADD: "add iadd radd",
-    Kind.SUB: "sub isub rsub subtract",
-    Kind.MUL: "mul imul rmul multiply",
-    Kind.DIV: "div idiv truediv itruediv true_divide divide",
+    Kind.ADD: "add radd",
+    Kind.SUB: "sub rsub subtract",
+    Kind.MUL: "mul rmul multiply",
+    Kind.DIV: "div truediv true_divide divide",
     Kind.RECIPROCAL: "rsqrt reciprocal rtruediv rdiv",
     Kind.LINEAR: "linear addmm",
     Kind.CONV: "conv1d conv2d conv3d",
     Kind.EMBEDDING: "embedding",
-    Kind.MATMUL: "matmul imatmul rmatmul bmm mm mv einsum baddbmm",
+    Kind.MATMUL: "matmul rmatmul bmm mm mv einsum baddbmm",
     Kind.ATTENTION: "scaled_dot_product_attention",
     Kind.SUM: "sum",
     Kind.MEAN: "mean",
@@ -140,14 +141,11 @@ def _copy(tensor: Tensor, source: Tensor, *_: Any, **__: Any) -> Tensor:
 _OUT_OF_PLACE: dict[str, Callable[..., Any]] = {
     "setitem": _setitem,
     "copy": _copy,
-    "iadd": operator.add,
-    "isub": operator.sub,
-    "imul": operator.mul,
-    "itruediv": operator.truediv,
-    "idiv": operator.truediv,
-    "imatmul": operator.matmul,
-    "ipow": operator.pow,
+    "truediv": operator.truediv,
 }
+_IN_PLACE_OPERATORS = frozenset(
+    "__iadd__ __isub__ __imul__ __idiv__ __itruediv__ __imatmul__ __ipow__".split()
+)
 
 
 def _out_of_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -183,18 +181,19 @@ def describe(function: Callable[..., Any]) -> Function:
         raw = attribute if raw == "__get__" else f"set_{attribute}"
     name = raw.strip("_")
     dunder = raw.startswith("__")
+    if raw in _IN_PLACE_OPERATORS:
+        name = name.removeprefix("i")
     kind = _KINDS.get(name, Kind.OTHER)
-    if raw in ("requires_grad_", "retain_grad") or (name == "float" and raw == "__float__"):
+    if raw in ("requires_grad_", "retain_grad", "__float__", "__int__", "__bool__"):
         kind = Kind.QUERY
-    inplace = name in _OUT_OF_PLACE or (raw.endswith("_") and not dunder and kind is not Kind.QUERY)
+    writes = raw.endswith("_") and not dunder and kind is not Kind.QUERY
+    inplace = writes or raw in _IN_PLACE_OPERATORS or raw in ("__setitem__", "copy_")
     if function in _COMPOSITES and isinstance(function, types.FunctionType):
         return Function(name, kind, function, body=_body(function))
     call: Callable[..., Any] = function
     if inplace:
         call = _out_of_place(name, function)
-    return Function(
-        {"iadd": "add", "isub": "sub", "imul": "mul"}.get(name, name), kind, call, inplace
-    )
+    return Function(name, kind, call, inplace)
 
 
 @cache

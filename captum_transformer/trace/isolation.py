@@ -54,7 +54,10 @@ def _collect(item: Any, name: str, found: dict[int, tuple[str, nn.Module]], seen
 
 def _compiled(function: Any, modules: list[tuple[str, nn.Module]]) -> bool:
     return hasattr(function, "_torchdynamo_orig_callable") or any(
-        hasattr(module, "_orig_mod") for _, module in modules
+        hasattr(module, "_orig_mod")
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(module.forward, "_torchdynamo_orig_callable")
+        for _, module in modules
     )
 
 

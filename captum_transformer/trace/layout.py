@@ -89,9 +89,13 @@ def _kept(operation: Operation, source: Value, axis: Axis, output: Value) -> Axi
     dim = axis.dim(before)
     if dim is None:
         return None
+    if dim == _contracted(operation, source):
+        return None
     moved: int | None = None
     if operation.name == "einsum":
         moved = _through_einsum(operation, source, dim)
+        if moved is None:
+            return None
     elif operation.name == "stack":
         at = _argument(operation, 1, "dim", 0) % len(after)
         moved = dim + (at <= dim)
@@ -106,6 +110,19 @@ def _kept(operation: Operation, source: Value, axis: Axis, output: Value) -> Axi
             return None
         return Axis.of(after, moved, axis.size) if after[moved] == before[dim] else None
     return axis.kept(before, after)
+
+
+def _contracted(operation: Operation, source: Value) -> int | None:
+    """The dimension of an operand that a product sums away."""
+    last = len(source.shape) - 1
+    if operation.kind is Kind.LINEAR:
+        return last
+    if operation.kind is Kind.CONV:
+        return 1
+    if operation.kind is Kind.MATMUL and operation.name != "einsum":
+        is_left = operation.operands[-2].value is source
+        return last if is_left else max(last - 1, 0)
+    return None
 
 
 def _argument(operation: Operation, place: int, name: str, default: Any) -> Any:

@@ -12,14 +12,15 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from captum_transformer.errors import UnseenOperationError
-from captum_transformer.trace.attention import (
-    AttentionCall,
-    ExplicitAttention,
-    FusedAttention,
-    parse_einsum,
-)
+from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.functions import Function, Kind, describe, requested_inplace
 from captum_transformer.trace.layout import lay_out
+from captum_transformer.trace.recognise import (
+    Pattern,
+    explicit_attention,
+    fused_attention,
+    recognise,
+)
 from captum_transformer.trace.tape import Operand, Operation, Tape, Value, tensors_in
 
 # Token ids become features by looking them up in a table, and stay token ids under these.
@@ -40,7 +41,7 @@ class ForwardRule(Protocol):
         kwargs: dict[str, Any],
         *,
         name: str,
-        attention: bool,
+        pattern: Pattern | None,
         tape: Tape,
     ) -> Any:
         """Returns the result of the operation, or ``NotImplemented`` to leave it as it is."""
@@ -127,11 +128,12 @@ class Trace(TorchFunctionMode):
         *,
         inplace: bool,
     ) -> Any:
-        attention = function.kind is Kind.ATTENTION or _applies_probabilities(
-            function, args, values
-        )
+        if any(v is not None and not v.holds_ids for v in values.values()):
+            # Next to a signal, token ids are an index: a constant.
+            values = {k: None if v is not None and v.holds_ids else v for k, v in values.items()}
+        pattern = recognise(function, args, kwargs, values)
         operands: list[Operand] = []
-        keep = attention or function.kind in self.tape.keep
+        keep = pattern is not None or function.kind in self.tape.keep
 
         def freeze(argument: Any) -> Any:
             if isinstance(argument, Tensor):
@@ -159,7 +161,7 @@ class Trace(TorchFunctionMode):
                 args,
                 kwargs,
                 name=function.name,
-                attention=attention,
+                pattern=pattern,
                 tape=self.tape,
             )
         if result is NotImplemented:
@@ -180,10 +182,10 @@ class Trace(TorchFunctionMode):
         )
         if outputs[0] is not None and (kind is Kind.EMBEDDING or (keep and kind is Kind.LINEAR)):
             operation.result = self.tape.operand(outputs[0], None, keep=True)
-        if outputs[0] is not None and (kind is Kind.EMBEDDING or attention):
+        if outputs[0] is not None and (kind is Kind.EMBEDDING or pattern):
             operation.edge = get_gradient_edge(outputs[0])
-        if attention and outputs[0] is not None:
-            self._add_call(operation, frozen_args, frozen_kwargs, outputs[0])
+        if pattern is not None and outputs[0] is not None:
+            self._add_call(operation, pattern, frozen_kwargs, outputs[0])
         if written is not None:
             self.tape.after_write(written)
         return result
@@ -213,14 +215,14 @@ class Trace(TorchFunctionMode):
         return outputs
 
     def _add_call(
-        self, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        self, operation: Operation, pattern: Pattern, kwargs: dict[str, Any], output: Tensor
     ) -> None:
         layer, module = len(self.calls), self._calling_module()
         call: AttentionCall
         if operation.kind is Kind.ATTENTION:
-            call = _fused(layer, module, operation, kwargs)
+            call = fused_attention(layer, module, operation, kwargs)
         else:
-            call = _explicit(layer, module, operation, args)
+            call = explicit_attention(layer, module, operation, pattern)
         operation.attention = call
         operation.result = self.tape.operand(output, None, keep=True)
         if call.among_channels:
@@ -269,68 +271,3 @@ def _without_inplace(func: Callable[..., Any]) -> Callable[..., Any]:
         return func(**{**bound.arguments, "inplace": False})
 
     return call
-
-
-def _left_operand(function: Function, args: tuple[Any, ...]) -> tuple[Any, Any, str | None]:
-    if function.name == "einsum":
-        operands = args[1] if len(args) == 2 else args[1:]
-        if len(operands) == 2:
-            return operands[0], operands[1], args[0]
-        return None, None, None
-    if function.name in ("matmul", "bmm", "mm") and len(args) == 2:
-        return args[0], args[1], None
-    return None, None, None
-
-
-def _applies_probabilities(
-    function: Function, args: tuple[Any, ...], values: dict[int, Value | None]
-) -> bool:
-    """Whether this product applies the result of a softmax over keys to values."""
-    if function.kind is not Kind.MATMUL:
-        return False
-    left, right, equation = _left_operand(function, args)
-    weights, value = values.get(id(left)), values.get(id(right))
-    if weights is None or value is None or weights.keys is None or value.keys is not None:
-        return False
-    last = len(weights.shape) - 1
-    if equation is not None:
-        orders = parse_einsum(equation)
-        return orders is not None and weights.keys.dim(weights.shape) == orders[0][-1]
-    return weights.keys.dim(weights.shape) == last and len(value.shape) >= 2
-
-
-def _fused(layer: int, module: str, operation: Operation, kwargs: dict[str, Any]) -> FusedAttention:
-    query: Operand = kwargs["query"]
-    mask = kwargs.get("attn_mask")
-    scale = kwargs.get("scale")
-    return FusedAttention(
-        layer=layer,
-        module=module,
-        operation=operation,
-        value=kwargs["value"],
-        value_order=None,
-        query=query,
-        key=kwargs["key"],
-        mask=mask,
-        is_causal=bool(kwargs.get("is_causal", False)),
-        scale=query.size[-1] ** -0.5 if scale is None else float(scale),
-    )
-
-
-def _explicit(
-    layer: int, module: str, operation: Operation, args: tuple[Any, ...]
-) -> ExplicitAttention:
-    orders: tuple[tuple[int, ...] | None, ...] = (None, None, None)
-    if operation.name == "einsum":
-        orders = parse_einsum(args[0]) or orders
-        args = args[1] if len(args) == 2 else args[1:]
-    return ExplicitAttention(
-        layer=layer,
-        module=module,
-        operation=operation,
-        value=args[1],
-        weights=args[0],
-        weights_order=orders[0],
-        value_order=orders[1],
-        output_order=orders[2],
-    )

@@ -1,0 +1,23 @@
+"""How relevance is summed up and divided."""
+
+import torch
+from torch import Tensor
+
+from captum_transformer.trace.tape import Operand
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which relevance is summed up: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def in_full(operand: Operand) -> Tensor:
+    """An operand's data in the precision in which relevance is summed up."""
+    return operand.tensor.to(accumulation_dtype(operand.dtype))
+
+
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """``numerator / denominator``, stabilised as in the CVPR 2021 code; zero for a zero below."""
+    stable = denominator + 1e-9
+    stable = torch.where(stable == 0, torch.full_like(stable, 1e-9), stable)
+    return torch.where(denominator == 0, torch.zeros_like(stable), numerator / stable)
