@@ -89,7 +89,9 @@ def _kept(operation: Operation, source: Value, axis: Axis, output: Value) -> Axi
     dim = axis.dim(before)
     if dim is None:
         return None
-    if dim == _contracted(operation, source):
+    contracted = _contracted(operation, source)
+    # An axis of length one could be any dimension of length one.
+    if contracted is not None and (dim == contracted or axis.size == before[contracted] == 1):
         return None
     moved: int | None = None
     if operation.name == "einsum":

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_transformer import (
+    AttentionGradCam,
     AttentionRollout,
     ConservativeLRP,
     GenericAttentionRelevance,
@@ -76,6 +77,36 @@ class MaskedMean(Model):
     row = torch.tensor([1, 1, 1, 0, 1, 0], dtype=torch.float64) / 4
 
 
+class MaskedFill(MaskedMean):
+    def read(self, x):
+        out = torch.tensor([False, False, False, True, False, True])
+        return self.head(x.masked_fill(out[:, None], 0).sum(1) / 4)
+
+
+class MaskedTransposed(MaskedMean):
+    def read(self, x):
+        mask = torch.tensor([1.0, 1, 1, 0, 1, 0], dtype=x.dtype)[:, None]
+        return self.head((x * mask).transpose(1, 2).contiguous().mean(-1) * (6 / 4))
+
+
+class MaskedWhere(MaskedMean):
+    def read(self, x):
+        mask = torch.tensor([True, True, True, False, True, False])[:, None]
+        return self.head(torch.where(mask, x, torch.zeros_like(x)).sum(1))
+
+
+class MaskedEinsum(MaskedMean):
+    def read(self, x):
+        mask = torch.tensor([[1.0, 1, 1, 0, 1, 0]], dtype=x.dtype).expand(len(x), -1)
+        return self.head(torch.einsum("bnd,bn->bd", x, mask))
+
+
+class MaskedProduct(MaskedMean):
+    def read(self, x):
+        mask = torch.tensor([[1.0, 1, 1, 0, 1, 0]], dtype=x.dtype)
+        return self.head((mask @ x)[:, 0])
+
+
 class TwoTokens(Model):
     def read(self, x):
         return (self.head(x[:, 0]) + self.head(x[:, 1])) / 2
@@ -129,6 +160,11 @@ WIRINGS = [
     Model,
     MeanPooled,
     MaskedMean,
+    MaskedFill,
+    MaskedTransposed,
+    MaskedWhere,
+    MaskedEinsum,
+    MaskedProduct,
     TwoTokens,
     LastToken,
     Parallel,
@@ -267,3 +303,36 @@ def test_softmax_weights_outside_a_matrix_product_are_refused():
     x = torch.randn(1, TOKENS, WIDTH, dtype=torch.float64)
     with pytest.raises(UnsupportedOperationError, match="as a matrix product"):
         GenericAttentionRelevance(Pooled()).attribute(x, 0)
+
+
+def test_maps_of_windows_cannot_be_multiplied():
+    x = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    with pytest.raises(UnsupportedOperationError, match=r"2 samples, .* can't be multiplied"):
+        GenericAttentionRelevance(Windows()).relevance_maps(x, 0)
+
+
+def test_heads_before_samples_are_refused_where_heads_matter():
+    class HeadsFirst(Model):
+        def block(self, block, x):
+            q, k, v = (torch.cat(t.chunk(HEADS, -1)) for t in block.qkv(x).chunk(3, -1))
+            weights = (q @ k.mT).softmax(-1)
+            return x + block.out(torch.cat((weights @ v).chunk(HEADS), -1)), weights
+
+    x = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    with pytest.raises(UnsupportedOperationError, match="Can't tell samples from heads"):
+        AttentionGradCam(HeadsFirst()).attribute(x, 0)
+    assert GenericAttentionRelevance(HeadsFirst()).attribute(x, 0).any()
+
+
+@pytest.mark.parametrize(
+    ("output", "target"),
+    [(lambda y: y.flatten(), None), (lambda y: y.mean(), None), (lambda y: y.T[..., None], (0, 0))],
+)
+def test_one_score_per_sample_is_explained(output, target):
+    class Odd(Model):
+        def read(self, x):
+            return output(self.head(x[:, 0]))
+
+    x = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    with pytest.raises(AssertionError, match=r"(4|8|1) scores, but there are 2 samples"):
+        GenericAttentionRelevance(Odd()).attribute(x, target)

@@ -143,3 +143,11 @@ def test_the_first_convolution_keeps_the_relevance_within_the_pixels_box():
     relevance = torch.rand(2, 4, 2, 2, dtype=torch.float64)
     (result,) = propagated(conv, x, relevance=relevance)
     torch.testing.assert_close(result.sum((1, 2, 3)), relevance.sum((1, 2, 3)), rtol=1e-6, atol=0)
+
+
+def test_two_scores_of_a_single_sample_are_no_scalars():
+    a, b = doubles(3, 1), doubles(3, 1)
+    together = propagated(lambda a, b: a * 1 + b * 1, a, b, relevance=torch.ones_like(a))
+    alone = propagated(lambda a, b: a * 1 + b * 1, a[:1], b[:1], relevance=torch.ones_like(a[:1]))
+    for batch, single in zip(together, alone, strict=True):
+        torch.testing.assert_close(batch[:1], single)

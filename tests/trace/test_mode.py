@@ -64,13 +64,25 @@ class InPlace(Attention):
         return F.dropout(scores.softmax(-1), 0.1, training=True).matmul(v)
 
 
+class Transposed(Attention):
+    def attend(self, q, k, v):
+        weights = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1)
+        return (v.mT @ weights.mT).mT
+
+
+class TransposedEinsum(Attention):
+    def attend(self, q, k, v):
+        weights = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1)
+        return torch.einsum("bhkd,bhqk->bhqd", v, weights)
+
+
 class Grouped(Attention):
     def attend(self, q, k, v):
         # Two query heads read one key and value head each, through `enable_gqa`.
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
 
-WRITTEN = [Softmaxed, Einsum, Batched, InPlace, Grouped]
+WRITTEN = [Softmaxed, Einsum, Batched, InPlace, Transposed, TransposedEinsum, Grouped]
 
 
 def same_weights(kind: type[Attention]) -> tuple[Attention, Attention]:
@@ -361,3 +373,84 @@ def test_nothing_is_left_behind_outside_the_context(x):
     assert torch.overrides._get_current_function_mode_stack() == before
     with Trace():
         assert isinstance(torch.zeros(1) + 1, Tensor)
+
+
+@pytest.mark.parametrize("tokens", [1, WIDTH // HEADS, WIDTH, 3])
+def test_axes_of_equal_length_are_not_confused(tokens):
+    """As many tokens as samples, as features, as features of a head, or only one."""
+    x = torch.randn(3, tokens, WIDTH, dtype=torch.float64)
+
+    class Deep(Softmaxed):
+        def forward(self, x):
+            for _ in range(3):
+                q, k, v = self.qkv(x).chunk(3, -1)
+                x = x + self.out(self.attend(q, k, v))
+            return self.head(x[:, 0])
+
+    class DeepFused(Deep):
+        attend = Attention.attend
+
+    explicit, fused = same_weights(Deep)[1], same_weights(DeepFused)[1]
+    for method in (GenericAttentionRelevance, TransformerAttribution, ConservativeLRP):
+        torch.testing.assert_close(
+            method(explicit).attribute(x, target=1), method(fused).attribute(x, target=1)
+        )
+
+
+class OnIds(nn.Module):
+    """Looks ids up, after doing something to them first."""
+
+    def __init__(self, change):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.block, self.change = nn.Embedding(10, WIDTH), Attention(), change
+
+    def forward(self, ids):
+        return self.block(self.table(self.change(ids)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ids: ids.long(),
+        lambda ids: ids.int(),
+        lambda ids: ids.clamp(min=0),
+        lambda ids: ids.view(-1, 5),
+        lambda ids: torch.where(ids > 20, 0, ids),
+    ],
+)
+def test_ids_may_be_cast_clamped_and_reshaped(change):
+    ids = torch.randint(1, 10, (3, 5), dtype=torch.int32)
+    for method in (GenericAttentionRelevance, TransformerAttribution, ConservativeLRP):
+        torch.testing.assert_close(
+            method(OnIds(change)).attribute(ids, target=1),
+            method(OnIds(lambda ids: ids)).attribute(ids, target=1),
+        )
+
+
+def test_outputs_may_be_picked_by_the_ids_themselves():
+    class Likelihood(OnIds):
+        def forward(self, ids):
+            hidden = self.block.out(self.table(ids))
+            hidden = hidden + F.scaled_dot_product_attention(hidden, hidden, hidden)
+            scores = (hidden @ self.table.weight.mT).log_softmax(-1)
+            return scores.gather(-1, ids[..., None])[..., 0].sum(-1)
+
+    model = Likelihood(None)
+    for method in (GenericAttentionRelevance, TransformerAttribution, ConservativeLRP):
+        assert method(model).attribute(torch.randint(0, 10, (2, 4))).any()
+
+
+def test_parts_that_the_target_does_not_depend_on_get_nothing(x):
+    class Auxiliary(Attention):
+        def forward(self, x, unused):
+            q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+            side = self.attend(k, q, v).sum((1, 2, 3))
+            return {"scores": super().forward(x), "auxiliary": side + unused.sum((1, 2))}
+
+    _, model = same_weights(Auxiliary)
+    reference, _ = same_weights(Attention)
+    for method in (GenericAttentionRelevance, TransformerAttribution, ConservativeLRP):
+        used, unused = method(model).attribute((x, x.clone()), target=1)
+        assert not unused.any()
+        torch.testing.assert_close(used, method(reference).attribute(x, target=1))
