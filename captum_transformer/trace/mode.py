@@ -51,7 +51,7 @@ class Trace(TorchFunctionMode):
     """Writes every operation that the inputs reach on a tape, and finds the attention calls.
 
     The operations themselves run natively, with dropout off and running batch statistics. Nothing
-    is patched or hooked: leaving the context undoes all.
+    is patched: leaving the context undoes all.
 
     Args:
         keep: the kinds of operation whose operands the rules will want to see.
