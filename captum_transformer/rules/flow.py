@@ -6,18 +6,18 @@ skip and the attention branch both get it whole: the row of the papers' ``(I + A
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.linear import without_bias
+from captum_transformer.rules.flat import constant_product, flat, receptive_field, summed
 from captum_transformer.rules.propagate import propagate, rearranged, transposed, unsupported
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.statistics import signal_of
-from captum_transformer.trace.tape import Operand, Operation, Tape, Value
+from captum_transformer.trace.tape import Operation, Tape, Value
 
 KEEP = frozenset({Kind.POOL})
 _TOKEN_WISE = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL})
@@ -96,7 +96,7 @@ class TokenFlow:
         if kind in (Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV):
             return self._combination(operation, share)
         if kind in (Kind.SUM, Kind.MEAN):
-            return [_summed(operation, share)]
+            return [summed(operation, share)]
         if kind is Kind.EMBEDDING:
             return [share.flatten(len(traced[0][0].size)).sum(-1)]
         if len(traced) == 1:
@@ -112,11 +112,11 @@ class TokenFlow:
         if operation.kind in _TOKEN_WISE:
             return share.sum_to_size(value.shape)
         if operation.kind is Kind.LINEAR:
-            return _flat(share, value)
+            return flat(share, value)
         if operation.kind is Kind.CONV:
-            return _receptive_field(operation, operand, share)
+            return receptive_field(operation, operand, share)
         if operation.kind is Kind.MATMUL:
-            return _constant_product(operation, value, share)
+            return constant_product(operation, value, share)
         raise unsupported(operation, "whether it keeps tokens apart is not known")
 
     def _attention(self, call: AttentionCall, share: Tensor) -> list[Tensor | None]:
@@ -228,96 +228,3 @@ class TokenFlow:
             total = (reached * parts.detach()).sum()
         (result,) = torch.autograd.grad(total, probe)
         return result
-
-
-def _flat(share: Tensor, value: Value) -> Tensor:
-    """Every feature of a token gets an equal part of the token's share."""
-    features = value.shape[-1]
-    return (share.sum(-1, keepdim=True) / features).expand(value.shape)
-
-
-def _receptive_field(operation: Operation, operand: Operand, share: Tensor) -> Tensor:
-    """Every entry of an output's receptive field gets an equal part of the output's share."""
-    weight = next(o for o in operation.operands if o is not operand)
-    groups: int = _convolution(operation, "groups", 6, 1)
-    channels = operand.size[1]
-    grouped = share.reshape(share.shape[0], groups, -1, *share.shape[2:]).sum(2)
-    ones = torch.ones(
-        groups, channels // groups, *weight.size[2:], dtype=share.dtype, device=share.device
-    )
-    arguments = {
-        name: _convolution(operation, name, place, default)
-        for name, place, default in (("stride", 3, 1), ("padding", 4, 0), ("dilation", 5, 1))
-    }
-
-    def count(signal: Tensor) -> Tensor:
-        result: Tensor = operation.call(signal, ones, None, **arguments, groups=groups)
-        return result
-
-    single = torch.ones(1, *operand.size[1:], dtype=share.dtype, device=share.device)
-    with torch.no_grad():
-        counts = count(single)
-    blank = torch.empty(operand.size, dtype=share.dtype, device=share.device, requires_grad=True)
-    with torch.enable_grad():
-        output = count(blank)
-    (result,) = torch.autograd.grad(
-        output, blank, grouped / counts, create_graph=share.requires_grad
-    )
-    return result
-
-
-def _convolution(operation: Operation, name: str, place: int, default: Any) -> Any:
-    if name in operation.kwargs:
-        return operation.kwargs[name]
-    return operation.args[place] if len(operation.args) > place else default
-
-
-def _summed(operation: Operation, share: Tensor) -> Tensor:
-    """The terms get equal parts; masked or weighted ones in proportion to their weight."""
-    ((_, value),) = operation.traced()
-    weights = _presence(value, share.dtype, share.device)
-    with torch.no_grad():
-        total = operation.replay([weights])[0]
-    quotient = torch.where(total == 0, torch.zeros_like(share), share / total)
-    (part,) = rearranged(operation, [quotient])
-    if part is None:
-        raise unsupported(operation, "the sum does not depend on its operand")
-    return weights * part
-
-
-def _presence(value: Value, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """How much of the signal each entry carries: zero where a constant has taken its place."""
-    operation = value.operation
-    if operation is not None and len(operation.traced()) == 1 and len(operation.outputs) == 1:
-        ((_, source),) = operation.traced()
-        if operation.kind is Kind.MUL:
-            factors = [o for o in operation.operands if o.value is None]
-            presence = _presence(source, dtype, device)
-            for factor in factors:
-                presence = presence * factor.tensor.to(dtype).abs()
-            return presence.expand(value.shape)
-        if operation.kind is Kind.SHAPE:
-            with torch.no_grad():
-                ones = torch.ones(source.shape, dtype=dtype, device=device)
-                present = operation.replay([_presence(source, dtype, device)])[0]
-                absent = operation.replay([torch.zeros_like(ones)])[0]
-                doubled = operation.replay([torch.full_like(ones, 2.0)])[0]
-            moved = doubled != absent
-            return torch.where(moved, present, torch.zeros_like(present))
-    return torch.ones(value.shape, dtype=dtype, device=device)
-
-
-def _constant_product(operation: Operation, value: Value, share: Tensor) -> Tensor:
-    """A product with constants: weights on features keep tokens apart, a matrix of tokens mixes."""
-    first = operation.args[0]
-    if operation.name != "einsum" and isinstance(first, Operand) and first.value is not None:
-        return _flat(share, value)
-    absolute = without_bias(operation, torch.abs)
-    ones = torch.ones(value.shape, dtype=share.dtype, device=share.device)
-    with torch.no_grad():
-        total = absolute.replay([ones])[0]
-    quotient = torch.where(total == 0, torch.zeros_like(share), share / total)
-    (part,) = transposed(absolute, [ones], [quotient])
-    if part is None:
-        raise unsupported(operation, "the product does not depend on its operand")
-    return part

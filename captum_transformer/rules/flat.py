@@ -1,0 +1,104 @@
+"""The flat rule: every entry that an output is made of gets an equal part of its share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer.rules.linear import without_bias
+from captum_transformer.rules.propagate import rearranged, transposed, unsupported
+from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.tape import Operand, Operation, Value
+
+
+def flat(share: Tensor, value: Value) -> Tensor:
+    """Every feature of a token gets an equal part of the token's share."""
+    features = value.shape[-1]
+    return (share.sum(-1, keepdim=True) / features).expand(value.shape)
+
+
+def receptive_field(operation: Operation, operand: Operand, share: Tensor) -> Tensor:
+    """Every entry of an output's receptive field gets an equal part of the output's share."""
+    weight = next(o for o in operation.operands if o is not operand)
+    groups: int = _convolution(operation, "groups", 6, 1)
+    channels = operand.size[1]
+    grouped = share.reshape(share.shape[0], groups, -1, *share.shape[2:]).sum(2)
+    ones = torch.ones(
+        groups, channels // groups, *weight.size[2:], dtype=share.dtype, device=share.device
+    )
+    arguments = {
+        name: _convolution(operation, name, place, default)
+        for name, place, default in (("stride", 3, 1), ("padding", 4, 0), ("dilation", 5, 1))
+    }
+
+    def count(signal: Tensor) -> Tensor:
+        result: Tensor = operation.call(signal, ones, None, **arguments, groups=groups)
+        return result
+
+    single = torch.ones(1, *operand.size[1:], dtype=share.dtype, device=share.device)
+    with torch.no_grad():
+        counts = count(single)
+    blank = torch.empty(operand.size, dtype=share.dtype, device=share.device, requires_grad=True)
+    with torch.enable_grad():
+        output = count(blank)
+    (result,) = torch.autograd.grad(
+        output, blank, grouped / counts, create_graph=share.requires_grad
+    )
+    return result
+
+
+def _convolution(operation: Operation, name: str, place: int, default: Any) -> Any:
+    if name in operation.kwargs:
+        return operation.kwargs[name]
+    return operation.args[place] if len(operation.args) > place else default
+
+
+def summed(operation: Operation, share: Tensor) -> Tensor:
+    """The terms get equal parts; masked or weighted ones in proportion to their weight."""
+    ((_, value),) = operation.traced()
+    weights = _presence(value, share.dtype, share.device)
+    with torch.no_grad():
+        total = operation.replay([weights])[0]
+    quotient = torch.where(total == 0, torch.zeros_like(share), share / total)
+    (part,) = rearranged(operation, [quotient])
+    if part is None:
+        raise unsupported(operation, "the sum does not depend on its operand")
+    return weights * part
+
+
+def _presence(value: Value, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """How much of the signal each entry carries: zero where a constant has taken its place."""
+    operation = value.operation
+    if operation is not None and len(operation.traced()) == 1 and len(operation.outputs) == 1:
+        ((_, source),) = operation.traced()
+        if operation.kind is Kind.MUL:
+            factors = [o for o in operation.operands if o.value is None]
+            presence = _presence(source, dtype, device)
+            for factor in factors:
+                presence = presence * factor.tensor.to(dtype).abs()
+            return presence.expand(value.shape)
+        if operation.kind is Kind.SHAPE:
+            with torch.no_grad():
+                ones = torch.ones(source.shape, dtype=dtype, device=device)
+                present = operation.replay([_presence(source, dtype, device)])[0]
+                absent = operation.replay([torch.zeros_like(ones)])[0]
+                doubled = operation.replay([torch.full_like(ones, 2.0)])[0]
+            moved = doubled != absent
+            return torch.where(moved, present, torch.zeros_like(present))
+    return torch.ones(value.shape, dtype=dtype, device=device)
+
+
+def constant_product(operation: Operation, value: Value, share: Tensor) -> Tensor:
+    """A product with constants: weights on features keep tokens apart, a matrix of tokens mixes."""
+    first = operation.args[0]
+    if operation.name != "einsum" and isinstance(first, Operand) and first.value is not None:
+        return flat(share, value)
+    absolute = without_bias(operation, torch.abs)
+    ones = torch.ones(value.shape, dtype=share.dtype, device=share.device)
+    with torch.no_grad():
+        total = absolute.replay([ones])[0]
+    quotient = torch.where(total == 0, torch.zeros_like(share), share / total)
+    (part,) = transposed(absolute, [ones], [quotient])
+    if part is None:
+        raise unsupported(operation, "the product does not depend on its operand")
+    return part
