@@ -1,6 +1,7 @@
 """Relevance through linear maps: the alpha-beta rule, and the z-B rule for pixels."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,25 +55,29 @@ def without_bias(operation: Operation, change: Callable[[Tensor], Tensor]) -> Op
     """The operation with its constants changed and its bias left out."""
     bias = _bias_operand(operation)
 
-    def changed(argument: object) -> object:
-        if isinstance(argument, Operand) and argument.value is None:
-            tensor = in_full(argument)
-            value = torch.zeros_like(tensor) if argument is bias else change(tensor)
-            return Operand(value, None, keep=True)
-        if isinstance(argument, (list, tuple)):
-            return type(argument)(changed(a) for a in argument)
-        return argument
-
     return Operation(
         operation.index,
         operation.name,
         operation.kind,
         operation.call,
-        tuple(changed(a) for a in operation.args),
-        {key: changed(a) for key, a in operation.kwargs.items()},
+        _changed(operation.args, bias, change),
+        _changed(operation.kwargs, bias, change),
         operation.operands,
         operation.outputs,
     )
+
+
+def _changed(argument: Any, bias: Operand | None, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(argument, Operand) and argument.value is None:
+        tensor = in_full(argument)
+        return Operand(
+            torch.zeros_like(tensor) if argument is bias else change(tensor), None, keep=True
+        )
+    if isinstance(argument, dict):
+        return {key: _changed(part, bias, change) for key, part in argument.items()}
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(_changed(part, bias, change) for part in argument)
+    return argument
 
 
 def _bias_operand(operation: Operation) -> Operand | None:

@@ -179,9 +179,14 @@ def traced_forward(
         edges = tuple(get_gradient_edge(t) if t.requires_grad else None for t in entered)
         arguments = _argument_names(forward_func, len(inputs))
         forward = TracedForward(trace, inputs, values, edges, arguments)
-        with trace:
-            forward.output = forward_func(*entered, *to_normal(tuple(extra)))
-        yield forward
+        try:
+            with trace:
+                forward.output = forward_func(*entered, *to_normal(tuple(extra)))
+            yield forward
+        finally:
+            forward.output = None
+            trace.tape.clear()
+            trace.calls.clear()
 
 
 def lay_out_input(value: Value, samples: int) -> None:

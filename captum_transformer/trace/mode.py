@@ -135,20 +135,8 @@ class Trace(TorchFunctionMode):
         operands: list[Operand] = []
         keep = pattern is not None or function.kind in self.tape.keep
 
-        def freeze(argument: Any) -> Any:
-            if isinstance(argument, Tensor):
-                value = values[id(argument)]
-                operand = self.tape.operand(argument, value, keep=keep or value is None)
-                operands.append(operand)
-                return operand
-            if isinstance(argument, list):
-                return [freeze(a) for a in argument]
-            if isinstance(argument, tuple):
-                return tuple(freeze(a) for a in argument)
-            return argument
-
-        frozen_args = tuple(freeze(a) for a in args)
-        frozen_kwargs = {key: freeze(a) for key, a in kwargs.items()}
+        frozen_args = self._freeze(args, values, operands, keep=keep)
+        frozen_kwargs = self._freeze(kwargs, values, operands, keep=keep)
         written: Tensor | None = None
         if inplace:
             written = args[0] if args else kwargs["input"]
@@ -189,6 +177,31 @@ class Trace(TorchFunctionMode):
         if written is not None:
             self.tape.after_write(written)
         return result
+
+    # Not a closure: one that calls itself is a cycle, and would keep the operands alive.
+    def _freeze(
+        self,
+        argument: Any,
+        values: dict[int, Value | None],
+        operands: list[Operand],
+        *,
+        keep: bool,
+    ) -> Any:
+        """The arguments with an `Operand` in the place of each tensor."""
+        if isinstance(argument, Tensor):
+            value = values[id(argument)]
+            operand = self.tape.operand(argument, value, keep=keep or value is None)
+            operands.append(operand)
+            return operand
+        if isinstance(argument, dict):
+            return {
+                key: self._freeze(part, values, operands, keep=keep)
+                for key, part in argument.items()
+            }
+        if isinstance(argument, (list, tuple)):
+            parts = [self._freeze(part, values, operands, keep=keep) for part in argument]
+            return parts if isinstance(argument, list) else tuple(parts)
+        return argument
 
     def _reached(
         self, function: Function, result: Any, operands: list[Operand]

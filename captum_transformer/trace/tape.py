@@ -116,21 +116,24 @@ class Operation:
         replaced = {id(o): t for (o, _), t in zip(self.traced(), tensors, strict=True)}
         dtype = tensors[0].dtype
 
-        def thaw(argument: Any) -> Any:
-            if isinstance(argument, Operand):
-                if id(argument) in replaced:
-                    return replaced[id(argument)]
-                constant = argument.tensor
-                return constant.to(dtype) if constant.is_floating_point() else constant
-            if isinstance(argument, list):
-                return [thaw(a) for a in argument]
-            if isinstance(argument, tuple):
-                return tuple(thaw(a) for a in argument)
-            return argument
-
-        args = [thaw(a) for a in self.args]
-        out = self.call(*args, **{k: thaw(a) for k, a in self.kwargs.items()})
+        args = _thaw(self.args, replaced, dtype)
+        out = self.call(*args, **_thaw(self.kwargs, replaced, dtype))
         return list(out) if isinstance(out, (tuple, list)) else [out]
+
+
+def _thaw(argument: Any, replaced: dict[int, Tensor], dtype: torch.dtype) -> Any:
+    """The arguments with tensors in the place of operands, constants in the given precision."""
+    if isinstance(argument, Operand):
+        if id(argument) in replaced:
+            return replaced[id(argument)]
+        constant = argument.tensor
+        return constant.to(dtype) if constant.is_floating_point() else constant
+    if isinstance(argument, dict):
+        return {key: _thaw(part, replaced, dtype) for key, part in argument.items()}
+    if isinstance(argument, (list, tuple)):
+        parts = [_thaw(part, replaced, dtype) for part in argument]
+        return parts if isinstance(argument, list) else tuple(parts)
+    return argument
 
 
 @dataclass(slots=True)
@@ -278,6 +281,21 @@ class Tape:
             operation.outputs.append(value)
         self._lay_out(operation)
         return operation
+
+    def clear(self) -> None:
+        """Forgets everything at once: values and operations refer to each other in cycles.
+
+        Otherwise a whole forward pass's memory would wait for the garbage collector.
+        """
+        for operation in self.operations:
+            operation.args, operation.kwargs = (), {}
+            operation.operands, operation.outputs = [], []
+            operation.result = operation.edge = operation.attention = None
+        self.operations.clear()
+        self._entries.clear()
+        self._kept.clear()
+        self._roots.clear()
+        self._rootless.clear()
 
     def _refuse_unseen(self, tensor: Tensor) -> None:
         """Raises if an unknown tensor hangs on the inputs after all, through something unseen."""
