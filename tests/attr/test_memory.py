@@ -30,6 +30,7 @@ def living_tensors() -> int:
 def test_nothing_of_the_forward_pass_outlives_the_call(method: str, target: int) -> None:
     model = torch.nn.Sequential(
         torch.nn.TransformerEncoderLayer(8, 2, 8, batch_first=True),
+        torch.nn.TransformerEncoderLayer(8, 2, 8, batch_first=True),
         torch.nn.Flatten(),
         torch.nn.Linear(32, 3),
     )
