@@ -13,7 +13,7 @@ def _runs() -> list[Any]:
     return [
         pytest.param(golden, attention, id=f"{golden.name}-{attention}-{i}")
         for i, golden in enumerate(GOLDEN)
-        for attention in (("sdpa", "eager") if golden.has_implementations else ("sdpa",))
+        for attention in golden.attentions
     ]
 
 
@@ -47,6 +47,6 @@ def test_convergence_delta_vanishes_where_relevance_is_conserved() -> None:
     case = load_case("icml22_hf_conservative")
     for target in case.targets:
         _, delta = ConservativeLRP(case.model).attribute(
-            case.input, target, return_convergence_delta=True
+            case.inputs, target, return_convergence_delta=True
         )
         assert delta.abs().max() < 1e-10

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_transformer import ConservativeLRP
 from tests.attr.golden import load_case
+from tests.attr.golden.models import from_embeddings
 from tests.attr.subjects import (
     FLOW_METHODS,
     MAGNIFY_ROUNDING,
@@ -141,11 +142,11 @@ def test_large_inputs_stay_finite(method: str) -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
 def test_relevance_is_conserved_without_biases(attention: str, gamma: float) -> None:
-    case = load_case("icml22_hf_conservative", attention).looked_up()
+    case = from_embeddings(load_case("icml22_hf_conservative", attention))
     explain = ConservativeLRP(case.model, gamma=gamma, gamma_keeps_output=True)
     for target in case.targets:
-        relevance, delta = explain.attribute(case.input, target, return_convergence_delta=True)
-        scores = case.model(case.input).logits
+        relevance, delta = explain.attribute(case.inputs, target, return_convergence_delta=True)
+        scores = case.model(case.inputs).logits
         score = torch.stack([scores[(i, *place)] for i, place in enumerate(target)]).detach()
         assert_close(relevance.sum((1, 2)), score)
         assert delta.abs().max() < 1e-10
@@ -155,7 +156,7 @@ def test_relevance_is_not_conserved_without_the_rules() -> None:
     case = load_case("icml22_hf_conservative")
     for options in ({"attention_rule": False}, {"layer_norm_rule": False}):
         _, delta = ConservativeLRP(case.model, **options).attribute(
-            case.input, case.targets[0], return_convergence_delta=True
+            case.inputs, case.targets[0], return_convergence_delta=True
         )
         assert delta.abs().max() > 0.1
 

@@ -1,0 +1,13 @@
+"""What the authors' code computes, and which call of this library computes the same.
+
+``python -m tests.attr.golden`` prints the table of deviations. A further family of cases is a
+module that loads them (``cases.loads``) and lists them as ``GOLDEN``; it is added here.
+"""
+
+from tests.attr.golden import cvpr21, iccv21, icml22
+from tests.attr.golden.cases import CASES, Case, load_case
+from tests.attr.golden.comparison import Golden, deviation
+
+GOLDEN: tuple[Golden, ...] = (*cvpr21.GOLDEN, *iccv21.GOLDEN, *icml22.GOLDEN)
+
+__all__ = ["CASES", "GOLDEN", "Case", "Golden", "deviation", "load_case"]
