@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from captum_transformer.attr.transformer_method import START, TransformerMethod, scaled_back, seed
-from captum_transformer.rules.flow import MapBlock, TokenFlow, attend_with
+from captum_transformer.errors import InvalidLayerError, NoAttentionError
+from captum_transformer.rules.flow import MapBlock, TokenFlow
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.numeric import accumulation_dtype
+from captum_transformer.trace.streams import Stream
 from captum_transformer.trace.tape import Value
 
 
@@ -30,6 +32,50 @@ class Question(NamedTuple):
     value: Value
     wanted: Sequence[Value]
 
+    def from_layer(self, start_layer: int) -> list[AttentionCall]:
+        """The attention calls from a layer on; each tower of the model counts its own.
+
+        Raises:
+            InvalidLayerError: if a tower has no such layer.
+        """
+        towers = self._towers().values()
+        kept = [tower[_place(start_layer, tower, "start_layer") :] for tower in towers]
+        return sorted((call for tower in kept for call in tower), key=lambda call: call.layer)
+
+    def layer(self, index: int) -> list[AttentionCall]:
+        """One attention call of each tower that the score is read from.
+
+        Raises:
+            InvalidLayerError: if a tower has no such layer.
+        """
+        towers = self._towers()
+        read = {version.its_tower for version in self.forward.streams[self.value]}
+        chosen = [tower for stream, tower in towers.items() if stream in read]
+        return [tower[_place(index, tower, "layer")] for tower in chosen or towers.values()]
+
+    def _towers(self) -> dict[Stream, list[AttentionCall]]:
+        """The attention calls that the score depends on, by the tower that they belong to."""
+        towers: dict[Stream, list[AttentionCall]] = {}
+        for call, version in self.forward.streams.calls.items():
+            if self.value.attention >> call.layer & 1:
+                towers.setdefault(version.its_tower, []).append(call)
+        if not towers:
+            raise NoAttentionError(
+                "The chosen output depends on no attention call: its attention maps say nothing "
+                "of it. Choose an output behind the attention layers, or use ConservativeLRP."
+            )
+        return towers
+
+
+def _place(index: int, tower: Sequence[AttentionCall], name: str) -> int:
+    if index not in range(-len(tower), len(tower)):
+        raise InvalidLayerError(
+            f"{name}={index!r} was asked for, but the forward pass has {len(tower)} attention "
+            f"calls (in the tower of {tower[-1].module!r}): choose from {-len(tower)} to "
+            f"{len(tower) - 1}."
+        )
+    return index % len(tower)
+
 
 class AttentionFlowMethod(TransformerMethod):
     """A method whose relevance is the target's token flow through some map of each attention call.
@@ -44,10 +90,14 @@ class AttentionFlowMethod(TransformerMethod):
     def _relevance(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
+        question = self._question(forward, target, wanted)
+        flow = self._flow(question)
+        return scaled_back(flow(seed(question.selected, question.value, start=START), wanted))
+
+    def _question(self, forward: TracedForward, target: Any, wanted: Sequence[Value]) -> Question:
         forward.layers()
         selected, value = forward.select(target, mean_if_none=not self._class_specific)
-        flow = self._flow(Question(forward, selected, value, wanted))
-        return scaled_back(flow(seed(selected, value, start=START), wanted))
+        return Question(forward, selected, value, wanted)
 
     @abstractmethod
     def _flow(self, question: Question) -> TokenFlow:
@@ -82,25 +132,3 @@ def gradient_map(gradients: dict[AttentionCall, Tensor]) -> MapBlock:
 def row_sums(maps: MapBlock, call: AttentionCall) -> Tensor:
     """The sum of each row of a call's map: ``(..., Q)``."""
     return torch.cat([maps(call, rows).sum(-1) for rows in call.blocks()], -1)
-
-
-def rollout(
-    forward: TracedForward, calls: Sequence[AttentionCall], maps: MapBlock, *, normalize_rows: bool
-) -> TokenFlow:
-    """The flow through ``(I + A_L) ... (I + A_1)``, its rows normalised if asked for."""
-    attend = attend_with(maps)
-    return TokenFlow(
-        forward.tape,
-        {call.layer: attend for call in calls},
-        row_sums=(lambda call: row_sums(maps, call)) if normalize_rows else None,
-    )
-
-
-def single_layer(forward: TracedForward, call: AttentionCall, maps: MapBlock) -> TokenFlow:
-    """The flow through one layer's map alone, without the skip beside it."""
-    return TokenFlow(forward.tape, {call.layer: attend_with(maps)}, skip=False)
-
-
-def from_layer(forward: TracedForward, start_layer: int) -> list[AttentionCall]:
-    """The attention calls from a layer on."""
-    return forward.layers()[forward.layer(start_layer, name="start_layer").layer :]

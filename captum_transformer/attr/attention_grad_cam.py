@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import (
-    AttentionFlowMethod,
     Question,
     gradient_map,
     output_gradients,
 )
+from captum_transformer.attr.single_layer_method import SingleLayerMethod
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow import MapBlock, TokenFlow
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.tape import Value
 
 
-class AttentionGradCam(AttentionFlowMethod):
+class AttentionGradCam(SingleLayerMethod):
     r"""GradCAM with the heads of an attention layer as its channels.
 
     Each head is weighted by its mean gradient, the weighted maps are averaged and clipped:
@@ -28,10 +29,14 @@ class AttentionGradCam(AttentionFlowMethod):
 
     Args:
         forward_func: the model or any callable that runs one.
-        layer: which attention call; negative counts from the last.
+        layer: which attention call, among those that the target depends on; negative counts from
+            the last. In a model of several towers that the target is read from, each has its own.
         pooling: what the gradient is averaged over and the map is scaled by. ``"row"``: the row
             that the target is read from, without learned tokens, as in the authors' code for ViTs.
-            ``"map"``: the whole map, as in their code for BERT.
+            ``"map"``: the whole map, as in their code for BERT. ``"open"``: the whole map but for
+            keys that masks close to all queries, so that padding has no say.
+        rescale: scale the map to between zero and one. The ICCV 2021 code does so for models of
+            one stream, not for those with cross-attention.
 
     Reference:
         `Grad-CAM <https://arxiv.org/abs/1610.02391>`_, as it is compared with in `Transformer
@@ -49,26 +54,75 @@ class AttentionGradCam(AttentionFlowMethod):
         forward_func: Callable[..., Any],
         *,
         layer: int = -1,
-        pooling: Literal["row", "map"] = "row",
+        pooling: Literal["row", "map", "open"] = "row",
+        rescale: bool = True,
     ) -> None:
-        super().__init__(forward_func)
-        if pooling not in ("row", "map"):
-            raise ValueError(f"pooling must be 'row' or 'map', got {pooling!r}.")
-        self.layer = layer
+        super().__init__(forward_func, layer=layer)
+        if pooling not in ("row", "map", "open"):
+            raise ValueError(f"pooling must be 'row', 'map' or 'open', got {pooling!r}.")
         self.pooling = pooling
+        self.rescale = rescale
+
+    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
+        gradients = gradient_map(output_gradients(question.forward, question.selected, calls))
+        if self.pooling == "row":
+            raise UnsupportedOperationError(
+                "pooling='row' gives one row, not a map: use pooling='map' or pooling='open'."
+            )
+        cams = {call: self._cam(call, gradients) for call in calls}
+        return lambda call, rows: cams[call][..., rows, :]
 
     def _flow(self, question: Question) -> TokenFlow:
-        forward = question.forward
-        call = forward.layer(self.layer)
-        gradients = gradient_map(output_gradients(forward, question.selected, [call]))
+        if self.pooling != "row":
+            return super()._flow(question)
+        forward, calls = question.forward, question.layer(self.layer)
+        gradients = gradient_map(output_gradients(forward, question.selected, calls))
 
         def attend(call: AttentionCall, shares: Tensor) -> Tensor:
-            if self.pooling == "map":
-                return _by_map(call, gradients, shares)
             columns = _token_columns(forward, call, question.wanted, shares)
-            return _by_row(call, gradients, shares, columns)
+            return self._row(call, gradients, shares, columns)
 
-        return TokenFlow(forward.tape, {call.layer: attend}, skip=False)
+        return TokenFlow(forward.tape, {call.layer: attend for call in calls}, skip=False)
+
+    def _cam(self, call: AttentionCall, gradients: MapBlock) -> Tensor:
+        """The map, the same for each head."""
+        every = slice(None)
+        probabilities = call.probabilities(every)
+        attended, slopes = call.by_head(probabilities), call.by_head(gradients(call, every))
+        if self.pooling == "map":
+            weights = slopes.mean((-1, -2), keepdim=True)
+        else:
+            keys = (attended > 0).any((1, 2), keepdim=True)
+            count = keys.sum(-1, keepdim=True).clamp(min=1) * slopes.shape[-2]
+            weights = (slopes * keys).sum((-1, -2), keepdim=True) / count
+        cam = (weights * attended).mean(1, keepdim=True).relu()
+        if self.rescale:
+            low, high = cam.amin((-1, -2), keepdim=True), cam.amax((-1, -2), keepdim=True)
+            cam = _scaled(cam - low, high - low)
+        return cam.expand_as(attended).reshape(probabilities.shape)
+
+    def _row(
+        self, call: AttentionCall, gradients: MapBlock, shares: Tensor, columns: Tensor
+    ) -> Tensor:
+        mean_gradient = attended = torch.zeros((), dtype=shares.dtype, device=shares.device)
+        for rows in call.blocks():
+            share = shares[..., rows].unsqueeze(-2)
+            mean_gradient = mean_gradient + share @ gradients(call, rows)
+            attended = attended + share @ call.probabilities(rows)
+        by_head = call.by_head(attended)
+        open_to_some = (by_head > 0).any(1, keepdim=True).expand_as(by_head).reshape(attended.shape)
+        columns = columns.unsqueeze(-2) * open_to_some
+        weights = (mean_gradient * columns).sum(-1, keepdim=True)
+        weights = weights / columns.sum(-1, keepdim=True).clamp(min=1)
+        cam = call.by_head(weights * attended).mean(1, keepdim=True).relu()
+        kept = call.by_head(columns)[:, :1] > 0
+        scaled = cam
+        if self.rescale:
+            low = cam.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
+            scaled = _scaled(cam - low, cam.masked_fill(~kept, 0.0).amax(-1, keepdim=True) - low)
+        total = call.by_head(shares.unsqueeze(-2)).sum((1, 3), keepdim=True)
+        scaled = scaled.masked_fill(~kept, 0.0) * total
+        return _to_heads(call, scaled, attended).squeeze(-2)
 
 
 def _token_columns(
@@ -80,35 +134,6 @@ def _token_columns(
         return like.new_ones(call.map_shape()[-1])
     part = TokenFlow(forward.tape, {}).comes_from_input(value, wanted, like)
     return (call.as_values(part)[..., 0] > 0.5).to(like.dtype)
-
-
-def _by_row(call: AttentionCall, gradients: MapBlock, shares: Tensor, columns: Tensor) -> Tensor:
-    mean_gradient = attended = torch.zeros((), dtype=shares.dtype, device=shares.device)
-    for rows in call.blocks():
-        share = shares[..., rows].unsqueeze(-2)
-        mean_gradient = mean_gradient + share @ gradients(call, rows)
-        attended = attended + share @ call.probabilities(rows)
-    by_head = call.by_head(attended)
-    open_to_some = (by_head > 0).any(1, keepdim=True).expand_as(by_head).reshape(attended.shape)
-    columns = columns.unsqueeze(-2) * open_to_some
-    weights = (mean_gradient * columns).sum(-1, keepdim=True)
-    weights = weights / columns.sum(-1, keepdim=True).clamp(min=1)
-    cam = call.by_head(weights * attended).mean(1, keepdim=True).relu()
-    kept = call.by_head(columns)[:, :1] > 0
-    low = cam.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
-    scaled = _scaled(cam - low, cam.masked_fill(~kept, 0.0).amax(-1, keepdim=True) - low)
-    total = call.by_head(shares.unsqueeze(-2)).sum((1, 3), keepdim=True)
-    scaled = scaled.masked_fill(~kept, 0.0) * total
-    return _to_heads(call, scaled, attended).squeeze(-2)
-
-
-def _by_map(call: AttentionCall, gradients: MapBlock, shares: Tensor) -> Tensor:
-    every = slice(None)
-    weights = call.by_head(gradients(call, every)).mean((-1, -2), keepdim=True)
-    cam = (weights * call.by_head(call.probabilities(every))).mean(1, keepdim=True).relu()
-    low, high = cam.amin((-1, -2), keepdim=True), cam.amax((-1, -2), keepdim=True)
-    row = call.by_head(shares.unsqueeze(-2)) @ _scaled(cam - low, high - low)
-    return row.reshape(*shares.shape[:-1], -1)
 
 
 def _scaled(tensor: Tensor, span: Tensor) -> Tensor:

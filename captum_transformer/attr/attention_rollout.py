@@ -1,18 +1,16 @@
 """Abnar & Zuidema (ACL 2020): attention rollout."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from captum_transformer.attr.attention_flow_method import (
-    AttentionFlowMethod,
-    Question,
-    from_layer,
-    rollout,
-)
-from captum_transformer.rules.flow import TokenFlow
+from captum_transformer.attr.attention_flow_method import Question
+from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
+from captum_transformer.rules.co_attention import RolloutUpdate
+from captum_transformer.rules.flow import MapBlock
+from captum_transformer.trace.attention import AttentionCall
 
 
-class AttentionRollout(AttentionFlowMethod):
+class AttentionRollout(RolloutMethod):
     r"""Attention maps with the residual connections, multiplied over the layers.
 
     .. math:: \hat A = \mathrm{rownorm}(I + E_h[A]), \qquad
@@ -22,11 +20,16 @@ class AttentionRollout(AttentionFlowMethod):
     ``target`` matters only where outputs are read from different tokens, and may be left out for a
     model that returns a tensor.
 
+    Where there is cross-attention, the last one ties the streams, as in the ICCV 2021 code:
+    :math:`R_{qk} = R_{qq}^\top E_h[A] R_{kk}` with the rollouts of both streams up to there.
+
     Args:
         forward_func: the model or any callable that runs one.
         start_layer: attention calls before this one contribute nothing; negative counts from
-            the last.
+            the last. In a model of several towers each counts its own.
         normalize_rows: divide each row of :math:`I + E_h[A]` by its sum, as the paper does.
+        propagation: what to do where there is cross-attention: ``"paper"`` is the rule above,
+            ``"flow"`` the token flow through all calls.
 
     Reference:
         `Quantifying Attention Flow in Transformers <https://arxiv.org/abs/2005.00928>`_.
@@ -46,16 +49,17 @@ class AttentionRollout(AttentionFlowMethod):
         *,
         start_layer: int = 0,
         normalize_rows: bool = True,
+        propagation: Propagation = "paper",
     ) -> None:
-        super().__init__(forward_func)
-        self.start_layer = start_layer
-        self.normalize_rows = normalize_rows
-
-    def _flow(self, question: Question) -> TokenFlow:
-        calls = from_layer(question.forward, self.start_layer)
-        return rollout(
-            question.forward,
-            calls,
-            lambda call, rows: call.probabilities(rows),
-            normalize_rows=self.normalize_rows,
+        super().__init__(
+            forward_func,
+            start_layer=start_layer,
+            normalize_rows=normalize_rows,
+            propagation=propagation,
         )
+
+    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:  # noqa: ARG002
+        return lambda call, rows: call.probabilities(rows)
+
+    def _update_rule(self) -> RolloutUpdate:
+        return RolloutUpdate(normalize_rows=self.normalize_rows)

@@ -3,27 +3,20 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from captum._utils.typing import TargetType
-from captum.log import log_usage
 from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import (
-    AttentionFlowMethod,
     Question,
-    from_layer,
     gradient_map,
     output_gradients,
-    rollout,
 )
-from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.flow import MapBlock, TokenFlow
+from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
+from captum_transformer.rules.co_attention import RelevanceUpdate
+from captum_transformer.rules.flow import MapBlock
 from captum_transformer.trace.attention import AttentionCall
-from captum_transformer.trace.forward import TracedForward
-from captum_transformer.trace.isolation import in_full_precision
 
 
-class GenericAttentionRelevance(AttentionFlowMethod):
+class GenericAttentionRelevance(RolloutMethod):
     r"""Relevance from attention times its gradient, layer by layer (often called GAE).
 
     With the attention probabilities :math:`A` of a layer and the target's gradient there, each
@@ -56,75 +49,27 @@ class GenericAttentionRelevance(AttentionFlowMethod):
         torch.Size([2, 4])
     """
 
-    def __init__(self, forward_func: Callable[..., Any], *, start_layer: int = 0) -> None:
-        super().__init__(forward_func)
-        self.start_layer = start_layer
-
-    def _flow(self, question: Question) -> TokenFlow:
-        calls = from_layer(question.forward, self.start_layer)
-        maps = _weighted_attention(question.forward, question.selected, calls)
-        return rollout(question.forward, calls, maps, normalize_rows=False)
-
-    @log_usage()
-    def relevance_maps(
+    def __init__(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
-        additional_forward_args: Any = None,
-    ) -> dict[tuple[str, str], Tensor]:
-        """The full map R of how relevant each token is to each other one.
+        forward_func: Callable[..., Any],
+        *,
+        start_layer: int = 0,
+        propagation: Propagation = "paper",
+        normalize: bool = True,
+        contextualize: bool = True,
+    ) -> None:
+        super().__init__(forward_func, start_layer=start_layer, propagation=propagation)
+        self.normalize = normalize
+        self.contextualize = contextualize
 
-        Args:
-            inputs: as in :meth:`attribute`.
-            target: as in :meth:`attribute`.
-            additional_forward_args: as in :meth:`attribute`.
+    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
+        forward, selected = question.forward, question.selected
+        gradients = gradient_map(output_gradients(forward, selected, calls))
 
-        Returns:
-            ``{(queries, keys): R}`` with ``R`` of shape ``(samples, tokens, tokens)``, learned
-            tokens included, under the name of the forward function's argument.
+        def block(call: AttentionCall, rows: slice) -> Tensor:
+            return (gradients(call, rows) * call.probabilities(rows)).relu()
 
-        Raises:
-            UnsupportedOperationError: if the attention calls do not all run over the same tokens,
-                as in window, hierarchical or cross-attention models.
-        """
-        with self._traced(inputs, additional_forward_args) as forward:
-            calls = from_layer(forward, self.start_layer)
-            selected, _ = forward.select(target)
-            with in_full_precision(forward.inputs[0].device):
-                maps = _weighted_attention(forward, selected, calls)
-                relevance = _accumulate(calls, maps, forward.inputs[0].shape[0])
-            name = "+".join(forward.names)
-        return {(name, name): relevance.detach()}
+        return block
 
-
-def _weighted_attention(
-    forward: TracedForward, selected: Tensor, calls: Sequence[AttentionCall]
-) -> MapBlock:
-    gradients = gradient_map(output_gradients(forward, selected, calls))
-
-    def block(call: AttentionCall, rows: slice) -> Tensor:
-        return (gradients(call, rows) * call.probabilities(rows)).relu()
-
-    return block
-
-
-def _accumulate(calls: Sequence[AttentionCall], maps: MapBlock, batch: int) -> Tensor:
-    relevance: Tensor | None = None
-    for call in calls:
-        attention = torch.cat([maps(call, rows) for rows in call.blocks()], -2)
-        attention = call.by_head(attention).mean(1)
-        samples, queries, keys = attention.shape
-        if relevance is None:
-            eye = torch.eye(keys, dtype=attention.dtype, device=attention.device)
-            relevance = eye.expand(batch, keys, keys)
-        if (samples, queries, keys) != relevance.shape:
-            raise UnsupportedOperationError(
-                f"Attention call {call.layer} ({call.module}) runs over {queries} queries and "
-                f"{keys} keys of {samples} samples or windows; there are {batch} samples, and "
-                f"the first call has {relevance.shape[-1]} keys: their maps can't be multiplied. "
-                "Use `attribute_tokens`, which follows the tokens wherever they go."
-            )
-        relevance = relevance + attention @ relevance
-    if relevance is None:
-        raise RuntimeError("from_layer returns at least one call")
-    return relevance
+    def _update_rule(self) -> RelevanceUpdate:
+        return RelevanceUpdate(normalize=self.normalize, contextualize=self.contextualize)

@@ -1,19 +1,17 @@
 """Voita et al. (ACL 2019): relevance propagated only as far as one layer's attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from captum_transformer.attr.attention_flow_method import (
-    AttentionFlowMethod,
-    Question,
-    single_layer,
-)
+from captum_transformer.attr.attention_flow_method import Question
+from captum_transformer.attr.single_layer_method import SingleLayerMethod
 from captum_transformer.attr.transformer_attribution import relevance_map
 from captum_transformer.rules import flow, relevance
-from captum_transformer.rules.flow import TokenFlow
+from captum_transformer.rules.flow import MapBlock
+from captum_transformer.trace.attention import AttentionCall
 
 
-class PartialLRP(AttentionFlowMethod):
+class PartialLRP(SingleLayerMethod):
     r"""The relevance of one layer's attention probabilities: :math:`E_h[(R^{(A)})^+]`.
 
     Of the layer's map the row is returned that the target is read from. The relevance is
@@ -21,7 +19,8 @@ class PartialLRP(AttentionFlowMethod):
 
     Args:
         forward_func: the model or any callable that runs one.
-        layer: which attention call; negative counts from the last.
+        layer: which attention call, among those that the target depends on; negative counts from
+            the last. In a model of several towers that the target is read from, each has its own.
         gradient_weighting: multiply by the gradient, :math:`E_h[(\nabla A \odot R^{(A)})^+]`, as
             in the ablations of the CVPR 2021 paper.
 
@@ -46,11 +45,8 @@ class PartialLRP(AttentionFlowMethod):
         layer: int = -1,
         gradient_weighting: bool = False,
     ) -> None:
-        super().__init__(forward_func)
-        self.layer = layer
+        super().__init__(forward_func, layer=layer)
         self.gradient_weighting = gradient_weighting
 
-    def _flow(self, question: Question) -> TokenFlow:
-        call = question.forward.layer(self.layer)
-        maps = relevance_map(question, [call], weighted=self.gradient_weighting)
-        return single_layer(question.forward, call, maps)
+    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
+        return relevance_map(question, calls, weighted=self.gradient_weighting)

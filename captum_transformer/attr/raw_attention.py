@@ -1,17 +1,14 @@
 """One layer's attention probabilities, as they are: the simplest baseline."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
-from captum_transformer.attr.attention_flow_method import (
-    AttentionFlowMethod,
-    Question,
-    single_layer,
-)
-from captum_transformer.rules.flow import TokenFlow
+from captum_transformer.attr.attention_flow_method import Question
+from captum_transformer.attr.single_layer_method import SingleLayerMethod
+from captum_transformer.rules.flow import MapBlock
+from captum_transformer.trace.attention import AttentionCall
 
 
-class RawAttention(AttentionFlowMethod):
+class RawAttention(SingleLayerMethod):
     r"""The attention of one layer, averaged over its heads: :math:`E_h[A]`.
 
     Of the layer's map the row is returned that the target is read from. The map is the same for
@@ -20,7 +17,8 @@ class RawAttention(AttentionFlowMethod):
 
     Args:
         forward_func: the model or any callable that runs one.
-        layer: which attention call; negative counts from the last.
+        layer: which attention call, among those that the target depends on; negative counts from
+            the last. In a model of several towers that the target is read from, each has its own.
 
     Reference:
         A baseline of `Transformer Interpretability Beyond Attention Visualization
@@ -35,10 +33,5 @@ class RawAttention(AttentionFlowMethod):
 
     _class_specific = False
 
-    def __init__(self, forward_func: Callable[..., Any], *, layer: int = -1) -> None:
-        super().__init__(forward_func)
-        self.layer = layer
-
-    def _flow(self, question: Question) -> TokenFlow:
-        call = question.forward.layer(self.layer)
-        return single_layer(question.forward, call, lambda call, rows: call.probabilities(rows))
+    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:  # noqa: ARG002
+        return lambda call, rows: call.probabilities(rows)

@@ -6,24 +6,23 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import (
-    AttentionFlowMethod,
     Question,
-    from_layer,
     gradient_map,
     output_gradients,
-    rollout,
 )
+from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
 from captum_transformer.attr.transformer_method import START, scaled_back, seed
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.attention import attention_relevance
-from captum_transformer.rules.flow import MapBlock, TokenFlow
+from captum_transformer.rules.co_attention import RelevanceUpdate
+from captum_transformer.rules.flow import MapBlock
 from captum_transformer.rules.propagate import propagate
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.tape import Value
 
 
-class TransformerAttribution(AttentionFlowMethod):
+class TransformerAttribution(RolloutMethod):
     r"""Relevance times gradient of the attention, rolled out over the layers.
 
     Relevance is propagated from the target by layer-wise relevance propagation (alpha = 1,
@@ -78,10 +77,16 @@ class TransformerAttribution(AttentionFlowMethod):
         normalize_rows: bool = False,
         gradient_weighting: bool = True,
         propagate_to_input: bool = False,
+        propagation: Propagation = "paper",
+        normalize: bool = True,
     ) -> None:
-        super().__init__(forward_func)
-        self.start_layer = start_layer
-        self.normalize_rows = normalize_rows
+        super().__init__(
+            forward_func,
+            start_layer=start_layer,
+            propagation=propagation,
+            normalize_rows=normalize_rows,
+        )
+        self.normalize = normalize
         self.gradient_weighting = gradient_weighting
         self.propagate_to_input = propagate_to_input
 
@@ -93,10 +98,11 @@ class TransformerAttribution(AttentionFlowMethod):
         forward.require_attention()
         return propagated_relevance(forward, *forward.select(target), wanted)
 
-    def _flow(self, question: Question) -> TokenFlow:
-        calls = from_layer(question.forward, self.start_layer)
-        maps = relevance_map(question, calls, weighted=self.gradient_weighting)
-        return rollout(question.forward, calls, maps, normalize_rows=self.normalize_rows)
+    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
+        return relevance_map(question, calls, weighted=self.gradient_weighting)
+
+    def _update_rule(self) -> RelevanceUpdate:
+        return RelevanceUpdate(normalize=self.normalize, normalize_rows=self.normalize_rows)
 
 
 def propagated_relevance(

@@ -18,10 +18,11 @@ def propagate(
 ) -> dict[Value, Tensor]:
     """Carries the seeds backward along the tape and returns what arrives at the wanted values.
 
-    Operations that come before all wanted values are not visited. A wanted value that nothing
-    reaches gets zeros.
+    Only what was made from a wanted value is visited. A wanted value that nothing reaches gets
+    zeros.
     """
     wanted = list(wanted)
+    sources = sum(1 << index for index in {value.index for value in wanted})
     arriving: dict[Value, Tensor] = dict(seeds)
     arrived: dict[Value, Tensor] = {}
     asked = set(wanted)
@@ -39,7 +40,7 @@ def propagate(
         if operation.index == first:
             break
         for (_, value), share in zip(operation.traced(), rule(operation, incoming), strict=True):
-            if share is not None:
+            if share is not None and (value in asked or value.ancestors & sources):
                 arriving[value] = arriving[value] + share if value in arriving else share
     for value in wanted:
         if value in arriving:

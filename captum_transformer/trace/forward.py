@@ -15,7 +15,6 @@ from captum_transformer.errors import (
     AmbiguousOutputError,
     ExplanationError,
     InvalidInputError,
-    InvalidLayerError,
     InvalidTargetError,
     NoAttentionError,
 )
@@ -24,6 +23,7 @@ from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.isolation import explaining, modules_of, to_normal
 from captum_transformer.trace.mode import ForwardRule, Trace
+from captum_transformer.trace.streams import Streams
 from captum_transformer.trace.tape import Value
 
 NO_ATTENTION = (
@@ -45,6 +45,7 @@ class TracedForward:
         calls: the attention calls, in the order in which they ran.
         inputs: the tensors that are explained.
         values: the same on the tape.
+        streams: the sets of tokens that the attention calls tie.
         edges: where they stand in the autograd graph; None for token ids.
         names: the inputs' names in the forward function's signature.
         output: what the model returned.
@@ -66,6 +67,7 @@ class TracedForward:
         self.values = values
         self.edges = edges
         self.output: Any = None
+        self.streams = Streams(self.tape, dict(zip(names, values, strict=True)))
 
     def select(self, target: Any, *, mean_if_none: bool = False) -> tuple[Tensor, Value]:
         """The scalar of each sample that is explained: ``(samples,)``, and its value on the tape.
@@ -136,16 +138,6 @@ class TracedForward:
                 "no maps from token to token. Use ConservativeLRP."
             )
         return self.calls
-
-    def layer(self, index: int, *, name: str = "layer") -> AttentionCall:
-        """One attention call; negative indices count from the last."""
-        calls = self.layers()
-        if index not in range(-len(calls), len(calls)):
-            raise InvalidLayerError(
-                f"{name}={index!r} was asked for, but the forward pass has {len(calls)} attention "
-                f"calls: choose from {-len(calls)} to {len(calls) - 1}."
-            )
-        return calls[index]
 
 
 @contextmanager

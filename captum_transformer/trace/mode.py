@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import Function, Kind, describe, requested_inplace
 from captum_transformer.trace.layout import lay_out
 from captum_transformer.trace.recognise import (
@@ -70,10 +71,12 @@ class Trace(TorchFunctionMode):
         self.calls: list[AttentionCall] = []
         self._names = names or {}
         self._rule = rule
+        self._samples = 0
 
     def enter_input(self, tensor: Tensor) -> Value:
-        """Makes a tensor an input of the trace."""
+        """Makes a tensor, samples first, an input of the trace."""
         value = self.tape.new_value(tensor)
+        self._samples = tensor.shape[0]
         self.tape.add_root(tensor)
         return value
 
@@ -99,7 +102,7 @@ class Trace(TorchFunctionMode):
         values = {id(t): self.tape.find(t) for t in tensors_in((args, kwargs))}
         traced = any(value is not None for value in values.values())
         inplace = function.inplace or (traced and requested_inplace(func, args, kwargs))
-        if not traced:
+        if not traced and not self._attends_learned(function, args, kwargs):
             if inplace and args and isinstance(args[0], Tensor):
                 self.tape.before_write(args[0])
             return func(*args, **kwargs)
@@ -110,6 +113,20 @@ class Trace(TorchFunctionMode):
                 "operation such as `tensor.copy_(...)`."
             )
         return self._run(func, function, args, kwargs, values, inplace=inplace)
+
+    def _attends_learned(
+        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether learned queries, one set for each sample, attend to each other (as in DETR)."""
+        if function.kind not in (Kind.SOFTMAX, Kind.ATTENTION) or not torch.is_grad_enabled():
+            return False
+        first = next(tensors_in((args, kwargs)), None)
+        return (
+            first is not None
+            and first.is_floating_point()
+            and first.ndim >= 3
+            and first.shape[0] % self._samples == 0
+        )
 
     def _run_like_another(self, name: str, tensor: Tensor, other: Tensor) -> Any:
         """Of the other tensor only the shape or the type counts, so it is no operand."""
@@ -128,9 +145,7 @@ class Trace(TorchFunctionMode):
         *,
         inplace: bool,
     ) -> Any:
-        if any(v is not None and not v.holds_ids for v in values.values()):
-            # Next to a signal, token ids are an index: a constant.
-            values = {k: None if v is not None and v.holds_ids else v for k, v in values.items()}
+        values = _without_constants(values)
         pattern = recognise(function, args, kwargs, values)
         operands: list[Operand] = []
         keep = pattern is not None or function.kind in self.tape.keep
@@ -168,6 +183,8 @@ class Trace(TorchFunctionMode):
         operation = self.tape.append(
             function.name, kind, call, frozen_args, frozen_kwargs, operands, outputs
         )
+        if not operation.traced():
+            self._lay_out_learned(operation)
         if outputs[0] is not None and (kind is Kind.EMBEDDING or (keep and kind is Kind.LINEAR)):
             operation.result = self.tape.operand(outputs[0], None, keep=True)
         if outputs[0] is not None and (kind is Kind.EMBEDDING or pattern):
@@ -210,6 +227,8 @@ class Trace(TorchFunctionMode):
         outputs: list[Tensor | None] = []
         shapes = function.kind is Kind.SHAPE
         traced = [o for o in operands if o.value is not None]
+        if not traced:
+            return [result if result.requires_grad else result.requires_grad_()]
         from_ids = all(not o.dtype.is_floating_point for o in traced)
         looks_up = from_ids and (function.kind is Kind.EMBEDDING or function.name in _LOOKUPS)
         for output in result if isinstance(result, (tuple, list)) else [result]:
@@ -226,6 +245,14 @@ class Trace(TorchFunctionMode):
                 carries = from_ids and output.dtype != torch.bool and function.name in _KEEPS_IDS
                 outputs.append(output if carries or (from_ids and shapes) else None)
         return outputs
+
+    def _lay_out_learned(self, operation: Operation) -> None:
+        output = operation.outputs[0]
+        if output is None:
+            raise RuntimeError("attention among learned queries is always recorded")
+        output.samples = Axis.of(output.shape, 0, self._samples)
+        if operation.kind is Kind.ATTENTION:
+            output.features = (Axis.of(output.shape, len(output.shape) - 1),)
 
     def _add_call(
         self, operation: Operation, pattern: Pattern, kwargs: dict[str, Any], output: Tensor
@@ -248,6 +275,21 @@ class Trace(TorchFunctionMode):
         for module in _modules_on_stack():
             return self._names.get(id(module)) or type(module).__name__
         return ""
+
+
+def _without_constants(values: dict[int, Value | None]) -> dict[int, Value | None]:
+    """Leaves out what is a constant next to a signal: token ids, an index, and learned weights."""
+    signals = [v for v in values.values() if v is not None and not v.holds_ids]
+    if not signals:
+        return values
+    from_inputs = any(not v.learned for v in signals)
+
+    def counts(value: Value | None) -> bool:
+        if value is None or value.holds_ids:
+            return False
+        return not (from_inputs and value.learned and value.keys is not None)
+
+    return {key: value if counts(value) else None for key, value in values.items()}
 
 
 def _modules_on_stack() -> Iterator[nn.Module]:

@@ -45,7 +45,7 @@ def recognise(
         return None
     operands = list(tensors_in((args, kwargs)))
     traced = [values.get(id(operand)) for operand in operands]
-    if len(operands) != 2 or any(value is None for value in traced):
+    if len(operands) != 2 or not any(value is not None and value.keys for value in traced):
         return None
     if function.name == "rmatmul":
         return None
@@ -65,9 +65,9 @@ def _applies(
 ) -> Pattern | None:
     """The pattern if one operand is a softmax over keys and the product applies it to the other."""
     probabilities, signal = traced[weights], traced[1 - weights]
-    if probabilities is None or signal is None:
+    if probabilities is None or probabilities.keys is None:
         return None
-    if probabilities.keys is None or signal.keys is not None:
+    if not probabilities.learned if signal is None else signal.keys is not None:
         return None
     orders: tuple[Order, Order, Order] | None = (None, None, None)
     keys = len(probabilities.shape) - 1
@@ -78,7 +78,7 @@ def _applies(
         orders = _swapped(operands[1].ndim), _swapped(operands[0].ndim), None
         orders = (*orders[:2], _swapped(max(operand.ndim for operand in operands)))
         keys -= 1
-    if orders is None or keys < 0 or len(signal.shape) < 2:
+    if orders is None or keys < 0 or operands[1 - weights].ndim < 2:
         return None
     if probabilities.keys != Axis.of(probabilities.shape, keys):
         return None

@@ -28,6 +28,7 @@ class Value:
         ancestors: bit set of the values that it was made from.
         attention: bit set of the attention calls in its history.
         holds_ids: whether it holds token ids, which have no gradient.
+        learned: whether no input reaches it: attention among learned queries, and what follows.
         keys: where the axis that a softmax ran over lies in it, if one did.
         origin: the value whose entries these are, merely cast or rearranged (itself otherwise).
     """
@@ -39,6 +40,7 @@ class Value:
         "holds_ids",
         "index",
         "keys",
+        "learned",
         "operation",
         "origin",
         "samples",
@@ -49,6 +51,7 @@ class Value:
         self.index = index
         self.shape = tensor.shape
         self.holds_ids = not tensor.is_floating_point()
+        self.learned = False
         self.operation: Operation | None = None
         self.samples: Axis | None = None
         self.features: tuple[Axis, ...] = ()
@@ -268,9 +271,11 @@ class Tape:
         operation = Operation(len(self.operations), name, kind, call, args, kwargs, operands)
         self.operations.append(operation)
         ancestors = attention = 0
+        learned = True
         for _, value in operation.traced():
             ancestors |= value.ancestors | 1 << value.index
             attention |= value.attention
+            learned = learned and value.learned
         for result in results:
             if result is None:
                 operation.outputs.append(None)
@@ -278,6 +283,7 @@ class Tape:
             value = self.new_value(result)
             value.operation = operation
             value.ancestors, value.attention = ancestors, attention
+            value.learned = learned
             operation.outputs.append(value)
         self._lay_out(operation)
         return operation

@@ -1,5 +1,7 @@
 """Which value of a forward pass holds the tokens that an input was turned into."""
 
+import math
+
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
@@ -106,6 +108,28 @@ def per_token(relevance: Tensor, value: Value) -> Tensor:
             "the samples one by one."
         )
     return relevance.reshape(value.samples.size, -1)
+
+
+def spread_over_tokens(shares: Tensor, value: Value) -> Tensor:
+    """One share for each token, ``(samples, tokens)``, evenly over the token's features.
+
+    The way back from `per_token`.
+    """
+    features = {dim for axis in value.features if (dim := axis.dim(value.shape)) is not None}
+    layout = [1 if dim in features else length for dim, length in enumerate(value.shape)]
+    copies = math.prod(layout) // shares.numel()
+    samples = value.samples
+    if samples is not None and copies > 1 and layout[0] == samples.size * copies:
+        # The heads are merged with the samples, as in `nn.MultiheadAttention`.
+        shares = shares.repeat_interleave(copies, 0) / copies
+    if samples is None or samples.outer != 1 or math.prod(layout) != shares.numel():
+        raise UnsupportedOperationError(
+            f"Can't tell samples, tokens and features apart in a tensor of shape "
+            f"{tuple(value.shape)} that holds {tuple(shares.shape)} samples and tokens. Use "
+            "`propagation='flow'`."
+        )
+    width = math.prod(value.shape[dim] for dim in features)
+    return (shares.reshape(layout) / width).expand(value.shape)
 
 
 def projections_of(call: AttentionCall, tape: Tape) -> tuple[list[Operation], list[Operation]]:

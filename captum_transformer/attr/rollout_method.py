@@ -1,0 +1,140 @@
+"""What the methods share that multiply their attention maps over all layers."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from captum._utils.typing import TargetType
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Question, row_sums
+from captum_transformer.attr.transformer_method import START, scaled_back, seed
+from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.rules.co_attention import (
+    Relevancies,
+    UpdateRule,
+    last_call,
+    shares_of_queries,
+)
+from captum_transformer.rules.flow import MapBlock, TokenFlow, attend_with
+from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.isolation import in_full_precision
+from captum_transformer.trace.numeric import accumulation_dtype
+from captum_transformer.trace.streams import Version
+from captum_transformer.trace.tape import Value
+
+Propagation = Literal["paper", "flow"]
+
+
+class RolloutMethod(AttentionFlowMethod):
+    r"""A method that multiplies ``I +`` some map of each attention call over the layers.
+
+    Within one set of tokens this is the token flow: the row of
+    :math:`(I + \bar A_L) \cdots (I + \bar A_1)` that the target is read from. Where a model has
+    attention from one set of tokens to another (text and image, decoder and encoder), the ICCV
+    2021 paper has rules for whole matrices, which are not the same.
+
+    Args:
+        forward_func: the model or any callable that runs one.
+        start_layer: attention calls before this one contribute nothing; negative counts from
+            the last. In a model of several towers each counts its own.
+        propagation: ``"paper"`` follows the matrix rules where there is cross-attention;
+            ``"flow"`` follows the token flow everywhere. Without cross-attention they are equal.
+        normalize_rows: divide each row of :math:`I + \bar A` by its sum.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        start_layer: int = 0,
+        propagation: Propagation = "paper",
+        normalize_rows: bool = False,
+    ) -> None:
+        super().__init__(forward_func)
+        if propagation not in ("paper", "flow"):
+            raise ValueError(f"propagation must be 'paper' or 'flow', got {propagation!r}.")
+        self.start_layer = start_layer
+        self.propagation = propagation
+        self.normalize_rows = normalize_rows
+
+    @abstractmethod
+    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
+        """The method's map of each attention call."""
+
+    @abstractmethod
+    def _update_rule(self) -> UpdateRule:
+        """What an attention call makes of the matrices of its streams."""
+
+    @log_usage(part_of_slo=True)
+    def relevance_maps(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+    ) -> dict[tuple[str, str], Tensor]:
+        """The full maps R of how relevant each token is to each other one.
+
+        Args:
+            inputs: as in :meth:`attribute`.
+            target: as in :meth:`attribute`.
+            additional_forward_args: as in :meth:`attribute`.
+
+        Returns:
+            ``{(queries, keys): R}`` with ``R`` of shape ``(samples, queries, keys)``, for each
+            set of tokens that attends and each one that it has relevance of. A set of tokens has
+            the name of the forward function's argument that it comes from, or of several, with
+            plus signs, if it was concatenated; ``"learned"`` is for queries that no input
+            reaches, as in DETR. Learned tokens among others, such as a class token, are included.
+
+        Raises:
+            UnsupportedOperationError: if tokens are merged, dropped or split into windows between
+                attention calls.
+        """
+        with self._traced(inputs, additional_forward_args) as forward:
+            question = self._question(forward, target, ())
+            with in_full_precision(forward.inputs[0].device):
+                return self._relevancies(question).maps()
+
+    def _relevance(
+        self, forward: TracedForward, target: Any, wanted: Sequence[Value]
+    ) -> dict[Value, Tensor]:
+        if self.propagation == "flow" or not forward.streams.cross_attention:
+            return super()._relevance(forward, target, wanted)
+        question = self._question(forward, target, wanted)
+        at_start = self._relevancies(question).at_start(_read(question))
+        return scaled_back(TokenFlow(forward.tape, {})(at_start, wanted))
+
+    def _relevancies(self, question: Question) -> Relevancies:
+        calls = question.from_layer(self.start_layer)
+        maps = self._maps(question, calls)
+        dtype = accumulation_dtype(question.selected.dtype)
+        return Relevancies(question.forward, maps, self._update_rule(), calls, dtype)
+
+    def _flow(self, question: Question) -> TokenFlow:
+        calls = question.from_layer(self.start_layer)
+        maps = self._maps(question, calls)
+        return TokenFlow(
+            question.forward.tape,
+            {call.layer: attend_with(maps) for call in calls},
+            row_sums=(lambda call: row_sums(maps, call)) if self.normalize_rows else None,
+        )
+
+
+def _read(question: Question) -> dict[Version, Tensor]:
+    """The shares of the tokens that the score is read from, ``(samples, tokens)``, by stream."""
+    forward = question.forward
+    versions = forward.streams[question.value]
+    if any(version.is_start for version in versions):
+        raise UnsupportedOperationError(
+            "The score depends on tokens that have not attended to any, beside others that have: "
+            "the paper has no rule for that. Use `propagation='flow'`."
+        )
+    calls = {version: last_call(version) for version in versions}
+    seeds = seed(question.selected, question.value, start=START)
+    reached = TokenFlow(forward.tape, {})(seeds, [call.output for call in calls.values()])
+    return {
+        version: shares_of_queries(call, reached[call.output]) for version, call in calls.items()
+    }

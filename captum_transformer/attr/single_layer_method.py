@@ -1,0 +1,69 @@
+"""What the methods share that read a single layer's map."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from captum._utils.typing import TargetType
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Question
+from captum_transformer.rules.flow import MapBlock, TokenFlow, attend_with
+from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.isolation import in_full_precision
+
+
+class SingleLayerMethod(AttentionFlowMethod):
+    """A method that reads a row of one attention layer's map: the one the target is read from.
+
+    Args:
+        forward_func: the model or any callable that runs one.
+        layer: which attention call, among those that the target depends on; negative counts from
+            the last. In a model of several towers that the target is read from, each has its own.
+    """
+
+    def __init__(self, forward_func: Callable[..., Any], *, layer: int = -1) -> None:
+        super().__init__(forward_func)
+        self.layer = layer
+
+    @abstractmethod
+    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
+        """The method's map of each attention call."""
+
+    def _flow(self, question: Question) -> TokenFlow:
+        calls = question.layer(self.layer)
+        attend = attend_with(self._maps(question, calls))
+        return TokenFlow(question.forward.tape, {call.layer: attend for call in calls}, skip=False)
+
+    @log_usage(part_of_slo=True)
+    def relevance_maps(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+    ) -> dict[tuple[str, str], Tensor]:
+        """The layer's whole map, averaged over its heads.
+
+        Args:
+            inputs: as in :meth:`attribute`.
+            target: as in :meth:`attribute`.
+            additional_forward_args: as in :meth:`attribute`.
+
+        Returns:
+            ``{(queries, keys): map}`` with a map of shape ``(samples, queries, keys)``, under the
+            names of the sets of tokens that the layer ties; more than one map for several towers.
+        """
+        with self._traced(inputs, additional_forward_args) as forward:
+            question = self._question(forward, target, ())
+            calls = question.layer(self.layer)
+            ties = dict(zip(forward.streams.calls, forward.streams.ties(), strict=True))
+            with in_full_precision(forward.inputs[0].device):
+                maps = self._maps(question, calls)
+                return {ties[call]: _averaged(maps, call) for call in calls}
+
+
+def _averaged(maps: MapBlock, call: AttentionCall) -> Tensor:
+    blocks = [call.by_head(maps(call, rows)).mean(1) for rows in call.blocks()]
+    return torch.cat(blocks, -2).detach()

@@ -1,0 +1,310 @@
+"""Token streams: which sets of tokens a model has, and which of them each attention call ties.
+
+A stream starts where an input becomes tokens; learned queries that no input reaches are a stream
+of their own. Each attention call makes a new *version* of its queries' stream, and what is computed
+from tokens carries their newest version. So old states that are used again, and modules that are
+called twice, need no special care.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
+from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.tape import Operation, Tape, Value
+
+LEARNED = "learned"
+_TIES_TOKENS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV})
+_CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
+
+
+class Segment(NamedTuple):
+    """A part of a stream that was concatenated with others.
+
+    Attributes:
+        name: the input that it comes from, or ``"learned"``.
+        tokens: how many tokens it has.
+    """
+
+    name: str
+    tokens: int
+
+
+class Stream:
+    """A set of tokens.
+
+    Attributes:
+        names: the inputs that its tokens come from.
+        parts: the streams that it was concatenated of.
+        same_as: the stream that it has turned out to be the same tokens as.
+        segments: the parts that it was concatenated of; empty if it is of one piece.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        segments: Sequence[Segment] = (),
+        parts: Sequence["Stream"] = (),
+    ) -> None:
+        self.names = list(names)
+        self.segments = tuple(segments)
+        self.parts = tuple(parts)
+        self.same_as: Stream | None = None
+
+    @property
+    def root(self) -> "Stream":
+        """The stream that stands for all that have turned out to be the same tokens."""
+        return self if self.same_as is None else self.same_as.root
+
+    @property
+    def name(self) -> str:
+        """The names of the inputs that its tokens come from."""
+        return "+".join(self.root.names) or LEARNED
+
+    @property
+    def pieces(self) -> "frozenset[Stream]":
+        """The stream itself and those that it was concatenated of."""
+        root = self.root
+        return frozenset((root,)).union(*(part.pieces for part in root.parts))
+
+    def unite(self, other: "Stream") -> None:
+        """Says that two streams are the same tokens: their features were added, say."""
+        mine, others = self.root, other.root
+        if mine is others:
+            return
+        mine.names += [name for name in others.names if name not in mine.names]
+        mine.segments = mine.segments or others.segments
+        others.same_as = mine
+
+
+@dataclass(eq=False, slots=True)
+class Version:
+    """The tokens of a stream after some attention calls.
+
+    Attributes:
+        own: the stream, as it was called when the version was made.
+        before: the versions that it was made from: those that its call's queries carried, or the
+            two where parallel branches meet; none for tokens that have not attended yet.
+        call: the attention call that made it, if one did.
+        keys: the versions that the call attended to.
+        tower: the stream whose attention calls count as layers of one tower with its own: the
+            stream itself, or the one that a learned query which has not attended before reads.
+        attention: bit set of the attention calls in its history as a query.
+    """
+
+    own: Stream
+    before: tuple["Version", ...] = ()
+    call: AttentionCall | None = None
+    keys: tuple["Version", ...] = ()
+    tower: Stream | None = None
+    attention: int = 0
+
+    def __post_init__(self) -> None:
+        """Takes over the history of what it was made from."""
+        for version in self.before:
+            self.attention |= version.attention
+        if self.call is not None:
+            self.attention |= 1 << self.call.layer
+
+    @property
+    def stream(self) -> Stream:
+        """The stream."""
+        return self.own.root
+
+    @property
+    def its_tower(self) -> Stream:
+        """The stream that stands for its tower."""
+        return self.stream if self.tower is None else self.tower.root
+
+    @property
+    def is_start(self) -> bool:
+        """Whether its tokens have not attended yet."""
+        return not self.before
+
+    def descends_from(self, other: "Version") -> bool:
+        """Whether it is a later version of ``other``, or of the same history."""
+        return self.stream is other.stream and not other.attention & ~self.attention
+
+    @property
+    def is_cross_attention(self) -> bool:
+        """Whether its call's queries and keys are tokens of different streams.
+
+        A learned query that reads a stream without having attended before, such as a class token,
+        is one of the stream's own tokens.
+        """
+        if self.call is None or not self.keys:
+            return False
+        pieces = self.its_tower.pieces
+        return all(pieces.isdisjoint(key.its_tower.pieces) for key in self.keys)
+
+
+Versions = tuple[Version, ...]
+
+
+class Streams:
+    """The streams of a traced forward pass.
+
+    Args:
+        tape: the forward pass.
+        inputs: its inputs by name.
+    """
+
+    def __init__(self, tape: Tape, inputs: Mapping[str, Value]) -> None:
+        self._tape = tape
+        self._names = {value: name for name, value in inputs.items()}
+        self._versions: dict[Value, Versions] = {
+            value: (Version(Stream([name])),)
+            for name, value in inputs.items()
+            if not value.holds_ids
+        }
+        self._made: dict[AttentionCall, Version] = {}
+        self._met: dict[frozenset[Version], Version] = {}
+        self._read = 0
+
+    def __getitem__(self, value: Value) -> Versions:
+        """The versions that a value of the forward pass carries."""
+        self._read_on()
+        return self._versions.get(value, ())
+
+    @property
+    def calls(self) -> dict[AttentionCall, Version]:
+        """The version that each attention call has made, in the order of the calls."""
+        self._read_on()
+        return self._made
+
+    @property
+    def cross_attention(self) -> bool:
+        """Whether any attention call ties two different streams."""
+        return any(version.is_cross_attention for version in self.calls.values())
+
+    def ties(self) -> list[tuple[str, str]]:
+        """For each attention call the names of the streams of its queries and of its keys."""
+        names = self.names()
+        found = []
+        for version in self.calls.values():
+            keys = version.keys[0].stream if version.keys else None
+            found.append((names[version.stream], LEARNED if keys is None else names[keys]))
+        return found
+
+    def names(self) -> dict[Stream, str]:
+        """A name for each stream that attends or is attended to; repeated names are numbered."""
+        found: dict[Stream, str] = {}
+        for version in self.calls.values():
+            for stream in (*(key.stream for key in version.keys), version.stream):
+                if stream not in found:
+                    count = sum(other.name == stream.name for other in found)
+                    found[stream] = stream.name if not count else f"{stream.name} ({count + 1})"
+        return found
+
+    def _read_on(self) -> None:
+        operations = self._tape.operations
+        while self._read < len(operations):
+            operation = operations[self._read]
+            self._read += 1
+            versions = self._after(operation)
+            self._versions |= {value: versions for value in operation.outputs if value is not None}
+
+    def _after(self, operation: Operation) -> Versions:
+        if operation.kind is Kind.EMBEDDING:
+            return (Version(Stream([self._name_of_ids(operation)])),)
+        call = operation.attention
+        if call is not None and not call.among_channels:
+            version = self._attended(call)
+            self._made[call] = version
+            return (version,)
+        carried = [self._versions.get(value, ()) for _, value in operation.traced()]
+        if operation.name in _CONCATENATIONS and (joined := _joined(operation, carried)):
+            return joined
+        if operation.kind in _TIES_TOKENS or operation.kind is Kind.SHAPE:
+            _unite(carried)
+        return self._newest(carried)
+
+    def _newest(self, carried: Iterable[Versions]) -> Versions:
+        """The versions that something made from several values carries, in the values' order."""
+        found: list[Version] = []
+        for version in (version for versions in carried for version in versions):
+            if any(known.descends_from(version) for known in found):
+                continue
+            found = [known for known in found if not version.descends_from(known)]
+            branch = next((known for known in found if known.stream is version.stream), None)
+            if branch is None:
+                found.append(version)
+                continue
+            meeting = frozenset((branch, version))
+            if meeting not in self._met:
+                self._met[meeting] = Version(version.own, (branch, version), tower=branch.tower)
+            found[found.index(branch)] = self._met[meeting]
+        return tuple(found)
+
+    def _name_of_ids(self, operation: Operation) -> str:
+        ((_, ids), *_) = operation.traced()
+        sources = [n for v, n in self._names.items() if v is ids or ids.descends_from(v)]
+        return "+".join(sources) or LEARNED
+
+    def _attended(self, call: AttentionCall) -> Version:
+        query = query_value(call)
+        value = call.value.value
+        queries = self._versions.get(query, ()) if query is not None else ()
+        keys = self._versions.get(value, ()) if value is not None else ()
+        if queries:
+            return Version(queries[0].own, queries, call, keys, queries[0].tower)
+        start = Version(Stream([]))
+        if query is None and value is None:
+            # Learned queries among themselves, before any of them has seen an input.
+            return Version(start.own, (start,), call, (start,))
+        return Version(start.own, (start,), call, keys, keys[0].its_tower if keys else None)
+
+
+def query_value(call: AttentionCall) -> Value | None:
+    """The queries of an attention call, if the inputs reach them."""
+    if isinstance(call, FusedAttention):
+        return call.query.value
+    value = call.weights.value if isinstance(call, ExplicitAttention) else None
+    while value is not None and value.operation is not None:
+        operation = value.operation
+        if operation.kind is Kind.MATMUL:
+            scored = operation.operands[-2] if operation.name != "einsum" else operation.operands[0]
+            return scored.value
+        traced = operation.traced()
+        value = traced[0][1] if traced else None
+    return None
+
+
+def _joined(operation: Operation, carried: Sequence[Versions]) -> Versions:
+    """The stream that several ones, none of which has attended yet, are concatenated to."""
+    versions = [version for some in carried for version in some]
+    dim = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else 0)
+    parts = [operand for operand in operation.operands if operand.size.numel()]
+    traced = [operand.value for operand in parts if operand.value is not None]
+    if _keeps_tokens(traced, dim) or not all(version.is_start for version in versions):
+        return ()
+    streams = {version.stream: None for version in versions}
+    if len(streams) == 1 and len(traced) == len(parts):
+        return ()
+    of_value = dict(zip((value for _, value in operation.traced()), carried, strict=True))
+    segments: list[Segment] = []
+    for operand in parts:
+        held = of_value[operand.value] if operand.value is not None else ()
+        inner = held[0].stream.segments if held else ()
+        named = held[0].stream.name if held else LEARNED
+        whole = sum(segment.tokens for segment in inner) == operand.size[dim]
+        segments += inner if whole else [Segment(named, operand.size[dim])]
+    names = dict.fromkeys(segment.name for segment in segments if segment.name != LEARNED)
+    return (Version(Stream(list(names), segments, list(streams))),)
+
+
+def _keeps_tokens(values: Sequence[Value], dim: int) -> bool:
+    """Whether a dimension holds features or samples, so that no tokens are added along it."""
+    axes = [(value, axis) for value in values for axis in (*value.features, value.samples)]
+    return any(
+        axis is not None and axis.dim(value.shape) == dim % len(value.shape) for value, axis in axes
+    )
+
+
+def _unite(carried: Iterable[Versions]) -> None:
+    """Features of tokens that have not attended yet were added: they are the same tokens."""
+    starts = [v for versions in carried for v in versions if v.is_start]
+    for other in starts[1:]:
+        if not starts[0].stream.segments or not other.stream.segments:
+            starts[0].stream.unite(other.stream)
