@@ -4,10 +4,17 @@
 module that loads them (``cases.loads``) and lists them as ``GOLDEN``; it is added here.
 """
 
-from tests.attr.golden import cvpr21, iccv21, icml22
+from tests.attr.golden import co_attention, cvpr21, iccv21, icml22
 from tests.attr.golden.cases import CASES, Case, load_case
 from tests.attr.golden.comparison import Golden, deviation
 
-GOLDEN: tuple[Golden, ...] = (*cvpr21.GOLDEN, *iccv21.GOLDEN, *icml22.GOLDEN)
+GOLDEN: tuple[Golden, ...] = (
+    *cvpr21.GOLDEN,
+    *iccv21.GOLDEN,
+    *co_attention.GOLDEN,
+    *icml22.GOLDEN,
+)
 
-__all__ = ["CASES", "GOLDEN", "Case", "Golden", "deviation", "load_case"]
+NOT_REPRODUCED = co_attention.NOT_REPRODUCED
+
+__all__ = ["CASES", "GOLDEN", "NOT_REPRODUCED", "Case", "Golden", "deviation", "load_case"]

@@ -91,10 +91,16 @@ def loads(*names: str, attentions: tuple[str, ...] = ("sdpa",)) -> Callable[[Loa
 
 
 @cache
-def load_case(name: str, attention: str = "sdpa") -> Case:
-    """Loads a case in float64."""
-    loader, _ = _LOADERS[name]
-    return loader(Stored.of(name), attention)
+def load_stored(name: str) -> Stored:
+    """What lies in a case's files."""
+    return Stored.of(name)
+
+
+@cache
+def load_case(name: str, attention: str | None = None) -> Case:
+    """Loads a case in float64, with the first of its attention implementations by default."""
+    loader, attentions = _LOADERS[name]
+    return loader(load_stored(name), attention or attentions[0])
 
 
 def attentions_of(name: str) -> tuple[str, ...]:
