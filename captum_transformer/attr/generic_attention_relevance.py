@@ -20,19 +20,44 @@ class GenericAttentionRelevance(RolloutMethod):
     r"""Relevance from attention times its gradient, layer by layer (often called GAE).
 
     With the attention probabilities :math:`A` of a layer and the target's gradient there, each
-    layer updates the relevancies between tokens (eq. 5 and 6 of the paper):
+    attention call has the map (eq. 5 of the paper)
 
-    .. math:: \bar A = E_h\big[(\nabla A \odot A)^+\big], \qquad R \leftarrow R + \bar A R
+    .. math:: \bar A = E_h\big[(\nabla A \odot A)^+\big]
 
-    starting from :math:`R = I`. The relevance of the input tokens is the row of :math:`R` that
-    the target is read from (a class token, the last token, the mean over tokens, whatever the
-    model does). Rows are not normalised and all layers count, as in the authors' code. The
+    and updates :math:`R^{qk}`, what each token of one set has of each token of another, starting
+    from :math:`R^{qq} = I` (eq. 6-11):
+
+    .. math::
+        \text{self-attention:} \quad & R^{qk} \leftarrow R^{qk} + \bar A R^{qk} \\
+        \text{cross-attention:} \quad
+            & R^{qk} \leftarrow R^{qk} + N(R^{qq})^\top \bar A \, N(R^{kk}) \\
+            & R^{qs} \leftarrow R^{qs} + \bar A R^{ks} \quad \text{for all other sets } s
+
+    where :math:`N(R) = I + \mathrm{rownorm}(R - I)`. The relevance of the input tokens is the row
+    that the target is read from (a class token, the last token, the mean over tokens, whatever
+    the model does). Rows are not normalised in self-attention and all layers count, as in the
+    authors' code.
+
+    Without cross-attention that row is a token flow (``propagation="flow"``), which needs no map
+    of all pairs of tokens; it is what runs. With cross-attention the two differ: the flow hands
+    shares from the decoder's tokens to those of the encoder that they attend to, each step as in
+    self-attention. The matrix rules mix the queries' self-attention in once more, transposed,
+    count all of it in each cross-attention, and divide it by its size.
+
+    The authors' code gives NaN, or no relevance at all, where a token attends to nothing that
+    matters, as all padded ones do: its row of :math:`R - I` is zero and is divided by its sum.
+    Here such a row stays zero, so that a padded sample gives what it gives without padding. The
     authors overwrite the entry of ``[CLS]`` in text models; here it keeps its relevance.
 
     Args:
         forward_func: the model or any callable that runs one.
         start_layer: attention calls before this one contribute nothing; negative counts from
-            the last.
+            the last. In a model of several towers each counts its own.
+        propagation: what to do where there is cross-attention: ``"paper"`` follows the matrix
+            rules, ``"flow"`` the token flow. Without cross-attention they are equal.
+        normalize: normalise self-relevance in cross-attention, as :math:`N` does (eq. 8, 9).
+        contextualize: mix self-relevance into cross-attention (eq. 10); without it the paper's
+            ablation :math:`R^{qk} \leftarrow R^{qk} + \bar A`.
 
     Reference:
         `Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
@@ -47,6 +72,18 @@ class GenericAttentionRelevance(RolloutMethod):
         torch.Size([2, 3, 32, 32])
         >>> method.attribute_tokens(images, target=3).shape
         torch.Size([2, 4])
+
+        With an encoder and a decoder, both explained:
+
+        >>> model = torch.nn.Transformer(16, 2, 1, 1, 32, batch_first=True).eval()
+        >>> source, words = torch.randn(2, 5, 16), torch.randn(2, 3, 16)
+        >>> method = GenericAttentionRelevance(model)
+        >>> of_source, of_words = method.attribute_tokens((source, words), target=(2, 7))
+        >>> of_source.shape, of_words.shape
+        (torch.Size([2, 5]), torch.Size([2, 3]))
+        >>> maps = method.relevance_maps((source, words), target=(2, 7))
+        >>> {streams: tuple(relevance.shape) for streams, relevance in maps.items()}
+        {('src', 'src'): (2, 5, 5), ('tgt', 'tgt'): (2, 3, 3), ('tgt', 'src'): (2, 3, 5)}
     """
 
     def __init__(

@@ -34,6 +34,9 @@ class TransformerAttribution(RolloutMethod):
               C = \bar A^{(L)} \cdots \bar A^{(s)}
 
     and the relevance of the input tokens is the row of :math:`C` that the target is read from.
+    Where there is cross-attention, :math:`\bar A - I` takes the place of the attention map in the
+    rules of :class:`GenericAttentionRelevance`, as in the variant with relevance of the authors'
+    code for encoder-decoder models.
 
     Where the authors' code differs from the paper, this follows the code: relevance starts at
     one, not at the logit; softmax, norms and activations pass it on unchanged; products of two
@@ -45,10 +48,14 @@ class TransformerAttribution(RolloutMethod):
     Args:
         forward_func: the model or any callable that runs one.
         start_layer: attention calls before this one contribute nothing (the :math:`s` above);
-            negative counts from the last: the BERT code's default is -1.
+            negative counts from the last: the BERT code's default is -1. In a model of several
+            towers each counts its own.
         normalize_rows: divide each row of :math:`\bar A` by its sum, as the BERT code does.
         gradient_weighting: multiply by the gradient; without it this is the rollout of the
             attention's relevance alone, which is not class-specific.
+        propagation: what to do where there is cross-attention: ``"paper"`` follows the matrix
+            rules, ``"flow"`` the token flow. Without cross-attention they are equal.
+        normalize: normalise self-relevance in cross-attention.
         propagate_to_input: return the relevance itself, propagated through all layers to the
             input ("full LRP", one of the paper's baselines), instead of the rollout. A convolution
             on the input follows the z-B rule with the sample's own minimum and maximum.

@@ -257,18 +257,25 @@ class Streams:
 
 
 def query_value(call: AttentionCall) -> Value | None:
-    """The queries of an attention call, if the inputs reach them."""
+    """The queries of an attention call, if the inputs reach them.
+
+    Where no product of queries and keys made the probabilities, as in outlook attention, these
+    themselves stand for their queries.
+    """
     if isinstance(call, FusedAttention):
         return call.query.value
-    value = call.weights.value if isinstance(call, ExplicitAttention) else None
+    weights = call.weights.value if isinstance(call, ExplicitAttention) else None
+    value = weights
     while value is not None and value.operation is not None:
         operation = value.operation
         if operation.kind is Kind.MATMUL:
             scored = operation.operands[-2] if operation.name != "einsum" else operation.operands[0]
             return scored.value
         traced = operation.traced()
-        value = traced[0][1] if traced else None
-    return None
+        if not traced:
+            return None
+        value = traced[0][1]
+    return weights
 
 
 def _joined(operation: Operation, carried: Sequence[Versions]) -> Versions:

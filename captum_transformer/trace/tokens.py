@@ -119,9 +119,10 @@ def spread_over_tokens(shares: Tensor, value: Value) -> Tensor:
     layout = [1 if dim in features else length for dim, length in enumerate(value.shape)]
     copies = math.prod(layout) // shares.numel()
     samples = value.samples
-    if samples is not None and copies > 1 and layout[0] == samples.size * copies:
-        # The heads are merged with the samples, as in `nn.MultiheadAttention`.
-        shares = shares.repeat_interleave(copies, 0) / copies
+    heads_merged = layout[0] == shares.shape[0] * copies or layout[1] == copies
+    if copies > 1 and heads_merged:
+        # In `nn.MultiheadAttention` the heads were one axis with the samples.
+        shares = shares.unsqueeze(1).repeat_interleave(copies, 1) / copies
     if samples is None or samples.outer != 1 or math.prod(layout) != shares.numel():
         raise UnsupportedOperationError(
             f"Can't tell samples, tokens and features apart in a tensor of shape "

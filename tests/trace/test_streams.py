@@ -1,0 +1,254 @@
+"""Which tokens belong together, and which of them each attention call ties."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import timm.models.cait
+import timm.models.vision_transformer as timm_vit
+import torch
+import transformers
+from torch import Tensor, nn
+
+from captum_transformer.trace import traced_forward
+from captum_transformer.trace.streams import Streams
+from tests.attr.golden import load_case
+from tests.attr.subjects import subject
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 30,
+}
+BART: dict[str, Any] = {
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 12,
+    "vocab_size": 30,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+IDS = torch.tensor([[5, 6, 7, 8, 2], [9, 4, 4, 3, 2]])
+
+
+def streams(model: Callable[..., Any], *inputs: Tensor, read: Callable[[Streams], Any]) -> Any:
+    with traced_forward(model, inputs) as forward:
+        return read(forward.streams)
+
+
+def ties(model: Callable[..., Any], *inputs: Tensor) -> Counter[tuple[str, str]]:
+    return Counter(streams(model, *inputs, read=Streams.ties))
+
+
+def segments(model: Callable[..., Any], *inputs: Tensor) -> dict[str, list[tuple[str, int]]]:
+    def read(found: Streams) -> dict[str, list[tuple[str, int]]]:
+        return {name: [tuple(s) for s in stream.segments] for stream, name in found.names().items()}
+
+    return streams(model, *inputs, read=read)
+
+
+def has_cross_attention(model: Callable[..., Any], *inputs: Tensor) -> bool:
+    return streams(model, *inputs, read=lambda found: found.cross_attention)
+
+
+def pixels(size: int = 16) -> Tensor:
+    return torch.randn(2, 3, size, size)
+
+
+def test_a_module_that_is_called_twice_ties_other_streams_each_time():
+    case = load_case("lxmert_iccv21")
+    with traced_forward(case.model, case.inputs, case.extra) as forward:
+        found = forward.streams.ties()
+        modules = [call.module for call in forward.calls]
+
+    words, regions = "input_ids", "visual_feats"
+    of_layer = [(words, regions), (regions, words), (words, words), (regions, regions)]
+    assert found == [(words, words)] * 3 + [(regions, regions)] * 2 + of_layer * 3
+    assert modules[5] == modules[6]
+
+
+def test_layers_that_share_their_weights():
+    model = transformers.AlbertModel(transformers.AlbertConfig(**SIZES, embedding_size=8))
+
+    assert ties(model, IDS) == {("input_ids", "input_ids"): 2}
+
+
+def test_segments_of_concatenated_tokens():
+    given = subject("pixels and ids")
+
+    expected = {"pixels+ids": [("learned", 1), ("pixels", 6), ("ids", 7)]}
+    assert segments(given.model, *given.inputs) == expected
+    assert not has_cross_attention(given.model, *given.inputs)
+
+
+def test_two_class_tokens_are_segments():
+    given = subject("timm DeiT, distilled")
+
+    assert segments(given.model, given.inputs) == {"x": [("learned", 1), ("learned", 1), ("x", 6)]}
+
+
+def test_features_that_are_added_are_the_same_tokens():
+    class Regions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.boxes = nn.Linear(4, 16)
+            self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+        def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+            return self.layer(features + self.boxes(boxes)).mean(1)
+
+    found = ties(Regions().eval(), torch.randn(2, 5, 16), torch.randn(2, 5, 4))
+    assert found == {("features+boxes", "features+boxes"): 1}
+
+
+def test_an_encoder_and_a_decoder():
+    model = transformers.BartForConditionalGeneration(transformers.BartConfig(**BART)).eval()
+
+    def generate(input_ids: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        return model(input_ids=input_ids, decoder_input_ids=decoder_input_ids).logits
+
+    assert ties(generate, IDS, IDS[:, :3]) == {
+        ("input_ids", "input_ids"): 2,
+        ("decoder_input_ids", "decoder_input_ids"): 2,
+        ("decoder_input_ids", "input_ids"): 2,
+    }
+    assert has_cross_attention(generate, IDS, IDS[:, :3])
+
+
+def test_a_decoder_whose_ids_are_no_input_has_learned_queries():
+    model = transformers.BartForConditionalGeneration(transformers.BartConfig(**BART)).eval()
+
+    def generate(input_ids: Tensor) -> Tensor:
+        return model(input_ids=input_ids, decoder_input_ids=IDS[:, :3]).logits
+
+    assert ties(generate, IDS) == {
+        ("input_ids", "input_ids"): 2,
+        ("learned", "learned"): 2,
+        ("learned", "input_ids"): 2,
+    }
+
+
+def test_two_streams_that_are_made_from_one_input():
+    model = transformers.BartForSequenceClassification(transformers.BartConfig(**BART)).eval()
+
+    assert ties(model, IDS) == {
+        ("input_ids", "input_ids"): 2,
+        ("input_ids (2)", "input_ids (2)"): 2,
+        ("input_ids (2)", "input_ids"): 2,
+    }
+    assert has_cross_attention(model, IDS)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_learned_queries_that_attend_to_each_other_first(attention: str):
+    case = load_case("detr_iccv21", attention)
+    with traced_forward(case.model, (case.inputs,), case.extra) as forward:
+        found = forward.streams.ties()
+
+    image, learned = "pixel_values", "learned"
+    assert found == [(image, image)] * 3 + [(learned, learned), (learned, image)] * 3
+
+
+def test_frozen_learned_queries_are_seen_too():
+    case = load_case("detr_iccv21", "sdpa")
+    model = case.model
+    trained = {p for p in model.parameters() if p.requires_grad}
+    model.requires_grad_(False)
+    try:
+        assert ties(model, case.inputs)[("learned", "learned")] == 3
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def test_attention_pooling_is_no_cross_attention():
+    model = timm_vit.VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, global_pool="map",
+        class_token=False, num_classes=5,
+    ).eval()  # fmt: skip
+
+    assert ties(model, pixels()) == {("x", "x"): 2, ("learned", "x"): 1}
+    assert not has_cross_attention(model, pixels())
+
+
+def test_class_attention_is_no_cross_attention():
+    model = timm.models.cait.Cait(
+        img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=5
+    ).eval()
+
+    assert ties(model, pixels()) == {("x", "x"): 4}
+    assert not has_cross_attention(model, pixels())
+
+
+class Latents(nn.Module):
+    """Learned latents read a sequence, attend to each other and read it again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(1, 3, 16))
+        self.attend = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        latents = self.latents.expand(len(tokens), -1, -1)
+        for keys in (tokens, None, tokens):
+            keys = latents if keys is None else keys
+            latents = latents + self.attend(latents, keys, keys)[0]
+        return latents.mean(1)
+
+
+def test_latents_belong_to_what_they_read_first():
+    model, tokens = Latents(), torch.randn(2, 7, 16)
+
+    expected = {("learned", "tokens"): 2, ("learned", "learned"): 1}
+    assert ties(model, tokens) == expected
+    assert not has_cross_attention(model, tokens)
+
+
+def test_learned_prefixes_of_the_keys_are_no_cross_attention():
+    class Prefixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(16, 48)
+            self.prefix = nn.Parameter(torch.randn(2, 2, 16))
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            query, key, value = self.qkv(tokens).chunk(3, -1)
+            key, value = (torch.cat([self.prefix, part], 1) for part in (key, value))
+            return (torch.softmax(query @ key.mT, -1) @ value).mean(1)
+
+    assert not has_cross_attention(Prefixed(), torch.randn(2, 5, 16))
+
+
+def test_parallel_branches_meet_in_one_version():
+    model = timm_vit.VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=5,
+        block_fn=timm_vit.ParallelThingsBlock,
+    ).eval()  # fmt: skip
+    with traced_forward(model, (pixels(),)) as forward:
+        _, value = forward.select(0)
+        (version,) = forward.streams[value]
+        assert version.call is None
+        assert {before.call for before in version.before} == set(forward.calls)
+
+
+def test_softmax_over_constants_stays_a_constant_beside_a_signal():
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scores = nn.Parameter(torch.randn(1, 5, 5))
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            mixed = self.scores.expand(len(tokens), -1, -1).softmax(-1) @ tokens
+            return (torch.softmax(mixed @ mixed.mT, -1) @ mixed).mean(1)
+
+    assert ties(Positions(), torch.randn(2, 5, 16)) == {("tokens", "tokens"): 1}
