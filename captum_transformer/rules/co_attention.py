@@ -127,7 +127,9 @@ class RolloutUpdate:
         self, attention: Tensor, queries: Matrices, keys: Matrices, of: Stream, to: Stream
     ) -> Matrices:
         """``R_qq^T A R_kk`` in the place of what earlier cross-attention has left."""
-        return {**queries, to: queries[of].transpose(-1, -2) @ attention @ keys[to]}
+        further = {s: attention @ matrix for s, matrix in keys.items() if s not in (of, to)}
+        own = queries[of].transpose(-1, -2) @ attention @ keys[to]
+        return {**queries, **further, to: own}
 
 
 class Relevancies:

@@ -124,7 +124,7 @@ class Version:
 
     def descends_from(self, other: "Version") -> bool:
         """Whether it is a later version of ``other``, or of the same history."""
-        return self.stream is other.stream and not other.attention & ~self.attention
+        return other.stream in self.stream.pieces and not other.attention & ~self.attention
 
     @property
     def is_cross_attention(self) -> bool:
@@ -160,6 +160,7 @@ class Streams:
         }
         self._made: dict[AttentionCall, Version] = {}
         self._met: dict[frozenset[Version], Version] = {}
+        self._joined: dict[frozenset[Stream], Stream] = {}
         self._read = 0
 
     def __getitem__(self, value: Value) -> Versions:
@@ -183,7 +184,7 @@ class Streams:
         names = self.names()
         found = []
         for version in self.calls.values():
-            keys = version.keys[0].stream if version.keys else None
+            keys = self._whole(version.keys)
             found.append((names[version.stream], LEARNED if keys is None else names[keys]))
         return found
 
@@ -191,8 +192,8 @@ class Streams:
         """A name for each stream that attends or is attended to; repeated names are numbered."""
         found: dict[Stream, str] = {}
         for version in self.calls.values():
-            for stream in (*(key.stream for key in version.keys), version.stream):
-                if stream not in found:
+            for stream in (self._whole(version.keys), version.stream):
+                if stream is not None and stream not in found:
                     count = sum(other.name == stream.name for other in found)
                     found[stream] = stream.name if not count else f"{stream.name} ({count + 1})"
         return found
@@ -237,6 +238,17 @@ class Streams:
             found[found.index(branch)] = self._met[meeting]
         return tuple(found)
 
+    def _whole(self, versions: Versions) -> Stream | None:
+        """The stream of some tokens, also of such that have attended apart and now do together."""
+        streams = {version.stream: None for version in versions}
+        if len(streams) < 2:
+            return next(iter(streams), None)
+        key = frozenset(streams)
+        if key not in self._joined:
+            names = dict.fromkeys(name for stream in streams for name in stream.names)
+            self._joined[key] = Stream(list(names), parts=list(streams))
+        return self._joined[key]
+
     def _name_of_ids(self, operation: Operation) -> str:
         ((_, ids), *_) = operation.traced()
         sources = [n for v, n in self._names.items() if v is ids or ids.descends_from(v)]
@@ -247,8 +259,11 @@ class Streams:
         value = call.value.value
         queries = self._versions.get(query, ()) if query is not None else ()
         keys = self._versions.get(value, ()) if value is not None else ()
-        if queries:
+        if len(queries) == 1:
             return Version(queries[0].own, queries, call, keys, queries[0].tower)
+        together = self._whole(queries)
+        if together is not None:
+            return Version(together, queries, call, keys)
         start = Version(Stream([]))
         if query is None and value is None:
             # Learned queries among themselves, before any of them has seen an input.

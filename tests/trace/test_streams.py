@@ -229,6 +229,27 @@ def test_learned_prefixes_of_the_keys_are_no_cross_attention():
     assert not has_cross_attention(Prefixed(), torch.randn(2, 5, 16))
 
 
+def test_towers_that_go_on_together_are_a_stream_of_both():
+    class Fusion(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(
+                nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(4)
+            )
+
+        def forward(self, image: Tensor, text: Tensor) -> Tensor:
+            of_image, of_text, *together = self.layers
+            tokens = torch.cat([of_image(image), of_text(text)], 1)
+            for layer in together:
+                tokens = layer(tokens)
+            return tokens.mean(1)
+
+    model, inputs = Fusion().eval(), (torch.randn(2, 5, 16), torch.randn(2, 3, 16))
+    alone, both = [("image", "image"), ("text", "text")], ("image+text", "image+text")
+    assert streams(model, *inputs, read=Streams.ties) == [*alone, both, both]
+    assert not has_cross_attention(model, *inputs)
+
+
 def test_parallel_branches_meet_in_one_version():
     model = timm_vit.VisionTransformer(
         img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=5,
