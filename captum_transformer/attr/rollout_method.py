@@ -22,8 +22,8 @@ from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.isolation import in_full_precision
 from captum_transformer.trace.numeric import accumulation_dtype
-from captum_transformer.trace.streams import Version
 from captum_transformer.trace.tape import Value
+from captum_transformer.trace.versions import Version
 
 Propagation = Literal["paper", "flow"]
 

@@ -16,9 +16,10 @@ from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow import MapBlock, TokenFlow
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
-from captum_transformer.trace.streams import Stream, Version, query_value
+from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Value
 from captum_transformer.trace.tokens import spread_over_tokens
+from captum_transformer.trace.versions import Stream, Version
 
 # How far shares may stray by rounding, of themselves.
 _ROUNDING = 1e-3

@@ -7,139 +7,14 @@ called twice, need no special care.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.tape import Operation, Tape, Value
+from captum_transformer.trace.versions import LEARNED, Segment, Stream, Version, Versions
 
-LEARNED = "learned"
 _TIES_TOKENS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV})
 _CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
-
-
-class Segment(NamedTuple):
-    """A part of a stream that was concatenated with others.
-
-    Attributes:
-        name: the input that it comes from, or ``"learned"``.
-        tokens: how many tokens it has.
-    """
-
-    name: str
-    tokens: int
-
-
-class Stream:
-    """A set of tokens.
-
-    Attributes:
-        names: the inputs that its tokens come from.
-        parts: the streams that it was concatenated of.
-        same_as: the stream that it has turned out to be the same tokens as.
-        segments: the parts that it was concatenated of; empty if it is of one piece.
-    """
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        segments: Sequence[Segment] = (),
-        parts: Sequence["Stream"] = (),
-    ) -> None:
-        self.names = list(names)
-        self.segments = tuple(segments)
-        self.parts = tuple(parts)
-        self.same_as: Stream | None = None
-
-    @property
-    def root(self) -> "Stream":
-        """The stream that stands for all that have turned out to be the same tokens."""
-        return self if self.same_as is None else self.same_as.root
-
-    @property
-    def name(self) -> str:
-        """The names of the inputs that its tokens come from."""
-        return "+".join(self.root.names) or LEARNED
-
-    @property
-    def pieces(self) -> "frozenset[Stream]":
-        """The stream itself and those that it was concatenated of."""
-        root = self.root
-        return frozenset((root,)).union(*(part.pieces for part in root.parts))
-
-    def unite(self, other: "Stream") -> None:
-        """Says that two streams are the same tokens: their features were added, say."""
-        mine, others = self.root, other.root
-        if mine is others:
-            return
-        mine.names += [name for name in others.names if name not in mine.names]
-        mine.segments = mine.segments or others.segments
-        others.same_as = mine
-
-
-@dataclass(eq=False, slots=True)
-class Version:
-    """The tokens of a stream after some attention calls.
-
-    Attributes:
-        own: the stream, as it was called when the version was made.
-        before: the versions that it was made from: those that its call's queries carried, or the
-            two where parallel branches meet; none for tokens that have not attended yet.
-        call: the attention call that made it, if one did.
-        keys: the versions that the call attended to.
-        tower: the stream whose attention calls count as layers of one tower with its own: the
-            stream itself, or the one that a learned query which has not attended before reads.
-        attention: bit set of the attention calls in its history as a query.
-    """
-
-    own: Stream
-    before: tuple["Version", ...] = ()
-    call: AttentionCall | None = None
-    keys: tuple["Version", ...] = ()
-    tower: Stream | None = None
-    attention: int = 0
-
-    def __post_init__(self) -> None:
-        """Takes over the history of what it was made from."""
-        for version in self.before:
-            self.attention |= version.attention
-        if self.call is not None:
-            self.attention |= 1 << self.call.layer
-
-    @property
-    def stream(self) -> Stream:
-        """The stream."""
-        return self.own.root
-
-    @property
-    def its_tower(self) -> Stream:
-        """The stream that stands for its tower."""
-        return self.stream if self.tower is None else self.tower.root
-
-    @property
-    def is_start(self) -> bool:
-        """Whether its tokens have not attended yet."""
-        return not self.before
-
-    def descends_from(self, other: "Version") -> bool:
-        """Whether it is a later version of ``other``, or of the same history."""
-        return other.stream in self.stream.pieces and not other.attention & ~self.attention
-
-    @property
-    def is_cross_attention(self) -> bool:
-        """Whether its call's queries and keys are tokens of different streams.
-
-        A learned query that reads a stream without having attended before, such as a class token,
-        is one of the stream's own tokens.
-        """
-        if self.call is None or not self.keys:
-            return False
-        pieces = self.its_tower.pieces
-        return all(pieces.isdisjoint(key.its_tower.pieces) for key in self.keys)
-
-
-Versions = tuple[Version, ...]
 
 
 class Streams:
