@@ -151,6 +151,7 @@ class TokenFlow:
             shares = [share if is_signal else None for is_signal in signal]
         else:
             shares = self._divided(traced[0][1], traced[1][1], share)
+            self._refuse_mixtures(operation, shares)
         return [
             None if s is None else s.sum_to_size(operand.size)
             for (operand, _), s in zip(traced, shares, strict=True)
@@ -173,6 +174,18 @@ class TokenFlow:
                 if layers and other:
                     share = share / (1 + self._row_sums_at(value, layers, share))
         return [share if attends[i] or skips[i] else None for i in (0, 1)]
+
+    def _refuse_mixtures(self, operation: Operation, shares: list[Tensor | None]) -> None:
+        """A branch beside a skip must not tie tokens in a way that goes unnoticed."""
+        values = [value for _, value in operation.traced()]
+        for value, other, share in zip(values, reversed(values), shares, strict=True):
+            if share is None and (unread := value.mixtures & ~other.mixtures):
+                culprit = self._tape.operations[unread.bit_length() - 1]
+                raise unsupported(
+                    culprit,
+                    "it ties tokens, but is no attention that can be read (a softmax over keys "
+                    "applied to values): what its branch adds would be lost",
+                )
 
     def _row_sums_at(self, branch: Value, layers: int, like: Tensor) -> Tensor:
         """The calls' row sums, carried forward to where their branch meets the skip.

@@ -33,6 +33,7 @@ def lay_out(operation: Operation) -> None:
     for output, view in zip(operation.outputs, views, strict=True):
         if output is not None:
             _carry(operation, traced, output, view)
+            output.mixtures = _mixtures(operation, traced)
     first = operation.outputs[0]
     if first is None:
         return
@@ -43,6 +44,16 @@ def lay_out(operation: Operation) -> None:
         first.keys = _softmax_axis(operation, first)
     if operation.name in _REARRANGED_WHOLE and len(operation.outputs) == 1 and len(traced) == 1:
         first.origin = traced[0].origin
+
+
+def _mixtures(operation: Operation, traced: list[Value]) -> int:
+    """What ties tokens in the operation's history, before it is known whether it is attention."""
+    mixtures = 0
+    for value in traced:
+        mixtures |= value.mixtures
+    weighting = {v.keys is not None and v.keys not in v.features for v in traced}
+    ties = operation.kind is Kind.MATMUL or (operation.kind is Kind.MUL and len(weighting) > 1)
+    return mixtures | 1 << operation.index if ties and len(traced) > 1 else mixtures
 
 
 def _views(operation: Operation, traced: list[Value]) -> list[Tensor | None]:

@@ -264,6 +264,8 @@ class Trace(TorchFunctionMode):
         else:
             call = explicit_attention(layer, module, operation, pattern)
         operation.attention = call
+        # Products of queries and keys have come to their end; what the values are made of has not.
+        call.output.mixtures = call.value.value.mixtures if call.value.value is not None else 0
         operation.result = self.tape.operand(output, None, keep=True)
         if call.among_channels:
             call.layer = -1

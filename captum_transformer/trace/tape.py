@@ -27,6 +27,7 @@ class Value:
         features: where the features of its tokens lie in it, whole or split (into heads, say).
         ancestors: bit set of the values that it was made from.
         attention: bit set of the attention calls in its history.
+        mixtures: bit set of the operations in its history that tie tokens, and are no attention.
         holds_ids: whether it holds token ids, which have no gradient.
         learned: whether no input reaches it: attention among learned queries, and what follows.
         keys: where the axis that a softmax ran over lies in it, if one did.
@@ -41,6 +42,7 @@ class Value:
         "index",
         "keys",
         "learned",
+        "mixtures",
         "operation",
         "origin",
         "samples",
@@ -58,6 +60,7 @@ class Value:
         self.keys: Axis | None = None
         self.ancestors = 0
         self.attention = 0
+        self.mixtures = 0
         self.origin = self
 
     def descends_from(self, other: "Value") -> bool:

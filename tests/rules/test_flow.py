@@ -271,6 +271,32 @@ def test_mixing_signals_without_softmax_is_refused():
         GenericAttentionRelevance(Bilinear()).attribute(x, 0)
 
 
+class LinearAttention(Model):
+    def block(self, block, x):
+        q, k, v = block.qkv(x).chunk(3, -1)
+        return x + block.out(q @ (k.mT @ v)), None
+
+
+class WeightedSum(Model):
+    def block(self, block, x):
+        q, k, v = block.qkv(x).chunk(3, -1)
+        context = (q[..., :1].softmax(-2) * k).sum(-2, keepdim=True)
+        return x + block.out(context * v), None
+
+
+@pytest.mark.parametrize("model", [LinearAttention, WeightedSum])
+def test_a_branch_that_ties_tokens_unread_is_refused(model):
+    class AfterAttention(model):
+        def block(self, block, x):
+            x, weights = Model.block(self, block, x)
+            return model.block(self, block, x)[0], weights
+
+    x = torch.randn(1, TOKENS, WIDTH, dtype=torch.float64)
+    with pytest.raises(UnsupportedOperationError, match="what its branch adds would be lost"):
+        GenericAttentionRelevance(AfterAttention()).attribute(x, 0)
+    assert ConservativeLRP(AfterAttention()).attribute(x, 0).any()
+
+
 def test_a_layer_that_does_not_exist_is_refused():
     x = torch.randn(1, TOKENS, WIDTH, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"layer=2 was asked for, but .* 2 attention calls"):
