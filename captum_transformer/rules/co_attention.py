@@ -170,6 +170,7 @@ class Relevancies:
             self._matrices[version] = self._after(call, version)
             self._newest[version.stream] = version
         if bool(self._displacement > _ROUNDING):
+            forward.streams.in_place.clear()
             raise _not_aligned("tokens change places between two attention calls")
 
     def maps(self) -> dict[tuple[str, str], Tensor]:
@@ -255,6 +256,10 @@ class Relevancies:
 
     def _check_places(self, value: Value, last: AttentionCall, tokens: int) -> None:
         """Notes whether shares at a value's tokens reach the same tokens of an earlier call."""
+        known = self._forward.streams.in_place
+        if (value, last) in known:
+            return
+        known.add((value, last))
         sent = torch.arange(1, tokens + 1, device=self._displacement.device, dtype=self._dtype)
         sent = sent.expand(len(self._forward.inputs[0]), tokens)
         flow = TokenFlow(self._forward.tape, {})

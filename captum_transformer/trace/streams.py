@@ -23,9 +23,14 @@ class Streams:
     Args:
         tape: the forward pass.
         inputs: its inputs by name.
+
+    Attributes:
+        in_place: values and earlier attention calls that are known to hold the same tokens, in the
+            same order; it is the same for all targets.
     """
 
     def __init__(self, tape: Tape, inputs: Mapping[str, Value]) -> None:
+        self.in_place: set[tuple[Value, AttentionCall]] = set()
         self._tape = tape
         self._names = {value: name for name, value in inputs.items()}
         self._versions: dict[Value, Versions] = {
