@@ -10,6 +10,7 @@ from captum_transformer.attr import (
     TransformerAttribution,
     TransformerMethod,
 )
+from captum_transformer.trace import Contrast
 
 __version__ = "0.1.0"
 
@@ -17,6 +18,7 @@ __all__ = [
     "AttentionGradCam",
     "AttentionRollout",
     "ConservativeLRP",
+    "Contrast",
     "GenericAttentionRelevance",
     "PartialLRP",
     "RawAttention",

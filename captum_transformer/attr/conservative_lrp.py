@@ -4,20 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import torch
-from captum._utils.common import _format_output, _format_tensor_into_tuples, _is_tuple
-from captum._utils.typing import TargetType
-from captum.log import log_usage
 from torch import Tensor
 
-from captum_transformer.attr.transformer_method import Inputs, TransformerMethod
+from captum_transformer.attr.transformer_method import TransformerMethod, logged
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.rules.flow import TokenFlow
 from captum_transformer.rules.gradient import ConservativeRule, Gamma
+from captum_transformer.trace.arguments import Arguments, Inputs
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.mode import ForwardRule
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.tape import Operation, Value
+from captum_transformer.trace.target import Target
 from captum_transformer.trace.tokens import projections_of
 
 _NO_GAMMAS: Mapping[int, Gamma] = {}
@@ -86,36 +85,43 @@ class ConservativeLRP(TransformerMethod):
     def attribute(
         self,
         inputs: Inputs,
-        target: TargetType = None,
+        target: Target = None,
         additional_forward_args: Any = None,
+        *,
         return_convergence_delta: Literal[False] = False,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> Inputs: ...
 
     @overload
     def attribute(
         self,
         inputs: Inputs,
-        target: TargetType = None,
+        target: Target = None,
         additional_forward_args: Any = None,
         *,
         return_convergence_delta: Literal[True],
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> tuple[Inputs, Tensor]: ...
 
-    @log_usage(part_of_slo=True)
+    @logged
     def attribute(
         self,
-        inputs: Any,
-        target: TargetType = None,
+        inputs: Inputs,
+        target: Target = None,
         additional_forward_args: Any = None,
+        *,
         return_convergence_delta: bool = False,
-    ) -> Any:
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+    ) -> Inputs | tuple[Inputs, Tensor]:
         """Attributes the target's score to the inputs.
 
         Args:
-            inputs: a tensor, or a tuple of tensors, samples first: pixels, embeddings, token ids.
-            target: which output to explain, in any of Captum's forms.
-            additional_forward_args: further arguments for the model, as in Captum.
+            inputs: a tensor, a tuple of tensors or a mapping of names to tensors, samples first:
+                pixels, embeddings, token ids.
+            target: which output to explain, in any of Captum's forms, or a ``Contrast``.
+            additional_forward_args: further arguments for the model by position, as in Captum.
             return_convergence_delta: also return by how much conservation fails.
+            additional_forward_kwargs: further arguments for the model by name.
 
         Returns:
             As ``inputs``, each of its input's shape; token ids get the relevance of their
@@ -127,9 +133,9 @@ class ConservativeLRP(TransformerMethod):
             NoAttentionError: if ``attention_rule`` is on and no attention can be seen.
             InvalidTargetError: if the target does not fit the output.
         """
-        tuple_given = _is_tuple(inputs)
-        with self._traced(inputs, additional_forward_args) as forward:
-            attributions = _format_output(tuple_given, self._attribute_inputs(forward, target))
+        arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
+        with self._traced(arguments) as forward:
+            attributions = arguments.restored(self._attribute_inputs(forward, target))
             if not return_convergence_delta:
                 return attributions
             score, _ = forward.select(target)
@@ -139,9 +145,11 @@ class ConservativeLRP(TransformerMethod):
         """True: the relevance should sum up to the score."""
         return True
 
-    @log_usage(part_of_slo=True)
+    @logged
     def compute_convergence_delta(
-        self, attributions: Tensor | tuple[Tensor, ...], output: Tensor
+        self,
+        attributions: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
+        output: Tensor,
     ) -> Tensor:
         """By how much conservation fails: the sum of relevance minus the score, per sample.
 
@@ -152,7 +160,7 @@ class ConservativeLRP(TransformerMethod):
         Returns:
             The differences: ``(samples,)``.
         """
-        maps = _format_tensor_into_tuples(attributions)
+        maps = Arguments[Any](attributions).inputs
         if output.ndim != 1 or any(len(m) != len(output) for m in maps):
             raise InvalidInputError(
                 f"`output` must hold one score for each of the {len(maps[0])} samples, got shape "
@@ -162,18 +170,12 @@ class ConservativeLRP(TransformerMethod):
         total = sum(m.to(dtype).flatten(1).sum(1) for m in maps)
         return torch.as_tensor(total - output.to(dtype))
 
-    def _forward_rule(self, inputs: Any, additional_forward_args: Any) -> ForwardRule:
+    def _forward_rule(self, arguments: Arguments[Any]) -> ForwardRule:
         rule = self._rule(_NO_GAMMAS)
         gammas = [self.gamma] if isinstance(self.gamma, (int, float)) else list(self.gamma)
         if not any(gammas):
             return rule
-        with traced_forward(
-            self.forward_func,
-            _format_tensor_into_tuples(inputs),
-            additional_forward_args,
-            keep=self._keep,
-            rule=rule,
-        ) as forward:
+        with traced_forward(self.forward_func, arguments, keep=self._keep, rule=rule) as forward:
             return self._rule(self._gammas(forward, gammas))
 
     def _rule(self, gammas: Mapping[int, Gamma]) -> ConservativeRule:

@@ -1,15 +1,13 @@
 """What the methods share that multiply their attention maps over all layers."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from captum._utils.typing import TargetType
-from captum.log import log_usage
 from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Question, row_sums
-from captum_transformer.attr.transformer_method import START, scaled_back, seed
+from captum_transformer.attr.transformer_method import START, logged, scaled_back, seed
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.co_attention import (
     Relevancies,
@@ -18,11 +16,13 @@ from captum_transformer.rules.co_attention import (
     shares_of_queries,
 )
 from captum_transformer.rules.flow import MapBlock, TokenFlow, attend_with
+from captum_transformer.trace.arguments import Arguments
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.isolation import in_full_precision
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.tape import Value
+from captum_transformer.trace.target import Target
 from captum_transformer.trace.versions import Version
 
 Propagation = Literal["paper", "flow"]
@@ -68,12 +68,14 @@ class RolloutMethod(AttentionFlowMethod):
     def _update_rule(self) -> UpdateRule:
         """What an attention call makes of the matrices of its streams."""
 
-    @log_usage(part_of_slo=True)
+    @logged
     def relevance_maps(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
+        inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
+        target: Target = None,
         additional_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> dict[tuple[str, str], Tensor]:
         """The full maps R of how relevant each token is to each other one.
 
@@ -81,11 +83,12 @@ class RolloutMethod(AttentionFlowMethod):
             inputs: as in :meth:`attribute`.
             target: as in :meth:`attribute`.
             additional_forward_args: as in :meth:`attribute`.
+            additional_forward_kwargs: as in :meth:`attribute`.
 
         Returns:
             ``{(queries, keys): R}`` with ``R`` of shape ``(samples, queries, keys)``, for each
             set of tokens that attends and each one that it has relevance of. A set of tokens has
-            the name of the forward function's argument that it comes from, or of several, with
+            the name of the input that it comes from, or of several, with
             plus signs, if it was concatenated; ``"learned"`` is for queries that no input
             reaches, as in DETR. Learned tokens among others, such as a class token, are included.
 
@@ -93,7 +96,8 @@ class RolloutMethod(AttentionFlowMethod):
             UnsupportedOperationError: if tokens are merged, dropped or split into windows between
                 attention calls.
         """
-        with self._traced(inputs, additional_forward_args) as forward:
+        arguments = Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
+        with self._traced(arguments) as forward:
             question = self._question(forward, target, ())
             with in_full_precision(forward.inputs[0].device):
                 return self._relevancies(question).maps()

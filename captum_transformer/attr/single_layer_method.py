@@ -1,18 +1,19 @@
 """What the methods share that read a single layer's map."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from captum._utils.typing import TargetType
-from captum.log import log_usage
 from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Question
+from captum_transformer.attr.transformer_method import logged
 from captum_transformer.rules.flow import MapBlock, TokenFlow, attend_with
+from captum_transformer.trace.arguments import Arguments
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.isolation import in_full_precision
+from captum_transformer.trace.target import Target
 
 
 class SingleLayerMethod(AttentionFlowMethod):
@@ -37,12 +38,14 @@ class SingleLayerMethod(AttentionFlowMethod):
         attend = attend_with(self._maps(question, calls))
         return TokenFlow(question.forward.tape, {call.layer: attend for call in calls}, skip=False)
 
-    @log_usage(part_of_slo=True)
+    @logged
     def relevance_maps(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
+        inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
+        target: Target = None,
         additional_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> dict[tuple[str, str], Tensor]:
         """The layer's whole map, averaged over its heads.
 
@@ -50,12 +53,14 @@ class SingleLayerMethod(AttentionFlowMethod):
             inputs: as in :meth:`attribute`.
             target: as in :meth:`attribute`.
             additional_forward_args: as in :meth:`attribute`.
+            additional_forward_kwargs: as in :meth:`attribute`.
 
         Returns:
             ``{(queries, keys): map}`` with a map of shape ``(samples, queries, keys)``, under the
             names of the sets of tokens that the layer ties; more than one map for several towers.
         """
-        with self._traced(inputs, additional_forward_args) as forward:
+        arguments = Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
+        with self._traced(arguments) as forward:
             question = self._question(forward, target, ())
             calls = question.layer(self.layer)
             ties = dict(zip(forward.streams.calls, forward.streams.ties(), strict=True))

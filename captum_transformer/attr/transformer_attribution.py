@@ -19,6 +19,7 @@ from captum_transformer.rules.flow import MapBlock
 from captum_transformer.rules.propagate import propagate
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.tape import Value
 
 
@@ -115,7 +116,17 @@ class TransformerAttribution(RolloutMethod):
 def propagated_relevance(
     forward: TracedForward, selected: Tensor, value: Value, wanted: Sequence[Value]
 ) -> dict[Value, Tensor]:
-    """The relevance that reaches some values of the forward pass from a start of one."""
+    """The relevance that reaches some values of the forward pass from a start of one.
+
+    From a contrast: that of the one score minus that of the other, each by itself. Together they
+    would start with a sum of zero, and normalised additions rescale to the sum that arrives.
+    """
+    operation = value.operation
+    if operation is not None and operation.kind is Kind.CONTRAST:
+        target, rather_than = (
+            propagated_relevance(forward, selected, side, wanted) for _, side in operation.traced()
+        )
+        return {value: target[value] - rather_than[value] for value in target}
     seeds = seed(selected, value, start=START)
     return scaled_back(propagate(forward.tape, seeds, relevance.relevance_rule, wanted))
 

@@ -1,30 +1,36 @@
 """What all methods share: Captum's calling conventions around one traced forward pass."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
-from captum._utils.common import _format_output, _format_tensor_into_tuples, _is_tuple
-from captum._utils.typing import TargetType
 from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
 from captum_transformer.rules import flow
+from captum_transformer.trace.arguments import Arguments, Inputs
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.isolation import in_full_precision
 from captum_transformer.trace.mode import ForwardRule
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.tape import Value
+from captum_transformer.trace.target import Target
 from captum_transformer.trace.tokens import per_token, token_value
-
-Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 
 # Relevance and flow are linear, so they may start large; products with denormals are slow on CPUs.
 START = 2.0**40
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def logged(function: Function) -> Function:
+    """Captum's ``log_usage``, which its tools count on in an ``attribute``, with the type kept."""
+    return cast(Function, log_usage(part_of_slo=True)(function))
 
 
 class TransformerMethod(GradientAttribution, ABC):
@@ -40,44 +46,54 @@ class TransformerMethod(GradientAttribution, ABC):
     # The kinds of operation whose operands the method's rules want to see.
     _keep: frozenset[Kind] = flow.KEEP
 
-    @log_usage(part_of_slo=True)
+    @logged
     def attribute(
         self,
         inputs: Inputs,
-        target: TargetType = None,
+        target: Target = None,
         additional_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> Inputs:
         """Attributes the target's score to the inputs.
 
         Args:
-            inputs: a tensor, or a tuple of tensors, samples first: pixels, embeddings, token ids.
+            inputs: pixels, embeddings, token ids, samples first: a tensor or a tuple of tensors,
+                which the model gets by position, or a mapping such as ``{"input_ids": ids,
+                "pixel_values": pixels}``, which it gets by name.
             target: which output to explain, in any of Captum's forms: an ``int`` or a tuple of
                 indices for all samples, a tensor ``(samples,)`` or a list with one for each
-                sample; None if the model returns one score per sample.
-            additional_forward_args: further arguments for the model, as in Captum; they get no
-                attribution.
+                sample; None if the model returns one score per sample. Or a
+                :class:`~captum_transformer.Contrast` of two such targets.
+            additional_forward_args: further arguments for the model by position, as in Captum;
+                they get no attribution.
+            additional_forward_kwargs: further arguments for the model by name, such as
+                ``{"attention_mask": mask}``. Captum's tools that repeat the samples
+                (``NoiseTunnel``, ``sensitivity_max``) don't repeat these.
 
         Returns:
-            As ``inputs``: a tensor, or a tuple of them, each of its input's shape. Token ids get
+            As ``inputs``: a tensor, a tuple or a dict, each of its input's shape. Token ids get
             floating point relevance ``(samples, tokens)``.
 
         Raises:
             NoAttentionError: if the forward pass has no attention that can be seen.
+            InvalidInputError: if the inputs can't be explained as given.
             InvalidTargetError: if the target does not fit the output.
             UnsupportedOperationError: if an operation has no rule in this method.
             UnseenOperationError: if the inputs act through something that can't be traced.
         """
-        tuple_given = _is_tuple(inputs)
-        with self._traced(inputs, additional_forward_args) as forward:
-            maps = self._attribute_inputs(forward, target)
-        result: Inputs = _format_output(tuple_given, maps)
-        return result
+        arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
+        with self._traced(arguments) as forward:
+            return arguments.restored(self._attribute_inputs(forward, target))
 
+    @logged
     def attribute_tokens(
         self,
         inputs: Inputs,
-        target: TargetType = None,
+        target: Target = None,
         additional_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> Inputs:
         """Attributes the target's score to the tokens that the inputs are turned into.
 
@@ -88,6 +104,7 @@ class TransformerMethod(GradientAttribution, ABC):
             inputs: as in :meth:`attribute`.
             target: as in :meth:`attribute`.
             additional_forward_args: as in :meth:`attribute`.
+            additional_forward_kwargs: as in :meth:`attribute`.
 
         Returns:
             Token relevance ``(samples, tokens)`` for each input; the patches of an image in
@@ -96,17 +113,18 @@ class TransformerMethod(GradientAttribution, ABC):
         Raises:
             UnsupportedOperationError: if an input is not turned into tokens.
         """
-        tuple_given = _is_tuple(inputs)
-        with self._traced(inputs, additional_forward_args) as forward:
-            maps = self._attribute_tokens(forward, target)
-        result: Inputs = _format_output(tuple_given, maps)
-        return result
+        arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
+        with self._traced(arguments) as forward:
+            return arguments.restored(self._attribute_tokens(forward, target))
 
+    @logged
     def attribute_targets(
         self,
         inputs: Inputs,
-        targets: Sequence[TargetType],
+        targets: Sequence[Target],
         additional_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> list[Inputs]:
         """Attributes several targets' scores; the model runs only once.
 
@@ -114,30 +132,24 @@ class TransformerMethod(GradientAttribution, ABC):
             inputs: as in :meth:`attribute`.
             targets: a list; each entry is a target as in :meth:`attribute`.
             additional_forward_args: as in :meth:`attribute`.
+            additional_forward_kwargs: as in :meth:`attribute`.
 
         Returns:
             One result of :meth:`attribute` for each target.
         """
-        tuple_given = _is_tuple(inputs)
-        with self._traced(inputs, additional_forward_args) as forward:
-            maps = [self._attribute_inputs(forward, target) for target in targets]
-        return [_format_output(tuple_given, attributions) for attributions in maps]
+        arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
+        with self._traced(arguments) as forward:
+            return [arguments.restored(self._attribute_inputs(forward, t)) for t in targets]
 
     @contextmanager
-    def _traced(self, inputs: Any, additional_forward_args: Any) -> Iterator[TracedForward]:
-        with traced_forward(
-            self.forward_func,
-            _format_tensor_into_tuples(inputs),
-            additional_forward_args,
-            keep=self._keep,
-            rule=self._forward_rule(inputs, additional_forward_args),
-        ) as forward:
+    def _traced(self, arguments: Arguments[Any]) -> Iterator[TracedForward]:
+        rule = self._forward_rule(arguments)
+        with traced_forward(self.forward_func, arguments, keep=self._keep, rule=rule) as forward:
             yield forward
 
     def _forward_rule(
         self,
-        inputs: Any,  # noqa: ARG002 - for methods that look at the model first
-        additional_forward_args: Any,  # noqa: ARG002
+        arguments: Arguments[Any],  # noqa: ARG002 - for methods that look at the model first
     ) -> ForwardRule | None:
         """What the method changes about the gradient of operations."""
         return None

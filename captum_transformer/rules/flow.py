@@ -95,6 +95,9 @@ class TokenFlow:
             return self._attention(operation.attention, share)
         if kind in (Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV):
             return self._combination(operation, share)
+        if kind is Kind.CONTRAST:
+            # Which tokens the scores are read from: a share has no sign that could cancel.
+            return [share / len(traced)] * len(traced)
         if kind in (Kind.SUM, Kind.MEAN):
             return [summed(operation, share)]
         if kind is Kind.EMBEDDING:

@@ -1,23 +1,20 @@
 """One traced forward pass of any model, ready to be explained for any target."""
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from captum._utils.common import _format_additional_forward_args, _select_targets
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.checkpoint import CheckpointError
 
 from captum_transformer.errors import (
-    AmbiguousOutputError,
     ExplanationError,
     InvalidInputError,
-    InvalidTargetError,
     NoAttentionError,
 )
+from captum_transformer.trace.arguments import Arguments
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import Kind
@@ -25,6 +22,7 @@ from captum_transformer.trace.isolation import explaining, modules_of, to_normal
 from captum_transformer.trace.mode import ForwardRule, Trace
 from captum_transformer.trace.streams import Streams
 from captum_transformer.trace.tape import Value
+from captum_transformer.trace.target import Contrast, as_contrast, main_output, selected_scores
 
 NO_ATTENTION = (
     "No attention that the inputs reach was seen in the forward pass. Looked for: "
@@ -47,7 +45,7 @@ class TracedForward:
         values: the same on the tape.
         streams: the sets of tokens that the attention calls tie.
         edges: where they stand in the autograd graph; None for token ids.
-        names: the inputs' names in the forward function's signature.
+        names: the inputs' names: as given, or in the forward function's signature.
         output: what the model returned.
     """
 
@@ -82,19 +80,15 @@ class TracedForward:
             InvalidInputError: if the output does not depend on the inputs.
         """
         target = to_normal(target)
-        with self._trace:
-            output = _main_output(self.output)
-            if target is None and mean_if_none and isinstance(output, Tensor):
-                selected = output.reshape(output.shape[0], -1).mean(1)
-            else:
-                selected = _select(output, target)
-            samples = self.inputs[0].shape[0]
-            if len(selected) != samples:
-                raise InvalidTargetError(
-                    f"target {_short(target)} selects {len(selected)} scores, but there are "
-                    f"{samples} samples: one score per sample is explained. The model's output "
-                    "must have the samples along dimension 0."
-                )
+        contrast = as_contrast(target)
+        if contrast is not None:
+            selected = self._difference(contrast)
+        else:
+            with self._trace:
+                output = main_output(self.output)
+                if target is None and mean_if_none and isinstance(output, Tensor):
+                    output = output.reshape(len(output), -1).mean(1)
+                selected = selected_scores(output, target, len(self.inputs[0]))
         value = self.tape.find(selected)
         if value is None:
             raise InvalidInputError(
@@ -103,6 +97,16 @@ class TracedForward:
                 "`inputs` (not as `additional_forward_args`)."
             )
         return selected, value
+
+    def _difference(self, contrast: Contrast) -> Tensor:
+        """The difference of two scores, on the tape as a contrast and not as a subtraction."""
+        sides = [self.select(target) for target in (contrast.target, contrast.rather_than)]
+        difference = sides[0][0] - sides[1][0]
+        operands = [self.tape.operand(*side, keep=False) for side in sides]
+        self.tape.append(
+            "contrast", Kind.CONTRAST, torch.sub, tuple(operands), {}, operands, [difference]
+        )
+        return difference
 
     def gradients(self, selected: Tensor, points: Sequence[GradientEdge]) -> list[Tensor | None]:
         """The gradient of the selected outputs at some points; None where they don't depend on."""
@@ -143,8 +147,7 @@ class TracedForward:
 @contextmanager
 def traced_forward(
     forward_func: Callable[..., Any],
-    inputs: tuple[Tensor, ...],
-    additional_forward_args: Any = None,
+    arguments: Arguments[Any],
     *,
     keep: frozenset[Kind] = frozenset(),
     rule: ForwardRule | None = None,
@@ -153,32 +156,41 @@ def traced_forward(
 
     Args:
         forward_func: the model or any callable, as in Captum.
-        inputs: the tensors to explain, samples first.
-        additional_forward_args: further arguments of the model, as in Captum.
+        arguments: the tensors to explain, and what goes with them.
         keep: the kinds of operation whose operands are kept for the rules.
         rule: changes the gradient of some operations.
     """
-    _validate(inputs)
+    inputs = arguments.inputs
     modules = modules_of(forward_func)
     names = {id(module): name or type(module).__name__ for name, module in modules}
-    extra = _format_additional_forward_args(additional_forward_args) or ()
     with explaining(forward_func, modules, list(inputs)):
         trace = Trace(keep, names, rule)
         entered = tuple(_enter(tensor) for tensor in inputs)
         values = tuple(trace.enter_input(tensor) for tensor in entered)
         for value in values:
-            lay_out_input(value, samples=inputs[0].shape[0])
+            lay_out_input(value, samples=arguments.samples)
         edges = tuple(get_gradient_edge(t) if t.requires_grad else None for t in entered)
-        arguments = _argument_names(forward_func, len(inputs))
-        forward = TracedForward(trace, inputs, values, edges, arguments)
+        forward = TracedForward(trace, inputs, values, edges, arguments.names(forward_func))
         try:
             with trace:
-                forward.output = forward_func(*entered, *to_normal(tuple(extra)))
+                forward.output = _run(forward_func, arguments, entered)
             yield forward
         finally:
             forward.output = None
             trace.tape.clear()
             trace.calls.clear()
+
+
+def _run(
+    forward_func: Callable[..., Any], arguments: Arguments[Any], entered: Sequence[Tensor]
+) -> Any:
+    try:
+        return arguments.call(forward_func, entered)
+    except ExplanationError:
+        raise
+    except Exception as error:
+        arguments.refuse_unrepeated(error)
+        raise
 
 
 def lay_out_input(value: Value, samples: int) -> None:
@@ -195,101 +207,3 @@ def _enter(tensor: Tensor) -> Tensor:
     if not copy.is_floating_point():
         return copy
     return copy.requires_grad_().clone()
-
-
-def _validate(inputs: tuple[Tensor, ...]) -> None:
-    if not inputs:
-        raise InvalidInputError(f"`inputs` must be a tensor or a tuple of tensors, got {inputs}.")
-    for tensor in inputs:
-        if not isinstance(tensor, Tensor):
-            raise InvalidInputError(
-                f"`inputs` must be a tensor or a tuple of tensors, got a {type(tensor).__name__}."
-            )
-        if tensor.is_complex() or tensor.dtype == torch.bool:
-            raise InvalidInputError(
-                f"An input of dtype {tensor.dtype} can't be explained: pass floating point values "
-                "or integer token ids, and masks as `additional_forward_args`."
-            )
-        if tensor.ndim == 0 or tensor.shape[0] != inputs[0].shape[0] or not tensor.numel():
-            shapes = [tuple(t.shape) for t in inputs]
-            raise InvalidInputError(
-                f"Inputs must be non-empty with the samples along dimension 0, as many in each: "
-                f"got shapes {shapes}."
-            )
-
-
-def _argument_names(forward_func: Callable[..., Any], count: int) -> tuple[str, ...]:
-    function = getattr(forward_func, "forward", forward_func)
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return tuple(named[i] if i < len(named) else f"input_{i}" for i in range(count))
-
-
-def _candidates(output: Any) -> list[tuple[str, Tensor]]:
-    if isinstance(output, Mapping):
-        items: list[tuple[str, Any]] = list(output.items())
-    elif isinstance(output, (tuple, list)):
-        items = [(f"[{i}]", item) for i, item in enumerate(output)]
-    else:
-        items = []
-    return [(k, v) for k, v in items if isinstance(v, Tensor) and v.is_floating_point() and v.ndim]
-
-
-def _main_output(output: Any) -> Any:
-    """The logits of an output that has such; any other output as it is."""
-    logits = output.get("logits") if isinstance(output, Mapping) else None
-    return logits if isinstance(logits, Tensor) else output
-
-
-def _select(output: Any, target: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return _select_from(output, target)
-    candidates = _candidates(output)
-    fits, error = [], None
-    for name, tensor in candidates:
-        try:
-            fits.append((name, _select_from(tensor, target)))
-        except InvalidTargetError as reason:
-            error = reason
-    if len(fits) == 1:
-        return fits[0][1]
-    if not fits and error is not None:
-        raise error
-    found = (
-        ", ".join(f"{name}: {tuple(t.shape)}" for name, t in candidates) or type(output).__name__
-    )
-    raise AmbiguousOutputError(
-        f"The model returned {found}; target {target!r} fits {len(fits)} of them and exactly one "
-        "is needed. Pass a function that returns the tensor to explain, for instance "
-        "`lambda x: model(x).logits`."
-    )
-
-
-def _select_from(output: Tensor, target: Any) -> Tensor:
-    if isinstance(target, Tensor) and target.device != output.device:
-        target = target.to(output.device)
-    try:
-        selected = _select_targets(output, target)
-    except (AssertionError, IndexError, RuntimeError, TypeError) as reason:
-        raise InvalidTargetError(
-            f"target {_short(target)} does not fit the model's output of shape "
-            f"{tuple(output.shape)}: {reason}. Give one class index for all samples, a tensor or "
-            "list with one per sample, or tuples of indices for outputs of more dimensions."
-        ) from reason
-    if selected.ndim > 1 and selected[0].numel() > 1:
-        raise InvalidTargetError(
-            f"target {_short(target)} leaves {tuple(selected.shape[1:])} values per sample of the "
-            f"output of shape {tuple(output.shape)}; one is explained at a time. "
-            + ("Give a target." if target is None else "Give a tuple of indices.")
-        )
-    return selected.reshape(-1)
-
-
-def _short(target: Any) -> str:
-    if isinstance(target, Tensor) and target.numel() > 8:
-        return f"of shape {tuple(target.shape)}"
-    text = repr(target)
-    return text if len(text) < 80 else text[:77] + "..."

@@ -40,6 +40,7 @@ class Kind(enum.Enum):
     SUM = enum.auto()
     MEAN = enum.auto()
     POOL = enum.auto()
+    CONTRAST = enum.auto()  # one score minus another; no torch function is of this kind
     OTHER = enum.auto()
 
 

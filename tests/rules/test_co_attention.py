@@ -15,7 +15,7 @@ from captum_transformer import (
 from captum_transformer.attr.transformer_attribution import relevance_map
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.co_attention import normalized
-from captum_transformer.trace import traced_forward
+from captum_transformer.trace import Arguments, traced_forward
 from tests.attr.golden import load_case
 from tests.attr.subjects import SUBJECTS, assert_close, drawn, subject, with_random_weights
 
@@ -127,7 +127,7 @@ def test_first_layers_can_be_left_out():
 def test_relevance_takes_the_place_of_attention():
     model, inputs, target = given()
     method = TransformerAttribution(model)
-    with method._traced(inputs, None) as forward:
+    with method._traced(Arguments(inputs)) as forward:
         question = method._question(forward, target, ())
         blocks = relevance_map(question, forward.calls, weighted=True)
         one, two, *decoder = (
@@ -286,6 +286,6 @@ def test_batch_equals_one_by_one():
 
 def test_nothing_is_kept_of_the_forward_pass():
     model, inputs, _ = given()
-    with traced_forward(model, inputs) as forward:
+    with traced_forward(model, Arguments(inputs)) as forward:
         assert forward.streams.cross_attention
     assert not forward.tape.operations

@@ -14,7 +14,7 @@ from captum_transformer import (
 )
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow import KEEP, TokenFlow
-from captum_transformer.trace import traced_forward
+from captum_transformer.trace import Arguments, traced_forward
 
 WIDTH, HEADS, TOKENS = 8, 2, 6
 
@@ -251,7 +251,7 @@ def test_windows_and_merging_equal_explicit_matrices(normalize):
 )
 def test_a_stem_keeps_sums_and_spreads_evenly(stem):
     images = torch.randn(2, 3, 8, 8)
-    with traced_forward(stem.train(), (images,), keep=KEEP) as forward:
+    with traced_forward(stem.train(), Arguments(images), keep=KEEP) as forward:
         value = forward.tape.find(forward.output)
         share = torch.rand(value.shape)
         (result,) = TokenFlow(forward.tape, {})({value: share}, forward.values).values()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer import AttentionRollout, GenericAttentionRelevance, TransformerAttribution
+from captum_transformer.trace import Arguments
 from tests.attr.subjects import CLASSES, assert_close, images, timm_vit, with_random_weights
 
 SIZES: dict[str, Any] = {"img_size": (8, 12), "patch_size": 4, "embed_dim": 16, "num_heads": 2}
@@ -20,7 +21,7 @@ METHODS: list[Callable[..., Any]] = [
 
 def maps(method: Any, inputs: Tensor, target: int) -> list[Tensor]:
     """The method's map of each attention call, averaged over the heads."""
-    with method._traced(inputs, None) as forward:
+    with method._traced(Arguments(inputs)) as forward:
         question = method._question(forward, target, ())
         blocks = method._maps(question, forward.calls)
         return [call.by_head(blocks(call, slice(None))).mean(1).detach() for call in forward.calls]

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from captum_transformer.rules.linear import positive_part
 from captum_transformer.rules.propagate import propagate
 from captum_transformer.rules.relevance import KEEP, relevance_rule
-from captum_transformer.trace import traced_forward
+from captum_transformer.trace import Arguments, traced_forward
 
 
 def propagated(function, *inputs: Tensor, relevance: Tensor) -> list[Tensor]:
-    with traced_forward(function, inputs, keep=KEEP) as forward:
+    with traced_forward(function, Arguments(inputs), keep=KEEP) as forward:
         value = forward.tape.find(forward.output)
         result = propagate(forward.tape, {value: relevance}, relevance_rule, forward.values)
         return [result[v] for v in forward.values]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from captum_transformer import ConservativeLRP, GenericAttentionRelevance, TransformerAttribution
 from captum_transformer.errors import NoAttentionError, UnseenOperationError
-from captum_transformer.trace import ExplicitAttention, FusedAttention, traced_forward
+from captum_transformer.trace import Arguments, ExplicitAttention, FusedAttention, traced_forward
 from captum_transformer.trace.mode import Trace
 
 HEADS, WIDTH, CLASSES = 2, 8, 3
@@ -115,7 +115,7 @@ def test_the_probabilities_of_a_call_are_those_of_the_model(kind, x):
     _, model = same_weights(kind)
     q, k, _ = model.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
     expected = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, -1)
-    with traced_forward(model, (x,)) as forward:
+    with traced_forward(model, Arguments(x)) as forward:
         (call,) = forward.calls
         assert isinstance(
             call, FusedAttention if kind in (Attention, Grouped) else ExplicitAttention
@@ -209,7 +209,7 @@ def test_calls_have_layers_and_module_names(x):
         nn.Flatten(),
         nn.Linear(5 * WIDTH, CLASSES),
     ).double()
-    with traced_forward(model, (x,)) as forward:
+    with traced_forward(model, Arguments(x)) as forward:
         assert [call.layer for call in forward.calls] == [0, 1]
         assert [call.module for call in forward.calls] == [
             "0.layers.0.self_attn",
@@ -314,7 +314,7 @@ def test_saved_operands_keep_their_values(x):
         return z
 
     model = attending(overwrite)
-    with traced_forward(model, (x,), keep=frozenset(_all_kinds())) as forward:
+    with traced_forward(model, Arguments(x), keep=frozenset(_all_kinds())) as forward:
         additions = [o for o in forward.tape.operations if o.name == "add"]
         held = additions[1].operands[1].tensor
     torch.testing.assert_close(held, x + 1)

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from captum_transformer.trace import traced_forward
+from captum_transformer.trace import Arguments, traced_forward
 from captum_transformer.trace.streams import Streams
 from tests.attr.golden import load_case
 from tests.attr.subjects import subject
@@ -42,7 +42,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 2], [9, 4, 4, 3, 2]])
 
 
 def streams(model: Callable[..., Any], *inputs: Tensor, read: Callable[[Streams], Any]) -> Any:
-    with traced_forward(model, inputs) as forward:
+    with traced_forward(model, Arguments(inputs)) as forward:
         return read(forward.streams)
 
 
@@ -67,7 +67,7 @@ def pixels(size: int = 16) -> Tensor:
 
 def test_a_module_that_is_called_twice_ties_other_streams_each_time():
     case = load_case("lxmert_iccv21")
-    with traced_forward(case.model, case.inputs, case.extra) as forward:
+    with traced_forward(case.model, Arguments(case.inputs, case.extra)) as forward:
         found = forward.streams.ties()
         modules = [call.module for call in forward.calls]
 
@@ -152,7 +152,7 @@ def test_two_streams_that_are_made_from_one_input():
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_learned_queries_that_attend_to_each_other_first(attention: str):
     case = load_case("detr_iccv21", attention)
-    with traced_forward(case.model, (case.inputs,), case.extra) as forward:
+    with traced_forward(case.model, Arguments(case.inputs, case.extra)) as forward:
         found = forward.streams.ties()
 
     image, learned = "pixel_values", "learned"
@@ -255,7 +255,7 @@ def test_parallel_branches_meet_in_one_version():
         img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=5,
         block_fn=timm_vit.ParallelThingsBlock,
     ).eval()  # fmt: skip
-    with traced_forward(model, (pixels(),)) as forward:
+    with traced_forward(model, Arguments(pixels())) as forward:
         _, value = forward.select(0)
         (version,) = forward.streams[value]
         assert version.call is None

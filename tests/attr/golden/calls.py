@@ -12,7 +12,7 @@ from captum_transformer.attr.attention_flow_method import gradient_map, output_g
 from captum_transformer.attr.transformer_attribution import propagated_relevance
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.attention import attention_relevance
-from captum_transformer.trace import TracedForward, traced_forward
+from captum_transformer.trace import Arguments, TracedForward, traced_forward
 from tests.attr.golden.cases import Case
 from tests.attr.golden.models import from_embeddings
 
@@ -90,7 +90,7 @@ class Traced:
     def __call__(self, case: Case) -> Tensor:
         keep = flow.KEEP | relevance.KEEP
         inputs = case.inputs if isinstance(case.inputs, tuple) else (case.inputs,)
-        with traced_forward(case.model, inputs, case.extra, keep=keep) as forward:
+        with traced_forward(case.model, Arguments(inputs, case.extra), keep=keep) as forward:
             return self.read(forward, case)
 
     def __str__(self) -> str:

@@ -1,0 +1,162 @@
+"""What a model is called with: the inputs that are explained, and what goes with them."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from captum._utils.common import _format_additional_forward_args
+from torch import Tensor
+
+from captum_transformer.errors import InvalidInputError
+from captum_transformer.trace.isolation import to_normal
+
+Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...], dict[str, Tensor], Mapping[str, Tensor])
+
+
+class Arguments(Generic[Inputs]):
+    """The arguments of one call of a model.
+
+    Args:
+        inputs: what is explained, samples first: a tensor or a tuple of tensors, passed by
+            position, or a mapping of names to tensors, passed by name.
+        additional_forward_args: further arguments by position, as in Captum.
+        additional_forward_kwargs: further arguments by name.
+
+    Attributes:
+        inputs: the tensors that are explained.
+        samples: how many samples they hold.
+
+    Raises:
+        InvalidInputError: if the inputs can't be explained, or a name is given twice.
+
+    Example:
+        >>> arguments = Arguments({"x": torch.ones(2, 3)}, additional_forward_kwargs={"scale": 2})
+        >>> arguments.call(lambda x, scale: x * scale, arguments.inputs).sum()
+        tensor(12.)
+        >>> arguments.restored(arguments.inputs)["x"].shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        additional_forward_args: Any = None,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        given: Any = inputs
+        self._single = isinstance(given, Tensor)
+        self._keys: tuple[str, ...] | None = tuple(given) if isinstance(given, Mapping) else None
+        self._args = tuple(_format_additional_forward_args(additional_forward_args) or ())
+        self._kwargs = _named(additional_forward_kwargs)
+        self.inputs = _tensors(given)
+        _validate(self.inputs)
+        self.samples = self.inputs[0].shape[0]
+        if self._keys is None:
+            return
+        if twice := [key for key in self._keys if key in self._kwargs]:
+            raise InvalidInputError(
+                f"{twice} are among both `inputs` and `additional_forward_kwargs`: give each "
+                "argument once, as one of `inputs` if it is to be explained."
+            )
+        if self._args:
+            raise InvalidInputError(
+                "`inputs` are given by name, and `additional_forward_args` by position: where "
+                "these belong is not clear. Give them by name, as `additional_forward_kwargs`."
+            )
+
+    def call(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+        """Calls a function with other tensors in the place of the inputs."""
+        args, kwargs = to_normal(self._args), to_normal(self._kwargs)
+        if self._keys is None:
+            return function(*inputs, *args, **kwargs)
+        return function(**dict(zip(self._keys, inputs, strict=True)), **kwargs)
+
+    def restored(self, tensors: Sequence[Tensor]) -> Inputs:
+        """One tensor for each input, in the form of the inputs: a tensor, a tuple or a dict."""
+        if self._keys is not None:
+            return cast(Inputs, dict(zip(self._keys, tensors, strict=True)))
+        return cast(Inputs, tensors[0] if self._single else tuple(tensors))
+
+    def names(self, function: Callable[..., Any]) -> tuple[str, ...]:
+        """The inputs' names: as given, or else in the function's signature."""
+        if self._keys is not None:
+            return self._keys
+        try:
+            signature = inspect.signature(getattr(function, "forward", function))
+        except (TypeError, ValueError):
+            signature = inspect.Signature()
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        named = [p.name for p in signature.parameters.values() if p.kind in positional]
+        count = len(self.inputs)
+        return tuple(named[i] if i < len(named) else f"input_{i}" for i in range(count))
+
+    def refuse_unrepeated(self, error: Exception) -> None:
+        """Raises if the model has failed since samples were repeated, but not what goes by name."""
+        rows = {
+            name: len(argument)
+            for name, argument in self._kwargs.items()
+            if isinstance(argument, Tensor)
+            and argument.ndim
+            and 1 < len(argument) < self.samples
+            and self.samples % len(argument) == 0
+        }
+        if rows:
+            raise InvalidInputError(
+                f"The model has failed ({error}). There are {self.samples} samples, but rows in "
+                f"`additional_forward_kwargs`: {rows}. Captum's tools that repeat the samples "
+                "(NoiseTunnel, sensitivity_max) repeat `additional_forward_args`, and nothing that "
+                "is passed by name. Give the method a function that takes them by position, "
+                "`lambda x, mask: model(x, attention_mask=mask)`, and pass them as "
+                "`additional_forward_args`."
+            ) from error
+
+
+def _named(additional_forward_kwargs: Any) -> dict[str, Any]:
+    if additional_forward_kwargs is None:
+        return {}
+    if not isinstance(additional_forward_kwargs, Mapping):
+        raise InvalidInputError(
+            "`additional_forward_kwargs` must be a mapping of names to arguments, got a "
+            f"{type(additional_forward_kwargs).__name__}."
+        )
+    return dict(additional_forward_kwargs)
+
+
+def _tensors(inputs: Any) -> tuple[Tensor, ...]:
+    tensors = (inputs,) if isinstance(inputs, Tensor) else inputs
+    if isinstance(inputs, Mapping):
+        if wrong := [key for key in inputs if not isinstance(key, str)]:
+            raise InvalidInputError(f"The keys of `inputs` must be argument names, got {wrong}.")
+        tensors = tuple(inputs.values())
+    if not isinstance(tensors, tuple) or not tensors:
+        empty = "n empty" if isinstance(tensors, tuple) else ""
+        raise InvalidInputError(
+            "`inputs` must be a tensor, a tuple of tensors or a mapping of argument names to "
+            f"tensors, got a{empty} {type(inputs).__name__}."
+        )
+    keys = list(inputs) if isinstance(inputs, Mapping) else range(len(tensors))
+    for key, tensor in zip(keys, tensors, strict=True):
+        if not isinstance(tensor, Tensor):
+            raise InvalidInputError(
+                f"`inputs` must hold tensors, got a {type(tensor).__name__} at {key!r}. What is "
+                "not to be explained goes into `additional_forward_args` or "
+                "`additional_forward_kwargs`."
+            )
+    return tensors
+
+
+def _validate(inputs: tuple[Tensor, ...]) -> None:
+    for tensor in inputs:
+        if tensor.is_complex() or tensor.dtype == torch.bool:
+            raise InvalidInputError(
+                f"An input of dtype {tensor.dtype} can't be explained: pass floating point values "
+                "or integer token ids, and masks as `additional_forward_args` or "
+                "`additional_forward_kwargs`."
+            )
+        if tensor.ndim == 0 or tensor.shape[0] != inputs[0].shape[0] or not tensor.numel():
+            shapes = [tuple(t.shape) for t in inputs]
+            raise InvalidInputError(
+                f"Inputs must be non-empty with the samples along dimension 0, as many in each: "
+                f"got shapes {shapes}."
+            )

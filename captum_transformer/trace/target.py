@@ -1,0 +1,132 @@
+"""Which of a model's outputs is explained: Captum's targets, and one target rather than another."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from captum._utils.common import _select_targets
+from captum._utils.typing import TargetType
+from torch import Tensor
+
+from captum_transformer.errors import AmbiguousOutputError, InvalidTargetError
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Why one output rather than another: the target that is the difference of two scores.
+
+    Wherever a target is taken, a contrast may be given instead, or a list with one for each sample
+    (which Captum's tools that repeat samples, such as ``NoiseTunnel``, repeat with them).
+
+    Gradients are those of the difference. Relevance that is propagated by rules is that of the one
+    score minus that of the other.
+
+    Attributes:
+        target: the output that is explained, in any of Captum's forms.
+        rather_than: the output that it is compared with, in any of Captum's forms.
+
+    Example:
+        >>> import timm, torch
+        >>> from captum_transformer import ConservativeLRP
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+        >>> cat_not_dog = Contrast(3, rather_than=5)
+        >>> ConservativeLRP(model).attribute(torch.rand(2, 3, 32, 32), cat_not_dog).shape
+        torch.Size([2, 3, 32, 32])
+    """
+
+    target: TargetType
+    rather_than: TargetType
+
+
+Target: TypeAlias = TargetType | Contrast | list[Contrast]
+
+
+def as_contrast(target: Any) -> Contrast | None:
+    """The contrast that a target is, if it is one: a list of them is one with a list per side."""
+    if isinstance(target, list) and target and all(isinstance(t, Contrast) for t in target):
+        return Contrast([t.target for t in target], [t.rather_than for t in target])
+    return target if isinstance(target, Contrast) else None
+
+
+def main_output(output: Any) -> Any:
+    """The logits of an output that has such; any other output as it is."""
+    logits = output.get("logits") if isinstance(output, Mapping) else None
+    return logits if isinstance(logits, Tensor) else output
+
+
+def selected_scores(output: Any, target: Any, samples: int) -> Tensor:
+    """The score that a target selects for each sample: ``(samples,)``.
+
+    Raises:
+        InvalidTargetError: if the target does not fit the output.
+        AmbiguousOutputError: if the output has no tensor or several that it fits.
+    """
+    scores = _select(output, target)
+    if len(scores) != samples:
+        raise InvalidTargetError(
+            f"target {_short(target)} selects {len(scores)} scores, but there are {samples} "
+            "samples: one score per sample is explained. The model's output must have the samples "
+            "along dimension 0."
+        )
+    return scores
+
+
+def _select(output: Any, target: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return _select_from(output, target)
+    candidates = _candidates(output)
+    fits, error = [], None
+    for name, tensor in candidates:
+        try:
+            fits.append((name, _select_from(tensor, target)))
+        except InvalidTargetError as reason:
+            error = reason
+    if len(fits) == 1:
+        return fits[0][1]
+    if not fits and error is not None:
+        raise error
+    found = (
+        ", ".join(f"{name}: {tuple(t.shape)}" for name, t in candidates) or type(output).__name__
+    )
+    raise AmbiguousOutputError(
+        f"The model returned {found}; target {target!r} fits {len(fits)} of them and exactly one "
+        "is needed. Pass a function that returns the tensor to explain, for instance "
+        "`lambda x: model(x).logits`."
+    )
+
+
+def _candidates(output: Any) -> list[tuple[str, Tensor]]:
+    if isinstance(output, Mapping):
+        items: list[tuple[str, Any]] = list(output.items())
+    elif isinstance(output, (tuple, list)):
+        items = [(f"[{i}]", item) for i, item in enumerate(output)]
+    else:
+        items = []
+    return [(k, v) for k, v in items if isinstance(v, Tensor) and v.is_floating_point() and v.ndim]
+
+
+def _select_from(output: Tensor, target: Any) -> Tensor:
+    if isinstance(target, Tensor) and target.device != output.device:
+        target = target.to(output.device)
+    try:
+        selected = _select_targets(output, target)
+    except (AssertionError, IndexError, RuntimeError, TypeError) as reason:
+        raise InvalidTargetError(
+            f"target {_short(target)} does not fit the model's output of shape "
+            f"{tuple(output.shape)}: {reason}. Give one class index for all samples, a tensor or "
+            "list with one per sample, or tuples of indices for outputs of more dimensions."
+        ) from reason
+    if selected.ndim > 1 and selected[0].numel() > 1:
+        raise InvalidTargetError(
+            f"target {_short(target)} leaves {tuple(selected.shape[1:])} values per sample of the "
+            f"output of shape {tuple(output.shape)}; one is explained at a time. "
+            + ("Give a target." if target is None else "Give a tuple of indices.")
+        )
+    return selected.reshape(-1)
+
+
+def _short(target: Any) -> str:
+    if isinstance(target, Tensor) and target.numel() > 8:
+        return f"of shape {tuple(target.shape)}"
+    text = repr(target)
+    return text if len(text) < 80 else text[:77] + "..."
