@@ -84,6 +84,13 @@ class AttentionGradCam(SingleLayerMethod):
 
         return TokenFlow(forward.tape, {call.layer: attend for call in calls}, skip=False)
 
+    def _check_causal(self, forward: TracedForward) -> None:  # noqa: ARG002
+        if self.pooling != "row":
+            raise UnsupportedOperationError(
+                f"pooling={self.pooling!r} averages and scales over the rows of later tokens, too: "
+                "it can't explain token by token what was generated. Use pooling='row'."
+            )
+
     def _cam(self, call: AttentionCall, gradients: MapBlock) -> Tensor:
         """The map, the same for each head."""
         every = slice(None)

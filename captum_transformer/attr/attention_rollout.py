@@ -5,9 +5,11 @@ from typing import Any
 
 from captum_transformer.attr.attention_flow_method import Question
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.co_attention import RolloutUpdate
 from captum_transformer.rules.flow import MapBlock
 from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.forward import TracedForward
 
 
 class AttentionRollout(RolloutMethod):
@@ -63,3 +65,11 @@ class AttentionRollout(RolloutMethod):
 
     def _update_rule(self) -> RolloutUpdate:
         return RolloutUpdate(normalize_rows=self.normalize_rows)
+
+    def _check_causal(self, forward: TracedForward) -> None:
+        if self.propagation == "paper" and forward.streams.cross_attention:
+            raise UnsupportedOperationError(
+                "The rule for cross-attention adds up what all tokens attend to that a token has "
+                "a part in, later ones too: it can't explain token by token what was generated. "
+                "Use `AttentionRollout(model, propagation='flow')`."
+            )

@@ -10,6 +10,7 @@ from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_transformer.attr.generation import Generation
 from captum_transformer.rules import flow
 from captum_transformer.trace.arguments import Arguments, Inputs
 from captum_transformer.trace.forward import TracedForward, traced_forward
@@ -141,6 +142,65 @@ class TransformerMethod(GradientAttribution, ABC):
         with self._traced(arguments) as forward:
             return [arguments.restored(self._attribute_inputs(forward, t)) for t in targets]
 
+    @logged
+    def attribute_generated(
+        self,
+        inputs: Inputs,
+        generated: Tensor,
+        additional_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+        generated_as: str | None = None,
+        rather_than: Tensor | int | None = None,
+    ) -> Inputs:
+        """Attributes each generated token's logit to the prompt; the model runs only once.
+
+        Args:
+            inputs: the prompt, in the forms of :meth:`attribute`: what ``generate`` was given.
+            generated: the ids that ``generate`` returned, ``(samples, tokens)``. Of a decoder-only
+                model they begin with the prompt, of an encoder-decoder model with a start token.
+            additional_forward_args: as in :meth:`attribute`. What there is for each token must be
+                there for the generated ones, too: a mask must be extended.
+            additional_forward_kwargs: the same by name. Where the model has it,
+                ``logits_to_keep`` (generated tokens + 1) saves memory.
+            generated_as: the name of the argument that takes ``generated``, for inputs by name:
+                one of them, which ``generated`` continues, or the decoder's, such as
+                ``"decoder_input_ids"``. Not needed if there is but one input, which is continued.
+            rather_than: explain why each token and not another: ids ``(samples, generated
+                tokens)``, or of a shape that broadcasts to it.
+
+        Returns:
+            As ``inputs``, each with an axis for the generated tokens behind that of the samples:
+            of prompt ids ``(samples, generated tokens, prompt tokens)``. Tokens behind the end of
+            a sample's text are explained like any other.
+
+        Raises:
+            InvalidInputError: if ``generated`` does not belong to the prompt.
+            AmbiguousOutputError: if the model returns no logits for each token.
+            UnsupportedOperationError: if the method's relevance of a token depends on later ones.
+
+        Example:
+            >>> import torch, transformers
+            >>> from captum_transformer import GenericAttentionRelevance
+            >>> config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50)
+            >>> model = transformers.GPT2LMHeadModel(config)
+            >>> prompt = torch.tensor([[3, 14, 15]])
+            >>> sequences = torch.tensor([[3, 14, 15, 9, 26]])  # model.generate(prompt, ...)
+            >>> GenericAttentionRelevance(model).attribute_generated(prompt, sequences).shape
+            torch.Size([1, 2, 3])
+        """
+        prompt = Arguments(inputs)
+        generation = Generation(prompt, generated, generated_as, rather_than)
+        arguments = Arguments[Any](
+            generation.inputs, additional_forward_args, additional_forward_kwargs
+        )
+        generation.check(arguments.further)
+        with self._traced(arguments) as forward:
+            self._check_causal(forward)
+            generation.read(forward)
+            maps = [self._attribute_inputs(forward, target) for target in generation.targets()]
+        return prompt.restored(generation.of_prompt(maps))
+
     @contextmanager
     def _traced(self, arguments: Arguments[Any]) -> Iterator[TracedForward]:
         rule = self._forward_rule(arguments)
@@ -153,6 +213,9 @@ class TransformerMethod(GradientAttribution, ABC):
     ) -> ForwardRule | None:
         """What the method changes about the gradient of operations."""
         return None
+
+    def _check_causal(self, forward: TracedForward) -> None:
+        """Refuses if the relevance of a score depends on tokens that come after it."""
 
     def _attribute_inputs(self, forward: TracedForward, target: Any) -> tuple[Tensor, ...]:
         with in_full_precision(forward.inputs[0].device):

@@ -65,7 +65,8 @@ class RelevanceUpdate:
     """The rules of the ICCV 2021 paper.
 
     Attributes:
-        normalize: normalise self-relevance before cross-attention hands it on (eq. 8, 9).
+        normalize: normalise self-relevance before cross-attention hands it on (eq. 8, 9), unless
+            its rows are normalised already: then those of ``R - I`` sum up to zero.
         contextualize: let cross-attention mix the self-relevance of both streams (eq. 10);
             without it its map is added as it is.
         normalize_rows: divide the rows of ``I + A`` of self-attention by their sums.
@@ -97,7 +98,7 @@ class RelevanceUpdate:
         own = attention
         if self.contextualize:
             before, after = queries[of], keys[to]
-            if self.normalize:
+            if self.normalize and not self.normalize_rows:
                 before, after = normalized(before), normalized(after)
             own = before.transpose(-1, -2) @ attention @ after
         return _added(queries, {**addition, to: own})

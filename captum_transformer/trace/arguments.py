@@ -25,6 +25,7 @@ class Arguments(Generic[Inputs]):
 
     Attributes:
         inputs: the tensors that are explained.
+        keys: their names, if they are passed by name.
         samples: how many samples they hold.
 
     Raises:
@@ -46,15 +47,15 @@ class Arguments(Generic[Inputs]):
     ) -> None:
         given: Any = inputs
         self._single = isinstance(given, Tensor)
-        self._keys: tuple[str, ...] | None = tuple(given) if isinstance(given, Mapping) else None
+        self.keys: tuple[str, ...] | None = tuple(given) if isinstance(given, Mapping) else None
         self._args = tuple(_format_additional_forward_args(additional_forward_args) or ())
         self._kwargs = _named(additional_forward_kwargs)
         self.inputs = _tensors(given)
         _validate(self.inputs)
         self.samples = self.inputs[0].shape[0]
-        if self._keys is None:
+        if self.keys is None:
             return
-        if twice := [key for key in self._keys if key in self._kwargs]:
+        if twice := [key for key in self.keys if key in self._kwargs]:
             raise InvalidInputError(
                 f"{twice} are among both `inputs` and `additional_forward_kwargs`: give each "
                 "argument once, as one of `inputs` if it is to be explained."
@@ -68,20 +69,27 @@ class Arguments(Generic[Inputs]):
     def call(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
         """Calls a function with other tensors in the place of the inputs."""
         args, kwargs = to_normal(self._args), to_normal(self._kwargs)
-        if self._keys is None:
+        if self.keys is None:
             return function(*inputs, *args, **kwargs)
-        return function(**dict(zip(self._keys, inputs, strict=True)), **kwargs)
+        return function(**dict(zip(self.keys, inputs, strict=True)), **kwargs)
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """What goes with the inputs, each by what a user would call it."""
+        positional = {f"additional_forward_args[{i}]": a for i, a in enumerate(self._args)}
+        named = {f"additional_forward_kwargs[{k!r}]": a for k, a in self._kwargs.items()}
+        return positional | named
 
     def restored(self, tensors: Sequence[Tensor]) -> Inputs:
         """One tensor for each input, in the form of the inputs: a tensor, a tuple or a dict."""
-        if self._keys is not None:
-            return cast(Inputs, dict(zip(self._keys, tensors, strict=True)))
+        if self.keys is not None:
+            return cast(Inputs, dict(zip(self.keys, tensors, strict=True)))
         return cast(Inputs, tensors[0] if self._single else tuple(tensors))
 
     def names(self, function: Callable[..., Any]) -> tuple[str, ...]:
         """The inputs' names: as given, or else in the function's signature."""
-        if self._keys is not None:
-            return self._keys
+        if self.keys is not None:
+            return self.keys
         try:
             signature = inspect.signature(getattr(function, "forward", function))
         except (TypeError, ValueError):

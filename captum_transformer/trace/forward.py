@@ -67,6 +67,11 @@ class TracedForward:
         self.output: Any = None
         self.streams = Streams(self.tape, dict(zip(names, values, strict=True)))
 
+    def then(self, function: Callable[[Any], Any]) -> None:
+        """Goes on from the output: what a function makes of it is the output from now on."""
+        with self._trace:
+            self.output = function(self.output)
+
     def select(self, target: Any, *, mean_if_none: bool = False) -> tuple[Tensor, Value]:
         """The scalar of each sample that is explained: ``(samples,)``, and its value on the tape.
 

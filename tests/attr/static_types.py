@@ -21,6 +21,8 @@ def check_every_method(
     assert_type(
         explain.attribute(x, 1, additional_forward_kwargs={"mask": x, "use_cache": False}), Tensor
     )
+    assert_type(explain.attribute_generated(named, x, generated_as="labels"), dict[str, Tensor])
+    assert_type(explain.attribute_generated(x, x, rather_than=3), Tensor)
     maps = explain.relevance_maps(enc, 1, additional_forward_kwargs={"mask": x})
     assert_type(maps, dict[tuple[str, str], Tensor])
 

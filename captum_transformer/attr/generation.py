@@ -1,0 +1,200 @@
+"""What a model has generated: the prompt, the tokens, and where their scores are read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer.errors import AmbiguousOutputError, InvalidInputError, InvalidTargetError
+from captum_transformer.trace.arguments import Arguments
+from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.isolation import to_normal
+from captum_transformer.trace.target import Contrast, Target, main_output
+
+
+class Generation:
+    """A prompt and what ``generate`` made of it, for one forward pass over the finished sequence.
+
+    No token depends on later ones, so that one pass has the scores of all: the score of a token is
+    its logit at the position before it.
+
+    Args:
+        prompt: what ``generate`` was called with.
+        generated: the ids that it returned, ``(samples, tokens)``.
+        generated_as: the name of the argument that takes them.
+        rather_than: the ids that the generated tokens are compared with.
+
+    Attributes:
+        inputs: what the model is called with: the prompt, continued or with the decoder's ids.
+
+    Raises:
+        InvalidInputError: if the ids do not belong to the prompt.
+    """
+
+    def __init__(
+        self,
+        prompt: Arguments[Any],
+        generated: Tensor,
+        generated_as: str | None = None,
+        rather_than: Tensor | int | None = None,
+    ) -> None:
+        self._prompt = prompt
+        self._continued = _continued(prompt, generated_as)
+        _check_ids(generated, prompt.samples)
+        inputs = list(prompt.inputs)
+        start = 1
+        if self._continued is not None:
+            start = _length_of_prompt(inputs[self._continued], generated)
+            inputs[self._continued] = generated
+        if generated.shape[1] <= start:
+            raise InvalidInputError(
+                f"Nothing was generated: `generated` has {generated.shape[1]} ids per sample, of "
+                f"which {start} were there before."
+            )
+        self.inputs = prompt.restored(inputs)
+        if self._continued is None:
+            self.inputs[generated_as] = generated
+        self._length = generated.shape[1]
+        self._tokens = generated[:, start:]
+        self._others = None
+        if rather_than is not None:
+            self._others = _fitting(rather_than, self._tokens)
+
+    def targets(self) -> list[Target]:
+        """A target for each generated token, among the scores that `read` makes the output."""
+        steps = range(self._tokens.shape[1])
+        if self._others is None:
+            return list(steps)
+        return [Contrast(step, rather_than=len(steps) + step) for step in steps]
+
+    def check(self, further: Mapping[str, Any]) -> None:
+        """Refuses further arguments that hold something for each token of the prompt only.
+
+        Raises:
+            InvalidInputError: if there is one.
+        """
+        if self._continued is None:
+            return
+        short = self._prompt.inputs[self._continued].shape
+        for name, argument in further.items():
+            if isinstance(argument, Tensor) and argument.shape == short:
+                raise InvalidInputError(
+                    f"{name} is as long as the prompt, {tuple(short)}, but the model runs over "
+                    f"prompt and generated tokens, ({short[0]}, {self._length}). Extend it; a "
+                    "mask, for instance, by `torch.nn.functional.pad(mask, "
+                    f"(0, {self._length - short[1]}), value=1)`."
+                )
+
+    def read(self, forward: TracedForward) -> None:
+        """Makes the scores of the generated tokens the output of a forward pass.
+
+        Raises:
+            AmbiguousOutputError: if the model returns no logits for the tokens.
+            InvalidInputError: if they do not depend on the generated tokens.
+        """
+        forward.then(self._scores)
+        value = forward.tape.find(forward.output)
+        place = -1 if self._continued is None else self._continued
+        if value is None or not value.descends_from(forward.values[place]):
+            raise InvalidInputError(
+                "The logits do not depend on the generated tokens, which were passed as "
+                f"{forward.names[place]!r}: does the model have that argument? Say in "
+                "`generated_as` which one takes them."
+            )
+
+    def of_prompt(self, maps: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """The relevance of the prompt: ``(samples, generated tokens, ...)`` for each input.
+
+        Args:
+            maps: for each generated token the relevance of each input of the model.
+        """
+        stacked = [torch.stack(steps, 1) for steps in zip(*maps, strict=True)]
+        stacked = stacked[: len(self._prompt.inputs)]
+        if self._continued is not None:
+            length = self._prompt.inputs[self._continued].shape[1]
+            stacked[self._continued] = stacked[self._continued][..., :length].contiguous()
+        return stacked
+
+    def _scores(self, output: Any) -> Tensor:
+        logits = main_output(output)
+        samples, steps = self._tokens.shape
+        fits = isinstance(logits, Tensor) and logits.ndim == 3 and len(logits) == samples
+        if not fits or logits.shape[1] <= steps:
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise AmbiguousOutputError(
+                "Generated tokens are read from logits (samples, tokens, vocabulary), here "
+                f"({samples}, at least {steps + 1}, vocabulary), but the model returned {found}. "
+                "Pass a function that returns the logits, for instance "
+                "`lambda ids: model(ids).logits`."
+            )
+        # Counted from the end: the model may have kept the logits of the last tokens only.
+        logits = logits[:, -steps - 1 : -1]
+        tokens = to_normal([self._tokens] + ([] if self._others is None else [self._others]))
+        if bool((torch.stack(tokens) >= logits.shape[2]).any()):
+            raise InvalidTargetError(
+                f"There are ids beyond the model's {logits.shape[2]} logits among the generated "
+                "tokens or those that they are compared with."
+            )
+        return torch.cat([logits.gather(2, ids.unsqueeze(2)).squeeze(2) for ids in tokens], 1)
+
+
+def _continued(prompt: Arguments[Any], generated_as: str | None) -> int | None:
+    """The place of the input that was continued; None if the ids are a decoder's own."""
+    if generated_as is None:
+        if len(prompt.inputs) > 1:
+            raise InvalidInputError(
+                f"There are {len(prompt.inputs)} inputs: which one was continued? Give them by "
+                "name, and the name of that one as `generated_as`."
+            )
+        return 0
+    if prompt.keys is None:
+        raise InvalidInputError(
+            f"`generated_as` is a name, {generated_as!r}, but `inputs` are given by position: "
+            "give them by name, too."
+        )
+    return prompt.keys.index(generated_as) if generated_as in prompt.keys else None
+
+
+def _check_ids(generated: Any, samples: int) -> None:
+    if isinstance(generated, Mapping):
+        raise InvalidInputError("`generated` must be ids: pass the `sequences` of what you have.")
+    ids = (
+        isinstance(generated, Tensor) and generated.ndim == 2 and not generated.is_floating_point()
+    )
+    if not ids or len(generated) != samples:
+        found = (
+            tuple(generated.shape) if isinstance(generated, Tensor) else type(generated).__name__
+        )
+        raise InvalidInputError(
+            f"`generated` must be token ids ({samples}, tokens), as many samples as the inputs, "
+            f"got {found}. Of several sequences per prompt, repeat the prompt for each."
+        )
+
+
+def _length_of_prompt(prompt: Tensor, generated: Tensor) -> int:
+    if prompt.is_floating_point() or prompt.ndim != 2:
+        raise InvalidInputError(
+            "Generated ids can only continue token ids (samples, tokens), but the input has the "
+            f"shape {tuple(prompt.shape)}. Is it another argument that takes them? Give inputs by "
+            "name, and the name of that argument as `generated_as`."
+        )
+    length = prompt.shape[1]
+    if generated.shape[1] < length or bool((generated[:, :length] != prompt).any()):
+        raise InvalidInputError(
+            "`generated` does not begin with the prompt. Pass all that `generate` returned. For an "
+            "encoder-decoder model, give the inputs by name, and as `generated_as` the name of the "
+            "argument that takes the decoder's ids, such as 'decoder_input_ids'."
+        )
+    return length
+
+
+def _fitting(rather_than: Tensor | int, tokens: Tensor) -> Tensor:
+    others = torch.as_tensor(rather_than, device=tokens.device).to(tokens.dtype)
+    try:
+        return others.expand_as(tokens)
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"`rather_than` must be an id for each generated token, {tuple(tokens.shape)}, got the "
+            f"shape {tuple(others.shape)}."
+        ) from error
