@@ -1,0 +1,131 @@
+"""Captum's tool for language models, with the methods of this package."""
+
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pytest
+import torch
+import transformers
+from captum.attr import LayerIntegratedGradients, LLMGradientAttribution, TextTokenInput
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+
+import captum_transformer
+from captum_transformer import ConservativeLRP, GenericAttentionRelevance, TransformerMethod
+from captum_transformer.attr.llm import LLMTransformerAttribution
+from tests.attr.subjects import METHODS, assert_close, with_random_weights
+
+mpl.use("Agg")
+WORDS = "<unk> the cat sat on mat dog ran away from".split()
+TEXT, SAID = "the cat sat on", torch.tensor([1, 5, 2])
+
+
+@cache
+def tokenizer() -> Any:
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+
+
+def language_model() -> Any:
+    config = transformers.GPT2Config(
+        vocab_size=len(WORDS),
+        n_positions=12,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+        attn_implementation="eager",
+    )
+    return with_random_weights(transformers.GPT2LMHeadModel(config))
+
+
+def log_probabilities_after_prompt(model: Any) -> Any:
+    def forward(ids: Tensor, said: Tensor) -> Tensor:
+        ids = torch.cat([ids, said], 1)
+        return model(ids).logits[:, -1].log_softmax(-1)
+
+    return forward
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_token_gets_what_the_method_says_of_its_log_probability(method: str) -> None:
+    model, text = language_model(), TextTokenInput(TEXT, tokenizer())
+    llm = LLMTransformerAttribution(METHODS[method](model), tokenizer())
+
+    result = llm.attribute(text, target=SAID)
+
+    assert result.token_attr.shape == (3, 4)
+    assert result.input_tokens == TEXT.split()
+    assert [token.strip() for token in result.output_tokens] == ["the", "mat", "cat"]
+    assert_close(result.seq_attr, result.token_attr.sum(0))
+    explain = METHODS[method](log_probabilities_after_prompt(model))
+    for step, token in enumerate(SAID.tolist()):
+        before = SAID[None, :step]
+        alone = explain.attribute(text.to_model_input(), token, before)
+        assert_close(result.token_attr[step : step + 1], alone)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in captum_transformer.__all__ if hasattr(getattr(captum_transformer, n), "attribute")],
+)
+def test_every_public_method_is_accepted(name: str) -> None:
+    method = getattr(captum_transformer, name)
+    if method is not TransformerMethod:
+        LLMTransformerAttribution(method(language_model()), tokenizer())
+
+
+def test_tokens_that_are_skipped_have_no_column() -> None:
+    model = language_model()
+    llm = LLMTransformerAttribution(ConservativeLRP(model), tokenizer())
+
+    whole = llm.attribute(TextTokenInput(TEXT, tokenizer()), target=SAID)
+    text = TextTokenInput(TEXT, tokenizer(), skip_tokens=["the", "on"])
+    result = llm.attribute(text, target=SAID)
+
+    assert result.input_tokens == ["cat", "sat"]
+    assert_close(result.token_attr, whole.token_attr[:, 1:3])
+
+
+def test_what_the_model_generates_is_explained_and_drawn() -> None:
+    model = language_model()
+    method = GenericAttentionRelevance(model)
+    llm = LLMTransformerAttribution(method, tokenizer())
+
+    options = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    result = llm.attribute(TextTokenInput(TEXT, tokenizer()), gen_args=options)
+
+    assert result.token_attr.shape == (2, 4)
+    figure, axis = result.plot_token_attr(show=False)
+    texts = [label.get_text() for label in axis.get_yticklabels()]
+    assert len(texts) == 2
+    plt.close(figure)
+    assert method.forward_func is model
+    assert not model.training
+
+
+def test_other_methods_keep_to_captums_own_tool() -> None:
+    model = language_model()
+
+    layer_method: Any = LayerIntegratedGradients(model, model.transformer.wte)
+    with pytest.raises(AssertionError, match="does not support"):
+        LLMTransformerAttribution(layer_method, tokenizer())
+    with pytest.raises(AssertionError, match="does not support"):
+        LLMGradientAttribution(GenericAttentionRelevance(model), tokenizer())
+
+
+def test_it_is_imported_only_by_those_who_use_it() -> None:
+    program = (
+        "import sys, captum_transformer\n"
+        "print([m for m in sys.modules if m in ('captum_transformer.attr.llm', 'transformers')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[]", done.stderr
