@@ -34,7 +34,8 @@ class AttributionMonitor(Callback):
     """Explains a fixed set of validation samples again and again, and logs the pictures.
 
     For each sample, class slot and method one picture, input and heatmap side by side, is logged
-    under the tag ``{prefix}/sample_{i}/{slot}/{method}``. Tags never change, so TensorBoard's step
+    under the tag ``{prefix}/sample_{i}/{slot}/{method}``; with several inputs one for each, under
+    the input's name or number. Tags never change, so TensorBoard's step
     slider goes through the history of a sample. Two numbers per method go with them:
 
     - ``{prefix}/convergence_delta/{method}``: the mean absolute convergence delta, for methods that
@@ -70,9 +71,10 @@ class AttributionMonitor(Callback):
             too.
         to_tokens: Turns the ids ``(N,)`` of a text into its N token strings, such as a tokenizer's
             ``convert_ids_to_tokens``. By default the ids themselves are shown.
-        batch_to_inputs: Reads ``(inputs, labels)`` or ``(inputs, labels, additional_forward_args)``
-            from a batch. By default a batch is a tensor, ``(inputs, labels)`` or a mapping with
-            usual names, see `lightning_callbacks.samples.read_batch`.
+        batch_to_inputs: Reads ``(inputs, labels)`` or ``(inputs, labels, further)`` from a batch;
+            inputs and further arguments by position, or by name in a mapping. By default a batch is
+            a tensor, ``(inputs, labels)`` or a mapping with usual names, which is passed by name as
+            in ``module(**batch)``, see `lightning_callbacks.samples.read_batch`.
         probabilities: Turns the module's outputs into the probabilities of the captions. By default
             a softmax, and a sigmoid for multi-hot labels and for a model with a single output.
         on_error: What happens if a method fails: ``"warn"`` once and train on, or ``"raise"``.
@@ -259,7 +261,7 @@ class AttributionMonitor(Callback):
         # Given samples have not been through the trainer, which converts what it loads itself.
         moved = samples.map(trainer.precision_plugin.convert_input).to(module.device)
         with self._undisturbed(trainer, module), torch.no_grad():
-            output = module(*moved.inputs, *moved.additional_forward_args)
+            output = moved.run(module)
             predictions = read_output(
                 output,
                 moved.labels,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor
 
+from captum_transformer import TransformerMethod
 from captum_transformer.visualization import to_map
+from lightning_callbacks.by_position import by_position
 from lightning_callbacks.samples import Samples
 
 
@@ -79,24 +82,32 @@ def explain(
 def _attribute(
     method: Attribution, samples: Samples, classes: list[int] | None
 ) -> tuple[tuple[Tensor, ...], list[float] | None]:
-    several = len(samples.inputs) > 1
-    options = {
+    options: dict[str, Any] = {
         "target": None
         if classes is None
-        else torch.tensor(classes, device=samples.inputs[0].device),
-        "additional_forward_args": samples.additional_forward_args or None,
+        else torch.tensor(classes, device=samples.inputs[0].device)
     }
-    inputs = samples.inputs if several else samples.inputs[0]
+    if isinstance(method, TransformerMethod):
+        options["additional_forward_kwargs"] = samples.additional_forward_kwargs or None
+    else:
+        samples = by_position(samples, method.forward_func)
+    options["additional_forward_args"] = samples.additional_forward_args or None
+    several = len(samples.inputs) > 1
+    inputs = samples.named_inputs or (samples.inputs if several else samples.inputs[0])
     has_delta = method.has_convergence_delta()
     if has_delta:
         result, delta = method.attribute(inputs, **options, return_convergence_delta=True)
     else:
         result, delta = method.attribute(inputs, **options), None
-    attributions = tuple(
-        values.detach().float().cpu() for values in (result if several else (result,))
-    )
+    attributions = tuple(values.detach().float().cpu() for values in _as_tuple(result))
     # Stochastic methods give several deltas per sample.
     deltas = (
         None if delta is None else delta.detach().float().reshape(len(samples), -1).abs().mean(1)
     )
     return attributions, None if deltas is None else deltas.tolist()
+
+
+def _as_tuple(result: Any) -> tuple[Tensor, ...]:
+    if isinstance(result, Mapping):
+        return tuple(result.values())
+    return result if isinstance(result, tuple) else (result,)

@@ -79,8 +79,9 @@ class Report:
             tag = f"class_{slot}" if isinstance(slot, int) else slot
             captions = [predictions.caption(row, class_id, method) for row, class_id in pairs]
             names = [f"sample_{first + row}" for row, _ in pairs]
+            parts = samples.names or [f"input_{i}" for i in range(len(samples.inputs))]
             for number, inputs in enumerate(samples.inputs):
-                part = f"/input_{number}" if len(samples.inputs) > 1 else ""
+                part = f"/{parts[number]}" if len(samples.inputs) > 1 else ""
                 self._draw(
                     f"{tag}/{method}{part}",
                     inputs[[row for row, _ in pairs]],

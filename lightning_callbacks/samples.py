@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -12,7 +12,11 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 BatchToInputs: TypeAlias = Callable[[Any], Any]
-"""Reads ``(inputs, labels)`` or ``(inputs, labels, additional_forward_args)`` from a batch."""
+"""Reads ``(inputs, labels)`` or ``(inputs, labels, further)`` from a batch.
+
+``inputs`` is a tensor or a tuple, which the model gets by position, or a mapping, which it gets by
+name; ``further`` is a tuple of arguments by position or a mapping of arguments by name.
+"""
 
 INPUT_KEYS = (
     "pixel_values",
@@ -26,7 +30,7 @@ INPUT_KEYS = (
     "input_features",
     "input_ids",
 )
-"""The names under which a batch's input is looked for, the first that is there."""
+"""The names under which a mapping's inputs are looked for."""
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 """The names under which a batch's labels are looked for, the first that is there."""
@@ -40,13 +44,40 @@ class Samples:
         inputs: One tensor for each input of the model, with the samples in its first dimension.
         labels: Class ids ``(B,)``, or one value per class ``(B, C)`` for several labels or soft
             ones, or None.
-        additional_forward_args: What the model takes besides. Tensors, also nested ones, whose
-            first dimension has the length B belong to the samples; all else is the same for each.
+        additional_forward_args: What the model takes besides, by position. Tensors, also nested
+            ones, whose first dimension has the length B belong to the samples; all else is the
+            same for each.
+        additional_forward_kwargs: The same by name.
+        names: The inputs' names, if the model takes them by name.
     """
 
     inputs: tuple[Tensor, ...]
     labels: Tensor | None
     additional_forward_args: tuple[Any, ...] = ()
+    additional_forward_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] | None = None
+
+    @property
+    def named_inputs(self) -> dict[str, Tensor]:
+        """The inputs that the model takes by name."""
+        return {} if self.names is None else dict(zip(self.names, self.inputs, strict=True))
+
+    def run(self, module: Callable[..., Any]) -> Any:
+        """Calls a model with all of it.
+
+        Args:
+            module: The model.
+
+        Returns:
+            What it returns.
+        """
+        inputs = self.inputs if self.names is None else ()
+        return module(
+            *inputs,
+            *self.additional_forward_args,
+            **self.named_inputs,
+            **self.additional_forward_kwargs,
+        )
 
     def __len__(self) -> int:
         return len(self.inputs[0])
@@ -92,6 +123,8 @@ class Samples:
             tuple(function(tensor) for tensor in self.inputs),
             None if self.labels is None else function(self.labels),
             apply_to_collection(self.additional_forward_args, Tensor, function),
+            apply_to_collection(self.additional_forward_kwargs, Tensor, function),
+            self.names,
         )
 
 
@@ -100,10 +133,11 @@ def read_batch(
 ) -> Samples:
     """Reads the samples of a batch.
 
-    Without `batch_to_inputs`, a batch may be a tensor; ``(inputs, labels)``; or a mapping. A
-    mapping's input is what has the name of `forward`'s first parameter, or else the first of
-    `INPUT_KEYS`; its labels are the first of `LABEL_KEYS`; and what has the names of `forward`'s
-    other parameters, such as ``attention_mask``, goes with them.
+    Without `batch_to_inputs`, a batch may be a tensor; ``(inputs, labels)``; or a mapping, also
+    with the labels beside it. A mapping is passed by name, as in ``module(**batch)``: its inputs
+    are what has the name of `forward`'s first parameter or one of `INPUT_KEYS`, its labels are the
+    first of `LABEL_KEYS`, and all else that `forward` takes, such as ``attention_mask``, goes with
+    them. If `forward` takes none of the inputs by name, its first parameter gets the first of them.
 
     Args:
         batch: The batch.
@@ -121,66 +155,90 @@ def read_batch(
         >>> read_batch(batch, lambda input_ids, attention_mask=None: None).labels
         tensor([0, 1])
     """
-    labels: Any = None
-    arguments: Any = ()
     if batch_to_inputs is not None:
         parts = batch_to_inputs(batch)
         if not isinstance(parts, tuple) or len(parts) not in (2, 3):
             raise ValueError(
-                "batch_to_inputs must return (inputs, labels) or (inputs, labels, "
-                f"additional_forward_args), got {_describe(parts)}."
+                "batch_to_inputs must return (inputs, labels) or (inputs, labels, further "
+                f"arguments), got {_describe(parts)}."
             )
-        inputs, labels, arguments = (*parts, ())[:3]
-    elif isinstance(batch, Mapping):
-        inputs, labels, arguments = _read_mapping(batch, forward)
-    elif isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Mapping):
-        inputs, _, arguments = _read_mapping(batch[0], forward)
-        labels = batch[1]
-    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
-        inputs, labels = batch
-    elif isinstance(batch, Tensor):
-        inputs = batch
-    else:
-        raise ValueError(f"The batch is {_describe(batch)}. {_HOW}")
-    if arguments is None:
-        arguments = ()
-    return Samples(
-        _tensors(inputs),
-        None if labels is None else torch.as_tensor(labels),
-        arguments if isinstance(arguments, tuple) else (arguments,),
-    )
+        return _samples(*parts)
+    if isinstance(batch, Mapping):
+        return _samples(*_read_mapping(batch, forward))
+    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    if pair and isinstance(batch[0], Mapping):
+        inputs, _, further = _read_mapping(batch[0], forward)
+        return _samples(inputs, batch[1], further)
+    if pair:
+        return _samples(*batch)
+    if isinstance(batch, Tensor):
+        return _samples(batch)
+    raise ValueError(f"The batch is {_describe(batch)}. {_HOW}")
 
 
 _HOW = (
     "What can be read is a tensor, (inputs, labels), or a mapping with usual names; for anything "
     "else pass batch_to_inputs=, a function that returns (inputs, labels) or "
-    "(inputs, labels, additional_forward_args)."
+    "(inputs, labels, further arguments)."
 )
 
 
-def _read_mapping(batch: Mapping[str, Any], forward: Callable[..., Any]) -> tuple[Any, Any, Any]:
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [p for p in inspect.signature(forward).parameters.values() if p.kind in positional]
+def _samples(inputs: Any, labels: Any = None, further: Any = None) -> Samples:
+    named = isinstance(inputs, Mapping)
+    by_name = isinstance(further, Mapping)
+    positional = further if isinstance(further, tuple) else () if further is None else (further,)
+    if named and positional and not by_name:
+        raise ValueError(
+            "batch_to_inputs has returned inputs by name, but further arguments by position: "
+            "return these by name, too, in a mapping."
+        )
+    return Samples(
+        _tensors(tuple(inputs.values()) if named else inputs),
+        None if labels is None else torch.as_tensor(labels),
+        () if by_name else positional,
+        dict(further) if by_name else {},
+        tuple(inputs) if named else None,
+    )
+
+
+def _read_mapping(
+    batch: Mapping[str, Any], forward: Callable[..., Any]
+) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+    """Inputs, labels and further arguments of a batch whose keys are names of arguments."""
+    parameters = inspect.signature(forward).parameters.values()
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {p.name: p for p in parameters if p.kind in by_name}
     label_key = next((key for key in LABEL_KEYS if key in batch), None)
-    usual = [parameter.name for parameter in parameters[:1]] + list(INPUT_KEYS)
-    input_key = next((key for key in usual if key in batch and key != label_key), None)
-    if input_key is None:
+    first = next(iter(named), "")
+    usual = [k for k in dict.fromkeys((first, *INPUT_KEYS)) if k in batch and k != label_key]
+    taken = [key for key in usual if takes_all or key in named]
+    if not usual or not (taken or named):
         raise ValueError(f"No input was found in the batch, {_describe(batch)}. {_HOW}")
-    arguments = []
-    for parameter in parameters[1:]:
-        given = parameter.name in batch and parameter.name not in (input_key, label_key)
-        value = batch[parameter.name] if given else parameter.default
-        if value is inspect.Parameter.empty:
+    if taken:
+        inputs = {key: batch[key] for key in taken if _is_as_long(batch[key], batch[taken[0]])}
+    else:
+        inputs = {first: batch[usual[0]]}
+    further = {
+        key: value
+        for key, value in batch.items()
+        if key not in inputs and key != label_key and (takes_all or key in named)
+    }
+    for name, parameter in named.items():
+        if name in inputs or name in further or parameter.default is not parameter.empty:
+            continue
+        if name != label_key:
             raise ValueError(
-                f"The model's forward needs {parameter.name!r}, which the batch doesn't have: it "
-                f"is {_describe(batch)}. {_HOW}"
+                f"The model's forward needs {name!r}, which the batch doesn't have: it is "
+                f"{_describe(batch)}. {_HOW}"
             )
-        arguments.append((given, value))
-    # Defaults at the end need not be passed.
-    while arguments and not arguments[-1][0]:
-        arguments.pop()
-    labels = None if label_key is None else batch[label_key]
-    return batch[input_key], labels, tuple(value for _, value in arguments)
+        further[name] = batch[name]
+    return inputs, None if label_key is None else batch[label_key], further
+
+
+def _is_as_long(value: Any, first: Any) -> bool:
+    """Whether an input has a row for each sample, as the texts that CLIP chooses from have not."""
+    return not isinstance(value, Tensor) or value.shape[:1] == first.shape[:1]
 
 
 def _tensors(inputs: Any) -> tuple[Tensor, ...]:

@@ -38,10 +38,59 @@ def test_a_mapping_is_matched_with_the_signature():
     batch = UserDict(attention_mask=MASK, input_ids=IDS, labels=Y)
     samples = read_batch(batch, text)
     assert samples.inputs == (IDS,)
-    assert samples.additional_forward_args == (None, MASK)
+    assert samples.names == ("input_ids",)
+    assert samples.labels is Y
+    assert samples.additional_forward_args == ()
+    assert samples.additional_forward_kwargs == {"attention_mask": MASK}
     with_labels = read_batch((UserDict(input_ids=IDS), Y), text)
-    assert with_labels.additional_forward_args == ()
+    assert with_labels.additional_forward_kwargs == {}
     assert with_labels.labels is Y
+
+
+def test_a_forward_that_takes_the_whole_batch_gets_all_but_the_labels():
+    def text(**batch):
+        return batch
+
+    batch = {"attention_mask": MASK, "pixel_values": X, "input_ids": IDS, "labels": Y, "n": 3}
+    samples = read_batch(batch, text)
+    assert samples.names == ("pixel_values", "input_ids")
+    assert samples.inputs == (X, IDS)
+    assert samples.additional_forward_kwargs == {"attention_mask": MASK, "n": 3}
+    assert samples.run(text).keys() == batch.keys() - {"labels"}
+    moved = samples.select([1]).run(text)
+    assert moved["attention_mask"].shape == (1, 5)
+    assert moved["n"] == 3
+
+
+def test_labels_that_forward_needs_are_passed():
+    def text(input_ids, labels):
+        raise AssertionError
+
+    samples = read_batch({"input_ids": IDS, "labels": Y}, text)
+    assert samples.labels is Y
+    assert samples.additional_forward_kwargs == {"labels": Y}
+
+
+def test_inputs_without_a_row_for_each_sample_go_with_the_others():
+    def clip(pixel_values, input_ids, attention_mask):
+        raise AssertionError
+
+    batch = {"input_ids": IDS[:2], "pixel_values": X, "attention_mask": MASK[:2]}
+    samples = read_batch(batch, clip)
+    assert samples.names == ("pixel_values",)
+    assert set(samples.additional_forward_kwargs) == {"input_ids", "attention_mask"}
+
+
+def test_the_first_parameter_may_have_a_name_of_its_own():
+    samples = read_batch({"pixel_values": X, "labels": Y}, forward)
+    assert samples.names == ("x",)
+    assert samples.inputs == (X,)
+
+    def positional(*args):
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=r"keys \['labels', 'pixel_values'\].*batch_to_inputs"):
+        read_batch({"pixel_values": X, "labels": Y}, positional)
 
 
 def test_the_first_parameter_names_the_input():
@@ -74,19 +123,30 @@ def test_other_forms_are_refused_with_advice(batch, said):
         read_batch(batch, forward)
 
 
-def test_own_reading():
-    for result, arguments in (
-        ((X, Y), ()),
-        ((X, Y, MASK), (MASK,)),
-        ((X, Y, (MASK, 3)), (MASK, 3)),
-        ((X, Y, None), ()),
-    ):
-        assert (
-            read_batch(object(), forward, lambda _, r=result: r).additional_forward_args
-            == arguments
-        )
+@pytest.mark.parametrize(
+    ("result", "args", "kwargs", "names"),
+    [
+        ((X, Y), (), {}, None),
+        ((X, Y, MASK), (MASK,), {}, None),
+        ((X, Y, (MASK, 3)), (MASK, 3), {}, None),
+        ((X, Y, None), (), {}, None),
+        ((X, Y, {"mask": MASK}), (), {"mask": MASK}, None),
+        (({"a": X, "b": IDS}, Y, {"mask": MASK}), (), {"mask": MASK}, ("a", "b")),
+    ],
+    ids=["labels", "tensor", "tuple", "None", "mapping", "by name"],
+)
+def test_own_reading(result, args, kwargs, names):
+    samples = read_batch(object(), forward, lambda _: result)
+    assert samples.additional_forward_args == args
+    assert samples.additional_forward_kwargs == kwargs
+    assert samples.names == names
+
+
+def test_own_reading_that_returns_something_else():
     with pytest.raises(ValueError, match="batch_to_inputs must return"):
         read_batch(object(), forward, lambda _: (X,))
+    with pytest.raises(ValueError, match="return these by name, too"):
+        read_batch(object(), forward, lambda _: ({"x": X}, Y, (MASK,)))
 
 
 def test_selecting_copies_what_belongs_to_the_samples():
