@@ -102,3 +102,15 @@ def constant_product(operation: Operation, value: Value, share: Tensor) -> Tenso
     if part is None:
         raise unsupported(operation, "the product does not depend on its operand")
     return part
+
+
+def inner_product(operation: Operation, share: Tensor) -> list[Tensor]:
+    """The share of each sum of products, spread evenly over the features that it sums over."""
+    ones = [
+        torch.ones(value.shape, dtype=share.dtype, device=share.device)
+        for _, value in operation.traced()
+    ]
+    with torch.no_grad():
+        terms = operation.replay(ones)[0]
+    parts = transposed(operation, ones, [share / terms])
+    return [part for part in parts if part is not None]

@@ -5,16 +5,26 @@ rearrangements move it, attention hands it from queries to keys, and at a residu
 skip and the attention branch both get it whole: the row of the papers' ``(I + A_L) ... (I + A_1)``.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.flat import constant_product, flat, receptive_field, summed
+from captum_transformer.rules.flat import (
+    constant_product,
+    flat,
+    inner_product,
+    receptive_field,
+    summed,
+)
 from captum_transformer.rules.propagate import propagate, rearranged, transposed, unsupported
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.layout import sums_over_features
 from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.tape import Operation, Tape, Value
@@ -104,11 +114,21 @@ class TokenFlow:
             return [share.flatten(len(traced[0][0].size)).sum(-1)]
         if len(traced) == 1:
             return [self._token_wise(operation, share)]
+        if len(traced) == 2 and sums_over_features(operation):
+            return self._inner_product(operation, share)
         raise unsupported(
             operation,
             "it mixes several signals, and which of their tokens it ties is not known "
             "(attention must be a softmax over keys applied to values)",
         )
+
+    def _inner_product(self, operation: Operation, share: Tensor) -> list[Tensor | None]:
+        """How similar two signals are, such as an image and a text, each from its own tower."""
+        (_, a), (_, b) = operation.traced()
+        return [
+            part * whole if whole else None
+            for part, whole in zip(inner_product(operation, share), self._due(a, b), strict=True)
+        ]
 
     def _token_wise(self, operation: Operation, share: Tensor) -> Tensor:
         ((operand, value),) = operation.traced()
@@ -161,22 +181,47 @@ class TokenFlow:
         ]
 
     def _divided(self, a: Value, b: Value, share: Tensor) -> list[Tensor | None]:
-        attends = [bool(a.attention & ~b.attention), bool(b.attention & ~a.attention)]
-        skips = [b.descends_from(a.origin), a.descends_from(b.origin)]
-        if not any(attends) and not any(skips):
-            return [share / 2, share / 2]
-        branches = [
-            a.attention & ~b.attention & self._active,
-            b.attention & ~a.attention & self._active,
-        ]
-        if not self._skip:
-            for this, other in ((0, 1), (1, 0)):
-                skips[this] = skips[this] and not branches[other]
         if self._row_sums is not None:
-            for value, layers, other in ((a, branches[0], skips[1]), (b, branches[1], skips[0])):
-                if layers and other:
-                    share = share / (1 + self._row_sums_at(value, layers, share))
-        return [share if attends[i] or skips[i] else None for i in (0, 1)]
+            for this, other in ((a, b), (b, a)):
+                layers = this.attention & ~other.attention & self._active
+                if layers and this.descends_from(other.origin):
+                    share = share / (1 + self._row_sums_at(this, layers, share))
+        return [share * whole if whole else None for whole in self._due(a, b)]
+
+    def _due(self, a: Value, b: Value) -> list[float]:
+        """Which part of a share each of two signals gets.
+
+        A skip and the attention beside it get it whole, and so does each of two towers: a signal
+        with attention, or beside it one from an input, that the other knows nothing of. Signals
+        without any of these are halves of one token.
+        """
+        pairs = ((a, b), (b, a))
+        if not any(
+            this.attention & ~other.attention or other.descends_from(this.origin)
+            for this, other in pairs
+        ):
+            return [0.5, 0.5]
+        due = []
+        for this, other in pairs:
+            bypassed = other.attention & ~this.attention & self._active
+            own = this.attention & ~other.attention
+            if bypassed and not own & self._active and not self._skip:
+                due.append(0.0)
+            else:
+                towers = own or self._sources(this) & ~self._sources(other)
+                due.append(float(bool(towers or other.descends_from(this.origin))))
+        return due
+
+    def _sources(self, value: Value) -> int:
+        """Bit set of the inputs that a value was made from."""
+        return (value.ancestors | 1 << value.index) & self._inputs
+
+    @cached_property
+    def _inputs(self) -> int:
+        values = (v for operation in self._tape.operations for _, v in operation.traced())
+        return functools.reduce(
+            operator.or_, (1 << value.index for value in values if value.operation is None), 0
+        )
 
     def _refuse_mixtures(self, operation: Operation, shares: list[Tensor | None]) -> None:
         """A branch beside a skip must not tie tokens in a way that goes unnoticed."""

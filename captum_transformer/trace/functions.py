@@ -119,7 +119,7 @@ class Function:
         kind: what it is.
         call: an out-of-place callable with the same arguments, for replaying it on other tensors.
         inplace: whether it writes into its first argument.
-        body: for a Python composite, its body without its own dispatch to the trace.
+        body: for a composite, what it does, without its own dispatch to the trace.
     """
 
     name: str
@@ -169,6 +169,10 @@ def _body(function: types.FunctionType) -> types.FunctionType:
     return body
 
 
+def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    return (F.normalize(x1, dim=dim, eps=eps) * F.normalize(x2, dim=dim, eps=eps)).sum(dim)
+
+
 @cache
 def describe(function: Callable[..., Any]) -> Function:
     """Looks a torch function up in the table, by its bare name.
@@ -191,6 +195,8 @@ def describe(function: Callable[..., Any]) -> Function:
     inplace = writes or raw in _IN_PLACE_OPERATORS or raw in ("__setitem__", "copy_")
     if function in _COMPOSITES and isinstance(function, types.FunctionType):
         return Function(name, kind, function, body=_body(function))
+    if function is torch.cosine_similarity:
+        return Function(name, kind, function, body=_cosine_similarity)
     call: Callable[..., Any] = function
     if inplace:
         call = _out_of_place(name, function)

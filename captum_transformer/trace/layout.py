@@ -32,7 +32,7 @@ def lay_out(operation: Operation) -> None:
     views = _views(operation, traced)
     for output, view in zip(operation.outputs, views, strict=True):
         if output is not None:
-            _carry(operation, traced, output, view)
+            _carry(operation, output, view)
             output.mixtures = _mixtures(operation, traced)
     first = operation.outputs[0]
     if first is None:
@@ -68,18 +68,36 @@ def _views(operation: Operation, traced: list[Value]) -> list[Tensor | None]:
     return views if same else none
 
 
-def _carry(operation: Operation, traced: list[Value], output: Value, view: Tensor | None) -> None:
-    for source in traced:
+def _carry(operation: Operation, output: Value, view: Tensor | None) -> None:
+    for operand, source in operation.traced():
         samples, keys = source.samples, source.keys
         if output.samples is None and samples is not None:
-            output.samples = _carried(operation, source, samples, output, view)
+            output.samples = _carried(operation, operand, samples, output, view)
+            if output.samples is None and operation.kind is Kind.SHAPE:
+                output.samples = _looked_up(operation, source, output)
         if output.keys is None and keys is not None:
-            output.keys = _carried(operation, source, keys, output, view)
+            output.keys = _carried(operation, operand, keys, output, view)
         if not output.features and view is not None:
             output.features = tuple(p for f in source.features for p in f.pieces_in_view(view))
         elif not output.features:
-            kept = [_kept(operation, source, f, output) for f in source.features]
+            kept = [_kept(operation, operand, f, output) for f in source.features]
             output.features = tuple(f for f in kept if f is not None)
+
+
+def _looked_up(operation: Operation, source: Value, output: Value) -> Axis | None:
+    """Where the samples went in an operation that rearranges by indices, as its entries tell."""
+    one_to_one = len(operation.traced()) == len(operation.outputs) == 1
+    if source.samples is None or not one_to_one or operation.name in _REARRANGED_WHOLE:
+        return None
+    count, shape = source.samples.size, output.shape
+    if shape.numel() < count:
+        return None
+    device = next(o.device for o, _ in operation.traced())
+    numbers = torch.arange(1.0, count + 1, device=device)
+    with torch.no_grad():
+        (found,) = operation.replay([source.samples.spread(numbers, source.shape)])
+    axes = (Axis.of(shape, dim, count) for dim, n in enumerate(shape) if n and n % count == 0)
+    return next((axis for axis in axes if torch.equal(axis.spread(numbers, shape), found)), None)
 
 
 def _softmax_axis(operation: Operation, output: Value) -> Axis | None:
@@ -88,21 +106,21 @@ def _softmax_axis(operation: Operation, output: Value) -> Axis | None:
 
 
 def _carried(
-    operation: Operation, source: Value, axis: Axis, output: Value, view: Tensor | None
+    operation: Operation, source: Operand, axis: Axis, output: Value, view: Tensor | None
 ) -> Axis | None:
-    if axis.size == 1 and axis == source.samples:
+    if axis.size == 1 and source.value is not None and axis == source.value.samples:
         return Axis(1, 1, output.shape.numel())
     return _kept(operation, source, axis, output) if view is None else axis.in_view(view)
 
 
-def _kept(operation: Operation, source: Value, axis: Axis, output: Value) -> Axis | None:
-    before, after = source.shape, output.shape
+def _kept(operation: Operation, source: Operand, axis: Axis, output: Value) -> Axis | None:
+    before, after = source.size, output.shape
     dim = axis.dim(before)
     if dim is None:
         return None
     contracted = _contracted(operation, source)
     # An axis of length one could be any dimension of length one.
-    if contracted is not None and (dim == contracted or axis.size == before[contracted] == 1):
+    if any(dim == gone or axis.size == before[gone] == 1 for gone in contracted):
         return None
     moved: int | None = None
     if operation.name == "einsum":
@@ -125,17 +143,32 @@ def _kept(operation: Operation, source: Value, axis: Axis, output: Value) -> Axi
     return axis.kept(before, after)
 
 
-def _contracted(operation: Operation, source: Value) -> int | None:
-    """The dimension of an operand that a product sums away."""
-    last = len(source.shape) - 1
+def sums_over_features(operation: Operation) -> bool:
+    """Whether it multiplies two signals and sums over their features, and over nothing else."""
+    if operation.kind not in (Kind.MATMUL, Kind.LINEAR) or len(operation.operands) != 2:
+        return False
+    for operand, value in operation.traced():
+        gone = _contracted(operation, operand)
+        if not gone or any(Axis.of(value.shape, dim) not in value.features for dim in gone):
+            return False
+    return len(operation.traced()) == 2
+
+
+def _contracted(operation: Operation, operand: Operand) -> list[int]:
+    """The dimensions of an operand that a product sums away."""
+    last = len(operand.size) - 1
     if operation.kind is Kind.LINEAR:
-        return last
+        return [last]
     if operation.kind is Kind.CONV:
-        return 1
-    if operation.kind is Kind.MATMUL and operation.name != "einsum":
-        is_left = operation.operands[-2].value is source
-        return last if is_left else max(last - 1, 0)
-    return None
+        return [1]
+    if operation.name == "einsum":
+        terms, out = _einsum_terms(operation)
+        letters = next((letters for o, letters in terms if o is operand), "")
+        return [dim for dim, letter in enumerate(letters) if letter not in out]
+    if operation.kind is Kind.MATMUL:
+        is_left = operation.operands[-2] is operand
+        return [last if is_left else max(last - 1, 0)]
+    return []
 
 
 def _argument(operation: Operation, place: int, name: str, default: Any) -> Any:
@@ -144,14 +177,19 @@ def _argument(operation: Operation, place: int, name: str, default: Any) -> Any:
     return operation.args[place] if len(operation.args) > place else default
 
 
-def _through_einsum(operation: Operation, source: Value, dim: int) -> int | None:
-    equation = operation.args[0]
+def _einsum_terms(operation: Operation) -> tuple[list[tuple[Operand, str]], str]:
+    """Each operand with the letters of its dimensions, and those of the output."""
+    equation, *flat = operation.args
     if not isinstance(equation, str) or "." in equation or "->" not in equation:
-        return None
+        return [], ""
     left, _, out = equation.replace(" ", "").partition("->")
-    flat = operation.args[1:]
     operands = flat[0] if len(flat) == 1 and isinstance(flat[0], (list, tuple)) else flat
-    for term, operand in zip(left.split(","), operands, strict=True):
-        if isinstance(operand, Operand) and operand.value is source and term[dim] in out:
-            return out.index(term[dim])
+    return list(zip(operands, left.split(","), strict=True)), out
+
+
+def _through_einsum(operation: Operation, source: Operand, dim: int) -> int | None:
+    terms, out = _einsum_terms(operation)
+    for operand, letters in terms:
+        if operand is source and letters[dim] in out:
+            return out.index(letters[dim])
     return None

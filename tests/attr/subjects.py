@@ -65,14 +65,14 @@ class Subject:
     Attributes:
         model: what is explained.
         inputs: as given to ``attribute``: a tensor or a tuple.
-        target: one class per sample.
+        target: one class, or tuple of indices, per sample; None for one score per sample.
         extra: additional forward arguments.
         tokens: how many tokens come from each input.
     """
 
     model: Any
     inputs: Any
-    target: list[int]
+    target: Any
     extra: Any = None
     tokens: tuple[int, ...] = ()
 
@@ -89,7 +89,8 @@ class Subject:
     def samples(self, indices: list[int]) -> "Subject":
         """The same for some of the samples."""
         chosen = self.map(lambda t: t[indices])
-        return replace(chosen, target=[self.target[i] for i in indices])
+        target = self.target and [self.target[i] for i in indices]
+        return replace(chosen, target=target)
 
     def to(self, where: Any) -> "Subject":
         """Model and floating point tensors in another precision, or all on another device."""
@@ -115,6 +116,8 @@ def with_random_weights(model: nn.Module, seed: int = 0) -> nn.Module:
     """Weights, biases and embeddings large enough for every part to matter."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
+        if parameter.ndim == 0:
+            continue  # a temperature
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         if parameter.ndim == 1 and name.endswith("weight"):
             noise = 1 + 0.2 * noise

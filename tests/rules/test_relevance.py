@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.linear import positive_part
 from captum_transformer.rules.propagate import propagate
 from captum_transformer.rules.relevance import KEEP, relevance_rule
@@ -79,6 +80,12 @@ def test_additions_are_normalised_sample_by_sample():
         torch.testing.assert_close(right[i], expected_b, rtol=1e-5, atol=1e-6)
 
 
+def picked(x: Tensor) -> Tensor:
+    """All tokens of all samples in one row, picked by their indices."""
+    sample, token = torch.ones(x.shape[:2]).nonzero(as_tuple=True)
+    return x[sample, token.flip(0)]
+
+
 @pytest.mark.parametrize(
     "layout",
     [
@@ -86,8 +93,9 @@ def test_additions_are_normalised_sample_by_sample():
         lambda x: (x.transpose(0, 1) + x.flip(-1).transpose(0, 1)).transpose(0, 1),
         lambda x: (x.flatten(0, 1) + x.flip(-1).flatten(0, 1)).unflatten(0, x.shape[:2]),
         lambda x: (x.permute(1, 2, 0) + x.flip(-1).permute(1, 2, 0)).permute(2, 0, 1),
+        lambda x: picked(x).add(picked(x).flip(-1)).unflatten(0, x.shape[:2]),
     ],
-    ids=["samples first", "samples second", "merged with tokens", "samples last"],
+    ids=["samples first", "samples second", "merged with tokens", "samples last", "picked"],
 )
 def test_samples_are_told_apart_in_any_layout(layout):
     x, relevance = doubles(3, 4, 5), doubles(3, 4, 5)
@@ -95,6 +103,13 @@ def test_samples_are_told_apart_in_any_layout(layout):
     for i in range(3):
         (alone,) = propagated(layout, x[i : i + 1], relevance=relevance[i : i + 1])
         torch.testing.assert_close(result[i : i + 1], alone)
+
+
+def test_samples_that_are_picked_in_unequal_parts_are_refused():
+    x = doubles(2, 4, 5)
+    kept = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    with pytest.raises(UnsupportedOperationError, match="Explain the samples one by one"):
+        propagated(lambda x: x[kept] + x[kept].flip(-1), x, relevance=doubles(4, 5))
 
 
 def test_the_share_of_a_parameter_is_dropped():

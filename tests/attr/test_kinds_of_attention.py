@@ -1,0 +1,164 @@
+"""Models that attend between image and text, source and target, or only to the past."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from captum_transformer.errors import InvalidTargetError
+from tests.attr.kinds_of_attention import (
+    FUSED,
+    KINDS,
+    attributed,
+    attributed_tokens,
+    subject,
+)
+from tests.attr.subjects import (
+    INPUT_METHODS,
+    LENGTHS,
+    MAGNIFY_ROUNDING,
+    METHODS,
+    as_tuple,
+    assert_close,
+    mask,
+)
+
+# These show the map of one attention call; an input that is none of its keys gets nothing.
+ONE_CALL = frozenset(m for m in METHODS if m.startswith(("RawA", "AttentionG", "Partial")))
+# Scaled by the whole map, in which padding tokens have rows of their own.
+UNPADDABLE = "AttentionGradCam, map"
+# An input value's relevance is shared by all tokens that were made from it, and those of DETR's
+# backbone overlap: relevance of pixels that a token looks at is also its neighbours'.
+OVERLAPPING = frozenset(m for m in INPUT_METHODS if m != "full LRP")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _masks_in_double() -> Iterator[None]:
+    """Transformers 4 makes masks in the default precision, but of the smallest float64 number."""
+    before = torch.get_default_dtype()
+    if transformers.__version__.startswith("4."):
+        torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", KINDS)
+def test_says_something_of_every_input(name: str, method: str) -> None:
+    given = as_tuple(subject(name).inputs)
+    attributions = attributed(name, method)
+
+    for attribution, tensor in zip(attributions, given, strict=True):
+        assert attribution.shape == tensor.shape
+        assert attribution.dtype == torch.float64
+        assert attribution.isfinite().all()
+    if method not in ONE_CALL:
+        assert all(attribution.any() for attribution in attributions)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", KINDS)
+def test_tokens_get_what_their_values_get(name: str, method: str) -> None:
+    tokens = attributed_tokens(name, method)
+
+    assert [t.shape for t in tokens] == [(3, count) for count in subject(name).tokens]
+    for of_tokens, of_input in zip(tokens, attributed(name, method), strict=True):
+        assert_close(of_tokens.sum(1), of_input.flatten(1).sum(1), 1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", KINDS)
+def test_batch_equals_one_by_one(name: str, method: str) -> None:
+    for i in (0, 2):
+        if name == "ViLT" and method == UNPADDABLE and i == 2:
+            continue  # alone, it is given no patches of padding
+        alone = as_tuple(subject(name).samples([i]).attribute(METHODS[method]))
+
+        assert_close(alone, tuple(a[[i]] for a in attributed(name, method)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", FUSED)
+def test_sdpa_equals_eager(name: str, method: str) -> None:
+    # Their eager softmax runs in float32 whatever the model's precision, and LRP divides by sums
+    # that nearly cancel.
+    rounding = 1e-3 if method in MAGNIFY_ROUNDING else 1e-5
+    double = 1e-6 if method in MAGNIFY_ROUNDING else 1e-9
+    tolerance = double if KINDS[name].in_double else rounding
+
+    assert_close(attributed(name, method), attributed(name, method, "eager"), tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        (name, method)
+        for name in KINDS
+        for method in METHODS
+        if KINDS[name].kept and not (name == "DETR" and method in OVERLAPPING)
+    ],
+)
+def test_padding_gets_exactly_nothing(name: str, method: str) -> None:
+    for place, kept in KINDS[name].kept.items():
+        assert not attributed_tokens(name, method)[place][kept() == 0].any()
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != UNPADDABLE])
+@pytest.mark.parametrize("name", [name for name in KINDS if KINDS[name].kept.get(0) is mask])
+def test_padded_text_equals_unpadded(name: str, method: str) -> None:
+    padded = attributed(name, method)
+    for i, length in enumerate(LENGTHS):
+        one = subject(name).samples([i])
+        ids, *others = as_tuple(one.inputs)
+        of_text, *masks = one.extra
+        cut: Any = (ids[:, :length], *others) if others else ids[:, :length]
+        whole = replace(one, inputs=cut, extra=(of_text[:, :length], *masks))
+        text, *rest = as_tuple(whole.attribute(METHODS[method]))
+
+        assert_close(padded[0][[i], :length], text, 1e-6)
+        assert_close(tuple(p[[i]] for p in padded[1:]), tuple(rest), 1e-6)
+
+
+ONE_CLASS = ("LXMERT", "ViLT", "VisualBERT", "BLIP, matching")
+ONE_SCORE = ("BLIP, contrast", "CLIP", "SigLIP")
+STEPWISE = [name for name in KINDS if name not in (*ONE_CLASS, *ONE_SCORE)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", STEPWISE)
+def test_one_tuple_for_all_samples(name: str, method: str) -> None:
+    """(position, token), or (query, class)."""
+    given = subject(name)
+
+    for one in ((1, 3), (0, 0)):
+        assert_close(
+            given.attribute(METHODS[method], target=one),
+            given.attribute(METHODS[method], target=[one] * 3),
+            relative=0,
+        )
+
+
+@pytest.mark.parametrize("name", STEPWISE)
+def test_one_index_alone_asks_for_a_tuple(name: str) -> None:
+    for target in (1, [1, 2, 3]):
+        with pytest.raises(InvalidTargetError, match=r"tuples? of indices"):
+            subject(name).attribute(METHODS["GenericAttentionRelevance"], target=target)
+
+
+@pytest.mark.parametrize("name", ONE_SCORE)
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_may_be_a_column(name: str, method: str) -> None:
+    given = subject(name)
+    as_column = replace(given, model=lambda *args: given.model(*args)[:, None])
+
+    assert_close(as_column.attribute(METHODS[method]), attributed(name, method))
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "Llama", "BART"])
+def test_the_future_gets_nothing(name: str) -> None:
+    for method in METHODS.values():
+        written = as_tuple(subject(name).attribute(method, target=(1, 5)))[-1]
+        assert not written[:, 2:].any()
