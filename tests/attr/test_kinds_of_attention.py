@@ -106,8 +106,25 @@ def test_padding_gets_exactly_nothing(name: str, method: str) -> None:
         assert not attributed_tokens(name, method)[place][kept() == 0].any()
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != UNPADDABLE])
-@pytest.mark.parametrize("name", [name for name in KINDS if KINDS[name].kept.get(0) is mask])
+def _padded() -> list[Any]:
+    transposed = pytest.mark.xfail(
+        reason="R_qq^T A counts the image that padding attends to: it has no gradient to tell"
+    )
+    return [
+        pytest.param(
+            name,
+            method,
+            marks=transposed
+            if name in ("LXMERT", "BLIP, matching") and method == "AttentionRollout"
+            else (),
+        )
+        for name in KINDS
+        for method in METHODS
+        if KINDS[name].kept.get(0) is mask and method != UNPADDABLE
+    ]
+
+
+@pytest.mark.parametrize(("name", "method"), _padded())
 def test_padded_text_equals_unpadded(name: str, method: str) -> None:
     padded = attributed(name, method)
     for i, length in enumerate(LENGTHS):
