@@ -191,7 +191,7 @@ def _run(
 ) -> Any:
     try:
         return arguments.call(forward_func, entered)
-    except ExplanationError:
+    except (ExplanationError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         arguments.refuse_unrepeated(error)
