@@ -13,7 +13,7 @@ from captum_transformer import (
 )
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow import KEEP, TokenFlow
-from captum_transformer.trace import traced_forward
+from captum_transformer.trace import Arguments, traced_forward
 
 WIDTH, BATCH = 8, 3
 
@@ -110,7 +110,7 @@ def test_signals_without_attention_of_their_own_get_half_each(towers, inputs):
 
 def shares_at(score, inputs, at) -> list[float]:
     """How much of a share of one the operands of the last chosen operation get."""
-    with traced_forward(score, inputs, keep=KEEP) as forward:
+    with traced_forward(score, Arguments(inputs), keep=KEEP) as forward:
         output = forward.tape.find(forward.output)
         operation = [o for o in forward.tape.operations if at(o)][-1]
         values = [value for _, value in operation.traced()]
