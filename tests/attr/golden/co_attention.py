@@ -305,4 +305,4 @@ def _shares_of_words(rows: Tensor) -> Tensor:
 # padded tokens are zero, divided by zero. What the unpadded sample gives is expected instead.
 NOT_REPRODUCED = {("bart_iccv21", "padded_official.ours.normTrue")}
 
-GOLDEN = (*_lxmert(), *_visualbert(), *_detr(), *_bart())
+GOLDEN = (*_lxmert(), *_visualbert(), *_detr(), *_bart(), *_clip())
