@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from captum_transformer import (
     AttentionGradCam,
     AttentionRollout,
+    AttnLRP,
     ConservativeLRP,
     GenericAttentionRelevance,
     PartialLRP,
@@ -36,6 +37,7 @@ METHODS = {
     "TransformerAttribution": TransformerAttribution,
     "GenericAttentionRelevance": GenericAttentionRelevance,
     "ConservativeLRP": ConservativeLRP,
+    "AttnLRP": AttnLRP,
     "AttentionGradCam": AttentionGradCam,
     "PartialLRP": PartialLRP,
     "Full LRP": partial(TransformerAttribution, propagate_to_input=True),

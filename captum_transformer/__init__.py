@@ -3,6 +3,7 @@
 from captum_transformer.attr import (
     AttentionGradCam,
     AttentionRollout,
+    AttnLRP,
     ConservativeLRP,
     GenericAttentionRelevance,
     PartialLRP,
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionGradCam",
     "AttentionRollout",
+    "AttnLRP",
     "ConservativeLRP",
     "Contrast",
     "GenericAttentionRelevance",

@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from captum_transformer import (
     AttentionGradCam,
     AttentionRollout,
+    AttnLRP,
     ConservativeLRP,
     GenericAttentionRelevance,
     PartialLRP,
@@ -48,6 +49,7 @@ METHODS: dict[str, Callable[[nn.Module], Attribution]] = {
     "TransformerAttribution": TransformerAttribution,
     "GenericAttentionRelevance": GenericAttentionRelevance,
     "ConservativeLRP": ConservativeLRP,
+    "AttnLRP": AttnLRP,
     "AttentionGradCam": AttentionGradCam,
     "PartialLRP": PartialLRP,
     "Full LRP": partial(TransformerAttribution, propagate_to_input=True),

@@ -2,6 +2,7 @@
 
 from captum_transformer.attr.attention_grad_cam import AttentionGradCam
 from captum_transformer.attr.attention_rollout import AttentionRollout
+from captum_transformer.attr.attn_lrp import AttnLRP
 from captum_transformer.attr.conservative_lrp import ConservativeLRP
 from captum_transformer.attr.generic_attention_relevance import GenericAttentionRelevance
 from captum_transformer.attr.partial_lrp import PartialLRP
@@ -12,6 +13,7 @@ from captum_transformer.attr.transformer_method import TransformerMethod
 __all__ = [
     "AttentionGradCam",
     "AttentionRollout",
+    "AttnLRP",
     "ConservativeLRP",
     "GenericAttentionRelevance",
     "PartialLRP",

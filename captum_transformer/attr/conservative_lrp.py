@@ -6,23 +6,22 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from captum_transformer.attr.transformer_method import TransformerMethod, logged
+from captum_transformer.attr.gradient_times_input import GradientTimesInput
+from captum_transformer.attr.transformer_method import logged
 from captum_transformer.errors import InvalidInputError
-from captum_transformer.rules.flow import TokenFlow
-from captum_transformer.rules.gradient import ConservativeRule, Gamma
+from captum_transformer.rules.gamma import Gamma
+from captum_transformer.rules.gradient import ConservativeRule
 from captum_transformer.trace.arguments import Arguments, Inputs
 from captum_transformer.trace.forward import TracedForward, traced_forward
-from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.mode import ForwardRule
 from captum_transformer.trace.numeric import accumulation_dtype
-from captum_transformer.trace.tape import Operation, Value
 from captum_transformer.trace.target import Target
 from captum_transformer.trace.tokens import projections_of
 
 _NO_GAMMAS: Mapping[int, Gamma] = {}
 
 
-class ConservativeLRP(TransformerMethod):
+class ConservativeLRP(GradientTimesInput):
     r"""Gradient x input with attention and normalisation held constant: LRP-AH and LRP-LN.
 
     The relevance of the inputs is :math:`R_i = x_i \cdot \partial f_c / \partial x_i`, where the
@@ -170,6 +169,10 @@ class ConservativeLRP(TransformerMethod):
         total = sum(m.to(dtype).flatten(1).sum(1) for m in maps)
         return torch.as_tensor(total - output.to(dtype))
 
+    @property
+    def _needs_attention(self) -> bool:
+        return self.attention_rule
+
     def _forward_rule(self, arguments: Arguments[Any]) -> ForwardRule:
         rule = self._rule(_NO_GAMMAS)
         gammas = [self.gamma] if isinstance(self.gamma, (int, float)) else list(self.gamma)
@@ -200,51 +203,3 @@ class ConservativeLRP(TransformerMethod):
             for operation in out_of:
                 rules[operation.index] = Gamma(gamma, keeps_output=self.gamma_keeps_output)
         return rules
-
-    def _relevance(
-        self, forward: TracedForward, target: Any, wanted: Sequence[Value]
-    ) -> dict[Value, Tensor]:
-        if self.attention_rule:
-            forward.require_attention()
-        selected, _ = forward.select(target)
-        at_inputs = self._gradient_times_input(forward, selected)
-        if all(value in at_inputs for value in wanted):
-            return at_inputs
-        return {
-            value: at_inputs[source]
-            if value is source
-            else TokenFlow(forward.tape, {}).gathered(value, source, at_inputs[source])
-            for value, source in zip(wanted, forward.values, strict=True)
-        }
-
-    def _gradient_times_input(
-        self, forward: TracedForward, selected: Tensor
-    ) -> dict[Value, Tensor]:
-        lookups = [o for o in forward.tape.operations if o.kind is Kind.EMBEDDING]
-        points = [edge for edge in forward.edges if edge is not None]
-        points += [operation.edge for operation in lookups if operation.edge is not None]
-        gradients = forward.gradients(selected, points)
-        relevance: dict[Value, Tensor] = {}
-        for value, tensor, edge in zip(forward.values, forward.inputs, forward.edges, strict=True):
-            if edge is None:
-                continue
-            dtype = accumulation_dtype(tensor.dtype)
-            gradient = gradients.pop(0)
-            slope = torch.zeros_like(tensor) if gradient is None else gradient
-            relevance[value] = tensor.detach().to(dtype) * slope.to(dtype)
-        seeds: dict[Value, Tensor] = {}
-        for operation, gradient in zip(lookups, gradients, strict=True):
-            if gradient is not None:
-                seeds |= _embedded(operation, gradient)
-        ids = [value for value in forward.values if value.holds_ids]
-        if ids and seeds:
-            relevance |= TokenFlow(forward.tape, {})(seeds, ids)
-        return relevance
-
-
-def _embedded(operation: Operation, gradient: Tensor) -> dict[Value, Tensor]:
-    output, result = operation.outputs[0], operation.result
-    if output is None or result is None:
-        raise RuntimeError("the output of an embedding is always kept")
-    dtype = accumulation_dtype(gradient.dtype)
-    return {output: result.tensor.to(dtype) * gradient.to(dtype)}

@@ -1,8 +1,10 @@
 """What each operation does in the three backward passes: gradient, relevance, token flow."""
 
 from captum_transformer.rules.attention import attention_relevance
+from captum_transformer.rules.attn_lrp import attn_lrp_rule
 from captum_transformer.rules.flow import TokenFlow, attend_with
-from captum_transformer.rules.gradient import ConservativeRule, Gamma
+from captum_transformer.rules.gamma import Gamma
+from captum_transformer.rules.gradient import ConservativeRule
 from captum_transformer.rules.propagate import propagate
 from captum_transformer.rules.relevance import relevance_rule
 
@@ -12,6 +14,7 @@ __all__ = [
     "TokenFlow",
     "attend_with",
     "attention_relevance",
+    "attn_lrp_rule",
     "propagate",
     "relevance_rule",
 ]

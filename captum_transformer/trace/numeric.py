@@ -16,8 +16,8 @@ def in_full(operand: Operand) -> Tensor:
     return operand.tensor.to(accumulation_dtype(operand.dtype))
 
 
-def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """``numerator / denominator``, stabilised as in the CVPR 2021 code; zero for a zero below."""
-    stable = denominator + 1e-9
-    stable = torch.where(stable == 0, torch.full_like(stable, 1e-9), stable)
-    return torch.where(denominator == 0, torch.zeros_like(stable), numerator / stable)
+def ratio(numerator: Tensor, denominator: Tensor, epsilon: float | Tensor = 1e-9) -> Tensor:
+    """``numerator / denominator``, stabilised as in the authors' code; zero for a zero below."""
+    stable = denominator + epsilon
+    stable = torch.where(stable == 0, epsilon, stable)
+    return torch.where(denominator == 0, 0.0, numerator / stable)

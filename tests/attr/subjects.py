@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from captum_transformer import (
     AttentionGradCam,
     AttentionRollout,
+    AttnLRP,
     ConservativeLRP,
     GenericAttentionRelevance,
     PartialLRP,
@@ -43,6 +44,7 @@ FLOW_METHODS: dict[str, Method] = {
 # Relevance of each input value.
 INPUT_METHODS: dict[str, Method] = {
     "full LRP": partial(TransformerAttribution, propagate_to_input=True),
+    "AttnLRP": AttnLRP,
     "ConservativeLRP": ConservativeLRP,
     "ConservativeLRP, gamma": partial(ConservativeLRP, gamma=0.1),
     "ConservativeLRP, held mean": partial(ConservativeLRP, hold_mean=True),

@@ -17,11 +17,11 @@ def test_each_method_is_timed_at_each_batch_size(tmp_path, monkeypatch, capsys):
 
     written = json.loads(out.read_text())
     assert written["setting"]["model"] == "test_vit"
-    assert len(written["results"]) == 2 * 9
+    assert len(written["results"]) == 2 * 10
     assert all(result["seconds_per_image"] > 0 for result in written["results"])
     (reference,) = {r["ratio"] for r in written["results"] if r["method"] == "forward + backward"}
     assert reference == 1
 
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len(table) == 2 + 9
+    assert len(table) == 2 + 10
     assert {line.count("|") for line in table} == {6}

@@ -14,6 +14,7 @@ METHODS = [
     "TransformerAttribution",
     "GenericAttentionRelevance",
     "ConservativeLRP",
+    "AttnLRP",
     "AttentionGradCam",
     "PartialLRP",
     "Full LRP",

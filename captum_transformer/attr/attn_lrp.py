@@ -1,0 +1,51 @@
+"""Achtibat et al. (ICML 2024): AttnLRP."""
+
+from typing import Any
+
+from captum_transformer.attr.gradient_times_input import GradientTimesInput
+from captum_transformer.rules.attn_lrp import attn_lrp_rule
+from captum_transformer.trace.arguments import Arguments
+from captum_transformer.trace.mode import ForwardRule
+
+
+class AttnLRP(GradientTimesInput):
+    r"""Layer-wise relevance propagation with rules for attention, as a modified gradient.
+
+    The relevance of the inputs is :math:`R_i = x_i \cdot \partial f_c / \partial x_i`, where the
+    gradient is changed at
+
+    - products of two signals, :math:`Q K^\top`, :math:`A V` and the gates of an MLP: each factor
+      gets half (the uniform rule); the softmax keeps its own gradient, which is its first-order
+      Taylor expansion with a bias term;
+    - activations: the slope is :math:`f(x) / x` (the identity rule), also of those written in
+      Python as ``x * gate(x)``;
+    - LayerNorm and RMSNorm, fused or written in Python: what divides the signal is a constant (the
+      subtracted mean is not).
+
+    Linear maps, residual connections and rotary embeddings keep their gradient, which is LRP-0.
+    Unlike in ``ConservativeLRP`` queries and keys take part. Biases, also those of the softmax's
+    expansion, absorb relevance: the sum is not the score, and there is no convergence delta. It
+    costs one forward and one backward pass.
+
+    The results are those of the authors' package ``lxt`` for language models. For vision
+    Transformers the paper adds LRP-gamma in linear layers and convolutions, which is not done here.
+
+    Args:
+        forward_func: the model or any callable that runs one.
+
+    Reference:
+        `AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers
+        <https://arxiv.org/abs/2402.05602>`_.
+
+    Example:
+        >>> import timm, torch
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> AttnLRP(model).attribute(images, target=3).shape
+        torch.Size([2, 3, 32, 32])
+        >>> AttnLRP(model).attribute_tokens(images, target=3).shape
+        torch.Size([2, 4])
+    """
+
+    def _forward_rule(self, arguments: Arguments[Any]) -> ForwardRule:  # noqa: ARG002
+        return attn_lrp_rule

@@ -1,0 +1,76 @@
+"""What the methods share whose relevance is gradient x input under some rule."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer.attr.transformer_method import TransformerMethod
+from captum_transformer.rules.flow import TokenFlow
+from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.numeric import accumulation_dtype
+from captum_transformer.trace.tape import Operation, Value
+
+
+class GradientTimesInput(TransformerMethod):
+    """A method whose relevance is the input times the gradient, which a rule has changed.
+
+    Token ids get the relevance of the embeddings that were looked up for them, summed over the
+    features. Tokens that are made from an input get the relevance of all the input values that
+    they were made from.
+    """
+
+    @property
+    def _needs_attention(self) -> bool:
+        """Whether a forward pass without attention is an error."""
+        return True
+
+    def _relevance(
+        self, forward: TracedForward, target: Any, wanted: Sequence[Value]
+    ) -> dict[Value, Tensor]:
+        if self._needs_attention:
+            forward.require_attention()
+        selected, _ = forward.select(target)
+        at_inputs = self._gradient_times_input(forward, selected)
+        if all(value in at_inputs for value in wanted):
+            return at_inputs
+        return {
+            value: at_inputs[source]
+            if value is source
+            else TokenFlow(forward.tape, {}).gathered(value, source, at_inputs[source])
+            for value, source in zip(wanted, forward.values, strict=True)
+        }
+
+    def _gradient_times_input(
+        self, forward: TracedForward, selected: Tensor
+    ) -> dict[Value, Tensor]:
+        lookups = [o for o in forward.tape.operations if o.kind is Kind.EMBEDDING]
+        points = [edge for edge in forward.edges if edge is not None]
+        points += [operation.edge for operation in lookups if operation.edge is not None]
+        gradients = forward.gradients(selected, points)
+        relevance: dict[Value, Tensor] = {}
+        for value, tensor, edge in zip(forward.values, forward.inputs, forward.edges, strict=True):
+            if edge is None:
+                continue
+            dtype = accumulation_dtype(tensor.dtype)
+            gradient = gradients.pop(0)
+            slope = torch.zeros_like(tensor) if gradient is None else gradient
+            relevance[value] = tensor.detach().to(dtype) * slope.to(dtype)
+        seeds: dict[Value, Tensor] = {}
+        for operation, gradient in zip(lookups, gradients, strict=True):
+            if gradient is not None:
+                seeds |= _embedded(operation, gradient)
+        ids = [value for value in forward.values if value.holds_ids]
+        if ids and seeds:
+            relevance |= TokenFlow(forward.tape, {})(seeds, ids)
+        return relevance
+
+
+def _embedded(operation: Operation, gradient: Tensor) -> dict[Value, Tensor]:
+    output, result = operation.outputs[0], operation.result
+    if output is None or result is None:
+        raise RuntimeError("the output of an embedding is always kept")
+    dtype = accumulation_dtype(gradient.dtype)
+    return {output: result.tensor.to(dtype) * gradient.to(dtype)}

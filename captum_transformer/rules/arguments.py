@@ -1,0 +1,46 @@
+"""An operation's arguments, with other tensors in the place of some."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from captum_transformer.trace.tape import Tape, tensors_in
+
+
+def with_tensors(arguments: Any, replaced: Mapping[int, Tensor]) -> Any:
+    """The (nested) arguments; tensors are replaced by their identity."""
+    if isinstance(arguments, Tensor):
+        return replaced.get(id(arguments), arguments)
+    if isinstance(arguments, dict):
+        return {key: with_tensors(part, replaced) for key, part in arguments.items()}
+    if isinstance(arguments, (list, tuple)):
+        parts = [with_tensors(part, replaced) for part in arguments]
+        return parts if isinstance(arguments, list) else tuple(parts)
+    return arguments
+
+
+def signals_in(arguments: Any, tape: Tape) -> list[Tensor]:
+    """The tensors among (nested) arguments that the inputs reach, token ids aside."""
+    return [
+        tensor
+        for tensor in tensors_in(arguments)
+        if tensor.is_floating_point() and tape.find(tensor) is not None
+    ]
+
+
+def tensor_first(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a function of torch, which calls its first one ``input``."""
+    return {"tensor" if key == "input" else key: value for key, value in kwargs.items()}
+
+
+def as_function_of(
+    tensor: Tensor, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[Tensor], Any]:
+    """The operation as a function of one of its arguments."""
+
+    def run(instead: Tensor) -> Any:
+        replaced = {id(tensor): instead}
+        return call(*with_tensors(args, replaced), **with_tensors(kwargs, replaced))
+
+    return run

@@ -1,0 +1,79 @@
+"""The uniform rule for products of signals (Achtibat et al., ICML 2024): each gets its share."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.rules.arguments import signals_in, with_tensors
+from captum_transformer.trace.functions import Kind, describe
+from captum_transformer.trace.tape import Tape
+
+_PRODUCTS = frozenset({Kind.MUL, Kind.MATMUL, Kind.LINEAR, Kind.CONV})
+_OTHER_PRODUCTS = frozenset("dot vdot inner outer tensordot bilinear kron addcmul".split())
+# What is added to a product in the same function, by its place and its name.
+_ADDED = {
+    **dict.fromkeys(("addmm", "baddbmm", "addcmul"), (0, "input")),
+    **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d"), (2, "bias")),
+    "bilinear": (3, "bias"),
+}
+_HIDDEN_PRODUCTS = frozenset({"glu", "cosine_similarity"})
+
+
+def uniform_rule(
+    kind: Kind,
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    name: str,
+    tape: Tape,
+) -> Any:
+    """Runs a product of which each factor that the inputs reach gets the same share.
+
+    Returns:
+        The operation's result; ``NotImplemented`` if fewer than two factors are signals.
+
+    Raises:
+        UnsupportedOperationError: if the operation hides a product that can't be shared.
+    """
+    if name in _HIDDEN_PRODUCTS:
+        raise UnsupportedOperationError(
+            f"AttnLRP has no rule for `{name}`, which multiplies signals out of sight. Write it as "
+            "a product, for instance `a * torch.sigmoid(b)` for `F.glu`, or use ConservativeLRP."
+        )
+    if kind not in _PRODUCTS and name not in _OTHER_PRODUCTS:
+        return NotImplemented
+    place, key = _ADDED.get(name, (None, None))
+    terms = (
+        [argument for i, argument in enumerate(args) if i != place],
+        [argument for k, argument in kwargs.items() if k != key],
+    )
+    factors = signals_in(terms, tape)
+    if len(factors) < 2:
+        return NotImplemented
+
+    if describe(call).inplace and any(t is args[0] for t in factors):
+        product = call(args[0].clone(), *args[1:], **kwargs)
+        return args[0].copy_(_divided(product, len(factors)))
+    shared = {id(t): _divided(t.view_as(t), len(factors)) for t in factors}
+    return call(*with_tensors(args, shared), **with_tensors(kwargs, shared))
+
+
+def attend(call: Callable[..., Any], kwargs: dict[str, Any], tape: Tape) -> Any:
+    """Runs fused attention: two products, the softmax with its own gradient between them."""
+    signals = {k for k, t in kwargs.items() if isinstance(t, Tensor) and tape.find(t) is not None}
+    scores = 2 if {"query", "key"} <= signals else 1
+    outputs = 2 if "value" in signals and signals - {"value"} else 1
+    parts = {"query": scores * outputs, "key": scores * outputs, "value": outputs}
+    parts["attn_mask"] = outputs
+    shared = {k: _divided(kwargs[k].view_as(kwargs[k]), parts[k]) for k in signals}
+    return call(**{**kwargs, **shared})
+
+
+def _divided(tensor: Tensor, parts: int) -> Tensor:
+    """The tensor, whose gradient is divided from now on."""
+    if parts > 1:
+        tensor.register_hook(lambda gradient: gradient / parts)  # type: ignore[no-untyped-call]
+    return tensor

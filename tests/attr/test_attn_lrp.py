@@ -1,0 +1,68 @@
+"""AttnLRP changes gradients and nothing else, also of language models with gates and soft caps."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from captum_transformer import AttnLRP
+from tests.attr.subjects import SUBJECTS, as_tuple, assert_close, ids, subject, with_random_weights
+
+
+def scores(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output.logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_every_bit_of_the_output_stays(name: str, dtype: torch.dtype) -> None:
+    given = subject(name).to(dtype)
+    seen: list[Tensor] = []
+
+    def watched(*arguments: Any) -> Tensor:
+        seen.append(scores(given.model(*arguments)))
+        return seen[0]
+
+    AttnLRP(watched).attribute(given.inputs, given.target, given.extra)
+
+    leaves = [t.clone() for t in as_tuple(given.inputs)]
+    for leaf in leaves:
+        leaf.requires_grad_(leaf.is_floating_point())
+    assert torch.equal(seen[0], scores(given.model(*leaves, *(given.extra or ()))))
+
+
+def gemma3(attention: str) -> Any:
+    config = transformers.Gemma3TextConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        sliding_window=4,
+        final_logit_softcapping=3.0,
+        attn_implementation=attention,
+    )
+    return with_random_weights(transformers.Gemma3ForCausalLM(config))
+
+
+def test_sdpa_equals_eager_on_gemma() -> None:
+    target = [(6, word) for word in (1, 4, 0)]
+    sdpa, eager = (AttnLRP(gemma3(a)).attribute(ids(), target) for a in ("sdpa", "eager"))
+
+    assert (sdpa != 0).all()
+    assert_close(sdpa, eager, 1e-5)  # probabilities and norms in float32 in either case
+
+
+def test_ids_equal_embeddings_on_gemma() -> None:
+    model, target = gemma3("sdpa"), [(6, word) for word in (1, 4, 0)]
+    vectors = model.get_input_embeddings()(ids()).detach()
+    by_id = AttnLRP(model).attribute(ids(), target)
+
+    method = AttnLRP(lambda vectors: model(inputs_embeds=vectors).logits)
+    assert_close(method.attribute(vectors, target).sum(-1), by_id)
+    assert_close(method.attribute_tokens(vectors, target), by_id)
