@@ -20,13 +20,17 @@ def with_tensors(arguments: Any, replaced: Mapping[int, Tensor]) -> Any:
     return arguments
 
 
+def is_signal(argument: Any, tape: Tape) -> bool:
+    """Whether the inputs reach a floating point tensor."""
+    if not isinstance(argument, Tensor) or not argument.is_floating_point():
+        return False
+    value = tape.find(argument)
+    return value is not None and not value.learned
+
+
 def signals_in(arguments: Any, tape: Tape) -> list[Tensor]:
     """The tensors among (nested) arguments that the inputs reach, token ids aside."""
-    return [
-        tensor
-        for tensor in tensors_in(arguments)
-        if tensor.is_floating_point() and tape.find(tensor) is not None
-    ]
+    return [tensor for tensor in tensors_in(arguments) if is_signal(tensor, tape)]
 
 
 def tensor_first(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.arguments import signals_in, with_tensors
+from captum_transformer.rules.arguments import is_signal, signals_in, with_tensors
 from captum_transformer.trace.functions import Kind, describe
 from captum_transformer.trace.tape import Tape
 
@@ -63,7 +63,7 @@ def uniform_rule(
 
 def attend(call: Callable[..., Any], kwargs: dict[str, Any], tape: Tape) -> Any:
     """Runs fused attention: two products, the softmax with its own gradient between them."""
-    signals = {k for k, t in kwargs.items() if isinstance(t, Tensor) and tape.find(t) is not None}
+    signals = {key for key, argument in kwargs.items() if is_signal(argument, tape)}
     scores = 2 if {"query", "key"} <= signals else 1
     outputs = 2 if "value" in signals and signals - {"value"} else 1
     parts = {"query": scores * outputs, "key": scores * outputs, "value": outputs}
