@@ -7,6 +7,7 @@ import torch
 
 from captum_transformer import ConservativeLRP
 from tests.attr.golden import CASES, GOLDEN, NOT_REPRODUCED, Golden, load_case
+from tests.attr.golden.cases import load_stored
 
 
 def _runs() -> list[Any]:
@@ -32,12 +33,12 @@ def test_every_expected_tensor_is_compared(case: str) -> None:
     compared = {golden.key for golden in GOLDEN if golden.case == case}
 
     left_out = {key for name, key in NOT_REPRODUCED if name == case}
-    assert compared | left_out == set(load_case(case).expected)
+    assert compared | left_out == set(load_stored(case).expected)
 
 
 def test_undefined_maps_of_the_reference_are_zero() -> None:
     for golden in GOLDEN:
-        undefined = load_case(golden.case).expected[golden.key].isnan()
+        undefined = load_stored(golden.case).expected[golden.key].isnan()
         if undefined.any():
             actual = golden.compute(load_case(golden.case))
             assert actual.isfinite().all()
