@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer.rules.arguments import with_tensors
+from captum_transformer.rules.call_arguments import with_tensors
 from captum_transformer.rules.gamma import Gamma, favour_positive
 from captum_transformer.rules.norms import hold_denominator
 from captum_transformer.trace.functions import Kind

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.arguments import is_signal, signals_in, with_tensors
+from captum_transformer.rules.call_arguments import is_signal, signals_in, with_tensors
 from captum_transformer.trace.functions import Kind, describe
 from captum_transformer.trace.tape import Tape
 
