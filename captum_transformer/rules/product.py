@@ -18,7 +18,6 @@ _ADDED = {
     **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d"), (2, "bias")),
     "bilinear": (3, "bias"),
 }
-_HIDDEN_PRODUCTS = frozenset({"glu", "cosine_similarity"})
 
 
 def uniform_rule(
@@ -38,10 +37,10 @@ def uniform_rule(
     Raises:
         UnsupportedOperationError: if the operation hides a product that can't be shared.
     """
-    if name in _HIDDEN_PRODUCTS:
+    if name == "glu":
         raise UnsupportedOperationError(
-            f"AttnLRP has no rule for `{name}`, which multiplies signals out of sight. Write it as "
-            "a product, for instance `a * torch.sigmoid(b)` for `F.glu`, or use ConservativeLRP."
+            "AttnLRP has no rule for `F.glu`, whose product is out of sight. Write it as "
+            "`a * torch.sigmoid(b)` with `a, b = x.chunk(2, dim)`, or use ConservativeLRP."
         )
     if kind not in _PRODUCTS and name not in _OTHER_PRODUCTS:
         return NotImplemented
