@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -16,6 +17,7 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     namespace: dict[str, Any] = {}
     for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
         exec(compile(block, page.name, "exec"), namespace)
+    plt.close("all")
 
 
 def test_pages_with_examples_are_found():
