@@ -1,10 +1,8 @@
 """Tiny models of Transformers with a decoder: detection, translation, speech, next tokens."""
 
-from typing import Any
-
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.attr.subjects import CLASSES, LENGTHS, Subject, drawn, ids, mask, with_random_weights
 
@@ -43,21 +41,13 @@ def detr(attention: str) -> Subject:
         decoder_ffn_dim=32,
         attn_implementation={"": attention, "backbone_config": "eager"},
     )
-    model = with_random_weights(transformers.DetrForObjectDetection(config))
     return Subject(
-        detected(model),
-        drawn(3, 3, 16, 24, seed=1),
-        [(2, 1), (0, 4), (3, 0)],
-        (image_mask(),),
+        with_random_weights(transformers.DetrForObjectDetection(config)),
+        {"pixel_values": drawn(3, 3, 16, 24, seed=1)},
+        target=[(2, 1), (0, 4), (3, 0)],
+        named={"pixel_mask": image_mask()},
         tokens=(6,),
     )
-
-
-def detected(model: Any) -> Any:
-    def logits(pixel_values: Tensor, pixel_mask: Tensor) -> Tensor:
-        return model(pixel_values, pixel_mask).logits
-
-    return logits
 
 
 def image_mask() -> Tensor:
@@ -65,14 +55,14 @@ def image_mask() -> Tensor:
     return (torch.arange(24) < columns[:, None]).long()[:, None].expand(3, 16, 24).contiguous()
 
 
-def _to_text(
-    model: Any, source: Tensor, name: str, extra: tuple[Tensor, ...], tokens: int
-) -> Subject:
-    def logits(source: Tensor, decoder_input_ids: Tensor, *masks: Tensor) -> Tensor:
-        given = dict(zip(("attention_mask",), masks, strict=False))
-        return model(**{name: source}, decoder_input_ids=decoder_input_ids, **given).logits
-
-    return Subject(logits, (source, started()), STEPS, extra, tokens=(tokens, 4))
+def _translating(model: nn.Module) -> Subject:
+    return Subject(
+        with_random_weights(model),
+        {"input_ids": ids(), "decoder_input_ids": started()},
+        target=STEPS,
+        named={"attention_mask": mask()},
+        tokens=(7, 4),
+    )
 
 
 def t5(attention: str) -> Subject:
@@ -88,8 +78,7 @@ def t5(attention: str) -> Subject:
         decoder_start_token_id=0,
         attn_implementation=attention,
     )
-    model = with_random_weights(transformers.T5ForConditionalGeneration(config))
-    return _to_text(model, ids(), "input_ids", (mask(),), 7)
+    return _translating(transformers.T5ForConditionalGeneration(config))
 
 
 def bart(attention: str) -> Subject:
@@ -106,8 +95,7 @@ def bart(attention: str) -> Subject:
         scale_embedding=True,
         attn_implementation=attention,
     )
-    model = with_random_weights(transformers.BartForConditionalGeneration(config))
-    return _to_text(model, ids(), "input_ids", (mask(),), 7)
+    return _translating(transformers.BartForConditionalGeneration(config))
 
 
 def whisper(attention: str) -> Subject:
@@ -129,16 +117,23 @@ def whisper(attention: str) -> Subject:
         decoder_start_token_id=1,
         attn_implementation=attention,
     )
-    model = with_random_weights(transformers.WhisperForConditionalGeneration(config))
-    return _to_text(model, drawn(3, 6, 16, seed=7), "input_features", (), 8)
+    return Subject(
+        with_random_weights(transformers.WhisperForConditionalGeneration(config)),
+        {"input_features": drawn(3, 6, 16, seed=7), "decoder_input_ids": started()},
+        target=STEPS,
+        tokens=(8, 4),
+    )
 
 
-def _next_token(model: Any) -> Subject:
-    def logits(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return model(input_ids, attention_mask=attention_mask, use_cache=False).logits
-
-    target = [(length - 1, token) for length, token in zip(LENGTHS, (7, 12, 0), strict=True)]
-    return Subject(logits, ids(), target, (mask(),), tokens=(7,))
+def _continuing(model: nn.Module) -> Subject:
+    """The next token at the end of each text."""
+    return Subject(
+        with_random_weights(model),
+        {"input_ids": ids()},
+        target=[(length - 1, token) for length, token in zip(LENGTHS, (7, 12, 0), strict=True)],
+        named={"attention_mask": mask()},
+        tokens=(7,),
+    )
 
 
 def gpt2(attention: str) -> Subject:
@@ -150,7 +145,7 @@ def gpt2(attention: str) -> Subject:
         n_head=2,
         attn_implementation=attention,
     )
-    return _next_token(with_random_weights(transformers.GPT2LMHeadModel(config)))
+    return _continuing(transformers.GPT2LMHeadModel(config))
 
 
 GROUPED = {
@@ -170,12 +165,12 @@ GROUPED = {
 
 def llama(attention: str) -> Subject:
     config = transformers.LlamaConfig(**GROUPED, attn_implementation=attention)
-    return _next_token(with_random_weights(transformers.LlamaForCausalLM(config)))
+    return _continuing(transformers.LlamaForCausalLM(config))
 
 
 def qwen3(attention: str) -> Subject:
     config = transformers.Qwen3Config(**GROUPED, attn_implementation=attention)
-    return _next_token(with_random_weights(transformers.Qwen3ForCausalLM(config)))
+    return _continuing(transformers.Qwen3ForCausalLM(config))
 
 
 def gemma3(attention: str) -> Subject:
@@ -188,4 +183,4 @@ def gemma3(attention: str) -> Subject:
         final_logit_softcapping=5.0,
         attn_implementation=attention,
     )
-    return _next_token(with_random_weights(transformers.Gemma3ForCausalLM(config)))
+    return _continuing(transformers.Gemma3ForCausalLM(config))

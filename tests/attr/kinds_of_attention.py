@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
+from captum_transformer.trace import Arguments, traced_forward
 from tests.attr import generators, two_modalities
 from tests.attr.subjects import METHODS, Subject, as_tuple, mask
 
@@ -101,13 +101,20 @@ def attributed_tokens(name: str, method: str) -> tuple[Tensor, ...]:
     return as_tuple(subject(name).attribute_tokens(METHODS[method]))
 
 
-def difference(actual: Any, expected: Any) -> float:
+def difference(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
     """The largest one, as a share of the largest expected value of each tensor."""
-    pairs = zip(as_tuple(actual), as_tuple(expected), strict=True)
     return max(
         float((a - e).abs().max() / e.abs().max().clamp(min=torch.finfo(e.dtype).tiny))
-        for a, e in pairs
+        for a, e in zip(actual, expected, strict=True)
     )
+
+
+def streams(name: str) -> str:
+    """Which tokens attend to which, as the trace has found."""
+    given = subject(name)
+    with traced_forward(given.model, Arguments(given.inputs, None, given.named)) as forward:
+        ties = dict.fromkeys(forward.streams.ties())
+    return ", ".join(q if q == k else f"{q} to {k}" for q, k in ties)
 
 
 def _row(name: str, method: str) -> Iterator[str]:
@@ -115,28 +122,20 @@ def _row(name: str, method: str) -> Iterator[str]:
     start = time.perf_counter()
     together = as_tuple(given.attribute(METHODS[method]))
     yield f"{time.perf_counter() - start:.2f}"
-    yield "{:.0e}".format(
-        max(
-            difference(
-                given.samples([i]).attribute(METHODS[method]), tuple(t[[i]] for t in together)
-            )
-            for i in range(3)
-        )
-    )
-    if name in FUSED:
-        yield f"{difference(together, attributed(name, method, 'eager')):.0e}"
-    else:
-        yield "-"
+    alone = [as_tuple(given.samples([i]).attribute(METHODS[method])) for i in range(3)]
+    yield f"{difference(together, tuple(map(torch.cat, zip(*alone, strict=True)))):.0e}"
+    eager = attributed(name, method, "eager") if name in FUSED else together
+    yield f"{difference(together, eager):.0e}" if name in FUSED else "-"
 
 
 def print_table() -> None:
     torch.set_num_threads(1)
-    head = ("model", "method", "seconds", "batch or one by one", "sdpa or eager")
-    row = "| {:16} | {:35} | {:>7} | {:>19} | {:>13} |".format
+    head = ("model", "method", "seconds", "batch or one by one", "sdpa or eager", "streams")
+    row = "| {:15} | {:36} | {:>7} | {:>19} | {:>13} | {} |".format
     print(row(*head), row(*("-" * len(h) for h in head)), sep="\n")  # noqa: T201
     for name in KINDS:
         for method in METHODS:
-            print(row(name, method, *_row(name, method)))  # noqa: T201
+            print(row(name, method, *_row(name, method), streams(name)), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Tiny models with the arguments of one call, and every method, for the tests to combine."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -66,10 +66,11 @@ class Subject:
 
     Attributes:
         model: what is explained.
-        inputs: as given to ``attribute``: a tensor or a tuple.
+        inputs: as given to ``attribute``: a tensor, a tuple or, by name, a dict.
         target: one class, or tuple of indices, per sample; None for one score per sample.
         extra: additional forward arguments.
         tokens: how many tokens come from each input.
+        named: additional forward arguments by name.
     """
 
     model: Any
@@ -77,6 +78,7 @@ class Subject:
     target: Any
     extra: Any = None
     tokens: tuple[int, ...] = ()
+    named: Mapping[str, Any] = field(default_factory=dict)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Subject":
         """Changes each tensor argument, also the additional ones."""
@@ -84,9 +86,12 @@ class Subject:
         def changed(argument: Any) -> Any:
             if isinstance(argument, tuple):
                 return tuple(changed(a) for a in argument)
+            if isinstance(argument, dict):
+                return {key: changed(a) for key, a in argument.items()}
             return change(argument) if isinstance(argument, Tensor) else argument
 
-        return replace(self, inputs=changed(self.inputs), extra=changed(self.extra))
+        given = {name: changed(getattr(self, name)) for name in ("inputs", "extra", "named")}
+        return replace(self, **given)
 
     def samples(self, indices: list[int]) -> "Subject":
         """The same for some of the samples."""
@@ -101,12 +106,18 @@ class Subject:
         return self.map(lambda t: t if floats_only and not t.is_floating_point() else t.to(where))
 
     def attribute(self, method: Method, **changes: Any) -> Any:
-        arguments = {"target": self.target, "additional_forward_args": self.extra, **changes}
-        return method(self.model).attribute(self.inputs, **arguments)
+        return method(self.model).attribute(self.inputs, **self._arguments(changes))
 
     def attribute_tokens(self, method: Method, **changes: Any) -> Any:
-        arguments = {"target": self.target, "additional_forward_args": self.extra, **changes}
-        return method(self.model).attribute_tokens(self.inputs, **arguments)
+        return method(self.model).attribute_tokens(self.inputs, **self._arguments(changes))
+
+    def _arguments(self, changes: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "additional_forward_args": self.extra,
+            "additional_forward_kwargs": self.named,
+            **changes,
+        }
 
 
 def drawn(*size: int, seed: int = 0) -> Tensor:
@@ -344,6 +355,8 @@ def subject(name: str) -> Subject:
 
 
 def as_tuple(tensors: Any) -> tuple[Tensor, ...]:
+    if isinstance(tensors, dict):
+        return tuple(tensors.values())
     return tensors if isinstance(tensors, tuple) else (tensors,)
 
 

@@ -18,9 +18,10 @@ from tests.attr.subjects import (
     with_random_weights,
 )
 
-TEXT = {"vocab_size": 30, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
-VISION = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
-PATCHES = {"image_size": 8, "patch_size": 4}
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+TEXT = {**SIZES, "vocab_size": 30}
+JOINT = {**TEXT, "num_hidden_layers": 2, "max_position_embeddings": 12, "num_labels": CLASSES}
+VISION = {**SIZES, "num_hidden_layers": 2, "image_size": 8, "patch_size": 4}
 
 
 def pixels() -> Tensor:
@@ -36,6 +37,15 @@ def object_mask() -> Tensor:
     return torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]])
 
 
+def pixel_mask() -> Tensor:
+    """One for the pixels of each image; the others make the batch rectangular."""
+    height, width = IMAGE
+    sizes = torch.tensor([[height, width], [height, width - 4], [height - 4, width]])
+    rows = torch.arange(height) < sizes[:, :1]
+    columns = torch.arange(width) < sizes[:, 1:]
+    return (rows[:, :, None] & columns[:, None, :]).long()
+
+
 def lxmert(attention: str) -> Subject:
     config = transformers.LxmertConfig(
         **TEXT,
@@ -47,99 +57,47 @@ def lxmert(attention: str) -> Subject:
         x_layers=2,
         attn_implementation=attention,
     )
-    model = with_random_weights(transformers.LxmertForQuestionAnswering(config))
-
-    def answer(
-        input_ids: Tensor, visual_feats: Tensor, visual_pos: Tensor, *masks: Tensor
-    ) -> Tensor:
-        attention_mask, visual_attention_mask = masks
-        return model(
-            input_ids=input_ids,
-            visual_feats=visual_feats,
-            visual_pos=visual_pos,
-            attention_mask=attention_mask,
-            visual_attention_mask=visual_attention_mask,
-        ).question_answering_score
-
     boxes = drawn(3, 4, 4, seed=5).sigmoid()
-    inputs = (ids(), objects(), boxes)
-    return Subject(answer, inputs, [1, 4, 3], (mask(), object_mask()), tokens=(7, 4, 4))
+    return Subject(
+        with_random_weights(transformers.LxmertForQuestionAnswering(config)),
+        {"input_ids": ids(), "visual_feats": objects(), "visual_pos": boxes},
+        target=[1, 4, 3],
+        named={"attention_mask": mask(), "visual_attention_mask": object_mask()},
+        tokens=(7, 4, 4),
+    )
 
 
 def vilt(attention: str) -> Subject:
     config = transformers.ViltConfig(
-        **TEXT,
-        image_size=12,
-        patch_size=4,
-        num_hidden_layers=2,
-        max_position_embeddings=12,
-        num_labels=CLASSES,
-        attn_implementation=attention,
+        **JOINT, image_size=12, patch_size=4, attn_implementation=attention
     )
-    model = with_random_weights(transformers.ViltForQuestionAnswering(config))
-
-    def answer(
-        input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor, pixel_mask: Tensor
-    ) -> Tensor:
-        return model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            pixel_mask=pixel_mask,
-        ).logits
-
-    return Subject(answer, (ids(), images()), [1, 4, 0], (mask(), pixel_mask()), tokens=(7, 6))
-
-
-def pixel_mask() -> Tensor:
-    """One for the pixels of each image; the others make the batch rectangular."""
-    height, width = IMAGE
-    sizes = torch.tensor([[height, width], [height, width - 4], [height - 4, width]])
-    rows = torch.arange(height) < sizes[:, :1]
-    columns = torch.arange(width) < sizes[:, 1:]
-    return (rows[:, :, None] & columns[:, None, :]).long()
+    return Subject(
+        with_random_weights(transformers.ViltForQuestionAnswering(config)),
+        {"input_ids": ids(), "pixel_values": images()},
+        target=[1, 4, 0],
+        named={"attention_mask": mask(), "pixel_mask": pixel_mask()},
+        tokens=(7, 6),
+    )
 
 
 def visual_bert(attention: str) -> Subject:
     config = transformers.VisualBertConfig(
-        **TEXT,
-        visual_embedding_dim=10,
-        num_hidden_layers=2,
-        max_position_embeddings=12,
-        num_labels=CLASSES,
-        attn_implementation=attention,
+        **JOINT, visual_embedding_dim=10, attn_implementation=attention
     )
-    model = with_random_weights(transformers.VisualBertForQuestionAnswering(config))
-
-    def answer(
-        input_ids: Tensor,
-        visual_embeds: Tensor,
-        attention_mask: Tensor,
-        visual_attention_mask: Tensor,
-    ) -> Tensor:
-        return model(
-            input_ids=input_ids,
-            visual_embeds=visual_embeds,
-            attention_mask=attention_mask,
-            visual_attention_mask=visual_attention_mask,
-        ).logits
-
-    inputs = (ids(), objects())
-    return Subject(answer, inputs, [1, 4, 0], (mask(), object_mask()), tokens=(7, 4))
+    return Subject(
+        with_random_weights(transformers.VisualBertForQuestionAnswering(config)),
+        {"input_ids": ids(), "visual_embeds": objects()},
+        target=[1, 4, 0],
+        named={"attention_mask": mask(), "visual_attention_mask": object_mask()},
+        tokens=(7, 4),
+    )
 
 
 def _blip_config(attention: str) -> Any:
-    text = {
-        **TEXT,
-        "num_hidden_layers": 2,
-        "max_position_embeddings": 12,
-        "encoder_hidden_size": 16,
-        "is_decoder": True,
-    }
-    vision = {**VISION, **PATCHES, "num_hidden_layers": 2}
+    text = {**JOINT, "encoder_hidden_size": 16, "bos_token_id": 1, "sep_token_id": 2}
     return transformers.BlipConfig(
         text_config=text,
-        vision_config=vision,
+        vision_config=VISION,
         projection_dim=8,
         image_text_hidden_size=8,
         attn_implementation=attention,
@@ -148,32 +106,41 @@ def _blip_config(attention: str) -> Any:
 
 def blip_matching(attention: str) -> Subject:
     """Whether the text describes the image: the head on text that attends to the image."""
-    model = with_random_weights(transformers.BlipForImageTextRetrieval(_blip_config(attention)))
-
-    def match(input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor) -> Tensor:
-        return model(input_ids, pixel_values, attention_mask=attention_mask).itm_score
-
-    return Subject(match, (ids(), pixels()), [1, 0, 1], (mask(),), tokens=(7, 4))
+    config = _blip_config(attention)
+    return Subject(
+        with_random_weights(transformers.BlipForImageTextRetrieval(config)),
+        {"input_ids": ids(), "pixel_values": pixels()},
+        target=[1, 0, 1],
+        named={"attention_mask": mask()},
+        tokens=(7, 4),
+    )
 
 
 def blip_contrast(attention: str) -> Subject:
     """How similar text and image are, each embedded by itself."""
-    model = with_random_weights(transformers.BlipForImageTextRetrieval(_blip_config(attention)))
+    config = _blip_config(attention)
+    model = with_random_weights(transformers.BlipForImageTextRetrieval(config))
 
-    def similarity(input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor) -> Tensor:
-        output = model(input_ids, pixel_values, attention_mask=attention_mask, use_itm_head=False)
-        return output.itm_score.diagonal()
+    def similarity(**arguments: Tensor) -> Tensor:
+        return model(**arguments, use_itm_head=False).itm_score.diagonal()
 
-    return Subject(similarity, (ids(), pixels()), None, (mask(),), tokens=(7, 4))
+    return Subject(
+        similarity,
+        {"input_ids": ids(), "pixel_values": pixels()},
+        target=None,
+        named={"attention_mask": mask()},
+        tokens=(7, 4),
+    )
 
 
 def blip_answering(attention: str) -> Subject:
     """The next token of an answer; the model's own forward gives no logits but a loss."""
-    model = with_random_weights(transformers.BlipForQuestionAnswering(_blip_config(attention)))
+    config = _blip_config(attention)
+    model = with_random_weights(transformers.BlipForQuestionAnswering(config))
 
     def answer(
         input_ids: Tensor, pixel_values: Tensor, decoder_input_ids: Tensor, attention_mask: Tensor
-    ) -> Tensor:
+    ) -> Any:
         image = model.vision_model(pixel_values).last_hidden_state
         question = model.text_encoder(
             input_ids, attention_mask=attention_mask, encoder_hidden_states=image
@@ -182,50 +149,61 @@ def blip_answering(attention: str) -> Subject:
             decoder_input_ids,
             encoder_hidden_states=question,
             encoder_attention_mask=attention_mask,
-        ).logits
+        )
 
-    inputs = (ids(), pixels(), ids()[:, :4].flip(0))
-    target = [(3, 7), (1, 12), (2, 0)]
-    return Subject(answer, inputs, target, (mask(),), tokens=(7, 4, 4))
+    answers = ids()[:, :4].flip(0)
+    return Subject(
+        answer,
+        {"input_ids": ids(), "pixel_values": pixels(), "decoder_input_ids": answers},
+        target=[(3, 7), (1, 12), (2, 0)],
+        named={"attention_mask": mask()},
+        tokens=(7, 4, 4),
+    )
 
 
 def clip(attention: str) -> Subject:
+    text = {
+        **TEXT,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 7,
+        "bos_token_id": 1,
+        "eos_token_id": 29,
+    }
     config = transformers.CLIPConfig(
-        text_config={
-            **TEXT,
-            "num_hidden_layers": 2,
-            "max_position_embeddings": 7,
-            "eos_token_id": 29,
-        },
-        vision_config={**VISION, **PATCHES, "num_hidden_layers": 2},
-        projection_dim=8,
-        attn_implementation=attention,
+        text_config=text, vision_config=VISION, projection_dim=8, attn_implementation=attention
     )
     model = with_random_weights(transformers.CLIPModel(config))
 
-    def similarity(input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor) -> Tensor:
-        output = model(
-            input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask
-        )
-        return output.logits_per_image.diagonal()
+    def similarity(**arguments: Tensor) -> Tensor:
+        return model(**arguments).logits_per_image.diagonal()
 
     # A text is read where it ends.
     ends = torch.arange(7) == torch.tensor(LENGTHS)[:, None] - 1
-    text = (ids() % 28 + 1).masked_fill(ends, 29)
-    return Subject(similarity, (text, pixels()), None, (mask(),), tokens=(7, 4))
+    return Subject(
+        similarity,
+        {"input_ids": (ids() % 28 + 1).masked_fill(ends, 29), "pixel_values": pixels()},
+        target=None,
+        named={"attention_mask": mask()},
+        tokens=(7, 4),
+    )
 
 
 def siglip(attention: str) -> Subject:
     """A text is read at its last token: all are padded to one length, and nothing is masked."""
+    text = {
+        **TEXT,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 7,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     config = transformers.SiglipConfig(
-        text_config={**TEXT, "num_hidden_layers": 2, "max_position_embeddings": 7},
-        vision_config={**VISION, **PATCHES, "num_hidden_layers": 2},
-        attn_implementation=attention,
+        text_config=text, vision_config=VISION, attn_implementation=attention
     )
     model = with_random_weights(transformers.SiglipModel(config))
 
-    def similarity(input_ids: Tensor, pixel_values: Tensor) -> Tensor:
-        output = model(input_ids=input_ids, pixel_values=pixel_values)
-        return output.logits_per_image.diagonal()
+    def similarity(**arguments: Tensor) -> Tensor:
+        return model(**arguments).logits_per_image.diagonal()
 
-    return Subject(similarity, (ids(), pixels()), None, tokens=(7, 4))
+    inputs = {"input_ids": ids(), "pixel_values": pixels()}
+    return Subject(similarity, inputs, target=None, tokens=(7, 4))
