@@ -109,12 +109,12 @@ def difference(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> floa
     )
 
 
-def streams(name: str) -> str:
+def streams(name: str, attention: str | None = None) -> list[str]:
     """Which tokens attend to which, as the trace has found."""
-    given = subject(name)
+    given = subject(name, attention)
     with traced_forward(given.model, Arguments(given.inputs, None, given.named)) as forward:
         ties = dict.fromkeys(forward.streams.ties())
-    return ", ".join(q if q == k else f"{q} to {k}" for q, k in ties)
+    return [q if q == k else f"{q} to {k}" for q, k in ties]
 
 
 def _row(name: str, method: str) -> Iterator[str]:
@@ -135,7 +135,7 @@ def print_table() -> None:
     print(row(*head), row(*("-" * len(h) for h in head)), sep="\n")  # noqa: T201
     for name in KINDS:
         for method in METHODS:
-            print(row(name, method, *_row(name, method), streams(name)), flush=True)  # noqa: T201
+            print(row(name, method, *_row(name, method), ", ".join(streams(name))), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from tests.attr.kinds_of_attention import (
     KINDS,
     attributed,
     attributed_tokens,
+    streams,
     subject,
 )
 from tests.attr.subjects import (
@@ -171,6 +172,40 @@ def test_scores_may_be_a_column(name: str, method: str) -> None:
     as_column = replace(given, model=lambda **arguments: given.model(**arguments)[:, None])
 
     assert_close(as_column.attribute(METHODS[method]), attributed(name, method))
+
+
+# Which tokens attend to which: each set to itself, and queries to keys of another one.
+TIES = {
+    "LXMERT": {
+        "input_ids",
+        "visual_feats+visual_pos",
+        "input_ids to visual_feats+visual_pos",
+        "visual_feats+visual_pos to input_ids",
+    },
+    "ViLT": {"input_ids+pixel_values"},
+    "VisualBERT": {"input_ids+visual_embeds"},
+    "BLIP, matching": {"pixel_values", "input_ids", "input_ids to pixel_values"},
+    "BLIP, contrast": {"pixel_values", "input_ids"},
+    "BLIP, answering": {
+        "pixel_values",
+        "input_ids",
+        "input_ids to pixel_values",
+        "decoder_input_ids",
+        "decoder_input_ids to input_ids",
+    },
+    "CLIP": {"pixel_values", "input_ids"},
+    "SigLIP": {"pixel_values", "learned to pixel_values", "input_ids"},
+    "DETR": {"pixel_values", "learned", "learned to pixel_values"},
+    "T5": {"input_ids", "decoder_input_ids", "decoder_input_ids to input_ids"},
+    "BART": {"input_ids", "decoder_input_ids", "decoder_input_ids to input_ids"},
+    "Whisper": {"input_features", "decoder_input_ids", "decoder_input_ids to input_features"},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_streams(name: str) -> None:
+    for attention in KINDS[name].attentions:
+        assert set(streams(name, attention)) == TIES.get(name, {"input_ids"})
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "Llama", "BART"])
