@@ -5,10 +5,7 @@ rearrangements move it, attention hands it from queries to keys, and at a residu
 skip and the attention branch both get it whole: the row of the papers' ``(I + A_L) ... (I + A_1)``.
 """
 
-import functools
-import operator
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -22,6 +19,7 @@ from captum_transformer.rules.flat import (
     summed,
 )
 from captum_transformer.rules.propagate import propagate, rearranged, transposed, unsupported
+from captum_transformer.rules.residual import MEETINGS, Residuals
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.layout import sums_over_features
@@ -85,6 +83,7 @@ class TokenFlow:
         self._skip = skip
         self._row_sums = row_sums
         self._active = sum(1 << layer for layer in layers)
+        self._residuals = tape.derived(Residuals)
 
     def __call__(
         self, seeds: Mapping[Value, Tensor], wanted: Sequence[Value]
@@ -103,7 +102,7 @@ class TokenFlow:
             raise unsupported(operation, "only a side output is used")
         if operation.attention is not None:
             return self._attention(operation.attention, share)
-        if kind in (Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV):
+        if kind in MEETINGS:
             return self._combination(operation, share)
         if kind is Kind.CONTRAST:
             # Which tokens the scores are read from: a share has no sign that could cancel.
@@ -124,10 +123,10 @@ class TokenFlow:
 
     def _inner_product(self, operation: Operation, share: Tensor) -> list[Tensor | None]:
         """How similar two signals are, such as an image and a text, each from its own tower."""
-        (_, a), (_, b) = operation.traced()
+        parts = inner_product(operation, share)
         return [
             part * whole if whole else None
-            for part, whole in zip(inner_product(operation, share), self._due(a, b), strict=True)
+            for part, whole in zip(parts, self._residuals[operation].due, strict=True)
         ]
 
     def _token_wise(self, operation: Operation, share: Tensor) -> Tensor:
@@ -173,55 +172,48 @@ class TokenFlow:
         elif (signal := signal_of(operation)) is not None:
             shares = [share if is_signal else None for is_signal in signal]
         else:
-            shares = self._divided(traced[0][1], traced[1][1], share)
+            shares = self._divided(operation, share)
             self._refuse_mixtures(operation, shares)
         return [
             None if s is None else s.sum_to_size(operand.size)
             for (operand, _), s in zip(traced, shares, strict=True)
         ]
 
-    def _divided(self, a: Value, b: Value, share: Tensor) -> list[Tensor | None]:
-        if self._row_sums is not None:
-            for this, other in ((a, b), (b, a)):
-                layers = this.attention & ~other.attention & self._active
-                if layers and this.descends_from(other.origin):
-                    share = share / (1 + self._row_sums_at(this, layers, share))
-        return [share * whole if whole else None for whole in self._due(a, b)]
+    def _divided(self, operation: Operation, share: Tensor) -> list[Tensor | None]:
+        values = [value for _, value in operation.traced()]
+        meeting = self._residuals[operation]
+        attending = [
+            this.attention & ~other.attention & self._active
+            for this, other in zip(values, reversed(values), strict=True)
+        ]
+        if self._row_sums is not None and not self._residuals.is_inside(operation):
+            for branch, layers, other in zip(values, attending, reversed(meeting.due), strict=True):
+                if layers and other:
+                    share = share / (1 + self._row_sums_at(branch, layers, share))
+        due = list(meeting.due)
+        if not self._skip:
+            due = [
+                0.0 if other and not own else part
+                for part, own, other in zip(due, attending, reversed(attending), strict=True)
+            ]
+        shares = [share * part if part else None for part in due]
+        if meeting.skip is not None and shares[meeting.skip] is not None:
+            skip, branch = values[meeting.skip], values[1 - meeting.skip]
+            shares[meeting.skip] = share - self._passed_on(branch, skip, share)
+        return shares
 
-    def _due(self, a: Value, b: Value) -> list[float]:
-        """Which part of a share each of two signals gets.
-
-        A skip and the attention beside it get it whole, and so does each of two towers: a signal
-        with attention, or beside it one from an input, that the other knows nothing of. Signals
-        without any of these are halves of one token.
-        """
-        pairs = ((a, b), (b, a))
-        if not any(
-            this.attention & ~other.attention or other.descends_from(this.origin)
-            for this, other in pairs
-        ):
-            return [0.5, 0.5]
-        due = []
-        for this, other in pairs:
-            bypassed = other.attention & ~this.attention & self._active
-            own = this.attention & ~other.attention
-            if bypassed and not own & self._active and not self._skip:
-                due.append(0.0)
-            else:
-                towers = own or self._sources(this) & ~self._sources(other)
-                due.append(float(bool(towers or other.descends_from(this.origin))))
-        return due
-
-    def _sources(self, value: Value) -> int:
-        """Bit set of the inputs that a value was made from."""
-        return (value.ancestors | 1 << value.index) & self._inputs
-
-    @cached_property
-    def _inputs(self) -> int:
-        values = (v for operation in self._tape.operations for _, v in operation.traced())
-        return functools.reduce(
-            operator.or_, (1 << value.index for value in values if value.operation is None), 0
-        )
+    def _passed_on(self, branch: Value, skip: Value, share: Tensor) -> Tensor:
+        """What a branch hands on to the tokens of the skip beside it other than by attention."""
+        source = skip.origin
+        arrived = TokenFlow(self._tape, {})({branch: share}, [source])[source]
+        steps: list[Operation] = []
+        while skip is not source and skip.operation is not None:
+            steps.append(skip.operation)
+            ((_, skip),) = skip.operation.traced()
+        with torch.no_grad():
+            for step in reversed(steps):
+                (arrived,) = step.replay([arrived])
+        return arrived
 
     def _refuse_mixtures(self, operation: Operation, shares: list[Tensor | None]) -> None:
         """A branch beside a skip must not tie tokens in a way that goes unnoticed."""

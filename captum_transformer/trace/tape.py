@@ -6,7 +6,7 @@ The model runs natively; the tape only writes down what ran. Nothing of it chang
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from torch.autograd.graph import GradientEdge
 from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import Kind
+
+Derived = TypeVar("Derived")
 
 
 class Value:
@@ -166,6 +168,7 @@ class Tape:
         self._kept: dict[int, list[Operand]] = {}
         self._roots: set[Any] = set()
         self._rootless: set[Any] = set()
+        self._derived: dict[Any, Any] = {}
 
     def new_value(self, tensor: Tensor) -> Value:
         """A new value, held by this tensor."""
@@ -291,6 +294,13 @@ class Tape:
         self._lay_out(operation)
         return operation
 
+    def derived(self, build: "Callable[[Tape], Derived]") -> Derived:
+        """What is read off the tape for several passes, built once."""
+        if build not in self._derived:
+            self._derived[build] = build(self)
+        result: Derived = self._derived[build]
+        return result
+
     def clear(self) -> None:
         """Forgets everything at once: values and operations refer to each other in cycles.
 
@@ -301,6 +311,7 @@ class Tape:
             operation.operands, operation.outputs = [], []
             operation.result = operation.edge = operation.attention = None
         self.operations.clear()
+        self._derived.clear()
         self._entries.clear()
         self._kept.clear()
         self._roots.clear()

@@ -156,6 +156,41 @@ class InPlace(Model):
         return block.mlp(block.norm2(x)).add_(x), weights
 
 
+class ProjectedSkip(Model):
+    """As between the stages of Hiera, where the number of features changes."""
+
+    def block(self, block, x):
+        normed = block.norm(x)
+        weights, out = maps_of(block, normed)
+        x = block.out(normed) + out
+        return x + block.mlp(block.norm2(x)), weights
+
+
+class InnerSkip(Model):
+    """As in MViTv2, where the queries are added to what they attended to."""
+
+    def block(self, block, x):
+        normed = block.norm(x)
+        weights, out = maps_of(block, normed)
+        x = x + block.out(out + normed)
+        return x + block.mlp(block.norm2(x)), weights
+
+
+class ProjectedInnerSkip(Model):
+    def block(self, block, x):
+        normed = block.norm(x)
+        weights, out = maps_of(block, normed)
+        return (out + block.out(normed)).transpose(0, 1) + x.transpose(0, 1), weights
+
+    def forward(self, x, maps=None):
+        for block in self.blocks:
+            x, weights = self.block(block, x)
+            x = x.transpose(0, 1)
+            if maps is not None:
+                maps.append(weights)
+        return self.read(x)
+
+
 WIRINGS = [
     Model,
     MeanPooled,
@@ -172,6 +207,9 @@ WIRINGS = [
     PostNorm,
     Gated,
     InPlace,
+    ProjectedSkip,
+    InnerSkip,
+    ProjectedInnerSkip,
 ]
 
 
@@ -198,6 +236,22 @@ def test_the_flow_equals_the_row_of_explicit_matrices(wiring):
     torch.testing.assert_close(GenericAttentionRelevance(model).attribute_tokens(x, 2), relevance)
     torch.testing.assert_close(AttentionRollout(model).attribute_tokens(x, 2), rollout)
     torch.testing.assert_close(RawAttention(model).attribute_tokens(x, 2), last)
+
+
+def test_a_skip_over_several_blocks_counts_the_tokens_once():
+    class Nested(Model):
+        def forward(self, x, maps=None):
+            inner = x
+            for block in self.blocks:
+                inner, weights = self.block(block, inner)
+                if maps is not None:
+                    maps.append(weights)
+            return self.read(x + inner)
+
+    model, x = Nested(), torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    # The outer skip and the blocks: all of their product, the tokens themselves counted once.
+    expected, _, _ = by_hand(model, x, 2)
+    torch.testing.assert_close(GenericAttentionRelevance(model).attribute_tokens(x, 2), expected)
 
 
 def test_full_maps_are_the_product_of_the_layers():

@@ -1,0 +1,122 @@
+"""Residual connections: what each operand of an addition gets of a token's share.
+
+The papers' ``I + A`` counts a token itself once and every path through attention in full. Where
+two signals meet, these rules keep it so, whatever the model writes down for it: a skip, a projected
+skip, parallel branches, or a skip inside the branch of another one.
+"""
+
+import functools
+import operator
+from dataclasses import dataclass
+
+from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.tape import Operation, Tape, Value
+
+MEETINGS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV})
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Two signals that are added or multiplied.
+
+    Attributes:
+        due: the part of a share that each of them gets.
+        skip: which of them is a skip whose tokens the other one's branch passes on as well, by a
+            skip of its own, say; None if neither is.
+    """
+
+    due: tuple[float, float]
+    skip: int | None
+
+
+class Residuals:
+    """The meetings of a forward pass, and which earlier tokens each value still is."""
+
+    def __init__(self, tape: Tape) -> None:
+        self._operations = tape.operations
+        self._read = 0
+        self._meetings: dict[Operation, Meeting] = {}
+        self._passed_on: dict[Value, int] = {}
+        self._inputs = 0
+
+    def __getitem__(self, operation: Operation) -> Meeting:
+        """What is due at an operation on two signals."""
+        self._read_on()
+        return self._meetings[operation]
+
+    def is_inside(self, operation: Operation) -> bool:
+        """Whether a meeting lies in the branch of a skip of the same tokens, which it passes on."""
+        self._read_on()
+        value = operation.outputs[0]
+        histories = {v.attention for _, v in operation.traced()}
+        for outer, meeting in self._meetings.items():
+            if value is None or meeting.skip is None or outer is operation:
+                continue
+            values = [v for _, v in outer.traced()]
+            skip, branch = values[meeting.skip], values[1 - meeting.skip]
+            within = self._tokens(branch) >> value.index & 1 and value.descends_from(skip.origin)
+            if within and skip.attention in histories:
+                return True
+        return False
+
+    def _meeting(self, a: Value, b: Value, *, summed: bool) -> Meeting:
+        """What is due to two signals.
+
+        - A skip and the attention beside it get the share whole, and so does each of two towers: a
+          signal with attention, or with an input, that the other one knows nothing of.
+        - A signal that is added to attention stands in for the skip (a projection, where the
+          number of features changes) unless the other signal passes the same tokens on.
+        - Of signals without any of these each gets half.
+        """
+        pairs = ((a, b), (b, a))
+        skips = [other.descends_from(this.origin) for this, other in pairs]
+        attends = [bool(this.attention & ~other.attention) for this, other in pairs]
+        if not any(skips) and not any(attends):
+            return Meeting((0.5, 0.5), None)
+        apart = not self._tokens(a) & self._tokens(b)
+        whole = [
+            skips[i]
+            or attends[i]
+            or bool(self._sources(this) & ~self._sources(other))
+            or (summed and apart and not skips[1 - i])
+            for i, (this, other) in enumerate(pairs)
+        ]
+        twice = [
+            skips[i] and attends[1 - i] and bool(self._tokens(other) >> this.origin.index & 1)
+            for i, (this, other) in enumerate(pairs)
+        ]
+        due = (float(whole[0]), float(whole[1]))
+        return Meeting(due, twice.index(True) if any(twice) else None)
+
+    def _read_on(self) -> None:
+        while self._read < len(self._operations):
+            self._add(self._operations[self._read])
+            self._read += 1
+
+    def _add(self, operation: Operation) -> None:
+        traced = [value for _, value in operation.traced()]
+        for value in traced:
+            if value.operation is None:
+                self._inputs |= 1 << value.index
+        passing = list(traced)
+        call = operation.attention
+        if call is not None and not call.among_channels:
+            passing = []
+        elif len(traced) == 2:
+            summed = operation.kind in (Kind.ADD, Kind.SUB)
+            meeting = self._meeting(*traced, summed=summed)
+            self._meetings[operation] = meeting
+            if operation.kind in MEETINGS:
+                passing = [value for value, due in zip(traced, meeting.due, strict=True) if due]
+        tokens = functools.reduce(operator.or_, map(self._tokens, passing), 0)
+        for output in operation.outputs:
+            if output is not None:
+                self._passed_on[output] = tokens
+
+    def _tokens(self, value: Value) -> int:
+        """Bit set of the values whose tokens a value still is, but for attention; itself too."""
+        return self._passed_on.get(value, 0) | 1 << value.index
+
+    def _sources(self, value: Value) -> int:
+        """Bit set of the inputs that a value was made from."""
+        return (value.ancestors | 1 << value.index) & self._inputs
