@@ -18,7 +18,8 @@ class AttnLRP(GradientTimesInput):
       gets half (the uniform rule); the softmax keeps its own gradient, which is its first-order
       Taylor expansion with a bias term;
     - activations: the slope is :math:`f(x) / x` (the identity rule), also of those written in
-      Python as ``x * gate(x)``;
+      Python as ``x * gate(x)``. One that is not zero at zero, as a sigmoid that gates another
+      signal, leaves all its relevance to an x that may all but vanish, and so magnifies it;
     - LayerNorm and RMSNorm, fused or written in Python: what divides the signal is a constant (the
       subtracted mean is not).
 
