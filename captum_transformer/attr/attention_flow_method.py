@@ -13,7 +13,7 @@ from captum_transformer.rules.flow import MapBlock, TokenFlow
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.numeric import accumulation_dtype
-from captum_transformer.trace.tape import Value
+from captum_transformer.trace.operation import Value
 from captum_transformer.trace.versions import Stream
 
 

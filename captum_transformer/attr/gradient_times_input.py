@@ -11,7 +11,7 @@ from captum_transformer.rules.flow import TokenFlow
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.numeric import accumulation_dtype
-from captum_transformer.trace.tape import Operation, Value
+from captum_transformer.trace.operation import Operation, Value
 
 
 class GradientTimesInput(TransformerMethod):

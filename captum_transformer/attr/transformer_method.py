@@ -18,7 +18,7 @@ from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.isolation import in_full_precision
 from captum_transformer.trace.mode import ForwardRule
 from captum_transformer.trace.numeric import accumulation_dtype
-from captum_transformer.trace.tape import Value
+from captum_transformer.trace.operation import Value
 from captum_transformer.trace.target import Target
 from captum_transformer.trace.tokens import per_token, token_value
 

@@ -8,7 +8,7 @@ from captum_transformer.rules.propagate import unsupported
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.numeric import in_full, ratio
-from captum_transformer.trace.tape import Operation
+from captum_transformer.trace.operation import Operation
 
 
 def attention_relevance(call: AttentionCall, relevance: Tensor, rows: slice) -> Tensor:

@@ -1,137 +1,26 @@
-"""Relevancies between the tokens of several streams: the matrix rules of Chefer et al. (ICCV 2021).
+"""Relevancies between the tokens of several streams, multiplied over a forward pass.
 
-Self-attention adds to what its tokens have from each stream (eq. 6, 7); cross-attention hands
-on what the tokens that it attends to have (eq. 10, 11). Each version of a stream has its own
-matrices, so the rules read the values before an update wherever the model does.
+Each version of a stream has its own matrices, so the rules (see `update`) read the values before
+an update wherever the model does.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow import MapBlock, TokenFlow
+from captum_transformer.rules.update import Matrices, UpdateRule, added
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.operation import Value
 from captum_transformer.trace.streams import query_value
-from captum_transformer.trace.tape import Value
 from captum_transformer.trace.tokens import spread_over_tokens
 from captum_transformer.trace.versions import Stream, Version
 
 # How far shares may stray by rounding, of themselves.
 _ROUNDING = 1e-3
-
-# How much each token of a version has of each token of some streams: (samples, tokens, tokens).
-Matrices = Mapping[Stream, Tensor]
-
-
-class UpdateRule(Protocol):
-    """What an attention call makes of the matrices of its queries and keys."""
-
-    def self_attention(
-        self, attention: Tensor, queries: Matrices, keys: Matrices, of: Stream
-    ) -> Matrices:
-        """Queries and keys are tokens of the stream ``of``."""
-
-    def cross_attention(
-        self, attention: Tensor, queries: Matrices, keys: Matrices, of: Stream, to: Stream
-    ) -> Matrices:
-        """Queries are tokens of the stream ``of``, keys of the stream ``to``."""
-
-
-def normalized(relevance: Tensor) -> Tensor:
-    """Eq. 8, 9: the rows of ``R - I`` divided by their sums, plus ``I``; a zero row stays zero."""
-    eye = torch.eye(relevance.shape[-1], dtype=relevance.dtype, device=relevance.device)
-    return _rows_to_one(relevance - eye) + eye
-
-
-def _rows_to_one(matrix: Tensor) -> Tensor:
-    total = matrix.sum(-1, keepdim=True)
-    return torch.where(total == 0, torch.zeros_like(matrix), matrix / total)
-
-
-def _added(left: Matrices, right: Matrices) -> dict[Stream, Tensor]:
-    result = dict(left)
-    for stream, matrix in right.items():
-        result[stream] = result[stream] + matrix if stream in result else matrix
-    return result
-
-
-@dataclass(frozen=True)
-class RelevanceUpdate:
-    """The rules of the ICCV 2021 paper.
-
-    Attributes:
-        normalize: normalise self-relevance before cross-attention hands it on (eq. 8, 9), unless
-            its rows are normalised already: then those of ``R - I`` sum up to zero.
-        contextualize: let cross-attention mix the self-relevance of both streams (eq. 10);
-            without it its map is added as it is.
-        normalize_rows: divide the rows of ``I + A`` of self-attention by their sums.
-    """
-
-    normalize: bool = True
-    contextualize: bool = True
-    normalize_rows: bool = False
-
-    def self_attention(
-        self,
-        attention: Tensor,
-        queries: Matrices,
-        keys: Matrices,
-        of: Stream,  # noqa: ARG002 - the same for each stream
-    ) -> Matrices:
-        """``R + A R`` for each stream (eq. 6, 7)."""
-        updated = _added(queries, {s: attention @ matrix for s, matrix in keys.items()})
-        if not self.normalize_rows:
-            return updated
-        total = 1 + attention.sum(-1, keepdim=True)
-        return {stream: matrix / total for stream, matrix in updated.items()}
-
-    def cross_attention(
-        self, attention: Tensor, queries: Matrices, keys: Matrices, of: Stream, to: Stream
-    ) -> Matrices:
-        """``R + N(R_qq)^T A N(R_kk)`` for the keys' own stream, else ``R + A R`` (eq. 10, 11)."""
-        addition = {s: attention @ matrix for s, matrix in keys.items() if s is not to}
-        own = attention
-        if self.contextualize:
-            before, after = queries[of], keys[to]
-            if self.normalize and not self.normalize_rows:
-                before, after = normalized(before), normalized(after)
-            own = before.transpose(-1, -2) @ attention @ after
-        return _added(queries, {**addition, to: own})
-
-
-@dataclass(frozen=True)
-class RolloutUpdate:
-    """Attention rollout within streams; the last cross-attention ties them.
-
-    Attributes:
-        normalize_rows: divide the rows of ``I + A`` by their sums.
-    """
-
-    normalize_rows: bool = True
-
-    def self_attention(
-        self, attention: Tensor, queries: Matrices, keys: Matrices, of: Stream
-    ) -> Matrices:
-        """``rownorm(I + A) R`` within the stream; what is had of other streams stays."""
-        if of not in keys:
-            return {**queries, **{s: attention @ matrix for s, matrix in keys.items()}}
-        rolled = queries[of] + attention @ keys[of]
-        if self.normalize_rows:
-            rolled = rolled / (1 + attention.sum(-1, keepdim=True))
-        return {**queries, of: rolled}
-
-    def cross_attention(
-        self, attention: Tensor, queries: Matrices, keys: Matrices, of: Stream, to: Stream
-    ) -> Matrices:
-        """``R_qq^T A R_kk`` in the place of what earlier cross-attention has left."""
-        further = {s: attention @ matrix for s, matrix in keys.items() if s not in (of, to)}
-        own = queries[of].transpose(-1, -2) @ attention @ keys[to]
-        return {**queries, **further, to: own}
 
 
 class Relevancies:
@@ -206,7 +95,7 @@ class Relevancies:
             while not right.descends_from(common):
                 common = common.before[0]
             surplus = {stream: -matrix for stream, matrix in self.of(common).items()}
-            self._matrices[version] = _added(_added(self.of(left), self.of(right)), surplus)
+            self._matrices[version] = added(added(self.of(left), self.of(right)), surplus)
         return self._matrices[version]
 
     def _after(self, call: AttentionCall, version: Version) -> Matrices:

@@ -8,7 +8,7 @@ from torch import Tensor
 from captum_transformer.rules.linear import without_bias
 from captum_transformer.rules.propagate import rearranged, transposed, unsupported
 from captum_transformer.trace.functions import Kind
-from captum_transformer.trace.tape import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation, Value
 
 
 def flat(share: Tensor, value: Value) -> Tensor:

@@ -24,8 +24,9 @@ from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.layout import sums_over_features
 from captum_transformer.trace.numeric import in_full
+from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.statistics import signal_of
-from captum_transformer.trace.tape import Operation, Tape, Value
+from captum_transformer.trace.tape import Tape
 
 KEEP = frozenset({Kind.POOL})
 _TOKEN_WISE = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL})

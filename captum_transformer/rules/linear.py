@@ -10,7 +10,7 @@ from torch import Tensor
 from captum_transformer.rules.propagate import transposed, unsupported
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.numeric import in_full, ratio
-from captum_transformer.trace.tape import Operand, Operation
+from captum_transformer.trace.operation import Operand, Operation
 
 
 def positive_part(product: Tensor, absolute: Tensor, terms: int) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.trace.tape import Operation, Tape, Value
+from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.tape import Tape
 
 # Given an operation and what arrived at its outputs (None: nothing did), a rule returns what goes
 # on to each of its traced operands (None: nothing does).

@@ -20,8 +20,8 @@ from captum_transformer.rules.propagate import rearranged, transposed, unsupport
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.numeric import in_full, ratio
+from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import signal_of
-from captum_transformer.trace.tape import Operand, Operation
 
 # The kinds of operation whose operands these rules need to see.
 KEEP = frozenset(

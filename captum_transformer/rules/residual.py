@@ -10,7 +10,8 @@ import operator
 from dataclasses import dataclass
 
 from captum_transformer.trace.functions import Kind
-from captum_transformer.trace.tape import Operation, Tape, Value
+from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.tape import Tape
 
 MEETINGS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV})
 

@@ -4,7 +4,8 @@ from captum_transformer.trace.arguments import Arguments
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.mode import ForwardRule, Trace
-from captum_transformer.trace.tape import Operand, Operation, Tape, Value
+from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.target import Contrast, Target
 
 __all__ = [

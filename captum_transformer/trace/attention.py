@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.numeric import accumulation_dtype, in_full
-from captum_transformer.trace.tape import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation, Value
 
 # Entries of the probabilities that are computed at a time: 256 MiB in float32.
 BLOCK_ENTRIES = 1 << 26

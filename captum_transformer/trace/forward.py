@@ -20,8 +20,8 @@ from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.isolation import explaining, modules_of, to_normal
 from captum_transformer.trace.mode import ForwardRule, Trace
+from captum_transformer.trace.operation import Value
 from captum_transformer.trace.streams import Streams
-from captum_transformer.trace.tape import Value
 from captum_transformer.trace.target import Contrast, as_contrast, main_output, selected_scores
 
 NO_ATTENTION = (

@@ -104,6 +104,7 @@ _NAMES: dict[Kind, str] = {
         adaptive_max_pool2d interpolate upsample boolean_dispatch amax max
     """,
 }
+_BATCH_NORM = inspect.signature(F.batch_norm)
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 
 # Python composites that keep what matters inside: their bodies are traced, not they themselves.
@@ -223,3 +224,29 @@ def requested_inplace(
     if signature is None or "inplace" not in signature.parameters:
         return False
     return bool(signature.bind(*args, **kwargs).arguments.get("inplace"))
+
+
+def deterministic(
+    func: Callable[..., Any], function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Switches off what makes a forward pass random, or dependent on the rest of the batch."""
+    if function.kind is Kind.ATTENTION:
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs, "dropout_p": 0.0}
+        return (), kwargs
+    if func is F.batch_norm:
+        bound = dict(_BATCH_NORM.bind(*args, **kwargs).arguments)
+        if bound.get("running_mean") is not None:
+            return (), {**bound, "training": False}
+    return args, kwargs
+
+
+def without_inplace(func: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that takes ``inplace`` as one that does not write into its input."""
+    signature = inspect.signature(func)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        return func(**{**bound.arguments, "inplace": False})
+
+    return call

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.trace.functions import Kind
-from captum_transformer.trace.tape import Operation, Value
+from captum_transformer.trace.operation import Operation, Value
 
 _BY_ENTRY = frozenset({Kind.ELEMENTWISE, Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV, Kind.RECIPROCAL})
 _COPIES = frozenset({"clone", "contiguous"})

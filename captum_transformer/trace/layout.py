@@ -8,7 +8,7 @@ from torch import Tensor
 
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import Kind
-from captum_transformer.trace.tape import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation, Value
 
 _VIEWS = frozenset(
     """

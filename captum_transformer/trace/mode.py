@@ -1,12 +1,10 @@
 """The one interception: a torch function mode that writes a forward pass down."""
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
@@ -14,20 +12,27 @@ from torch.overrides import TorchFunctionMode
 from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.functions import Function, Kind, describe, requested_inplace
+from captum_transformer.trace.functions import (
+    Function,
+    Kind,
+    describe,
+    deterministic,
+    requested_inplace,
+    without_inplace,
+)
 from captum_transformer.trace.layout import lay_out
+from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.recognise import (
     Pattern,
     explicit_attention,
     fused_attention,
     recognise,
 )
-from captum_transformer.trace.tape import Operand, Operation, Tape, Value, tensors_in
+from captum_transformer.trace.tape import Tape, tensors_in
 
 # Token ids become features by looking them up in a table, and stay token ids under these.
 _LOOKUPS = frozenset({"embedding", "getitem", "index_select"})
 _LIKE_ANOTHER = frozenset({"expand_as", "reshape_as", "view_as", "type_as"})
-_BATCH_NORM = inspect.signature(F.batch_norm)
 _KEEPS_IDS = frozenset({"to", "long", "int", "type", "clamp", "clip"})
 
 
@@ -98,7 +103,7 @@ class Trace(TorchFunctionMode):
             return args[0] if args else kwargs["input"]
         if function.name in _LIKE_ANOTHER:
             return self._run_like_another(function.name, *args, **kwargs)
-        args, kwargs = _deterministic(func, function, args, kwargs)
+        args, kwargs = deterministic(func, function, args, kwargs)
         values = {id(t): self.tape.find(t) for t in tensors_in((args, kwargs))}
         traced = any(value is not None for value in values.values())
         inplace = function.inplace or (traced and requested_inplace(func, args, kwargs))
@@ -176,7 +181,7 @@ class Trace(TorchFunctionMode):
             if written is not None:
                 self.tape.release(written)
             return result
-        call = _without_inplace(func) if inplace and not function.inplace else function.call
+        call = without_inplace(func) if inplace and not function.inplace else function.call
         kind = function.kind
         if function.name in _LOOKUPS and operands[0].value is None:
             kind = Kind.EMBEDDING
@@ -303,28 +308,3 @@ def _modules_on_stack() -> Iterator[nn.Module]:
         if frame.f_back is None:
             return
         frame = frame.f_back
-
-
-def _deterministic(
-    func: Callable[..., Any], function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Switches off what makes a forward pass random, or dependent on the rest of the batch."""
-    if function.kind is Kind.ATTENTION:
-        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        kwargs = {**dict(zip(names, args, strict=False)), **kwargs, "dropout_p": 0.0}
-        return (), kwargs
-    if func is F.batch_norm:
-        bound = dict(_BATCH_NORM.bind(*args, **kwargs).arguments)
-        if bound.get("running_mean") is not None:
-            return (), {**bound, "training": False}
-    return args, kwargs
-
-
-def _without_inplace(func: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(func)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        return func(**{**bound.arguments, "inplace": False})
-
-    return call

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from captum_transformer.trace.tape import Operand
+from captum_transformer.trace.operation import Operand
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -8,7 +8,8 @@ from torch import Tensor
 from captum_transformer.trace.attention import ExplicitAttention, FusedAttention
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import Function, Kind
-from captum_transformer.trace.tape import Operand, Operation, Value, tensors_in
+from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.tape import tensors_in
 
 Order = tuple[int, ...] | None
 

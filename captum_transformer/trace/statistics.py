@@ -1,7 +1,7 @@
 """Norms written in Python: which operands merely shift or divide the signal."""
 
 from captum_transformer.trace.functions import Kind
-from captum_transformer.trace.tape import Operation, Value
+from captum_transformer.trace.operation import Operation, Value
 
 
 def is_denominator(value: Value) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
 from captum_transformer.trace.functions import Kind
-from captum_transformer.trace.tape import Operation, Tape, Value
+from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.versions import LEARNED, Segment, Stream, Version, Versions
 
 _TIES_TOKENS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV})

@@ -7,8 +7,9 @@ from torch import Tensor
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import AttentionCall, FusedAttention
 from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.statistics import signal_of
-from captum_transformer.trace.tape import Operand, Operation, Tape, Value
+from captum_transformer.trace.tape import Tape
 
 _TOKEN_WISE = frozenset(
     {
