@@ -19,8 +19,10 @@ from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.numeric import accumulation_dtype, in_full
 from captum_transformer.trace.operation import Operand, Operation, Value
 
-# Entries of the probabilities that are computed at a time: 256 MiB in float32.
-BLOCK_ENTRIES = 1 << 26
+# Entries of the probabilities that are computed at a time: what a CPU's cache holds, and elsewhere
+# enough to keep the device busy (256 MiB in float32).
+BLOCK_ENTRIES = {"cpu": 1 << 20}
+LARGE_BLOCK_ENTRIES = 1 << 26
 
 
 @dataclass(eq=False, slots=True)
@@ -97,7 +99,8 @@ class AttentionCall(ABC):
     def blocks(self) -> Iterator[slice]:
         """Blocks of query rows that fit the memory set aside for probabilities."""
         *lead, queries, keys = self.map_shape()
-        size = max(1, BLOCK_ENTRIES // max(1, math.prod(lead) * keys))
+        entries = BLOCK_ENTRIES.get(self.value.device.type, LARGE_BLOCK_ENTRIES)
+        size = max(1, entries // max(1, math.prod(lead) * keys))
         for start in range(0, queries, size):
             yield slice(start, min(start + size, queries))
 

@@ -49,7 +49,7 @@ def compare(call, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 @pytest.fixture(params=[1 << 26, 1], ids=["whole", "row by row"], autouse=True)
 def _blocks(request, monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK_ENTRIES", request.param)
+    monkeypatch.setattr(attention, "BLOCK_ENTRIES", {"cpu": request.param})
 
 
 def test_queries_keys_and_values(operands):
