@@ -53,13 +53,12 @@ def _through_fused(
     to_queries, to_mask = [], []
     sums: list[Tensor] = []
     for rows in call.blocks():
-        weights = call.probabilities(rows)
+        queries, bias = call.queries(rows), call.bias(rows)
+        products = queries @ keys.transpose(-1, -2)
+        weights = call.softmax(products, bias)
         block = quotient[..., rows, :]
         to_values = to_values + values * (weights.transpose(-1, -2) @ block) / 2
         relevance = weights * (block @ values.transpose(-1, -2)) / 2
-        queries = call.queries(rows)
-        products = queries @ keys.transpose(-1, -2)
-        bias = call.bias(rows)
         if bias is not None and mask is not None and mask.dtype != torch.bool:
             parts = _parts_of_sum(products * call.scale, bias, relevance)
             totals = [_totals(call, part) for part in (*parts, relevance)]

@@ -16,8 +16,8 @@ from captum_transformer.trace.operation import Operand, Operation
 def positive_part(product: Tensor, absolute: Tensor, terms: int) -> Tensor:
     """``sum max(x w, 0)`` from ``sum x w`` and ``sum |x w|``; rounding noise counts as zero."""
     noise = 4 * torch.finfo(product.dtype).eps * max(terms, 1) ** 0.5
-    positive = (product + absolute) / 2
-    return torch.where(positive <= noise * absolute, torch.zeros_like(positive), positive)
+    positive = (product + absolute).div_(2)
+    return positive.masked_fill_(positive <= noise * absolute, 0.0)
 
 
 def linear_rule(operation: Operation, relevance: Tensor) -> Tensor:
@@ -32,7 +32,8 @@ def linear_rule(operation: Operation, relevance: Tensor) -> Tensor:
     magnitude, weights = x.abs(), w.abs()
     positive = positive_part(product, F.linear(magnitude, weights), w.shape[-1])
     quotient = ratio(relevance, positive)
-    return (x * (quotient @ w) + magnitude * (quotient @ weights)) / 2
+    share = (quotient @ w).mul_(x)
+    return share.addcmul_(magnitude, quotient @ weights).div_(2)
 
 
 def alpha_beta_rule(operation: Operation, relevance: Tensor) -> Tensor:

@@ -176,12 +176,15 @@ class FusedAttention(AttentionCall):
         return bias
 
     def probabilities(self, rows: slice) -> Tensor:
-        scores = self.queries(rows) @ self.keys().transpose(-1, -2) * self.scale
-        bias = self.bias(rows)
+        products = self.queries(rows) @ self.keys().transpose(-1, -2)
+        return self.softmax(products, self.bias(rows))
+
+    def softmax(self, products: Tensor, bias: Tensor | None) -> Tensor:
+        """The probabilities of products of queries and keys, and what is added to the scores."""
+        scores = products * self.scale
         if bias is not None:
-            scores = scores + bias
             # A query that may attend to nothing gets zeros, as from the fused kernels.
-            return torch.softmax(scores, -1).nan_to_num(0.0)
+            return torch.softmax(scores + bias, -1).nan_to_num(0.0)
         return torch.softmax(scores, -1)
 
     def to_values(self, tensor: Tensor) -> Tensor:

@@ -19,5 +19,9 @@ def in_full(operand: Operand) -> Tensor:
 def ratio(numerator: Tensor, denominator: Tensor, epsilon: float | Tensor = 1e-9) -> Tensor:
     """``numerator / denominator``, stabilised as in the authors' code; zero for a zero below."""
     stable = denominator + epsilon
-    stable = torch.where(stable == 0, epsilon, stable)
-    return torch.where(denominator == 0, 0.0, numerator / stable)
+    vanishes = stable == 0
+    if isinstance(epsilon, Tensor):
+        stable = torch.where(vanishes, epsilon, stable)
+    else:
+        stable.masked_fill_(vanishes, epsilon)
+    return (numerator / stable).masked_fill_(denominator == 0, 0.0)
