@@ -1,7 +1,7 @@
 """Where an axis (the samples, the features) lies in a tensor that was made from the inputs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -56,23 +56,6 @@ class Axis(NamedTuple):
                 return Axis.of(view.shape, dim, self.size)
         return None
 
-    def pieces_in_view(self, view: Tensor) -> "tuple[Axis, ...]":
-        """The dimensions of a view that the axis was split into.
-
-        >>> import torch
-        >>> qkv = torch.empty(2, 5, 24).view(2, 5, 3, 2, 4)
-        >>> Axis.of((2, 5, 24), dim=2).pieces_in_view(qkv) == tuple(
-        ...     Axis.of(qkv.shape, dim) for dim in (2, 3, 4)
-        ... )
-        True
-        """
-        end = self.inner * self.size
-        return tuple(
-            Axis.of(view.shape, dim)
-            for dim, (length, stride) in enumerate(zip(view.shape, view.stride(), strict=True))
-            if length > 1 and stride >= self.inner and stride * length <= end
-        )
-
     def kept(self, before: Sequence[int], after: Sequence[int]) -> "Axis | None":
         """The axis after an operation that keeps the dimensions up to and including its own."""
         dim = self.dim(before)
@@ -83,3 +66,27 @@ class Axis(NamedTuple):
         if tuple(before[: dim + 1]) == tuple(after[: dim + 1]):
             return Axis.of(after, dim, self.size)
         return None
+
+
+def pieces_in_view(axes: Iterable[Axis], view: Tensor) -> tuple[Axis, ...]:
+    """The dimensions of a view of a contiguous tensor that some axes were split or merged into.
+
+    >>> import torch
+    >>> qkv = torch.empty(2, 5, 24).view(2, 5, 3, 2, 4)
+    >>> heads = pieces_in_view([Axis.of((2, 5, 24), dim=2)], qkv)
+    >>> heads == tuple(Axis.of(qkv.shape, dim) for dim in (2, 3, 4))
+    True
+    >>> pieces_in_view(heads, torch.empty(2, 5, 3, 2, 4).flatten(2))
+    (Axis(outer=10, size=24, inner=1),)
+    """
+    spans: list[tuple[int, int]] = []
+    for low, high in sorted((axis.inner, axis.inner * axis.size) for axis in axes):
+        if spans and low <= spans[-1][1]:
+            before = spans.pop()
+            low, high = before[0], max(before[1], high)
+        spans.append((low, high))
+    return tuple(
+        Axis.of(view.shape, dim)
+        for dim, (length, stride) in enumerate(zip(view.shape, view.stride(), strict=True))
+        if length > 1 and any(low <= stride and stride * length <= high for low, high in spans)
+    )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.axis import Axis, pieces_in_view
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 
@@ -23,6 +23,7 @@ _REARRANGED_WHOLE = frozenset(
     swapaxes to type float half bfloat16 double cpu cuda alias
     """.split()
 )
+_CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
 _WITH_FEATURES = frozenset({Kind.LINEAR, Kind.EMBEDDING, Kind.CONV})
 
 
@@ -78,9 +79,9 @@ def _carry(operation: Operation, output: Value, view: Tensor | None) -> None:
         if output.keys is None and keys is not None:
             output.keys = _carried(operation, operand, keys, output, view)
         if not output.features and view is not None:
-            output.features = tuple(p for f in source.features for p in f.pieces_in_view(view))
+            output.features = pieces_in_view(source.features, view)
         elif not output.features:
-            kept = [_kept(operation, operand, f, output) for f in source.features]
+            kept = [_with_features(operation, operand, f, output) for f in source.features]
             output.features = tuple(f for f in kept if f is not None)
 
 
@@ -152,6 +153,16 @@ def sums_over_features(operation: Operation) -> bool:
         if not gone or any(Axis.of(value.shape, dim) not in value.features for dim in gone):
             return False
     return len(operation.traced()) == 2
+
+
+def _with_features(operation: Operation, source: Operand, axis: Axis, output: Value) -> Axis | None:
+    """A feature axis after an operation; features may be concatenated with others."""
+    dim = axis.dim(source.size)
+    if dim is not None and operation.name in _CONCATENATIONS:
+        along = _argument(operation, 1, "dim", 0) % len(source.size)
+        if dim == along and axis.size == source.size[dim]:
+            return Axis.of(output.shape, dim)
+    return _kept(operation, source, axis, output)
 
 
 def _contracted(operation: Operation, operand: Operand) -> list[int]:

@@ -58,6 +58,11 @@ SIMILARITIES = {
     "einsum": lambda a, b: torch.einsum("bd,bd->b", a, b),
     "einsum of a matrix": lambda a, b: torch.einsum("id,jd->ij", a, b).diagonal(),
     "sum of products": lambda a, b: (a * b).sum(-1),
+    "concatenated": lambda a, b: (torch.cat([a, a], 1) @ torch.cat([b, b], 1).T).diagonal(),
+    "by heads": lambda a, b: torch.einsum("bhd,bhd->b", a.view(-1, 2, 4), b.view(-1, 2, 4)),
+    "heads merged": lambda a, b: torch.einsum(
+        "bd,bd->b", *(x.view(-1, 2, 4).transpose(1, 2).reshape(-1, WIDTH) for x in (a, b))
+    ),
     "cosine": lambda a, b: F.cosine_similarity(a, b) * 2,
     "cosine of a matrix": lambda a, b: F.cosine_similarity(a[:, None], b, dim=-1).diagonal(),
 }
