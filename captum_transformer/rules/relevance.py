@@ -37,6 +37,7 @@ KEEP = frozenset(
         Kind.OTHER,
     }
 )
+_SUMS_AT_INDICES = frozenset({"index_add", "scatter_add"})
 _PASSED_ON = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL})
 
 
@@ -78,7 +79,10 @@ def _fitted(relevance: Tensor, operand: Operand) -> Tensor:
 
 
 def _z_rule(operation: Operation, incoming: list[Tensor | None]) -> list[Tensor | None]:
-    """``R_x = x * J^T (R / f(x))``; an operation on several signals shares R evenly among them."""
+    """``R_x = x * J^T (R / f(x))``; an operation on several signals shares R evenly among them.
+
+    Sums at indices, as of the experts that a token is routed to, share it by their terms.
+    """
     points = [in_full(operand) for operand, _ in operation.traced()]
     with torch.no_grad():
         outputs = operation.replay(points)
@@ -87,8 +91,9 @@ def _z_rule(operation: Operation, incoming: list[Tensor | None]) -> list[Tensor 
         for relevance, output in zip(incoming, outputs, strict=False)
     ]
     shares = transposed(operation, points, quotients)
+    factors = 1 if operation.name in _SUMS_AT_INDICES else len(points)
     return [
-        None if share is None else point * share / len(points)
+        None if share is None else point * share / factors
         for point, share in zip(points, shares, strict=True)
     ]
 

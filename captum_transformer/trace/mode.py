@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.einsum import with_letters
 from captum_transformer.trace.functions import (
     Function,
     Kind,
@@ -104,6 +105,8 @@ class Trace(TorchFunctionMode):
         if function.name in _LIKE_ANOTHER:
             return self._run_like_another(function.name, *args, **kwargs)
         args, kwargs = deterministic(func, function, args, kwargs)
+        if function.name == "einsum":
+            args = with_letters(args)
         values = {id(t): self.tape.find(t) for t in tensors_in((args, kwargs))}
         traced = any(value is not None for value in values.values())
         inplace = function.inplace or (traced and requested_inplace(func, args, kwargs))

@@ -184,3 +184,15 @@ def gemma3(attention: str) -> Subject:
         attn_implementation=attention,
     )
     return _continuing(transformers.Gemma3ForCausalLM(config))
+
+
+def mixtral(attention: str) -> Subject:
+    """Each token goes through two of three experts."""
+    config = transformers.MixtralConfig(
+        **GROUPED,
+        num_local_experts=3,
+        num_experts_per_tok=2,
+        attn_implementation=attention,
+        experts_implementation="eager",  # the grouped one has no float64
+    )
+    return _continuing(transformers.MixtralForCausalLM(config))

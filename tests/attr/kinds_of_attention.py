@@ -76,6 +76,7 @@ _KINDS = {
     "GPT-2": Kind(generators.gpt2, "GPT2LMHeadModel", TEXT),
     "Llama": Kind(generators.llama, "LlamaForCausalLM", TEXT, in_double=False),
     "Qwen3": Kind(generators.qwen3, "Qwen3ForCausalLM", TEXT, in_double=False),
+    "Mixtral": Kind(generators.mixtral, "MixtralForCausalLM", TEXT, in_double=False),
     "Gemma-3": Kind(generators.gemma3, "Gemma3ForCausalLM", TEXT, in_double=False),
 }
 # Those that the installed Transformers has.

@@ -152,6 +152,26 @@ def test_pooling_and_sums_keep_the_relevance():
         torch.testing.assert_close(result.sum((1, 2)), torch.full((2,), 6.0))
 
 
+@pytest.mark.parametrize("name", ["index_add", "index_add_"])
+def test_sums_at_indices_share_by_their_terms(name):
+    """As experts add to the tokens that are routed to them."""
+    first, second, relevance = doubles(2, 5), doubles(3, 5), doubles(4, 5)
+
+    def routed(first: Tensor, second: Tensor) -> Tensor:
+        total = torch.zeros(4, 5, dtype=torch.float64)
+        total = getattr(total, name)(0, torch.tensor([0, 2]), first[:2] * 1)
+        return getattr(total, name)(0, torch.tensor([2, 1, 3]), second * 1)
+
+    padded = torch.cat([first, torch.zeros(1, 5, dtype=torch.float64)])
+    of_first, of_second = propagated(routed, padded, second, relevance=relevance)
+
+    shared = relevance[2] / (first[1] + second[0])
+    expected = torch.stack([relevance[0], first[1] * shared])
+    torch.testing.assert_close(of_first[:2], expected, rtol=1e-6, atol=1e-8)
+    expected = torch.stack([second[0] * shared, relevance[1], relevance[3]])
+    torch.testing.assert_close(of_second, expected, rtol=1e-6, atol=1e-8)
+
+
 def test_the_first_convolution_keeps_the_relevance_within_the_pixels_box():
     torch.manual_seed(0)
     conv, x = nn.Conv2d(3, 4, 2, stride=2).double(), doubles(2, 3, 4, 4)

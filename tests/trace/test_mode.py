@@ -76,13 +76,19 @@ class TransposedEinsum(Attention):
         return torch.einsum("bhkd,bhqk->bhqd", v, weights)
 
 
+class Dotted(Attention):
+    def attend(self, q, k, v):
+        weights = torch.softmax(torch.einsum("...id, ...jd", q, k) * q.shape[-1] ** -0.5, -1)
+        return torch.einsum("...qk,...kd->...qd", [weights, v])
+
+
 class Grouped(Attention):
     def attend(self, q, k, v):
         # Two query heads read one key and value head each, through `enable_gqa`.
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
 
-WRITTEN = [Softmaxed, Einsum, Batched, InPlace, Transposed, TransposedEinsum, Grouped]
+WRITTEN = [Softmaxed, Einsum, Batched, InPlace, Transposed, TransposedEinsum, Dotted, Grouped]
 
 
 def same_weights(kind: type[Attention]) -> tuple[Attention, Attention]:
