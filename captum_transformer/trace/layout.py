@@ -24,18 +24,25 @@ _REARRANGED_WHOLE = frozenset(
     """.split()
 )
 _CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
+_SAME_PLACES = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL})
 _WITH_FEATURES = frozenset({Kind.LINEAR, Kind.EMBEDDING, Kind.CONV})
 
 
 def lay_out(operation: Operation) -> None:
     """Fills in the axes and the origin of an operation's outputs."""
     traced = [value for _, value in operation.traced()]
-    views = _views(operation, traced)
-    for output, view in zip(operation.outputs, views, strict=True):
-        if output is not None:
-            _carry(operation, output, view)
-            output.mixtures = _mixtures(operation, traced)
     first = operation.outputs[0]
+    if len(traced) == 1 and first is not None and _in_place(operation, traced[0], first):
+        source = traced[0]
+        first.samples, first.features, first.keys = source.samples, source.features, source.keys
+        first.mixtures = source.mixtures
+    else:
+        views = _views(operation, traced)
+        mixtures = _mixtures(operation, traced)
+        for output, view in zip(operation.outputs, views, strict=True):
+            if output is not None:
+                _carry(operation, output, view)
+                output.mixtures = mixtures
     if first is None:
         return
     if operation.kind in _WITH_FEATURES:
@@ -45,6 +52,15 @@ def lay_out(operation: Operation) -> None:
         first.keys = _softmax_axis(operation, first)
     if operation.name in _REARRANGED_WHOLE and len(operation.outputs) == 1 and len(traced) == 1:
         first.origin = traced[0].origin
+
+
+def _in_place(operation: Operation, source: Value, output: Value) -> bool:
+    """Whether an operation on one signal leaves every entry where it is."""
+    return (
+        operation.kind in _SAME_PLACES
+        and len(operation.outputs) == 1
+        and source.shape == output.shape
+    )
 
 
 def _mixtures(operation: Operation, traced: list[Value]) -> int:

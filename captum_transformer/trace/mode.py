@@ -33,6 +33,8 @@ from captum_transformer.trace.tape import Tape, tensors_in
 
 # Token ids become features by looking them up in a table, and stay token ids under these.
 _LOOKUPS = frozenset({"embedding", "getitem", "index_select"})
+_RANDOM = frozenset({Kind.ATTENTION, Kind.NORM})
+_ATTENDS = frozenset({Kind.ATTENTION, Kind.MATMUL})
 _LIKE_ANOTHER = frozenset({"expand_as", "reshape_as", "view_as", "type_as"})
 _KEEPS_IDS = frozenset({"to", "long", "int", "type", "clamp", "clip"})
 
@@ -104,13 +106,15 @@ class Trace(TorchFunctionMode):
             return args[0] if args else kwargs["input"]
         if function.name in _LIKE_ANOTHER:
             return self._run_like_another(function.name, *args, **kwargs)
-        args, kwargs = deterministic(func, function, args, kwargs)
+        if function.kind in _RANDOM:
+            args, kwargs = deterministic(func, function, args, kwargs)
         if function.name == "einsum":
             args = with_letters(args)
-        values = {id(t): self.tape.find(t) for t in tensors_in((args, kwargs))}
+        tensors = tensors_in((args, kwargs))
+        values = {id(t): self.tape.find(t) for t in tensors}
         traced = any(value is not None for value in values.values())
         inplace = function.inplace or (traced and requested_inplace(func, args, kwargs))
-        if not traced and not self._attends_learned(function, args, kwargs):
+        if not traced and not self._attends_learned(function, tensors):
             if inplace and args and isinstance(args[0], Tensor):
                 self.tape.before_write(args[0])
             return func(*args, **kwargs)
@@ -120,20 +124,15 @@ class Trace(TorchFunctionMode):
                 "the dependence from autograd and from the trace. Use an ordinary in-place "
                 "operation such as `tensor.copy_(...)`."
             )
-        return self._run(func, function, args, kwargs, values, inplace=inplace)
+        return self._run(func, function, args, kwargs, tensors, values, inplace=inplace)
 
-    def _attends_learned(
-        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> bool:
+    def _attends_learned(self, function: Function, tensors: list[Tensor]) -> bool:
         """Whether learned queries, one set for each sample, attend to each other (as in DETR)."""
         if function.kind not in (Kind.SOFTMAX, Kind.ATTENTION) or not torch.is_grad_enabled():
             return False
-        first = next(tensors_in((args, kwargs)), None)
-        return (
-            first is not None
-            and first.is_floating_point()
-            and first.ndim >= 3
-            and first.shape[0] % self._samples == 0
+        return all(
+            first.is_floating_point() and first.ndim >= 3 and first.shape[0] % self._samples == 0
+            for first in tensors[:1]
         )
 
     def _run_like_another(self, name: str, tensor: Tensor, other: Tensor) -> Any:
@@ -149,17 +148,20 @@ class Trace(TorchFunctionMode):
         function: Function,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        tensors: list[Tensor],
         values: dict[int, Value | None],
         *,
         inplace: bool,
     ) -> Any:
         values = _without_constants(values)
-        pattern = recognise(function, args, kwargs, values)
+        pattern = None
+        if function.kind in _ATTENDS:
+            pattern = recognise(function, args, kwargs, values)
         operands: list[Operand] = []
         keep = pattern is not None or function.kind in self.tape.keep
 
         frozen_args = self._freeze(args, values, operands, keep=keep)
-        frozen_kwargs = self._freeze(kwargs, values, operands, keep=keep)
+        frozen_kwargs = self._freeze(kwargs, values, operands, keep=keep) if kwargs else {}
         written: Tensor | None = None
         if inplace:
             written = args[0] if args else kwargs["input"]
@@ -177,7 +179,7 @@ class Trace(TorchFunctionMode):
             )
         if result is NotImplemented:
             result = func(*args, **kwargs)
-        if any(result is t for t in tensors_in((args, kwargs))) and written is None:
+        if written is None and any(result is t for t in tensors):
             return result
         outputs = self._reached(function, result if written is None else written, operands)
         if not any(output is not None for output in outputs):
@@ -289,10 +291,12 @@ class Trace(TorchFunctionMode):
 
 def _without_constants(values: dict[int, Value | None]) -> dict[int, Value | None]:
     """Leaves out what is a constant next to a signal: token ids, an index, and learned weights."""
-    signals = [v for v in values.values() if v is not None and not v.holds_ids]
-    if not signals:
+    found = [value for value in values.values() if value is not None]
+    from_inputs = any(not value.learned and not value.holds_ids for value in found)
+    if not any(value.learned or value.holds_ids for value in found) or (
+        not from_inputs and all(value.holds_ids for value in found)
+    ):
         return values
-    from_inputs = any(not v.learned for v in signals)
 
     def counts(value: Value | None) -> bool:
         if value is None or value.holds_ids:

@@ -107,10 +107,19 @@ class Operation:
     result: Operand | None = None
     edge: GradientEdge | None = None
     attention: Any = None
+    _traced: list[tuple[Operand, Value]] | None = None
 
     def traced(self) -> list[tuple[Operand, Value]]:
         """The operands that the inputs reach, each with its value."""
-        return [(o, o.value) for o in self.operands if o.value is not None]
+        if self._traced is None:
+            self._traced = [(o, o.value) for o in self.operands if o.value is not None]
+        return self._traced
+
+    def clear(self) -> None:
+        """Lets go of everything that it refers to."""
+        self.args, self.kwargs, self.operands, self.outputs = (), {}, [], []
+        self.result = self.edge = self.attention = None
+        self._traced = []
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Any]:
         """Runs the operation again on other tensors in the place of its traced operands."""

@@ -44,7 +44,7 @@ def recognise(
         return Pattern(frozenset(map(id, held)))
     if function.kind is not Kind.MATMUL:
         return None
-    operands = list(tensors_in((args, kwargs)))
+    operands = tensors_in((args, kwargs))
     traced = [values.get(id(operand)) for operand in operands]
     if len(operands) != 2 or not any(value is not None and value.keys for value in traced):
         return None

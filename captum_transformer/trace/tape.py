@@ -4,7 +4,7 @@ The model runs natively; the tape only writes down what ran. Nothing of it chang
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -181,9 +181,7 @@ class Tape:
         Otherwise a whole forward pass's memory would wait for the garbage collector.
         """
         for operation in self.operations:
-            operation.args, operation.kwargs = (), {}
-            operation.operands, operation.outputs = [], []
-            operation.result = operation.edge = operation.attention = None
+            operation.clear()
         self.operations.clear()
         self._derived.clear()
         self._entries.clear()
@@ -212,12 +210,12 @@ class Tape:
         self._rootless |= seen
 
 
-def tensors_in(arguments: Any) -> Iterator[Tensor]:
+def tensors_in(arguments: Any) -> list[Tensor]:
     """Every tensor among (nested) arguments."""
-    if isinstance(arguments, Tensor):
-        yield arguments
-    elif isinstance(arguments, (tuple, list)):
-        for argument in arguments:
-            yield from tensors_in(argument)
-    elif isinstance(arguments, dict):
-        yield from tensors_in(list(arguments.values()))
+    found: list[Tensor] = []
+    for argument in arguments.values() if isinstance(arguments, dict) else arguments:
+        if isinstance(argument, Tensor):
+            found.append(argument)
+        elif isinstance(argument, (tuple, list, dict)):
+            found += tensors_in(argument)
+    return found
