@@ -55,6 +55,7 @@ class Relevancies:
         self._starts: dict[Stream, Tensor] = {}
         self._tokens: dict[Stream, Value | None] = {}
         self._newest: dict[Stream, Version] = {}
+        self._padding: dict[Stream, Tensor] = {}
         self._displacement = torch.zeros((), dtype=dtype, device=forward.inputs[0].device)
         for call, version in forward.streams.calls.items():
             self._matrices[version] = self._after(call, version)
@@ -113,7 +114,11 @@ class Relevancies:
         attention = self._attention(call)
         if version.is_cross_attention:
             to = key.stream
+            if self._rule.of_probabilities and version.stream in self._padding:
+                attention = attention.masked_fill(self._padding[version.stream], 0.0)
             return self._rule.cross_attention(attention, queries, keys, version.stream, to)
+        if key.stream is version.stream:
+            self._padding[version.stream] = (attention.amax(-2) == 0).unsqueeze(-1)
         return self._rule.self_attention(attention, queries, keys, version.stream)
 
     def _attention(self, call: AttentionCall) -> Tensor:

@@ -6,7 +6,7 @@ on what the tokens that it attends to have (eq. 10, 11).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,15 @@ Matrices = Mapping[Stream, Tensor]
 
 
 class UpdateRule(Protocol):
-    """What an attention call makes of the matrices of its queries and keys."""
+    """What an attention call makes of the matrices of its queries and keys.
+
+    Attributes:
+        of_probabilities: whether the maps are attention probabilities. A token that no query of its
+            own stream attends to at all is padding then, and has no say in cross-attention.
+            (Maps with gradients tell by themselves: the gradient is zero at padding.)
+    """
+
+    of_probabilities: ClassVar[bool]
 
     def self_attention(
         self, attention: Tensor, queries: Matrices, keys: Matrices, of: Stream
@@ -62,6 +70,8 @@ class RelevanceUpdate:
         normalize_rows: divide the rows of ``I + A`` of self-attention by their sums.
     """
 
+    of_probabilities: ClassVar[bool] = False
+
     normalize: bool = True
     contextualize: bool = True
     normalize_rows: bool = False
@@ -101,6 +111,8 @@ class RolloutUpdate:
     Attributes:
         normalize_rows: divide the rows of ``I + A`` by their sums.
     """
+
+    of_probabilities: ClassVar[bool] = True
 
     normalize_rows: bool = True
 

@@ -255,9 +255,7 @@ def test_tokens_that_move_between_calls_are_refused(changed: type, why: str):
     assert all(part.any() for part in flow)
 
 
-@pytest.mark.parametrize(
-    "method", [GenericAttentionRelevance, TransformerAttribution, RawAttention]
-)
+@pytest.mark.parametrize("method", [*ROLLED_OUT, RawAttention])
 def test_padded_words_have_no_say(method: type):
     case = load_case("lxmert_iccv21")
     (ids, regions), (boxes, mask, types) = case.inputs, case.extra
