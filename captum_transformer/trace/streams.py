@@ -96,9 +96,9 @@ class Streams:
             self._made[call] = version
             return (version,)
         carried = [self._versions.get(value, ()) for _, value in operation.traced()]
-        if operation.name in _CONCATENATIONS and (joined := _joined(operation, carried)):
-            return joined
-        if operation.kind in _TIES_TOKENS or operation.kind is Kind.SHAPE:
+        if operation.name in _CONCATENATIONS and not _joins_features(operation):
+            return _joined(operation, carried) or self._newest(carried)
+        if _ties_tokens(operation):
             _unite(carried)
         return self._newest(carried)
 
@@ -174,13 +174,28 @@ def query_value(call: AttentionCall) -> Value | None:
     return weights
 
 
+def _joins_features(operation: Operation) -> bool:
+    """Whether a concatenation is along features or samples, so that no tokens are added."""
+    dim = _concatenated_dim(operation)
+    values = [value for _, value in operation.traced()]
+    axes = [(value, axis) for value in values for axis in (*value.features, value.samples)]
+    return any(
+        axis is not None and axis.dim(value.shape) == dim % len(value.shape) for value, axis in axes
+    )
+
+
+def _concatenated_dim(operation: Operation) -> int:
+    dim: int = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else 0)
+    return dim
+
+
 def _joined(operation: Operation, carried: Sequence[Versions]) -> Versions:
     """The stream that several ones, none of which has attended yet, are concatenated to."""
     versions = [version for some in carried for version in some]
-    dim = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else 0)
+    dim = _concatenated_dim(operation)
     parts = [operand for operand in operation.operands if operand.size.numel()]
     traced = [operand.value for operand in parts if operand.value is not None]
-    if _keeps_tokens(traced, dim) or not all(version.is_start for version in versions):
+    if not all(version.is_start for version in versions):
         return ()
     streams = {version.stream: None for version in versions}
     if len(streams) == 1 and len(traced) == len(parts):
@@ -197,17 +212,26 @@ def _joined(operation: Operation, carried: Sequence[Versions]) -> Versions:
     return (Version(Stream(list(names), segments, list(streams))),)
 
 
-def _keeps_tokens(values: Sequence[Value], dim: int) -> bool:
-    """Whether a dimension holds features or samples, so that no tokens are added along it."""
-    axes = [(value, axis) for value in values for axis in (*value.features, value.samples)]
-    return any(
-        axis is not None and axis.dim(value.shape) == dim % len(value.shape) for value, axis in axes
-    )
+def _ties_tokens(operation: Operation) -> bool:
+    """Whether an operation combines features of the same tokens.
+
+    Where both signals are broadcast, each token of the one meets each of the other one.
+    """
+    sizes = [operand.size for operand, _ in operation.traced()]
+    output = operation.outputs[0]
+    if len(sizes) < 2 or output is None:
+        return False
+    if operation.kind in _TIES_TOKENS:
+        return output.shape in sizes
+    return operation.kind is Kind.SHAPE
 
 
 def _unite(carried: Iterable[Versions]) -> None:
-    """Features of tokens that have not attended yet were added: they are the same tokens."""
-    starts = [v for versions in carried for v in versions if v.is_start]
+    """Features of tokens that have not attended yet were added: they are the same tokens.
+
+    What carries several streams is no token's feature: how alike queries and keys are, say.
+    """
+    starts = [versions[0] for versions in carried if len(versions) == 1 and versions[0].is_start]
     for other in starts[1:]:
         if not starts[0].stream.segments or not other.stream.segments:
             starts[0].stream.unite(other.stream)

@@ -147,6 +147,28 @@ def test_relevance_takes_the_place_of_attention():
     assert_close(of_words, words[:, target[0]])
 
 
+def test_streams_that_attend_to_each_other_before_to_themselves():
+    class CoAttention(Translator):
+        def forward(self, source: Tensor, words: Tensor) -> Tensor:
+            one, two = self.encoder
+            source, words = source + one(source, words), words + two(words, source)
+            return self.head(words + self.cross(words, source))
+
+    model = with_random_weights(CoAttention())
+    _, inputs, target = given()
+    score = model(*inputs)[(slice(None), *target)].sum()
+    kept = [p for module in (*model.encoder, model.cross) for p in module.probabilities]
+    gradients = torch.autograd.grad(score, kept)
+    to_words, to_source, cross = (
+        (g * p).relu().mean(1).detach() for g, p in zip(gradients, kept, strict=True)
+    )
+
+    maps = GenericAttentionRelevance(model).relevance_maps(inputs, target)
+
+    assert_close(maps["words", "source"], to_source + cross)
+    assert_close(maps["words", "words"], torch.eye(4) + cross @ to_words)
+
+
 def test_parallel_branches_add_up():
     class Parallel(Translator):
         def forward(self, source: Tensor, words: Tensor) -> Tensor:

@@ -111,6 +111,41 @@ def test_features_that_are_added_are_the_same_tokens():
     assert found == {("features+boxes", "features+boxes"): 1}
 
 
+def test_what_ties_queries_and_keys_makes_them_no_single_stream():
+    class Weighed(nn.Module):
+        """Scores that are scaled, masked and reshaped before any of the tokens has attended."""
+
+        def forward(self, words: Tensor, regions: Tensor) -> Tensor:
+            scores = (words @ regions.mT / 4 + torch.zeros(3, 5)).view(2, 3, 5)
+            return (scores.softmax(-1) @ regions + words).mean(1)
+
+    class Additive(nn.Module):
+        """Scores of Bahdanau et al.: each word's features are added to those of each region."""
+
+        def forward(self, words: Tensor, regions: Tensor) -> Tensor:
+            scores = torch.tanh(words.unsqueeze(2) + regions.unsqueeze(1)).mean(-1)
+            weighed = scores.softmax(-1) @ regions
+            return (words + weighed + (words @ regions.mT).softmax(-1) @ regions).mean(1)
+
+    words, regions = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
+    assert ties(Weighed(), words, regions) == {("words", "regions"): 1}
+    assert ties(Additive(), words, regions)[("words", "regions")] == 1
+
+
+def test_tokens_put_behind_attended_ones_stay_apart():
+    class Appended(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+        def forward(self, words: Tensor, regions: Tensor, sounds: Tensor) -> Tensor:
+            memory = torch.cat([self.layer(words), regions, sounds], 1)
+            return (regions + (regions @ sounds.mT).softmax(-1) @ sounds).mean(1) + memory.mean(1)
+
+    given = (torch.randn(2, n, 16) for n in (3, 4, 5))
+    assert ties(Appended().eval(), *given) == {("words", "words"): 1, ("regions", "sounds"): 1}
+
+
 def test_an_encoder_and_a_decoder():
     model = transformers.BartForConditionalGeneration(transformers.BartConfig(**BART)).eval()
 
