@@ -95,10 +95,14 @@ class Streams:
             version = self._attended(call)
             self._made[call] = version
             return (version,)
-        carried = [self._versions.get(value, ()) for _, value in operation.traced()]
+        carried: Sequence[Versions] = [
+            self._versions.get(value, ()) for _, value in operation.traced()
+        ]
         if operation.name in _CONCATENATIONS and not _joins_features(operation):
             return _joined(operation, carried) or self._newest(carried)
-        if _ties_tokens(operation):
+        if operation.kind in _TIES_TOKENS and len(carried) == 2:
+            carried = _of_tokens(operation, carried)
+        elif operation.kind is Kind.SHAPE:
             _unite(carried)
         return self._newest(carried)
 
@@ -212,18 +216,35 @@ def _joined(operation: Operation, carried: Sequence[Versions]) -> Versions:
     return (Version(Stream(list(names), segments, list(streams))),)
 
 
-def _ties_tokens(operation: Operation) -> bool:
-    """Whether an operation combines features of the same tokens.
+def _of_tokens(operation: Operation, carried: Sequence[Versions]) -> Sequence[Versions]:
+    """What two signals carry that are added or multiplied: features of the same tokens are united.
 
-    Where both signals are broadcast, each token of the one meets each of the other one.
+    A signal that is the same for all tokens of the other one, such as a condition, is none of them.
+    Where both are repeated each token of the one meets each of the other one's.
     """
-    sizes = [operand.size for operand, _ in operation.traced()]
     output = operation.outputs[0]
-    if len(sizes) < 2 or output is None:
-        return False
-    if operation.kind in _TIES_TOKENS:
-        return output.shape in sizes
-    return operation.kind is Kind.SHAPE
+    repeated = [
+        output is None or _is_repeated(operand.size, output) for operand, _ in operation.traced()
+    ]
+    if not any(repeated):
+        _unite(carried)
+    if all(repeated):
+        return carried
+    return [
+        versions
+        for versions, again in zip(carried, repeated, strict=True)
+        if not again or any(not version.is_start for version in versions)
+    ]
+
+
+def _is_repeated(size: Sequence[int], output: Value) -> bool:
+    """Whether an operand is broadcast along any other dimension than that of the features."""
+    features = {axis.dim(output.shape) for axis in output.features}
+    padded = (1,) * (len(output.shape) - len(size)) + tuple(size)
+    return any(
+        length != whole and dim not in features
+        for dim, (length, whole) in enumerate(zip(padded, output.shape, strict=True))
+    )
 
 
 def _unite(carried: Iterable[Versions]) -> None:

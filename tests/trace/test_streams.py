@@ -111,6 +111,16 @@ def test_features_that_are_added_are_the_same_tokens():
     assert found == {("features+boxes", "features+boxes"): 1}
 
 
+def test_a_condition_is_none_of_the_tokens_that_it_is_added_to():
+    def conditioned(words: Tensor, regions: Tensor) -> Tensor:
+        words = words + regions.mean(1, keepdim=True)
+        words = words + (words @ words.mT).softmax(-1) @ words
+        return (words + (words @ regions.mT).softmax(-1) @ regions).mean(1)
+
+    found = ties(conditioned, torch.randn(2, 3, 16), torch.randn(2, 5, 16))
+    assert found == {("words", "words"): 1, ("words", "regions"): 1}
+
+
 def test_what_ties_queries_and_keys_makes_them_no_single_stream():
     class Weighed(nn.Module):
         """Scores that are scaled, masked and reshaped before any of the tokens has attended."""
