@@ -226,7 +226,8 @@ class TransformerMethod(GradientAttribution, ABC):
         )
 
     def _attribute_tokens(self, forward: TracedForward, target: Any) -> tuple[Tensor, ...]:
-        tokens = [token_value(value, forward.layers()) for value in forward.values]
+        layers, tape = forward.layers(), forward.tape
+        tokens = [token_value(value, layers, tape) for value in forward.values]
         with in_full_precision(forward.inputs[0].device):
             relevance = self._relevance(forward, target, tokens)
         return tuple(

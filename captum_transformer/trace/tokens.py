@@ -33,27 +33,77 @@ _WITHIN_BLOCK = frozenset(
 )
 
 
-def token_value(source: Value, calls: list[AttentionCall]) -> Value:
+def token_value(source: Value, calls: list[AttentionCall], tape: Tape) -> Value:
     """The tokens that an input was turned into: the value itself for token ids and embeddings.
 
     Found from the first attention call whose queries (or else values) the input reaches, by going
-    back through token-wise operations to the one that made the tokens, such as a patch embedding.
+    back through token-wise operations to the one that made the tokens, such as a patch embedding;
+    and further back where the input also acts past these tokens, by a skip around them, say.
 
     Raises:
-        UnsupportedOperationError: if no attention call gets tokens from the input.
+        UnsupportedOperationError: if no attention call gets tokens from the input, or if it is
+            turned into tokens more than once.
     """
     if source.holds_ids:
         return source
-    for call in calls:
-        for operand in (_query(call), call.value):
-            value = operand.value
-            if value is not None and (value is source or value.descends_from(source)):
-                return _walk_back(value, source)
+    entering = [
+        value
+        for call in calls
+        for operand in (_query(call), call.value)
+        if (value := operand.value) is not None and (value is source or value.descends_from(source))
+    ]
+    if not entering:
+        raise UnsupportedOperationError(
+            f"No attention call gets its queries or values from the input of shape "
+            f"{tuple(source.shape)}, so it has no tokens. Use `attribute`, or pass it as one of "
+            "`additional_forward_args`."
+        )
+    tokens = _walk_back(entering[0], source)
+    while tokens is not source:
+        past = next((value for value in entering if not _is_of(value, tokens)), None)
+        if past is None:
+            past = _past(tokens, source, tape)
+        if past is None:
+            return tokens
+        tokens = _common(tokens, past, source)
+    if len(source.shape) == 3:
+        return source
     raise UnsupportedOperationError(
-        f"No attention call gets its queries or values from the input of shape "
-        f"{tuple(source.shape)}, so it has no tokens. Use `attribute`, or pass it as one of "
-        "`additional_forward_args`."
+        f"The input of shape {tuple(source.shape)} is turned into tokens more than once, as in a "
+        "model of two branches or where a model runs twice. Use `attribute`, which sums up over "
+        "all of them."
     )
+
+
+def _is_of(value: Value, tokens: Value) -> bool:
+    return value is tokens or value.descends_from(tokens)
+
+
+def _past(tokens: Value, source: Value, tape: Tape) -> Value | None:
+    """What is made of the input past the tokens and meets what is made of these."""
+    start = 0 if tokens.operation is None else tokens.operation.index + 1
+    for operation in tape.operations[start:]:
+        values = [value for _, value in operation.traced()]
+        if len(values) < 2 or not any(_is_of(value, tokens) for value in values):
+            continue
+        signal = signal_of(operation) or [True] * len(values)
+        for value, is_signal in zip(values, signal, strict=True):
+            if is_signal and _is_of(value, source) and not _is_of(value, tokens):
+                return value
+    return None
+
+
+def _common(one: Value, other: Value, source: Value) -> Value:
+    """The last value that everything in two others comes from."""
+    frontier = {one, other}
+    while len(frontier) > 1:
+        latest = max(frontier, key=lambda value: value.index)
+        frontier.remove(latest)
+        if latest.operation is None:
+            raise RuntimeError("only values that descend from the source are walked through")
+        frontier.update(_parents(latest.operation, source))
+    (found,) = frontier
+    return found
 
 
 def _query(call: AttentionCall) -> Operand:

@@ -1,0 +1,72 @@
+"""Which tokens an input was turned into by models that do more than embed patches."""
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from captum_transformer import AttentionRollout, GenericAttentionRelevance, RawAttention
+from captum_transformer.errors import UnsupportedOperationError
+from tests.attr.subjects import assert_close, drawn, images, subject, with_random_weights
+
+METHODS = (GenericAttentionRelevance, AttentionRollout, RawAttention)
+
+
+class Hybrid(nn.Module):
+    """A convolutional stem, and attention with a skip around it and the projection before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, 4)
+        self.local = nn.Conv2d(8, 8, 1)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.merge = nn.Conv2d(16, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        grid = self.stem(pixels)
+        tokens = self.layer(self.local(grid).flatten(2).transpose(1, 2))
+        attended = tokens.transpose(1, 2).unflatten(2, grid.shape[2:])
+        return self.head(self.merge(torch.cat([grid, attended], 1)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_goes_around_the_attention_counts_for_its_tokens(method: type):
+    model = with_random_weights(Hybrid())
+    given = drawn(2, 3, 16, 16, seed=1)
+
+    pixels = method(model).attribute(given, 1)
+    patches = method(model).attribute_tokens(given, 1)
+
+    assert patches.shape == (2, 16)
+    assert_close(patches, pixels.sum(1).unfold(1, 4, 4).unfold(2, 4, 4).sum((3, 4)).flatten(1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_outlook_attention_has_the_tokens_of_its_values(method: type):
+    model = timm.models.volo.VOLO(
+        layers=[1, 1],
+        img_size=32,
+        num_classes=5,
+        embed_dims=[16, 16],
+        num_heads=[2, 2],
+        stem_hidden_dim=8,
+    )
+    model = with_random_weights(model)
+    given = drawn(2, 3, 32, 32, seed=1)
+
+    pixels = method(model).attribute(given, 1)
+    patches = method(model).attribute_tokens(given, 1)
+
+    assert patches.shape == (2, 16)
+    assert_close(patches.sum(1), pixels.sum((1, 2, 3)))
+
+
+def test_an_image_that_becomes_tokens_twice_is_refused():
+    given = subject("timm ViT")
+
+    def mirrored(pixels: Tensor) -> Tensor:
+        return given.model(pixels) + given.model(pixels.flip(3))
+
+    with pytest.raises(UnsupportedOperationError, match=r"more than once.* Use `attribute`"):
+        GenericAttentionRelevance(mirrored).attribute_tokens(images(), 1)
