@@ -1,0 +1,28 @@
+"""All families, and those that stand for a kind of structure."""
+
+from __future__ import annotations
+
+import timm
+import transformers
+
+from benchmarks.model_matrix.family import Family
+from benchmarks.model_matrix.timm_families import TIMM
+from benchmarks.model_matrix.torch_families import TORCH, TORCHVISION
+from benchmarks.model_matrix.transformers_senses import SENSES
+from benchmarks.model_matrix.transformers_text import TEXT
+
+FAMILIES: list[Family] = [*TIMM, *TEXT, *SENSES, *TORCHVISION, *TORCH]
+
+
+def is_installed(family: Family) -> bool:
+    """Whether the installed version of the library has the family."""
+    if family.needs is None:
+        return True
+    if family.library == "timm":
+        return family.needs in timm.list_models()
+    return hasattr(transformers, family.needs)
+
+
+def representatives() -> list[Family]:
+    """One family of each structural kind, as far as it is installed."""
+    return [family for family in FAMILIES if family.kind and is_installed(family)]

@@ -1,0 +1,238 @@
+"""Runs every method on a family and holds what it says against what must be so."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.model_matrix.conservation import conservation_error
+from benchmarks.model_matrix.family import SAMPLES, Case, Family
+from captum_transformer import (
+    AttentionGradCam,
+    AttentionRollout,
+    AttnLRP,
+    ConservativeLRP,
+    GenericAttentionRelevance,
+    PartialLRP,
+    RawAttention,
+    TransformerAttribution,
+)
+from captum_transformer.errors import ExplanationError
+from captum_transformer.rules.attn_lrp import attn_lrp_rule
+from captum_transformer.rules.gradient import ConservativeRule
+from captum_transformer.trace import Arguments, traced_forward
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "TransformerAttribution": TransformerAttribution,
+    "full LRP": partial(TransformerAttribution, propagate_to_input=True),
+    "GenericAttentionRelevance": GenericAttentionRelevance,
+    "AttentionRollout": AttentionRollout,
+    "RawAttention": RawAttention,
+    "AttentionGradCam": AttentionGradCam,
+    "PartialLRP": PartialLRP,
+    "ConservativeLRP": ConservativeLRP,
+    "AttnLRP": AttnLRP,
+}
+# The same map for every target.
+SAME_FOR_ALL = frozenset({"AttentionRollout", "RawAttention"})
+# These divide by sums that may nearly cancel, so rounding tells in their maps.
+_MAGNIFY = frozenset({"TransformerAttribution", "full LRP", "PartialLRP"})
+_EXACT, _ROUNDED = 1e-6, 1e-3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a method on a family.
+
+    Attributes:
+        refused: the error's text, if the method refused.
+        failed: the checks that failed, each with what was seen.
+    """
+
+    refused: str | None = None
+    failed: tuple[str, ...] = ()
+
+    @property
+    def works(self) -> bool:
+        """Whether there is an explanation, and all checks hold."""
+        return self.refused is None and not self.failed
+
+
+@dataclass
+class Row:
+    """What is known of a family.
+
+    Attributes:
+        family: its library and name.
+        calls: attention calls among tokens, and among channels.
+        streams: which tokens attend to which.
+        tokens: how many tokens each input has; empty if it can't be told.
+        failed: what failed of the forward pass itself.
+        verdicts: by method.
+        conservation: ConservativeLRP's error without biases; None if no theory promises one.
+        seconds: how long all of it took.
+    """
+
+    family: tuple[str, str]
+    calls: tuple[int, int] = (0, 0)
+    streams: list[str] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    failed: tuple[str, ...] = ()
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    conservation: float | None = None
+    seconds: float = 0.0
+
+
+def row_of(family: Family) -> Row:
+    """All that the table says of a family."""
+    start = time.perf_counter()
+    warnings.simplefilter("ignore")
+    row = Row((family.library, family.name))
+    case = family.build(family.attentions[0])
+    _read_trace(row, case)
+    others = [family.build(attention) for attention in family.attentions[1:]]
+    for name in METHODS:
+        row.verdicts[name] = _verdict(name, case, others)
+    if family.not_conserved is None and row.verdicts["ConservativeLRP"].works:
+        row.conservation = conservation_error(case)
+        if row.conservation > 1e-3:
+            why = (f"conserves but for {row.conservation:.0e} without biases",)
+            row.verdicts["ConservativeLRP"] = Verdict(failed=why)
+    row.seconds = time.perf_counter() - start
+    return row
+
+
+def _read_trace(row: Row, case: Case) -> None:
+    plain = _tensor(case.plain())
+    rules = (
+        None,
+        ConservativeRule(attention_rule=True, layer_norm_rule=True, hold_mean=False, gammas={}),
+        attn_lrp_rule,
+    )
+    arguments = Arguments[Any](case.inputs, None, case.named)
+    for rule in rules:
+        try:
+            with traced_forward(case.forward, arguments, rule=rule) as forward:
+                difference = _difference([_tensor(forward.output).detach()], [plain])
+                if difference > _EXACT:
+                    row.failed += (f"the output changes by {difference:.0e} under the trace",)
+                if rule is None:
+                    attention = [o.attention for o in forward.tape.operations if o.attention]
+                    row.calls = (len(forward.calls), len(attention) - len(forward.calls))
+                    ties = dict.fromkeys(forward.streams.ties())
+                    row.streams = [q if q == k else f"{q} to {k}" for q, k in ties]
+        except ExplanationError:
+            continue
+        except Exception as error:
+            row.failed += (f"the trace raises {_named(error)}",)
+            break
+    try:
+        tokens = _parts(case.attribute_tokens(GenericAttentionRelevance))
+        row.tokens = [str(part.shape[1]) for part in tokens]
+    except Exception:
+        # The methods' own columns say what is wrong.
+        return
+
+
+def _verdict(name: str, case: Case, others: list[Case]) -> Verdict:
+    method = METHODS[name]
+    try:
+        return Verdict(failed=tuple(_failures(name, method, case, others)))
+    except ExplanationError as error:
+        return Verdict(refused=str(error))
+    except Exception as error:
+        return Verdict(failed=(f"raises {_named(error)}",))
+
+
+def _named(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _failures(
+    name: str, method: Callable[..., Any], case: Case, others: list[Case]
+) -> Iterator[str]:
+    # In training mode: explaining must switch dropout off by itself, and leave the mode alone.
+    case.model.train()
+    before = _state(case)
+    found = _parts(case.attribute(method))
+    if changed := _changed(before, _state(case)):
+        yield f"changes the model's {changed}"
+    case.model.eval()
+    if not all(part.isfinite().all() for part in found):
+        yield "is not finite"
+        return
+    others_found = [_parts(case.attribute(method, i)) for i in range(1, len(case.targets))]
+    # Grad-CAM keeps what is positive, which for a target may be nothing at all.
+    if not any(part.any() for parts in (found, *others_found) for part in parts):
+        yield "is all zero"
+        return
+    close = _ROUNDED if name in _MAGNIFY else _EXACT
+    alone = [_parts(case.sample(i).attribute(method)) for i in range(SAMPLES)]
+    one_by_one = [torch.cat(parts) for parts in zip(*alone, strict=True)]
+    if (difference := _difference(found, one_by_one)) > close:
+        yield f"differs by {difference:.0e} between a batch and its samples one by one"
+    classes_differ = [_difference(found, other) > 1e-4 for other in others_found]
+    if name not in SAME_FOR_ALL and not all(classes_differ):
+        yield "is the same for two targets"
+    single = replace(case, model=copy.deepcopy(case.model)).to(torch.float32)
+    difference = _difference(_parts(single.attribute(method)), found)
+    if difference > (0.05 if name in _MAGNIFY else 1e-3):
+        yield f"differs by {difference:.0e} between single and double precision"
+    for implementation in others:
+        difference = _difference(_parts(implementation.attribute(method)), found)
+        if difference > close:
+            yield f"differs by {difference:.0e} between implementations of attention"
+
+
+def _state(case: Case) -> dict[str, Any]:
+    """What explaining must leave alone."""
+    model = case.model
+    return {
+        "parameters": [p.detach().clone() for p in model.parameters()],
+        "buffers": [b.detach().clone() for b in model.buffers()],
+        "gradients": [p for p in model.parameters() if p.grad is not None],
+        "training mode": [module.training for module in model.modules()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],  # noqa: SLF001
+        "random state": [torch.get_rng_state()],
+    }
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> str:
+    def same(a: Any, b: Any) -> bool:
+        return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+    changed = [
+        name
+        for name, old in before.items()
+        if len(old) != len(after[name]) or not all(map(same, old, after[name]))
+    ]
+    return ", ".join(changed)
+
+
+def _parts(relevance: Any) -> list[Tensor]:
+    if isinstance(relevance, Mapping):
+        return list(relevance.values())
+    return list(relevance) if isinstance(relevance, tuple) else [relevance]
+
+
+def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest one, as a share of the largest value of all."""
+    largest = max(float(part.abs().max()) for part in expected) or 1.0
+    pairs = zip(found, expected, strict=True)
+    return max(float((f.double() - e.double()).abs().max()) for f, e in pairs) / largest
+
+
+def _tensor(output: Any) -> Tensor:
+    """The tensor that is explained."""
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else None
+    return logits if isinstance(logits, Tensor) else output[0]

@@ -1,0 +1,109 @@
+"""The matrix as a page of the documentation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import timm
+import torch
+import torchvision
+import transformers
+
+from benchmarks.model_matrix.checks import METHODS, Row
+
+HEAD = """# Model matrix
+
+What every method says of small random models of {count} families; written by
+`python -m benchmarks.model_matrix` (in the repository's root), with torch {torch},
+timm {timm}, Transformers {transformers} and torchvision {torchvision}.
+[Is your model missing?](your_model.md)
+
+✓: there is an explanation, and all of this holds.
+
+- The model's output under the trace is what it is without, to 1e-6.
+- Relevance is finite, not all zero, and the same for a batch as for its samples one by one.
+- Two targets get different maps (but for raw attention and rollout, which know no target).
+- Fused and eager attention give the same, where the model has both.
+- Single precision gives what double precision gives, to 1e-3.
+- Parameters, buffers, gradients, training mode, hooks and the random state are left alone.
+- All this to 1e-6 of the largest value; the methods that divide by sums of either sign (both
+  columns of `TransformerAttribution`, and `PartialLRP`) to 1e-3, and in single precision to 0.05.
+- `ConservativeLRP`: without biases and curved activations relevance sums up to the score, to 1e-3,
+  where the theory says so (units that multiply two signals, such as gates, are exempt).
+
+A number in brackets: refused, for the reason below. ✗: a check failed; it is listed at the end.
+*Calls*: attention calls among tokens, and (+) among channels. *Tokens*: of each input. *Attention*:
+which tokens attend to which.
+
+"""
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The whole page."""
+    reasons: list[str] = []
+    lines = [_line("family", "calls", "tokens", "attention", *map(_short, METHODS))]
+    lines.append("|---|--:|--:|---|" + ":-:|" * len(METHODS))
+    lines += [_row(row, reasons) for row in rows]
+    head = HEAD.format(
+        count=len(rows),
+        torch=_version(torch),
+        timm=_version(timm),
+        transformers=_version(transformers),
+        torchvision=_version(torchvision),
+    )
+    parts = [head, "\n".join(lines), "\n"]
+    if reasons:
+        parts.append("\n## Refused\n\n")
+        parts += [f"{i}. {reason}\n" for i, reason in enumerate(reasons, 1)]
+    if failures := list(_failures(rows)):
+        parts.append("\n## Failed\n\n")
+        parts += [f"- {failure}\n" for failure in failures]
+    return "".join(parts)
+
+
+def _row(row: Row, reasons: list[str]) -> str:
+    tokens, channels = row.calls
+    calls = f"{tokens} + {channels}" if channels else str(tokens)
+    name = f"{row.family[0]} {row.family[1]}" + (" ✗" if row.failed else "")
+    cells = []
+    for verdict in row.verdicts.values():
+        if verdict.refused is not None:
+            reason = _general(verdict.refused)
+            if reason not in reasons:
+                reasons.append(reason)
+            cells.append(f"[{reasons.index(reason) + 1}]")
+        else:
+            cells.append("✗" if verdict.failed else "✓")
+    return _line(name, calls, " + ".join(row.tokens) or "-", ", ".join(row.streams), *cells)
+
+
+def _failures(rows: Sequence[Row]) -> list[str]:
+    found = []
+    for row in rows:
+        name = " ".join(row.family)
+        found += [f"{name}: {failure}." for failure in row.failed]
+        for method, verdict in row.verdicts.items():
+            found += [f"{name}, {method}: {failure}." for failure in verdict.failed]
+    return found
+
+
+def _general(reason: str) -> str:
+    """An error's text without the shapes and places of one model, and without the advice."""
+    reason = re.sub(r" on tensors of shapes \[.*?\]\s*(?=:)", "", reason)
+    reason = re.sub(r" of shape \([^)]*\)", "", reason)
+    reason = re.sub(r"attention call \d+ \([^)]*\)", "an attention call", reason)
+    return re.sub(r"\s*ConservativeLRP needs no rules .*", "", reason)
+
+
+def _short(method: str) -> str:
+    """A column's head, with places where it may be broken."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", method)
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _version(library: object) -> str:
+    return str(getattr(library, "__version__", "")).split("+")[0]

@@ -1,0 +1,282 @@
+"""Families of timm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import timm
+from timm.layers import set_fused_attn
+from timm.models.crossvit import CrossVit
+from timm.models.gcvit import GlobalContextVit
+from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
+from timm.models.nest import Nest
+from timm.models.pit import PoolingVisionTransformer
+from timm.models.pvt_v2 import PyramidVisionTransformerV2
+from timm.models.volo import VOLO
+from torch import nn
+
+from benchmarks.model_matrix.family import CLASSES, Case, Family, drawn, with_random_weights
+
+_PLAIN = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+_WINDOWED = {
+    "img_size": 32,
+    "patch_size": 4,
+    "window_size": 4,
+    "embed_dim": 8,
+    "depths": (2, 2),
+    "num_heads": (2, 2),
+}
+_MIXED = {
+    "img_size": 64,
+    "embed_dim": (32, 32, 32, 32),
+    "depths": (1, 1, 1, 1),
+    "stem_width": (8, 8),
+}
+_GATED = "gated units multiply two signals"
+_GATES = "squeeze-and-excitation multiplies two signals"
+_BOTH = ("sdpa", "eager")
+_OWN = ("eager",)
+
+
+def _case(make: Callable[[], nn.Module], size: int, attention: str) -> Case:
+    set_fused_attn(enable=attention == "sdpa")
+    try:
+        model = with_random_weights(make())
+    finally:
+        set_fused_attn(enable=True)
+    return Case(model, drawn(2, 3, size, size, seed=1), ([1, 4], [3, 0]))
+
+
+def _made(
+    name: str,
+    make: Callable[..., nn.Module],
+    size: int,
+    attentions: tuple[str, ...],
+    options: dict[str, Any],
+    **about: Any,
+) -> Family:
+    build = partial(_case, partial(make, num_classes=CLASSES, **options), size)
+    return Family("timm", name, build, attentions, **about)
+
+
+def _family(
+    name: str,
+    variant: str,
+    options: dict[str, Any] | None = None,
+    *,
+    size: int | None = None,
+    attentions: tuple[str, ...] = _BOTH,
+    **about: Any,
+) -> Family:
+    options = _PLAIN if options is None else options
+    size = size or options["img_size"]
+    return _made(name, partial(timm.create_model, variant), size, attentions, options, **about)
+
+
+TIMM = [
+    _family("ViT", "vit_tiny_patch16_224", kind="class token"),
+    _family("ViT, mean pooled", "vit_tiny_patch16_224", {**_PLAIN, "global_pool": "avg"}),
+    _family("ViT, parallel branches", "vit_small_patch16_18x2_224", kind="parallel branches"),
+    _family("ViT-22B style", "vit_base_patch16_xp_224", kind="parallel attention and MLP"),
+    _family("FlexiViT", "flexivit_small"),
+    _family("ViT of CLIP", "vit_base_patch32_clip_224"),
+    _family("SigLIP", "vit_base_patch16_siglip_224", kind="attention pooling"),
+    _family("DINOv2", "vit_small_patch14_dinov2"),
+    _family("DINOv2, registers", "vit_small_patch14_reg4_dinov2"),
+    _family("DINOv3", "vit_small_patch16_dinov3", needs="vit_small_patch16_dinov3"),
+    _family("DeiT", "deit_tiny_patch16_224"),
+    _family("DeiT, distilled", "deit_tiny_distilled_patch16_224", kind="two class tokens"),
+    _family("DeiT-3", "deit3_small_patch16_224"),
+    _family("BEiT", "beit_base_patch16_224"),
+    _family("BEiT v2", "beitv2_base_patch16_224"),
+    _family("EVA", "eva_giant_patch14_224"),
+    _family("EVA-02", "eva02_tiny_patch14_224", not_conserved=_GATED, kind="gated units"),
+    _family("Swin", "swin_tiny_patch4_window7_224", _WINDOWED, kind="shifted windows"),
+    _family("SwinV2", "swinv2_tiny_window8_256", _WINDOWED, attentions=_OWN),
+    _family("MaxViT", "maxvit_pico_rw_256", _MIXED, not_conserved=_GATES, kind="windows and grids"),
+    _family("CoAtNet", "coatnet_pico_rw_224", _MIXED, not_conserved=_GATES),
+    _family("CaiT", "cait_xxs24_224", attentions=_OWN, kind="talking heads, class attention"),
+    _family(
+        "XCiT",
+        "xcit_nano_12_p16_224",
+        {"img_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 2},
+        attentions=_OWN,
+        kind="attention among channels",
+    ),
+    _made(
+        "PVT v2",
+        PyramidVisionTransformerV2,
+        64,
+        _BOTH,
+        {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2)},
+        kind="reduced keys",
+    ),
+    _family(
+        "Twins-SVT",
+        "twins_svt_small",
+        {
+            "img_size": 64,
+            "depths": (2, 2),
+            "embed_dims": (8, 16),
+            "num_heads": (1, 2),
+            "sr_ratios": (2, 1),
+            "wss": (4, 4),
+            "mlp_ratios": (2, 2),
+        },
+    ),
+    _made(
+        "PiT",
+        PoolingVisionTransformer,
+        32,
+        _BOTH,
+        {
+            "img_size": 32,
+            "patch_size": 8,
+            "stride": 4,
+            "stem_type": "overlap",
+            "base_dims": (8, 8),
+            "depth": (1, 1),
+            "heads": (2, 2),
+            "mlp_ratio": 2,
+        },
+    ),
+    _family(
+        "LeViT",
+        "levit_128s",
+        {"img_size": 64, "embed_dim": (16, 24), "num_heads": (2, 3), "depth": (1, 1), "key_dim": 8},
+        attentions=_OWN,
+    ),
+    _made(
+        "MViTv2",
+        MultiScaleVit,
+        32,
+        _OWN,
+        {"cfg": MultiScaleVitCfg(depths=(1, 1), embed_dim=8, num_heads=1), "img_size": 32},
+        kind="pooled queries",
+    ),
+    _family("Hiera", "hiera_tiny_224", {"img_size": 32, "stages": (1, 1, 1, 1), "embed_dim": 8}),
+    _made(
+        "CrossViT",
+        CrossVit,
+        48,
+        _BOTH,
+        {
+            "img_size": 48,
+            "img_scale": (1.0, 32 / 48),
+            "patch_size": (12, 16),
+            "embed_dim": (16, 24),
+            "depth": ((1, 2, 0), (1, 2, 0)),
+            "num_heads": (2, 2),
+            "mlp_ratio": (2.0, 2.0, 1.0),
+        },
+        kind="two scales",
+    ),
+    _family(
+        "ConViT",
+        "convit_tiny",
+        {**_PLAIN, "depth": 3, "num_heads": 4, "local_up_to_layer": 2},
+        attentions=_OWN,
+    ),
+    _family(
+        "CoaT",
+        "coat_tiny",
+        {
+            "img_size": 32,
+            "embed_dims": (16, 16, 16, 16),
+            "serial_depths": (1, 1, 1, 1),
+            "parallel_depth": 1,
+            "num_heads": 8,
+        },
+        attentions=_OWN,
+    ),
+    _family(
+        "TNT",
+        "tnt_s_legacy_patch16_224",
+        {
+            "img_size": 32,
+            "embed_dim": 16,
+            "inner_dim": 8,
+            "depth": 2,
+            "num_heads_inner": 2,
+            "num_heads_outer": 2,
+        },
+        needs="tnt_s_legacy_patch16_224",
+        kind="tokens within tokens",
+    ),
+    _made(
+        "VOLO",
+        VOLO,
+        64,
+        _BOTH,
+        {
+            "layers": (1, 1),
+            "img_size": 64,
+            "embed_dims": (16, 16),
+            "num_heads": (2, 2),
+            "downsamples": (True, False),
+            "outlook_attention": (True, False),
+            "mlp_ratio": 2,
+            "stem_hidden_dim": 8,
+            "use_mix_token": False,
+        },
+        kind="outlook attention",
+    ),
+    _made(
+        "NesT",
+        Nest,
+        32,
+        _BOTH,
+        {
+            "img_size": 32,
+            "embed_dims": (8, 8),
+            "num_heads": (2, 2),
+            "depths": (1, 1),
+            "num_levels": 2,
+        },
+    ),
+    _family(
+        "Visformer",
+        "visformer_tiny",
+        {"img_size": 64, "embed_dim": 32, "depth": (1, 1, 1), "num_heads": 2},
+    ),
+    _family("MobileViT", "mobilevit_xxs", {}, size=128),
+    _family("MobileViTv2", "mobilevitv2_050", {}, size=64, kind="linear attention"),
+    _family(
+        "DaViT",
+        "davit_tiny",
+        {"embed_dims": (8, 16), "depths": (1, 1), "num_heads": (2, 2), "window_size": 4},
+        size=32,
+        kind="attention among tokens and among channels",
+    ),
+    _made(
+        "GC ViT",
+        GlobalContextVit,
+        64,
+        _OWN,
+        {
+            "img_size": 64,
+            "window_size": (4, 4, 2, 2),
+            "embed_dim": 8,
+            "depths": (2, 2, 2, 2),
+            "num_heads": (1, 1, 1, 1),
+        },
+        not_conserved=_GATES,
+        kind="global queries",
+    ),
+    _family(
+        "EdgeNeXt",
+        "edgenext_xx_small",
+        {"dims": (8, 8, 16, 16), "depths": (1, 1, 2, 2)},
+        size=64,
+        attentions=_OWN,
+    ),
+    _family(
+        "EfficientFormer",
+        "efficientformer_l1",
+        {"embed_dims": (8, 8, 16, 16), "depths": (1, 1, 1, 2)},
+        size=224,
+        attentions=_OWN,
+    ),
+]
