@@ -46,7 +46,7 @@ def _case(make: Callable[[], nn.Module], size: int, attention: str) -> Case:
         model = with_random_weights(make())
     finally:
         set_fused_attn(enable=True)
-    return Case(model, drawn(2, 3, size, size, seed=1), ([1, 4], [3, 0]))
+    return Case(model, drawn(2, 3, size, size, seed=1), ([1, 4], [3, 0], [2, 2]))
 
 
 def _made(
@@ -101,7 +101,7 @@ TIMM = [
     _family(
         "XCiT",
         "xcit_nano_12_p16_224",
-        {"img_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 2},
+        {"img_size": 64, "embed_dim": 16, "depth": 2, "num_heads": 2},
         attentions=_OWN,
         kind="attention among channels",
     ),

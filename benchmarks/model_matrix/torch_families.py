@@ -19,7 +19,7 @@ from benchmarks.model_matrix.family import (
     with_random_weights,
 )
 
-_CHOICES = ([1, 4], [3, 0])
+_CHOICES = ([1, 4], [3, 0], [2, 2])
 _SWIN = {
     "patch_size": [4, 4],
     "embed_dim": 8,

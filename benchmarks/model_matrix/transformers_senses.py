@@ -38,7 +38,7 @@ _SWIN = {
     "num_labels": CLASSES,
 }
 _TEXT = {**SIZES, "vocab_size": 30, "num_hidden_layers": 2, "max_position_embeddings": 16}
-_CHOICES = ([1, 4], [3, 0])
+_CHOICES = ([1, 4], [3, 0], [2, 2])
 
 
 def _images(size: int = 16) -> Tensor:
@@ -250,7 +250,12 @@ SENSES = [
         ("eager",),
         64,
     ),
-    _joint("VideoMAE", _videomae, kind="video"),
+    _joint(
+        "VideoMAE",
+        _videomae,
+        not_conserved="positions that are no parameters are added",
+        kind="video",
+    ),
     _joint("AST", _ast),
     _joint("wav2vec 2.0", _wav2vec2, kind="sound"),
     _joint("Whisper", _whisper),

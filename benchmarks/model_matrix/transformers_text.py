@@ -70,7 +70,7 @@ _T5 = {
     "decoder_start_token_id": 0,
 }
 # (position, token): the logit of a token as the one behind a position.
-STEPS = ([(6, 7), (4, 12)], [(6, 3), (4, 20)])
+STEPS = ([(6, 7), (4, 12)], [(6, 3), (4, 20)], [(6, 9), (4, 5)])
 WRITTEN = ([(3, 7), (2, 12)], [(3, 3), (2, 20)])
 
 
@@ -83,7 +83,7 @@ def _classifier(model: str, options: Mapping[str, Any], attention: str) -> Case:
     config = configured(f"{model}Config", options, attention)
     made = getattr(transformers, f"{model}ForSequenceClassification")(config)
     named = {"attention_mask": padding()}
-    return Case(with_random_weights(made), {"input_ids": tokens()}, ([1, 4], [3, 0]), named)
+    return Case(with_random_weights(made), {"input_ids": tokens()}, ([1, 4], [3, 0], [2, 2]), named)
 
 
 def _continuing(model: str, config: str, options: Mapping[str, Any], attention: str) -> Case:
