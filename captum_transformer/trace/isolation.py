@@ -1,5 +1,6 @@
 """Leaving the user's model, its mode, its gradients and the random state exactly as they were."""
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -10,6 +11,47 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+# The mode is put back by itself; parameters, submodules and hooks are not touched by running.
+_TORCHS_OWN = vars(nn.Module()).keys() - {"_buffers"}
+
+
+class Attributes:
+    """A module's own attributes and buffers, to be put back as they were.
+
+    Some models keep what they have computed in evaluation mode, such as position biases, for as
+    long as they stay in it. As the mode is switched behind their back, they would go on using it
+    after further training.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._values = _own_attributes(module)
+        self._contents = {
+            name: copy.copy(value)
+            for name, value in self._values.items()
+            if isinstance(value, (dict, list, set))
+        }
+
+    def restore(self) -> None:
+        """Puts back what has changed; containers stay the same objects."""
+        current = vars(self._module)
+        for name in _own_attributes(self._module).keys() - self._values.keys():
+            del current[name]
+        for name, value in self._values.items():
+            if current.get(name) is not value:
+                current[name] = value
+        for name, content in self._contents.items():
+            container = self._values[name]
+            if isinstance(container, list):
+                container[:] = content
+            else:
+                container.clear()
+                container.update(content)
+
+
+def _own_attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _TORCHS_OWN}
 
 
 def modules_of(function: Any) -> list[tuple[str, nn.Module]]:
@@ -67,15 +109,21 @@ def explaining(
 ) -> Iterator[None]:
     """Everything a forward pass needs to be explained, undone on leaving, also after an error.
 
-    Gradients are on, whatever the caller's mode; every module is in evaluation mode; the random
-    state is put back; compiled code runs uncompiled.
+    Gradients are on, whatever the caller's mode; every module is in evaluation mode; what modules
+    store in their attributes meanwhile, such as caches, is dropped; the random state is put back;
+    compiled code runs uncompiled.
     """
     training = [module for _, module in modules if module.training]
+    attributes = {id(module): Attributes(module) for _, module in modules}
     thread = get_ident()
 
     def evaluate(module: nn.Module, _: Any) -> None:
         # For modules that can't be found beforehand, such as those of an object in a closure.
-        if module.training and get_ident() == thread:
+        if get_ident() != thread:
+            return
+        if id(module) not in attributes:
+            attributes[id(module)] = Attributes(module)
+        if module.training:
             training.append(module)
             module.training = False
 
@@ -93,6 +141,8 @@ def explaining(
             yield
         finally:
             hook.remove()
+            for kept in attributes.values():
+                kept.restore()
             for module in training:
                 module.training = True
 

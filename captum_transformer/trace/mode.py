@@ -181,6 +181,10 @@ class Trace(TorchFunctionMode):
             result = func(*args, **kwargs)
         if written is None and any(result is t for t in tensors):
             return result
+        if function.name == "batch_norm" and result.requires_grad:
+            # On CPUs its derivative is wrong for one sample whose gradient is laid out otherwise
+            # (tokens first, as behind a convolutional stem).
+            result.register_hook(Tensor.contiguous)
         outputs = self._reached(function, result if written is None else written, operands)
         if not any(output is not None for output in outputs):
             if written is not None:

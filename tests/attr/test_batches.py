@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from captum_transformer import AttentionRollout
 from tests.attr.subjects import (
@@ -16,7 +17,9 @@ from tests.attr.subjects import (
     drawn,
     encoder,
     ids,
+    images,
     subject,
+    with_random_weights,
 )
 
 # Scaled by the whole map in which padding tokens have rows of their own, as in the authors' code.
@@ -126,3 +129,29 @@ def test_class_agnostic_method_needs_no_target() -> None:
     without = AttentionRollout(given.model).attribute(given.inputs)
 
     assert_close(without, attributed("timm ViT", "AttentionRollout"))
+
+
+class WithConvolutions(nn.Module):
+    """Patches from a convolution with batch normalisation, as in XCiT or LeViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 4, 4, bias=False), nn.BatchNorm2d(16))
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        tokens = self.stem(pixels).flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(tokens, tokens, tokens)[0]
+        return self.head(tokens.mean(1))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_one_sample_behind_a_batch_norm_gets_its_own_relevance(method: str) -> None:
+    model, pixels = with_random_weights(WithConvolutions()), images(2)
+    if "layer 1" in method:
+        pytest.skip("the model has one layer")
+    explain = METHODS[method](model)
+    both = explain.attribute(pixels, [1, 4])
+    alone = [explain.attribute(pixels[i : i + 1], [c]) for i, c in enumerate((1, 4))]
+    assert_close(torch.cat(alone), both)

@@ -384,3 +384,48 @@ def test_training_after_an_explanation_is_bit_identical() -> None:
 
     for plain, watched in zip(train(False), train(True), strict=True):
         assert torch.equal(plain, watched)
+
+
+class Caching(nn.Module):
+    """Keeps what it has computed of its weights for as long as it is in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = timm_vit()
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.cache: dict[str, Tensor] = {}
+        self.seen: list[Tensor] = []
+        self.register_buffer("last", torch.zeros(1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if not self.training and "scale" not in self.cache:
+            self.cache["scale"] = self.scale * 2
+        scores = self.vit(pixels) * (self.scale * 2 if self.training else self.cache["scale"])
+        self.scores = scores
+        self.last = scores.detach()
+        self.seen.append(scores)
+        return scores
+
+    def train(self, mode: bool = True) -> "Caching":
+        if mode:
+            self.cache = {}
+        return super().train(mode)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_what_a_model_keeps_while_it_is_explained_is_dropped(hidden: bool) -> None:
+    class Holder:
+        def __init__(self, model: nn.Module) -> None:
+            self.models = {"it": [model]}
+
+        def __call__(self, pixels: Tensor) -> Tensor:
+            return self.models["it"][0](pixels)
+
+    model = Caching().train()
+    before = _state(model)
+    function = Holder(model) if hidden else model
+    GenericAttentionRelevance(function).attribute(images(), 1)
+    assert _state(model) == before
+    model.scale.data.fill_(3.0)
+    pixels = images()
+    torch.testing.assert_close(model.eval()(pixels), model.vit(pixels) * 6)
