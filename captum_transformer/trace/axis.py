@@ -56,6 +56,22 @@ class Axis(NamedTuple):
                 return Axis.of(view.shape, dim, self.size)
         return None
 
+    def part_in_view(self, view: Tensor) -> "Axis | None":
+        """The dimension of a view that is the axis, or a slice of it.
+
+        >>> import torch
+        >>> keys = Axis.of((2, 5, 8), dim=2)
+        >>> keys.part_in_view(torch.empty(2, 5, 8)[..., :-1]) == Axis.of((2, 5, 7), dim=2)
+        True
+        """
+        whole = self.in_view(view)
+        if whole is not None or view.numel() >= self.outer * self.size * self.inner:
+            return whole
+        for dim, (length, stride) in enumerate(zip(view.shape, view.stride(), strict=True)):
+            if stride == self.inner and 1 < length < self.size:
+                return Axis.of(view.shape, dim)
+        return None
+
     def kept(self, before: Sequence[int], after: Sequence[int]) -> "Axis | None":
         """The axis after an operation that keeps the dimensions up to and including its own."""
         dim = self.dim(before)

@@ -93,7 +93,9 @@ def _carry(operation: Operation, output: Value, view: Tensor | None) -> None:
             if output.samples is None and operation.kind is Kind.SHAPE:
                 output.samples = _looked_up(operation, source, output)
         if output.keys is None and keys is not None:
-            output.keys = _carried(operation, operand, keys, output, view)
+            # Without some of the keys, such as an attention sink, they are probabilities still.
+            kept_keys = None if view is None else keys.part_in_view(view)
+            output.keys = kept_keys or _carried(operation, operand, keys, output, view)
         if not output.features and view is not None:
             output.features = pieces_in_view(source.features, view)
         elif not output.features:
