@@ -28,7 +28,7 @@ timm {timm}, Transformers {transformers} and torchvision {torchvision}.
 - Single precision gives what double precision gives, to 1e-3.
 - Parameters, buffers, gradients, training mode, hooks and the random state are left alone.
 - All this to 1e-6 of the largest value; the methods that divide by sums of either sign (both
-  columns of `TransformerAttribution`, and `PartialLRP`) to 1e-3, and in single precision to 0.05.
+  columns of `TransformerAttribution`, and `PartialLRP`) to 1e-3, and in single precision to 0.2.
 - `ConservativeLRP`: without biases and curved activations relevance sums up to the score, to 1e-3,
   where the theory says so (units that multiply two signals, such as gates, are exempt).
 

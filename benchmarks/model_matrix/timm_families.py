@@ -95,7 +95,7 @@ TIMM = [
     _family("EVA-02", "eva02_tiny_patch14_224", not_conserved=_GATED, kind="gated units"),
     _family("Swin", "swin_tiny_patch4_window7_224", _WINDOWED, kind="shifted windows"),
     _family("SwinV2", "swinv2_tiny_window8_256", _WINDOWED, attentions=_OWN),
-    _family("MaxViT", "maxvit_pico_rw_256", _MIXED, not_conserved=_GATES, kind="windows and grids"),
+    _family("MaxViT", "maxvit_pico_rw_256", _MIXED, not_conserved=_GATES),
     _family("CoAtNet", "coatnet_pico_rw_224", _MIXED, not_conserved=_GATES),
     _family("CaiT", "cait_xxs24_224", attentions=_OWN, kind="talking heads, class attention"),
     _family(
@@ -111,7 +111,6 @@ TIMM = [
         64,
         _BOTH,
         {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2)},
-        kind="reduced keys",
     ),
     _family(
         "Twins-SVT",
@@ -171,7 +170,6 @@ TIMM = [
             "num_heads": (2, 2),
             "mlp_ratio": (2.0, 2.0, 1.0),
         },
-        kind="two scales",
     ),
     _family(
         "ConViT",
@@ -263,7 +261,6 @@ TIMM = [
             "num_heads": (1, 1, 1, 1),
         },
         not_conserved=_GATES,
-        kind="global queries",
     ),
     _family(
         "EdgeNeXt",

@@ -1,0 +1,54 @@
+"""The model matrix holds for one family of each structural kind; the program makes all of it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.model_matrix.catalogue import FAMILIES, is_installed, representatives
+from benchmarks.model_matrix.checks import METHODS, Row, Verdict, row_of
+from benchmarks.model_matrix.page import page
+
+PAGE = Path(__file__).parents[2] / "docs" / "model_matrix.md"
+KINDS = {f"{family.library} {family.name}": family for family in representatives()}
+# What needs maps from token to token, and so a softmax over tokens that can be read.
+BY_MAPS = set(METHODS) - {"full LRP", "ConservativeLRP", "AttnLRP"}
+REFUSED = {
+    "timm MobileViTv2": set(METHODS),
+    "Transformers FNet": set(METHODS),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_method_works_or_refuses_as_expected(name):
+    row = row_of(KINDS[name])
+    assert row.failed == ()
+    assert {m: v.failed for m, v in row.verdicts.items() if v.failed} == {}
+    refused = {method for method, verdict in row.verdicts.items() if verdict.refused is not None}
+    assert refused == REFUSED.get(name, set())
+
+
+def test_each_library_has_its_representatives():
+    assert {family.library for family in KINDS.values()} == {"timm", "Transformers", "torch.nn"}
+    assert len(FAMILIES) >= 70
+
+
+def test_failures_and_refusals_are_shown():
+    verdicts = dict.fromkeys(METHODS, Verdict())
+    verdicts["AttnLRP"] = Verdict(refused="No rule for `f` on tensors of shapes [(2, 3)]: why.")
+    verdicts["RawAttention"] = Verdict(failed=("is all zero",))
+    row = Row(("timm", "ViT"), (2, 1), ["x"], ["4"], ("the output changes",), verdicts)
+    text = page([row, row])
+    assert "| timm ViT ✗ | 2 + 1 | 4 | x | ✓ | ✓ | ✓ | ✓ | ✗ | ✓ | ✓ | ✓ | [1] |" in text
+    assert text.count("\n1. No rule for `f`: why.\n") == 1
+    assert "- timm ViT, RawAttention: is all zero." in text
+    assert "- timm ViT: the output changes." in text
+
+
+def test_the_page_has_a_row_for_every_family():
+    rows = re.findall(r"^\| (\S+ [^|]*?)(?: ✗)? \| \d", PAGE.read_text(), re.MULTILINE)
+    assert rows == [f"{family.library} {family.name}" for family in FAMILIES]
+
+
+def test_older_libraries_leave_families_out():
+    assert sum(map(is_installed, FAMILIES)) >= 70
