@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.call_arguments import with_tensors
 from captum_transformer.rules.gamma import Gamma, favour_positive
 from captum_transformer.rules.norms import hold_denominator
 from captum_transformer.trace.functions import Kind
-from captum_transformer.trace.recognise import Pattern
+from captum_transformer.trace.recognise import Pattern, are_probabilities
 from captum_transformer.trace.statistics import is_mean_of
 from captum_transformer.trace.tape import Tape, tensors_in
 
@@ -49,6 +50,8 @@ class ConservativeRule:
         """See `ForwardRule`."""
         if pattern is not None:
             return _attend(call, args, kwargs, pattern) if self.attention_rule else NotImplemented
+        if kind is Kind.MATMUL and self.attention_rule:
+            _refuse_unread_attention(args, name, tape)
         if kind is Kind.LINEAR and (gamma := self.gammas.get(len(tape.operations))) is not None:
             return favour_positive(gamma, name, args, kwargs)
         if self.layer_norm_rule:
@@ -73,6 +76,19 @@ def _attend(
         # The values of fused attention may be the same tensor as its queries.
         result["value"] = kwargs["value"]
     return call(*with_tensors(args, held), **result)
+
+
+def _refuse_unread_attention(args: tuple[Any, ...], name: str, tape: Tape) -> None:
+    """Attention that is not recognised would count with the gradient of its probabilities."""
+    values = [tape.find(tensor) for tensor in tensors_in(args)]
+    signals = [value for value in values if value is not None and not value.learned]
+    if len(signals) > 1 and any(are_probabilities(value) for value in signals):
+        raise UnsupportedOperationError(
+            f"`{name}` applies softmax probabilities that were cut up or rearranged, on tensors of "
+            f"shapes {[tuple(value.shape) for value in signals]}: this attention can't be read, so "
+            "its probabilities can't be held constant. With `attention_rule=False` they count as "
+            "any other part of the gradient."
+        )
 
 
 def _subtracts_mean(args: tuple[Any, ...], tape: Tape) -> bool:

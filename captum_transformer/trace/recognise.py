@@ -86,6 +86,19 @@ def _applies(
     return Pattern(frozenset({id(operands[weights])}), weights, *orders)
 
 
+def are_probabilities(value: Value) -> bool:
+    """Whether a value holds the entries of a softmax over tokens, however they are arranged."""
+    while value.operation is not None:
+        operation = value.operation
+        if operation.kind is Kind.SOFTMAX:
+            return value.keys is not None and value.keys not in value.features
+        traced = operation.traced()
+        if operation.kind is not Kind.SHAPE or len(traced) != 1:
+            return False
+        ((_, value),) = traced
+    return False
+
+
 def _swapped(ndim: int) -> tuple[int, ...]:
     return (*range(ndim - 2), ndim - 1, ndim - 2)
 
