@@ -163,12 +163,15 @@ def _kept(operation: Operation, source: Operand, axis: Axis, output: Value) -> A
 
 
 def sums_over_features(operation: Operation) -> bool:
-    """Whether it multiplies two signals and sums over their features, and over nothing else."""
+    """Whether it multiplies two signals and sums over all their features, and nothing else.
+
+    A product that leaves features of one of them hands on its tokens, as linear attention does.
+    """
     if operation.kind not in (Kind.MATMUL, Kind.LINEAR) or len(operation.operands) != 2:
         return False
     for operand, value in operation.traced():
         gone = _contracted(operation, operand)
-        if not gone or any(Axis.of(value.shape, dim) not in value.features for dim in gone):
+        if {Axis.of(value.shape, dim) for dim in gone} != set(value.features):
             return False
     return len(operation.traced()) == 2
 

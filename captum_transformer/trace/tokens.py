@@ -5,10 +5,11 @@ import math
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.trace.attention import AttentionCall, FusedAttention
+from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.functions import Kind
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.statistics import signal_of
+from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
 
 _TOKEN_WISE = frozenset(
@@ -49,8 +50,8 @@ def token_value(source: Value, calls: list[AttentionCall], tape: Tape) -> Value:
     entering = [
         value
         for call in calls
-        for operand in (_query(call), call.value)
-        if (value := operand.value) is not None and (value is source or value.descends_from(source))
+        for value in (query_value(call), call.value.value)
+        if value is not None and (value is source or value.descends_from(source))
     ]
     if not entering:
         raise UnsupportedOperationError(
@@ -104,10 +105,6 @@ def _common(one: Value, other: Value, source: Value) -> Value:
         frontier.update(_parents(latest.operation, source))
     (found,) = frontier
     return found
-
-
-def _query(call: AttentionCall) -> Operand:
-    return call.query if isinstance(call, FusedAttention) else call.operation.traced()[0][0]
 
 
 def _walk_back(value: Value, source: Value) -> Value:

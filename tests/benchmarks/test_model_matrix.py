@@ -11,11 +11,18 @@ from benchmarks.model_matrix.page import page
 
 PAGE = Path(__file__).parents[2] / "docs" / "model_matrix.md"
 KINDS = {f"{family.library} {family.name}": family for family in representatives()}
-# What needs maps from token to token, and so a softmax over tokens that can be read.
-BY_MAPS = set(METHODS) - {"full LRP", "ConservativeLRP", "AttnLRP"}
 REFUSED = {
     "timm MobileViTv2": set(METHODS),
     "Transformers FNet": set(METHODS),
+    "Transformers Longformer": set(METHODS) - {"AttnLRP"},
+    # Its blocks of tokens overlap, so their maps can't be multiplied as matrices.
+    "Transformers LongT5": {
+        "TransformerAttribution",
+        "GenericAttentionRelevance",
+        "AttentionRollout",
+    },
+    # Experts get tokens of all samples at once, which relevance rules must tell apart.
+    "Transformers GPT-OSS": {"TransformerAttribution", "full LRP", "PartialLRP"},
 }
 
 

@@ -60,6 +60,8 @@ class Model(nn.Module):
         return self.head(x[:, 0])
 
     row = torch.eye(TOKENS, dtype=torch.float64)[0]
+    # What part of each token a key stands for.
+    spread = torch.eye(TOKENS, dtype=torch.float64)
 
 
 class MeanPooled(Model):
@@ -191,7 +193,62 @@ class ProjectedInnerSkip(Model):
         return self.read(x)
 
 
+class Sinks(Model):
+    """As in GPT-OSS, where part of the attention goes to a learned score and is lost."""
+
+    def block(self, block, x):
+        q, k, v = block.qkv(block.norm(x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        sinks = torch.tensor([0.5, -1.0], dtype=x.dtype)[:, None, None].expand(
+            len(x), -1, TOKENS, 1
+        )
+        scores = torch.cat([q @ k.mT, sinks], -1)
+        weights = (scores - scores.amax(-1, keepdim=True)).softmax(-1)[..., :-1]
+        x = x + block.out((weights @ v).transpose(1, 2).flatten(2))
+        return x + block.mlp(block.norm2(x)), weights
+
+
+class TalkingHeads(Model):
+    """As in CaiT, where heads are mixed before and after the softmax: rows don't sum up to one."""
+
+    def block(self, block, x):
+        mix = torch.tensor([[0.8, -0.3], [0.4, 0.9]], dtype=x.dtype)
+        q, k, v = block.qkv(block.norm(x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        scores = F.linear((q @ k.mT).permute(0, 2, 3, 1), mix).permute(0, 3, 1, 2)
+        weights = F.linear(scores.softmax(-1).permute(0, 2, 3, 1), mix.T).permute(0, 3, 1, 2)
+        x = x + block.out((weights @ v).transpose(1, 2).flatten(2))
+        return x + block.mlp(block.norm2(x)), weights
+
+
+class ReducedKeys(Model):
+    """As in PVT, where keys and values are made of pairs of tokens."""
+
+    def block(self, block, x):
+        normed = block.norm(x)
+        pairs = F.avg_pool1d(normed.mT, 2).mT
+        q = block.qkv(normed)[..., :WIDTH].unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        k, v = block.qkv(pairs)[..., WIDTH:].unflatten(-1, (2, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.mT).softmax(-1)
+        x = x + block.out((weights @ v).transpose(1, 2).flatten(2))
+        # Each key stands for both tokens of its pair, half for each.
+        return x + block.mlp(block.norm2(x)), weights
+
+    spread = torch.eye(TOKENS // 2, dtype=torch.float64).repeat_interleave(2, -1) / 2
+
+
+class TwoClassTokens(Model):
+    """As in a distilled DeiT: two heads, each with a token of its own."""
+
+    def read(self, x):
+        return (self.head(x[:, 0]) + self.head(x[:, 1].flip(-1))) / 2
+
+    row = torch.tensor([0.5, 0.5, 0, 0, 0, 0], dtype=torch.float64)
+
+
 WIRINGS = [
+    Sinks,
+    TalkingHeads,
+    ReducedKeys,
+    TwoClassTokens,
     Model,
     MeanPooled,
     MaskedMean,
@@ -221,11 +278,11 @@ def by_hand(model: Model, x: Tensor, target: int) -> tuple[Tensor, Tensor, Tenso
     eye = torch.eye(TOKENS, dtype=x.dtype)
     relevance, rollout = eye, eye
     for weights, gradient in zip(maps, gradients, strict=True):
-        relevance = relevance + (weights * gradient).relu().mean(1) @ relevance
-        attention = eye + weights.mean(1)
+        relevance = relevance + (weights * gradient).relu().mean(1) @ model.spread @ relevance
+        attention = eye + weights.mean(1) @ model.spread
         rollout = attention / attention.sum(-1, keepdim=True) @ rollout
     row = model.row
-    return row @ relevance, row @ rollout, row @ maps[-1].mean(1)
+    return row @ relevance, row @ rollout, row @ maps[-1].mean(1) @ model.spread
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
@@ -323,6 +380,22 @@ def test_mixing_signals_without_softmax_is_refused():
     x = torch.randn(1, TOKENS, WIDTH, dtype=torch.float64)
     with pytest.raises(UnsupportedOperationError, match=r"`matmul`.*attention must be a softmax"):
         GenericAttentionRelevance(Bilinear()).attribute(x, 0)
+
+
+class FactorisedAttention(Model):
+    """As in CoaT: a softmax over tokens, but of the keys alone."""
+
+    def block(self, block, x):
+        q, k, v = block.qkv(block.norm(x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        out = q @ (k.softmax(-2).mT @ v)
+        return x + block.out(out.transpose(1, 2).flatten(2)), None
+
+
+@pytest.mark.parametrize("method", [GenericAttentionRelevance, AttentionRollout, RawAttention])
+def test_queries_that_weigh_what_keys_have_collected_are_refused(method):
+    x = torch.randn(1, TOKENS, WIDTH, dtype=torch.float64)
+    with pytest.raises(UnsupportedOperationError, match=r"`matmul`.*mixes several signals"):
+        method(FactorisedAttention()).attribute(x, 0)
 
 
 class LinearAttention(Model):
