@@ -11,6 +11,7 @@ from captum_transformer.attr import (
     TransformerAttribution,
     TransformerMethod,
 )
+from captum_transformer.description import Description, describe
 from captum_transformer.trace import Contrast
 
 __version__ = "0.1.0"
@@ -21,9 +22,11 @@ __all__ = [
     "AttnLRP",
     "ConservativeLRP",
     "Contrast",
+    "Description",
     "GenericAttentionRelevance",
     "PartialLRP",
     "RawAttention",
     "TransformerAttribution",
     "TransformerMethod",
+    "describe",
 ]

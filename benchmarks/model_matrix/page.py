@@ -83,14 +83,17 @@ def _failures(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         name = " ".join(row.family)
         found += [f"{name}: {failure}." for failure in row.failed]
+        methods: dict[str, list[str]] = {}
         for method, verdict in row.verdicts.items():
-            found += [f"{name}, {method}: {failure}." for failure in verdict.failed]
+            for failure in verdict.failed:
+                methods.setdefault(failure, []).append(method)
+        found += [f"{name}, {', '.join(them)}: {what}." for what, them in methods.items()]
     return found
 
 
 def _general(reason: str) -> str:
     """An error's text without the shapes and places of one model, and without the advice."""
-    reason = re.sub(r" on tensors of shapes \[.*?\]\s*(?=:)", "", reason)
+    reason = re.sub(r",? on tensors of shapes \[.*?\](?=:)", "", reason)
     reason = re.sub(r" of shape \([^)]*\)", "", reason)
     reason = re.sub(r"attention call \d+ \([^)]*\)", "an attention call", reason)
     return re.sub(r"\s*ConservativeLRP needs no rules .*", "", reason)

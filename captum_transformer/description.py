@@ -1,0 +1,192 @@
+"""What the trace sees of a model: which attention it finds, and how it reads the residuals."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from captum_transformer.rules.residual import Meeting, Residuals
+from captum_transformer.trace.arguments import Arguments
+from captum_transformer.trace.attention import AttentionCall, FusedAttention
+from captum_transformer.trace.forward import TracedForward, traced_forward
+from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.layout import sums_over_features
+from captum_transformer.trace.operation import Operation, Value
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention call.
+
+    Attributes:
+        layer: its place among the calls, as ``layer`` and ``start_layer`` count in a model of one
+            tower; None for attention among channels.
+        module: the name of the module that made it.
+        shape: the shape of its probabilities: ``(..., queries, keys)``.
+        queries: the name of the tokens that attend; empty among channels.
+        keys: the name of the tokens that they attend to; empty among channels.
+        fused: whether it is a fused call; otherwise softmax and product were written out.
+    """
+
+    layer: int | None
+    module: str
+    shape: tuple[int, ...]
+    queries: str
+    keys: str
+    fused: bool
+
+
+@dataclass(frozen=True)
+class Addition:
+    """An addition of two signals, one of which has attended to what the other has not.
+
+    Attributes:
+        after: the layers of the attention calls that its branch adds.
+        read_as: ``"skip and branch"``, ``"projected skip and branch"``, or ``"parallel branches"``
+            where what has not attended gets nothing, such as an MLP beside attention.
+        shape: the shape of the sum.
+    """
+
+    after: tuple[int, ...]
+    read_as: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the trace has seen; printed, it is a table.
+
+    Attributes:
+        inputs: the shape of each input, by its name.
+        attention: the attention calls, in the order in which they ran.
+        additions: the additions where attention meets what it is added to.
+        unread: operations that tie tokens and are no attention that can be read, by name and
+            shapes. Methods that need maps refuse a branch that has one.
+    """
+
+    inputs: dict[str, tuple[int, ...]]
+    attention: tuple[Attention, ...]
+    additions: tuple[Addition, ...]
+    unread: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """A line for each thing that was seen."""
+        lines = [f"input {name}: {shape}" for name, shape in self.inputs.items()]
+        for call in self.attention:
+            place = "channels" if call.layer is None else f"layer {call.layer}"
+            ties = call.queries if call.queries == call.keys else f"{call.queries} to {call.keys}"
+            kind = "fused" if call.fused else "written out"
+            lines.append(f"{place}: {call.module}, {call.shape}, {ties or 'features'}, {kind}")
+        for addition in self.additions:
+            after = ", ".join(map(str, addition.after))
+            lines.append(f"addition after {after}: {addition.read_as}, {addition.shape}")
+        lines += [f"not read: {operation}" for operation in self.unread]
+        if not self.attention:
+            lines.append("no attention was seen")
+        return "\n".join(lines)
+
+
+def describe(
+    model: Callable[..., Any],
+    inputs: Any,
+    additional_forward_args: Any = None,
+    *,
+    additional_forward_kwargs: Mapping[str, Any] | None = None,
+) -> Description:
+    """What the trace sees of a model and one call of it: the first thing to look at if in doubt.
+
+    Args:
+        model: the model or any callable that runs one.
+        inputs: as in :meth:`TransformerMethod.attribute`.
+        additional_forward_args: further arguments by position, as in Captum.
+        additional_forward_kwargs: further arguments by name.
+
+    Returns:
+        The description; ``print`` it.
+
+    Raises:
+        InvalidInputError: if the inputs can't be explained as given.
+        UnseenOperationError: if the inputs act through something that can't be traced.
+
+    Example:
+        >>> import timm, torch
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+        >>> print(describe(model, torch.rand(1, 3, 32, 32)))
+        input x: (1, 3, 32, 32)
+        layer 0: blocks.0.attn, (1, 3, 5, 5), x, fused
+        addition after 0: skip and branch, (1, 5, 192)
+    """
+    arguments = Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
+    with traced_forward(model, arguments) as forward:
+        return Description(
+            {name: tuple(value.shape) for name, value in _named(forward).items()},
+            tuple(_attention(forward)),
+            tuple(_additions(forward)),
+            tuple(dict.fromkeys(_unread(forward))),
+        )
+
+
+def _named(forward: TracedForward) -> dict[str, Value]:
+    return dict(zip(forward.names, forward.values, strict=True))
+
+
+def _attention(forward: TracedForward) -> list[Attention]:
+    ties = dict(zip(forward.streams.calls, forward.streams.ties(), strict=True))
+    found = []
+    for operation in forward.tape.operations:
+        call: AttentionCall | None = operation.attention
+        if call is None:
+            continue
+        queries, keys = ties.get(call, ("", ""))
+        layer = None if call.among_channels else call.layer
+        fused = isinstance(call, FusedAttention)
+        found.append(Attention(layer, call.module, call.map_shape(), queries, keys, fused))
+    return found
+
+
+def _additions(forward: TracedForward) -> list[Addition]:
+    residuals = forward.tape.derived(Residuals)
+    found = []
+    for operation in forward.tape.operations:
+        traced = [value for _, value in operation.traced()]
+        if operation.kind not in (Kind.ADD, Kind.SUB) or len(traced) != 2:
+            continue
+        left, right = traced
+        added = [left.attention & ~right.attention, right.attention & ~left.attention]
+        if any(added):
+            layers = tuple(c.layer for c in forward.calls if (added[0] | added[1]) >> c.layer & 1)
+            read_as = _read_as(left, right, residuals[operation])
+            found.append(Addition(layers, read_as, tuple(_output(operation).shape)))
+    return found
+
+
+def _read_as(left: Value, right: Value, meeting: Meeting) -> str:
+    if left.descends_from(right.origin) or right.descends_from(left.origin):
+        return "skip and branch"
+    if left.attention & ~right.attention and right.attention & ~left.attention:
+        return "parallel branches"
+    return "projected skip and branch" if all(meeting.due) else "parallel branches"
+
+
+def _unread(forward: TracedForward) -> list[str]:
+    """Products of signals that end up in no attention call."""
+    read = 0
+    for call in forward.calls:
+        for _, value in call.operation.traced():
+            read |= value.mixtures
+    found = []
+    for operation in forward.tape.operations:
+        output = operation.outputs[0] if operation.outputs else None
+        own = 1 << operation.index
+        if sums_over_features(operation):
+            continue
+        if operation.attention is None and output is not None and output.mixtures & own & ~read:
+            shapes = [tuple(value.shape) for _, value in operation.traced()]
+            found.append(f"`{operation.name}` on {shapes}")
+    return found
+
+
+def _output(operation: Operation) -> Value:
+    output = operation.outputs[0]
+    if output is None:
+        raise RuntimeError("an addition is only recorded if the inputs reach its output")
+    return output
