@@ -54,7 +54,8 @@ class Axis(NamedTuple):
             covers = stride * length == end and 0 < stride <= self.inner
             if covers and length % self.size == 0:
                 return Axis.of(view.shape, dim, self.size)
-        return None
+        whole = view.is_contiguous() and view.numel() == self.outer * end
+        return self if whole else None
 
     def part_in_view(self, view: Tensor) -> "Axis | None":
         """The dimension of a view that is the axis, or a slice of it.

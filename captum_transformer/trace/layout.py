@@ -1,6 +1,6 @@
 """How the axes of a traced value follow from those of the operands of its operation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -136,7 +136,7 @@ def _kept(operation: Operation, source: Operand, axis: Axis, output: Value) -> A
     before, after = source.size, output.shape
     dim = axis.dim(before)
     if dim is None:
-        return None
+        return _kept_within(operation, before, axis, after)
     contracted = _contracted(operation, source)
     # An axis of length one could be any dimension of length one.
     if any(dim == gone or axis.size == before[gone] == 1 for gone in contracted):
@@ -160,6 +160,16 @@ def _kept(operation: Operation, source: Operand, axis: Axis, output: Value) -> A
             return None
         return Axis.of(after, moved, axis.size) if after[moved] == before[dim] else None
     return axis.kept(before, after)
+
+
+def _kept_within(
+    operation: Operation, before: Sequence[int], axis: Axis, after: Sequence[int]
+) -> Axis | None:
+    """An axis that was merged into a dimension behind another one, as (tokens x samples)."""
+    features = before[-1]
+    if operation.kind is Kind.LINEAR and before[:-1] == after[:-1] and axis.inner % features == 0:
+        return Axis(axis.outer, axis.size, axis.inner // features * after[-1])
+    return None
 
 
 def sums_over_features(operation: Operation) -> bool:
