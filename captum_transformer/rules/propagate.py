@@ -86,8 +86,15 @@ def transposed(
 
 
 def rearranged(operation: Operation, cotangents: list[Tensor | None]) -> list[Tensor | None]:
-    """The transpose of an operation that only moves, copies or drops entries."""
+    """The transpose of an operation that only moves, copies or drops entries.
+
+    What a complex number carries is one real number for both of its parts.
+    """
     some = next(c for c in cotangents if c is not None)
+    if operation.name == "view_as_complex":
+        return [torch.stack([some / 2, some / 2], -1)]
+    if operation.name == "view_as_real":
+        return [some.sum(-1)]
     blanks = [operand.blank(some.dtype) for operand, _ in operation.traced()]
     return transposed(operation, blanks, cotangents)
 

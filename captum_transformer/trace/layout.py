@@ -119,6 +119,11 @@ def _looked_up(operation: Operation, source: Value, output: Value) -> Axis | Non
     return next((axis for axis in axes if torch.equal(axis.spread(numbers, shape), found)), None)
 
 
+def _appends(operation: Operation) -> bool:
+    """Whether an operation adds dimensions behind those of its operand."""
+    return operation.kind is Kind.EMBEDDING or operation.name == "view_as_real"
+
+
 def _softmax_axis(operation: Operation, output: Value) -> Axis | None:
     dim = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else None)
     return Axis.of(output.shape, dim % len(output.shape)) if isinstance(dim, int) else None
@@ -153,7 +158,7 @@ def _kept(operation: Operation, source: Operand, axis: Axis, output: Value) -> A
         gone = _argument(operation, 1, "dim", ())
         gone = {d % len(before) for d in (gone if isinstance(gone, Iterable) else [gone])}
         moved = None if dim in gone else dim - sum(d < dim for d in gone)
-    elif len(after) > len(before) and operation.kind is not Kind.EMBEDDING:
+    elif len(after) > len(before) and not _appends(operation):
         moved = dim + len(after) - len(before)
     if moved is not None:
         if moved >= len(after):

@@ -243,7 +243,7 @@ class Trace(TorchFunctionMode):
         traced = [o for o in operands if o.value is not None]
         if not traced:
             return [result if result.requires_grad else result.requires_grad_()]
-        from_ids = all(not o.dtype.is_floating_point for o in traced)
+        from_ids = all(not (o.dtype.is_floating_point or o.dtype.is_complex) for o in traced)
         looks_up = from_ids and (function.kind is Kind.EMBEDDING or function.name in _LOOKUPS)
         for output in result if isinstance(result, (tuple, list)) else [result]:
             if not isinstance(output, Tensor):
@@ -254,6 +254,10 @@ class Trace(TorchFunctionMode):
                         output.requires_grad_()
                     self.tape.add_root(output)
                 reached = output.requires_grad and (looks_up or not from_ids)
+                outputs.append(output if reached else None)
+            elif output.is_complex():
+                # Pairs of features that are turned by a constant: rotary embeddings.
+                reached = output.requires_grad and function.kind in (Kind.SHAPE, Kind.MUL)
                 outputs.append(output if reached else None)
             else:
                 carries = from_ids and output.dtype != torch.bool and function.name in _KEEPS_IDS

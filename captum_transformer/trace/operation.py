@@ -47,7 +47,7 @@ class Value:
     def __init__(self, index: int, tensor: Tensor) -> None:
         self.index = index
         self.shape = tensor.shape
-        self.holds_ids = not tensor.is_floating_point()
+        self.holds_ids = not (tensor.is_floating_point() or tensor.is_complex())
         self.learned = False
         self.operation: Operation | None = None
         self.samples: Axis | None = None

@@ -244,6 +244,21 @@ class TwoClassTokens(Model):
     row = torch.tensor([0.5, 0.5, 0, 0, 0, 0], dtype=torch.float64)
 
 
+class Rotary(Model):
+    """Queries and keys as complex numbers that are turned by their positions."""
+
+    def block(self, block, x):
+        q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in block.qkv(x).chunk(3, -1))
+        angles = torch.arange(1, TOKENS + 1, dtype=x.dtype)[:, None]
+        turns = torch.polar(torch.ones_like(angles), angles)
+        q, k = (
+            torch.view_as_real(torch.view_as_complex(t.unflatten(-1, (-1, 2))) * turns)
+            for t in (q, k)
+        )
+        weights = (q.flatten(-2) @ k.flatten(-2).mT).softmax(-1)
+        return x + block.out((weights @ v).transpose(1, 2).flatten(2)), weights
+
+
 WIRINGS = [
     Sinks,
     TalkingHeads,
@@ -267,6 +282,7 @@ WIRINGS = [
     ProjectedSkip,
     InnerSkip,
     ProjectedInnerSkip,
+    Rotary,
 ]
 
 
