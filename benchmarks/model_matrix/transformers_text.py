@@ -287,6 +287,7 @@ TEXT = [
             "moe_intermediate_size": 16,
             "first_k_dense_replace": 1,
         },
+        kind="complex rotary embeddings",
     ),
     _pair("T5", "T5", _T5, kind="encoder and decoder"),
     _pair("LongT5", "LongT5", {**_T5, "local_radius": 3}, "eager", kind="attention in blocks"),
