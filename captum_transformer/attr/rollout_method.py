@@ -96,11 +96,14 @@ class RolloutMethod(AttentionFlowMethod):
         with self._traced(arguments) as forward:
             question = self._question(forward, target, ())
             with in_full_precision(forward.inputs[0].device):
+                _refuse_shared_queries(forward)
                 return self._relevancies(question).maps()
 
     def _relevance(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
+        if self.propagation == "paper":
+            _refuse_shared_queries(forward)
         if self.propagation == "flow" or not forward.streams.cross_attention:
             return super()._relevance(forward, target, wanted)
         question = self._question(forward, target, wanted)
@@ -120,6 +123,17 @@ class RolloutMethod(AttentionFlowMethod):
             question.forward.tape,
             {call.layer: attend_with(maps) for call in calls},
             row_sums=(lambda call: row_sums(maps, call)) if self.normalize_rows else None,
+        )
+
+
+def _refuse_shared_queries(forward: TracedForward) -> None:
+    """Learned queries may have attended to each other before they were repeated for each sample."""
+    versions = forward.streams.calls.values()
+    if forward.shares_learned_attention and any(version.tower is not None for version in versions):
+        raise UnsupportedOperationError(
+            "Learned queries attended to each other once for all samples, but the paper's rules "
+            "ask for what they got of it, which differs from sample to sample. Explain the samples "
+            "one by one, or use `propagation='flow'`."
         )
 
 

@@ -133,6 +133,11 @@ class TracedForward:
             ) from reason
         return list(gradients)
 
+    @property
+    def shares_learned_attention(self) -> bool:
+        """Whether learned queries attended to each other once for all samples."""
+        return self._trace.shares_learned_attention
+
     def require_attention(self) -> None:
         """Raises if no attention was seen, be it among tokens or among channels."""
         if not any(operation.attention is not None for operation in self.tape.operations):

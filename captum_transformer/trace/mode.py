@@ -66,6 +66,11 @@ class Trace(TorchFunctionMode):
         keep: the kinds of operation whose operands the rules will want to see.
         names: dotted module names by the modules' identity.
         rule: changes the gradient of some operations, for the methods that are gradients.
+
+    Attributes:
+        tape: what the inputs reach.
+        calls: the attention calls among tokens.
+        shares_learned_attention: whether something learned attended once for all samples.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Trace(TorchFunctionMode):
         self._names = names or {}
         self._rule = rule
         self._samples = 0
+        self.shares_learned_attention = False
 
     def enter_input(self, tensor: Tensor) -> Value:
         """Makes a tensor, samples first, an input of the trace."""
@@ -130,10 +136,12 @@ class Trace(TorchFunctionMode):
         """Whether learned queries, one set for each sample, attend to each other (as in DETR)."""
         if function.kind not in (Kind.SOFTMAX, Kind.ATTENTION) or not torch.is_grad_enabled():
             return False
-        return all(
-            first.is_floating_point() and first.ndim >= 3 and first.shape[0] % self._samples == 0
-            for first in tensors[:1]
-        )
+        queries = [tensor for tensor in tensors[:1] if tensor.is_floating_point()]
+        if not queries or queries[0].ndim < 3:
+            return False
+        of_each_sample = queries[0].shape[0] % self._samples == 0
+        self.shares_learned_attention |= not of_each_sample
+        return of_each_sample
 
     def _run_like_another(self, name: str, tensor: Tensor, other: Tensor) -> Any:
         """Of the other tensor only the shape or the type counts, so it is no operand."""

@@ -309,3 +309,26 @@ def test_nothing_is_kept_of_the_forward_pass():
     with traced_forward(model, Arguments(inputs)) as forward:
         assert forward.streams.cross_attention
     assert not forward.tape.operations
+
+
+class SharedQueries(Translator):
+    """Learned queries that attend to each other before they are repeated for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.zeros(1, 4, WIDTH))
+
+    def forward(self, source: Tensor) -> Tensor:
+        words = self.queries + self.decoder(self.queries, self.queries)
+        words = words.expand(len(source), -1, -1)
+        return self.head(words + self.cross(words, source))
+
+
+def test_learned_queries_that_samples_share_are_refused_in_batches():
+    model, (source, _), target = with_random_weights(SharedQueries()), given()[1], given()[2]
+
+    with pytest.raises(UnsupportedOperationError, match=r"once for all samples.* one by one"):
+        GenericAttentionRelevance(model).attribute(source, target)
+    assert GenericAttentionRelevance(model).attribute(source[:1], target).any()
+    flow = GenericAttentionRelevance(model, propagation="flow")
+    assert_close(flow.attribute(source, target)[:1], flow.attribute(source[:1], target))
