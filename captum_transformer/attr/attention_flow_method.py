@@ -92,6 +92,7 @@ class AttentionFlowMethod(TransformerMethod):
     ) -> dict[Value, Tensor]:
         question = self._question(forward, target, wanted)
         flow = self._flow(question)
+        flow.require_way(question.value, wanted)
         return scaled_back(flow(seed(question.selected, question.value, start=START), wanted))
 
     def _question(self, forward: TracedForward, target: Any, wanted: Sequence[Value]) -> Question:

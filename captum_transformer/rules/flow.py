@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flat import (
     constant_product,
     flat,
@@ -91,6 +92,28 @@ class TokenFlow:
     ) -> dict[Value, Tensor]:
         """What reaches the wanted values of what starts at the seeds."""
         return propagate(self._tape, seeds, self._rule, wanted)
+
+    def require_way(self, start: Value, wanted: Sequence[Value]) -> None:
+        """Makes sure that what starts at a value does not all end at calls that hand nothing on.
+
+        Raises:
+            UnsupportedOperationError: if it does, though the wanted values have a part in it.
+        """
+        ends = [
+            operation.attention.value.value
+            for operation in self._tape.operations
+            if operation.attention is not None and operation.attention.layer in self._layers
+        ]
+        values = [value for value in (*ends, *([start] if self._skip else [])) if value is not None]
+        pairs = [(value, earlier) for value in values for earlier in wanted]
+        made = [value is earlier or value.descends_from(earlier) for value, earlier in pairs]
+        if any(made) and not any(self._residuals.is_still(*pair) for pair in pairs):
+            raise UnsupportedOperationError(
+                "The tokens of the chosen attention layers were made of the inputs by earlier "
+                "attention without a skip beside it (as where LeViT merges tokens), so their "
+                "relevance leads back to no input. Choose an earlier `layer` or `start_layer`, or "
+                "a method that multiplies all layers, such as AttentionRollout."
+            )
 
     def _rule(self, operation: Operation, incoming: list[Tensor | None]) -> list[Tensor | None]:
         kind, traced = operation.kind, operation.traced()

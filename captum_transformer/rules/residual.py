@@ -45,6 +45,14 @@ class Residuals:
         self._read_on()
         return self._meetings[operation]
 
+    def is_still(self, value: Value, earlier: Value) -> bool:
+        """Whether a value's tokens are those of an earlier one, and not made of them by attention.
+
+        Where attention has no skip beside it, its outputs are other tokens.
+        """
+        self._read_on()
+        return bool(self._tokens(value) >> earlier.index & 1)
+
     def is_inside(self, operation: Operation) -> bool:
         """Whether a meeting lies in the branch of a skip of the same tokens, which it passes on."""
         self._read_on()

@@ -446,6 +446,27 @@ def test_a_layer_that_does_not_exist_is_refused():
         RawAttention(Model(), layer=2).attribute(x, 0)
 
 
+class WithoutSkip(Model):
+    """As where LeViT merges tokens: the first block hands on what its attention gives, no more."""
+
+    def block(self, block, x):
+        weights, out = maps_of(block, block.norm(x))
+        return out if block is self.blocks[0] else x + out, weights
+
+
+def test_layers_behind_attention_without_a_skip():
+    model, x = WithoutSkip(), torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    maps: list[Tensor] = []
+    model(x, maps)
+    first, last = (weights.mean(1) for weights in maps)
+    rolled = (torch.eye(TOKENS, dtype=x.dtype) + last) / 2 @ first
+    torch.testing.assert_close(AttentionRollout(model).attribute_tokens(x, 0), rolled[:, 0])
+    torch.testing.assert_close(RawAttention(model, layer=0).attribute_tokens(x, 0), first[:, 0])
+    for method in (RawAttention(model), AttentionRollout(model, start_layer=1)):
+        with pytest.raises(UnsupportedOperationError, match="leads back to no input"):
+            method.attribute(x, 0)
+
+
 class ChannelAttention(Model):
     """Attention among a token's channels, as in XCiT, without a skip beside it."""
 
