@@ -19,7 +19,7 @@ from benchmarks.model_matrix.family import (
     tokens,
     with_random_weights,
 )
-from benchmarks.model_matrix.transformers_text import BERT, SIZES, WRITTEN, configured
+from benchmarks.model_matrix.transformers_text import BERT, RECENT, SIZES, WRITTEN, configured
 
 _VISION = {
     **SIZES,
@@ -259,7 +259,13 @@ SENSES = [
     _joint("AST", _ast),
     _joint("wav2vec 2.0", _wav2vec2, kind="sound"),
     _joint("Whisper", _whisper),
-    _joint("CLIP", partial(_two_towers, "CLIP"), not_conserved=_TWO_SCORES, kind="two towers"),
+    _joint(
+        "CLIP",
+        partial(_two_towers, "CLIP"),
+        needs=RECENT,
+        not_conserved=_TWO_SCORES,
+        kind="two towers",
+    ),
     _joint("SigLIP", partial(_two_towers, "Siglip"), not_conserved=_TWO_SCORES),
     _joint("ViLT", _vilt, ("eager",), kind="one stream of two"),
     _joint("VisualBERT", _visual_bert, ("eager",)),

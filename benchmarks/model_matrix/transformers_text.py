@@ -69,6 +69,9 @@ _T5 = {
     "relative_attention_max_distance": 6,
     "decoder_start_token_id": 0,
 }
+# Earlier versions lack this class, and here they make masks in single precision only, take no mask
+# or have no fused attention.
+RECENT = "GptOssConfig"
 # (position, token): the logit of a token as the one behind a position.
 STEPS = ([(6, 7), (4, 12)], [(6, 3), (4, 20)], [(6, 9), (4, 5)])
 WRITTEN = ([(3, 7), (2, 12)], [(3, 3), (2, 20)])
@@ -126,7 +129,7 @@ def _pair(
 ) -> Family:
     build = partial(_translating, f"{model}ForConditionalGeneration", f"{model}Config", options)
     attentions = attentions or ("sdpa", "eager")
-    return Family("Transformers", name, build, attentions, needs=f"{model}Config", **about)
+    return Family("Transformers", name, build, attentions, needs=RECENT, **about)
 
 
 def _without(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -202,13 +205,14 @@ TEXT = [
         "eager",
         kind="attention by einsum",
     ),
-    _reader("FNet", "FNet", BERT, "eager", kind="Fourier mixing"),
+    _reader("FNet", "FNet", BERT, "eager", needs=RECENT, kind="Fourier mixing"),
     _writer(
         "GPT-2",
         "GPT2LMHeadModel",
         "GPT2Config",
         {"vocab_size": 30, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2},
         not_conserved=None,
+        needs=RECENT,
         kind="next token",
     ),
     _writer(
