@@ -22,7 +22,8 @@ def output_quotient(call: AttentionCall, relevance: Tensor) -> Tensor:
     result = call.operation.result
     if result is None:
         raise RuntimeError("the output of an attention call is always kept")
-    return ratio(call.outputs(relevance), call.outputs(in_full(result)))
+    output = in_full(result)
+    return ratio(call.outputs(relevance.to(output.dtype)), call.outputs(output))
 
 
 def attention_rule(operation: Operation, relevance: Tensor) -> list[Tensor | None]:

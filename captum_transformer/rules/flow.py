@@ -57,7 +57,7 @@ def attend_with(maps: MapBlock) -> Attend:
 
 
 def _through(maps: MapBlock, call: AttentionCall, shares: Tensor, rows: slice) -> Tensor:
-    return (shares[..., rows].unsqueeze(-2) @ maps(call, rows)).squeeze(-2)
+    return (shares[..., rows].unsqueeze(-2) @ maps(call, rows).to(shares.dtype)).squeeze(-2)
 
 
 class TokenFlow:

@@ -31,7 +31,7 @@ def linear_rule(operation: Operation, relevance: Tensor) -> Tensor:
         product = F.linear(x, w)
     magnitude, weights = x.abs(), w.abs()
     positive = positive_part(product, F.linear(magnitude, weights), w.shape[-1])
-    quotient = ratio(relevance, positive)
+    quotient = ratio(relevance.to(x.dtype), positive)
     share = (quotient @ w).mul_(x)
     return share.addcmul_(magnitude, quotient @ weights).div_(2)
 

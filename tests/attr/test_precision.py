@@ -203,3 +203,16 @@ def test_convergence_delta_needs_one_score_per_sample() -> None:
 
     with pytest.raises(AssertionError, match="one score for each of the 3 samples"):
         explain.compute_convergence_delta(images(), torch.zeros(2))
+
+
+@pytest.mark.parametrize("method", ["TransformerAttribution", "PartialLRP", "full LRP"])
+def test_a_layer_that_runs_in_single_precision_among_doubles(method: str) -> None:
+    model = subject("timm ViT").model
+
+    def with_island(pixels: Tensor) -> Tensor:
+        tokens = model.forward_features(pixels)[:, 0]
+        weight, bias = model.head.weight.float(), model.head.bias.float()
+        return torch.nn.functional.linear(tokens.float(), weight, bias).double()
+
+    expected = METHODS[method](model).attribute(images(), 2)
+    assert_close(METHODS[method](with_island).attribute(images(), 2), expected, 1e-4)
