@@ -101,6 +101,10 @@ class AttentionFlowMethod(TransformerMethod):
         return Question(forward, selected, value, wanted)
 
     @abstractmethod
+    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
+        """The method's map of each attention call."""
+
+    @abstractmethod
     def _flow(self, question: Question) -> TokenFlow:
         """The token flow with the method's maps."""
 

@@ -10,10 +10,9 @@ from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Q
 from captum_transformer.attr.transformer_method import START, logged, scaled_back, seed
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.co_attention import Relevancies, last_call, shares_of_queries
-from captum_transformer.rules.flow import MapBlock, TokenFlow, attend_with
+from captum_transformer.rules.flow import TokenFlow, attend_with
 from captum_transformer.rules.update import UpdateRule
 from captum_transformer.trace.arguments import Arguments
-from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.isolation import in_full_precision
 from captum_transformer.trace.numeric import accumulation_dtype
@@ -55,10 +54,6 @@ class RolloutMethod(AttentionFlowMethod):
         self.start_layer = start_layer
         self.propagation = propagation
         self.normalize_rows = normalize_rows
-
-    @abstractmethod
-    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
-        """The method's map of each attention call."""
 
     @abstractmethod
     def _update_rule(self) -> UpdateRule:

@@ -1,17 +1,14 @@
 """What the methods share that read a single layer's map."""
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Question
 from captum_transformer.attr.transformer_method import logged
-from captum_transformer.rules.flow import MapBlock, TokenFlow, attend_with
+from captum_transformer.rules.flow import TokenFlow, attend_with, averaged_over_heads
 from captum_transformer.trace.arguments import Arguments
-from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.isolation import in_full_precision
 from captum_transformer.trace.target import Target
 
@@ -28,10 +25,6 @@ class SingleLayerMethod(AttentionFlowMethod):
     def __init__(self, forward_func: Callable[..., Any], *, layer: int = -1) -> None:
         super().__init__(forward_func)
         self.layer = layer
-
-    @abstractmethod
-    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
-        """The method's map of each attention call."""
 
     def _flow(self, question: Question) -> TokenFlow:
         calls = question.layer(self.layer)
@@ -66,9 +59,4 @@ class SingleLayerMethod(AttentionFlowMethod):
             ties = dict(zip(forward.streams.calls, forward.streams.ties(), strict=True))
             with in_full_precision(forward.inputs[0].device):
                 maps = self._maps(question, calls)
-                return {ties[call]: _averaged(maps, call) for call in calls}
-
-
-def _averaged(maps: MapBlock, call: AttentionCall) -> Tensor:
-    blocks = [call.by_head(maps(call, rows)).mean(1) for rows in call.blocks()]
-    return torch.cat(blocks, -2).detach()
+                return {ties[call]: averaged_over_heads(maps, call).detach() for call in calls}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.flow import MapBlock, TokenFlow
+from captum_transformer.rules.flow import MapBlock, TokenFlow, averaged_over_heads
 from captum_transformer.rules.update import Matrices, UpdateRule, added
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
@@ -123,8 +123,7 @@ class Relevancies:
 
     def _attention(self, call: AttentionCall) -> Tensor:
         """The map of a call, averaged over its heads: ``(samples, Q, K)``."""
-        blocks = [call.by_head(self._maps(call, rows)).mean(1) for rows in call.blocks()]
-        attention = torch.cat(blocks, -2)
+        attention = averaged_over_heads(self._maps, call)
         if len(attention) != len(self._forward.inputs[0]):
             raise _not_aligned(f"attention call {call.layer} ({call.module}) runs over windows")
         return attention

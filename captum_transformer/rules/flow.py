@@ -60,6 +60,11 @@ def _through(maps: MapBlock, call: AttentionCall, shares: Tensor, rows: slice) -
     return (shares[..., rows].unsqueeze(-2) @ maps(call, rows).to(shares.dtype)).squeeze(-2)
 
 
+def averaged_over_heads(maps: MapBlock, call: AttentionCall) -> Tensor:
+    """The whole map of a call, averaged over its heads: ``(samples, Q, K)``."""
+    return torch.cat([call.by_head(maps(call, rows)).mean(1) for rows in call.blocks()], -2)
+
+
 class TokenFlow:
     """Carries shares of the output back to its tokens and inputs.
 
