@@ -1,0 +1,159 @@
+"""Maps and their gradients by plain PyTorch, and the product of explicit matrices along a model."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from captum_transformer import AttentionRollout, GenericAttentionRelevance
+
+EXACT = {"rtol": 1e-10, "atol": 1e-13}
+
+
+@contextmanager
+def written_out(model: nn.Module) -> Iterator[None]:
+    """Attention as matrix products with a softmax, and not fused."""
+    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    config = getattr(model, "config", None)
+    implementation = getattr(config, "_attn_implementation", None)
+    try:
+        for module in fused:
+            module.fused_attn = False
+        if implementation is not None:
+            config._attn_implementation = "eager"
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True
+        if implementation is not None:
+            config._attn_implementation = implementation
+
+
+def mean_over(grid: tuple[int, int]) -> Tensor:
+    """A score that is read from the mean of all tokens."""
+    tokens = grid[0] * grid[1]
+    return torch.full((tokens,), 1 / tokens, dtype=torch.float64)
+
+
+class Softmaxes(TorchFunctionMode):
+    """Keeps what the softmaxes of a model give, in the precision of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: list[Tensor] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") != "softmax":
+            return func(*args, **(kwargs or {}))
+        # Written-out attention in Transformers asks for single precision.
+        result = args[0].softmax(kwargs.get("dim", -1))
+        self.maps.append(result)
+        return result
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What an attention call makes of the tokens.
+
+    Attributes:
+        place: from its maps, averaged over heads, to ``(samples, tokens, earlier tokens)``, and
+            behind these what is attended to but is none of them.
+        skip: what is added to it: the part of each earlier token in each token.
+        heads: which axis of the maps are the heads.
+    """
+
+    place: Callable[[Tensor], Tensor]
+    skip: Tensor
+    heads: int = 1
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A model with the matrices that its tokens go through.
+
+    Attributes:
+        model: a classifier in float64.
+        inputs: of one call.
+        path: from the first to the last, an attention layer or a matrix ``(tokens, earlier)``.
+        read: what part of the score is read from each token at the end.
+        prefix: how many of the first tokens are no input.
+        stem: what part of each token each pixel is, for images.
+        named: further arguments.
+        score: reads the classes' scores off the output.
+        record: the maps of a call and its output; the softmaxes if there is none.
+    """
+
+    model: nn.Module
+    inputs: Tensor
+    path: Sequence[Layer | Tensor]
+    read: Tensor
+    prefix: int = 0
+    stem: Tensor | None = None
+    named: Mapping[str, Any] = field(default_factory=dict)
+    score: Callable[[Any], Tensor] = lambda output: output
+    record: Callable[[], tuple[list[Tensor], Tensor]] | None = None
+
+    def maps(self, target: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+        """The probabilities of each attention call, and the gradient of the score there."""
+        if self.record is not None:
+            maps, output = self.record()
+        else:
+            with written_out(self.model), Softmaxes() as softmaxes:
+                output = self.score(self.model(self.inputs, **self.named))
+            maps = softmaxes.maps
+        chosen = output[torch.arange(len(output)), torch.tensor(target)]
+        gradients = torch.autograd.grad(chosen.sum(), maps)
+        return [m.detach() for m in maps], list(gradients)
+
+    def rows(self, maps: Sequence[Tensor], *, normalize: bool) -> Tensor:
+        """The row of the layers' product that the score is read from."""
+        product = torch.eye(self._first(), dtype=torch.float64)
+        remaining = iter(maps)
+        for step in self.path:
+            matrix = step
+            if isinstance(step, Layer):
+                attention = step.place(next(remaining).mean(step.heads))
+                matrix = step.skip + attention[..., : step.skip.shape[-1]]
+                if normalize:
+                    matrix = matrix / (1 + attention.sum(-1, keepdim=True))
+            product = matrix @ product
+        assert next(remaining, None) is None, "a map that no layer has asked for"
+        return (self.read @ product)[..., self.prefix :]
+
+    def _first(self) -> int:
+        step = self.path[0]
+        return (step.skip if isinstance(step, Layer) else step).shape[-1]
+
+    def check(self, targets: Sequence[Sequence[int]] = ([1, 4], [3, 0])) -> None:
+        """Holds the library's maps against the rows of the matrices."""
+
+        def scored(*args, **kwargs):
+            return self.score(self.model(*args, **kwargs))
+
+        for target in targets:
+            maps, gradients = self.maps(target)
+            weighted = [(a * g).relu() for a, g in zip(maps, gradients, strict=True)]
+            relevance = self.rows(weighted, normalize=False)
+            without = self.rows([torch.zeros_like(a) for a in maps], normalize=False)
+            # The maps have to matter, or the skips alone would be compared.
+            assert (relevance - without).abs().amax() > 1e-3 * without.abs().amax()
+            method = GenericAttentionRelevance(scored)
+            self._compare(method, target, relevance)
+        rollout = self.rows(maps, normalize=True)
+        self._compare(AttentionRollout(scored), targets[-1], rollout)
+        unnormalized = self.rows(maps, normalize=False)
+        self._compare(AttentionRollout(scored, normalize_rows=False), targets[-1], unnormalized)
+
+    def _compare(self, method, target, expected):
+        call = (self.inputs, list(target))
+        tokens = method.attribute_tokens(*call, additional_forward_kwargs=dict(self.named))
+        torch.testing.assert_close(tokens, expected.expand_as(tokens), **EXACT)
+        if self.stem is not None:
+            pixels = method.attribute(*call, additional_forward_kwargs=dict(self.named))
+            spread = (expected @ self.stem)[:, None] / self.inputs.shape[1]
+            shares = spread.expand(len(pixels), self.inputs.shape[1], -1)
+            torch.testing.assert_close(pixels.flatten(2), shares, **EXACT)
