@@ -1,5 +1,7 @@
 """The flat rule: every entry that an output is made of gets an equal part of its share."""
 
+import functools
+import operator
 from typing import Any
 
 import torch
@@ -54,8 +56,13 @@ def _convolution(operation: Operation, name: str, place: int, default: Any) -> A
 
 
 def summed(operation: Operation, share: Tensor) -> Tensor:
-    """The terms get equal parts; masked or weighted ones in proportion to their weight."""
+    """The terms get equal parts; masked or weighted ones in proportion to their weight.
+
+    Signals that were stacked to be added up, each with attention of its own, get it whole each, as
+    the operands of an addition do.
+    """
     ((_, value),) = operation.traced()
+    share = share * _parallel_terms(operation, value)
     weights = _presence(value, share.dtype, share.device)
     with torch.no_grad():
         total = operation.replay([weights])[0]
@@ -64,6 +71,29 @@ def summed(operation: Operation, share: Tensor) -> Tensor:
     if part is None:
         raise unsupported(operation, "the sum does not depend on its operand")
     return weights * part
+
+
+def _parallel_terms(operation: Operation, value: Value) -> int:
+    """How many branches with attention of their own a sum adds up that were stacked; else one."""
+    stack = value.operation
+    if stack is None or stack.name != "stack":
+        return 1
+    if _dim(operation, len(value.shape)) != (_dim(stack, len(value.shape)) or 0):
+        return 1
+    terms = [term for _, term in stack.traced()]
+    for term in terms:
+        others = functools.reduce(operator.or_, (t.attention for t in terms if t is not term), 0)
+        if not term.attention & ~others:
+            return 1
+    return len(terms)
+
+
+def _dim(operation: Operation, dims: int) -> int | None:
+    """The one axis that an operation has for its argument ``dim``."""
+    dim = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else None)
+    if isinstance(dim, (tuple, list)) and len(dim) == 1:
+        (dim,) = dim
+    return dim % dims if isinstance(dim, int) else None
 
 
 def _presence(value: Value, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -215,10 +215,12 @@ class TokenFlow:
             this.attention & ~other.attention & self._active
             for this, other in zip(values, reversed(values), strict=True)
         ]
-        if self._row_sums is not None and not self._residuals.is_inside(operation):
+        if self._row_sums is not None and self._residuals.is_complete(operation, attending):
+            total = torch.ones_like(share)
             for branch, layers, other in zip(values, attending, reversed(meeting.due), strict=True):
                 if layers and other:
-                    share = share / (1 + self._row_sums_at(branch, layers, share))
+                    total = total + self._row_sums_at(branch, layers, share)
+            share = share / total
         due = list(meeting.due)
         if not self._skip:
             due = [

@@ -7,10 +7,12 @@ skip, parallel branches, or a skip inside the branch of another one.
 
 import functools
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
 
 MEETINGS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV})
@@ -24,10 +26,13 @@ class Meeting:
         due: the part of a share that each of them gets.
         skip: which of them is a skip whose tokens the other one's branch passes on as well, by a
             skip of its own, say; None if neither is.
+        parallel: bit set of the tokens that attended in both of them side by side; zero if they
+            did not.
     """
 
     due: tuple[float, float]
     skip: int | None
+    parallel: int = 0
 
 
 class Residuals:
@@ -38,6 +43,8 @@ class Residuals:
         self._read = 0
         self._meetings: dict[Operation, Meeting] = {}
         self._passed_on: dict[Value, int] = {}
+        # Of each attention call: the tokens that attend, and the calls that these come from.
+        self._queries: dict[int, tuple[int, int]] = {}
         self._inputs = 0
 
     def __getitem__(self, operation: Operation) -> Meeting:
@@ -53,15 +60,38 @@ class Residuals:
         self._read_on()
         return bool(self._tokens(value) >> earlier.index & 1)
 
-    def is_inside(self, operation: Operation) -> bool:
-        """Whether a meeting lies in the branch of a skip of the same tokens, which it passes on."""
-        self._read_on()
+    def is_complete(self, operation: Operation, attending: Sequence[int]) -> bool:
+        """Whether tokens meet all that they have attended to, so that rows can be normalised.
+
+        Args:
+            operation: where two signals meet.
+            attending: for both, the attention calls that the other one knows nothing of.
+        """
+        meeting = self[operation]
+        values = [value for _, value in operation.traced()]
+        if all(attending) and not any(self._tokens(value) & meeting.parallel for value in values):
+            # Two towers, or parallel branches whose skip is still to come.
+            return False
+        return any(attending) and not self._is_inside(operation)
+
+    def _is_inside(self, operation: Operation) -> bool:
+        """Whether a meeting is a part of another one of the same tokens.
+
+        It lies in the branch of a skip, whose tokens it passes on, or in one of parallel branches.
+        """
         value = operation.outputs[0]
         histories = {v.attention for _, v in operation.traced()}
         for outer, meeting in self._meetings.items():
-            if value is None or meeting.skip is None or outer is operation:
+            if value is None or outer is operation:
                 continue
             values = [v for _, v in outer.traced()]
+            if meeting.parallel:
+                before = values[0].attention & values[1].attention
+                part = any(self._tokens(v) >> value.index & 1 for v in values)
+                if part and before in histories | {functools.reduce(operator.and_, histories)}:
+                    return True
+            if meeting.skip is None:
+                continue
             skip, branch = values[meeting.skip], values[1 - meeting.skip]
             within = self._tokens(branch) >> value.index & 1 and value.descends_from(skip.origin)
             if within and skip.attention in histories:
@@ -95,7 +125,23 @@ class Residuals:
             for i, (this, other) in enumerate(pairs)
         ]
         due = (float(whole[0]), float(whole[1]))
-        return Meeting(due, twice.index(True) if any(twice) else None)
+        parallel = self._attended(a, b) if all(attends) else 0
+        return Meeting(due, twice.index(True) if any(twice) else None, parallel)
+
+    def _attended(self, a: Value, b: Value) -> int:
+        """The tokens that attended in all calls that only one of two signals knows of.
+
+        None at all if these calls came one after the other, as in two towers.
+        """
+        before = a.attention & b.attention
+        layers = (a.attention | b.attention) & ~before
+        shared = -1
+        while layers:
+            layer = layers.bit_length() - 1
+            layers ^= 1 << layer
+            tokens, history = self._queries[layer]
+            shared &= tokens if history == before else 0
+        return shared
 
     def _read_on(self) -> None:
         while self._read < len(self._operations):
@@ -111,6 +157,9 @@ class Residuals:
         call = operation.attention
         if call is not None and not call.among_channels:
             passing = []
+            queries = query_value(call)
+            history = (self._tokens(queries), queries.attention) if queries is not None else (0, 0)
+            self._queries[call.layer] = history
         elif len(traced) == 2:
             summed = operation.kind in (Kind.ADD, Kind.SUB)
             meeting = self._meeting(*traced, summed=summed)

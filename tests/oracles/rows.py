@@ -64,11 +64,13 @@ class Layer:
             behind these what is attended to but is none of them.
         skip: what is added to it: the part of each earlier token in each token.
         heads: which axis of the maps are the heads.
+        calls: how many attend side by side.
     """
 
     place: Callable[[Tensor], Tensor]
     skip: Tensor
     heads: int = 1
+    calls: int = 1
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class Oracle:
         for step in self.path:
             matrix = step
             if isinstance(step, Layer):
-                attention = step.place(next(remaining).mean(step.heads))
+                averaged = [next(remaining).mean(step.heads) for _ in range(step.calls)]
+                attention = sum(step.place(each) for each in averaged)
                 matrix = step.skip + attention[..., : step.skip.shape[-1]]
                 if normalize:
                     matrix = matrix / (1 + attention.sum(-1, keepdim=True))

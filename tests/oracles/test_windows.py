@@ -38,8 +38,9 @@ def timm_swin(make, image, **options):
         if not isinstance(stage.downsample, torch.nn.Identity):
             path.append(receptive_fields(grid, 2, 2))
             grid = (grid[0] // 2, grid[1] // 2)
-        for block in stage.blocks:
-            path.append(layer_of_windows(grid, tuple(block.window_size), tuple(block.shift_size)))
+        path += [
+            layer_of_windows(grid, block.window_size, block.shift_size) for block in stage.blocks
+        ]
     return model, path, grid
 
 
