@@ -9,8 +9,8 @@ from captum_transformer.trace.arguments import Arguments
 from captum_transformer.trace.attention import AttentionCall, FusedAttention
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.functions import Kind
-from captum_transformer.trace.layout import sums_over_features
 from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.ties import named, unread_ties
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def describe(
             {name: tuple(value.shape) for name, value in _named(forward).items()},
             tuple(_attention(forward)),
             tuple(_additions(forward)),
-            tuple(dict.fromkeys(_unread(forward))),
+            tuple(named(unread_ties(forward.tape.operations))),
         )
 
 
@@ -165,24 +165,6 @@ def _read_as(left: Value, right: Value, meeting: Meeting) -> str:
     if left.attention & ~right.attention and right.attention & ~left.attention:
         return "parallel branches"
     return "projected skip and branch" if all(meeting.due) else "parallel branches"
-
-
-def _unread(forward: TracedForward) -> list[str]:
-    """Products of signals that end up in no attention call."""
-    read = 0
-    for call in forward.calls:
-        for _, value in call.operation.traced():
-            read |= value.mixtures
-    found = []
-    for operation in forward.tape.operations:
-        output = operation.outputs[0] if operation.outputs else None
-        own = 1 << operation.index
-        if sums_over_features(operation):
-            continue
-        if operation.attention is None and output is not None and output.mixtures & own & ~read:
-            shapes = [tuple(value.shape) for _, value in operation.traced()]
-            found.append(f"`{operation.name}` on {shapes}")
-    return found
 
 
 def _output(operation: Operation) -> Value:

@@ -55,10 +55,12 @@ class Verdict:
     Attributes:
         refused: the error's text, if the method refused.
         failed: the checks that failed, each with what was seen.
+        warned: what the method warned of.
     """
 
     refused: str | None = None
     failed: tuple[str, ...] = ()
+    warned: tuple[str, ...] = ()
 
     @property
     def works(self) -> bool:
@@ -103,7 +105,7 @@ def row_of(family: Family) -> Row:
         row.verdicts[name] = _verdict(name, case, others)
     if family.not_conserved is None and row.verdicts["ConservativeLRP"].works:
         row.conservation = conservation_error(case)
-        if row.conservation > 1e-3:
+        if not row.conservation <= 1e-3:
             why = (f"conserves but for {row.conservation:.0e} without biases",)
             row.verdicts["ConservativeLRP"] = Verdict(failed=why)
     row.seconds = time.perf_counter() - start
@@ -145,7 +147,10 @@ def _read_trace(row: Row, case: Case) -> None:
 def _verdict(name: str, case: Case, others: list[Case]) -> Verdict:
     method = METHODS[name]
     try:
-        return Verdict(failed=tuple(_failures(name, method, case, others)))
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.filterwarnings("always", module="captum_transformer")
+            failed = tuple(_failures(name, method, case, others))
+        return Verdict(failed=failed, warned=tuple(dict.fromkeys(str(w.message) for w in heard)))
     except ExplanationError as error:
         return Verdict(refused=str(error))
     except Exception as error:

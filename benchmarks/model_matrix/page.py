@@ -32,7 +32,8 @@ timm {timm}, Transformers {transformers} and torchvision {torchvision}.
 - `ConservativeLRP`: without biases and curved activations relevance sums up to the score, to 1e-3,
   where the theory says so (units that multiply two signals, such as gates, are exempt).
 
-A number in brackets: refused, for the reason below. ✗: a check failed; it is listed at the end.
+A number in brackets: refused, for the reason below; ✓ with a letter: works, with the warning
+below. ✗: a check failed; it is listed at the end.
 *Calls*: attention calls among tokens, and (+) among channels. *Tokens*: of each input. *Attention*:
 which tokens attend to which.
 
@@ -42,9 +43,10 @@ which tokens attend to which.
 def page(rows: Sequence[Row]) -> str:
     """The whole page."""
     reasons: list[str] = []
+    warned: list[str] = []
     lines = [_line("family", "calls", "tokens", "attention", *map(_short, METHODS))]
     lines.append("|---|--:|--:|---|" + ":-:|" * len(METHODS))
-    lines += [_row(row, reasons) for row in rows]
+    lines += [_row(row, reasons, warned) for row in rows]
     head = HEAD.format(
         count=len(rows),
         torch=_version(torch),
@@ -56,26 +58,39 @@ def page(rows: Sequence[Row]) -> str:
     if reasons:
         parts.append("\n## Refused\n\n")
         parts += [f"{i}. {reason}\n" for i, reason in enumerate(reasons, 1)]
+    if warned:
+        parts.append("\n## Warned\n\n")
+        parts += [f"- {_letter(i)}: {warning}\n" for i, warning in enumerate(warned)]
     if failures := list(_failures(rows)):
         parts.append("\n## Failed\n\n")
         parts += [f"- {failure}\n" for failure in failures]
     return "".join(parts)
 
 
-def _row(row: Row, reasons: list[str]) -> str:
+def _row(row: Row, reasons: list[str], warned: list[str]) -> str:
     tokens, channels = row.calls
     calls = f"{tokens} + {channels}" if channels else str(tokens)
     name = f"{row.family[0]} {row.family[1]}" + (" ✗" if row.failed else "")
     cells = []
     for verdict in row.verdicts.values():
         if verdict.refused is not None:
-            reason = _general(verdict.refused)
-            if reason not in reasons:
-                reasons.append(reason)
-            cells.append(f"[{reasons.index(reason) + 1}]")
+            cells.append(f"[{_place(verdict.refused, reasons) + 1}]")
         else:
-            cells.append("✗" if verdict.failed else "✓")
+            letters = [_letter(_place(warning, warned)) for warning in verdict.warned]
+            cells.append(" ".join(["✗" if verdict.failed else "✓", *letters]))
     return _line(name, calls, " + ".join(row.tokens) or "-", ", ".join(row.streams), *cells)
+
+
+def _place(text: str, texts: list[str]) -> int:
+    """The place of a text among those that were met already, to which it is added if it is new."""
+    text = _general(text)
+    if text not in texts:
+        texts.append(text)
+    return texts.index(text)
+
+
+def _letter(place: int) -> str:
+    return chr(ord("a") + place)
 
 
 def _failures(rows: Sequence[Row]) -> list[str]:
@@ -92,7 +107,9 @@ def _failures(rows: Sequence[Row]) -> list[str]:
 
 
 def _general(reason: str) -> str:
-    """An error's text without the shapes and places of one model, and without the advice."""
+    """A text without the shapes, counts and places of one model, and without the advice."""
+    reason = re.sub(r"^\d+ of \d+ attention calls", "Some attention calls", reason)
+    reason = re.sub(r": (`\w+` on \[[^]]*\](, )?)+(\.\.\.)?\.", ".", reason)
     reason = re.sub(r",? on tensors of shapes \[.*?\](?=:)", "", reason)
     reason = re.sub(r" of shape \([^)]*\)", "", reason)
     reason = re.sub(r"attention call \d+ \([^)]*\)", "an attention call", reason)

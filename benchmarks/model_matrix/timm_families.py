@@ -240,7 +240,14 @@ TIMM = [
         {"img_size": 64, "embed_dim": 32, "depth": (1, 1, 1), "num_heads": 2},
     ),
     _family("MobileViT", "mobilevit_xxs", {}, size=128),
-    _family("MobileViTv2", "mobilevitv2_050", {}, size=64, kind="linear attention"),
+    _family(
+        "MobileViTv2",
+        "mobilevitv2_050",
+        {},
+        size=64,
+        not_conserved=_GATED,
+        kind="linear attention",
+    ),
     _family(
         "DaViT",
         "davit_tiny",

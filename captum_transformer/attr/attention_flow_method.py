@@ -1,7 +1,9 @@
 """What the methods that hand relevance from token to token by attention maps share."""
 
+import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from captum_transformer.attr.transformer_method import START, TransformerMethod, scaled_back, seed
 from captum_transformer.errors import InvalidLayerError, NoAttentionError
 from captum_transformer.rules.flow import MapBlock, TokenFlow
+from captum_transformer.trace.arguments import Arguments
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.numeric import accumulation_dtype
@@ -82,10 +85,25 @@ class AttentionFlowMethod(TransformerMethod):
 
     The flow goes on through the operation that made the tokens: a token's relevance is spread
     evenly over the input values that the token was made from, so that sums are kept.
+
+    Attention among a token's channels (XCiT, DaViT) has no map of tokens: it is passed by, with a
+    warning.
     """
 
     # Methods whose maps are the same for all classes work without a target.
     _class_specific = True
+
+    @property
+    def _reads_maps(self) -> bool:
+        """Whether the relevance is made of attention maps, which not all attention has."""
+        return True
+
+    @contextmanager
+    def _traced(self, arguments: Arguments[Any]) -> Iterator[TracedForward]:
+        with super()._traced(arguments) as forward:
+            if self._reads_maps:
+                _warn_of_channels(forward)
+            yield forward
 
     def _relevance(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
@@ -107,6 +125,26 @@ class AttentionFlowMethod(TransformerMethod):
     @abstractmethod
     def _flow(self, question: Question) -> TokenFlow:
         """The token flow with the method's maps."""
+
+
+def _warn_of_channels(forward: TracedForward) -> None:
+    """Says once that some of the attention has no map of tokens; if none has one, that is an error.
+
+    Held constant, attention among channels is a matrix that every token's features are multiplied
+    with: it keeps tokens apart, as an MLP does.
+    """
+    count, among_tokens = len(forward.channel_calls), len(forward.calls)
+    if count and among_tokens:
+        warnings.warn(
+            f"{count} of {count + among_tokens} attention calls are among channels, not among "
+            "tokens (as in XCiT and DaViT). With their weights taken as constants they mix the "
+            "features of each token by itself, so no map has them, and what they add to a token "
+            "counts as the token's own. How tokens act on each other through these weights is "
+            "left out: AttnLRP, or TransformerAttribution with `propagate_to_input=True`, "
+            "follows that too.",
+            UserWarning,
+            stacklevel=1,
+        )
 
 
 def output_gradients(

@@ -169,9 +169,9 @@ class ConservativeLRP(GradientTimesInput):
         total = sum(m.to(dtype).flatten(1).sum(1) for m in maps)
         return torch.as_tensor(total - output.to(dtype))
 
-    @property
-    def _needs_attention(self) -> bool:
-        return self.attention_rule
+    def _require_attention(self, forward: TracedForward) -> None:
+        if self.attention_rule:
+            forward.require_attention(weights=True)
 
     def _forward_rule(self, arguments: Arguments[Any]) -> ForwardRule:
         rule = self._rule(_NO_GAMMAS)

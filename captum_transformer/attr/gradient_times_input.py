@@ -22,16 +22,14 @@ class GradientTimesInput(TransformerMethod):
     they were made from.
     """
 
-    @property
-    def _needs_attention(self) -> bool:
-        """Whether a forward pass without attention is an error."""
-        return True
+    def _require_attention(self, forward: TracedForward) -> None:
+        """Raises if there is no attention that the method's rules could follow."""
+        forward.require_attention()
 
     def _relevance(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
-        if self._needs_attention:
-            forward.require_attention()
+        self._require_attention(forward)
         selected, _ = forward.select(target)
         at_inputs = self._gradient_times_input(forward, selected)
         if all(value in at_inputs for value in wanted):

@@ -98,6 +98,10 @@ class TransformerAttribution(RolloutMethod):
         self.gradient_weighting = gradient_weighting
         self.propagate_to_input = propagate_to_input
 
+    @property
+    def _reads_maps(self) -> bool:
+        return not self.propagate_to_input
+
     def _relevance(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:

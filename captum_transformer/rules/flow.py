@@ -173,10 +173,12 @@ class TokenFlow:
     def _attention(self, call: AttentionCall, share: Tensor) -> list[Tensor | None]:
         traced = call.operation.traced()
         if call.among_channels:
-            raise unsupported(
-                call.operation,
-                "this attention is among a token's channels, so it has no map from token to token",
-            )
+            # Its weights, held constant, mix features of one token: a linear map like any other.
+            width = call.map_shape()[-1]
+            per_place = call.outputs(share).sum(-2, keepdim=True) / width
+            mixed = per_place.expand(*per_place.shape[:-2], width, per_place.shape[-1])
+            received = call.to_values(mixed)
+            return [received if operand is call.value else None for operand, _ in traced]
         attend = self._layers.get(call.layer)
         if attend is None:
             return [None] * len(traced)

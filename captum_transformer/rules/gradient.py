@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.call_arguments import with_tensors
+from captum_transformer.rules.call_arguments import signals_in, with_tensors
 from captum_transformer.rules.gamma import Gamma, favour_positive
 from captum_transformer.rules.norms import hold_denominator
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.functions import Kind, describe
 from captum_transformer.trace.recognise import Pattern, are_probabilities
 from captum_transformer.trace.statistics import is_mean_of
 from captum_transformer.trace.tape import Tape, tensors_in
@@ -52,6 +52,8 @@ class ConservativeRule:
             return _attend(call, args, kwargs, pattern) if self.attention_rule else NotImplemented
         if kind is Kind.MATMUL and self.attention_rule:
             _refuse_unread_attention(args, name, tape)
+        if kind is Kind.MUL and self.attention_rule:
+            return _weigh(call, args, kwargs, tape)
         if kind is Kind.LINEAR and (gamma := self.gammas.get(len(tape.operations))) is not None:
             return favour_positive(gamma, name, args, kwargs)
         if self.layer_norm_rule:
@@ -76,6 +78,23 @@ def _attend(
         # The values of fused attention may be the same tensor as its queries.
         result["value"] = kwargs["value"]
     return call(*with_tensors(args, held), **result)
+
+
+def _weigh(
+    call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tape: Tape
+) -> Any:
+    """A product of a signal and softmax weights of its tokens, which are held.
+
+    That is attention whose weighted sum is not written as a matrix product (as in MobileViTv2).
+    """
+    signals = [(tensor, tape.find(tensor)) for tensor in signals_in((args, kwargs), tape)]
+    weights = [t for t, value in signals if value is not None and value.weighs_tokens]
+    if not weights or len(weights) == len(signals):
+        return NotImplemented
+    held = {id(tensor): tensor.detach() for tensor in weights}
+    if describe(call).inplace and id(args[0]) in held:
+        return args[0].copy_(args[0].detach() * args[1])
+    return call(*with_tensors(args, held), **with_tensors(kwargs, held))
 
 
 def _refuse_unread_attention(args: tuple[Any, ...], name: str, tape: Tape) -> None:

@@ -20,10 +20,15 @@ from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.isolation import explaining, modules_of, to_normal
 from captum_transformer.trace.mode import ForwardRule, Trace
-from captum_transformer.trace.operation import Value
+from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.streams import Streams
 from captum_transformer.trace.target import Contrast, as_contrast, main_output, selected_scores
+from captum_transformer.trace.ties import named, unread_ties, weighs_tokens
 
+LINEAR_ATTENTION = (
+    "No attention that can be read was seen in the forward pass, but other products of signals "
+    "that tie tokens, as in linear attention: {products}. "
+)
 NO_ATTENTION = (
     "No attention that the inputs reach was seen in the forward pass. Looked for: "
     "F.scaled_dot_product_attention, F.multi_head_attention_forward (nn.MultiheadAttention, "
@@ -138,20 +143,55 @@ class TracedForward:
         """Whether learned queries attended to each other once for all samples."""
         return self._trace.shares_learned_attention
 
-    def require_attention(self) -> None:
-        """Raises if no attention was seen, be it among tokens or among channels."""
-        if not any(operation.attention is not None for operation in self.tape.operations):
+    @property
+    def channel_calls(self) -> list[AttentionCall]:
+        """The attention calls among channels."""
+        found = [operation.attention for operation in self.tape.operations]
+        return [call for call in found if call is not None and call.among_channels]
+
+    def require_attention(self, *, weights: bool = False) -> None:
+        """Raises if there was nothing that a rule for attention could follow.
+
+        That is attention among tokens or among channels, or linear attention.
+
+        Args:
+            weights: ask for softmax weights, which linear attention may lack.
+        """
+        if self.calls or self.channel_calls:
+            return
+        ties = unread_ties(self.tape.operations)
+        if not ties:
             raise NoAttentionError(NO_ATTENTION)
+        if weights and not any(map(weighs_tokens, ties)):
+            raise NoAttentionError(
+                LINEAR_ATTENTION.format(products=_listed(ties))
+                + "Which of their factors are the weights of tokens is not known, so these can't "
+                "be held constant. Use AttnLRP, or TransformerAttribution with "
+                "`propagate_to_input=True`; with `attention_rule=False` all factors count."
+            )
 
     def layers(self) -> list[AttentionCall]:
         """The attention calls among tokens; an error if there are none."""
+        if self.calls:
+            return self.calls
         self.require_attention()
-        if not self.calls:
-            raise NoAttentionError(
+        if self.channel_calls:
+            seen = (
                 "All attention in the forward pass is among channels, not among tokens: there are "
-                "no maps from token to token. Use ConservativeLRP."
             )
-        return self.calls
+        else:
+            products = _listed(unread_ties(self.tape.operations))
+            seen = LINEAR_ATTENTION.format(products=products) + "There are "
+        raise NoAttentionError(
+            f"{seen}no maps from token to token, and no tokens to sum over. Use `attribute` of "
+            "ConservativeLRP, AttnLRP, or TransformerAttribution with `propagate_to_input=True`."
+        )
+
+
+def _listed(ties: list[Operation]) -> str:
+    """The first of some operations."""
+    names = named(ties)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 @contextmanager

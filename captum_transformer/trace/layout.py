@@ -68,7 +68,7 @@ def _mixtures(operation: Operation, traced: list[Value]) -> int:
     mixtures = 0
     for value in traced:
         mixtures |= value.mixtures
-    weighting = {v.keys is not None and v.keys not in v.features for v in traced}
+    weighting = {value.weighs_tokens for value in traced}
     ties = operation.kind is Kind.MATMUL or (operation.kind is Kind.MUL and len(weighting) > 1)
     return mixtures | 1 << operation.index if ties and len(traced) > 1 else mixtures
 
@@ -89,7 +89,12 @@ def _carry(operation: Operation, output: Value, view: Tensor | None) -> None:
     for operand, source in operation.traced():
         samples, keys = source.samples, source.keys
         if output.samples is None and samples is not None:
-            output.samples = _carried(operation, operand, samples, output, view)
+            one = samples.size == 1
+            output.samples = (
+                Axis(1, 1, output.shape.numel())
+                if one
+                else _carried(operation, operand, samples, output, view)
+            )
             if output.samples is None and operation.kind is Kind.SHAPE:
                 output.samples = _looked_up(operation, source, output)
         if output.keys is None and keys is not None:
@@ -132,8 +137,6 @@ def _softmax_axis(operation: Operation, output: Value) -> Axis | None:
 def _carried(
     operation: Operation, source: Operand, axis: Axis, output: Value, view: Tensor | None
 ) -> Axis | None:
-    if axis.size == 1 and source.value is not None and axis == source.value.samples:
-        return Axis(1, 1, output.shape.numel())
     return _kept(operation, source, axis, output) if view is None else axis.in_view(view)
 
 
@@ -154,10 +157,12 @@ def _kept(operation: Operation, source: Operand, axis: Axis, output: Value) -> A
     elif operation.name == "stack":
         at = _argument(operation, 1, "dim", 0) % len(after)
         moved = dim + (at <= dim)
-    elif operation.kind in (Kind.SUM, Kind.MEAN) and len(after) < len(before):
-        gone = _argument(operation, 1, "dim", ())
-        gone = {d % len(before) for d in (gone if isinstance(gone, Iterable) else [gone])}
-        moved = None if dim in gone else dim - sum(d < dim for d in gone)
+    elif operation.kind in (Kind.SUM, Kind.MEAN):
+        gone = _summed(operation, len(before))
+        if dim in gone:
+            return None
+        if len(after) < len(before):
+            moved = dim - sum(d < dim for d in gone)
     elif len(after) > len(before) and not _appends(operation):
         moved = dim + len(after) - len(before)
     if moved is not None:
@@ -216,6 +221,14 @@ def _contracted(operation: Operation, operand: Operand) -> list[int]:
         is_left = operation.operands[-2] is operand
         return [last if is_left else max(last - 1, 0)]
     return []
+
+
+def _summed(operation: Operation, ndim: int) -> set[int]:
+    """The dimensions that a sum or mean runs over."""
+    dims = operation.kwargs.get("axis", _argument(operation, 1, "dim", None))
+    if dims is None or dims == ():
+        return set(range(ndim))
+    return {dim % ndim for dim in (dims if isinstance(dims, Iterable) else [dims])}
 
 
 def _argument(operation: Operation, place: int, name: str, default: Any) -> Any:

@@ -58,6 +58,11 @@ class Value:
         self.mixtures = 0
         self.origin = self
 
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether it holds softmax weights of tokens, and not of features."""
+        return self.keys is not None and self.keys not in self.features
+
     def descends_from(self, other: "Value") -> bool:
         """Whether it was made from ``other``."""
         return bool(self.ancestors >> other.index & 1)

@@ -91,7 +91,7 @@ def are_probabilities(value: Value) -> bool:
     while value.operation is not None:
         operation = value.operation
         if operation.kind is Kind.SOFTMAX:
-            return value.keys is not None and value.keys not in value.features
+            return value.weighs_tokens
         traced = operation.traced()
         if operation.kind is not Kind.SHAPE or len(traced) != 1:
             return False

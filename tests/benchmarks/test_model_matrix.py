@@ -12,7 +12,8 @@ from benchmarks.model_matrix.page import page
 PAGE = Path(__file__).parents[2] / "docs" / "model_matrix.md"
 KINDS = {f"{family.library} {family.name}": family for family in representatives()}
 REFUSED = {
-    "timm MobileViTv2": set(METHODS),
+    # Its attention is a weighted sum that all tokens share: there is no map to multiply.
+    "timm MobileViTv2": set(METHODS) - {"full LRP", "ConservativeLRP", "AttnLRP"},
     "Transformers FNet": set(METHODS),
     "Transformers Longformer": set(METHODS) - {"AttnLRP"},
     # Its blocks of tokens overlap, so their maps can't be multiplied as matrices.
@@ -44,10 +45,12 @@ def test_failures_and_refusals_are_shown():
     verdicts = dict.fromkeys(METHODS, Verdict())
     verdicts["AttnLRP"] = Verdict(refused="No rule for `f` on tensors of shapes [(2, 3)]: why.")
     verdicts["RawAttention"] = Verdict(failed=("is all zero",))
+    verdicts["PartialLRP"] = Verdict(warned=("1 of 3 attention calls are among channels.",))
     row = Row(("timm", "ViT"), (2, 1), ["x"], ["4"], ("the output changes",), verdicts)
     text = page([row, row])
-    assert "| timm ViT ✗ | 2 + 1 | 4 | x | ✓ | ✓ | ✓ | ✓ | ✗ | ✓ | ✓ | ✓ | [1] |" in text
+    assert "| timm ViT ✗ | 2 + 1 | 4 | x | ✓ | ✓ | ✓ | ✓ | ✗ | ✓ | ✓ a | ✓ | [1] |" in text
     assert text.count("\n1. No rule for `f`: why.\n") == 1
+    assert text.count("\n- a: Some attention calls are among channels.\n") == 1
     assert "- timm ViT, RawAttention: is all zero." in text
     assert "- timm ViT: the output changes." in text
 

@@ -1,0 +1,46 @@
+"""Operations that tie tokens to each other and are no attention that can be read."""
+
+from collections.abc import Sequence
+
+from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.layout import sums_over_features
+from captum_transformer.trace.operation import Operation
+
+
+def unread_ties(operations: Sequence[Operation]) -> list[Operation]:
+    """Products of signals that tie tokens and end up in no attention call.
+
+    Products of queries and keys end up in one; similarities of two towers tie none of its tokens.
+    """
+    read = 0
+    for operation in operations:
+        if operation.attention is not None:
+            for _, value in operation.traced():
+                read |= value.mixtures
+    return [
+        operation
+        for operation in operations
+        if operation.attention is None
+        and _ties(operation)
+        and not read >> operation.index & 1
+        and not sums_over_features(operation)
+    ]
+
+
+def _ties(operation: Operation) -> bool:
+    output = operation.outputs[0] if operation.outputs else None
+    return output is not None and bool(output.mixtures >> operation.index & 1)
+
+
+def weighs_tokens(operation: Operation) -> bool:
+    """Whether it multiplies a signal, entry by entry, with softmax weights of its tokens."""
+    return operation.kind is Kind.MUL and any(v.weighs_tokens for _, v in operation.traced())
+
+
+def named(operations: Sequence[Operation]) -> list[str]:
+    """The operations by name and shapes, each of them once."""
+    names = [
+        f"`{operation.name}` on {[tuple(value.shape) for _, value in operation.traced()]}"
+        for operation in operations
+    ]
+    return list(dict.fromkeys(names))
