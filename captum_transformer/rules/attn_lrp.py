@@ -10,6 +10,7 @@ from typing import Any
 from captum_transformer.rules.activation import identity_rule
 from captum_transformer.rules.norms import hold_denominator
 from captum_transformer.rules.product import attend, uniform_rule
+from captum_transformer.rules.softmax import without_empty_rows
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.recognise import Pattern
 from captum_transformer.trace.tape import Tape
@@ -28,6 +29,8 @@ def attn_lrp_rule(
     """See `ForwardRule`."""
     if kind is Kind.ATTENTION:
         return attend(call, kwargs, tape)
+    if kind is Kind.SOFTMAX:
+        return without_empty_rows(call, args, kwargs)
     result = hold_denominator(kind, call, args, kwargs, name=name)
     for rule in (identity_rule, uniform_rule):
         if result is NotImplemented:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_transformer.rules.linear import without_bias
 from captum_transformer.rules.propagate import rearranged, transposed, unsupported
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 
 
@@ -96,9 +96,29 @@ def _dim(operation: Operation, dims: int) -> int | None:
     return dim % dims if isinstance(dim, int) else None
 
 
+def summed_at_indices(operation: Operation, share: Tensor) -> list[Tensor | None]:
+    """The same where indices say which sum each term belongs to, as with experts' outputs."""
+    weights = [_presence(value, share.dtype, share.device) for _, value in operation.traced()]
+    total = _terms_at_indices(operation, weights)
+    quotient = torch.where(total == 0, torch.zeros_like(share), share / total)
+    parts = transposed(operation, weights, [quotient])
+    return [None if p is None else w * p for w, p in zip(weights, parts, strict=True)]
+
+
+def _terms_at_indices(operation: Operation, weights: list[Tensor]) -> Tensor:
+    """How many terms each sum has; the constant that they are added to is none."""
+    with torch.no_grad():
+        total: Tensor = operation.replay(weights)[0]
+        constant: Tensor = operation.replay([torch.zeros_like(weight) for weight in weights])[0]
+    return total - constant
+
+
 def _presence(value: Value, dtype: torch.dtype, device: torch.device) -> Tensor:
     """How much of the signal each entry carries: zero where a constant has taken its place."""
     operation = value.operation
+    if operation is not None and operation.name in SUMS_AT_INDICES:
+        terms = [_presence(source, dtype, device) for _, source in operation.traced()]
+        return _terms_at_indices(operation, terms)
     if operation is not None and len(operation.traced()) == 1 and len(operation.outputs) == 1:
         ((_, source),) = operation.traced()
         if operation.kind is Kind.MUL:

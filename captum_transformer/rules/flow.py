@@ -18,14 +18,16 @@ from captum_transformer.rules.flat import (
     inner_product,
     receptive_field,
     summed,
+    summed_at_indices,
 )
 from captum_transformer.rules.propagate import propagate, rearranged, transposed, unsupported
 from captum_transformer.rules.residual import MEETINGS, Residuals
 from captum_transformer.trace.attention import AttentionCall
-from captum_transformer.trace.functions import Kind
-from captum_transformer.trace.layout import sums_over_features
+from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
+from captum_transformer.trace.layout import chooses_features, sums_over_features
 from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.recognise import CUT_PROBABILITIES, applies_cut_probabilities
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.tape import Tape
 
@@ -138,12 +140,16 @@ class TokenFlow:
             return [share / len(traced)] * len(traced)
         if kind in (Kind.SUM, Kind.MEAN):
             return [summed(operation, share)]
+        if operation.name in SUMS_AT_INDICES:
+            return summed_at_indices(operation, share)
         if kind is Kind.EMBEDDING:
             return [share.flatten(len(traced[0][0].size)).sum(-1)]
         if len(traced) == 1:
             return [self._token_wise(operation, share)]
         if len(traced) == 2 and sums_over_features(operation):
             return self._inner_product(operation, share)
+        if applies_cut_probabilities(operation):
+            raise unsupported(operation, f"it {CUT_PROBABILITIES}")
         raise unsupported(
             operation,
             "it mixes several signals, and which of their tokens it ties is not known "
@@ -162,7 +168,7 @@ class TokenFlow:
         ((operand, value),) = operation.traced()
         if operation.kind in _TOKEN_WISE:
             return share.sum_to_size(value.shape)
-        if operation.kind is Kind.LINEAR:
+        if operation.kind is Kind.LINEAR or chooses_features(operation):
             return flat(share, value)
         if operation.kind is Kind.CONV:
             return receptive_field(operation, operand, share)
@@ -254,6 +260,8 @@ class TokenFlow:
         for value, other, share in zip(values, reversed(values), shares, strict=True):
             if share is None and (unread := value.mixtures & ~other.mixtures):
                 culprit = self._tape.operations[unread.bit_length() - 1]
+                if applies_cut_probabilities(culprit):
+                    raise unsupported(culprit, f"it {CUT_PROBABILITIES}")
                 raise unsupported(
                     culprit,
                     "it ties tokens, but is no attention that can be read (a softmax over keys "

@@ -14,6 +14,7 @@ from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.call_arguments import signals_in, with_tensors
 from captum_transformer.rules.gamma import Gamma, favour_positive
 from captum_transformer.rules.norms import hold_denominator
+from captum_transformer.rules.softmax import without_empty_rows
 from captum_transformer.trace.functions import Kind, describe
 from captum_transformer.trace.recognise import Pattern, are_probabilities
 from captum_transformer.trace.statistics import is_mean_of
@@ -51,9 +52,11 @@ class ConservativeRule:
         if pattern is not None:
             return _attend(call, args, kwargs, pattern) if self.attention_rule else NotImplemented
         if kind is Kind.MATMUL and self.attention_rule:
-            _refuse_unread_attention(args, name, tape)
+            return _apply_probabilities(call, args, kwargs, name, tape)
         if kind is Kind.MUL and self.attention_rule:
             return _weigh(call, args, kwargs, tape)
+        if kind is Kind.SOFTMAX:
+            return without_empty_rows(call, args, kwargs)
         if kind is Kind.LINEAR and (gamma := self.gammas.get(len(tape.operations))) is not None:
             return favour_positive(gamma, name, args, kwargs)
         if self.layer_norm_rule:
@@ -97,17 +100,25 @@ def _weigh(
     return call(*with_tensors(args, held), **with_tensors(kwargs, held))
 
 
-def _refuse_unread_attention(args: tuple[Any, ...], name: str, tape: Tape) -> None:
-    """Attention that is not recognised would count with the gradient of its probabilities."""
-    values = [tape.find(tensor) for tensor in tensors_in(args)]
-    signals = [value for value in values if value is not None and not value.learned]
-    if len(signals) > 1 and any(are_probabilities(value) for value in signals):
+def _apply_probabilities(
+    call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str, tape: Tape
+) -> Any:
+    """A product with softmax probabilities that were cut up or rearranged: they are held, too."""
+    tensors = tensors_in((args, kwargs))
+    values = {id(tensor): tape.find(tensor) for tensor in tensors}
+    signals = {key: v for key, v in values.items() if v is not None and not v.learned}
+    held = {key for key, value in signals.items() if are_probabilities(value)}
+    if len(signals) < 2 or not held:
+        return NotImplemented
+    if held == set(signals):
         raise UnsupportedOperationError(
-            f"`{name}` applies softmax probabilities that were cut up or rearranged, on tensors of "
-            f"shapes {[tuple(value.shape) for value in signals]}: this attention can't be read, so "
-            "its probabilities can't be held constant. With `attention_rule=False` they count as "
-            "any other part of the gradient."
+            f"`{name}` multiplies softmax probabilities, cut up or rearranged, with one another, "
+            f"on tensors of shapes {[tuple(value.shape) for value in signals.values()]}: which of "
+            "them weights which can't be told, so they can't be held constant. With "
+            "`attention_rule=False` they count as any other part of the gradient."
         )
+    constant = {id(t): t.detach() for t in tensors if id(t) in held}
+    return call(*with_tensors(args, constant), **with_tensors(kwargs, constant))
 
 
 def _subtracts_mean(args: tuple[Any, ...], tape: Tape) -> bool:

@@ -70,6 +70,8 @@ def without_bias(operation: Operation, change: Callable[[Tensor], Tensor]) -> Op
 
 def _changed(argument: Any, bias: Operand | None, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(argument, Operand) and argument.value is None:
+        if not argument.dtype.is_floating_point:
+            return argument  # where groups of rows end, say
         tensor = in_full(argument)
         return Operand(
             torch.zeros_like(tensor) if argument is bias else change(tensor), None, keep=True

@@ -17,8 +17,9 @@ from captum_transformer.rules.linear import (
     z_box_rule,
 )
 from captum_transformer.rules.propagate import rearranged, transposed, unsupported
+from captum_transformer.rules.samples import Numbered, samples_of
 from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
 from captum_transformer.trace.numeric import in_full, ratio
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import signal_of
@@ -37,7 +38,6 @@ KEEP = frozenset(
         Kind.OTHER,
     }
 )
-_SUMS_AT_INDICES = frozenset({"index_add", "scatter_add"})
 _PASSED_ON = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL})
 
 
@@ -59,6 +59,8 @@ def relevance_rule(operation: Operation, incoming: list[Tensor | None]) -> list[
         return _addition(operation, relevance)
     if kind in (Kind.MUL, Kind.DIV):
         return _product(operation, relevance)
+    if kind is Kind.TRANSFORM:
+        raise unsupported(operation, "it ties tokens, and relevance of spectra has no rule")
     if kind is Kind.EMBEDDING:
         ids = next(o for o, _ in operation.traced())
         return [relevance.flatten(len(ids.size)).sum(-1)]
@@ -91,7 +93,7 @@ def _z_rule(operation: Operation, incoming: list[Tensor | None]) -> list[Tensor 
         for relevance, output in zip(incoming, outputs, strict=False)
     ]
     shares = transposed(operation, points, quotients)
-    factors = 1 if operation.name in _SUMS_AT_INDICES else len(points)
+    factors = 1 if operation.name in SUMS_AT_INDICES else len(points)
     return [
         None if share is None else point * share / factors
         for point, share in zip(points, shares, strict=True)
@@ -127,7 +129,7 @@ def _addition(operation: Operation, relevance: Tensor) -> list[Tensor | None]:
     ]
     # Masks are minus infinity where the relevance is zero.
     shares = [torch.where(quotient == 0, torch.zeros_like(share), share) for share in shares]
-    samples = _samples(operation)
+    samples = _samples(operation, relevance.device)
     totals = [samples.total(share) for share in shares]
     goal = samples.total(relevance)
     magnitude = totals[0].abs() + totals[1].abs()
@@ -140,14 +142,15 @@ def _addition(operation: Operation, relevance: Tensor) -> list[Tensor | None]:
     return results
 
 
-def _samples(operation: Operation) -> Axis:
+def _samples(operation: Operation, device: torch.device) -> Axis | Numbered:
     output = operation.outputs[0]
-    if output is None or output.samples is None:
+    samples = None if output is None else samples_of(output, device)
+    if samples is None:
         raise UnsupportedOperationError(
             f"Can't tell which entries belong to which sample in an addition of shape "
             f"{None if output is None else tuple(output.shape)}. Explain the samples one by one."
         )
-    return output.samples
+    return samples
 
 
 def _product(operation: Operation, relevance: Tensor) -> list[Tensor | None]:

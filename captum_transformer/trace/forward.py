@@ -23,11 +23,11 @@ from captum_transformer.trace.mode import ForwardRule, Trace
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.streams import Streams
 from captum_transformer.trace.target import Contrast, as_contrast, main_output, selected_scores
-from captum_transformer.trace.ties import named, unread_ties, weighs_tokens
+from captum_transformer.trace.ties import has_known_weights, named, unread_ties
 
 LINEAR_ATTENTION = (
-    "No attention that can be read was seen in the forward pass, but other products of signals "
-    "that tie tokens, as in linear attention: {products}. "
+    "No attention that can be read was seen in the forward pass, but other operations that tie "
+    "tokens, as in linear attention, sliding windows in chunks and Fourier transforms: {products}. "
 )
 NO_ATTENTION = (
     "No attention that the inputs reach was seen in the forward pass. Looked for: "
@@ -152,17 +152,17 @@ class TracedForward:
     def require_attention(self, *, weights: bool = False) -> None:
         """Raises if there was nothing that a rule for attention could follow.
 
-        That is attention among tokens or among channels, or linear attention.
+        That is attention among tokens or among channels, or other operations that tie tokens.
 
         Args:
-            weights: ask for softmax weights, which linear attention may lack.
+            weights: ask for known weights of tokens, which linear attention may lack.
         """
         if self.calls or self.channel_calls:
             return
         ties = unread_ties(self.tape.operations)
         if not ties:
             raise NoAttentionError(NO_ATTENTION)
-        if weights and not any(map(weighs_tokens, ties)):
+        if weights and not any(map(has_known_weights, ties)):
             raise NoAttentionError(
                 LINEAR_ATTENTION.format(products=_listed(ties))
                 + "Which of their factors are the weights of tokens is not known, so these can't "

@@ -40,6 +40,7 @@ class Kind(enum.Enum):
     SUM = enum.auto()
     MEAN = enum.auto()
     POOL = enum.auto()
+    TRANSFORM = enum.auto()  # Fourier transforms: linear, with complex numbers in or out
     CONTRAST = enum.auto()  # one score minus another; no torch function is of this kind
     OTHER = enum.auto()
 
@@ -91,7 +92,7 @@ _NAMES: dict[Kind, str] = {
     Kind.MUL: "mul rmul multiply",
     Kind.DIV: "div truediv true_divide divide",
     Kind.RECIPROCAL: "rsqrt reciprocal rtruediv rdiv",
-    Kind.LINEAR: "linear addmm",
+    Kind.LINEAR: "linear addmm grouped_mm grouped_mm_fallback",
     Kind.CONV: "conv1d conv2d conv3d",
     Kind.EMBEDDING: "embedding",
     Kind.MATMUL: "matmul rmatmul bmm mm mv einsum baddbmm",
@@ -103,10 +104,17 @@ _NAMES: dict[Kind, str] = {
         adaptive_avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
         adaptive_max_pool2d interpolate upsample boolean_dispatch amax max
     """,
+    Kind.TRANSFORM: """
+        fft_fft fft_fft2 fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn
+        fft_irfft fft_irfft2 fft_irfftn
+    """,
 }
 _BATCH_NORM = inspect.signature(F.batch_norm)
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 
+CASTS = frozenset("to type float half bfloat16 double cpu cuda".split())
+# Sums of entries of which the operation's own indices say where each goes.
+SUMS_AT_INDICES = frozenset({"index_add", "scatter_add"})
 # Python composites that keep what matters inside: their bodies are traced, not they themselves.
 _COMPOSITES = frozenset({F.multi_head_attention_forward, F.normalize})
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.trace.axis import Axis, pieces_in_view
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 
 _VIEWS = frozenset(
@@ -23,7 +23,16 @@ _REARRANGED_WHOLE = frozenset(
     swapaxes to type float half bfloat16 double cpu cuda alias
     """.split()
 )
+# What picks entries along a dimension by their size, and where it is told which dimension.
+_CHOICES = {"topk": (2, "dim"), "sort": (1, "dim")}
 _CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
+# Rearrangements by indices, if they have any.
+_BY_INDEX = frozenset(
+    """
+    getitem index_select gather take_along_dim take setitem index_put index_copy scatter
+    masked_scatter
+    """.split()
+)
 _SAME_PLACES = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL})
 _WITH_FEATURES = frozenset({Kind.LINEAR, Kind.EMBEDDING, Kind.CONV})
 
@@ -68,6 +77,8 @@ def _mixtures(operation: Operation, traced: list[Value]) -> int:
     mixtures = 0
     for value in traced:
         mixtures |= value.mixtures
+    if operation.kind is Kind.TRANSFORM:
+        return mixtures | 1 << operation.index
     weighting = {value.weighs_tokens for value in traced}
     ties = operation.kind is Kind.MATMUL or (operation.kind is Kind.MUL and len(weighting) > 1)
     return mixtures | 1 << operation.index if ties and len(traced) > 1 else mixtures
@@ -89,12 +100,7 @@ def _carry(operation: Operation, output: Value, view: Tensor | None) -> None:
     for operand, source in operation.traced():
         samples, keys = source.samples, source.keys
         if output.samples is None and samples is not None:
-            one = samples.size == 1
-            output.samples = (
-                Axis(1, 1, output.shape.numel())
-                if one
-                else _carried(operation, operand, samples, output, view)
-            )
+            output.samples = _samples(operation, operand, source, output, view)
             if output.samples is None and operation.kind is Kind.SHAPE:
                 output.samples = _looked_up(operation, source, output)
         if output.keys is None and keys is not None:
@@ -106,6 +112,37 @@ def _carry(operation: Operation, output: Value, view: Tensor | None) -> None:
         elif not output.features:
             kept = [_with_features(operation, operand, f, output) for f in source.features]
             output.features = tuple(f for f in kept if f is not None)
+        if keys in source.features and output.keys not in output.features:
+            # A softmax over a token's own features, such as experts, that are in one row with other
+            # tokens' now: they weight no keys.
+            output.keys = None
+
+
+def _samples(
+    operation: Operation, operand: Operand, source: Value, output: Value, view: Tensor | None
+) -> Axis | None:
+    """Where the samples lie in an output, from one of the operation's operands."""
+    axis = source.samples
+    if axis is None or axis.size == 1:
+        return axis and Axis(1, 1, output.shape.numel())
+    kept = _carried(operation, operand, axis, output, view)
+    return kept if kept and _holds(operation, axis, source, kept, output) else None
+
+
+def _holds(operation: Operation, before: Axis, source: Value, after: Axis, output: Value) -> bool:
+    """Whether an axis that seems to be kept is, where indices say what goes where."""
+    by_index = operation.name in SUMS_AT_INDICES or (
+        operation.name in _BY_INDEX and len(operation.operands) > 1
+    )
+    one_to_one = len(operation.traced()) == len(operation.outputs) == 1
+    if not by_index or not one_to_one:
+        return True
+    numbers = _numbers(operation, before.size)
+    sources = before.spread(numbers, source.shape)
+    with torch.no_grad():
+        found, constant = (operation.replay([x])[0] for x in (sources, torch.zeros_like(sources)))
+    expected = after.spread(numbers, output.shape)
+    return bool(((found == expected) | (found == constant)).all())
 
 
 def _looked_up(operation: Operation, source: Value, output: Value) -> Axis | None:
@@ -116,12 +153,18 @@ def _looked_up(operation: Operation, source: Value, output: Value) -> Axis | Non
     count, shape = source.samples.size, output.shape
     if shape.numel() < count:
         return None
-    device = next(o.device for o, _ in operation.traced())
-    numbers = torch.arange(1.0, count + 1, device=device)
+    numbers = _numbers(operation, count)
     with torch.no_grad():
         (found,) = operation.replay([source.samples.spread(numbers, source.shape)])
     axes = (Axis.of(shape, dim, count) for dim, n in enumerate(shape) if n and n % count == 0)
     return next((axis for axis in axes if torch.equal(axis.spread(numbers, shape), found)), None)
+
+
+def _numbers(operation: Operation, count: int) -> Tensor:
+    """From one on, in a precision that holds them and the operation's own constants."""
+    ((operand, _),) = operation.traced()
+    dtype = torch.promote_types(operand.dtype, torch.float32)
+    return torch.arange(1, count + 1, dtype=dtype, device=operand.device)
 
 
 def _appends(operation: Operation) -> bool:
@@ -197,13 +240,32 @@ def sums_over_features(operation: Operation) -> bool:
 
 
 def _with_features(operation: Operation, source: Operand, axis: Axis, output: Value) -> Axis | None:
-    """A feature axis after an operation; features may be concatenated with others."""
+    """A feature axis after an operation; features may be joined by others, or chosen from."""
     dim = axis.dim(source.size)
+    if dim is not None and dim == _chosen_along(operation) and axis.size == source.size[dim]:
+        return Axis.of(output.shape, dim)
     if dim is not None and operation.name in _CONCATENATIONS:
         along = _argument(operation, 1, "dim", 0) % len(source.size)
         if dim == along and axis.size == source.size[dim]:
             return Axis.of(output.shape, dim)
     return _kept(operation, source, axis, output)
+
+
+def chooses_features(operation: Operation) -> bool:
+    """Whether it picks the largest of each token's last features, as of a router's experts."""
+    along = _chosen_along(operation)
+    if along is None:
+        return False
+    ((_, value),) = operation.traced()
+    return along == len(value.shape) - 1 and Axis.of(value.shape, along) in value.features
+
+
+def _chosen_along(operation: Operation) -> int | None:
+    """The dimension along which an operation picks entries by their size, if it does."""
+    if operation.name not in _CHOICES:
+        return None
+    dim: int = _argument(operation, *_CHOICES[operation.name], -1)
+    return dim % len(operation.operands[0].size)
 
 
 def _contracted(operation: Operation, operand: Operand) -> list[int]:

@@ -36,6 +36,7 @@ _LOOKUPS = frozenset({"embedding", "getitem", "index_select"})
 _RANDOM = frozenset({Kind.ATTENTION, Kind.NORM})
 _ATTENDS = frozenset({Kind.ATTENTION, Kind.MATMUL})
 _LIKE_ANOTHER = frozenset({"expand_as", "reshape_as", "view_as", "type_as"})
+_COMPLEX = frozenset({Kind.SHAPE, Kind.MUL, Kind.TRANSFORM})
 _KEEPS_IDS = frozenset({"to", "long", "int", "type", "clamp", "clip"})
 
 
@@ -264,8 +265,8 @@ class Trace(TorchFunctionMode):
                 reached = output.requires_grad and (looks_up or not from_ids)
                 outputs.append(output if reached else None)
             elif output.is_complex():
-                # Pairs of features that are turned by a constant: rotary embeddings.
-                reached = output.requires_grad and function.kind in (Kind.SHAPE, Kind.MUL)
+                # Pairs of features that are turned by a constant (rotary embeddings), or spectra.
+                reached = output.requires_grad and function.kind in _COMPLEX
                 outputs.append(output if reached else None)
             else:
                 carries = from_ids and output.dtype != torch.bool and function.name in _KEEPS_IDS

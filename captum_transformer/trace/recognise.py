@@ -7,10 +7,14 @@ from torch import Tensor
 
 from captum_transformer.trace.attention import ExplicitAttention, FusedAttention
 from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.functions import Function, Kind
+from captum_transformer.trace.functions import CASTS, Function, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.tape import tensors_in
 
+CUT_PROBABILITIES = (
+    "applies softmax probabilities that were cut up or rearranged, as of sliding windows in "
+    "chunks, so which tokens each of them ties can't be read off"
+)
 Order = tuple[int, ...] | None
 
 
@@ -93,10 +97,17 @@ def are_probabilities(value: Value) -> bool:
         if operation.kind is Kind.SOFTMAX:
             return value.weighs_tokens
         traced = operation.traced()
-        if operation.kind is not Kind.SHAPE or len(traced) != 1:
+        if len(traced) != 1 or not (operation.kind is Kind.SHAPE or operation.name in CASTS):
             return False
         ((_, value),) = traced
     return False
+
+
+def applies_cut_probabilities(operation: Operation) -> bool:
+    """Whether it multiplies a signal with probabilities that are no attention as they lie."""
+    if operation.kind is not Kind.MATMUL or operation.attention is not None:
+        return False
+    return {are_probabilities(value) for _, value in operation.traced()} == {True, False}
 
 
 def _swapped(ndim: int) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.layout import sums_over_features
 from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.recognise import applies_cut_probabilities
 
 
 def unread_ties(operations: Sequence[Operation]) -> list[Operation]:
@@ -32,9 +33,14 @@ def _ties(operation: Operation) -> bool:
     return output is not None and bool(output.mixtures >> operation.index & 1)
 
 
-def weighs_tokens(operation: Operation) -> bool:
-    """Whether it multiplies a signal, entry by entry, with softmax weights of its tokens."""
-    return operation.kind is Kind.MUL and any(v.weighs_tokens for _, v in operation.traced())
+def has_known_weights(operation: Operation) -> bool:
+    """Whether the weights are known with which it ties tokens, so that they can be held constant.
+
+    They are softmax weights, applied entry by entry or cut up, or those of a Fourier transform.
+    """
+    if operation.kind is Kind.MUL:
+        return any(value.weighs_tokens for _, value in operation.traced())
+    return operation.kind is Kind.TRANSFORM or applies_cut_probabilities(operation)
 
 
 def named(operations: Sequence[Operation]) -> list[str]:

@@ -125,7 +125,7 @@ def whisper(attention: str) -> Subject:
     )
 
 
-def _continuing(model: nn.Module) -> Subject:
+def continuing(model: nn.Module) -> Subject:
     """The next token at the end of each text."""
     return Subject(
         with_random_weights(model),
@@ -145,7 +145,7 @@ def gpt2(attention: str) -> Subject:
         n_head=2,
         attn_implementation=attention,
     )
-    return _continuing(transformers.GPT2LMHeadModel(config))
+    return continuing(transformers.GPT2LMHeadModel(config))
 
 
 GROUPED = {
@@ -165,12 +165,12 @@ GROUPED = {
 
 def llama(attention: str) -> Subject:
     config = transformers.LlamaConfig(**GROUPED, attn_implementation=attention)
-    return _continuing(transformers.LlamaForCausalLM(config))
+    return continuing(transformers.LlamaForCausalLM(config))
 
 
 def qwen3(attention: str) -> Subject:
     config = transformers.Qwen3Config(**GROUPED, attn_implementation=attention)
-    return _continuing(transformers.Qwen3ForCausalLM(config))
+    return continuing(transformers.Qwen3ForCausalLM(config))
 
 
 def gemma3(attention: str) -> Subject:
@@ -183,7 +183,7 @@ def gemma3(attention: str) -> Subject:
         final_logit_softcapping=5.0,
         attn_implementation=attention,
     )
-    return _continuing(transformers.Gemma3ForCausalLM(config))
+    return continuing(transformers.Gemma3ForCausalLM(config))
 
 
 def mixtral(attention: str) -> Subject:
@@ -195,4 +195,4 @@ def mixtral(attention: str) -> Subject:
         attn_implementation=attention,
         experts_implementation="eager",  # the grouped one has no float64
     )
-    return _continuing(transformers.MixtralForCausalLM(config))
+    return continuing(transformers.MixtralForCausalLM(config))

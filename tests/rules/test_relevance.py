@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.linear import positive_part
 from captum_transformer.rules.propagate import propagate
 from captum_transformer.rules.relevance import KEEP, relevance_rule
@@ -103,13 +102,6 @@ def test_samples_are_told_apart_in_any_layout(layout):
     for i in range(3):
         (alone,) = propagated(layout, x[i : i + 1], relevance=relevance[i : i + 1])
         torch.testing.assert_close(result[i : i + 1], alone)
-
-
-def test_samples_that_are_picked_in_unequal_parts_are_refused():
-    x = doubles(2, 4, 5)
-    kept = torch.tensor([[True, True, True, False], [True, False, False, False]])
-    with pytest.raises(UnsupportedOperationError, match="Explain the samples one by one"):
-        propagated(lambda x: x[kept] + x[kept].flip(-1), x, relevance=doubles(4, 5))
 
 
 def test_the_share_of_a_parameter_is_dropped():
