@@ -10,6 +10,7 @@ from torch import Tensor
 from captum_transformer.rules.linear import without_bias
 from captum_transformer.rules.propagate import rearranged, transposed, unsupported
 from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
+from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operand, Operation, Value
 
 
@@ -25,12 +26,16 @@ def receptive_field(operation: Operation, operand: Operand, share: Tensor) -> Te
     groups: int = _convolution(operation, "groups", 6, 1)
     channels = operand.size[1]
     grouped = share.reshape(share.shape[0], groups, -1, *share.shape[2:]).sum(2)
-    ones = torch.ones(
-        groups, channels // groups, *weight.size[2:], dtype=share.dtype, device=share.device
-    )
+    names: tuple[tuple[str, int, int], ...] = (("stride", 3, 1), ("padding", 4, 0))
+    if operation.name.startswith("conv_transpose"):
+        names = (*names, ("output_padding", 5, 0), ("dilation", 7, 1))
+        filters = (channels, 1)
+    else:
+        names = (*names, ("dilation", 5, 1))
+        filters = (groups, channels // groups)
+    ones = torch.ones(*filters, *weight.size[2:], dtype=share.dtype, device=share.device)
     arguments = {
-        name: _convolution(operation, name, place, default)
-        for name, place, default in (("stride", 3, 1), ("padding", 4, 0), ("dilation", 5, 1))
+        name: _convolution(operation, name, place, default) for name, place, default in names
     }
 
     def count(signal: Tensor) -> Tensor:
@@ -43,10 +48,23 @@ def receptive_field(operation: Operation, operand: Operand, share: Tensor) -> Te
     blank = torch.empty(operand.size, dtype=share.dtype, device=share.device, requires_grad=True)
     with torch.enable_grad():
         output = count(blank)
-    (result,) = torch.autograd.grad(
-        output, blank, grouped / counts, create_graph=share.requires_grad
-    )
+    # What a transposed convolution leaves blank between its strides is made of nothing.
+    quotient = torch.where(counts == 0, torch.zeros_like(grouped), grouped / counts)
+    (result,) = torch.autograd.grad(output, blank, quotient, create_graph=share.requires_grad)
     return result
+
+
+def pooled(operation: Operation, shares: list[Tensor | None]) -> list[Tensor | None]:
+    """Each output's share, by the part that an entry has in it: all of it for a maximum.
+
+    What was padded is no entry: the others of its window share alone.
+    """
+    points = [in_full(operand) for operand, _ in operation.traced()]
+    if len(points) == len(operation.outputs) == 1 and shares[0] is not None:
+        with torch.no_grad():
+            (whole,) = operation.replay([torch.ones_like(points[0])])
+        shares = [shares[0] / whole]
+    return transposed(operation, points, shares)
 
 
 def _convolution(operation: Operation, name: str, place: int, default: Any) -> Any:

@@ -16,16 +16,16 @@ from captum_transformer.rules.flat import (
     constant_product,
     flat,
     inner_product,
+    pooled,
     receptive_field,
     summed,
     summed_at_indices,
 )
-from captum_transformer.rules.propagate import propagate, rearranged, transposed, unsupported
+from captum_transformer.rules.propagate import propagate, rearranged, unsupported
 from captum_transformer.rules.residual import MEETINGS, Residuals
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
 from captum_transformer.trace.layout import chooses_features, sums_over_features
-from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.recognise import CUT_PROBABILITIES, applies_cut_probabilities
 from captum_transformer.trace.statistics import signal_of
@@ -127,7 +127,7 @@ class TokenFlow:
         if kind is Kind.SHAPE:
             return rearranged(operation, incoming)
         if kind is Kind.POOL:
-            return transposed(operation, [in_full(o) for o, _ in traced], incoming)
+            return pooled(operation, incoming)
         share = incoming[0]
         if share is None:
             raise unsupported(operation, "only a side output is used")
@@ -238,7 +238,9 @@ class TokenFlow:
         shares = [share * part if part else None for part in due]
         if meeting.skip is not None and shares[meeting.skip] is not None:
             skip, branch = values[meeting.skip], values[1 - meeting.skip]
-            shares[meeting.skip] = share - self._passed_on(branch, skip, share)
+            # A branch may be broadcast, as a gate for each token is.
+            passed_on = self._passed_on(branch, skip, share.sum_to_size(branch.shape))
+            shares[meeting.skip] = share.sum_to_size(skip.shape) - passed_on
         return shares
 
     def _passed_on(self, branch: Value, skip: Value, share: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ _OTHER_PRODUCTS = frozenset("dot vdot inner outer tensordot bilinear kron addcmu
 _ADDED = {
     **dict.fromkeys(("addmm", "baddbmm", "addcmul"), (0, "input")),
     **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d"), (2, "bias")),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), (2, "bias")),
     "bilinear": (3, "bias"),
 }
 

@@ -93,7 +93,7 @@ _NAMES: dict[Kind, str] = {
     Kind.DIV: "div truediv true_divide divide",
     Kind.RECIPROCAL: "rsqrt reciprocal rtruediv rdiv",
     Kind.LINEAR: "linear addmm grouped_mm grouped_mm_fallback",
-    Kind.CONV: "conv1d conv2d conv3d",
+    Kind.CONV: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
     Kind.EMBEDDING: "embedding",
     Kind.MATMUL: "matmul rmatmul bmm mm mv einsum baddbmm",
     Kind.ATTENTION: "scaled_dot_product_attention",

@@ -110,6 +110,7 @@ def _common(one: Value, other: Value, source: Value) -> Value:
 def _walk_back(value: Value, source: Value) -> Value:
     """The last value that everything passes through before tokens are made from the source."""
     frontier, tokens, projected = {value}, value, False
+    embedded: Value | None = None
     while source not in frontier:
         if len(frontier) == 1:
             (tokens,) = frontier
@@ -121,11 +122,13 @@ def _walk_back(value: Value, source: Value) -> Value:
         if not _is_token_wise(operation) and (projected or operation.kind is not Kind.CONV):
             return tokens
         projected = projected or operation.kind in (Kind.LINEAR, Kind.CONV)
-        parents = _parents(operation, source)
-        frontier.update(parents)
-        if parents == [source] and operation.kind is Kind.LINEAR and len(source.shape) != 3:
-            return latest
-    return source if len(source.shape) == 3 else tokens
+        if operation.kind is Kind.LINEAR and not frontier:
+            embedded = latest
+        frontier.update(_parents(operation, source))
+    if len(source.shape) == 3:
+        return source
+    # Patches may be cut out by rearranging pixels, which are no tokens before they are projected.
+    return embedded or tokens
 
 
 def _parents(operation: Operation, source: Value) -> list[Value]:

@@ -5,7 +5,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from captum_transformer import AttentionRollout, GenericAttentionRelevance, RawAttention
+from captum_transformer import (
+    AttentionRollout,
+    ConservativeLRP,
+    GenericAttentionRelevance,
+    RawAttention,
+)
 from captum_transformer.errors import UnsupportedOperationError
 from tests.attr.subjects import assert_close, drawn, images, subject, with_random_weights
 
@@ -60,6 +65,34 @@ def test_outlook_attention_has_the_tokens_of_its_values(method: type):
 
     assert patches.shape == (2, 16)
     assert_close(patches.sum(1), pixels.sum((1, 2, 3)))
+
+
+class CutPatches(nn.Module):
+    """Patches are cut out by rearranging pixels, and then projected by a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.embed = nn.LayerNorm(48), nn.Linear(48, 16)
+        self.position = nn.Parameter(torch.zeros(1, 16, 16))
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = pixels.unflatten(3, (-1, 4)).unflatten(2, (-1, 4)).permute(0, 2, 4, 1, 3, 5)
+        tokens = self.embed(self.norm(2 * patches.flatten(3).flatten(1, 2) - 1))
+        return self.head(self.layer(tokens + self.position).mean(1))
+
+
+@pytest.mark.parametrize("method", [*METHODS, ConservativeLRP])
+def test_pixels_are_no_tokens_before_they_are_projected(method: type):
+    model = with_random_weights(CutPatches())
+    given = drawn(2, 3, 16, 16, seed=1)
+
+    pixels = method(model).attribute(given, 1)
+    patches = method(model).attribute_tokens(given, 1)
+
+    assert patches.shape == (2, 16)
+    assert_close(patches, pixels.sum(1).unfold(1, 4, 4).unfold(2, 4, 4).sum((3, 4)).flatten(1))
 
 
 def test_an_image_that_becomes_tokens_twice_is_refused():
