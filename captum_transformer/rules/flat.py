@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.rules.linear import without_bias
+from captum_transformer.rules.padding import of_signal
 from captum_transformer.rules.propagate import rearranged, transposed, unsupported
 from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
 from captum_transformer.trace.numeric import in_full
@@ -15,13 +16,16 @@ from captum_transformer.trace.operation import Operand, Operation, Value
 
 
 def flat(share: Tensor, value: Value) -> Tensor:
-    """Every feature of a token gets an equal part of the token's share."""
-    features = value.shape[-1]
-    return (share.sum(-1, keepdim=True) / features).expand(value.shape)
+    """Every feature of a token gets an equal part of the token's share, padding none."""
+    whole = share.sum(-1, keepdim=True)
+    present = of_signal(value, share.dtype, share.device)
+    if present is None:
+        return (whole / value.shape[-1]).expand(value.shape)
+    return present * _quotient(whole, present.sum(-1, keepdim=True))
 
 
-def receptive_field(operation: Operation, operand: Operand, share: Tensor) -> Tensor:
-    """Every entry of an output's receptive field gets an equal part of the output's share."""
+def receptive_field(operation: Operation, operand: Operand, value: Value, share: Tensor) -> Tensor:
+    """Every entry of an output's receptive field gets an equal part of its share, padding none."""
     weight = next(o for o in operation.operands if o is not operand)
     groups: int = _convolution(operation, "groups", 6, 1)
     channels = operand.size[1]
@@ -42,16 +46,18 @@ def receptive_field(operation: Operation, operand: Operand, share: Tensor) -> Te
         result: Tensor = operation.call(signal, ones, None, **arguments, groups=groups)
         return result
 
-    single = torch.ones(1, *operand.size[1:], dtype=share.dtype, device=share.device)
+    present = of_signal(value, share.dtype, share.device)
+    if present is None:
+        present = torch.ones(1, *operand.size[1:], dtype=share.dtype, device=share.device)
     with torch.no_grad():
-        counts = count(single)
+        counts = count(present)
     blank = torch.empty(operand.size, dtype=share.dtype, device=share.device, requires_grad=True)
     with torch.enable_grad():
         output = count(blank)
     # What a transposed convolution leaves blank between its strides is made of nothing.
-    quotient = torch.where(counts == 0, torch.zeros_like(grouped), grouped / counts)
+    quotient = _quotient(grouped, counts)
     (result,) = torch.autograd.grad(output, blank, quotient, create_graph=share.requires_grad)
-    return result
+    return result * present
 
 
 def pooled(operation: Operation, shares: list[Tensor | None]) -> list[Tensor | None]:
@@ -60,11 +66,23 @@ def pooled(operation: Operation, shares: list[Tensor | None]) -> list[Tensor | N
     What was padded is no entry: the others of its window share alone.
     """
     points = [in_full(operand) for operand, _ in operation.traced()]
-    if len(points) == len(operation.outputs) == 1 and shares[0] is not None:
-        with torch.no_grad():
-            (whole,) = operation.replay([torch.ones_like(points[0])])
-        shares = [shares[0] / whole]
-    return transposed(operation, points, shares)
+    share = shares[0]
+    if len(points) != 1 or len(operation.outputs) != 1 or share is None:
+        return transposed(operation, points, shares)
+    present = None
+    if operation.name.startswith("avg_pool"):
+        ((_, value),) = operation.traced()
+        present = of_signal(value, share.dtype, share.device)
+    if present is None:
+        present = torch.ones_like(points[0])
+    with torch.no_grad():
+        (whole,) = operation.replay([present])
+    (part,) = transposed(operation, points, [_quotient(share, whole)])
+    return [None if part is None else part * present]
+
+
+def _quotient(share: Tensor, total: Tensor) -> Tensor:
+    return torch.where(total == 0, torch.zeros_like(share), share / total)
 
 
 def _convolution(operation: Operation, name: str, place: int, default: Any) -> Any:
@@ -84,8 +102,7 @@ def summed(operation: Operation, share: Tensor) -> Tensor:
     weights = _presence(value, share.dtype, share.device)
     with torch.no_grad():
         total = operation.replay([weights])[0]
-    quotient = torch.where(total == 0, torch.zeros_like(share), share / total)
-    (part,) = rearranged(operation, [quotient])
+    (part,) = rearranged(operation, [_quotient(share, total)])
     if part is None:
         raise unsupported(operation, "the sum does not depend on its operand")
     return weights * part
@@ -165,8 +182,7 @@ def constant_product(operation: Operation, value: Value, share: Tensor) -> Tenso
     ones = torch.ones(value.shape, dtype=share.dtype, device=share.device)
     with torch.no_grad():
         total = absolute.replay([ones])[0]
-    quotient = torch.where(total == 0, torch.zeros_like(share), share / total)
-    (part,) = transposed(absolute, [ones], [quotient])
+    (part,) = transposed(absolute, [ones], [_quotient(share, total)])
     if part is None:
         raise unsupported(operation, "the product does not depend on its operand")
     return part

@@ -171,7 +171,7 @@ class TokenFlow:
         if operation.kind is Kind.LINEAR or chooses_features(operation):
             return flat(share, value)
         if operation.kind is Kind.CONV:
-            return receptive_field(operation, operand, share)
+            return receptive_field(operation, operand, value, share)
         if operation.kind is Kind.MATMUL:
             return constant_product(operation, value, share)
         raise unsupported(operation, "whether it keeps tokens apart is not known")
@@ -199,7 +199,7 @@ class TokenFlow:
         traced = operation.traced()
         shares: list[Tensor | None]
         if len(traced) == 1:
-            shares = [share]
+            shares = [self._beside_constant(operation, share)]
         elif len({value.keys is None for _, value in traced}) > 1 and operation.kind is Kind.MUL:
             raise unsupported(
                 operation,
@@ -215,6 +215,13 @@ class TokenFlow:
             None if s is None else s.sum_to_size(operand.size)
             for (operand, _), s in zip(traced, shares, strict=True)
         ]
+
+    def _beside_constant(self, operation: Operation, share: Tensor) -> Tensor:
+        ((_, value),) = operation.traced()
+        layers = value.attention & self._active
+        if self._row_sums is None or not layers or not self._residuals.is_beside_learned(operation):
+            return share
+        return share / (1 + self._row_sums_at(value, layers, share))
 
     def _divided(self, operation: Operation, share: Tensor) -> list[Tensor | None]:
         values = [value for _, value in operation.traced()]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from captum_transformer.trace.functions import Kind
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
 
@@ -73,6 +73,25 @@ class Residuals:
             # Two towers, or parallel branches whose skip is still to come.
             return False
         return any(attending) and not self._is_inside(operation)
+
+    def is_beside_learned(self, operation: Operation) -> bool:
+        """Whether what attention gave is added to the learned tokens that attended.
+
+        A class token that has met no input yet is a constant, but a row like any other.
+        """
+        self._read_on()
+        constants = [operand for operand in operation.operands if operand.value is None]
+        ((_, branch),) = operation.traced()
+        if operation.kind is not Kind.ADD or len(constants) != 1:
+            return False
+        calls = [
+            o.attention for o in self._operations[: operation.index] if o.attention is not None
+        ]
+        return any(
+            _joined(query_value(call), constants[0])
+            for call in calls
+            if self._tokens(branch) >> call.output.index & 1 and not call.among_channels
+        )
 
     def _is_inside(self, operation: Operation) -> bool:
         """Whether a meeting is a part of another one of the same tokens.
@@ -178,3 +197,20 @@ class Residuals:
     def _sources(self, value: Value) -> int:
         """Bit set of the inputs that a value was made from."""
         return (value.ancestors | 1 << value.index) & self._inputs
+
+
+def _joined(value: Value | None, constant: Operand) -> bool:
+    """Whether a constant was joined with signals to make a value: a class token, say."""
+    stack = [value]
+    while stack:
+        operation = None if (value := stack.pop()) is None else value.operation
+        if operation is None or operation.attention is not None:
+            continue
+        traced = [source for _, source in operation.traced()]
+        if operation.kind is Kind.SHAPE:
+            others = [o for o in operation.operands if o.value is None and o.size == constant.size]
+            if any(o.tensor.data_ptr() == constant.tensor.data_ptr() for o in others):
+                return True
+        if len(traced) == 1 or operation.kind is Kind.SHAPE:
+            stack.extend(traced)
+    return False

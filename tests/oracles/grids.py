@@ -54,11 +54,20 @@ def scattered(attention: Tensor, queries: Tensor, keys: Tensor, sizes: tuple[int
     return matrix.index_put(places, attention, accumulate=True)[:, :-1]
 
 
-def receptive_fields(grid: Grid, kernel: int, stride: int, padding: int = 0) -> Tensor:
-    """What part each cell has in what a convolution makes: equal ones, ``(made, cells)``."""
+def receptive_fields(
+    grid: Grid, kernel: int, stride: int, padding: int = 0, *, beyond: int = 0
+) -> Tensor:
+    """What part each cell has in what a convolution makes: equal ones, ``(made, cells)``.
+
+    Args:
+        grid: rows and columns of cells.
+        kernel: of the convolution, as are the stride and the padding on both sides.
+        beyond: how much further the last ones may reach over the edge.
+    """
     axes = []
     for length in grid:
-        first = torch.arange(0, length + 2 * padding - kernel + 1, stride) - padding
+        reach = length + 2 * padding + beyond - kernel + 1
+        first = torch.arange(0, reach, stride) - padding
         cell = torch.arange(length)
         axes.append((cell >= first[:, None]) & (cell < first[:, None] + kernel))
     seen = torch.kron(*(axis.double() for axis in axes))

@@ -51,7 +51,8 @@ class Softmaxes(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         # Written-out attention in Transformers asks for single precision.
         result = args[0].softmax(kwargs.get("dim", -1))
-        self.maps.append(result)
+        if result.ndim > 2:  # unlike that of a router of experts
+            self.maps.append(result)
         return result
 
 

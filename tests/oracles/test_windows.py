@@ -36,8 +36,9 @@ def timm_swin(make, image, **options):
     path = []
     for stage in model.layers:
         if not isinstance(stage.downsample, torch.nn.Identity):
-            path.append(receptive_fields(grid, 2, 2))
-            grid = (grid[0] // 2, grid[1] // 2)
+            # An odd row or column is merged with zeros, which are nobody's.
+            path.append(receptive_fields(grid, 2, 2, beyond=1))
+            grid = (-(-grid[0] // 2), -(-grid[1] // 2))
         path += [
             layer_of_windows(grid, block.window_size, block.shift_size) for block in stage.blocks
         ]
@@ -50,8 +51,9 @@ def timm_swin(make, image, **options):
         ((64, 32), {"window_size": (4, 2)}),
         ((64, 48), {"window_size": (4, 4)}),
         ((48, 48), {"window_size": (5, 4)}),
+        ((40, 56), {"window_size": (4, 4)}),
     ],
-    ids=["oblong windows", "padded in later stages", "padded"],
+    ids=["oblong windows", "padded in later stages", "padded", "merged with padding"],
 )
 @pytest.mark.parametrize("make", [SwinTransformer, SwinTransformerV2])
 def test_swin(make, image, options):
@@ -70,7 +72,7 @@ def v2(**options):
 
 
 @pytest.mark.parametrize("make", [torchvision_models.SwinTransformer, v2])
-@pytest.mark.parametrize("image", [(64, 32), (48, 64)], ids=["oblong", "padded"])
+@pytest.mark.parametrize("image", [(64, 32), (36, 64)], ids=["oblong", "padded"])
 def test_swin_of_torchvision(make, image):
     options = {"patch_size": [4, 4], "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2]}
     model = with_random_weights(make(**options, window_size=[4, 4], num_classes=CLASSES))
@@ -78,8 +80,9 @@ def test_swin_of_torchvision(make, image):
     path = []
     for stage in range(2):
         if stage:
-            path.append(receptive_fields(grid, 2, 2))
-            grid = (grid[0] // 2, grid[1] // 2)
+            # An odd row or column is merged with zeros, which are nobody's.
+            path.append(receptive_fields(grid, 2, 2, beyond=1))
+            grid = (-(-grid[0] // 2), -(-grid[1] // 2))
         for shift in (0, 2):
             # A grid of one window is not shifted; what counts is its padded length.
             shifts = tuple(shift if length > 4 else 0 for length in grid)
