@@ -1,0 +1,1 @@
+"""What explanations cost: time and memory as multiples of a plain forward and backward pass."""

@@ -1,0 +1,202 @@
+"""Measures what explanations cost, next to a plain forward and backward pass of the same model.
+
+python -m benchmarks.cost                                  # all of it
+python -m benchmarks.cost --parts time --models vit_b --batch-sizes 1 8
+python -m benchmarks.cost --parts memory long
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.cost.chart import draw
+from benchmarks.cost.clock import Turns, seconds
+from benchmarks.cost.contenders import (
+    FORWARD,
+    INTEGRATED,
+    METHODS,
+    REFERENCE,
+    TRACED,
+    Run,
+    forward,
+    forward_and_backward,
+    forward_under_the_trace,
+    integrated_gradients,
+    others,
+    ours,
+    patched_by_lxt,
+)
+from benchmarks.cost.memory import peaks
+from benchmarks.cost.subjects import SUBJECTS, Subject, large_image, long_decoder, long_encoder
+
+ROOT = Path(__file__).parents[2]
+TARGETS = 10
+SEVERAL_TARGETS = (
+    "TransformerAttribution",
+    "GenericAttentionRelevance",
+    "ConservativeLRP",
+    "AttnLRP",
+)
+LONG = ("GenericAttentionRelevance", "TransformerAttribution", "ConservativeLRP")
+
+Row = dict[str, Any]
+
+
+def times(subject: Subject, repeats: int, *, integrate: bool) -> list[Row]:
+    """Everything that is timed on a model at one batch size; the ratio is to the reference."""
+    runs: dict[str, Run] = {REFERENCE: partial(forward_and_backward, subject)}
+    runs |= {FORWARD: partial(forward, subject), TRACED: partial(forward_under_the_trace, subject)}
+    runs |= ours(subject) | others(subject)
+    turns = Turns(runs, repeats)
+    setting = {"subject": subject.name, "batch_size": len(subject.inputs)}
+
+    def row(name: str, took: float, ratio: float) -> Row:
+        return {**setting, "contender": name, "seconds": took, "ratio": ratio}
+
+    rows = [row(name, turns.median(name), turns.ratio(name, REFERENCE)) for name in runs]
+    # What follows is too slow for several turns, or changes the model for the rest.
+    if integrate:
+        took = seconds(integrated_gradients(subject))
+        rows.append(row(INTEGRATED, took, took / turns.median(REFERENCE)))
+    patched = patched_by_lxt(subject)
+    if isinstance(patched, str):
+        print(f"  LXT: {patched}", flush=True)
+    else:
+        alone = Turns({"LXT": patched}, repeats).median("LXT")
+        rows.append(row("LXT AttnLRP", alone, alone / turns.median(REFERENCE)))
+    return rows
+
+
+def overheads(subject: Subject, repeats: int) -> Row:
+    """A forward pass under the trace, to one without."""
+    runs: dict[str, Run] = {
+        FORWARD: partial(forward, subject),
+        TRACED: partial(forward_under_the_trace, subject),
+    }
+    turns = Turns(runs, repeats)
+    return {
+        "subject": subject.name,
+        "batch_size": len(subject.inputs),
+        "forward": turns.median(FORWARD),
+        "ratio": turns.ratio(TRACED, FORWARD),
+    }
+
+
+def several_targets(subject: Subject, repeats: int) -> list[Row]:
+    """``attribute_targets`` of ten classes, to a forward and ten times the backward part."""
+    rows = []
+    for name in SEVERAL_TARGETS:
+        method = METHODS[name](subject.model)
+        several = partial(method.attribute_targets, subject.inputs, list(range(TARGETS)))
+        turns = Turns(
+            {
+                FORWARD: partial(forward, subject),
+                "one": partial(method.attribute, subject.inputs, target=0),
+                "several": several,
+            },
+            repeats,
+        )
+        ratio = turns.to_several("several", "one", FORWARD, TARGETS)
+        rows.append({"subject": subject.name, "contender": name, "ratio": ratio})
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    for row in rows:
+        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=SUBJECTS,
+        default=["vit_b", "vit_l", "bert", "gpt2", "swin_t"],
+    )
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sides", type=int, nargs="+", default=[512, 720, 1024, 1440])
+    parser.add_argument("--encoder-tokens", type=int, default=16_384)
+    parser.add_argument("--decoder-tokens", type=int, default=32_768)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16"])
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    factory = {"device": torch.device(args.device), "dtype": getattr(torch, args.dtype)}
+    on_cuda = factory["device"].type == "cuda"
+    setting = {
+        "device": torch.cuda.get_device_name() if on_cuda else "CPU",
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "dtype": args.dtype,
+        "torch": torch.__version__,
+        "repeats": args.repeats,
+    }
+    print(", ".join(f"{name}: {value}" for name, value in setting.items()), flush=True)
+    args.results.mkdir(parents=True, exist_ok=True)
+    for part in args.parts:
+        rows = PARTS[part](args, factory)
+        print(f"\n{part}\n\n{table(rows)}", flush=True)
+        out = args.results / f"{part}_{factory['device'].type}_{args.dtype}.json"
+        out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")
+        if part == "time":
+            where = "{device}, {threads} threads, {dtype}, torch {torch}".format(**setting)
+            shown = [row for row in rows if row["contender"] not in (REFERENCE, FORWARD, TRACED)]
+            draw(shown, where, out.with_suffix(".png"))
+
+
+def _time(args: argparse.Namespace, factory: dict[str, Any]) -> list[Row]:
+    rows = []
+    for name in args.models:
+        subject = SUBJECTS[name](factory)
+        for number, size in enumerate(args.batch_sizes):
+            print(f"{subject.name}, batch of {size}", flush=True)
+            batch = subject.with_samples(size)
+            rows += times(batch, args.repeats, integrate=number == 0)
+    return rows
+
+
+def _overhead(args: argparse.Namespace, factory: dict[str, Any]) -> list[Row]:
+    names = ("test_vit", "vit_ti", "vit_b")
+    return [overheads(SUBJECTS[name](factory), 4 * args.repeats) for name in names]
+
+
+def _targets(args: argparse.Namespace, factory: dict[str, Any]) -> list[Row]:
+    return several_targets(SUBJECTS[args.models[0]](factory), args.repeats)
+
+
+def _memory(args: argparse.Namespace, factory: dict[str, Any]) -> list[Row]:
+    return [row for side in args.sides for row in peaks(large_image(side, factory))]
+
+
+def _long(args: argparse.Namespace, factory: dict[str, Any]) -> list[Row]:
+    encoder = long_encoder(args.encoder_tokens, factory)
+    decoder = long_decoder(args.decoder_tokens, factory)
+    return [row for subject in (encoder, decoder) for row in peaks(subject, LONG)]
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], list[Row]]] = {
+    "time": _time,
+    "overhead": _overhead,
+    "targets": _targets,
+    "memory": _memory,
+    "long": _long,
+}
+
+
+if __name__ == "__main__":
+    main()
