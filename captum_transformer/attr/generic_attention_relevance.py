@@ -104,7 +104,7 @@ class GenericAttentionRelevance(RolloutMethod):
         gradients = gradient_map(output_gradients(forward, selected, calls))
 
         def block(call: AttentionCall, rows: slice) -> Tensor:
-            return (gradients(call, rows) * call.probabilities(rows)).relu()
+            return gradients(call, rows).mul_(call.probabilities(rows)).relu_()
 
         return block
 

@@ -145,6 +145,6 @@ def relevance_map(
 
     def block(call: AttentionCall, rows: slice) -> Tensor:
         result = attention_relevance(call, reached[call.output], rows)
-        return (result if gradients is None else result * gradients(call, rows)).relu()
+        return (result if gradients is None else result.mul_(gradients(call, rows))).relu_()
 
     return block

@@ -3,63 +3,63 @@
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.linear import positive_part
+from captum_transformer.rules.linear import half_quotient
 from captum_transformer.rules.propagate import unsupported
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.numeric import in_full, ratio
 from captum_transformer.trace.operation import Operation
 
+_ALL = slice(None)
+
 
 def attention_relevance(call: AttentionCall, relevance: Tensor, rows: slice) -> Tensor:
     """The relevance of a block of attention probabilities: ``A * (s V^T) / 2``, ``s = R / out``."""
-    quotient = output_quotient(call, relevance)[..., rows, :]
-    return call.probabilities(rows) * (quotient @ call.values().transpose(-1, -2)) / 2
+    half = half_of_quotient(call, relevance, rows)
+    return (half @ call.values().transpose(-1, -2)).mul_(call.probabilities(rows))
 
 
-def output_quotient(call: AttentionCall, relevance: Tensor) -> Tensor:
-    """``R / out`` of an attention call, as ``(..., Q, D)``."""
+def half_of_quotient(call: AttentionCall, relevance: Tensor, rows: slice) -> Tensor:
+    """``R / (2 out)`` of a block of an attention call's outputs: ``(..., rows, D)``."""
     result = call.operation.result
     if result is None:
         raise RuntimeError("the output of an attention call is always kept")
     output = in_full(result)
-    return ratio(call.outputs(relevance.to(output.dtype)), call.outputs(output))
+    arriving = call.outputs(relevance.to(output.dtype))[..., rows, :]
+    return ratio(arriving, call.outputs(output)[..., rows, :]).div_(2)
 
 
 def attention_rule(operation: Operation, relevance: Tensor) -> list[Tensor | None]:
     """What queries, keys and values (or probabilities and values) get."""
     call = operation.attention
     values = call.values()
-    quotient = output_quotient(call, relevance)
-    to_values = torch.zeros_like(values)
     shares: dict[int, Tensor] = {}
     if isinstance(call, ExplicitAttention):
-        whole = slice(None)
-        weights = call.probabilities(whole)
-        to_values = values * (weights.transpose(-1, -2) @ quotient) / 2
-        to_weights = weights * (quotient @ values.transpose(-1, -2)) / 2
+        weights, half = call.probabilities(_ALL), half_of_quotient(call, relevance, _ALL)
+        to_values = (weights.transpose(-1, -2) @ half).mul_(values)
+        to_weights = (half @ values.transpose(-1, -2)).mul_(weights)
         shares[id(call.weights)] = call.to_weights(to_weights)
     else:
-        to_values, shares = _through_fused(call, values, quotient)
+        to_values, shares = _through_fused(call, values, half_of_quotient(call, relevance, _ALL))
     shares[id(call.value)] = call.to_values(to_values)
     return [shares.get(id(operand)) for operand, _ in operation.traced()]
 
 
 def _through_fused(
-    call: FusedAttention, values: Tensor, quotient: Tensor
+    call: FusedAttention, values: Tensor, half: Tensor
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Through probabilities, softmax, mask and scores of a fused call, a block at a time."""
     keys, mask = call.keys(), call.mask
-    to_values, to_keys = torch.zeros_like(values), torch.zeros_like(keys)
+    lead = half.shape[:-2]
+    to_values, to_keys = (tensor.new_zeros(*lead, *tensor.shape[-2:]) for tensor in (values, keys))
     to_queries, to_mask = [], []
     sums: list[Tensor] = []
     for rows in call.blocks():
         queries, bias = call.queries(rows), call.bias(rows)
         products = queries @ keys.transpose(-1, -2)
         weights = call.softmax(products, bias)
-        block = quotient[..., rows, :]
-        to_values = to_values + values * (weights.transpose(-1, -2) @ block) / 2
-        relevance = weights * (block @ values.transpose(-1, -2)) / 2
+        to_values += weights.transpose(-1, -2) @ half[..., rows, :]
+        relevance = (half[..., rows, :] @ values.transpose(-1, -2)).mul_(weights)
         if bias is not None and mask is not None and mask.dtype != torch.bool:
             parts = _parts_of_sum(products * call.scale, bias, relevance)
             totals = [_totals(call, part) for part in (*parts, relevance)]
@@ -69,7 +69,8 @@ def _through_fused(
                 to_mask.append(onto_bias)
         onto_queries, onto_keys = _through_scores(call, queries, keys, products, relevance)
         to_queries.append(onto_queries)
-        to_keys = to_keys + onto_keys
+        to_keys += onto_keys
+    to_values *= values
     received = {id(call.query): torch.cat(to_queries, -2), id(call.key): to_keys}
     if mask is not None and to_mask:
         received[id(mask)] = torch.cat(to_mask, -2)
@@ -102,14 +103,14 @@ def _through_scores(
 ) -> tuple[Tensor, Tensor]:
     """Half to queries and half to keys; constant queries (or keys) are weights of a linear map."""
     if call.query.value is not None and call.key.value is not None:
-        quotient = ratio(relevance, products) / 2
-        return queries * (quotient @ keys), keys * (quotient.transpose(-1, -2) @ queries)
+        half = ratio(relevance, products).div_(2)
+        return queries * (half @ keys), keys * (half.transpose(-1, -2) @ queries)
     sizes = queries.abs(), keys.abs()
-    positive = positive_part(products, sizes[0] @ sizes[1].transpose(-1, -2), keys.shape[-1])
-    quotient = ratio(relevance, positive) / 2
-    onto_queries = queries * (quotient @ keys) + sizes[0] * (quotient @ sizes[1])
-    quotient = quotient.transpose(-1, -2)
-    return onto_queries, keys * (quotient @ queries) + sizes[1] * (quotient @ sizes[0])
+    magnitudes = sizes[0] @ sizes[1].transpose(-1, -2)
+    half = half_quotient(relevance, products, magnitudes, keys.shape[-1])
+    onto_queries = queries * (half @ keys) + sizes[0] * (half @ sizes[1])
+    half = half.transpose(-1, -2)
+    return onto_queries, keys * (half @ queries) + sizes[1] * (half @ sizes[0])
 
 
 def _totals(call: FusedAttention, tensor: Tensor) -> Tensor:

@@ -9,15 +9,26 @@ from torch import Tensor
 
 from captum_transformer.rules.propagate import transposed, unsupported
 from captum_transformer.trace.functions import Kind
-from captum_transformer.trace.numeric import in_full, ratio
+from captum_transformer.trace.numeric import EPSILON, in_full, ratio
 from captum_transformer.trace.operation import Operand, Operation
 
 
-def positive_part(product: Tensor, absolute: Tensor, terms: int) -> Tensor:
-    """``sum max(x w, 0)`` from ``sum x w`` and ``sum |x w|``; rounding noise counts as zero."""
+def half_quotient(relevance: Tensor, product: Tensor, absolute: Tensor, terms: int) -> Tensor:
+    """Half of ``R / z+``, where ``z+ = sum max(x w, 0)``; zero where ``z+`` is rounding noise.
+
+    ``R_x = x+ (s W+) + x- (s W-)`` with ``s = R / z+`` is ``x (h W) + |x| (h |W|)`` with
+    ``h = s / 2``, so that no matrix needs to be split into its signs.
+
+    Args:
+        relevance: what arrives at the output.
+        product: ``sum x w``, of the output's shape.
+        absolute: ``sum |x w|``, of the same shape; overwritten.
+        terms: how many terms are summed up.
+    """
     noise = 4 * torch.finfo(product.dtype).eps * max(terms, 1) ** 0.5
-    positive = (product + absolute).div_(2)
-    return positive.masked_fill_(positive <= noise * absolute, 0.0)
+    twice_positive = product + absolute
+    vanishes = twice_positive <= absolute.mul_(2 * noise)
+    return (relevance / twice_positive.add_(2 * EPSILON)).masked_fill_(vanishes, 0.0)
 
 
 def linear_rule(operation: Operation, relevance: Tensor) -> Tensor:
@@ -30,10 +41,8 @@ def linear_rule(operation: Operation, relevance: Tensor) -> Tensor:
     else:
         product = F.linear(x, w)
     magnitude, weights = x.abs(), w.abs()
-    positive = positive_part(product, F.linear(magnitude, weights), w.shape[-1])
-    quotient = ratio(relevance.to(x.dtype), positive)
-    share = (quotient @ w).mul_(x)
-    return share.addcmul_(magnitude, quotient @ weights).div_(2)
+    half = half_quotient(relevance.to(x.dtype), product, F.linear(magnitude, weights), w.shape[-1])
+    return (half @ w).mul_(x).addcmul_(magnitude, half @ weights)
 
 
 def alpha_beta_rule(operation: Operation, relevance: Tensor) -> Tensor:
@@ -43,13 +52,12 @@ def alpha_beta_rule(operation: Operation, relevance: Tensor) -> Tensor:
     plain, absolute = without_bias(operation, _same), without_bias(operation, torch.abs)
     with torch.no_grad():
         product, magnitude = plain.replay([x])[0], absolute.replay([x.abs()])[0]
-    positive = positive_part(product, magnitude, signal.size[-1])
-    quotient = ratio(relevance, positive)
-    (share,) = transposed(plain, [x], [quotient])
-    (share_of_magnitude,) = transposed(absolute, [x.abs()], [quotient])
+    half = half_quotient(relevance, product, magnitude, signal.size[-1])
+    (share,) = transposed(plain, [x], [half])
+    (share_of_magnitude,) = transposed(absolute, [x.abs()], [half])
     if share is None or share_of_magnitude is None:
         raise unsupported(operation, "the signal has no derivative")
-    return (x * share + x.abs() * share_of_magnitude) / 2
+    return x * share + x.abs() * share_of_magnitude
 
 
 def without_bias(operation: Operation, change: Callable[[Tensor], Tensor]) -> Operation:

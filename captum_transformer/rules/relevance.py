@@ -122,13 +122,9 @@ def _addition(operation: Operation, relevance: Tensor) -> list[Tensor | None]:
     else:
         right = right * (-factor if operation.kind is Kind.SUB else factor)
     quotient = ratio(relevance, left + right)
-    # Where one operand is zero, as in a mask, the other takes all, to the last digit.
-    shares = [
-        torch.where((other == 0) & (part != 0), relevance, part * quotient)
-        for part, other in ((left, right), (right, left))
-    ]
-    # Masks are minus infinity where the relevance is zero.
-    shares = [torch.where(quotient == 0, torch.zeros_like(share), share) for share in shares]
+    shares = [left * quotient, right * quotient]
+    if not _is_skip(operation):
+        shares = _beside_a_mask(left, right, shares, quotient, relevance)
     samples = _samples(operation, relevance.device)
     totals = [samples.total(share) for share in shares]
     goal = samples.total(relevance)
@@ -138,8 +134,29 @@ def _addition(operation: Operation, relevance: Tensor) -> list[Tensor | None]:
         if operand.value is None:
             continue
         scale = ratio(ratio(total.abs(), magnitude) * goal, total)
-        results.append(_fitted(share * samples.spread(scale, share.shape), operand))
+        results.append(_fitted(share.mul_(samples.spread(scale, share.shape)), operand))
     return results
+
+
+def _is_skip(operation: Operation) -> bool:
+    """Whether one operand of an addition was made from the other one."""
+    values = [value for _, value in operation.traced()]
+    pairs = (values, values[::-1])
+    return len(values) == 2 and any(a.descends_from(b.origin) for a, b in pairs)
+
+
+def _beside_a_mask(
+    left: Tensor, right: Tensor, shares: list[Tensor], quotient: Tensor, relevance: Tensor
+) -> list[Tensor]:
+    """Where a mask is zero, scores take all, to the last digit; where it hides them, nothing.
+
+    Masks are minus infinity there, and the relevance is zero.
+    """
+    hidden = quotient == 0
+    return [
+        torch.where((other == 0) & (part != 0), relevance, share).masked_fill_(hidden, 0.0)
+        for part, other, share in ((left, right, shares[0]), (right, left, shares[1]))
+    ]
 
 
 def _samples(operation: Operation, device: torch.device) -> Axis | Numbered:

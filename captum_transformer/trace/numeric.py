@@ -6,6 +6,10 @@ from torch import Tensor
 from captum_transformer.trace.operation import Operand
 
 
+# The stabiliser of the authors' code.
+EPSILON = 1e-9
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision in which relevance is summed up: at least float32."""
     return torch.promote_types(dtype, torch.float32)
@@ -16,7 +20,7 @@ def in_full(operand: Operand) -> Tensor:
     return operand.tensor.to(accumulation_dtype(operand.dtype))
 
 
-def ratio(numerator: Tensor, denominator: Tensor, epsilon: float | Tensor = 1e-9) -> Tensor:
+def ratio(numerator: Tensor, denominator: Tensor, epsilon: float | Tensor = EPSILON) -> Tensor:
     """``numerator / denominator``, stabilised as in the authors' code; zero for a zero below."""
     stable = denominator + epsilon
     vanishes = stable == 0

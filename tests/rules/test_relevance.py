@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_transformer.rules.linear import positive_part
+from captum_transformer.rules.linear import half_quotient
 from captum_transformer.rules.propagate import propagate
 from captum_transformer.rules.relevance import KEEP, relevance_rule
 from captum_transformer.trace import Arguments, traced_forward
@@ -59,7 +59,8 @@ def test_every_product_with_weights_follows_alpha_beta(product):
 
 def test_where_nothing_is_positive_relevance_is_zero_not_noise():
     x, weight = torch.rand(64, 300) + 0.1, -torch.rand(8, 300) - 0.1
-    assert not positive_part(x @ weight.T, x.abs() @ weight.abs().T, 300).any()
+    sums = x @ weight.T, x.abs() @ weight.abs().T
+    assert not half_quotient(torch.ones(64, 8), *sums, terms=300).any()
     (result,) = propagated(
         lambda x: nn.functional.linear(x, weight), x, relevance=torch.ones(64, 8)
     )
