@@ -5,7 +5,6 @@ from torch import Tensor
 
 from captum_transformer.trace.operation import Operand
 
-
 # The stabiliser of the authors' code.
 EPSILON = 1e-9
 
