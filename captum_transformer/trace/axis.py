@@ -1,10 +1,39 @@
-"""Where an axis (the samples, the features) lies in a tensor that was made from the inputs."""
+"""Where an axis (the samples, the features) lies in a tensor that was made from the inputs.
+
+The layers of a model ask the same of the same shapes, so answers are kept.
+"""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from torch import Tensor
+
+
+class View(NamedTuple):
+    """How a view lies over the entries of a contiguous tensor."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "View":
+        """A tensor as a view of its storage."""
+        return cls(tuple(tensor.shape), tensor.stride())
+
+    def numel(self) -> int:
+        """The number of its entries."""
+        return math.prod(self.shape)
+
+    def is_contiguous(self) -> bool:
+        """Whether its entries lie in memory as they are counted."""
+        expected = 1
+        for length, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            if length != 1 and stride != expected:
+                return False
+            expected *= length
+        return True
 
 
 class Axis(NamedTuple):
@@ -26,13 +55,15 @@ class Axis(NamedTuple):
     inner: int
 
     @classmethod
-    def of(cls, shape: Sequence[int], dim: int, size: int | None = None) -> "Axis":
+    @lru_cache(maxsize=4096)
+    def of(cls, shape: tuple[int, ...], dim: int, size: int | None = None) -> "Axis":
         """The axis that is the leading part, of the given size, of dimension ``dim``."""
         size = shape[dim] if size is None else size
         rest = math.prod(shape[dim + 1 :]) * (shape[dim] // size)
         return cls(math.prod(shape[:dim]), size, rest)
 
-    def dim(self, shape: Sequence[int]) -> int | None:
+    @lru_cache(maxsize=4096)  # noqa: B019 - an axis is three numbers
+    def dim(self, shape: tuple[int, ...]) -> int | None:
         """The dimension of a tensor of this shape that the axis is, or leads, if there is one."""
         for dim, length in enumerate(shape):
             if length % self.size == 0 and length and Axis.of(shape, dim, self.size) == self:
@@ -47,33 +78,35 @@ class Axis(NamedTuple):
         """One value per index of this axis, repeated over a tensor of the given shape."""
         return values.reshape(1, self.size, 1).expand(self).reshape(shape)
 
-    def in_view(self, view: Tensor) -> "Axis | None":
+    @lru_cache(maxsize=4096)  # noqa: B019
+    def in_view(self, view: View) -> "Axis | None":
         """The axis in a view of a contiguous tensor, read off the view's strides."""
         end = self.inner * self.size
-        for dim, (length, stride) in enumerate(zip(view.shape, view.stride(), strict=True)):
+        for dim, (length, stride) in enumerate(zip(view.shape, view.stride, strict=True)):
             covers = stride * length == end and 0 < stride <= self.inner
             if covers and length % self.size == 0:
                 return Axis.of(view.shape, dim, self.size)
         whole = view.is_contiguous() and view.numel() == self.outer * end
         return self if whole else None
 
-    def part_in_view(self, view: Tensor) -> "Axis | None":
+    def part_in_view(self, view: View) -> "Axis | None":
         """The dimension of a view that is the axis, or a slice of it.
 
         >>> import torch
         >>> keys = Axis.of((2, 5, 8), dim=2)
-        >>> keys.part_in_view(torch.empty(2, 5, 8)[..., :-1]) == Axis.of((2, 5, 7), dim=2)
+        >>> keys.part_in_view(View.of(torch.empty(2, 5, 8)[..., :-1])) == Axis.of((2, 5, 7), dim=2)
         True
         """
         whole = self.in_view(view)
         if whole is not None or view.numel() >= self.outer * self.size * self.inner:
             return whole
-        for dim, (length, stride) in enumerate(zip(view.shape, view.stride(), strict=True)):
+        for dim, (length, stride) in enumerate(zip(view.shape, view.stride, strict=True)):
             if stride == self.inner and 1 < length < self.size:
                 return Axis.of(view.shape, dim)
         return None
 
-    def kept(self, before: Sequence[int], after: Sequence[int]) -> "Axis | None":
+    @lru_cache(maxsize=4096)  # noqa: B019
+    def kept(self, before: tuple[int, ...], after: tuple[int, ...]) -> "Axis | None":
         """The axis after an operation that keeps the dimensions up to and including its own."""
         dim = self.dim(before)
         if dim is None:
@@ -85,15 +118,16 @@ class Axis(NamedTuple):
         return None
 
 
-def pieces_in_view(axes: Iterable[Axis], view: Tensor) -> tuple[Axis, ...]:
+@lru_cache(maxsize=4096)
+def pieces_in_view(axes: tuple[Axis, ...], view: View) -> tuple[Axis, ...]:
     """The dimensions of a view of a contiguous tensor that some axes were split or merged into.
 
     >>> import torch
     >>> qkv = torch.empty(2, 5, 24).view(2, 5, 3, 2, 4)
-    >>> heads = pieces_in_view([Axis.of((2, 5, 24), dim=2)], qkv)
+    >>> heads = pieces_in_view((Axis.of((2, 5, 24), dim=2),), View.of(qkv))
     >>> heads == tuple(Axis.of(qkv.shape, dim) for dim in (2, 3, 4))
     True
-    >>> pieces_in_view(heads, torch.empty(2, 5, 3, 2, 4).flatten(2))
+    >>> pieces_in_view(heads, View.of(torch.empty(2, 5, 3, 2, 4).flatten(2)))
     (Axis(outer=10, size=24, inner=1),)
     """
     spans: list[tuple[int, int]] = []
@@ -104,6 +138,6 @@ def pieces_in_view(axes: Iterable[Axis], view: Tensor) -> tuple[Axis, ...]:
         spans.append((low, high))
     return tuple(
         Axis.of(view.shape, dim)
-        for dim, (length, stride) in enumerate(zip(view.shape, view.stride(), strict=True))
+        for dim, (length, stride) in enumerate(zip(view.shape, view.stride, strict=True))
         if length > 1 and any(low <= stride and stride * length <= high for low, high in spans)
     )

@@ -51,7 +51,8 @@ class Attributes:
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if name not in _TORCHS_OWN}
+    attributes = vars(module)
+    return {name: attributes[name] for name in attributes.keys() - _TORCHS_OWN}
 
 
 def modules_of(function: Any) -> list[tuple[str, nn.Module]]:
@@ -96,9 +97,10 @@ def _collect(item: Any, name: str, found: dict[int, tuple[str, nn.Module]], seen
 
 def _compiled(function: Any, modules: list[tuple[str, nn.Module]]) -> bool:
     return hasattr(function, "_torchdynamo_orig_callable") or any(
-        hasattr(module, "_orig_mod")
-        or getattr(module, "_compiled_call_impl", None) is not None
-        or hasattr(module.forward, "_torchdynamo_orig_callable")
+        # Not by `hasattr`, which takes a module long to deny.
+        "_orig_mod" in vars(module)["_modules"]
+        or vars(module).get("_compiled_call_impl") is not None
+        or hasattr(vars(module).get("forward", type(module).forward), "_torchdynamo_orig_callable")
         for _, module in modules
     )
 

@@ -6,17 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer.trace.axis import Axis, pieces_in_view
+from captum_transformer.trace.axis import Axis, View, pieces_in_view
 from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.views import views_of
 
-_VIEWS = frozenset(
-    """
-    reshape view permute transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis flatten
-    unflatten squeeze unsqueeze expand broadcast_to chunk split split_with_sizes tensor_split unbind
-    getitem select narrow ravel diagonal as_strided
-    """.split()
-)
 _REARRANGED_WHOLE = frozenset(
     """
     reshape view flatten unflatten squeeze unsqueeze contiguous clone permute transpose movedim
@@ -46,7 +40,7 @@ def lay_out(operation: Operation) -> None:
         first.samples, first.features, first.keys = source.samples, source.features, source.keys
         first.mixtures = source.mixtures
     else:
-        views = _views(operation, traced)
+        views = views_of(operation) or [None] * len(operation.outputs)
         mixtures = _mixtures(operation, traced)
         for output, view in zip(operation.outputs, views, strict=True):
             if output is not None:
@@ -84,19 +78,7 @@ def _mixtures(operation: Operation, traced: list[Value]) -> int:
     return mixtures | 1 << operation.index if ties and len(traced) > 1 else mixtures
 
 
-def _views(operation: Operation, traced: list[Value]) -> list[Tensor | None]:
-    """For a view operation, its outputs as views of a contiguous tensor without data."""
-    none: list[Tensor | None] = [None] * len(operation.outputs)
-    if operation.name not in _VIEWS or len(operation.operands) > 1 or len(traced) != 1:
-        return none
-    source = torch.empty(traced[0].shape, device="meta")
-    views: list[Tensor | None] = list(operation.replay([source]))
-    storage = source.untyped_storage()._cdata
-    same = all(v is not None and v.untyped_storage()._cdata == storage for v in views)
-    return views if same else none
-
-
-def _carry(operation: Operation, output: Value, view: Tensor | None) -> None:
+def _carry(operation: Operation, output: Value, view: View | None) -> None:
     for operand, source in operation.traced():
         samples, keys = source.samples, source.keys
         if output.samples is None and samples is not None:
@@ -178,7 +160,7 @@ def _softmax_axis(operation: Operation, output: Value) -> Axis | None:
 
 
 def _carried(
-    operation: Operation, source: Operand, axis: Axis, output: Value, view: Tensor | None
+    operation: Operation, source: Operand, axis: Axis, output: Value, view: View | None
 ) -> Axis | None:
     return _kept(operation, source, axis, output) if view is None else axis.in_view(view)
 

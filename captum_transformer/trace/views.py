@@ -1,0 +1,70 @@
+"""How the results of operations that only look at a tensor in another way lie over it.
+
+The layers of a model ask the same of the same shapes, so answers are kept.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer.trace.axis import View
+from captum_transformer.trace.operation import Operand, Operation
+
+_VIEWS = frozenset(
+    """
+    reshape view permute transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis flatten
+    unflatten squeeze unsqueeze expand broadcast_to chunk split split_with_sizes tensor_split unbind
+    getitem select narrow ravel diagonal as_strided
+    """.split()
+)
+
+# An argument that can be a key: its type, and what it consists of.
+_Frozen = tuple[Any, ...]
+
+
+def views_of(operation: Operation) -> tuple[View, ...] | None:
+    """The outputs of a view operation over its one operand; None if it is none."""
+    traced = operation.traced()
+    if operation.name not in _VIEWS or len(operation.operands) > 1 or len(traced) != 1:
+        return None
+    ((_, value),) = traced
+    arguments = _frozen(operation.args), _frozen(tuple(operation.kwargs.items()))
+    return _lie(operation.call, tuple(value.shape), *arguments)
+
+
+@lru_cache(maxsize=4096)
+def _lie(
+    call: Callable[..., Any], shape: tuple[int, ...], args: _Frozen, kwargs: _Frozen
+) -> tuple[View, ...] | None:
+    """Runs the operation on a contiguous tensor without data."""
+    source = torch.empty(shape, device="meta")
+    out = call(*_thawed(args, source), **dict(_thawed(kwargs, source)))
+    views: list[Tensor] = list(out) if isinstance(out, (tuple, list)) else [out]
+    storage = source.untyped_storage()._cdata
+    if any(view.untyped_storage()._cdata != storage for view in views):
+        return None
+    return tuple(View.of(view) for view in views)
+
+
+def _frozen(argument: Any) -> _Frozen:
+    if isinstance(argument, Operand):
+        return (Operand,)
+    if isinstance(argument, slice):
+        return (slice, argument.start, argument.stop, argument.step)
+    if isinstance(argument, (tuple, list)):
+        return (tuple, *map(_frozen, argument))
+    return (type(argument), argument)
+
+
+def _thawed(frozen: _Frozen, source: Tensor) -> Any:
+    kind, *parts = frozen
+    if kind is Operand:
+        return source
+    if kind is slice:
+        return slice(*parts)
+    if kind is tuple:
+        return tuple(_thawed(part, source) for part in parts)
+    return parts[0]
