@@ -89,6 +89,7 @@ class ConservativeLRP(GradientTimesInput):
         *,
         return_convergence_delta: Literal[False] = False,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
+        internal_batch_size: int | None = None,
     ) -> Inputs: ...
 
     @overload
@@ -100,6 +101,7 @@ class ConservativeLRP(GradientTimesInput):
         *,
         return_convergence_delta: Literal[True],
         additional_forward_kwargs: Mapping[str, Any] | None = None,
+        internal_batch_size: int | None = None,
     ) -> tuple[Inputs, Tensor]: ...
 
     @logged
@@ -111,6 +113,7 @@ class ConservativeLRP(GradientTimesInput):
         *,
         return_convergence_delta: bool = False,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
+        internal_batch_size: int | None = None,
     ) -> Inputs | tuple[Inputs, Tensor]:
         """Attributes the target's score to the inputs.
 
@@ -121,6 +124,7 @@ class ConservativeLRP(GradientTimesInput):
             additional_forward_args: further arguments for the model by position, as in Captum.
             return_convergence_delta: also return by how much conservation fails.
             additional_forward_kwargs: further arguments for the model by name.
+            internal_batch_size: how many samples to explain at a time; None for all at once.
 
         Returns:
             As ``inputs``, each of its input's shape; token ids get the relevance of their
@@ -133,12 +137,19 @@ class ConservativeLRP(GradientTimesInput):
             InvalidTargetError: if the target does not fit the output.
         """
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
-        with self._traced(arguments) as forward:
-            attributions = arguments.restored(self._attribute_inputs(forward, target))
-            if not return_convergence_delta:
-                return attributions
-            score, _ = forward.select(target)
-        return attributions, self.compute_convergence_delta(attributions, score.detach())
+        ((*maps, score),) = self._in_batches(
+            arguments, [target], self._attribute_inputs_with_score, internal_batch_size
+        )
+        attributions = arguments.restored(maps)
+        if not return_convergence_delta:
+            return attributions
+        return attributions, self.compute_convergence_delta(attributions, score)
+
+    def _attribute_inputs_with_score(
+        self, forward: TracedForward, target: Any
+    ) -> tuple[Tensor, ...]:
+        score, _ = forward.select(target)
+        return (*self._attribute_inputs(forward, target), score.detach())
 
     def has_convergence_delta(self) -> bool:
         """True: the relevance should sum up to the score."""

@@ -19,7 +19,7 @@ from captum_transformer.trace.isolation import in_full_precision
 from captum_transformer.trace.mode import ForwardRule
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Value
-from captum_transformer.trace.target import Target
+from captum_transformer.trace.target import Target, target_of
 from captum_transformer.trace.tokens import per_token, token_value
 
 # Relevance and flow are linear, so they may start large; products with denormals are slow on CPUs.
@@ -55,6 +55,7 @@ class TransformerMethod(GradientAttribution, ABC):
         additional_forward_args: Any = None,
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
+        internal_batch_size: int | None = None,
     ) -> Inputs:
         """Attributes the target's score to the inputs.
 
@@ -71,6 +72,9 @@ class TransformerMethod(GradientAttribution, ABC):
             additional_forward_kwargs: further arguments for the model by name, such as
                 ``{"attention_mask": mask}``. Captum's tools that repeat the samples
                 (``NoiseTunnel``, ``sensitivity_max``) don't repeat these.
+            internal_batch_size: how many samples to explain at a time, where all together are too
+                large for the memory; the result is the same. Of the target and the further
+                arguments, what has a row for each sample is divided with them.
 
         Returns:
             As ``inputs``: a tensor, a tuple or a dict, each of its input's shape. Token ids get
@@ -84,8 +88,8 @@ class TransformerMethod(GradientAttribution, ABC):
             UnseenOperationError: if the inputs act through something that can't be traced.
         """
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
-        with self._traced(arguments) as forward:
-            return arguments.restored(self._attribute_inputs(forward, target))
+        (maps,) = self._in_batches(arguments, [target], self._attribute_inputs, internal_batch_size)
+        return arguments.restored(maps)
 
     @logged
     def attribute_tokens(
@@ -95,6 +99,7 @@ class TransformerMethod(GradientAttribution, ABC):
         additional_forward_args: Any = None,
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
+        internal_batch_size: int | None = None,
     ) -> Inputs:
         """Attributes the target's score to the tokens that the inputs are turned into.
 
@@ -106,6 +111,7 @@ class TransformerMethod(GradientAttribution, ABC):
             target: as in :meth:`attribute`.
             additional_forward_args: as in :meth:`attribute`.
             additional_forward_kwargs: as in :meth:`attribute`.
+            internal_batch_size: as in :meth:`attribute`.
 
         Returns:
             Token relevance ``(samples, tokens)`` for each input; the patches of an image in
@@ -115,8 +121,8 @@ class TransformerMethod(GradientAttribution, ABC):
             UnsupportedOperationError: if an input is not turned into tokens.
         """
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
-        with self._traced(arguments) as forward:
-            return arguments.restored(self._attribute_tokens(forward, target))
+        (maps,) = self._in_batches(arguments, [target], self._attribute_tokens, internal_batch_size)
+        return arguments.restored(maps)
 
     @logged
     def attribute_targets(
@@ -126,6 +132,7 @@ class TransformerMethod(GradientAttribution, ABC):
         additional_forward_args: Any = None,
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
+        internal_batch_size: int | None = None,
     ) -> list[Inputs]:
         """Attributes several targets' scores; the model runs only once.
 
@@ -134,13 +141,16 @@ class TransformerMethod(GradientAttribution, ABC):
             targets: a list; each entry is a target as in :meth:`attribute`.
             additional_forward_args: as in :meth:`attribute`.
             additional_forward_kwargs: as in :meth:`attribute`.
+            internal_batch_size: as in :meth:`attribute`.
 
         Returns:
             One result of :meth:`attribute` for each target.
         """
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
-        with self._traced(arguments) as forward:
-            return [arguments.restored(self._attribute_inputs(forward, t)) for t in targets]
+        of_targets = self._in_batches(
+            arguments, targets, self._attribute_inputs, internal_batch_size
+        )
+        return [arguments.restored(maps) for maps in of_targets]
 
     @logged
     def attribute_generated(
@@ -200,6 +210,24 @@ class TransformerMethod(GradientAttribution, ABC):
             generation.read(forward)
             maps = [self._attribute_inputs(forward, target) for target in generation.targets()]
         return prompt.restored(generation.of_prompt(maps))
+
+    def _in_batches(
+        self,
+        arguments: Arguments[Any],
+        targets: Sequence[Any],
+        explain: Callable[[TracedForward, Any], tuple[Tensor, ...]],
+        size: int | None,
+    ) -> list[tuple[Tensor, ...]]:
+        """What is to be said of each target, a few samples at a time."""
+        parts = []
+        for rows, batch in arguments.batches(size):
+            chosen = [target_of(target, rows, arguments.samples) for target in targets]
+            with self._traced(batch) as forward:
+                parts.append([explain(forward, target) for target in chosen])
+        if len(parts) == 1:
+            return parts[0]
+        of_targets = zip(*parts, strict=True)
+        return [tuple(map(torch.cat, zip(*maps, strict=True))) for maps in of_targets]
 
     @contextmanager
     def _traced(self, arguments: Arguments[Any]) -> Iterator[TracedForward]:

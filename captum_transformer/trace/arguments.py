@@ -1,7 +1,7 @@
 """What a model is called with: the inputs that are explained, and what goes with them."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -73,6 +73,27 @@ class Arguments(Generic[Inputs]):
             return function(*inputs, *args, **kwargs)
         return function(**dict(zip(self.keys, inputs, strict=True)), **kwargs)
 
+    def batches(self, size: int | None) -> "Iterator[tuple[slice, Arguments[Inputs]]]":
+        """The arguments of a few samples at a time, and which samples they are.
+
+        Args:
+            size: how many samples at a time; None for all at once. Of further arguments, tensors
+                that have as many rows as there are samples are divided with them.
+
+        Raises:
+            InvalidInputError: if the size is not positive.
+        """
+        if size is None:
+            yield slice(None), self
+            return
+        if size < 1:
+            raise InvalidInputError(f"`internal_batch_size` must be at least 1, got {size}.")
+        for start in range(0, self.samples, size):
+            rows = slice(start, start + size)
+            inputs = self.restored([tensor[rows] for tensor in self.inputs])
+            args, kwargs = (rows_of(a, rows, self.samples) for a in (self._args, self._kwargs))
+            yield rows, Arguments(inputs, args, kwargs)
+
     @property
     def further(self) -> dict[str, Any]:
         """What goes with the inputs, each by what a user would call it."""
@@ -118,6 +139,17 @@ class Arguments(Generic[Inputs]):
                 "`lambda x, mask: model(x, attention_mask=mask)`, and pass them as "
                 "`additional_forward_args`."
             ) from error
+
+
+def rows_of(argument: Any, rows: slice, samples: int) -> Any:
+    """Some rows of the (nested) tensors that have one for each sample; the rest as it is."""
+    if isinstance(argument, Tensor):
+        return argument[rows] if argument.ndim and len(argument) == samples else argument
+    if type(argument) in (tuple, list):
+        return type(argument)(rows_of(part, rows, samples) for part in argument)
+    if type(argument) is dict:
+        return {key: rows_of(part, rows, samples) for key, part in argument.items()}
+    return argument
 
 
 def _named(additional_forward_kwargs: Any) -> dict[str, Any]:

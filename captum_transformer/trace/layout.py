@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from captum_transformer.trace.axis import Axis, View, pieces_in_view
 from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind

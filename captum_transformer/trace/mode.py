@@ -309,7 +309,7 @@ class Trace(TorchFunctionMode):
 def _without_constants(values: dict[int, Value | None]) -> dict[int, Value | None]:
     """Leaves out what is a constant next to a signal: token ids, an index, and learned weights."""
     found = [value for value in values.values() if value is not None]
-    if not any([value.learned or value.holds_ids for value in found]):
+    if not any(value.learned or value.holds_ids for value in found):
         return values
     from_inputs = any(not value.learned and not value.holds_ids for value in found)
     if not from_inputs and all(value.holds_ids for value in found):

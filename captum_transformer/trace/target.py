@@ -48,6 +48,16 @@ def as_contrast(target: Any) -> Contrast | None:
     return target if isinstance(target, Contrast) else None
 
 
+def target_of(target: Any, rows: slice, samples: int) -> Any:
+    """The target of some of the samples: its rows, if it has one for each of them."""
+    if isinstance(target, Contrast):
+        sides = (target_of(t, rows, samples) for t in (target.target, target.rather_than))
+        return Contrast(*sides)
+    if isinstance(target, Tensor):
+        return target[rows] if target.numel() == samples > 1 else target
+    return target[rows] if isinstance(target, list) and len(target) == samples else target
+
+
 def main_output(output: Any) -> Any:
     """The logits of an output that has such; any other output as it is."""
     logits = output.get("logits") if isinstance(output, Mapping) else None
