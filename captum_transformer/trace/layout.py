@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from captum_transformer.trace.axis import Axis, View, pieces_in_view
 from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
@@ -100,7 +101,7 @@ def _carry(operation: Operation, output: Value, view: View | None) -> None:
 
 
 def _samples(
-    operation: Operation, operand: Operand, source: Value, output: Value, view: Tensor | None
+    operation: Operation, operand: Operand, source: Value, output: Value, view: View | None
 ) -> Axis | None:
     """Where the samples lie in an output, from one of the operation's operands."""
     axis = source.samples
