@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.call_arguments import is_signal, signals_in, with_tensors
 from captum_transformer.trace.functions import Kind, describe
 from captum_transformer.trace.tape import Tape
@@ -34,15 +33,7 @@ def uniform_rule(
 
     Returns:
         The operation's result; ``NotImplemented`` if fewer than two factors are signals.
-
-    Raises:
-        UnsupportedOperationError: if the operation hides a product that can't be shared.
     """
-    if name == "glu":
-        raise UnsupportedOperationError(
-            "AttnLRP has no rule for `F.glu`, whose product is out of sight. Write it as "
-            "`a * torch.sigmoid(b)` with `a, b = x.chunk(2, dim)`, or use ConservativeLRP."
-        )
     if kind not in _PRODUCTS and name not in _OTHER_PRODUCTS:
         return NotImplemented
     place, key = _ADDED.get(name, (None, None))

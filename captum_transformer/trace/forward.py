@@ -100,11 +100,12 @@ class TracedForward:
                     output = output.reshape(len(output), -1).mean(1)
                 selected = selected_scores(output, target, len(self.inputs[0]))
         value = self.tape.find(selected)
-        if value is None:
+        if value is None or value.learned:
             raise InvalidInputError(
                 "The chosen output does not depend on any of the inputs in a differentiable way: "
                 "there is nothing to explain. Pass the tensors that the prediction depends on as "
-                "`inputs` (not as `additional_forward_args`)."
+                "`inputs` (not as `additional_forward_args`). If these are the inputs, the model "
+                "cuts them off itself, by `torch.no_grad()` or `detach`."
             )
         return selected, value
 

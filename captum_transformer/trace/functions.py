@@ -182,6 +182,15 @@ def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) 
     return (F.normalize(x1, dim=dim, eps=eps) * F.normalize(x2, dim=dim, eps=eps)).sum(dim)
 
 
+def _glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 - its name in torch
+    signal, gate = input.split(input.shape[dim] // 2, dim)
+    return signal * torch.sigmoid(gate)
+
+
+# Products that the functions hide.
+_WRITTEN_OUT: dict[str, Callable[..., Any]] = {"cosine_similarity": _cosine_similarity, "glu": _glu}
+
+
 @cache
 def describe(function: Callable[..., Any]) -> Function:
     """Looks a torch function up in the table, by its bare name.
@@ -204,8 +213,8 @@ def describe(function: Callable[..., Any]) -> Function:
     inplace = writes or raw in _IN_PLACE_OPERATORS or raw in ("__setitem__", "copy_")
     if function in _COMPOSITES and isinstance(function, types.FunctionType):
         return Function(name, kind, function, body=_body(function))
-    if function is torch.cosine_similarity:
-        return Function(name, kind, function, body=_cosine_similarity)
+    if name in _WRITTEN_OUT:
+        return Function(name, kind, function, body=_WRITTEN_OUT[name])
     call: Callable[..., Any] = function
     if inplace:
         call = _out_of_place(name, function)

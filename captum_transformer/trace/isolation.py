@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-# The mode is put back by itself; parameters, submodules and hooks are not touched by running.
-_TORCHS_OWN = vars(nn.Module()).keys() - {"_buffers"}
+# The mode is put back by itself; parameters and submodules are not touched by running.
+_TORCHS_OWN = {n for n in vars(nn.Module()) if n != "_buffers" and "_hooks" not in n}
 
 
 class Attributes:
-    """A module's own attributes and buffers, to be put back as they were.
+    """A module's own attributes, buffers and hooks, to be put back as they were.
 
-    Some models keep what they have computed in evaluation mode, such as position biases, for as
-    long as they stay in it. As the mode is switched behind their back, they would go on using it
-    after further training.
+    Some models install hooks when they first run and note down that they did: both have to go, or
+    the next run would install them again. Some keep what they have computed in evaluation mode,
+    such as position biases, for as long as they stay in it. As the mode is switched behind their
+    back, they would go on using it after further training.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -112,7 +113,7 @@ def explaining(
     """Everything a forward pass needs to be explained, undone on leaving, also after an error.
 
     Gradients are on, whatever the caller's mode; every module is in evaluation mode; what modules
-    store in their attributes meanwhile, such as caches, is dropped; the random state is put back;
+    store in their attributes meanwhile, such as caches or hooks, is dropped; the random state is put back;
     compiled code runs uncompiled.
     """
     training = [module for _, module in modules if module.training]

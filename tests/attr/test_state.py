@@ -429,3 +429,28 @@ def test_what_a_model_keeps_while_it_is_explained_is_dropped(hidden: bool) -> No
     model.scale.data.fill_(3.0)
     pixels = images()
     torch.testing.assert_close(model.eval()(pixels), model.vit(pixels) * 6)
+
+
+class Hooked(Caching):
+    """Installs a hook when it first runs, and notes that it has."""
+
+    installed = False
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if not self.installed:
+            self.vit.head.register_forward_hook(lambda *_: None)
+            self.vit.head.register_forward_pre_hook(lambda *_, **__: None, with_kwargs=True)
+            self.installed = True
+        return super().forward(pixels)
+
+
+@pytest.mark.parametrize("used_before", [False, True])
+def test_hooks_that_a_model_installs_while_it_is_explained_are_dropped(used_before: bool) -> None:
+    model = Hooked().eval()
+    if used_before:
+        model(images())
+    with unchanged(model):
+        GenericAttentionRelevance(model).attribute(images(), 1)
+    model(images())
+    assert len(model.vit.head._forward_hooks) == 1
+    assert len(model.vit.head._forward_pre_hooks_with_kwargs) == 1

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer.errors import UnsupportedOperationError
 from tests.rules.by_hand import by_autograd, doubles, half, relevance, weigh
 
 W = doubles(6, 5, seed=9)
@@ -75,9 +74,17 @@ def test_a_product_with_a_constant_is_linear():
     torch.testing.assert_close(result, by_autograd(lambda x: weigh(x @ Y * 2), X)[0])
 
 
-def test_a_product_out_of_sight_is_refused():
-    with pytest.raises(UnsupportedOperationError, match=r"no rule for `F.glu`.*ConservativeLRP"):
-        relevance(F.glu, doubles(3, 6))
+@pytest.mark.parametrize("dim", [-1, 1])
+def test_a_gated_linear_unit_is_the_product_that_it_hides(dim):
+    def written_out(x):
+        signal, gate = x.chunk(2, dim)
+        return weigh(signal * gate.sigmoid())
+
+    x = doubles(2, 4, 6)
+    result = relevance(lambda x: weigh(F.glu(x, dim)), x)
+    torch.testing.assert_close(result, relevance(written_out, x))
+    with pytest.raises(ValueError, match="too many values to unpack"):
+        relevance(lambda x: F.glu(x, dim), doubles(2, 5, 5))
 
 
 def test_cosine_similarity_is_a_product_of_two_norms():
