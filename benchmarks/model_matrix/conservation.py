@@ -19,6 +19,7 @@ from captum_transformer import ConservativeLRP
 _ADDED = "bias pos_embed position cls_token dist_token reg_token class_token class_embedding"
 _ADDED += (
     " token_type wpe register mask_token distillation_token pos_embd pixel_pos patch_pos probe"
+    " detection_tokens query_tokens time_embeddings latents"
 )
 _CURVED = ("gelu", "silu", "swish", "mish", "tanh")
 
@@ -52,7 +53,8 @@ def without_constants(model: nn.Module) -> nn.Module:
     """Zero for what is added, ReLU for activations that a module writes out of several steps."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if any(part in name.lower() for part in _ADDED.split()):
+            own = ".".join(name.lower().split(".")[-2:])  # a model may be named after its parts
+            if any(part in own for part in _ADDED.split()):
                 parameter.zero_()
     for module in list(model.modules()):
         for name, child in module.named_children():

@@ -167,7 +167,8 @@ def gradient_map(gradients: dict[AttentionCall, Tensor]) -> MapBlock:
     """The gradient at the attention probabilities: ``dO V^T``."""
 
     def block(call: AttentionCall, rows: slice) -> Tensor:
-        return gradients[call][..., rows, :] @ call.values().transpose(-1, -2)
+        gradient = gradients[call][..., rows, :]
+        return gradient @ call.values().transpose(-1, -2).to(gradient.dtype)
 
     return block
 

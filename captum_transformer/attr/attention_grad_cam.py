@@ -114,8 +114,8 @@ class AttentionGradCam(SingleLayerMethod):
         mean_gradient = attended = torch.zeros((), dtype=shares.dtype, device=shares.device)
         for rows in call.blocks():
             share = shares[..., rows].unsqueeze(-2)
-            mean_gradient = mean_gradient + share @ gradients(call, rows)
-            attended = attended + share @ call.probabilities(rows)
+            mean_gradient = mean_gradient + share @ gradients(call, rows).to(share.dtype)
+            attended = attended + share @ call.probabilities(rows).to(share.dtype)
         by_head = call.by_head(attended)
         open_to_some = (by_head > 0).any(1, keepdim=True).expand_as(by_head).reshape(attended.shape)
         columns = columns.unsqueeze(-2) * open_to_some

@@ -158,7 +158,11 @@ class Relevancies:
         sent = sent.expand(len(self._forward.inputs[0]), tokens)
         flow = TokenFlow(self._forward.tape, {})
         arrived = flow({value: spread_over_tokens(sent, value)}, [last.output])[last.output]
-        moved = (shares_of_queries(last, arrived) - sent).abs() / sent
+        arrived = shares_of_queries(last, arrived)
+        # Features that are beside the tokens', of earlier states or learned ones, get their part.
+        part = arrived.sum(-1, keepdim=True) / sent.sum(-1, keepdim=True)
+        moved = (arrived / part - sent).abs() / sent
+        moved = torch.where((part > 0) & (part < 1 + _ROUNDING), moved, torch.inf)
         self._displacement = torch.maximum(self._displacement, moved.max())
 
 

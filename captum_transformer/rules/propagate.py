@@ -1,5 +1,6 @@
 """Carrying something backward along the tape; what flows is up to the rules."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -95,7 +96,10 @@ def rearranged(operation: Operation, cotangents: list[Tensor | None]) -> list[Te
         return [torch.stack([some / 2, some / 2], -1)]
     if operation.name == "view_as_real":
         return [some.sum(-1)]
-    blanks = [operand.blank(some.dtype) for operand, _ in operation.traced()]
+    # What an operation fills in, such as the lowest number there is, must fit the precision.
+    dtypes = [o.dtype for o, _ in operation.traced() if o.dtype.is_floating_point]
+    dtype = functools.reduce(torch.promote_types, dtypes, some.dtype)
+    blanks = [operand.blank(dtype) for operand, _ in operation.traced()]
     return transposed(operation, blanks, cotangents)
 
 

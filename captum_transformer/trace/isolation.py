@@ -113,8 +113,8 @@ def explaining(
     """Everything a forward pass needs to be explained, undone on leaving, also after an error.
 
     Gradients are on, whatever the caller's mode; every module is in evaluation mode; what modules
-    store in their attributes meanwhile, such as caches or hooks, is dropped; the random state is put back;
-    compiled code runs uncompiled.
+    store in their attributes meanwhile, such as caches, is dropped, and so are hooks that they
+    install; the random state is put back; compiled code runs uncompiled.
     """
     training = [module for _, module in modules if module.training]
     attributes = {id(module): Attributes(module) for _, module in modules}

@@ -216,3 +216,17 @@ def test_a_layer_that_runs_in_single_precision_among_doubles(method: str) -> Non
 
     expected = METHODS[method](model).attribute(images(), 2)
     assert_close(METHODS[method](with_island).attribute(images(), 2), expected, 1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_doubles_are_masked_before_they_become_singles(method: str) -> None:
+    model = subject("timm ViT").model
+    lowest = torch.finfo(torch.float64).min
+
+    def masked(pixels: Tensor) -> Tensor:
+        scores = model(pixels)
+        hidden = torch.arange(scores.shape[1]) == 0
+        return torch.where(hidden, lowest, scores).masked_fill(hidden, lowest).float()
+
+    expected = METHODS[method](model).attribute(images(), 2)
+    assert_close(METHODS[method](masked).attribute(images(), 2), expected, 1e-4)

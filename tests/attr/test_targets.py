@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from captum_transformer import GenericAttentionRelevance
+from captum_transformer import AttnLRP, ConservativeLRP, GenericAttentionRelevance
 from captum_transformer.errors import ExplanationError, InvalidTargetError
 from tests.attr.subjects import METHODS, assert_close, attributed, subject
 
@@ -123,6 +123,17 @@ def test_output_that_no_input_reaches_is_refused() -> None:
 
     with pytest.raises(AssertionError, match="does not depend on any of the inputs"):
         GenericAttentionRelevance(constant).attribute(given.inputs, 0)
+
+    queries = torch.randn(3, 4, 8, dtype=torch.float64, requires_grad=True)
+
+    def learned(pixels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            given.model(pixels)
+        return torch.nn.functional.scaled_dot_product_attention(queries, queries, queries)[:, 0]
+
+    for method in (GenericAttentionRelevance, ConservativeLRP, AttnLRP):
+        with pytest.raises(AssertionError, match=r"cuts them off itself, by `torch.no_grad\(\)`"):
+            method(learned).attribute(given.inputs, 0)
     zero = GenericAttentionRelevance(detached).attribute(given.inputs, 0)
     assert zero.isfinite().all()
 

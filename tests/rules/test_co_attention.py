@@ -63,8 +63,23 @@ class Translator(nn.Module):
         return self.head(words)
 
 
-def given() -> tuple[Translator, tuple[Tensor, Tensor], tuple[int, int]]:
-    model = with_random_weights(Translator())
+class Placed(Translator):
+    """The decoder reads the source's features beside learned ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.empty(6, WIDTH))
+        self.narrow = nn.Linear(2 * WIDTH, WIDTH)
+
+    def between(self, memory: Tensor) -> Tensor:
+        return self.narrow(torch.cat([memory, self.beside(memory)], -1))
+
+    def beside(self, memory: Tensor) -> Tensor:
+        return self.places.expand_as(memory)
+
+
+def given(kind: type = Translator) -> tuple[Any, tuple[Tensor, Tensor], tuple[int, int]]:
+    model = with_random_weights(kind())
     return model, (drawn(3, 6, WIDTH, seed=1), drawn(3, 4, WIDTH, seed=2)), (2, 1)
 
 
@@ -81,9 +96,10 @@ def weighted_attention(model: Translator, inputs: Any, target: tuple[int, int]) 
     return [first, second, decoder[0], decoder[2], decoder[1], decoder[3]]
 
 
+@pytest.mark.parametrize("kind", [Translator, Placed])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_encoder_and_decoder_by_hand(normalize: bool):
-    model, inputs, target = given()
+def test_encoder_and_decoder_by_hand(normalize: bool, kind: type):
+    model, inputs, target = given(kind)
     one, two, own_1, cross_1, own_2, cross_2 = weighted_attention(model, inputs, target)
     n = normalized if normalize else lambda matrix: matrix
     source = torch.eye(6) + one
@@ -261,9 +277,24 @@ class Shortened(Translator):
         return memory[:, 1:]
 
 
+class HalfShuffled(Placed):
+    def beside(self, memory: Tensor) -> Tensor:
+        return memory.roll(1, 1)
+
+
+class Replaced(Translator):
+    def between(self, memory: Tensor) -> Tensor:
+        return memory.mean(1, keepdim=True).expand_as(memory)
+
+
 @pytest.mark.parametrize(
     ("changed", "why"),
-    [(Shuffled, "tokens change places"), (Shortened, "runs over 5 tokens of 'source', .* 6 were")],
+    [
+        (Shuffled, "tokens change places"),
+        (HalfShuffled, "tokens change places"),
+        (Replaced, "tokens change places"),
+        (Shortened, "runs over 5 tokens of 'source', .* 6 were"),
+    ],
 )
 def test_tokens_that_move_between_calls_are_refused(changed: type, why: str):
     model = with_random_weights(changed())
