@@ -191,9 +191,9 @@ class Trace(TorchFunctionMode):
         if written is None and any(result is t for t in tensors):
             return result
         if function.name == "batch_norm" and result.requires_grad:
-            # On CPUs its derivative is wrong for one sample whose gradient is laid out otherwise
-            # (tokens first, as behind a convolutional stem).
-            result.register_hook(Tensor.contiguous)
+            # On CPUs its derivative is wrong if the gradient is laid out otherwise: tokens first
+            # as behind a convolutional stem, or channels last as of a spectrogram.
+            result.register_hook(_LaidOut(result.stride()))
         outputs = self._reached(function, result if written is None else written, operands)
         if not any(output is not None for output in outputs):
             if written is not None:
@@ -304,6 +304,18 @@ class Trace(TorchFunctionMode):
         for module in _modules_on_stack():
             return self._names.get(id(module)) or type(module).__name__
         return ""
+
+
+class _LaidOut:
+    """Gives a gradient the layout of what it is the gradient of."""
+
+    def __init__(self, stride: tuple[int, ...]) -> None:
+        self._stride = stride
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return torch.empty_strided(
+            gradient.shape, self._stride, dtype=gradient.dtype, device=gradient.device
+        ).copy_(gradient)
 
 
 def _without_constants(values: dict[int, Value | None]) -> dict[int, Value | None]:

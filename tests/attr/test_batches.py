@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_transformer import AttentionRollout
+from captum_transformer import (
+    AttentionRollout,
+    AttnLRP,
+    ConservativeLRP,
+    GenericAttentionRelevance,
+)
 from tests.attr.subjects import (
     FLOW_METHODS,
     LENGTHS,
@@ -155,3 +160,32 @@ def test_one_sample_behind_a_batch_norm_gets_its_own_relevance(method: str) -> N
     both = explain.attribute(pixels, [1, 4])
     alone = [explain.attribute(pixels[i : i + 1], [c]) for i, c in enumerate((1, 4))]
     assert_close(torch.cat(alone), both)
+
+
+class Spectrogram(nn.Module):
+    """Frequencies are normalised as channels, the last axis of the input, as in CLAP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.project = nn.BatchNorm2d(8), nn.Linear(8, 16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, spectrogram: Tensor) -> Tensor:
+        norm = self.norm
+        normed = norm(spectrogram.transpose(1, 3)).transpose(1, 3)
+        if self.by_hand:
+            slope = norm.weight / (norm.running_var + norm.eps).sqrt()
+            normed = spectrogram * slope + (norm.bias - norm.running_mean * slope)
+        tokens = self.project(normed.contiguous().flatten(1, 2))
+        tokens = tokens + self.attention(tokens, tokens, tokens)[0]
+        return self.head(tokens.mean(1))
+
+
+@pytest.mark.parametrize("method", [ConservativeLRP, AttnLRP, GenericAttentionRelevance])
+def test_a_batch_norm_of_channels_that_lie_last_is_the_product_that_it_is(method: type) -> None:
+    model, sounds = with_random_weights(Spectrogram()), drawn(2, 1, 12, 8, seed=3)
+    model.by_hand = False
+    found = method(model).attribute(sounds, [1, 4])
+    model.by_hand = True
+    assert_close(found, method(model).attribute(sounds, [1, 4]))
