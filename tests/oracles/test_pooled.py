@@ -118,8 +118,10 @@ def test_hiera(projected, stages):
         made, parts = tokens // 4 if pools else tokens, units if within else 1
         queries, keys = (torch.arange(n).view(-1, parts).T for n in (made, tokens))
 
-        def place(attention, queries=queries, keys=keys, sizes=(made, tokens), within=within):
-            return scattered(attention if within else attention[:, None], queries, keys, sizes)
+        def place(attention, queries=queries, keys=keys, sizes=(made, tokens)):
+            # Some versions of timm have no axis for a single unit.
+            attention = attention if attention.ndim == 4 else attention[:, None]
+            return scattered(attention, queries, keys, sizes)
 
         path.append(Layer(place, next(skips) if pools else torch.eye(tokens).double()))
         tokens = made

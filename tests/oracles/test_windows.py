@@ -30,6 +30,15 @@ def layer_of_windows(grid, size, shift, **options):
     return Layer(place, torch.eye(tokens, dtype=torch.float64))
 
 
+def pads(make):
+    """Whether windows may reach over the edge: in older versions SwinV2's may not."""
+    try:
+        make(**TIMM, window_size=4, img_size=40)
+    except RuntimeError:
+        return False
+    return True
+
+
 def timm_swin(make, image, **options):
     model = with_random_weights(make(**TIMM, **options, img_size=image))
     grid = (image[0] // 4, image[1] // 4)
@@ -57,6 +66,8 @@ def timm_swin(make, image, **options):
 )
 @pytest.mark.parametrize("make", [SwinTransformer, SwinTransformerV2])
 def test_swin(make, image, options):
+    if image != (64, 32) and not pads(make):
+        pytest.skip("the windows have to fit in this version of timm")
     model, path, grid = timm_swin(make, image, **options)
     stem = receptive_fields(image, 4, 4)
     oracle = Oracle(model, drawn(2, 3, *image, seed=1), path, mean_over(grid), stem=stem)
