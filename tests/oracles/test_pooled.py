@@ -10,8 +10,9 @@ from timm.models.nest import Nest
 from torch import nn
 
 from benchmarks.model_matrix.family import CLASSES, drawn, with_random_weights
+from captum_transformer import AttentionRollout
 from tests.oracles.grids import maxima, receptive_fields, scattered, windows
-from tests.oracles.rows import Layer, Oracle, mean_over
+from tests.oracles.rows import EXACT, Layer, Oracle, Softmaxes, mean_over, written_out
 
 IMAGE = (32, 48)
 GRID = (8, 12)
@@ -88,7 +89,7 @@ def of_maxima_and_means(values):
     return (of_maxima(values) + means) / 2
 
 
-# The skips are projected and then pooled, or pooled as they are.
+# The skips are projected and then pooled, or pooled as they are, once.
 @pytest.mark.parametrize(("projected", "stages"), [(True, (1, 2, 2)), (False, (1, 2))])
 def test_hiera(projected, stages):
     levels = len(stages) - 1
@@ -127,6 +128,32 @@ def test_hiera(projected, stages):
         tokens = made
     read = mean_over((1, tokens))
     Oracle(model, images, path, read, stem=receptive_fields(IMAGE, 7, 4, 3)).check()
+
+
+def test_pooled_skips_of_hiera_keep_features_apart():
+    """Skips that are pooled as they are, one after another, move a share feature by feature."""
+    levels = 2
+    options = {"stages": (1, 1, 1), "q_pool": levels, "mask_unit_size": (4, 4)}
+    model = Hiera(IMAGE, embed_dim=8, **options, use_expand_proj=False, num_classes=CLASSES)
+    model, images = with_random_weights(model), drawn(2, 3, *IMAGE, seed=1)
+    with written_out(model), Softmaxes() as softmaxes:
+        model(images)
+    values = captured(model, images, model.blocks, inputs=True)
+    share = torch.full((2, 6, 32), 1 / (6 * 32), dtype=torch.float64)
+    for x, attention in zip(reversed(values), reversed(softmaxes.maps), strict=True):
+        share = share / 2  # rows are normalised
+        units, tokens, width = attention.shape[-3], x.shape[1], x.shape[2]
+        of_queries = share.sum(-1).unflatten(1, (-1, units)).mT[..., None, :]
+        of_keys = (of_queries @ attention.mean(1)).squeeze(-2).mT.flatten(1)
+        if share.shape[1] < tokens:
+            maxima, means = share.split(width, -1)
+            places = x.unflatten(1, (4, -1)).argmax(1, keepdim=True)
+            chosen = torch.zeros(2, 4, *maxima.shape[1:], dtype=x.dtype)
+            chosen = chosen.scatter(1, places, maxima[:, None])
+            share = (chosen + means[:, None] / 4).flatten(1, 2)
+        share = share + of_keys[..., None] / width
+    expected = share.sum(-1) @ unrolled(GRID, levels)
+    torch.testing.assert_close(AttentionRollout(model).attribute_tokens(images), expected, **EXACT)
 
 
 def test_nest():
