@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import get_ident
@@ -137,6 +138,9 @@ def explaining(
         stack.enter_context(torch.random.fork_rng(devices=devices))
         if _compiled(function, modules):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(warnings.catch_warnings())
+            # It concerns hooks that compiled modules call twice; the one below does not mind.
+            warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")
         hook = register_module_forward_pre_hook(evaluate)
         try:
             for module in training:

@@ -1,7 +1,9 @@
 """What a call has allocated is free as soon as it returns, without the garbage collector."""
 
 import gc
+import resource
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,3 +46,28 @@ def test_nothing_of_the_forward_pass_outlives_the_call(method: str, target: int)
             assert target == 99
         counts.append(living_tensors())
     assert counts[1] == counts[2]
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's own record")
+@pytest.mark.parametrize("method", ["TransformerAttribution", "ConservativeLRP"])
+def test_a_thousand_calls_leave_no_growth(method: str) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = torch.nn.Sequential(layer, torch.nn.Flatten(), torch.nn.Linear(16 * 16, 3))
+    explain, tokens = METHODS[method](model), torch.randn(4, 16, 16)
+    for _ in range(100):
+        explain.attribute(tokens, 0)
+    gc.collect()
+    objects, memory = len(gc.get_objects()), resident_bytes()
+    for _ in range(1000):
+        explain.attribute(tokens, 0)
+    gc.collect()
+    assert len(gc.get_objects()) - objects < 100
+    # Two kilobytes a call: less than any of its tensors.
+    assert resident_bytes() - memory < 2 * 2**20

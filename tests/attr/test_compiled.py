@@ -1,0 +1,75 @@
+"""Compiled models are explained as what they were compiled from, and stay compiled."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.attr.subjects import METHODS, assert_close, images, timm_vit
+
+
+class Backend:
+    """Compiles to what was captured, and counts."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+        self.runs = 0
+
+    def __call__(self, module: Any, _: list[Tensor]) -> Callable[..., Any]:
+        self.graphs += 1
+
+        def run(*args: Any) -> Any:
+            self.runs += 1
+            return module.forward(*args)
+
+        return run
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    torch.compiler.reset()
+    yield Backend()
+    torch.compiler.reset()
+
+
+def whole(model: nn.Module, backend: Backend) -> Any:
+    return torch.compile(model, backend=backend)
+
+
+def in_place(model: nn.Module, backend: Backend) -> Any:
+    model.compile(backend=backend)
+    return model
+
+
+def blocks(model: Any, backend: Backend) -> Any:
+    for block in model.blocks:
+        block.compile(backend=backend)
+    return model
+
+
+def function(model: nn.Module, backend: Backend) -> Any:
+    def run(x: Tensor) -> Any:
+        return model(x)
+
+    return torch.compile(run, backend=backend)
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA")
+@pytest.mark.parametrize("compiled", [whole, in_place, blocks, function])
+def test_compiled_models(compiled: Callable[..., Any], backend: Backend) -> None:
+    methods = ("TransformerAttribution", "GenericAttentionRelevance", "ConservativeLRP", "AttnLRP")
+    expected = {name: METHODS[name](timm_vit()).attribute(images(), 1) for name in methods}
+
+    model = compiled(timm_vit(), backend)
+    scores = model(images()).detach()
+    graphs, runs = backend.graphs, backend.runs
+    assert graphs
+    for name, relevance in expected.items():
+        assert_close(METHODS[name](model).attribute(images(), 1), relevance)
+    assert (backend.graphs, backend.runs) == (graphs, runs)
+
+    assert_close(model(images()).detach(), scores)
+    assert backend.graphs == graphs
+    assert backend.runs == 2 * runs
