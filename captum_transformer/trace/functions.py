@@ -183,8 +183,9 @@ def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) 
 
 
 def _glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 - its name in torch
-    signal, gate = torch.chunk(input, 2, dim)
-    return signal * torch.sigmoid(gate)
+    signal, gate = input.split(input.shape[dim] // 2, dim)  # type: ignore[no-untyped-call]
+    gated: Tensor = signal * torch.sigmoid(gate)
+    return gated
 
 
 # Products that the functions hide.
