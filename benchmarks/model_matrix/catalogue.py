@@ -7,11 +7,12 @@ import transformers
 
 from benchmarks.model_matrix.family import Family
 from benchmarks.model_matrix.timm_families import TIMM
+from benchmarks.model_matrix.timm_hybrids import HYBRIDS
 from benchmarks.model_matrix.torch_families import TORCH, TORCHVISION
 from benchmarks.model_matrix.transformers_senses import SENSES
 from benchmarks.model_matrix.transformers_text import TEXT
 
-FAMILIES: list[Family] = [*TIMM, *TEXT, *SENSES, *TORCHVISION, *TORCH]
+FAMILIES: list[Family] = [*TIMM, *HYBRIDS, *TEXT, *SENSES, *TORCHVISION, *TORCH]
 
 
 def is_installed(family: Family) -> bool:

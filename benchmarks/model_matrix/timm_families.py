@@ -19,8 +19,8 @@ from torch import nn
 
 from benchmarks.model_matrix.family import CLASSES, Case, Family, drawn, with_random_weights
 
-_PLAIN = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
-_WINDOWED = {
+PLAIN = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+WINDOWED = {
     "img_size": 32,
     "patch_size": 4,
     "window_size": 4,
@@ -28,16 +28,16 @@ _WINDOWED = {
     "depths": (2, 2),
     "num_heads": (2, 2),
 }
-_MIXED = {
+MIXED = {
     "img_size": 64,
     "embed_dim": (32, 32, 32, 32),
     "depths": (1, 1, 1, 1),
     "stem_width": (8, 8),
 }
-_GATED = "gated units multiply two signals"
-_GATES = "squeeze-and-excitation multiplies two signals"
-_BOTH = ("sdpa", "eager")
-_OWN = ("eager",)
+GATED = "gated units multiply two signals"
+GATES = "squeeze-and-excitation multiplies two signals"
+BOTH = ("sdpa", "eager")
+OWN = ("eager",)
 
 
 def _case(make: Callable[[], nn.Module], size: int, attention: str) -> Case:
@@ -49,7 +49,7 @@ def _case(make: Callable[[], nn.Module], size: int, attention: str) -> Case:
     return Case(model, drawn(2, 3, size, size, seed=1), ([1, 4], [3, 0], [2, 2]))
 
 
-def _made(
+def timm_made(
     name: str,
     make: Callable[..., nn.Module],
     size: int,
@@ -57,62 +57,64 @@ def _made(
     options: dict[str, Any],
     **about: Any,
 ) -> Family:
+    """A family from a function or class that makes the model."""
     build = partial(_case, partial(make, num_classes=CLASSES, **options), size)
     return Family("timm", name, build, attentions, **about)
 
 
-def _family(
+def timm_family(
     name: str,
     variant: str,
     options: dict[str, Any] | None = None,
     *,
     size: int | None = None,
-    attentions: tuple[str, ...] = _BOTH,
+    attentions: tuple[str, ...] = BOTH,
     **about: Any,
 ) -> Family:
-    options = _PLAIN if options is None else options
+    """A family from a name that timm has for the model."""
+    options = PLAIN if options is None else options
     size = size or options["img_size"]
-    return _made(name, partial(timm.create_model, variant), size, attentions, options, **about)
+    return timm_made(name, partial(timm.create_model, variant), size, attentions, options, **about)
 
 
 TIMM = [
-    _family("ViT", "vit_tiny_patch16_224", kind="class token"),
-    _family("ViT, mean pooled", "vit_tiny_patch16_224", {**_PLAIN, "global_pool": "avg"}),
-    _family("ViT, parallel branches", "vit_small_patch16_18x2_224", kind="parallel branches"),
-    _family("ViT-22B style", "vit_base_patch16_xp_224", kind="parallel attention and MLP"),
-    _family("FlexiViT", "flexivit_small"),
-    _family("ViT of CLIP", "vit_base_patch32_clip_224"),
-    _family("SigLIP", "vit_base_patch16_siglip_224", kind="attention pooling"),
-    _family("DINOv2", "vit_small_patch14_dinov2"),
-    _family("DINOv2, registers", "vit_small_patch14_reg4_dinov2"),
-    _family("DINOv3", "vit_small_patch16_dinov3", needs="vit_small_patch16_dinov3"),
-    _family("DeiT", "deit_tiny_patch16_224"),
-    _family("DeiT, distilled", "deit_tiny_distilled_patch16_224", kind="two class tokens"),
-    _family("DeiT-3", "deit3_small_patch16_224"),
-    _family("BEiT", "beit_base_patch16_224"),
-    _family("BEiT v2", "beitv2_base_patch16_224"),
-    _family("EVA", "eva_giant_patch14_224"),
-    _family("EVA-02", "eva02_tiny_patch14_224", not_conserved=_GATED, kind="gated units"),
-    _family("Swin", "swin_tiny_patch4_window7_224", _WINDOWED, kind="shifted windows"),
-    _family("SwinV2", "swinv2_tiny_window8_256", _WINDOWED, attentions=_OWN),
-    _family("MaxViT", "maxvit_pico_rw_256", _MIXED, not_conserved=_GATES),
-    _family("CoAtNet", "coatnet_pico_rw_224", _MIXED, not_conserved=_GATES),
-    _family("CaiT", "cait_xxs24_224", attentions=_OWN, kind="talking heads, class attention"),
-    _family(
+    timm_family("ViT", "vit_tiny_patch16_224", kind="class token"),
+    timm_family("ViT, mean pooled", "vit_tiny_patch16_224", {**PLAIN, "global_pool": "avg"}),
+    timm_family("ViT, parallel branches", "vit_small_patch16_18x2_224", kind="parallel branches"),
+    timm_family("ViT-22B style", "vit_base_patch16_xp_224", kind="parallel attention and MLP"),
+    timm_family("FlexiViT", "flexivit_small"),
+    timm_family("ViT of CLIP", "vit_base_patch32_clip_224"),
+    timm_family("SigLIP", "vit_base_patch16_siglip_224", kind="attention pooling"),
+    timm_family("DINOv2", "vit_small_patch14_dinov2"),
+    timm_family("DINOv2, registers", "vit_small_patch14_reg4_dinov2"),
+    timm_family("DINOv3", "vit_small_patch16_dinov3", needs="vit_small_patch16_dinov3"),
+    timm_family("DeiT", "deit_tiny_patch16_224"),
+    timm_family("DeiT, distilled", "deit_tiny_distilled_patch16_224", kind="two class tokens"),
+    timm_family("DeiT-3", "deit3_small_patch16_224"),
+    timm_family("BEiT", "beit_base_patch16_224"),
+    timm_family("BEiT v2", "beitv2_base_patch16_224"),
+    timm_family("EVA", "eva_giant_patch14_224"),
+    timm_family("EVA-02", "eva02_tiny_patch14_224", not_conserved=GATED, kind="gated units"),
+    timm_family("Swin", "swin_tiny_patch4_window7_224", WINDOWED, kind="shifted windows"),
+    timm_family("SwinV2", "swinv2_tiny_window8_256", WINDOWED, attentions=OWN),
+    timm_family("MaxViT", "maxvit_pico_rw_256", MIXED, not_conserved=GATES),
+    timm_family("CoAtNet", "coatnet_pico_rw_224", MIXED, not_conserved=GATES),
+    timm_family("CaiT", "cait_xxs24_224", attentions=OWN, kind="talking heads, class attention"),
+    timm_family(
         "XCiT",
         "xcit_nano_12_p16_224",
         {"img_size": 64, "embed_dim": 16, "depth": 2, "num_heads": 2},
-        attentions=_OWN,
+        attentions=OWN,
         kind="attention among channels",
     ),
-    _made(
+    timm_made(
         "PVT v2",
         PyramidVisionTransformerV2,
         64,
-        _BOTH,
+        BOTH,
         {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2)},
     ),
-    _family(
+    timm_family(
         "Twins-SVT",
         "twins_svt_small",
         {
@@ -125,11 +127,11 @@ TIMM = [
             "mlp_ratios": (2, 2),
         },
     ),
-    _made(
+    timm_made(
         "PiT",
         PoolingVisionTransformer,
         32,
-        _BOTH,
+        BOTH,
         {
             "img_size": 32,
             "patch_size": 8,
@@ -141,26 +143,28 @@ TIMM = [
             "mlp_ratio": 2,
         },
     ),
-    _family(
+    timm_family(
         "LeViT",
         "levit_128s",
         {"img_size": 64, "embed_dim": (16, 24), "num_heads": (2, 3), "depth": (1, 1), "key_dim": 8},
-        attentions=_OWN,
+        attentions=OWN,
     ),
-    _made(
+    timm_made(
         "MViTv2",
         MultiScaleVit,
         32,
-        _OWN,
+        OWN,
         {"cfg": MultiScaleVitCfg(depths=(1, 1), embed_dim=8, num_heads=1), "img_size": 32},
         kind="pooled queries",
     ),
-    _family("Hiera", "hiera_tiny_224", {"img_size": 32, "stages": (1, 1, 1, 1), "embed_dim": 8}),
-    _made(
+    timm_family(
+        "Hiera", "hiera_tiny_224", {"img_size": 32, "stages": (1, 1, 1, 1), "embed_dim": 8}
+    ),
+    timm_made(
         "CrossViT",
         CrossVit,
         48,
-        _BOTH,
+        BOTH,
         {
             "img_size": 48,
             "img_scale": (1.0, 32 / 48),
@@ -171,13 +175,13 @@ TIMM = [
             "mlp_ratio": (2.0, 2.0, 1.0),
         },
     ),
-    _family(
+    timm_family(
         "ConViT",
         "convit_tiny",
-        {**_PLAIN, "depth": 3, "num_heads": 4, "local_up_to_layer": 2},
-        attentions=_OWN,
+        {**PLAIN, "depth": 3, "num_heads": 4, "local_up_to_layer": 2},
+        attentions=OWN,
     ),
-    _family(
+    timm_family(
         "CoaT",
         "coat_tiny",
         {
@@ -187,9 +191,10 @@ TIMM = [
             "parallel_depth": 1,
             "num_heads": 8,
         },
-        attentions=_OWN,
+        attentions=OWN,
+        not_conserved="linear attention multiplies several signals",
     ),
-    _family(
+    timm_family(
         "TNT",
         "tnt_s_legacy_patch16_224",
         {
@@ -203,11 +208,11 @@ TIMM = [
         needs="tnt_s_legacy_patch16_224",
         kind="tokens within tokens",
     ),
-    _made(
+    timm_made(
         "VOLO",
         VOLO,
         64,
-        _BOTH,
+        BOTH,
         {
             "layers": (1, 1),
             "img_size": 64,
@@ -221,11 +226,11 @@ TIMM = [
         },
         kind="outlook attention",
     ),
-    _made(
+    timm_made(
         "NesT",
         Nest,
         32,
-        _BOTH,
+        BOTH,
         {
             "img_size": 32,
             "embed_dims": (8, 8),
@@ -234,32 +239,32 @@ TIMM = [
             "num_levels": 2,
         },
     ),
-    _family(
+    timm_family(
         "Visformer",
         "visformer_tiny",
         {"img_size": 64, "embed_dim": 32, "depth": (1, 1, 1), "num_heads": 2},
     ),
-    _family("MobileViT", "mobilevit_xxs", {}, size=128),
-    _family(
+    timm_family("MobileViT", "mobilevit_xxs", {}, size=128),
+    timm_family(
         "MobileViTv2",
         "mobilevitv2_050",
         {},
         size=64,
-        not_conserved=_GATED,
+        not_conserved=GATED,
         kind="linear attention",
     ),
-    _family(
+    timm_family(
         "DaViT",
         "davit_tiny",
         {"embed_dims": (8, 16), "depths": (1, 1), "num_heads": (2, 2), "window_size": 4},
         size=32,
         kind="attention among tokens and among channels",
     ),
-    _made(
+    timm_made(
         "GC ViT",
         GlobalContextVit,
         64,
-        _OWN,
+        OWN,
         {
             "img_size": 64,
             "window_size": (4, 4, 2, 2),
@@ -267,20 +272,20 @@ TIMM = [
             "depths": (2, 2, 2, 2),
             "num_heads": (1, 1, 1, 1),
         },
-        not_conserved=_GATES,
+        not_conserved=GATES,
     ),
-    _family(
+    timm_family(
         "EdgeNeXt",
         "edgenext_xx_small",
         {"dims": (8, 8, 16, 16), "depths": (1, 1, 2, 2)},
         size=64,
-        attentions=_OWN,
+        attentions=OWN,
     ),
-    _family(
+    timm_family(
         "EfficientFormer",
         "efficientformer_l1",
         {"embed_dims": (8, 8, 16, 16), "depths": (1, 1, 1, 2)},
         size=224,
-        attentions=_OWN,
+        attentions=OWN,
     ),
 ]

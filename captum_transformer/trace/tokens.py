@@ -119,7 +119,9 @@ def _walk_back(value: Value, source: Value) -> Value:
         operation = latest.operation
         if operation is None:
             raise RuntimeError("only values that descend from the source are walked through")
-        if not _is_token_wise(operation) and (projected or operation.kind is not Kind.CONV):
+        # The mean of the tokens may be one more of them, as in CLIP's attention pooling.
+        goes_on = _is_token_wise(operation) or (operation.kind is Kind.MEAN and frontier)
+        if not goes_on and (projected or operation.kind is not Kind.CONV):
             return tokens
         projected = projected or operation.kind in (Kind.LINEAR, Kind.CONV)
         if operation.kind is Kind.LINEAR and not frontier:

@@ -14,6 +14,9 @@ KINDS = {f"{family.library} {family.name}": family for family in representatives
 REFUSED = {
     # Its attention is a weighted sum that all tokens share: there is no map to multiply.
     "timm MobileViTv2": set(METHODS) - {"full LRP", "ConservativeLRP", "AttnLRP"},
+    "timm LambdaNet": set(METHODS) - {"full LRP", "ConservativeLRP", "AttnLRP"},
+    # Without a softmax it can't be told what to hold.
+    "timm EfficientViT, ReLU linear attention": set(METHODS) - {"full LRP", "AttnLRP"},
     "Transformers FNet": set(METHODS),
     "Transformers Longformer": set(METHODS) - {"AttnLRP"},
     # Its blocks of tokens overlap, so their maps can't be multiplied as matrices.

@@ -95,6 +95,33 @@ def test_pixels_are_no_tokens_before_they_are_projected(method: type):
     assert_close(patches, pixels.sum(1).unfold(1, 4, 4).unfold(2, 4, 4).sum((3, 4)).flatten(1))
 
 
+class MeanAsQuery(nn.Module):
+    """As in CLIP's ResNets: the mean of all places attends to itself and to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, 4)
+        self.pool = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        places = self.stem(pixels).flatten(2).mT
+        tokens = torch.cat([places.mean(1, keepdim=True), places], 1)
+        return self.head(self.pool(tokens[:, :1], tokens, tokens)[0][:, 0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_mean_of_the_tokens_is_none_of_them(method: type):
+    model = with_random_weights(MeanAsQuery())
+    given = drawn(2, 3, 16, 16, seed=1)
+
+    pixels = method(model).attribute(given, 1)
+    patches = method(model).attribute_tokens(given, 1)
+
+    assert patches.shape == (2, 16)
+    assert_close(patches, pixels.sum(1).unfold(1, 4, 4).unfold(2, 4, 4).sum((3, 4)).flatten(1))
+
+
 def test_an_image_that_becomes_tokens_twice_is_refused():
     given = subject("timm ViT")
 
