@@ -19,7 +19,7 @@ from captum_transformer import ConservativeLRP
 _ADDED = "bias pos_embed position cls_token dist_token reg_token class_token class_embedding"
 _ADDED += (
     " token_type wpe register mask_token distillation_token pos_embd pixel_pos patch_pos probe"
-    " detection_tokens query_tokens time_embeddings latents"
+    " detection_tokens query_tokens time_embeddings latents token_projection"
 )
 _CURVED = ("gelu", "silu", "swish", "mish", "tanh")
 

@@ -102,9 +102,14 @@ def _compiled(function: Any, modules: list[tuple[str, nn.Module]]) -> bool:
         # Not by `hasattr`, which takes a module long to deny.
         "_orig_mod" in vars(module)["_modules"]
         or vars(module).get("_compiled_call_impl") is not None
-        or hasattr(vars(module).get("forward", type(module).forward), "_torchdynamo_orig_callable")
+        or hasattr(_forward_of(module), "_torchdynamo_orig_callable")
         for _, module in modules
     )
+
+
+def _forward_of(module: nn.Module) -> Any:
+    """What it runs, as it is stored: a scripted module makes its own only when it is asked."""
+    return vars(module).get("forward", inspect.getattr_static(type(module), "forward", None))
 
 
 @contextmanager
