@@ -43,6 +43,15 @@ SEVERAL_TARGETS = (
     "ConservativeLRP",
     "AttnLRP",
 )
+EXTREMES = (
+    ("weight", 1.0),
+    ("weight", 100.0),
+    ("qkv.weight", 30.0),
+    ("qkv.weight", 1e-3),
+    ("attn.proj.weight", 1e-30),
+    ("mlp.fc1.weight", 1e-15),
+    ("head.weight", 1e-20),
+)
 LONG = ("GenericAttentionRelevance", "TransformerAttribution", "ConservativeLRP")
 
 Row = dict[str, Any]
@@ -104,6 +113,29 @@ def several_targets(subject: Subject, repeats: int) -> list[Row]:
         )
         ratio = turns.to_several("several", "one", FORWARD, TARGETS)
         rows.append({"subject": subject.name, "contender": name, "ratio": ratio})
+    return rows
+
+
+def extremes(subject: Subject, repeats: int) -> list[Row]:
+    """TransformerAttribution where weights drive relevance towards the smallest numbers there are.
+
+    Products of such numbers are slow on CPUs.
+    """
+    rows = []
+    for part, factor in EXTREMES:
+        kept = {name: p.detach().clone() for name, p in subject.model.named_parameters()}
+        with torch.no_grad():
+            for name, parameter in subject.model.named_parameters():
+                if part in name:
+                    parameter.mul_(factor)
+        method = METHODS["TransformerAttribution"](subject.model)
+        runs: dict[str, Run] = {
+            REFERENCE: partial(forward_and_backward, subject),
+            "ours": partial(method.attribute, subject.inputs, target=subject.target),
+        }
+        ratio = Turns(runs, repeats).ratio("ours", REFERENCE)
+        rows.append({"subject": subject.name, "weights": part, "factor": factor, "ratio": ratio})
+        subject.model.load_state_dict(kept, strict=False)
     return rows
 
 
@@ -179,6 +211,10 @@ def _targets(args: argparse.Namespace, factory: dict[str, Any]) -> list[Row]:
     return several_targets(SUBJECTS[args.models[0]](factory), args.repeats)
 
 
+def _extremes(args: argparse.Namespace, factory: dict[str, Any]) -> list[Row]:
+    return extremes(SUBJECTS[args.models[0]](factory), max(1, args.repeats // 2))
+
+
 def _memory(args: argparse.Namespace, factory: dict[str, Any]) -> list[Row]:
     return [row for side in args.sides for row in peaks(large_image(side, factory))]
 
@@ -193,6 +229,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], list[Row]]] = {
     "time": _time,
     "overhead": _overhead,
     "targets": _targets,
+    "extremes": _extremes,
     "memory": _memory,
     "long": _long,
 }

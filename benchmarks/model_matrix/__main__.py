@@ -2,19 +2,21 @@
 
 python -m benchmarks.model_matrix
 python -m benchmarks.model_matrix --only Swin GPT --out /tmp/matrix.md
+python -m benchmarks.model_matrix --check   # leaves the page, and fails if it has become wrong
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from benchmarks.model_matrix.catalogue import FAMILIES, is_installed
 from benchmarks.model_matrix.checks import Row
-from benchmarks.model_matrix.page import page
+from benchmarks.model_matrix.page import differences, page
 from benchmarks.model_matrix.process import prepare, row_at
 
 DOCS = Path(__file__).parents[2] / "docs" / "model_matrix.md"
@@ -30,7 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="families with such a name")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--out", type=Path, default=DOCS)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, default=DOCS)
+    where.add_argument("--check", action="store_true", help="compare with the page that is there")
     args = parser.parse_args()
 
     wanted = [
@@ -46,7 +50,10 @@ def main() -> None:
             print(report(row), flush=True)
     text = page(rows)
     print(f"\n{text}\n{len(rows)} families in {time.perf_counter() - start:.0f} s")
-    args.out.write_text(text)
+    if not args.check:
+        args.out.write_text(text)
+    elif wrong := differences(text, DOCS.read_text()):
+        sys.exit("\n".join([f"{DOCS.name} does not hold:", *wrong]))
 
 
 if __name__ == "__main__":

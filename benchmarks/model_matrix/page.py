@@ -127,3 +127,29 @@ def _line(*cells: str) -> str:
 
 def _version(library: object) -> str:
     return str(getattr(library, "__version__", "")).split("+")[0]
+
+
+def differences(new: str, old: str) -> list[str]:
+    """Which families of a new page fail, or have other verdicts than on an old page."""
+    before = _verdicts(old)
+    return [
+        f"{family}, {method}: {now}, was {was}"
+        for family, verdicts in _verdicts(new).items()
+        for method, now, was in zip(
+            METHODS, verdicts, before.get(family, ["missing"] * len(METHODS)), strict=True
+        )
+        if now != was or now == "failed"
+    ]
+
+
+def _verdicts(text: str) -> dict[str, list[str]]:
+    marks = {"✓": "works", "[": "refused", "✗": "failed"}
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    verdicts = {}
+    for family, *cells in rows:
+        if cells[-1][0] in marks:
+            found = [marks[cell[0]] for cell in cells[-len(METHODS) :]]
+            # What is wrong with the forward pass itself is wrong for all methods.
+            name = family.removesuffix(" ✗")
+            verdicts[name] = found if name == family else ["failed"] * len(METHODS)
+    return verdicts

@@ -35,7 +35,9 @@ def test_each_method_is_timed_at_each_batch_size_and_drawn(tmp_path, monkeypatch
     assert (tmp_path / "time_cpu_float32.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("part", "rows"), [("memory", 2 * 10), ("long", 2 * 4), ("targets", 4)])
+@pytest.mark.parametrize(
+    ("part", "rows"), [("memory", 2 * 10), ("long", 2 * 4), ("targets", 4), ("extremes", 7)]
+)
 def test_the_other_parts_report_ratios(part, rows, tmp_path, monkeypatch, capsys):
     written = measured(part, tmp_path, monkeypatch)
     assert len(written["rows"]) == rows

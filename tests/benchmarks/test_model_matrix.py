@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.model_matrix.catalogue import FAMILIES, is_installed, representatives
 from benchmarks.model_matrix.checks import METHODS, Row, Verdict, row_of
-from benchmarks.model_matrix.page import page
+from benchmarks.model_matrix.page import differences, page
 
 PAGE = Path(__file__).parents[2] / "docs" / "model_matrix.md"
 KINDS = {f"{family.library} {family.name}": family for family in representatives()}
@@ -56,6 +56,22 @@ def test_failures_and_refusals_are_shown():
     assert text.count("\n- a: Some attention calls are among channels.\n") == 1
     assert "- timm ViT, RawAttention: is all zero." in text
     assert "- timm ViT: the output changes." in text
+
+
+def test_a_page_is_compared_with_another():
+    def row(**verdicts):
+        return Row(
+            ("timm", "ViT"), (2, 0), ["x"], ["4"], (), {m: Verdict() for m in METHODS} | verdicts
+        )
+
+    works, refused = page([row()]), page([row(AttnLRP=Verdict(refused="Why."))])
+    failed = page([row(AttnLRP=Verdict(failed=("is all zero",)))])
+    assert differences(works, works) == differences(refused, refused) == []
+    assert differences(refused, works) == ["timm ViT, AttnLRP: refused, was works"]
+    assert differences(failed, failed) == ["timm ViT, AttnLRP: failed, was failed"]
+    everything_else = page([row(failed=("the output changes",))])
+    assert len(differences(everything_else, works)) == len(METHODS)
+    assert len(differences(works, page([]))) == len(METHODS)
 
 
 def test_the_page_has_a_row_for_every_family():
