@@ -59,10 +59,9 @@ def test_failures_and_refusals_are_shown():
 
 
 def test_a_page_is_compared_with_another():
-    def row(**verdicts):
-        return Row(
-            ("timm", "ViT"), (2, 0), ["x"], ["4"], (), {m: Verdict() for m in METHODS} | verdicts
-        )
+    def row(failed=(), **verdicts):
+        verdicts = {method: Verdict() for method in METHODS} | verdicts
+        return Row(("timm", "ViT"), (2, 0), ["x"], ["4"], failed, verdicts)
 
     works, refused = page([row()]), page([row(AttnLRP=Verdict(refused="Why."))])
     failed = page([row(AttnLRP=Verdict(failed=("is all zero",)))])
