@@ -61,8 +61,10 @@ class GradientTimesInput(TransformerMethod):
             if gradient is not None:
                 seeds |= _embedded(operation, gradient)
         ids = [value for value in forward.values if value.holds_ids]
-        if ids and seeds:
+        if seeds:
             relevance |= TokenFlow(forward.tape, {})(seeds, ids)
+        else:
+            relevance |= {value: selected.new_zeros(value.shape) for value in ids}
         return relevance
 
 

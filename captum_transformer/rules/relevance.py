@@ -53,6 +53,9 @@ def relevance_rule(operation: Operation, incoming: list[Tensor | None]) -> list[
         raise unsupported(operation, "only a side output is used")
     if operation.attention is not None:
         return attention_rule(operation, relevance)
+    if all(value.holds_ids for _, value in operation.traced()) and kind is not Kind.EMBEDDING:
+        # Token ids that are hashed, or shifted to their part of a table.
+        return [_fitted(relevance / count, operand) for operand, _ in operation.traced()]
     if kind in _PASSED_ON:
         return [_fitted(relevance, o) for o, _ in operation.traced()[:1]] + [None] * (count - 1)
     if kind in (Kind.ADD, Kind.SUB):

@@ -37,7 +37,9 @@ _RANDOM = frozenset({Kind.ATTENTION, Kind.NORM})
 _ATTENDS = frozenset({Kind.ATTENTION, Kind.MATMUL})
 _LIKE_ANOTHER = frozenset({"expand_as", "reshape_as", "view_as", "type_as"})
 _COMPLEX = frozenset({Kind.SHAPE, Kind.MUL, Kind.TRANSFORM})
-_KEEPS_IDS = frozenset({"to", "long", "int", "type", "clamp", "clip"})
+_KEEPS_IDS = frozenset(
+    "to long int type clamp clip add radd sub subtract mul rmul multiply remainder fmod mod".split()
+)
 
 
 class ForwardRule(Protocol):

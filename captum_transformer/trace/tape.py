@@ -203,8 +203,9 @@ class Tape:
                     f"{tensor.grad_fn.name() if tensor.grad_fn else 'unknown'}). Custom "
                     "`autograd.Function`s, scripted code, the flash-attn package and "
                     "`flex_attention` are invisible to torch functions: switch to a plain PyTorch "
-                    "implementation, for instance `attn_implementation='sdpa'` in Transformers, "
-                    "and checkpoint activations with `use_reentrant=False`."
+                    "implementation (`attn_implementation='sdpa'` in Transformers, a module of "
+                    "torch.nn for an activation), and checkpoint activations with "
+                    "`use_reentrant=False`."
                 )
             seen.add(node)
             stack.extend(parent for parent, _ in node.next_functions)
