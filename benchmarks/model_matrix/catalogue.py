@@ -9,10 +9,13 @@ from benchmarks.model_matrix.family import Family
 from benchmarks.model_matrix.timm_families import TIMM
 from benchmarks.model_matrix.timm_hybrids import HYBRIDS
 from benchmarks.model_matrix.torch_families import TORCH, TORCHVISION
+from benchmarks.model_matrix.transformers_pairs import PAIRS
+from benchmarks.model_matrix.transformers_readers import READERS
 from benchmarks.model_matrix.transformers_senses import SENSES
-from benchmarks.model_matrix.transformers_text import TEXT
+from benchmarks.model_matrix.transformers_writers import WRITERS
 
-FAMILIES: list[Family] = [*TIMM, *HYBRIDS, *TEXT, *SENSES, *TORCHVISION, *TORCH]
+_TRANSFORMERS = [*READERS, *WRITERS, *PAIRS, *SENSES]
+FAMILIES: list[Family] = [*TIMM, *HYBRIDS, *_TRANSFORMERS, *TORCHVISION, *TORCH]
 
 
 def is_installed(family: Family) -> bool:

@@ -1,4 +1,4 @@
-"""Families of Transformers that read or write text."""
+"""How small models of Transformers that read or write text are made and called."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.model_matrix.family import (
     with_random_weights,
 )
 
-_GATED = "gated units multiply two signals"
+GATED = "gated units multiply two signals"
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
 BERT = {
     **SIZES,
@@ -27,7 +27,7 @@ BERT = {
     "pad_token_id": 0,
     "num_labels": CLASSES,
 }
-_DECODER = {
+DECODER = {
     "vocab_size": 30,
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -39,11 +39,29 @@ _DECODER = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_HEADS = {**_DECODER, "head_dim": 4}
+HEADS = {**DECODER, "head_dim": 4}
 # The grouped kernels, the default, have no double precision.
-_LOOP = {"experts_implementation": "eager"}
-_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, **_LOOP}
-_SEQ2SEQ = {
+LOOP = {"experts_implementation": "eager"}
+BY_EXPERTS = ("sdpa", "eager", "sdpa+batched_mm")
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, **LOOP}
+ROUTED = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, **LOOP}
+DEEPSEEK = {
+    **DECODER,
+    **LOOP,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 4,
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+}
+SEQ2SEQ = {
     "vocab_size": 30,
     "d_model": 16,
     "encoder_layers": 2,
@@ -58,7 +76,7 @@ _SEQ2SEQ = {
     "eos_token_id": 2,
     "decoder_start_token_id": 1,
 }
-_T5 = {
+T5 = {
     "vocab_size": 30,
     "d_model": 16,
     "d_kv": 8,
@@ -78,15 +96,19 @@ WRITTEN = ([(3, 7), (2, 12)], [(3, 3), (2, 20)])
 
 
 def configured(name: str, options: Mapping[str, Any], attention: str) -> Any:
-    """A configuration of Transformers."""
+    """A configuration of Transformers; behind a plus, what runs the experts."""
+    attention, _, experts = attention.partition("+")
+    if experts:
+        options = {**options, "experts_implementation": experts}
     return getattr(transformers, name)(**options, attn_implementation=attention)
 
 
-def _classifier(model: str, options: Mapping[str, Any], attention: str) -> Case:
+def classifier(model: str, options: Mapping[str, Any], attention: str, *, length: int = 7) -> Case:
+    """A call of a classifier of texts."""
     config = configured(f"{model}Config", options, attention)
     made = getattr(transformers, f"{model}ForSequenceClassification")(config)
-    named = {"attention_mask": padding()}
-    return Case(with_random_weights(made), {"input_ids": tokens()}, ([1, 4], [3, 0], [2, 2]), named)
+    named, inputs = {"attention_mask": padding(length)}, {"input_ids": tokens(length)}
+    return Case(with_random_weights(made), inputs, ([1, 4], [3, 0], [2, 2]), named)
 
 
 def _continuing(model: str, config: str, options: Mapping[str, Any], attention: str) -> Case:
@@ -102,209 +124,45 @@ def _translating(model: str, config: str, options: Mapping[str, Any], attention:
     return Case(with_random_weights(made), inputs, WRITTEN, named)
 
 
-def _reader(
+def reader(
     name: str, model: str, options: Mapping[str, Any] = BERT, *attentions: str, **about: Any
 ) -> Family:
-    build = partial(_classifier, model, options)
+    """A model that classifies a text."""
+    build = partial(classifier, model, options)
     about = {"needs": f"{model}Config", **about}
     return Family("Transformers", name, build, attentions or ("sdpa", "eager"), **about)
 
 
-def _writer(
+def writer(
     name: str,
     model: str,
     config: str | None = None,
-    options: Mapping[str, Any] = _HEADS,
+    options: Mapping[str, Any] = HEADS,
     attentions: tuple[str, ...] = ("sdpa", "eager"),
     **about: Any,
 ) -> Family:
+    """A model that continues a text."""
     config = config or model.removesuffix("ForCausalLM") + "Config"
     build = partial(_continuing, model, config, options)
-    about = {"needs": model, "not_conserved": _GATED, **about}
+    about = {"needs": model, "not_conserved": GATED, **about}
     return Family("Transformers", name, build, attentions, **about)
 
 
-def _pair(
-    name: str, model: str, options: Mapping[str, Any], *attentions: str, **about: Any
+def pair(
+    name: str,
+    model: str,
+    options: Mapping[str, Any],
+    *attentions: str,
+    model_class: str | None = None,
+    **about: Any,
 ) -> Family:
-    build = partial(_translating, f"{model}ForConditionalGeneration", f"{model}Config", options)
+    """A model that writes another text."""
+    model_class = model_class or f"{model}ForConditionalGeneration"
+    build = partial(_translating, model_class, f"{model}Config", options)
     attentions = attentions or ("sdpa", "eager")
     return Family("Transformers", name, build, attentions, needs=RECENT, **about)
 
 
-def _without(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def without(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """The options but for some."""
     return {name: option for name, option in options.items() if name not in names}
-
-
-TEXT = [
-    _reader("BERT", "Bert", kind="words"),
-    _reader("RoBERTa", "Roberta", {**BERT, "pad_token_id": 1}),
-    _reader("XLM-R", "XLMRoberta", {**BERT, "pad_token_id": 1}),
-    _reader("ELECTRA", "Electra", {**BERT, "embedding_size": 8}),
-    _reader(
-        "DistilBERT",
-        "DistilBert",
-        {
-            "vocab_size": 30,
-            "dim": 16,
-            "n_layers": 2,
-            "n_heads": 2,
-            "hidden_dim": 32,
-            "max_position_embeddings": 16,
-            "num_labels": CLASSES,
-        },
-    ),
-    _reader("ALBERT", "Albert", {**BERT, "embedding_size": 8}, kind="shared layers"),
-    _reader("MPNet", "MPNet", {**BERT, "pad_token_id": 1, "vocab_size": 60}, "eager"),
-    _reader(
-        "DeBERTa",
-        "Deberta",
-        {**BERT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
-        "eager",
-    ),
-    _reader(
-        "DeBERTa v2",
-        "DebertaV2",
-        {**BERT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
-        "eager",
-        kind="disentangled attention",
-    ),
-    _reader(
-        "ModernBERT",
-        "ModernBert",
-        {
-            **BERT,
-            "cls_token_id": 1,
-            "sep_token_id": 2,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "local_attention": 4,
-            "global_attn_every_n_layers": 2,
-        },
-        not_conserved=_GATED,
-        kind="local attention",
-    ),
-    _reader(
-        "Longformer",
-        "Longformer",
-        {**BERT, "attention_window": [4, 4], "pad_token_id": 1},
-        "eager",
-        kind="attention in chunks",
-    ),
-    _reader(
-        "XLNet",
-        "XLNet",
-        {
-            "vocab_size": 30,
-            "d_model": 16,
-            "n_layer": 2,
-            "n_head": 2,
-            "d_inner": 32,
-            "num_labels": CLASSES,
-        },
-        "eager",
-        kind="attention by einsum",
-    ),
-    _reader("FNet", "FNet", BERT, "eager", needs=RECENT, kind="Fourier mixing"),
-    _writer(
-        "GPT-2",
-        "GPT2LMHeadModel",
-        "GPT2Config",
-        {"vocab_size": 30, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2},
-        not_conserved=None,
-        needs=RECENT,
-        kind="next token",
-    ),
-    _writer(
-        "GPT-NeoX",
-        "GPTNeoXForCausalLM",
-        options=_without(_DECODER, "num_key_value_heads"),
-        not_conserved=None,
-        kind="parallel attention and MLP, next token",
-    ),
-    _writer("Llama", "LlamaForCausalLM", kind="grouped keys"),
-    _writer("Mistral", "MistralForCausalLM", options={**_HEADS, "sliding_window": 4}),
-    _writer("Qwen2", "Qwen2ForCausalLM", options=_DECODER),
-    _writer("Qwen3", "Qwen3ForCausalLM"),
-    _writer(
-        "Gemma 2",
-        "Gemma2ForCausalLM",
-        options={**_HEADS, "sliding_window": 4},
-        attentions=("eager",),
-    ),
-    _writer(
-        "Gemma 3",
-        "Gemma3ForCausalLM",
-        "Gemma3TextConfig",
-        {**_HEADS, "sliding_window": 4, "query_pre_attn_scalar": 4},
-    ),
-    _writer("Phi-3", "Phi3ForCausalLM", options=_DECODER),
-    _writer(
-        "GPT-OSS",
-        "GptOssForCausalLM",
-        options={**_HEADS, **_EXPERTS, "sliding_window": 4},
-        attentions=("eager",),
-        kind="attention sinks",
-    ),
-    _writer(
-        "Mixtral",
-        "MixtralForCausalLM",
-        options={**_DECODER, **_EXPERTS},
-        kind="mixture of experts",
-    ),
-    _writer(
-        "DeepSeek-V3",
-        "DeepseekV3ForCausalLM",
-        options={
-            **_DECODER,
-            **_LOOP,
-            "num_key_value_heads": 4,
-            "q_lora_rank": 8,
-            "kv_lora_rank": 8,
-            "qk_rope_head_dim": 4,
-            "qk_nope_head_dim": 4,
-            "v_head_dim": 4,
-            "n_routed_experts": 4,
-            "n_group": 2,
-            "topk_group": 1,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 16,
-            "first_k_dense_replace": 1,
-        },
-    ),
-    _writer(
-        "DeepSeek-V2",
-        "DeepseekV2ForCausalLM",
-        options={
-            **_DECODER,
-            **_LOOP,
-            "num_key_value_heads": 4,
-            "q_lora_rank": 8,
-            "kv_lora_rank": 8,
-            "qk_rope_head_dim": 4,
-            "qk_nope_head_dim": 4,
-            "v_head_dim": 4,
-            "n_routed_experts": 4,
-            "n_group": 2,
-            "topk_group": 1,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 16,
-            "first_k_dense_replace": 1,
-        },
-        kind="complex rotary embeddings",
-    ),
-    _pair("T5", "T5", _T5, kind="encoder and decoder"),
-    _pair("LongT5", "LongT5", {**_T5, "local_radius": 3}, "eager", kind="attention in blocks"),
-    _pair("BART", "Bart", _SEQ2SEQ),
-    _pair(
-        "LED",
-        "LED",
-        {
-            **_without(_SEQ2SEQ, "max_position_embeddings"),
-            "attention_window": [4, 4],
-            "max_encoder_position_embeddings": 16,
-            "max_decoder_position_embeddings": 16,
-        },
-        "eager",
-    ),
-]

@@ -36,7 +36,8 @@ NO_ATTENTION = (
     "attention, it runs where torch functions can't be seen: the flash-attn package, "
     "`flex_attention`, scripted or exported code, a custom `autograd.Function`, reentrant "
     "checkpointing, or the model's own `torch.no_grad()`. Switch to plain PyTorch attention, for "
-    "instance `attn_implementation='sdpa'` in Transformers."
+    "instance `attn_implementation='sdpa'` in Transformers. A model that has none, such as a "
+    "recurrent one, can be explained by ConservativeLRP with `attention_rule=False`."
 )
 
 

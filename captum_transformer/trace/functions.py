@@ -77,7 +77,8 @@ _NAMES: dict[Kind, str] = {
         leaky_relu hardswish hardsigmoid hardtanh tanh sigmoid logsigmoid softplus
         softsign tanhshrink softshrink hardshrink threshold prelu rrelu exp expm1 log
         log1p sqrt pow square abs neg negative positive erf sin cos clamp clip clamp_min
-        clamp_max nan_to_num remainder fmod mod floor_divide floordiv to type float half bfloat16 double cpu cuda real log_softmax
+        clamp_max nan_to_num remainder fmod mod to type float half bfloat16 double cpu cuda
+        real log_softmax
     """,
     Kind.NORM: """
         layer_norm rms_norm group_norm batch_norm instance_norm local_response_norm

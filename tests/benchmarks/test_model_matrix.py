@@ -11,22 +11,30 @@ from benchmarks.model_matrix.page import differences, page
 
 PAGE = Path(__file__).parents[2] / "docs" / "model_matrix.md"
 KINDS = {f"{family.library} {family.name}": family for family in representatives()}
+GRADIENTS = {"ConservativeLRP", "AttnLRP"}
 REFUSED = {
     # Its attention is a weighted sum that all tokens share: there is no map to multiply.
     "timm MobileViTv2": set(METHODS) - {"full LRP", "ConservativeLRP", "AttnLRP"},
     "timm LambdaNet": set(METHODS) - {"full LRP", "ConservativeLRP", "AttnLRP"},
     # Without a softmax it can't be told what to hold.
     "timm EfficientViT, ReLU linear attention": set(METHODS) - {"full LRP", "AttnLRP"},
-    "Transformers FNet": set(METHODS),
-    "Transformers Longformer": set(METHODS) - {"AttnLRP"},
+    "Transformers FNet": set(METHODS) - GRADIENTS,
+    # Probabilities in chunks have no map that can be read off.
+    "Transformers Longformer": set(METHODS) - GRADIENTS,
+    "Transformers BigBird": set(METHODS) - GRADIENTS - {"full LRP"},
+    # Its latents are made of the text without a skip beside, so no later layer leads back to it.
+    "Transformers Perceiver": {"RawAttention", "AttentionGradCam", "PartialLRP"},
+    # Its activation is a custom autograd function.
+    "Transformers BLOOM": set(METHODS),
+    # Recurrences tie tokens without a map.
+    "Transformers Qwen3-Next": set(METHODS) - GRADIENTS - {"full LRP"},
+    "Transformers Jamba": set(METHODS) - GRADIENTS - {"full LRP"},
     # Its blocks of tokens overlap, so their maps can't be multiplied as matrices.
     "Transformers LongT5": {
         "TransformerAttribution",
         "GenericAttentionRelevance",
         "AttentionRollout",
     },
-    # Experts get tokens of all samples at once, which relevance rules must tell apart.
-    "Transformers GPT-OSS": {"TransformerAttribution", "full LRP", "PartialLRP"},
 }
 
 
