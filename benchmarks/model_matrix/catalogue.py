@@ -9,13 +9,17 @@ from benchmarks.model_matrix.family import Family
 from benchmarks.model_matrix.timm_families import TIMM
 from benchmarks.model_matrix.timm_hybrids import HYBRIDS
 from benchmarks.model_matrix.torch_families import TORCH, TORCHVISION
+from benchmarks.model_matrix.transformers_hearing import HEARING
+from benchmarks.model_matrix.transformers_multimodal import MULTIMODAL
 from benchmarks.model_matrix.transformers_pairs import PAIRS
 from benchmarks.model_matrix.transformers_readers import READERS
 from benchmarks.model_matrix.transformers_senses import SENSES
+from benchmarks.model_matrix.transformers_vision import VISION_FAMILIES
 from benchmarks.model_matrix.transformers_writers import WRITERS
 
-_TRANSFORMERS = [*READERS, *WRITERS, *PAIRS, *SENSES]
-FAMILIES: list[Family] = [*TIMM, *HYBRIDS, *_TRANSFORMERS, *TORCHVISION, *TORCH]
+_TEXT = [*READERS, *WRITERS, *PAIRS]
+_SENSES = [*SENSES, *VISION_FAMILIES, *HEARING, *MULTIMODAL]
+FAMILIES: list[Family] = [*TIMM, *HYBRIDS, *_TEXT, *_SENSES, *TORCHVISION, *TORCH]
 
 
 def is_installed(family: Family) -> bool:

@@ -21,14 +21,14 @@ from benchmarks.model_matrix.family import (
 )
 from benchmarks.model_matrix.transformers_text import BERT, RECENT, SIZES, WRITTEN, configured
 
-_VISION = {
+VISION = {
     **SIZES,
     "num_hidden_layers": 2,
     "image_size": 16,
     "patch_size": 4,
     "num_labels": CLASSES,
 }
-_SWIN = {
+SWIN = {
     "image_size": 32,
     "patch_size": 4,
     "embed_dim": 8,
@@ -37,40 +37,54 @@ _SWIN = {
     "window_size": 4,
     "num_labels": CLASSES,
 }
-_TEXT = {**SIZES, "vocab_size": 30, "num_hidden_layers": 2, "max_position_embeddings": 16}
-_CHOICES = ([1, 4], [3, 0], [2, 2])
+TEXT_SIZES = {**SIZES, "vocab_size": 30, "num_hidden_layers": 2, "max_position_embeddings": 16}
+WAV2VEC2 = {
+    **SIZES,
+    "num_hidden_layers": 2,
+    "conv_dim": [8, 8],
+    "conv_kernel": [4, 4],
+    "conv_stride": [2, 2],
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "classifier_proj_size": 8,
+    "num_labels": CLASSES,
+}
+CHOICES = ([1, 4], [3, 0], [2, 2])
 
 
-def _images(size: int = 16) -> Tensor:
+def images(size: int = 16) -> Tensor:
+    """Images of two samples."""
     return drawn(2, 3, size, size, seed=1)
 
 
-def _made(model: str, config: str, options: Mapping[str, Any], attention: str) -> Any:
+def made_of(model: str, config: str, options: Mapping[str, Any], attention: str) -> Any:
+    """A model of Transformers with random weights."""
     return with_random_weights(getattr(transformers, model)(configured(config, options, attention)))
 
 
 def _seen(model: str, options: Mapping[str, Any], size: int, attention: str) -> Case:
-    made = _made(f"{model}ForImageClassification", f"{model}Config", options, attention)
-    return Case(made, {"pixel_values": _images(size)}, _CHOICES)
+    made = made_of(f"{model}ForImageClassification", f"{model}Config", options, attention)
+    return Case(made, {"pixel_values": images(size)}, CHOICES)
 
 
-def _viewer(
+def viewer(
     name: str,
     model: str,
-    options: Mapping[str, Any] = _VISION,
+    options: Mapping[str, Any] = VISION,
     attentions: tuple[str, ...] = ("sdpa", "eager"),
     size: int = 16,
     **about: Any,
 ) -> Family:
+    """A family of image classifiers."""
     build = partial(_seen, model, options, size)
     about = {"needs": f"{model}ForImageClassification", **about}
     return Family("Transformers", name, build, attentions, **about)
 
 
 def _videomae(attention: str) -> Case:
-    options = {**_VISION, "num_frames": 4, "tubelet_size": 2}
-    model = _made("VideoMAEForVideoClassification", "VideoMAEConfig", options, attention)
-    return Case(model, {"pixel_values": drawn(2, 4, 3, 16, 16, seed=1)}, _CHOICES)
+    options = {**VISION, "num_frames": 4, "tubelet_size": 2}
+    model = made_of("VideoMAEForVideoClassification", "VideoMAEConfig", options, attention)
+    return Case(model, {"pixel_values": drawn(2, 4, 3, 16, 16, seed=1)}, CHOICES)
 
 
 def _ast(attention: str) -> Case:
@@ -84,24 +98,13 @@ def _ast(attention: str) -> Case:
         "num_mel_bins": 8,
         "num_labels": CLASSES,
     }
-    model = _made("ASTForAudioClassification", "ASTConfig", options, attention)
-    return Case(model, {"input_values": drawn(2, 16, 8, seed=7)}, _CHOICES)
+    model = made_of("ASTForAudioClassification", "ASTConfig", options, attention)
+    return Case(model, {"input_values": drawn(2, 16, 8, seed=7)}, CHOICES)
 
 
 def _wav2vec2(attention: str) -> Case:
-    options = {
-        **SIZES,
-        "num_hidden_layers": 2,
-        "conv_dim": [8, 8],
-        "conv_kernel": [4, 4],
-        "conv_stride": [2, 2],
-        "num_conv_pos_embeddings": 4,
-        "num_conv_pos_embedding_groups": 2,
-        "classifier_proj_size": 8,
-        "num_labels": CLASSES,
-    }
-    model = _made("Wav2Vec2ForSequenceClassification", "Wav2Vec2Config", options, attention)
-    return Case(model, {"input_values": drawn(2, 80, seed=7)}, _CHOICES)
+    model = made_of("Wav2Vec2ForSequenceClassification", "Wav2Vec2Config", WAV2VEC2, attention)
+    return Case(model, {"input_values": drawn(2, 80, seed=7)}, CHOICES)
 
 
 def _whisper(attention: str) -> Case:
@@ -122,41 +125,42 @@ def _whisper(attention: str) -> Case:
         "eos_token_id": 2,
         "decoder_start_token_id": 1,
     }
-    model = _made("WhisperForConditionalGeneration", "WhisperConfig", options, attention)
+    model = made_of("WhisperForConditionalGeneration", "WhisperConfig", options, attention)
     inputs = {"input_features": drawn(2, 6, 16, seed=7), "decoder_input_ids": tokens(4, seed=6)}
     return Case(model, inputs, WRITTEN, {"use_cache": False})
 
 
-def _diagonal(output: Any) -> Tensor:
+def diagonal(output: Any) -> Tensor:
+    """How similar each image and its own text are."""
     return output.logits_per_image.diagonal()
 
 
 def _two_towers(model: str, attention: str) -> Case:
     ends = {"bos_token_id": 1, "eos_token_id": 29}
     options = {
-        "text_config": {**_TEXT, **ends, "max_position_embeddings": 7},
-        "vision_config": _VISION,
+        "text_config": {**TEXT_SIZES, **ends, "max_position_embeddings": 7},
+        "vision_config": VISION,
         **({"projection_dim": 8} if model == "CLIP" else {}),
     }
-    made = _made(f"{model}Model", f"{model}Config", options, attention)
+    made = made_of(f"{model}Model", f"{model}Config", options, attention)
     ids = tokens(vocabulary=29)
     ids[:, -1] = 29
-    inputs = {"input_ids": ids, "pixel_values": _images()}
-    return Case(made, inputs, (None,), score=_diagonal)
+    inputs = {"input_ids": ids, "pixel_values": images()}
+    return Case(made, inputs, (None,), score=diagonal)
 
 
 def _vilt(attention: str) -> Case:
     options = {**BERT, "image_size": 16, "patch_size": 4}
-    model = _made("ViltForQuestionAnswering", "ViltConfig", options, attention)
+    model = made_of("ViltForQuestionAnswering", "ViltConfig", options, attention)
     named = {"attention_mask": padding(), "pixel_mask": torch.ones(2, 16, 16).long()}
-    return Case(model, {"input_ids": tokens(), "pixel_values": _images()}, _CHOICES, named)
+    return Case(model, {"input_ids": tokens(), "pixel_values": images()}, CHOICES, named)
 
 
 def _visual_bert(attention: str) -> Case:
     options = {**BERT, "visual_embedding_dim": 10}
-    model = _made("VisualBertForQuestionAnswering", "VisualBertConfig", options, attention)
+    model = made_of("VisualBertForQuestionAnswering", "VisualBertConfig", options, attention)
     inputs = {"input_ids": tokens(), "visual_embeds": drawn(2, 4, 10, seed=4)}
-    return Case(model, inputs, _CHOICES, {"attention_mask": padding()})
+    return Case(model, inputs, CHOICES, {"attention_mask": padding()})
 
 
 def _lxmert(attention: str) -> Case:
@@ -170,24 +174,24 @@ def _lxmert(attention: str) -> Case:
         "r_layers": 2,
         "x_layers": 2,
     }
-    model = _made("LxmertForQuestionAnswering", "LxmertConfig", options, attention)
+    model = made_of("LxmertForQuestionAnswering", "LxmertConfig", options, attention)
     inputs = {
         "input_ids": tokens(),
         "visual_feats": drawn(2, 4, 10, seed=4),
         "visual_pos": drawn(2, 4, 4, seed=5).sigmoid(),
     }
-    return Case(model, inputs, _CHOICES, {"attention_mask": padding()})
+    return Case(model, inputs, CHOICES, {"attention_mask": padding()})
 
 
 def _blip(attention: str) -> Case:
     options = {
         "text_config": {**BERT, "encoder_hidden_size": 16, "bos_token_id": 1, "sep_token_id": 2},
-        "vision_config": _VISION,
+        "vision_config": VISION,
         "projection_dim": 8,
         "image_text_hidden_size": 8,
     }
-    model = _made("BlipForImageTextRetrieval", "BlipConfig", options, attention)
-    inputs = {"input_ids": tokens(), "pixel_values": _images()}
+    model = made_of("BlipForImageTextRetrieval", "BlipConfig", options, attention)
+    inputs = {"input_ids": tokens(), "pixel_values": images()}
     return Case(model, inputs, ([1, 0], [0, 1]), {"attention_mask": padding()})
 
 
@@ -220,25 +224,26 @@ def _detr(attention: str) -> Case:
     return Case(model, inputs, ([(2, 1), (0, 4)], [(1, 2), (3, 0)]))
 
 
-def _joint(
+def joint(
     name: str,
     build: Callable[[str], Case],
     attentions: tuple[str, ...] = ("sdpa", "eager"),
     **about: Any,
 ) -> Family:
+    """A family with a call of its own."""
     return Family("Transformers", name, build, attentions, **about)
 
 
-_TWO_SCORES = "the score is a product of two towers' outputs"
+TWO_SCORES = "the score is a product of two towers' outputs"
 
 SENSES = [
-    _viewer("ViT", "ViT"),
-    _viewer("DeiT", "DeiT"),
-    _viewer("BEiT", "Beit"),
-    _viewer("DINOv2", "Dinov2"),
-    _viewer("Swin", "Swin", _SWIN, ("eager",), 32),
-    _viewer("SwinV2", "Swinv2", _SWIN, ("eager",), 32),
-    _viewer(
+    viewer("ViT", "ViT"),
+    viewer("DeiT", "DeiT"),
+    viewer("BEiT", "Beit"),
+    viewer("DINOv2", "Dinov2"),
+    viewer("Swin", "Swin", SWIN, ("eager",), 32),
+    viewer("SwinV2", "Swinv2", SWIN, ("eager",), 32),
+    viewer(
         "SegFormer",
         "Segformer",
         {
@@ -250,26 +255,26 @@ SENSES = [
         ("eager",),
         64,
     ),
-    _joint(
+    joint(
         "VideoMAE",
         _videomae,
         not_conserved="positions that are no parameters are added",
         kind="video",
     ),
-    _joint("AST", _ast),
-    _joint("wav2vec 2.0", _wav2vec2, kind="sound"),
-    _joint("Whisper", _whisper),
-    _joint(
+    joint("AST", _ast),
+    joint("wav2vec 2.0", _wav2vec2, kind="sound"),
+    joint("Whisper", _whisper),
+    joint(
         "CLIP",
         partial(_two_towers, "CLIP"),
         needs=RECENT,
-        not_conserved=_TWO_SCORES,
+        not_conserved=TWO_SCORES,
         kind="two towers",
     ),
-    _joint("SigLIP", partial(_two_towers, "Siglip"), not_conserved=_TWO_SCORES),
-    _joint("ViLT", _vilt, ("eager",), kind="one stream of two"),
-    _joint("VisualBERT", _visual_bert, ("eager",)),
-    _joint("LXMERT", _lxmert, ("eager",), kind="two streams"),
-    _joint("BLIP", _blip, ("eager",)),
-    _joint("DETR", _detr, kind="learned queries"),
+    joint("SigLIP", partial(_two_towers, "Siglip"), not_conserved=TWO_SCORES),
+    joint("ViLT", _vilt, ("eager",), kind="one stream of two"),
+    joint("VisualBERT", _visual_bert, ("eager",)),
+    joint("LXMERT", _lxmert, ("eager",), kind="two streams"),
+    joint("BLIP", _blip, ("eager",)),
+    joint("DETR", _detr, kind="learned queries"),
 ]

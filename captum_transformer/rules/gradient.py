@@ -55,6 +55,8 @@ class ConservativeRule:
             return _apply_probabilities(call, args, kwargs, name, tape)
         if kind is Kind.MUL and self.attention_rule:
             return _weigh(call, args, kwargs, tape)
+        if name == "grid_sample" and self.attention_rule:
+            _refuse_places(args, kwargs, tape)
         if kind is Kind.SOFTMAX:
             return without_empty_rows(call, args, kwargs)
         if kind is Kind.LINEAR and (gamma := self.gammas.get(len(tape.operations))) is not None:
@@ -98,6 +100,16 @@ def _weigh(
     if describe(call).inplace and id(args[0]) in held:
         return args[0].copy_(args[0].detach() * args[1])
     return call(*with_tensors(args, held), **with_tensors(kwargs, held))
+
+
+def _refuse_places(args: tuple[Any, ...], kwargs: dict[str, Any], tape: Tape) -> None:
+    """Places that follow from the inputs, as in deformable attention, are no probabilities."""
+    if len(signals_in((args[1:], {k: v for k, v in kwargs.items() if k != "input"}), tape)):
+        raise UnsupportedOperationError(
+            "`grid_sample` reads a signal at places that depend on the inputs, as in deformable "
+            "attention: the theory says what attention probabilities get, but not what places do. "
+            "With `attention_rule=False` they count as any other part of the gradient."
+        )
 
 
 def _apply_probabilities(

@@ -10,7 +10,10 @@ from captum_transformer.trace.functions import Kind, describe
 from captum_transformer.trace.tape import Tape
 
 _PRODUCTS = frozenset({Kind.MUL, Kind.MATMUL, Kind.LINEAR, Kind.CONV})
-_OTHER_PRODUCTS = frozenset("dot vdot inner outer tensordot bilinear kron addcmul".split())
+# What is read between places is a product, too: of a signal and the weights that its places make.
+_OTHER_PRODUCTS = frozenset(
+    "dot vdot inner outer tensordot bilinear kron addcmul grid_sample".split()
+)
 # What is added to a product in the same function, by its place and its name.
 _ADDED = {
     **dict.fromkeys(("addmm", "baddbmm", "addcmul"), (0, "input")),

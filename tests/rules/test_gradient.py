@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_transformer import ConservativeLRP
+from captum_transformer.errors import UnsupportedOperationError
 
 PLAIN = {"attention_rule": False, "layer_norm_rule": False}
 LN = {"attention_rule": False}
@@ -148,3 +149,26 @@ def test_gamma_favours_positive_contributions(x):
     plain = ConservativeLRP(Block(), gamma=0.0).attribute(x, target=0)
     favoured = ConservativeLRP(Block(), gamma=0.5, gamma_keeps_output=True).attribute(x, target=0)
     assert not torch.allclose(plain, favoured)
+
+
+class Deformable(nn.Module):
+    """Attention to a grid; then its places are moved as the input says, or stay where they are."""
+
+    def __init__(self, moves: bool) -> None:
+        super().__init__()
+        self.attention, self.move = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 2)
+        self.moves = moves
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x, x, x)[0]
+        grid = self.move(x) if self.moves else self.move.weight.T.expand(len(x), 6, 2)
+        field = x.transpose(1, 2).unflatten(2, (2, 2))
+        return F.grid_sample(field, grid[:, None], align_corners=False).flatten(1)
+
+
+def test_places_that_depend_on_the_inputs_are_refused(x: Tensor) -> None:
+    moving, fixed = Deformable(True).double(), Deformable(False).double()
+    with pytest.raises(UnsupportedOperationError, match=r"`grid_sample`.*attention_rule=False"):
+        ConservativeLRP(moving).attribute(x, 5)
+    assert ConservativeLRP(moving, attention_rule=False).attribute(x, 5).any()
+    assert ConservativeLRP(fixed).attribute(x, 5).any()

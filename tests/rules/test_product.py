@@ -37,6 +37,11 @@ PRODUCTS = {
     ),
     "weights of a linear layer": (lambda x, y: F.linear(x, y[0].T), X, Y),
     "tensordot": (lambda x, y: torch.tensordot(x[0], y[0], 1), X, Y),
+    "read at places": (
+        lambda x, y: F.grid_sample(x[:, None], y[:, None, :, :2] * 0.5, align_corners=False),
+        X,
+        Y,
+    ),
     "added to another": (lambda x, y: torch.addcmul(CONSTANT[:, :1, :1].to(x), x, y), X, X + 1),
 }
 
