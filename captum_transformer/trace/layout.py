@@ -117,7 +117,7 @@ def _holds(operation: Operation, before: Axis, source: Value, after: Axis, outpu
         operation.name in _BY_INDEX and len(operation.operands) > 1
     )
     one_to_one = len(operation.traced()) == len(operation.outputs) == 1
-    if not by_index or not one_to_one:
+    if not by_index or not one_to_one or _picks_along_another(operation, before, source):
         return True
     numbers = _numbers(operation, before.size)
     sources = before.spread(numbers, source.shape)
@@ -125,6 +125,15 @@ def _holds(operation: Operation, before: Axis, source: Value, after: Axis, outpu
         found, constant = (operation.replay([x])[0] for x in (sources, torch.zeros_like(sources)))
     expected = after.spread(numbers, output.shape)
     return bool(((found == expected) | (found == constant)).all())
+
+
+def _picks_along_another(operation: Operation, axis: Axis, source: Value) -> bool:
+    """Whether indices move entries along one dimension only, and the axis is another one."""
+    if operation.name not in ("gather", "take_along_dim", "index_select"):
+        return False
+    along = _argument(operation, 1, "dim", None)
+    dim = axis.dim(source.shape)
+    return isinstance(along, int) and dim is not None and dim != along % len(source.shape)
 
 
 def _looked_up(operation: Operation, source: Value, output: Value) -> Axis | None:
