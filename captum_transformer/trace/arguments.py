@@ -198,5 +198,7 @@ def _validate(inputs: tuple[Tensor, ...]) -> None:
             shapes = [tuple(t.shape) for t in inputs]
             raise InvalidInputError(
                 f"Inputs must be non-empty with the samples along dimension 0, as many in each: "
-                f"got shapes {shapes}."
+                f"got shapes {shapes}. If the model takes the patches of all samples in one "
+                "sequence, explain a function that gets them as (samples, patches, values) and "
+                "flattens them for the model."
             )

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from captum_transformer import (
     AttentionGradCam,
@@ -373,8 +374,9 @@ def test_windows_and_merging_equal_explicit_matrices(normalize):
         nn.Conv2d(3, 6, 3, stride=2, padding=1, groups=3),
         nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 2, stride=2, dilation=2), nn.AvgPool2d(2)),
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), FrozenBatchNorm2d(4), nn.MaxPool2d(3, 2, 1)),
     ],
-    ids=["patches", "overlapping", "grouped", "max pool", "dilated"],
+    ids=["patches", "overlapping", "grouped", "max pool", "dilated", "frozen norm"],
 )
 def test_a_stem_keeps_sums_and_spreads_evenly(stem):
     images = torch.randn(2, 3, 8, 8)

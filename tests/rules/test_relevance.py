@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from captum_transformer.rules.linear import half_quotient
 from captum_transformer.rules.propagate import propagate
@@ -179,3 +180,28 @@ def test_two_scores_of_a_single_sample_are_no_scalars():
     alone = propagated(lambda a, b: a * 1 + b * 1, a[:1], b[:1], relevance=torch.ones_like(a[:1]))
     for batch, single in zip(together, alone, strict=True):
         torch.testing.assert_close(batch[:1], single)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_a_backbone_with_frozen_norms_hands_its_relevance_to_the_pixels(shift):
+    def frozen() -> nn.Module:
+        norm = FrozenBatchNorm2d(8)
+        norm.weight.uniform_(0.5, 1.5)
+        norm.running_var.uniform_(0.5, 1.5)
+        norm.bias.fill_(shift)
+        return norm
+
+    stem = [nn.Conv2d(3, 8, 7, 2, 3, bias=False), frozen(), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    body = [nn.Conv2d(8, 8, 3, padding=1, bias=False), frozen(), nn.ReLU()]
+    backbone = nn.Sequential(*stem, *body).double()
+    pixels = doubles(2, 3, 16, 24)
+    relevance = torch.rand(2, 8, 4, 6, dtype=torch.float64) * (backbone(pixels) > 0)
+
+    (result,) = propagated(backbone, pixels, relevance=relevance.detach())
+
+    kept = result.sum((1, 2, 3)) / relevance.sum((1, 2, 3))
+    if shift:  # what is added takes its part
+        assert ((kept > 0) & (kept < 1)).all()
+    else:
+        torch.testing.assert_close(kept, torch.ones_like(kept))
+    assert result.flatten(1).ne(0).all()
