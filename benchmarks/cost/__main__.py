@@ -32,7 +32,7 @@ from benchmarks.cost.contenders import (
     ours,
     patched_by_lxt,
 )
-from benchmarks.cost.memory import peaks
+from benchmarks.cost.memory import peaks, resident_peak_bytes
 from benchmarks.cost.subjects import SUBJECTS, Subject, large_image, long_decoder, long_encoder
 
 ROOT = Path(__file__).parents[2]
@@ -220,9 +220,15 @@ def _memory(args: argparse.Namespace, factory: dict[str, Any]) -> list[Row]:
 
 
 def _long(args: argparse.Namespace, factory: dict[str, Any]) -> list[Row]:
-    encoder = long_encoder(args.encoder_tokens, factory)
-    decoder = long_decoder(args.decoder_tokens, factory)
-    return [row for subject in (encoder, decoder) for row in peaks(subject, LONG)]
+    rows = []
+    for build, tokens in (
+        (long_encoder, args.encoder_tokens),
+        (long_decoder, args.decoder_tokens),
+    ):
+        subject = build(tokens, factory)
+        print(subject.name, flush=True)
+        rows += peaks(subject, LONG, resident_peak_bytes)
+    return rows
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], list[Row]]] = {

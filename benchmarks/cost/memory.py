@@ -1,8 +1,9 @@
 """The peak of what a run allocates, as the allocator's own record tells."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.cost.contenders import METHODS, REFERENCE, Run, forward_and_backward, ours
 from benchmarks.cost.subjects import Subject
+
+STATUS = Path("/proc/self/status")
 
 
 def peak_bytes(run: Run, device: torch.device) -> int:
@@ -31,17 +34,36 @@ def peak_bytes(run: Run, device: torch.device) -> int:
     return peak
 
 
-def peaks(subject: Subject, methods: Sequence[str] = tuple(METHODS)) -> list[dict[str, Any]]:
-    """The peak of each method beside the model and its input, in MiB and to the reference's.
+def resident_peak_bytes(run: Run, device: torch.device) -> int:
+    """By how much a run makes the process larger at its peak, as Linux counts it.
 
-    The seconds are those of a run whose allocations are recorded.
+    For runs of so many operations that the record of their allocations would be larger than they.
     """
+    if device.type == "cuda":
+        return peak_bytes(run, device)
+
+    def kibibytes(name: str) -> int:
+        (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1])
+
+    (STATUS.parent / "clear_refs").write_text("5")
+    before = kibibytes("VmRSS")
+    run()
+    return 2**10 * (kibibytes("VmHWM") - before)
+
+
+def peaks(
+    subject: Subject,
+    methods: Sequence[str] = tuple(METHODS),
+    measure: Callable[[Run, torch.device], int] = peak_bytes,
+) -> list[dict[str, Any]]:
+    """The peak of each method beside the model and its input, in MiB and to the reference's."""
     runs: dict[str, Run] = {REFERENCE: partial(forward_and_backward, subject)}
     runs |= {name: run for name, run in ours(subject).items() if name in methods}
     rows: list[dict[str, Any]] = []
     for name, run in runs.items():
         start = time.perf_counter()
-        mebibytes = peak_bytes(run, subject.inputs.device) / 2**20
+        mebibytes = measure(run, subject.inputs.device) / 2**20
         took = time.perf_counter() - start
         ratio = mebibytes / rows[0]["mebibytes"] if rows else 1.0
         row = {"subject": subject.name, "contender": name, "mebibytes": mebibytes}

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from captum_transformer.attr.transformer_method import START, TransformerMethod, scaled_back, seed
 from captum_transformer.errors import InvalidLayerError, NoAttentionError
-from captum_transformer.rules.flow import MapBlock, TokenFlow
+from captum_transformer.rules.flow import TokenFlow
+from captum_transformer.rules.maps import MapBlock
 from captum_transformer.trace.arguments import Arguments
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward

@@ -10,7 +10,8 @@ from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Q
 from captum_transformer.attr.transformer_method import START, logged, scaled_back, seed
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.co_attention import Relevancies, last_call, shares_of_queries
-from captum_transformer.rules.flow import TokenFlow, attend_with
+from captum_transformer.rules.flow import TokenFlow
+from captum_transformer.rules.maps import attend_with
 from captum_transformer.rules.update import UpdateRule
 from captum_transformer.trace.arguments import Arguments
 from captum_transformer.trace.forward import TracedForward

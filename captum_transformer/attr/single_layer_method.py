@@ -7,7 +7,8 @@ from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Question
 from captum_transformer.attr.transformer_method import logged
-from captum_transformer.rules.flow import TokenFlow, attend_with, averaged_over_heads
+from captum_transformer.rules.flow import TokenFlow
+from captum_transformer.rules.maps import attend_with, averaged_over_heads
 from captum_transformer.trace.arguments import Arguments
 from captum_transformer.trace.isolation import in_full_precision
 from captum_transformer.trace.target import Target

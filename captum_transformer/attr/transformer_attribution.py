@@ -14,7 +14,7 @@ from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
 from captum_transformer.attr.transformer_method import START, scaled_back, seed
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.attention import attention_relevance
-from captum_transformer.rules.flow import MapBlock
+from captum_transformer.rules.maps import MapBlock
 from captum_transformer.rules.propagate import propagate
 from captum_transformer.rules.update import RelevanceUpdate
 from captum_transformer.trace.attention import AttentionCall

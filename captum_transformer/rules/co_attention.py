@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.flow import MapBlock, TokenFlow, averaged_over_heads
+from captum_transformer.rules.flow import TokenFlow
+from captum_transformer.rules.maps import MapBlock, averaged_over_heads
 from captum_transformer.rules.update import Matrices, UpdateRule, added
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward

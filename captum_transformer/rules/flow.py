@@ -6,7 +6,6 @@ skip and the attention branch both get it whole: the row of the papers' ``(I + A
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from captum_transformer.rules.flat import (
     summed,
     summed_at_indices,
 )
+from captum_transformer.rules.maps import Attend
 from captum_transformer.rules.propagate import propagate, rearranged, unsupported
 from captum_transformer.rules.residual import MEETINGS, Residuals
 from captum_transformer.trace.attention import AttentionCall
@@ -33,38 +33,6 @@ from captum_transformer.trace.tape import Tape
 
 KEEP = frozenset({Kind.POOL})
 _TOKEN_WISE = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL})
-
-
-class Attend(Protocol):
-    """What an attention call does with the shares of its queries."""
-
-    def __call__(self, call: AttentionCall, shares: Tensor) -> Tensor:
-        """From the queries' shares ``(..., Q)`` to those of the keys' values ``(..., K)``."""
-
-
-MapBlock = Callable[[AttentionCall, slice], Tensor]
-
-
-def attend_with(maps: MapBlock) -> Attend:
-    """Attention that hands shares over by a map ``(..., rows, K)``, computed block by block."""
-
-    def attend(call: AttentionCall, shares: Tensor) -> Tensor:
-        blocks = call.blocks()
-        total = _through(maps, call, shares, next(blocks))
-        for rows in blocks:
-            total = total + _through(maps, call, shares, rows)
-        return total
-
-    return attend
-
-
-def _through(maps: MapBlock, call: AttentionCall, shares: Tensor, rows: slice) -> Tensor:
-    return (shares[..., rows].unsqueeze(-2) @ maps(call, rows).to(shares.dtype)).squeeze(-2)
-
-
-def averaged_over_heads(maps: MapBlock, call: AttentionCall) -> Tensor:
-    """The whole map of a call, averaged over its heads: ``(samples, Q, K)``."""
-    return torch.cat([call.by_head(maps(call, rows)).mean(1) for rows in call.blocks()], -2)
 
 
 class TokenFlow:

@@ -23,6 +23,7 @@ from captum_transformer.trace.functions import (
 )
 from captum_transformer.trace.layout import lay_out
 from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.reach import LOOKUPS, reached, without_constants
 from captum_transformer.trace.recognise import (
     Pattern,
     explicit_attention,
@@ -31,15 +32,9 @@ from captum_transformer.trace.recognise import (
 )
 from captum_transformer.trace.tape import Tape, tensors_in
 
-# Token ids become features by looking them up in a table, and stay token ids under these.
-_LOOKUPS = frozenset({"embedding", "getitem", "index_select"})
 _RANDOM = frozenset({Kind.ATTENTION, Kind.NORM})
 _ATTENDS = frozenset({Kind.ATTENTION, Kind.MATMUL})
 _LIKE_ANOTHER = frozenset({"expand_as", "reshape_as", "view_as", "type_as"})
-_COMPLEX = frozenset({Kind.SHAPE, Kind.MUL, Kind.TRANSFORM})
-_KEEPS_IDS = frozenset(
-    "to long int type clamp clip add radd sub subtract mul rmul multiply remainder fmod mod".split()
-)
 
 
 class ForwardRule(Protocol):
@@ -164,7 +159,7 @@ class Trace(TorchFunctionMode):
         *,
         inplace: bool,
     ) -> Any:
-        values = _without_constants(values)
+        values = without_constants(values)
         pattern = None
         if function.kind in _ATTENDS:
             pattern = recognise(function, args, kwargs, values)
@@ -196,14 +191,14 @@ class Trace(TorchFunctionMode):
             # On CPUs its derivative is wrong if the gradient is laid out otherwise: tokens first
             # as behind a convolutional stem, or channels last as of a spectrogram.
             result.register_hook(_LaidOut(result.stride()))
-        outputs = self._reached(function, result if written is None else written, operands)
+        outputs = reached(self.tape, function, result if written is None else written, operands)
         if not any(output is not None for output in outputs):
             if written is not None:
                 self.tape.release(written)
             return result
         call = without_inplace(func) if inplace and not function.inplace else function.call
         kind = function.kind
-        if function.name in _LOOKUPS and operands[0].value is None:
+        if function.name in LOOKUPS and operands[0].value is None:
             kind = Kind.EMBEDDING
         operation = self.tape.append(
             function.name, kind, call, frozen_args, frozen_kwargs, operands, outputs
@@ -244,36 +239,6 @@ class Trace(TorchFunctionMode):
             parts = [self._freeze(part, values, operands, keep=keep) for part in argument]
             return parts if isinstance(argument, list) else tuple(parts)
         return argument
-
-    def _reached(
-        self, function: Function, result: Any, operands: list[Operand]
-    ) -> list[Tensor | None]:
-        """Which results the inputs reach: the differentiable ones, and rearranged token ids."""
-        outputs: list[Tensor | None] = []
-        shapes = function.kind is Kind.SHAPE
-        traced = [o for o in operands if o.value is not None]
-        if not traced:
-            return [result if result.requires_grad else result.requires_grad_()]
-        from_ids = all(not (o.dtype.is_floating_point or o.dtype.is_complex) for o in traced)
-        looks_up = from_ids and (function.kind is Kind.EMBEDDING or function.name in _LOOKUPS)
-        for output in result if isinstance(result, (tuple, list)) else [result]:
-            if not isinstance(output, Tensor):
-                outputs.append(None)
-            elif output.is_floating_point():
-                if looks_up and torch.is_grad_enabled():
-                    if not output.requires_grad:
-                        output.requires_grad_()
-                    self.tape.add_root(output)
-                reached = output.requires_grad and (looks_up or not from_ids)
-                outputs.append(output if reached else None)
-            elif output.is_complex():
-                # Pairs of features that are turned by a constant (rotary embeddings), or spectra.
-                reached = output.requires_grad and function.kind in _COMPLEX
-                outputs.append(output if reached else None)
-            else:
-                carries = from_ids and output.dtype != torch.bool and function.name in _KEEPS_IDS
-                outputs.append(output if carries or (from_ids and shapes) else None)
-        return outputs
 
     def _lay_out_learned(self, operation: Operation) -> None:
         output = operation.outputs[0]
@@ -318,23 +283,6 @@ class _LaidOut:
         return torch.empty_strided(
             gradient.shape, self._stride, dtype=gradient.dtype, device=gradient.device
         ).copy_(gradient)
-
-
-def _without_constants(values: dict[int, Value | None]) -> dict[int, Value | None]:
-    """Leaves out what is a constant next to a signal: token ids, an index, and learned weights."""
-    found = [value for value in values.values() if value is not None]
-    if not any(value.learned or value.holds_ids for value in found):
-        return values
-    from_inputs = any(not value.learned and not value.holds_ids for value in found)
-    if not from_inputs and all(value.holds_ids for value in found):
-        return values
-
-    def counts(value: Value | None) -> bool:
-        if value is None or value.holds_ids:
-            return False
-        return not (from_inputs and value.learned and value.keys is not None)
-
-    return {key: value if counts(value) else None for key, value in values.items()}
 
 
 def _modules_on_stack() -> Iterator[nn.Module]:

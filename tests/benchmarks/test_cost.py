@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.cost import __main__ as program
 from benchmarks.cost.contenders import METHODS, REFERENCE
-from benchmarks.cost.memory import peak_bytes
+from benchmarks.cost.memory import STATUS, peak_bytes, resident_peak_bytes
 
 SMALL = [
     *("--models", "test_vit", "--batch-sizes", "1", "2", "--repeats", "1", "--device", "cpu"),
@@ -44,6 +44,13 @@ def test_the_other_parts_report_ratios(part, rows, tmp_path, monkeypatch, capsys
     assert all(row["ratio"] > 0 for row in written["rows"])
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 2 + rows
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="reads Linux's own record")
+def test_the_peak_of_the_process_is_what_it_grows_by():
+    size = 256 * 2**20
+    grown = resident_peak_bytes(lambda: torch.ones(size, dtype=torch.uint8), torch.device("cpu"))
+    assert 0.95 * size < grown < 1.1 * size
 
 
 def test_the_peak_is_what_is_allocated_at_a_time():
