@@ -49,7 +49,8 @@ def resident_peak_bytes(run: Run, device: torch.device) -> int:
     (STATUS.parent / "clear_refs").write_text("5")
     before = kibibytes("VmRSS")
     run()
-    return 2**10 * (kibibytes("VmHWM") - before)
+    # What fits into memory that was freed before makes nothing larger.
+    return 2**10 * max(1, kibibytes("VmHWM") - before)
 
 
 def peaks(
