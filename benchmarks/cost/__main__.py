@@ -21,11 +21,13 @@ from benchmarks.cost.contenders import (
     FORWARD,
     INTEGRATED,
     METHODS,
+    NOOP,
     REFERENCE,
     TRACED,
     Run,
     forward,
     forward_and_backward,
+    forward_under_no_trace,
     forward_under_the_trace,
     integrated_gradients,
     others,
@@ -83,9 +85,10 @@ def times(subject: Subject, repeats: int, *, integrate: bool) -> list[Row]:
 
 
 def overheads(subject: Subject, repeats: int) -> Row:
-    """A forward pass under the trace, to one without."""
+    """A forward pass under the trace, and under a mode that does nothing, to one without."""
     runs: dict[str, Run] = {
         FORWARD: partial(forward, subject),
+        NOOP: partial(forward_under_no_trace, subject),
         TRACED: partial(forward_under_the_trace, subject),
     }
     turns = Turns(runs, repeats)
@@ -93,6 +96,7 @@ def overheads(subject: Subject, repeats: int) -> Row:
         "subject": subject.name,
         "batch_size": len(subject.inputs),
         "forward": turns.median(FORWARD),
+        "noop": turns.ratio(NOOP, FORWARD),
         "ratio": turns.ratio(TRACED, FORWARD),
     }
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from benchmarks.cost.subjects import Subject
 from captum_transformer import (
@@ -27,6 +28,7 @@ from captum_transformer.trace.arguments import Arguments
 
 REFERENCE = "forward + backward"
 FORWARD = "forward"
+NOOP = "forward under a mode that does nothing"
 TRACED = "forward under the trace"
 METHODS = {
     "TransformerAttribution": TransformerAttribution,
@@ -61,6 +63,21 @@ def forward_under_the_trace(subject: Subject) -> int:
     """The same, written down."""
     with traced_forward(subject.run, Arguments(subject.features), keep=flow.KEEP) as traced:
         return len(traced.calls)
+
+
+class _Nothing(TorchFunctionMode):
+    """What any interception of torch functions costs."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def forward_under_no_trace(subject: Subject) -> Tensor:
+    """The same under a mode that lets everything pass."""
+    with _Nothing():
+        return forward(subject)
 
 
 def ours(subject: Subject) -> dict[str, Run]:

@@ -1,0 +1,170 @@
+"""Writes docs/cost.md from the results that are there.
+
+python -m benchmarks.cost.page
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cost.contenders import FORWARD, REFERENCE, TRACED
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCS = ROOT / "docs"
+
+TEXT = """# What explanations cost
+
+`python -m benchmarks.cost` measures this on your machine, and `python -m benchmarks.cost.page`
+writes this page from the numbers in `benchmarks/results`. Everything runs in one process and in
+turns, and each time is compared with a plain forward pass and backward pass to the input of the
+same turn: the model's own fused attention, no gradients of parameters. Captum's methods take
+part, and pytorch-grad-cam and LXT if they are installed. The models have random weights. A ratio
+of 1 is what the plain gradient costs.
+
+Measured on: {setting}.
+
+![Ratios of all methods on all models](images/cost.png)
+
+## Time
+
+{time}
+
+*s* is the time of one call with the whole batch. IntegratedGradients is timed once, at the
+smallest batch.
+
+### Where the floor is
+
+Nearly all of the time goes into products of activations with weight matrices. Per layer, the
+plain forward and backward pass to the input has two of them. Methods that change the gradient
+(`ConservativeLRP`, `AttnLRP`) have two as well. `GenericAttentionRelevance` adds, per attention
+call, a product of queries with keys and one of gradients with values, from which the map is made
+block by block. Layer-wise relevance propagation adds three per layer, one for the sum of positive
+terms (`|x| |W|`) and two for the relevance, so `TransformerAttribution` has five against two: it
+can't be faster than 2.5 where layers are wide and sequences short.
+
+### Several targets at once
+
+`attribute_targets` with ten classes, as a multiple of one forward pass and ten times what one
+class takes beyond a forward pass: 1 is to be expected, less is saved.
+
+{targets}
+
+### Writing a forward pass down
+
+The trace calls Python for each operation, whatever its size. Of a model of tiny layers it takes
+most of the time; {noop}
+
+{overhead}
+
+### Weights that drive relevance to extremes
+
+Products with the smallest numbers that a precision has are slow on CPUs. Relevance is linear, so
+it starts large and is scaled back at the end. `TransformerAttribution` with the parameters of
+that name multiplied by the factor:
+
+{extremes}
+
+## Memory
+
+The largest total of allocations beside the model and its input. No matrix of all pairs of tokens
+is ever held: maps are made for a block of queries at a time, and what is kept grows with the
+tokens. Cross-attention under `propagation="paper"` is the exception, as that rule multiplies
+matrices.
+
+{memory}
+
+### Long inputs
+
+By how much the process grows at its peak.
+
+{long}
+"""
+
+
+def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
+    """Some columns of the rows, with their heads, as a Markdown table."""
+    numbers = [isinstance(rows[0][key], (int, float)) for key in columns]
+    lines = [
+        "| " + " | ".join(columns.values()) + " |",
+        "|" + "|".join("--:" if number else "---" for number in numbers) + "|",
+    ]
+    lines += ["| " + " | ".join(_cell(row[key]) for key in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def times(rows: Sequence[dict[str, Any]]) -> str:
+    """A row for each contender, a column for each model and batch size."""
+    settings = list(dict.fromkeys((row["subject"], row["batch_size"]) for row in rows))
+    found = {(row["contender"], row["subject"], row["batch_size"]): row for row in rows}
+    heads = [f"{subject}, batch of {size}" for subject, size in settings]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "--:|" * len(heads)]
+    for contender in dict.fromkeys(row["contender"] for row in rows):
+        cells = []
+        for subject, size in settings:
+            row = found.get((contender, subject, size))
+            if row is None:
+                cells.append("-")
+            elif contender == REFERENCE:
+                cells.append(f"{row['seconds']:.2f} s")
+            else:
+                cells.append(f"{row['ratio']:.2f}")
+        lines.append(f"| {contender} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return str(value)
+
+
+def main() -> None:
+    parts = {
+        name: json.loads((RESULTS / f"{name}_cpu_float32.json").read_text())
+        for name in ("time", "targets", "overhead", "extremes", "memory", "long")
+    }
+    rows = {name: part["rows"] for name, part in parts.items()}
+    setting = "{device}, {threads} threads, {machine}, {dtype}, torch {torch}".format(
+        **parts["time"]["setting"]
+    )
+    text = TEXT.format(
+        setting=setting,
+        noop=_noop(rows["overhead"]),
+        time=times([row for row in rows["time"] if row["contender"] not in (FORWARD, TRACED)]),
+        targets=table(
+            rows["targets"], {"subject": "model", "contender": "method", "ratio": "ratio"}
+        ),
+        overhead=table(
+            rows["overhead"],
+            {
+                "subject": "model",
+                "batch_size": "batch",
+                "forward": "forward (s)",
+                "noop": "under a mode that does nothing",
+                "ratio": "under the trace",
+            },
+        ),
+        extremes=table(
+            rows["extremes"], {"weights": "parameters", "factor": "factor", "ratio": "ratio"}
+        ),
+        memory=table(rows["memory"], _MEMORY),
+        long=table(rows["long"], _MEMORY | {"seconds": "s"}),
+    )
+    (DOCS / "cost.md").write_text(text)
+    shutil.copy(RESULTS / "time_cpu_float32.png", DOCS / "images" / "cost.png")
+
+
+_MEMORY = {"subject": "model", "contender": "method", "mebibytes": "MiB", "ratio": "ratio"}
+
+
+def _noop(rows: Sequence[dict[str, Any]]) -> str:
+    first = rows[0]
+    share = (first["noop"] - 1) * 100
+    return f"a mode that does nothing already adds {share:.0f} % there."
+
+
+if __name__ == "__main__":
+    main()
