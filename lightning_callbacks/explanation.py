@@ -48,7 +48,12 @@ def as_map(attribution: Tensor) -> Tensor:
 
 
 def explain(
-    method: Attribution, samples: Samples, pairs: Sequence[tuple[int, int]], *, single: bool = False
+    method: Attribution,
+    samples: Samples,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    single: bool = False,
+    tokens: bool = False,
 ) -> dict[tuple[int, int], Explanation]:
     """Explains classes of samples, never more at a time than there are samples.
 
@@ -58,6 +63,7 @@ def explain(
         pairs: What to explain: sample numbers and class ids. A pair that comes twice, as when the
             predicted class is the label, is explained once.
         single: The model's output has no dimension for classes.
+        tokens: Explain the tokens that the inputs are turned into, which our methods can.
 
     Returns:
         An explanation for each pair.
@@ -69,7 +75,7 @@ def explain(
         # Captum marks its inputs as requiring gradients: every call gets its own copy.
         chosen = samples.select([row for row, _ in part])
         attributions, deltas = _attribute(
-            method, chosen, None if single else [class_id for _, class_id in part]
+            method, chosen, None if single else [class_id for _, class_id in part], tokens
         )
         for number, pair in enumerate(part):
             explanations[pair] = Explanation(
@@ -80,25 +86,27 @@ def explain(
 
 
 def _attribute(
-    method: Attribution, samples: Samples, classes: list[int] | None
+    method: Attribution, samples: Samples, classes: list[int] | None, tokens: bool
 ) -> tuple[tuple[Tensor, ...], list[float] | None]:
     options: dict[str, Any] = {
         "target": None
         if classes is None
         else torch.tensor(classes, device=samples.inputs[0].device)
     }
+    attribute = method.attribute
     if isinstance(method, TransformerMethod):
+        attribute = method.attribute_tokens if tokens else attribute
         options["additional_forward_kwargs"] = samples.additional_forward_kwargs or None
     else:
         samples = by_position(samples, method.forward_func)
     options["additional_forward_args"] = samples.additional_forward_args or None
     several = len(samples.inputs) > 1
     inputs = samples.named_inputs or (samples.inputs if several else samples.inputs[0])
-    has_delta = method.has_convergence_delta()
+    has_delta = method.has_convergence_delta() and not tokens
     if has_delta:
-        result, delta = method.attribute(inputs, **options, return_convergence_delta=True)
+        result, delta = attribute(inputs, **options, return_convergence_delta=True)
     else:
-        result, delta = method.attribute(inputs, **options), None
+        result, delta = attribute(inputs, **options), None
     attributions = tuple(values.detach().float().cpu() for values in _as_tuple(result))
     # Stochastic methods give several deltas per sample.
     deltas = (

@@ -2,6 +2,7 @@
 
 ``pytorch_lightning`` and ``lightning.pytorch`` are the same code under two names, so their classes
 are different ones. A callback that inherits from both, and an exception that is both, suit either.
+Of modules there is one for each; where one package is missing, both are of the other.
 """
 
 from importlib import import_module
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_fabric.utilities.exceptions import MisconfigurationException
-    from pytorch_lightning import Callback
+    from pytorch_lightning import Callback, LightningModule
+    from pytorch_lightning import LightningModule as OtherLightningModule
+    from pytorch_lightning.callbacks import BasePredictionWriter
 else:
 
     def _is_installed(package: str) -> bool:
@@ -35,7 +38,18 @@ else:
         bases = [getattr(import_module(package + module), name) for package in _installed()]
         return type(name, tuple(bases), {"__module__": __name__, "__doc__": bases[0].__doc__})
 
+    BasePredictionWriter = _joined(".callbacks", "BasePredictionWriter")
     Callback = _joined("", "Callback")
+    # A module can't be both: Lightning would take the methods of the one for changes to the other.
+    LightningModule, OtherLightningModule = (
+        import_module(package).LightningModule for package in (_installed() * 2)[:2]
+    )
     MisconfigurationException = _joined(".utilities.exceptions", "MisconfigurationException")
 
-__all__ = ["Callback", "MisconfigurationException"]
+__all__ = [
+    "BasePredictionWriter",
+    "Callback",
+    "LightningModule",
+    "MisconfigurationException",
+    "OtherLightningModule",
+]

@@ -1,0 +1,55 @@
+"""Files that are there as a whole or not at all, also after a power failure."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+_SUFFIX = ".unfinished"
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Lets the body write a file beside a path, and gives it its name when it is complete.
+
+    Args:
+        path: Where the file belongs. One that is there already is replaced in one step.
+
+    Yields:
+        Where the body must write it.
+    """
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex}{_SUFFIX}")
+    try:
+        yield unfinished
+        _flush(unfinished)
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        # The new name, too, is only safe when the folder is.
+        _flush(path.parent)
+
+
+def remove_unfinished(folder: Path) -> int:
+    """Removes what was left by a process that was killed while it wrote.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        How many files there were.
+    """
+    found = list(folder.glob(f".*{_SUFFIX}"))
+    for path in found:
+        path.unlink(missing_ok=True)
+    return len(found)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,122 @@
+"""Reads the explanations of a data set back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_callbacks.data_sets.index import read_index, shards_of
+from lightning_callbacks.data_sets.manifest import read_manifest
+from lightning_callbacks.data_sets.shards import read_attributions
+
+
+class ExplainedSample(NamedTuple):
+    """The explanation of one sample; a ``DataLoader`` makes batches of them.
+
+    Attributes:
+        sample_id: The sample's index in the data set that was explained.
+        attributions: By input, each without a dimension for samples: under the name by which the
+            model got it, or ``input_0``, ``input_1``, ... where it got them by position.
+        target: The class that is explained.
+        prediction: The class with the highest score.
+        score: The model's score of the target, as it comes out of the model.
+    """
+
+    sample_id: int
+    attributions: dict[str, Tensor]
+    target: int
+    prediction: int
+    score: float
+
+
+class RelevanceDataset(Dataset[ExplainedSample]):
+    """The explanations that a `lightning_callbacks.RelevanceWriter` has written.
+
+    They come in the order of the data set that was explained: item i belongs to its sample i.
+    Nothing is kept in memory but the index; an item is read from its shard when it is asked for.
+
+    Args:
+        folder: The writer's folder.
+        partial: Take what is there, though samples are missing. Items are then those that are
+            there, in the same order, and `of` finds the one of a sample.
+
+    Raises:
+        FileNotFoundError: If the folder holds no explanations.
+        ValueError: If samples are missing and `partial` is false.
+
+    Example:
+        >>> RelevanceDataset("nowhere")
+        Traceback (most recent call last):
+        FileNotFoundError: There are no explanations in nowhere: it has no manifest.json...
+    """
+
+    def __init__(self, folder: str | Path, *, partial: bool = False) -> None:
+        self.folder = Path(folder)
+        manifest = read_manifest(self.folder)
+        if manifest is None:
+            raise FileNotFoundError(
+                f"There are no explanations in {folder}: it has no manifest.json, with which a "
+                "RelevanceWriter begins."
+            )
+        self.manifest: dict[str, Any] = manifest
+        self._index = read_index(self.folder)
+        count = manifest["samples"]
+        if len(self) < count and not partial:
+            raise ValueError(
+                f"{count - len(self)} of {count} samples are missing in {folder}. Run the "
+                "prediction again, which explains only these, or pass partial=True to take what is "
+                "there."
+            )
+
+    @property
+    def sample_ids(self) -> Tensor:
+        """The ids of the samples that are there, ascending ``(samples,)``."""
+        return torch.from_numpy(self._index.sample_ids)
+
+    @property
+    def targets(self) -> Tensor:
+        """The classes that are explained ``(samples,)``."""
+        return torch.from_numpy(self._index.columns["target"])
+
+    @property
+    def predictions(self) -> Tensor:
+        """The classes with the highest scores ``(samples,)``."""
+        return torch.from_numpy(self._index.columns["prediction"])
+
+    @property
+    def scores(self) -> Tensor:
+        """The model's scores of the targets ``(samples,)``."""
+        return torch.from_numpy(self._index.columns["score"])
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, item: int) -> ExplainedSample:
+        row = range(len(self))[item]
+        columns = self._index.columns
+        path = shards_of(self.folder) / str(columns["shard"][row])
+        return ExplainedSample(
+            int(columns["sample_id"][row]),
+            read_attributions(path, int(columns["offset"][row])),
+            int(columns["target"][row]),
+            int(columns["prediction"][row]),
+            float(columns["score"][row]),
+        )
+
+    def of(self, sample_id: int) -> ExplainedSample:
+        """The explanation of a sample.
+
+        Args:
+            sample_id: Its index in the data set that was explained.
+
+        Returns:
+            The explanation.
+
+        Raises:
+            KeyError: If it is not there.
+        """
+        return self[self._index.row(sample_id)]

@@ -1,0 +1,202 @@
+"""A Lightning module whose prediction is an explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captum_transformer import TransformerMethod
+from lightning_callbacks.checks import MethodFactory, check_classes
+from lightning_callbacks.classes import ClassSlot, read_output
+from lightning_callbacks.data_sets.manifest import (
+    describe_method,
+    describe_model,
+    describe_versions,
+)
+from lightning_callbacks.explanation import explain
+from lightning_callbacks.flavors import (
+    LightningModule,
+    MisconfigurationException,
+    OtherLightningModule,
+)
+from lightning_callbacks.isolation import isolated
+from lightning_callbacks.samples import BatchToInputs, Samples, read_batch
+
+
+class ExplainedBatch(NamedTuple):
+    """The explanations of samples of a batch, on the CPU.
+
+    Attributes:
+        rows: Which samples of the batch these are.
+        attributions: By input ``(samples, ...)``, float32.
+        target: The classes that are explained ``(samples,)``.
+        prediction: The classes with the highest scores ``(samples,)``.
+        score: The model's scores of the targets ``(samples,)``.
+    """
+
+    rows: Sequence[int]
+    attributions: dict[str, Tensor]
+    target: Tensor
+    prediction: Tensor
+    score: Tensor
+
+
+class Explaining(nn.Module):
+    """What `ExplainerModule` is under both names of Lightning."""
+
+    rows: Sequence[int] | None = None
+    """Which samples of the next batch to explain, by default all: a `RelevanceWriter` sets it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: MethodFactory,
+        target: ClassSlot = "predicted",
+        *,
+        tokens: bool = False,
+        batch_to_inputs: BatchToInputs | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_classes((target,))
+        self.model = model
+        self.attribution_method = method(model)
+        if tokens and not isinstance(self.attribution_method, TransformerMethod):
+            raise MisconfigurationException(
+                "tokens=True needs a method of captum_transformer, which knows the model's tokens, "
+                f"got {type(self.attribution_method).__name__}. Leave it out to explain the inputs."
+            )
+        self.target = target
+        self.tokens = tokens
+        self.batch_to_inputs = batch_to_inputs
+        self.seed = seed
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model."""
+        return self.model(*args, **kwargs)
+
+    def manifest(self) -> dict[str, Any]:
+        """What tells the explanations from others.
+
+        Returns:
+            The method and its arguments, the target, the model with a hash of its weights, and the
+            versions, in terms of JSON.
+        """
+        return {
+            "method": describe_method(self.attribution_method, self.model),
+            "target": self.target,
+            "tokens": self.tokens,
+            "seed": self.seed,
+            "model": describe_model(self.model),
+            "versions": describe_versions(self.model),
+        }
+
+    def predict_step(
+        self,
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> ExplainedBatch:
+        """Explains a batch.
+
+        Args:
+            batch: The batch.
+            batch_idx: Not used.
+            dataloader_idx: Not used.
+
+        Returns:
+            The explanations.
+
+        Raises:
+            ValueError: If the batch can't be read, or a sample has no label and this is the target.
+        """
+        # Prediction runs in inference mode, whose tensors have no gradients: `select` copies them.
+        with (
+            isolated(self.model, seed=self.seed),
+            torch.inference_mode(mode=False),
+            torch.enable_grad(),
+        ):
+            samples = read_batch(batch, self.model.forward, self.batch_to_inputs)
+            rows = range(len(samples)) if self.rows is None else self.rows
+            if not rows:
+                empty = torch.zeros(0)
+                return ExplainedBatch((), {}, empty, empty, empty)
+            return self._explained(samples.select(rows), rows)
+
+    def _explained(self, samples: Samples, rows: Sequence[int]) -> ExplainedBatch:
+        with torch.no_grad():
+            output = samples.run(self.model)
+            scores = read_output(output, samples.labels, probabilities=_as_they_are)
+        targets = [
+            self._target_of(row, class_id)
+            for row, class_id in zip(rows, scores.classes(self.target), strict=True)
+        ]
+        pairs = list(enumerate(targets))
+        explanations = explain(
+            self.attribution_method, samples, pairs, single=scores.single, tokens=self.tokens
+        )
+        names = samples.names or [f"input_{number}" for number in range(len(samples.inputs))]
+        target = torch.tensor(targets)
+        return ExplainedBatch(
+            tuple(rows),
+            {
+                name: torch.stack([explanations[pair].attributions[number] for pair in pairs])
+                for number, name in enumerate(names)
+            },
+            target,
+            scores.probabilities.argmax(1),
+            scores.probabilities.gather(1, target[:, None])[:, 0],
+        )
+
+    def _target_of(self, row: int, class_id: int | None) -> int:
+        if class_id is None:
+            raise ValueError(
+                f"The sample in row {row} of the batch has no label that could be explained. Leave "
+                'such samples out of the data set, or pass target="predicted".'
+            )
+        return class_id
+
+
+def _as_they_are(scores: Tensor) -> Tensor:
+    return scores
+
+
+class ExplainerModule(Explaining, LightningModule):
+    """Explains what `Trainer.predict` gives it, batch by batch.
+
+    With a `lightning_callbacks.RelevanceWriter` among the callbacks the explanations of a whole
+    data set are written to disk, on as many devices and nodes as the trainer has.
+
+    It is a module of ``pytorch_lightning``, or of ``lightning.pytorch`` if only that is installed.
+    Where both are and the trainer is one of ``lightning.pytorch``, take `LightningExplainerModule`.
+
+    Args:
+        model: The model. It is in evaluation mode while it is explained.
+        method: Makes the method: any callable that takes the model and returns a Captum
+            ``Attribution``, such as the method's class.
+        target: What is explained of each sample: ``"predicted"``, ``"label"`` or a class id, as in
+            `AttributionMonitor`.
+        tokens: Explain the model's tokens instead of its inputs, with ``attribute_tokens``: an
+            image of 224 x 224 pixels becomes 196 values instead of 150528.
+        batch_to_inputs: Reads ``(inputs, labels)`` or ``(inputs, labels, further)`` from a batch,
+            as in `AttributionMonitor`.
+        seed: Where the random number generators start at each batch, for random methods.
+
+    Raises:
+        MisconfigurationException: If an argument has no meaning.
+
+    Example:
+        >>> import timm
+        >>> from captum_transformer import AttnLRP
+        >>> model = timm.create_model("test_vit", num_classes=10)
+        >>> module = ExplainerModule(model, AttnLRP, tokens=True)
+        >>> module.predict_step(torch.rand(2, 3, 160, 160), 0).attributions["input_0"].shape
+        torch.Size([2, 100])
+    """
+
+
+class LightningExplainerModule(Explaining, OtherLightningModule):
+    """`ExplainerModule` for a trainer of ``lightning.pytorch``, where both Lightnings are there."""

@@ -1,0 +1,83 @@
+"""What a `RelevanceWriter` refuses before any time is spent."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sized
+from typing import TYPE_CHECKING
+
+from lightning_callbacks.explainer_module import Explaining
+from lightning_callbacks.flavors import BasePredictionWriter, MisconfigurationException
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+
+def check_prediction(trainer: Trainer, module: LightningModule) -> None:
+    """Refuses trainers and modules whose predictions can't be written.
+
+    Args:
+        trainer: The trainer.
+        module: The module.
+
+    Raises:
+        MisconfigurationException: If the module is no `ExplainerModule`, there are two writers, or
+            the strategy splits the module's parameters.
+    """
+    if not isinstance(module, Explaining):
+        raise MisconfigurationException(
+            f"RelevanceWriter writes what an ExplainerModule explains, got {type(module).__name__}:"
+            " trainer.predict(ExplainerModule(model, AttnLRP), loader)."
+        )
+    writers = [
+        callback
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, BasePredictionWriter) and hasattr(callback, "remaining")
+    ]
+    if len(writers) > 1:
+        raise MisconfigurationException(
+            f"The trainer has {len(writers)} RelevanceWriters, and each would choose the samples "
+            "that are to be explained. Pass one."
+        )
+    strategy = trainer.strategy
+    names = {base.__name__ for base in type(strategy).__mro__}
+    splits = names & {"FSDPStrategy", "ModelParallelStrategy"}
+    if splits or getattr(strategy, "zero_stage_3", False):
+        raise MisconfigurationException(
+            f"RelevanceWriter can't work under {type(strategy).__name__}: it splits the parameters "
+            "among the processes, and these have different numbers of batches, so that the last "
+            'would wait for the others for ever. Use "ddp", which keeps the module whole.'
+        )
+    if trainer.is_global_zero and trainer.predict_loop.return_predictions:
+        warnings.warn(
+            "Trainer.predict collects all explanations in memory, though they are written to disk: "
+            "pass trainer.predict(..., return_predictions=False).",
+            stacklevel=2,
+        )
+
+
+def number_of_samples(trainer: Trainer) -> int:
+    """How many samples the data set has.
+
+    Args:
+        trainer: The trainer, whose loaders are there.
+
+    Returns:
+        Their number.
+
+    Raises:
+        MisconfigurationException: If there are several loaders, or the data set has no length.
+    """
+    loaders = trainer.predict_loop._combined_loader.flattened  # type: ignore[union-attr]  # noqa: SLF001
+    if len(loaders) != 1:
+        raise MisconfigurationException(
+            f"RelevanceWriter writes one data set, got {len(loaders)} loaders. Pass one over a "
+            "torch.utils.data.ConcatDataset, or predict each into a folder of its own."
+        )
+    dataset = getattr(loaders[0], "dataset", None)
+    if not isinstance(dataset, Sized):
+        raise MisconfigurationException(
+            "RelevanceWriter needs a torch DataLoader over a data set with a length and indices, "
+            f"by which it tells the samples apart, got {type(dataset or loaders[0]).__name__}."
+        )
+    return len(dataset)

@@ -1,0 +1,265 @@
+"""Writes the explanations of a whole data set to disk."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence, Sized
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_callbacks.checks import check_at_least_one
+from lightning_callbacks.data_sets.atomic import remove_unfinished
+from lightning_callbacks.data_sets.index import read_index, shards_of, write_index
+from lightning_callbacks.data_sets.manifest import differences, read_manifest, write_manifest
+from lightning_callbacks.data_sets.packages import required
+from lightning_callbacks.data_sets.remaining import Progress, RemainingSamples
+from lightning_callbacks.data_sets.shards import write_shard
+from lightning_callbacks.explainer_module import ExplainedBatch
+from lightning_callbacks.flavors import BasePredictionWriter, MisconfigurationException
+from lightning_callbacks.prediction_checks import check_prediction, number_of_samples
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+
+class RelevanceWriter(BasePredictionWriter):
+    """Writes what an `ExplainerModule` explains under ``Trainer.predict``.
+
+    A folder gets
+
+    - ``shards/*.safetensors``: the attributions, with sample id, target, prediction and score;
+    - ``index.parquet``: one row per sample with the same columns, its shard and its offset there;
+    - ``manifest.json``: the method and its arguments, a hash of the model's weights, versions.
+
+    `lightning_callbacks.RelevanceDataset` reads them back. A sample's id is its index in the data
+    set. A file is there as a whole or not at all, so a run that was killed loses nothing but the
+    batches that were not written yet. Run it again, with any number of processes, and it explains
+    what is missing; with another method or other weights that is refused.
+
+    All processes must see the folder, and one run at a time may write into it.
+
+    Args:
+        folder: Where to write.
+        every_n_batches: How many batches make a shard. A batch whose attributions have another
+            shape, as texts padded to another length, begins a new one.
+        notes: What else tells the explanations apart, for the manifest, such as
+            ``{"data": "validation set of March"}``.
+
+    Raises:
+        MisconfigurationException: If an argument has no meaning; at the prediction if the folder
+            belongs to other explanations, or the trainer can't be used.
+        ModuleNotFoundError: If safetensors or pyarrow is missing.
+
+    Example:
+        >>> writer = RelevanceWriter("explanations", every_n_batches=8)
+        >>> len(writer.remaining(torch.utils.data.TensorDataset(torch.rand(5, 3))))
+        5
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every_n_batches: int = 1,
+        *,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__("batch")
+        check_at_least_one("every_n_batches", every_n_batches)
+        for module in ("safetensors.torch", "pyarrow.parquet"):
+            required(module)
+        self.folder = Path(folder)
+        self.every_n_batches = every_n_batches
+        self.notes = dict(notes or {})
+        self._progress: Progress | None = None
+        self._waiting: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+
+    def remaining(self, dataset: Sized) -> RemainingSamples:
+        """The samples that are not explained yet: a sampler for the ``DataLoader``.
+
+        Without it a run that is resumed loads all samples, and explains only those that are
+        missing.
+
+        Args:
+            dataset: The data set.
+
+        Returns:
+            The sampler. It finds out what is missing when the prediction begins.
+        """
+        return RemainingSamples(len(dataset), lambda: self._progress or self._read_progress(1))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finds out what is there already, in the first process for all.
+
+        Args:
+            trainer: The trainer.
+            pl_module: An `ExplainerModule`.
+            stage: What the trainer is about to do.
+        """
+        if stage != "predict":
+            return
+        super().setup(trainer, pl_module, stage)
+        check_prediction(trainer, pl_module)
+        self._waiting.clear()
+        progress = None
+        if trainer.is_global_zero:
+            remove_unfinished(self.folder)
+            remove_unfinished(shards_of(self.folder))
+            progress = self._read_progress(trainer.world_size)
+        self._progress = trainer.strategy.broadcast(progress)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compares the manifest with that of the folder, or begins one.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module, whose weights are loaded by now.
+        """
+        refused = None
+        samples = number_of_samples(trainer)
+        if trainer.is_global_zero:
+            refused = self._refused(trainer, pl_module, samples)
+        # All processes must stop, or the others would wait for the first.
+        refused = trainer.strategy.broadcast(refused)
+        if refused is not None:
+            raise MisconfigurationException(refused)
+
+    def _refused(self, trainer: Trainer, module: Any, samples: int) -> str | None:
+        manifest = {
+            "samples": samples,
+            **module.manifest(),
+            "precision": str(trainer.precision),
+            "notes": self.notes,
+        }
+        there = read_manifest(self.folder)
+        if there is None:
+            write_manifest(self.folder, manifest)
+            return None
+        if not (found := differences(there, manifest)):
+            return None
+        return (
+            f"{self.folder} holds explanations of another kind, so this run can't add to them. "
+            "What differs:\n  " + "\n  ".join(found) + "\nTake another folder, or delete this one."
+        )
+
+    def on_predict_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> None:
+        """Tells the module which samples of the batch are missing.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            batch: Not used.
+            batch_idx: Not used.
+            dataloader_idx: Not used: there is only one.
+        """
+        ids = trainer.predict_loop.current_batch_indices
+        if not ids:
+            raise MisconfigurationException(
+                "The loader doesn't tell which samples its batches consist of, so their "
+                "explanations couldn't be told apart. Pass a torch DataLoader over a data set with "
+                "a length and indices."
+            )
+        done = np.isin(ids, self._known().done)
+        pl_module.rows = np.flatnonzero(~done).tolist()
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        prediction: ExplainedBatch,
+        batch_indices: Sequence[int] | None,
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Writes a batch, or keeps it until its shard is complete.
+
+        Args:
+            trainer: Not used.
+            pl_module: Not used.
+            prediction: The explanations.
+            batch_indices: The samples' indices in the data set.
+            batch: Not used.
+            batch_idx: Not used.
+            dataloader_idx: Not used.
+        """
+        if not prediction.rows or batch_indices is None:
+            return
+        columns = {
+            "sample_id": torch.tensor([batch_indices[row] for row in prediction.rows]),
+            "target": prediction.target,
+            "prediction": prediction.prediction,
+            "score": prediction.score,
+        }
+        if self._waiting and _form(self._waiting[0][0]) != _form(prediction.attributions):
+            self._write()
+        self._waiting.append((prediction.attributions, columns))
+        if len(self._waiting) >= self.every_n_batches:
+            self._write()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Writes what is left, and the index when all processes have done so.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        self._write()
+        pl_module.rows = None
+        trainer.strategy.barrier("the shards of all processes")
+        if trainer.is_global_zero:
+            index = read_index(self.folder)
+            write_index(self.folder, index)
+            missing = number_of_samples(trainer) - len(index)
+            if missing > 0 and trainer.limit_predict_batches == 1.0:
+                warnings.warn(
+                    f"{missing} samples have not been explained: the loader has left them out, as "
+                    "one does that every process shuffles in its own way. Run the prediction "
+                    "again with DataLoader(dataset, sampler=writer.remaining(dataset)).",
+                    stacklevel=2,
+                )
+
+    def on_exception(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        exception: BaseException,  # noqa: ARG002
+    ) -> None:
+        """Saves what is explained but not written when something fails.
+
+        Args:
+            trainer: Not used.
+            pl_module: Not used.
+            exception: Not used.
+        """
+        self._write()
+
+    def _write(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            attributions, columns = (
+                {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                for parts in zip(*waiting, strict=True)
+            )
+            write_shard(shards_of(self.folder), attributions, columns)
+
+    def _known(self) -> Progress:
+        assert self._progress is not None, "Lightning calls setup first"
+        return self._progress
+
+    def _read_progress(self, processes: int) -> Progress:
+        return Progress(read_index(self.folder).sample_ids, processes)
+
+
+def _form(attributions: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: values.shape[1:] for name, values in attributions.items()}
