@@ -18,6 +18,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def subject() -> tuple[nn.Module, TensorDataset]:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = Encoder().eval()
-    return model, TensorDataset(torch.randn(SAMPLES, TOKENS, WIDTH, generator=generator))
+    inputs = torch.randn(SAMPLES, TOKENS, WIDTH, generator=generator)
+    return model, TensorDataset(inputs, torch.zeros(SAMPLES).long())
 
 
 def predict(folder: Path, processes: int) -> None:
@@ -114,24 +116,28 @@ def run(folder: Path, processes: int, shards: int = 0, *, alone: bool = False) -
         What it has left.
     """
     before = len(_shards(folder))
-    process = multiprocessing.get_context("fork").Process(target=predict, args=(folder, processes))
+    # Forked from a fresh process: of this one it isn't known what it has done to a GPU.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.kill_and_resume"])
+    process = context.Process(target=predict, args=(folder, processes))
     process.start()
     assert process.pid is not None
-    _wait(lambda: not process.is_alive() or len(_shards(folder)) > before)
-    began = time.perf_counter()
-    killed = "nothing"
-    if shards:
-        _wait(lambda: len(_shards(folder)) >= before + shards and bool(_unfinished(folder)))
-        if alone:
-            killed = "one process"
-            os.kill(_children(process.pid)[-1], signal.SIGKILL)
-        else:
-            killed = "all processes"
+    try:
+        _wait(lambda: _ended(process) or len(_shards(folder)) > before)
+        began = time.perf_counter()
+        killed = "nothing"
+        if shards:
+            _wait(lambda: len(_shards(folder)) >= before + shards and _unfinished(folder), process)
+            killed = "one process" if alone else "all processes"
+            if alone:
+                os.kill(_children(process.pid)[-1], signal.SIGKILL)
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
+        _wait(lambda: _ended(process))
+    finally:
+        if not _ended(process):
             os.killpg(process.pid, signal.SIGKILL)
-    process.join(60)
-    if process.exitcode is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise TimeoutError("The run didn't end within a minute.")
+        process.join()
     ids = [i for path in _shards(folder) for i in read_columns(path)["sample_id"].tolist()]
     return Run(
         processes,
@@ -196,11 +202,15 @@ def _children(pid: int) -> list[int]:
     return sorted(found)
 
 
-def _wait(condition: Callable[[], Any]) -> None:
+def _ended(process: BaseProcess) -> bool:
+    return process.exitcode is not None
+
+
+def _wait(condition: Callable[[], Any], process: BaseProcess | None = None) -> None:
     end = time.monotonic() + 60
     while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError("The run didn't get so far within a minute.")
+        if time.monotonic() > end or (process is not None and _ended(process)):
+            raise TimeoutError("The run didn't get so far, or not within a minute.")
         time.sleep(0.0005)
 
 

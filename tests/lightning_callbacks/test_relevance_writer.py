@@ -2,8 +2,8 @@
 
 import functools
 import json
+import os
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import timm
@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import lightning_callbacks
 from captum_transformer import AttnLRP, ConservativeLRP, GenericAttentionRelevance
 from lightning_callbacks import ExplainedSample, RelevanceDataset, RelevanceWriter
+from lightning_callbacks.data_sets.shards import read_columns
 from lightning_callbacks.flavors import MisconfigurationException
 from tests.lightning_callbacks.models import classifier
 
@@ -254,4 +255,44 @@ def test_predictions_that_fill_the_memory_are_warned_of(pl, trainer_options, tmp
     trainer = pl.Trainer(**trainer_options, logger=False, callbacks=[RelevanceWriter(tmp_path)])
     with pytest.warns(UserWarning, match="return_predictions=False"):
         trainer.predict(explainer(pl, vit, AttnLRP, tokens=True), DataLoader(images, 11))
-    assert np.isfinite(RelevanceDataset(tmp_path).scores).all()
+    assert len(RelevanceDataset(tmp_path)) == 11
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
+@pytest.mark.parametrize("left", [11, 1, 0])
+def test_two_processes_write_each_sample_once(pl, trainer_options, tmp_path, vit, images, left):
+    module = explainer(pl, vit, AttnLRP, tokens=True)
+    if left < 11:
+        writer = RelevanceWriter(tmp_path)
+        one = DataLoader(images, batch_size=1)
+        predict(pl, trainer_options, module, one, writer, limit_predict_batches=11 - left)
+    before = {path.name for path in (tmp_path / "shards").glob("*")}
+    writer = RelevanceWriter(tmp_path, every_n_batches=2)
+    loader = DataLoader(images, batch_size=2, sampler=writer.remaining(images))
+    predict(pl, trainer_options, module, loader, writer, devices=2, strategy="ddp_fork")
+
+    read = RelevanceDataset(tmp_path)
+    assert read.sample_ids.tolist() == list(range(11))
+    table = pq.read_table(tmp_path / "index.parquet").to_pydict()
+    assert table["sample_id"] == list(range(11))
+    written = {path.name for path in (tmp_path / "shards").iterdir()} - before
+    columns = [read_columns(tmp_path / "shards" / name) for name in written]
+    ids = sorted(i for column in columns for i in column["sample_id"].tolist())
+    assert ids == list(range(11 - left, 11))
+    if left == 11:
+        # Lightning deals the samples out in turns.
+        assert {len(set((c["sample_id"] % 2).tolist())) for c in columns} == {1}
+    expected = AttnLRP(vit).attribute_tokens(images.tensors[0], target=read.targets).float()
+    found = torch.stack([item.attributions["input_0"] for item in read])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
+def test_all_processes_stop_when_the_first_refuses(pl, trainer_options, tmp_path, vit, images):
+    loader = DataLoader(images, batch_size=4)
+    module = explainer(pl, vit, AttnLRP, tokens=True)
+    predict(pl, trainer_options, module, loader, RelevanceWriter(tmp_path))
+    other = explainer(pl, vit, ConservativeLRP, tokens=True)
+    more = {"devices": 2, "strategy": "ddp_fork"}
+    with pytest.raises(Exception, match=r"AttnLRP there, .*ConservativeLRP here"):
+        predict(pl, trainer_options, other, loader, RelevanceWriter(tmp_path), **more)
