@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor
+from typing_extensions import override
 
 from captum_transformer.visualization import MapOptions
 from lightning_callbacks.checks import (
     MethodFactory,
     check_at_least_one,
     check_classes,
+    check_heatmap,
     check_methods,
+    check_precision,
     check_trainer,
+    check_whole,
 )
-from lightning_callbacks.classes import ClassSlot, read_output
-from lightning_callbacks.explanation import explain
+from lightning_callbacks.classes import ClassSlot
 from lightning_callbacks.failures import Failures
-from lightning_callbacks.flavors import Callback
+from lightning_callbacks.faithfulness import Faithfulness
+from lightning_callbacks.fixed_samples import FixedSamples, Share
+from lightning_callbacks.flavors import Callback, MisconfigurationException
 from lightning_callbacks.isolation import isolated
-from lightning_callbacks.loggers import PNGWriter, image_writers
-from lightning_callbacks.report import Report
-from lightning_callbacks.samples import BatchToInputs, Samples, read_batch
+from lightning_callbacks.log import Log
+from lightning_callbacks.loggers import charts
+from lightning_callbacks.part import Part
+from lightning_callbacks.sample_explainer import SampleExplainer
+from lightning_callbacks.samples import BatchToInputs
+from lightning_callbacks.surroundings import Precision, Surroundings
+from lightning_callbacks.watch import Watch
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -36,7 +43,8 @@ class AttributionMonitor(Callback):
     For each sample, class slot and method one picture, input and heatmap side by side, is logged
     under the tag ``{prefix}/sample_{i}/{slot}/{method}``; with several inputs one for each, under
     the input's name or number. Tags never change, so TensorBoard's step
-    slider goes through the history of a sample. Two numbers per method go with them:
+    slider goes through the history of a sample; the step is ``trainer.global_step``. A text has a
+    table of the exact values, too. Two numbers per method go with them:
 
     - ``{prefix}/convergence_delta/{method}``: the mean absolute convergence delta, for methods that
       have one;
@@ -47,10 +55,14 @@ class AttributionMonitor(Callback):
 
     Training is bit for bit the same with and without the callback: gradients, the modes of the
     submodules, buffers and random number generators are kept. The model is in evaluation mode while
-    it is explained, in the trainer's precision, and random methods draw the same numbers each time.
+    it is explained, and random methods draw the same numbers each time. A compiled module is
+    explained uncompiled.
 
     With several processes the first explains its own samples on the unwrapped module, and nothing
     is communicated. Strategies that split the parameters among processes are refused.
+
+    Under `Trainer.test` the first samples of the first test loader are explained in each test, with
+    tags that begin with ``{prefix}_test``. In barebones mode nothing is explained.
 
     Args:
         methods: The methods by name. A method is made anew for each validation run, from the
@@ -77,12 +89,24 @@ class AttributionMonitor(Callback):
             in ``module(**batch)``, see `lightning_callbacks.samples.read_batch`.
         probabilities: Turns the module's outputs into the probabilities of the captions. By default
             a softmax, and a sigmoid for multi-hot labels and for a model with a single output.
-        on_error: What happens if a method fails: ``"warn"`` once and train on, or ``"raise"``.
+        internal_batch_size: How many samples are explained at a time, where all together are too
+            large for the memory.
+        precision: ``"trainer"`` explains in the precision that is validated, ``"float32"`` in
+            single precision where that is half precision.
+        share_samples: With several processes each explains its share of the samples. The others
+            leave what they made as files under the trainer's ``default_root_dir``, which all nodes
+            have to see, and the first one logs it in its next validation run or at the end.
+        faithfulness: Log deletion and insertion areas, too, ``{prefix}/deletion_auc/{method}`` and
+            ``{prefix}/insertion_auc/{method}``; None: don't, for it may cost more than to explain.
+        layers: Names of submodules; a histogram of each one's relevance (gradient x activation) is
+            logged under ``{prefix}/layers/{name}``.
+        on_error: What happens if a method or a logger fails: ``"warn"`` once and train on, or
+            ``"raise"``.
         seed: Where the random number generators start each time that a method runs.
 
     Raises:
         MisconfigurationException: If an argument has no meaning; at the trainer's setup if it has
-            no logger, or a strategy that splits parameters.
+            no logger, or a strategy that splits parameters, or if `samples` can't be read.
 
     Example:
         >>> from captum.attr import IntegratedGradients, Saliency
@@ -92,7 +116,7 @@ class AttributionMonitor(Callback):
         ...     num_samples=4,
         ... )
         >>> monitor.state_dict()
-        {'validation_runs': 0}
+        {'validation_runs': 0, 'samples': []}
     """
 
     def __init__(
@@ -109,6 +133,11 @@ class AttributionMonitor(Callback):
         to_tokens: Callable[[Tensor], Sequence[str]] | None = None,
         batch_to_inputs: BatchToInputs | None = None,
         probabilities: Callable[[Tensor], Tensor] | None = None,
+        internal_batch_size: int | None = None,
+        precision: Precision = "trainer",
+        share_samples: bool = False,
+        faithfulness: Faithfulness | None = None,
+        layers: Sequence[str] = (),
         on_error: Literal["warn", "raise"] = "warn",
         seed: int = 0,
     ) -> None:
@@ -117,25 +146,33 @@ class AttributionMonitor(Callback):
         check_classes(classes)
         check_at_least_one("num_samples", num_samples)
         check_at_least_one("every_n_validations", every_n_validations)
-        self.methods = dict(methods)
-        self.classes = tuple(classes)
+        check_at_least_one("internal_batch_size", internal_batch_size or 1)
+        check_heatmap(heatmap)
+        check_precision(precision)
         self.num_samples = num_samples
         self.samples = samples
-        self.every_n_validations = every_n_validations
         self.prefix = prefix
-        self.class_names = class_names
-        self.heatmap = heatmap or MapOptions()
-        self.to_tokens = to_tokens
         self.batch_to_inputs = batch_to_inputs
-        self.probabilities = probabilities
+        self.precision: Precision = precision
+        self.share_samples = share_samples
         self.seed = seed
-        self._validation_runs = 0
-        self._due = False
-        # Batches are kept apart, since texts of several batches differ in their padding.
-        self._batches: list[Samples] = []
-        self._complete = False
-        self._last_maps: dict[tuple[str, ClassSlot, int], tuple[int, Tensor]] = {}
         self._failures = Failures(on_error)
+        self._explainer = SampleExplainer(
+            dict(methods),
+            tuple(classes),
+            self._failures,
+            class_names=class_names,
+            heatmap=heatmap,
+            to_tokens=to_tokens,
+            probabilities=probabilities,
+            internal_batch_size=internal_batch_size,
+            faithfulness=faithfulness,
+            layers=tuple(layers),
+        )
+        self._validation = Watch("validate", prefix, every_n_validations)
+        self._test = Watch("test", f"{prefix}_test")
+        self._log: Log | None = None
+        self._expected: list[str] = []
 
     @property
     def state_key(self) -> str:
@@ -143,159 +180,139 @@ class AttributionMonitor(Callback):
         return self._generate_state_key(prefix=self.prefix)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: how many validation runs there have been."""
-        return {"validation_runs": self._validation_runs}
+        """What a checkpoint keeps: the number of validation runs, and which samples they are."""
+        fixed = self._validation.fixed
+        known = fixed.identity() if fixed is not None and fixed.complete else self._expected
+        return {"validation_runs": self._validation.runs, "samples": known}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting where the checkpoint was written.
+        self._validation.runs = state_dict["validation_runs"]
+        self._expected = state_dict["samples"]
 
-        Args:
-            state_dict: What `state_dict` returned.
-        """
-        self._validation_runs = state_dict["validation_runs"]
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage not in ("fit", "validate", "test"):
+            return
+        if trainer.barebones:
+            self._failures.warn_once(
+                "barebones", "AttributionMonitor explains nothing in barebones mode."
+            )
+            return
+        check_trainer(trainer)
+        layout = charts(self.prefix, self._explainer.kinds(), list(self._explainer.methods))
+        self._log = Log(trainer, layout, self._failures, share=self.share_samples)
+        for watch in (self._validation, self._test):
+            if watch.fixed is None and self._log.takes_part:
+                watch.fixed = self._given(pl_module, self._log.share)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Refuses what can't work before any time is spent.
+    def _given(self, module: LightningModule, share: Share) -> FixedSamples | None:
+        """The samples that were passed, which every loader's share the same; None: a loader's."""
+        if self.samples is None:
+            return None
+        try:
+            # Isolated, because `batch_to_inputs` may do anything.
+            with isolated(module):
+                return FixedSamples.of(self.samples, module.forward, share, self.batch_to_inputs)
+        except Exception as error:
+            raise MisconfigurationException(
+                f"The `samples` of AttributionMonitor can't be read: {error}"
+            ) from error
 
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            stage: What the trainer is about to do.
-        """
-        if stage in ("fit", "validate"):
-            check_trainer(trainer)
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(trainer, pl_module, self._validation)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Counts the validation runs.
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(trainer, pl_module, self._test)
 
-        Args:
-            trainer: The trainer.
-            pl_module: Not used.
-        """
-        if not trainer.sanity_checking:
-            self._due = self._validation_runs % self.every_n_validations == 0
-            self._validation_runs += 1
-        if not self._complete:
-            # What a run that was cut short has collected would come twice.
-            self._batches.clear()
-
+    @override
     def on_validation_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,  # noqa: ARG002
+        outputs: Any,
         batch: Any,
-        batch_idx: int,  # noqa: ARG002
+        batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collects samples, and explains them as soon as all are there.
+        # Here and not at the end of the run: weight averaging swaps its weights in for the run.
+        self._see(trainer, pl_module, self._validation, batch, dataloader_idx)
 
-        Here and not at the end of the run, since weight averaging swaps its weights in for the run.
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._see(trainer, pl_module, self._test, batch, dataloader_idx)
 
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            outputs: Not used.
-            batch: The batch.
-            batch_idx: Not used.
-            dataloader_idx: Samples are taken from loader 0.
-        """
-        if trainer.sanity_checking or not self._due or not trainer.is_global_zero:
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._log is not None:
+            self._log.finish()
+            self._log = None
+
+    @override
+    def on_exception(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        exception: BaseException,
+    ) -> None:
+        if self._log is not None:
+            self._log.abandon()
+            self._log = None
+
+    def _begin(self, trainer: Trainer, module: LightningModule, watch: Watch) -> None:
+        if self._log is None or trainer.sanity_checking:
             return
-        if not self._complete:
-            # A run whose batches can't be read is over, as if it had been explained.
-            self._due = False
-            with self._failures.tolerated("read the batch"):
-                self._collect(pl_module, batch, dataloader_idx)
-                self._due = True
-        if self._due and (self._complete or dataloader_idx > 0 or _is_last_batch(trainer)):
-            self._due, self._complete = False, True
-            self._explain(trainer, pl_module)
+        check_whole(module)
+        self._log.collect()
+        if watch.fixed is None and self._log.takes_part:
+            loaders = trainer.test_dataloaders if watch is self._test else trainer.val_dataloaders
+            share = self._log.share_of(loaders)
+            watch.fixed = FixedSamples(self.num_samples, share, self.batch_to_inputs)
+        watch.begin()
 
-    def _collect(self, module: LightningModule, batch: Any, dataloader_idx: int) -> None:
-        given = self.samples is not None
-        if dataloader_idx > 0 and not given:
-            return
-        # Under `Trainer.validate` a batch consists of inference tensors, which have no gradients.
-        # Isolated, because `batch_to_inputs` may do anything.
-        with isolated(module), torch.inference_mode(mode=False), torch.no_grad():
-            batch = self.samples if given else batch
-            samples = read_batch(batch, module.forward, self.batch_to_inputs)
-            wanted = len(samples) if given else self.num_samples - sum(map(len, self._batches))
-            self._batches.append(samples.select(range(min(wanted, len(samples)))).to("cpu"))
-        self._complete = given or wanted <= len(samples)
-
-    def _explain(self, trainer: Trainer, module: LightningModule) -> None:
-        writers = image_writers(trainer.loggers, trainer.default_root_dir)
-        if isinstance(writers[0], PNGWriter):
-            self._failures.warn_once(
-                "images",
-                "No logger takes images, so AttributionMonitor writes PNG files to "
-                f"{writers[0].folder}. Use a TensorBoardLogger to step through them.",
-            )
-        report = Report(
-            writers,
-            prefix=self.prefix,
-            global_step=trainer.global_step,
-            last_maps=self._last_maps,
-            heatmap=self.heatmap,
-            to_tokens=self.to_tokens,
-        )
-        first = 0
-        for samples in self._batches:
-            with self._failures.tolerated("predict the samples' classes"):
-                self._explain_batch(trainer, module, samples, first, report)
-            first += len(samples)
-        if metrics := report.metrics():
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.global_step)
-
-    def _explain_batch(
+    def _see(
         self,
         trainer: Trainer,
         module: LightningModule,
-        samples: Samples,
-        first: int,
-        report: Report,
+        watch: Watch,
+        batch: Any,
+        dataloader_idx: int,
     ) -> None:
-        # Given samples have not been through the trainer, which converts what it loads itself.
-        moved = samples.map(trainer.precision_plugin.convert_input).to(module.device)
-        with self._undisturbed(trainer, module), torch.no_grad():
-            output = moved.run(module)
-            predictions = read_output(
-                output,
-                moved.labels,
-                class_names=self.class_names,
-                probabilities=self.probabilities,
+        fixed = watch.fixed
+        if self._log is None or trainer.sanity_checking or fixed is None or not watch.due:
+            return
+        if not fixed.complete and dataloader_idx == 0:
+            # A run whose batches can't be read is over, as if it had been explained.
+            watch.due = False
+            with self._failures.tolerated("read the batch"), isolated(module):
+                fixed.collect(batch, module.forward)
+                watch.due = True
+        if watch.due and (fixed.complete or dataloader_idx > 0 or watch.is_last_batch(trainer)):
+            watch.due, fixed.complete = False, True
+            if watch is self._validation:
+                self._compare(fixed)
+            part = Part(watch.run, trainer.global_step)
+            surroundings = Surroundings.of(trainer, module, self.precision, self.seed)
+            self._explainer.explain(surroundings, fixed, watch.last_maps, part, watch.prefix)
+            self._log.add(part)
+
+    def _compare(self, fixed: FixedSamples) -> None:
+        """Says so if the samples are not those that the checkpoint knows."""
+        expected, self._expected = self._expected, []
+        if expected and expected != fixed.identity():
+            self._failures.warn_once(
+                "samples",
+                "The samples that AttributionMonitor explains are not those of the checkpoint, so "
+                "the pictures of a tag are not of one sample. Pass samples= or a validation loader "
+                "that doesn't shuffle.",
             )
-        classes = {slot: predictions.classes(slot) for slot in self.classes}
-        pairs = [
-            (row, class_id)
-            for ids in classes.values()
-            for row, class_id in enumerate(ids)
-            if class_id is not None
-        ]
-        for name, factory in self.methods.items():
-            with self._failures.tolerated(f"explain with the method {name!r}"):
-                with self._undisturbed(trainer, module):
-                    method = factory(module)
-                    explanations = explain(method, moved, pairs, single=predictions.single)
-                report.add(name, explanations, classes, samples, predictions, first)
-
-    @contextmanager
-    def _undisturbed(self, trainer: Trainer, module: LightningModule) -> Iterator[None]:
-        """Gradients in the trainer's precision, also within its inference mode."""
-        with (
-            isolated(module, seed=self.seed),
-            torch.inference_mode(mode=False),
-            torch.enable_grad(),
-            trainer.precision_plugin.forward_context(),
-        ):
-            yield
-
-
-def _is_last_batch(trainer: Trainer) -> bool:
-    """Whether no batch follows, which a loader without length tells only by its prefetching."""
-    fitting = trainer.state.fn == "fit"
-    loop = trainer.fit_loop.epoch_loop.val_loop if fitting else trainer.validate_loop
-    return loop.batch_progress.is_last_batch

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from captum.attr import Attribution
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from captum_transformer.visualization import MapOptions, overlay
 from lightning_callbacks.classes import ClassSlot
 from lightning_callbacks.flavors import MisconfigurationException
 
@@ -32,7 +35,18 @@ def check_trainer(trainer: Trainer) -> None:
             "AttributionMonitor has nowhere to log to, since the trainer has no logger. Pass one, "
             'e.g. Trainer(logger=TensorBoardLogger("runs")).'
         )
-    strategy = trainer.strategy
+    check_strategy(trainer.strategy)
+
+
+def check_strategy(strategy: Any) -> None:
+    """Refuses strategies under which one process can't explain for itself.
+
+    Args:
+        strategy: The trainer's strategy.
+
+    Raises:
+        MisconfigurationException: If it splits the module's parameters.
+    """
     names = {base.__name__ for base in type(strategy).__mro__}
     splits = names & {"FSDPStrategy", "ModelParallelStrategy"}
     if splits or getattr(strategy, "zero_stage_3", False):
@@ -41,6 +55,59 @@ def check_trainer(trainer: Trainer) -> None:
             "parameters among the processes, and a forward pass of the first process alone would "
             "wait for the others for ever. Use a strategy that keeps the module whole, such as "
             '"ddp", or explain a checkpoint after the training.'
+        )
+
+
+def check_whole(module: nn.Module) -> None:
+    """Refuses a module whose own `configure_model` has split its parameters.
+
+    Args:
+        module: The module.
+
+    Raises:
+        MisconfigurationException: If a parameter is a part of one.
+    """
+    split = [name for name, tensor in module.named_parameters() if isinstance(tensor, DTensor)]
+    if split:
+        raise MisconfigurationException(
+            f"AttributionMonitor can't explain a module whose parameters are split among processes "
+            f"({split[0]!r} is a DTensor): a forward pass of the first process alone would wait "
+            "for the others for ever. Explain a checkpoint after the training."
+        )
+
+
+def check_heatmap(heatmap: MapOptions | None) -> None:
+    """Refuses options of pictures that have no meaning.
+
+    Args:
+        heatmap: The options.
+
+    Raises:
+        MisconfigurationException: If one is unknown or has no meaning.
+    """
+    options = heatmap or {}
+    known = sorted(MapOptions.__annotations__)
+    if unknown := [name for name in options if name not in known]:
+        raise MisconfigurationException(f"heatmap has no options {unknown}, it has {known}.")
+    blank = torch.zeros(3, 2, 2)
+    try:
+        overlay(blank, blank, **options)
+    except (TypeError, ValueError) as error:
+        raise MisconfigurationException(f"heatmap={heatmap!r} can't be drawn: {error}") from error
+
+
+def check_precision(precision: str) -> None:
+    """Refuses unknown precisions.
+
+    Args:
+        precision: The precision.
+
+    Raises:
+        MisconfigurationException: If it is unknown.
+    """
+    if precision not in ("trainer", "float32"):
+        raise MisconfigurationException(
+            f"precision must be 'trainer' or 'float32', got {precision!r}."
         )
 
 

@@ -145,6 +145,31 @@ def read_output(
         >>> read_output(torch.tensor([[0.0, 2.0]]), torch.tensor([0])).classes("predicted")
         [1]
     """
+    scores = class_scores(output)
+    single = scores.dim() == 1
+    scores = scores.detach().float().reshape(len(scores), -1)
+    if probabilities is None:
+        several = labels is not None and labels.dim() == 2 and labels.shape[1] > 1
+        values = scores.sigmoid() if several or scores.shape[1] == 1 else scores.softmax(1)
+    else:
+        values = probabilities(scores)
+    return Predictions(
+        values.cpu(), None if labels is None else labels.cpu(), class_names, single=single
+    )
+
+
+def class_scores(output: Any) -> Tensor:
+    """Finds the scores in what a model returns.
+
+    Args:
+        output: As for `read_output`.
+
+    Returns:
+        ``(B, C)`` or ``(B,)``.
+
+    Raises:
+        ValueError: If the output isn't one score per class.
+    """
     if isinstance(output, Mapping):
         output = output.get("logits", next(iter(output.values()), None))
     elif hasattr(output, "logits"):
@@ -157,13 +182,4 @@ def read_output(
             "A class is explained, so the module's forward must return one score per class, "
             f"(batch, classes), got {found}."
         )
-    single = output.dim() == 1
-    scores = output.detach().float().reshape(len(output), -1)
-    if probabilities is None:
-        several = labels is not None and labels.dim() == 2 and labels.shape[1] > 1
-        values = scores.sigmoid() if several or scores.shape[1] == 1 else scores.softmax(1)
-    else:
-        values = probabilities(scores)
-    return Predictions(
-        values.cpu(), None if labels is None else labels.cpu(), class_names, single=single
-    )
+    return output

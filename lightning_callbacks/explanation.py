@@ -54,6 +54,7 @@ def explain(
     *,
     single: bool = False,
     tokens: bool = False,
+    internal_batch_size: int | None = None,
 ) -> dict[tuple[int, int], Explanation]:
     """Explains classes of samples, never more at a time than there are samples.
 
@@ -64,14 +65,16 @@ def explain(
             predicted class is the label, is explained once.
         single: The model's output has no dimension for classes.
         tokens: Explain the tokens that the inputs are turned into, which our methods can.
+        internal_batch_size: How many to explain at a time, if not as many as there are samples.
 
     Returns:
         An explanation for each pair.
     """
+    size = min(len(samples), internal_batch_size or len(samples))
     unique = list(dict.fromkeys(pairs))
     explanations: dict[tuple[int, int], Explanation] = {}
-    for start in range(0, len(unique), len(samples)):
-        part = unique[start : start + len(samples)]
+    for start in range(0, len(unique), size):
+        part = unique[start : start + size]
         # Captum marks its inputs as requiring gradients: every call gets its own copy.
         chosen = samples.select([row for row, _ in part])
         attributions, deltas = _attribute(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
+
+import torch
 
 from lightning_callbacks.flavors import MisconfigurationException
 
@@ -38,26 +41,29 @@ class Failures:
     def tolerated(self, what: str) -> Iterator[None]:
         """Turns an exception of the body into a warning, unless it is to be raised.
 
+        What the failed calls held is let go, so that the training finds the memory that it had.
+
         Args:
             what: What the body does; each has one warning.
         """
+        out_of_memory = False
         try:
             yield
         except Exception as error:
             if self.on_error == "raise":
                 raise
-            hint = ""
-            if "nference tensor" in str(error):
-                hint = (
-                    " The module holds tensors that were made in inference mode: use "
-                    "Trainer(inference_mode=False)."
-                )
             self.warn_once(
                 what,
-                f"AttributionMonitor couldn't {what}: {type(error).__name__}: {error}{hint} The "
-                "training goes on, and further failures of this kind are not reported. Pass "
-                "on_error='raise' to stop instead.",
+                f"AttributionMonitor couldn't {what}: {type(error).__name__}: {error}"
+                f"{_hint(error)} The training goes on, and further failures of this kind are not "
+                "reported. Pass on_error='raise' to stop instead.",
             )
+            out_of_memory = _is_out_of_memory(error)
+            # The frames hold activations, and may be held themselves by a cycle with the error.
+            traceback.clear_frames(error.__traceback__)
+        if out_of_memory and torch.cuda.is_available():
+            # What the explanation left cached is in blocks of sizes that the training can't use.
+            torch.cuda.empty_cache()
 
     def warn_once(self, key: str, message: str) -> None:
         """Warns, unless it has been done.
@@ -69,3 +75,20 @@ class Failures:
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, stacklevel=2)
+
+
+def _hint(error: Exception) -> str:
+    if "nference tensor" in str(error):
+        return (
+            " The module holds tensors that were made in inference mode: use "
+            "Trainer(inference_mode=False)."
+        )
+    if _is_out_of_memory(error):
+        return " Explain fewer samples (num_samples=), or fewer at a time (internal_batch_size=)."
+    return ""
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # The CPU's allocator raises a plain RuntimeError.
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or "can't allocate memory" in str(error)

@@ -2,11 +2,42 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import numpy as np
 import torch
 from torch import nn
+
+
+@contextmanager
+def undisturbed(
+    module: nn.Module, forward_context: AbstractContextManager[None], *, seed: int = 0
+) -> Iterator[None]:
+    """`isolated`, with gradients even within inference mode, and without compiling anything.
+
+    A compiled module is run as it was before: compiling it anew for the shapes and the modes of an
+    explanation would use up the number of times that PyTorch compiles a function, and the training
+    would go on in other kernels.
+
+    Args:
+        module: The module.
+        forward_context: What a forward pass happens in, such as autocasting.
+        seed: Where the generators start.
+
+    Example:
+        >>> from contextlib import nullcontext
+        >>> with torch.inference_mode(), undisturbed(torch.nn.Dropout(), nullcontext()):
+        ...     torch.is_grad_enabled()
+        True
+    """
+    with (
+        isolated(module, seed=seed),
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        torch.compiler.set_stance("force_eager"),
+        forward_context,
+    ):
+        yield
 
 
 @contextmanager

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from captum_transformer.visualization import MapOptions, log_attributions, log_token_attributions
-from captum_transformer.visualization.tensorboard import ImageWriter
 from lightning_callbacks.classes import ClassSlot, Predictions
 from lightning_callbacks.explanation import Explanation
+from lightning_callbacks.part import Part
 from lightning_callbacks.rank_correlation import rank_correlation
 from lightning_callbacks.samples import Samples
 
@@ -24,25 +23,21 @@ LastMaps: TypeAlias = "dict[tuple[str, ClassSlot, int], tuple[int, Tensor]]"
 
 @dataclass
 class Report:
-    """Draws explanations, compares them with those of the last run and sums up in numbers.
+    """Draws explanations, and compares them with those of the last run.
 
     Attributes:
-        writers: Where the pictures go.
+        part: Where pictures and numbers go.
         prefix: The beginning of all tags.
-        global_step: The step of all entries.
         last_maps: The maps of the last run, which this one replaces.
         heatmap: How attributions of images are drawn.
         to_tokens: Turns the ids of a text into token strings.
     """
 
-    writers: Sequence[ImageWriter]
+    part: Part
     prefix: str
-    global_step: int
     last_maps: LastMaps
     heatmap: MapOptions
     to_tokens: Callable[[Tensor], Sequence[str]] | None = None
-    _deltas: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    _correlations: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def add(
         self,
@@ -51,7 +46,7 @@ class Report:
         classes: Mapping[ClassSlot, Sequence[int | None]],
         samples: Samples,
         predictions: Predictions,
-        first: int,
+        numbers: Sequence[int],
     ) -> None:
         """Adds a method's explanations of some samples.
 
@@ -61,9 +56,10 @@ class Report:
             classes: For each slot the samples' classes; None where a sample has none.
             samples: The samples, on the CPU.
             predictions: What the model predicts for them.
-            first: The number in the log of the first of these samples.
+            numbers: The samples' numbers in the log.
         """
-        self._deltas[method] += [e.delta for e in explanations.values() if e.delta is not None]
+        deltas = [e.delta for e in explanations.values() if e.delta is not None]
+        self.number("convergence_delta", method, deltas)
         chosen = {
             slot: [(row, class_id) for row, class_id in enumerate(ids) if class_id is not None]
             for slot, ids in classes.items()
@@ -71,14 +67,14 @@ class Report:
         # All numbers come before the first picture: one that can't be drawn costs no number.
         for slot, pairs in chosen.items():
             for row, class_id in pairs:
-                key = (method, slot, first + row)
+                key = (method, slot, numbers[row])
                 self._compare(key, class_id, explanations[row, class_id])
         for slot, pairs in chosen.items():
             if not pairs:
                 continue
             tag = f"class_{slot}" if isinstance(slot, int) else slot
             captions = [predictions.caption(row, class_id, method) for row, class_id in pairs]
-            names = [f"sample_{first + row}" for row, _ in pairs]
+            names = [f"sample_{numbers[row]}" for row, _ in pairs]
             parts = samples.names or [f"input_{i}" for i in range(len(samples.inputs))]
             for number, inputs in enumerate(samples.inputs):
                 part = f"/{parts[number]}" if len(samples.inputs) > 1 else ""
@@ -90,21 +86,26 @@ class Report:
                     captions,
                 )
 
-    def metrics(self) -> dict[str, float]:
-        """The numbers of the run.
+    def number(self, kind: str, method: str, values: Sequence[float]) -> None:
+        """Adds values of which the mean is logged.
 
-        Returns:
-            Means by tag; what has no value in this run is not in it.
+        Args:
+            kind: What they are.
+            method: The method that they are about.
+            values: One per explanation.
         """
-        means = {}
-        for what, values_of in (
-            ("convergence_delta", self._deltas),
-            ("rank_correlation", self._correlations),
-        ):
-            for method, values in values_of.items():
-                if values:
-                    means[f"{self.prefix}/{what}/{method}"] = math.fsum(values) / len(values)
-        return means
+        self.part.numbers[f"{self.prefix}/{kind}/{method}"] += values
+
+    def distribution(self, layer: str, values: Tensor) -> None:
+        """Adds values of which a histogram is logged.
+
+        Args:
+            layer: What they belong to.
+            values: The values, flat.
+        """
+        tag = f"{self.prefix}/layers/{layer}"
+        histograms = self.part.histograms
+        histograms[tag] = torch.cat([histograms[tag], values]) if tag in histograms else values
 
     def _compare(
         self, key: tuple[str, ClassSlot, int], class_id: int, explanation: Explanation
@@ -115,7 +116,7 @@ class Report:
         if last_class == class_id and last_values.shape == values.shape:
             correlation = rank_correlation(values, last_values).item()
             if math.isfinite(correlation):
-                self._correlations[key[0]].append(correlation)
+                self.number("rank_correlation", key[0], [correlation])
         self.last_maps[key] = (class_id, values)
 
     def _draw(
@@ -126,30 +127,30 @@ class Report:
         names: Sequence[str],
         captions: Sequence[str],
     ) -> None:
-        for writer in self.writers:
-            if attributions[0].dim() == 3:
-                log_attributions(
-                    writer,
-                    self.prefix,
-                    inputs,
-                    {tag: torch.stack(list(attributions))},
-                    global_step=self.global_step,
-                    names=names,
-                    captions=captions,
-                    **self.heatmap,
-                )
-            else:
-                log_token_attributions(
-                    writer,
-                    self.prefix,
-                    [self._tokens(item) for item in inputs],
-                    {tag: attributions},
-                    global_step=self.global_step,
-                    names=names,
-                    captions=captions,
-                    sign=self.heatmap.get("sign", "auto"),
-                    scale=self.heatmap.get("scale"),
-                )
+        if attributions[0].dim() == 3:
+            log_attributions(
+                self.part,
+                self.prefix,
+                inputs,
+                {tag: torch.stack(list(attributions))},
+                global_step=self.part.step,
+                names=names,
+                captions=captions,
+                **self.heatmap,
+            )
+        else:
+            log_token_attributions(
+                self.part,
+                self.prefix,
+                [self._tokens(item) for item in inputs],
+                {tag: attributions},
+                global_step=self.part.step,
+                names=names,
+                captions=captions,
+                table=True,
+                sign=self.heatmap.get("sign", "auto"),
+                scale=self.heatmap.get("scale"),
+            )
 
     def _tokens(self, item: Tensor) -> Sequence[str]:
         if item.dim() != 1 or item.is_floating_point():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -134,7 +134,8 @@ def read_batch(
     """Reads the samples of a batch.
 
     Without `batch_to_inputs`, a batch may be a tensor; ``(inputs, labels)``; or a mapping, also
-    with the labels beside it. A mapping is passed by name, as in ``module(**batch)``: its inputs
+    with the labels beside it. A dataclass and a named tuple of more than two are mappings of their
+    fields. A mapping is passed by name, as in ``module(**batch)``: its inputs
     are what has the name of `forward`'s first parameter or one of `INPUT_KEYS`, its labels are the
     first of `LABEL_KEYS`, and all else that `forward` takes, such as ``attention_mask``, goes with
     them. If `forward` takes none of the inputs by name, its first parameter gets the first of them.
@@ -163,6 +164,7 @@ def read_batch(
                 f"arguments), got {_describe(parts)}."
             )
         return _samples(*parts)
+    batch = _by_name(batch)
     if isinstance(batch, Mapping):
         return _samples(*_read_mapping(batch, forward))
     pair = isinstance(batch, (tuple, list)) and len(batch) == 2
@@ -181,6 +183,14 @@ _HOW = (
     "else pass batch_to_inputs=, a function that returns (inputs, labels) or "
     "(inputs, labels, further arguments)."
 )
+
+
+def _by_name(batch: Any) -> Any:
+    """The fields of a dataclass or of a named tuple, unless that is a mere pair."""
+    if is_dataclass(batch) and not isinstance(batch, (type, Mapping)):
+        return {part.name: getattr(batch, part.name) for part in fields(batch)}
+    names = getattr(batch, "_fields", ())
+    return dict(zip(names, batch, strict=True)) if len(names) > 2 else batch
 
 
 def _samples(inputs: Any, labels: Any = None, further: Any = None) -> Samples:

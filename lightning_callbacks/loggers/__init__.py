@@ -5,6 +5,7 @@ Loggers are told apart by what they can do, not by their class: each exists twic
 """
 
 from lightning_callbacks.loggers.png import PNGWriter
-from lightning_callbacks.loggers.writers import image_writers
+from lightning_callbacks.loggers.publish import Publisher, charts
+from lightning_callbacks.loggers.writers import ADAPTERS, image_writers
 
-__all__ = ["PNGWriter", "image_writers"]
+__all__ = ["ADAPTERS", "PNGWriter", "Publisher", "charts", "image_writers"]

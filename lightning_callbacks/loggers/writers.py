@@ -1,17 +1,27 @@
 """Which of a trainer's loggers take images, and what to do if none does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from captum_transformer.visualization.tensorboard import ImageWriter
+from lightning_callbacks.loggers.mlflow import mlflow_writer
 from lightning_callbacks.loggers.png import PNGWriter
+from lightning_callbacks.loggers.tensorboard import tensorboard_writer
+from lightning_callbacks.loggers.wandb import wandb_writer
+
+ADAPTERS: list[Callable[[Any], ImageWriter | None]] = [
+    tensorboard_writer,
+    wandb_writer,
+    mlflow_writer,
+]
+"""Each makes a writer for the loggers that it knows, and returns None for the others."""
 
 
 def image_writers(loggers: Sequence[Any], default_folder: str) -> list[ImageWriter]:
     """Finds where the pictures go.
 
-    They go to every logger whose ``experiment`` has ``add_image``, as TensorBoard's has. If there
-    is none, they become PNG files in the folder of the first logger.
+    They go to every logger that one of `ADAPTERS` knows. If there is none, they become PNG files in
+    the folder of the first logger.
 
     Args:
         loggers: The trainer's loggers.
@@ -20,11 +30,12 @@ def image_writers(loggers: Sequence[Any], default_folder: str) -> list[ImageWrit
     Returns:
         At least one writer.
     """
-    experiments: list[Any] = [getattr(logger, "experiment", None) for logger in loggers]
-    writers: list[ImageWriter] = [
-        experiment for experiment in experiments if callable(getattr(experiment, "add_image", None))
-    ]
+    writers = [writer for logger in loggers if (writer := _writer(logger)) is not None]
     return writers or [PNGWriter(_folder(loggers[0]) or default_folder)]
+
+
+def _writer(logger: Any) -> ImageWriter | None:
+    return next((writer for adapt in ADAPTERS if (writer := adapt(logger)) is not None), None)
 
 
 def _folder(logger: Any) -> str | None:

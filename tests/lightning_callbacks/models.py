@@ -73,6 +73,9 @@ def classifier(pl, model=None, loss=F.cross_entropy):
             x, y = self._read(batch)
             self.log("val_loss", loss(self(x), y))
 
+        def test_step(self, batch, batch_idx):
+            self.validation_step(batch, batch_idx)
+
         def configure_optimizers(self):
             return torch.optim.AdamW(self.parameters(), lr=1e-2)
 

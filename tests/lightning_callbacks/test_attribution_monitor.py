@@ -1,12 +1,7 @@
-import io
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from captum.attr import IntegratedGradients, Saliency
-from matplotlib.image import imread
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -14,30 +9,7 @@ from captum_transformer.visualization import panel
 from lightning_callbacks import AttributionMonitor
 from lightning_callbacks.flavors import MisconfigurationException
 from tests.lightning_callbacks.models import CLASSES, Blobs, classifier, loaders
-
-METHODS = {"saliency": Saliency, "integrated": IntegratedGradients}
-
-
-def fit(pl, options, monitor, module=None, data=None, **more):
-    folder = options["default_root_dir"]
-    more.setdefault("logger", pl.loggers.TensorBoardLogger(folder, name="run"))
-    trainer = pl.Trainer(**{**options, "callbacks": [monitor], "max_epochs": 2, **more})
-    trainer.fit(classifier(pl) if module is None else module, *(data or loaders()))
-    return trainer
-
-
-def read(trainer):
-    return EventAccumulator(
-        trainer.logger.log_dir, size_guidance={"images": 0, "scalars": 0}
-    ).Reload()
-
-
-def decode(event):
-    return (imread(io.BytesIO(event.encoded_image_string))[..., :3] * 255).round().astype(np.uint8)
-
-
-def steps(events):
-    return [event.step for event in events]
+from tests.lightning_callbacks.runs import METHODS, decode, fit, read, steps
 
 
 def test_one_stable_tag_per_sample_slot_and_method(pl, trainer_options):
@@ -120,22 +92,7 @@ def test_every_nth_run(pl, trainer_options):
     trainer = fit(pl, trainer_options, monitor, val_check_interval=2)
     events = read(trainer)
     assert steps(events.Images("attribution/sample_0/label/saliency")) == [2, 8, 14]
-    assert monitor.state_dict() == {"validation_runs": 8}
-
-
-def test_a_checkpoint_keeps_the_count(pl, trainer_options, tmp_path):
-    monitors = [AttributionMonitor(METHODS, num_samples=1, prefix=prefix) for prefix in "ab"]
-    trainer = fit(pl, trainer_options, monitors[0], callbacks=monitors)
-    trainer.save_checkpoint(tmp_path / "last.ckpt")
-    resumed = AttributionMonitor(METHODS, num_samples=1, prefix="b")
-    more = pl.Trainer(
-        **trainer_options,
-        callbacks=[resumed],
-        max_epochs=3,
-        logger=pl.loggers.TensorBoardLogger(tmp_path, name="more"),
-    )
-    more.fit(classifier(pl), *loaders(), ckpt_path=tmp_path / "last.ckpt")
-    assert resumed.state_dict() == {"validation_runs": 3}
+    assert monitor.state_dict()["validation_runs"] == 8
 
 
 def test_a_changed_prediction_is_not_compared(pl, trainer_options, tmp_path):
@@ -228,118 +185,6 @@ def test_own_reading_with_additional_arguments(pl, trainer_options):
     assert len(read(trainer).Tags()["images"]) == 6 * 2 * 2
 
 
-def test_the_precision_of_the_trainer(pl, trainer_options):
-    dtypes = set()
-
-    class Recorded(Saliency):
-        def attribute(self, inputs, **options):
-            dtypes.add(self.forward_func(inputs).dtype)
-            return super().attribute(inputs, **options)
-
-    for precision, dtype in (("bf16-mixed", torch.bfloat16), ("64-true", torch.float64)):
-        dtypes.clear()
-        monitor = AttributionMonitor({"saliency": Recorded}, num_samples=2, on_error="raise")
-        fit(pl, trainer_options, monitor, precision=precision, max_epochs=1)
-        assert dtypes == {dtype}
-
-
-def test_a_failing_method_warns_once_and_the_others_go_on(pl, trainer_options):
-    class Failing(Saliency):
-        def attribute(self, *args, **options):
-            raise ZeroDivisionError("what a day")
-
-    methods = {"failing": Failing, "saliency": Saliency}
-    with pytest.warns(UserWarning, match="what a day") as caught:
-        trainer = fit(pl, trainer_options, AttributionMonitor(methods, num_samples=2))
-    (warning,) = [w for w in caught if "ZeroDivisionError: what a day" in str(w.message)]
-    assert "'failing'" in str(warning.message)
-    assert {tag.split("/")[-1] for tag in read(trainer).Tags()["images"]} == {"saliency"}
-    with pytest.raises(ZeroDivisionError):
-        fit(pl, trainer_options, AttributionMonitor(methods, num_samples=2, on_error="raise"))
-
-
-def test_attributions_without_colour_are_named(pl, trainer_options):
-    class Nan(Saliency):
-        def attribute(self, *args, **options):
-            return super().attribute(*args, **options) * float("nan")
-
-    with pytest.warns(UserWarning, match="NaN or infinite"):
-        fit(pl, trainer_options, AttributionMonitor({"nan": Nan}, num_samples=2))
-
-
-def test_a_batch_that_cannot_be_read_stops_nothing(pl, trainer_options):
-    monitor = AttributionMonitor(METHODS, batch_to_inputs=lambda batch: batch[0])
-    with pytest.warns(UserWarning, match="batch_to_inputs must return") as caught:
-        trainer = fit(pl, trainer_options, monitor)
-    assert len([w for w in caught if "AttributionMonitor couldn't" in str(w.message)]) == 1
-    assert trainer.global_step == 16
-
-
-def test_a_run_that_was_cut_short_leaves_nothing(pl, trainer_options):
-    counter = iter(range(100))
-
-    def fails_once(batch):
-        if next(counter) == 1:
-            raise OSError("gone for a moment")
-        return batch[0], batch[1]
-
-    monitor = AttributionMonitor(METHODS, num_samples=6, batch_to_inputs=fails_once)
-    with pytest.warns(UserWarning, match="gone for a moment"):
-        trainer = fit(pl, trainer_options, monitor)
-    events = read(trainer)
-    assert steps(events.Images("attribution/sample_5/label/saliency")) == [16]
-    assert len(events.Tags()["images"]) == 6 * 2 * 2
-
-
-def test_no_logger(pl, trainer_options):
-    with pytest.raises(MisconfigurationException, match="no logger"):
-        fit(pl, trainer_options, AttributionMonitor(METHODS), logger=False)
-    exceptions = pl.utilities.exceptions
-    with pytest.raises(exceptions.MisconfigurationException):
-        fit(pl, trainer_options, AttributionMonitor(METHODS), logger=False)
-
-
-def test_a_logger_without_images_gets_files(pl, trainer_options, tmp_path):
-    logger = pl.loggers.CSVLogger(tmp_path, name="csv")
-    monitor = AttributionMonitor(METHODS, num_samples=2, on_error="raise")
-    with pytest.warns(UserWarning, match="PNG files") as caught:
-        fit(pl, trainer_options, monitor, logger=logger)
-    assert len([w for w in caught if "PNG files" in str(w.message)]) == 1
-    files = sorted(Path(logger.log_dir).rglob("*.png"))
-    assert len(files) == 2 * 2 * 2 * 2
-    assert files[0].relative_to(logger.log_dir).as_posix() == (
-        "attribution/sample_0/label/integrated/step_00000008.png"
-    )
-    assert (imread(files[0])[..., :3] * 255).std() > 1
-    metrics = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0]
-    assert "attribution/rank_correlation/saliency" in metrics
-
-
-def test_files_are_not_needed_beside_a_logger_with_images(pl, trainer_options, tmp_path):
-    both = [pl.loggers.TensorBoardLogger(tmp_path, name="t"), pl.loggers.CSVLogger(tmp_path, "c")]
-    trainer = fit(
-        pl,
-        trainer_options,
-        AttributionMonitor(METHODS, num_samples=1, on_error="raise"),
-        logger=both,
-    )
-    assert not list(tmp_path.rglob("*.png"))
-    assert read(trainer).Tags()["images"]
-
-
-def test_fast_dev_run(pl, trainer_options):
-    calls = []
-
-    class Counted(Saliency):
-        def attribute(self, *args, **options):
-            calls.append(1)
-            return super().attribute(*args, **options)
-
-    monitor = AttributionMonitor({"counted": Counted}, on_error="raise")
-    fit(pl, trainer_options, monitor, fast_dev_run=True)
-    assert calls
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -354,6 +199,10 @@ def test_fast_dev_run(pl, trainer_options):
         {"classes": (1, 1)},
         {"num_samples": 0},
         {"every_n_validations": 0},
+        {"internal_batch_size": -1},
+        {"heatmap": {"sine": "positive"}},
+        {"heatmap": {"sign": "negative"}},
+        {"precision": "bf16"},
         {"on_error": "ignore"},
     ],
 )

@@ -84,7 +84,7 @@ def assert_same(watched, plain):
 def test_training_is_bit_identical(pl, trainer_options, precision):
     monitor = AttributionMonitor(METHODS, num_samples=2, on_error="raise")
     watched = train(pl, trainer_options, [monitor], precision=precision)
-    assert monitor.state_dict() == {"validation_runs": 4}
+    assert monitor.state_dict()["validation_runs"] == 4
     assert_same(watched, train(pl, trainer_options, [], precision=precision))
 
 

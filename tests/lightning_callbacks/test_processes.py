@@ -1,56 +1,148 @@
-"""Two processes: the first explains, nobody waits, and both train as they would without."""
+"""Strategies: who explains, that nobody waits, and that all train as they would without."""
 
 import os
 
 import pytest
 import torch
-from captum.attr import Saliency
+from captum.attr import IntegratedGradients, Saliency
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
 
 from lightning_callbacks import AttributionMonitor
+from lightning_callbacks.checks import check_strategy
 from lightning_callbacks.flavors import MisconfigurationException
-from tests.lightning_callbacks.models import classifier, loaders
+from tests.lightning_callbacks.models import Blobs, classifier, loaders
+from tests.lightning_callbacks.runs import METHODS, decode, fit, read
+from tests.lightning_callbacks.strategies import is_bit_identical
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can fork")
+slow = pytest.mark.slow
+gpu = pytest.mark.gpu
 
 
-def train(pl, options, callbacks):
-    pl.seed_everything(7, verbose=False)
-    module = classifier(pl)
-    # Each process makes its own logger object, and all shall mean the same folder.
-    version = "watched" if callbacks else "plain"
-    logger = pl.loggers.TensorBoardLogger(options["default_root_dir"], version=version)
+@needs_fork
+@pytest.mark.parametrize(
+    ("strategy", "precision"),
+    [
+        pytest.param("one device", "bf16-true"),
+        pytest.param("DDP, two processes", "32-true"),
+        pytest.param("DDP, samples shared", "bf16-mixed", marks=slow),
+        pytest.param("DDP, samples shared", "bf16-true", marks=slow),
+        pytest.param("one device", "16-mixed", marks=gpu),
+    ],
+)
+def test_training_is_bit_identical(tmp_path, strategy, precision):
+    import pytorch_lightning as pl
+
+    same, trainer = is_bit_identical(pl, tmp_path, strategy, precision)
+    assert same
+    events = EventAccumulator(trainer.logger.log_dir, size_guidance={"images": 0}).Reload()
+    tags = [tag for tag in events.Tags()["images"] if tag.endswith("label/careless")]
+    assert {tag.split("/")[1] for tag in tags} == {f"sample_{i}" for i in range(4)}
+    runs = {tag: len(events.Images(tag)) for tag in tags}
+    assert set(runs.values()) == {14 if strategy == "one device" else 2}
+
+
+def validated(pl, options, monitor, devices, module):
+    options = {**options, "devices": devices}
     trainer = pl.Trainer(
-        **{**options, "devices": 2},
-        strategy="ddp_fork",
-        logger=logger,
-        callbacks=callbacks,
+        **options,
+        callbacks=[monitor],
+        strategy="ddp_fork" if devices > 1 else "auto",
+        logger=pl.loggers.TensorBoardLogger(options["default_root_dir"], version=f"on_{devices}"),
+    )
+    trainer.validate(module, DataLoader(Blobs(10, 2), batch_size=3), verbose=False)
+    return read(trainer)
+
+
+@needs_fork
+@pytest.mark.parametrize("given", [False, True])
+def test_shared_samples_give_the_log_of_one_process(pl, trainer_options, given):
+    data = Blobs(5, 2)
+    samples = (data.images, data.labels) if given else None
+    logs = []
+    for devices in (1, 2):
+        monitor = AttributionMonitor(
+            METHODS, num_samples=5, samples=samples, share_samples=True, on_error="raise"
+        )
+        logs.append(validated(pl, trainer_options, monitor, devices, classifier(pl)))
+    one, two = logs
+    assert set(one.Tags()["images"]) == set(two.Tags()["images"])
+    assert len(two.Tags()["images"]) == 5 * 2 * 2
+    for tag in one.Tags()["images"]:
+        first, second = (decode(log.Images(tag)[0]).astype(int) for log in logs)
+        # Batch sizes differ, and with them the last bits.
+        assert abs(first - second).max() <= 2
+    means = [log.Scalars("attribution/convergence_delta/integrated")[0].value for log in logs]
+    assert means[0] == pytest.approx(means[1], abs=1e-6)
+    left = list(trainer_options["default_root_dir"].glob(".attribution_*"))
+    assert not left, "the mailbox is removed"
+
+
+class FailsElsewhere(IntegratedGradients):
+    def attribute(self, *args, **options):
+        if self.forward_func.global_rank == 1:
+            raise RuntimeError("only here")
+        return super().attribute(*args, **options)
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:AttributionMonitor couldn't explain")
+def test_a_failing_process_keeps_no_one_waiting(pl, trainer_options):
+    methods = {"fails": FailsElsewhere, "saliency": Saliency}
+    monitor = AttributionMonitor(methods, ("label",), num_samples=4, share_samples=True)
+    events = validated(pl, trainer_options, monitor, 2, classifier(pl))
+    tags = set(events.Tags()["images"])
+    assert {tag.split("/")[1] for tag in tags if tag.endswith("fails")} == {"sample_0", "sample_2"}
+    assert len([tag for tag in tags if tag.endswith("saliency")]) == 4
+    assert "attribution/convergence_delta/fails" in events.Tags()["scalars"]
+
+
+def test_model_parallel_strategy_is_refused_at_the_setup(pl, trainer_options):
+    trainer = pl.Trainer(
+        **trainer_options,
+        strategy=pl.strategies.ModelParallelStrategy(1, 1, process_group_backend="gloo"),
+        callbacks=[AttributionMonitor(METHODS)],
         max_epochs=1,
-        val_check_interval=2,
-        accumulate_grad_batches=3,
     )
-    trainer.fit(module, *loaders())
-    return module.state_dict(), logger.log_dir
+    try:
+        with pytest.raises(MisconfigurationException, match="ModelParallelStrategy: it splits"):
+            trainer.fit(classifier(pl), *loaders())
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
-def test_ddp(pl, trainer_options):
-    monitor = AttributionMonitor({"saliency": Saliency}, num_samples=2, on_error="raise")
-    watched, folder = train(pl, trainer_options, [monitor])
-    events = EventAccumulator(folder, size_guidance={"images": 0}).Reload()
-    assert len(events.Images("attribution/sample_1/label/saliency")) == 2
-    plain, _ = train(pl, trainer_options, [])
-    torch.testing.assert_close(watched, plain, rtol=0, atol=0)
-    untrained = classifier(pl).state_dict()
-    assert not torch.equal(watched["model.0.weight"], untrained["model.0.weight"])
-
-
-def test_strategies_that_split_parameters_are_refused(pl, trainer_options):
-    class FSDPStrategy(pl.strategies.SingleDeviceStrategy):
-        """Has the name that counts; the true one needs GPUs."""
-
-    trainer = pl.Trainer(
-        **{**trainer_options, "devices": "auto", "accelerator": "auto"},
-        strategy=FSDPStrategy("cpu"),
-        callbacks=[AttributionMonitor({"saliency": Saliency})],
-    )
+def test_fsdp_and_zero_3_are_refused(pl):
+    # The first needs a GPU to start, the second a package that needs one.
     with pytest.raises(MisconfigurationException, match="FSDPStrategy: it splits"):
-        trainer.fit(classifier(pl), *loaders())
+        check_strategy(pl.strategies.FSDPStrategy())
+
+    class DeepSpeedStrategy(pl.strategies.DDPStrategy):
+        zero_stage_3 = True
+
+    with pytest.raises(MisconfigurationException, match="DeepSpeedStrategy: it splits"):
+        check_strategy(DeepSpeedStrategy())
+    DeepSpeedStrategy.zero_stage_3 = False
+    check_strategy(DeepSpeedStrategy())
+
+
+@gpu
+def test_fsdp_is_refused_by_a_real_trainer(pl, trainer_options):
+    options = {**trainer_options, "accelerator": "gpu"}
+    with pytest.raises(MisconfigurationException, match="FSDPStrategy: it splits"):
+        fit(pl, options, AttributionMonitor(METHODS), strategy="fsdp")
+
+
+def test_a_module_that_splits_itself_is_refused(pl, trainer_options, tmp_path):
+    distributed = torch.distributed
+    meeting = f"file://{tmp_path}/meeting"
+    distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    try:
+        module = classifier(pl)
+        mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
+        distributed.fsdp.fully_shard(module.model[5], mesh=mesh)
+        with pytest.raises(MisconfigurationException, match=r"model\.5\.weight' is a DTensor"):
+            fit(pl, trainer_options, AttributionMonitor(METHODS), module)
+    finally:
+        distributed.destroy_process_group()

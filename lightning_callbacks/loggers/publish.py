@@ -1,0 +1,98 @@
+"""Hands what a run has made to the trainer's loggers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_callbacks.failures import Failures
+from lightning_callbacks.loggers.png import PNGWriter
+from lightning_callbacks.loggers.writers import image_writers
+from lightning_callbacks.part import Part
+
+
+class Publisher:
+    """Writes parts to all loggers, each for itself: one that fails takes nothing from the others.
+
+    Args:
+        loggers: The trainer's loggers; none in a process that writes nothing.
+        default_folder: The folder for PNG files if no logger takes images or names a folder.
+        failures: What happens if a logger fails.
+    """
+
+    def __init__(self, loggers: Sequence[Any], default_folder: str, failures: Failures) -> None:
+        self.loggers = loggers
+        self._failures = failures
+        self._writers: list[Any] = list(image_writers(loggers, default_folder))
+        if isinstance(self._writers[0], PNGWriter):
+            failures.warn_once(
+                "images",
+                "No logger takes images, so AttributionMonitor writes PNG files to "
+                f"{self._writers[0].folder}. Use a TensorBoardLogger to step through them.",
+            )
+
+    def pictures(self, part: Part) -> None:
+        """Writes everything but the numbers.
+
+        Args:
+            part: What a process has made.
+        """
+        for writer in self._writers:
+            with self._failures.tolerated(f"write to {type(writer).__name__}"):
+                for tag, image in part.images.items():
+                    writer.add_image(tag, image.numpy(), part.step, dataformats="HWC")
+                if hasattr(writer, "add_text"):
+                    for tag, text in part.texts.items():
+                        writer.add_text(tag, text, part.step)
+                if hasattr(writer, "add_histogram"):
+                    for tag, values in part.histograms.items():
+                        writer.add_histogram(tag, values, part.step)
+
+    def numbers(self, part: Part) -> None:
+        """Writes the means of the numbers.
+
+        Args:
+            part: The numbers of all processes.
+        """
+        if means := part.means():
+            for logger in self.loggers:
+                with self._failures.tolerated(f"log numbers with {type(logger).__name__}"):
+                    logger.log_metrics(means, step=part.step)
+
+    def layout(self, layout: Mapping[str, Mapping[str, list[Any]]]) -> None:
+        """Tells TensorBoard which numbers belong into one chart of its page for custom scalars.
+
+        Args:
+            layout: As for a SummaryWriter's ``add_custom_scalars``.
+        """
+        for writer in self._writers:
+            if hasattr(writer, "add_custom_scalars"):
+                with self._failures.tolerated("lay out custom scalars"):
+                    writer.add_custom_scalars(layout)
+
+
+def charts(prefix: str, kinds: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A chart for each kind of number, with a line for each method.
+
+    Args:
+        prefix: The beginning of all tags.
+        kinds: The kinds of numbers.
+        methods: The methods' names.
+
+    Returns:
+        The layout.
+
+    Example:
+        >>> charts("attribution", ["rank_correlation"], ["lrp"])
+        {'attribution': {'rank correlation': ['Multiline', ['attribution/rank_correlation/lrp$']]}}
+    """
+    return {
+        prefix: {
+            kind.replace("_", " "): [
+                "Multiline",
+                [f"{re.escape(f'{prefix}/{kind}/{method}')}$" for method in methods],
+            ]
+            for kind in kinds
+        }
+    }

@@ -1,0 +1,58 @@
+"""Weights & Biases."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer.visualization.canvas import Image
+
+
+class WandbWriter:
+    """Hands images, texts and distributions to a ``WandbLogger``.
+
+    Its run has one key for one kind of thing, so texts are at ``{tag}/values``.
+
+    Args:
+        logger: The logger.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def add_image(
+        self,
+        tag: str,
+        img_tensor: Image,
+        global_step: int | None = None,
+        *,
+        dataformats: str = "HWC",  # noqa: ARG002
+    ) -> Any:
+        """Logs an image ``(H, W, 3)``."""
+        self._logger.log_image(tag, [img_tensor], step=global_step)
+
+    def add_text(self, tag: str, text_string: str, global_step: int | None = None) -> Any:
+        """Logs a Markdown text as a table of one cell."""
+        self._logger.log_text(f"{tag}/values", ["markdown"], [[text_string]], step=global_step)
+
+    def add_histogram(self, tag: str, values: Tensor, global_step: int | None = None) -> Any:
+        """Logs a distribution."""
+        import wandb
+
+        # Binned here: W&B takes at most 512 bins, and NumPy's automatic number may be more.
+        counts, edges = torch.histogram(values.flatten().float(), bins=64)
+        histogram = wandb.Histogram(np_histogram=(counts.tolist(), edges.tolist()))
+        self._logger.log_metrics({tag: histogram}, step=global_step)
+
+
+def wandb_writer(logger: Any) -> WandbWriter | None:
+    """A writer for loggers with ``log_image`` and ``log_text``, as ``WandbLogger`` has them.
+
+    Args:
+        logger: Any logger.
+
+    Returns:
+        The writer, or None.
+    """
+    known = all(callable(getattr(logger, name, None)) for name in ("log_image", "log_text"))
+    return WandbWriter(logger) if known else None

@@ -1,0 +1,87 @@
+"""What a process adds to the log in one run, before it reaches any logger."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_transformer.visualization.canvas import Image
+
+
+@dataclass
+class Part:
+    """Pictures, texts, distributions and numbers of one run, with the face of a SummaryWriter.
+
+    It is the same whether it goes to the loggers at once or comes from another process.
+
+    Attributes:
+        run: Which run it belongs to, as the monitor numbers them.
+        step: The step of all entries.
+        images: Uint8 pictures ``(H, W, 3)`` by tag.
+        texts: Markdown by tag.
+        histograms: Values by tag.
+        numbers: By tag the values of which the mean is logged.
+
+    Example:
+        >>> part = Part("validate/0", 200)
+        >>> part.numbers["attribution/convergence_delta/lrp"] += [0.5, 1.5]
+        >>> part.means()
+        {'attribution/convergence_delta/lrp': 1.0}
+    """
+
+    run: str
+    step: int
+    images: dict[str, Tensor] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    histograms: dict[str, Tensor] = field(default_factory=dict)
+    numbers: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def add_image(
+        self,
+        tag: str,
+        img_tensor: Image,
+        global_step: int | None = None,  # noqa: ARG002
+        *,
+        dataformats: str = "HWC",  # noqa: ARG002
+    ) -> Any:
+        """Takes a picture.
+
+        Args:
+            tag: Its tag.
+            img_tensor: A uint8 array ``(H, W, 3)``.
+            global_step: The part's own step.
+            dataformats: ``"HWC"``.
+        """
+        self.images[tag] = torch.from_numpy(np.ascontiguousarray(img_tensor))
+
+    def add_text(self, tag: str, text_string: str, global_step: int | None = None) -> Any:  # noqa: ARG002
+        """Takes a text.
+
+        Args:
+            tag: Its tag.
+            text_string: Markdown.
+            global_step: The part's own step.
+        """
+        self.texts[tag] = text_string
+
+    def means(self) -> dict[str, float]:
+        """The means of the numbers.
+
+        Returns:
+            Means by tag; what has no value in this run is not in it.
+        """
+        return {tag: sum(values) / len(values) for tag, values in self.numbers.items() if values}
+
+    def merge(self, other: Part) -> None:
+        """Takes over the numbers of another process's part of the same run.
+
+        Args:
+            other: Its part.
+        """
+        for tag, values in other.numbers.items():
+            self.numbers[tag] += values

@@ -1,0 +1,163 @@
+"""Explains the fixed samples with all methods; knows nothing of who trains the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from captum_transformer.visualization import MapOptions
+from lightning_callbacks.checks import MethodFactory
+from lightning_callbacks.classes import ClassSlot, Predictions, read_output
+from lightning_callbacks.explanation import Explanation, explain
+from lightning_callbacks.failures import Failures
+from lightning_callbacks.faithfulness import Faithfulness
+from lightning_callbacks.fixed_samples import FixedSamples
+from lightning_callbacks.layer_relevance import layer_relevance
+from lightning_callbacks.part import Part
+from lightning_callbacks.report import LastMaps, Report
+from lightning_callbacks.samples import Samples
+from lightning_callbacks.surroundings import Surroundings
+
+
+@dataclass(frozen=True)
+class SampleExplainer:
+    """What is explained, and how it is shown; the arguments of an `AttributionMonitor`.
+
+    Attributes:
+        methods: The methods by name.
+        classes: The class slots.
+        failures: What happens if a method fails.
+        class_names: The names of the classes.
+        heatmap: How attributions of images are drawn.
+        to_tokens: Turns the ids of a text into token strings.
+        probabilities: Turns outputs into probabilities.
+        internal_batch_size: How many samples are explained at a time.
+        faithfulness: How faithfulness is measured, or None.
+        layers: The names of the submodules whose relevance is logged as a histogram.
+    """
+
+    methods: Mapping[str, MethodFactory]
+    classes: Sequence[ClassSlot]
+    failures: Failures
+    class_names: Sequence[str] | None = None
+    heatmap: MapOptions | None = None
+    to_tokens: Callable[[Tensor], Sequence[str]] | None = None
+    probabilities: Callable[[Tensor], Tensor] | None = None
+    internal_batch_size: int | None = None
+    faithfulness: Faithfulness | None = None
+    layers: Sequence[str] = ()
+
+    def kinds(self) -> list[str]:
+        """The kinds of numbers that are logged for each method."""
+        areas = ["deletion_auc", "insertion_auc"] if self.faithfulness else []
+        return ["convergence_delta", "rank_correlation", *areas]
+
+    def explain(
+        self,
+        surroundings: Surroundings,
+        fixed: FixedSamples,
+        last_maps: LastMaps,
+        part: Part,
+        prefix: str,
+    ) -> None:
+        """Explains all samples, and tolerates what fails.
+
+        Args:
+            surroundings: The model, and how it runs.
+            fixed: The samples.
+            last_maps: The maps of the last run, which are replaced.
+            part: Where pictures and numbers go.
+            prefix: The beginning of all tags.
+        """
+        report = Report(part, prefix, last_maps, self.heatmap or MapOptions(), self.to_tokens)
+        for samples, numbers in zip(fixed.batches, fixed.numbers, strict=True):
+            with self.failures.tolerated("predict the samples' classes"):
+                self._explain_batch(surroundings, samples, numbers, report)
+
+    def _explain_batch(
+        self, surroundings: Surroundings, samples: Samples, numbers: Sequence[int], report: Report
+    ) -> None:
+        moved = surroundings.place(samples)
+        with surroundings.undisturbed(), torch.no_grad():
+            predictions = self._predict(surroundings, moved)
+        classes = {slot: predictions.classes(slot) for slot in self.classes}
+        pairs = [
+            (row, class_id)
+            for ids in classes.values()
+            for row, class_id in enumerate(ids)
+            if class_id is not None
+        ]
+        for name, factory in self.methods.items():
+            with self.failures.tolerated(f"explain with the method {name!r}"):
+                with surroundings.undisturbed():
+                    explanations = explain(
+                        factory(surroundings.module),
+                        moved,
+                        pairs,
+                        single=predictions.single,
+                        internal_batch_size=self.internal_batch_size,
+                    )
+                if self.faithfulness is not None:
+                    self._measure(
+                        self.faithfulness, name, surroundings, moved, explanations, report
+                    )
+                report.add(name, explanations, classes, samples, predictions, numbers)
+        if self.layers:
+            with self.failures.tolerated("explain the layers"), surroundings.undisturbed():
+                self._explain_layers(surroundings.module, moved, pairs, predictions, report)
+
+    def _explain_layers(
+        self,
+        module: nn.Module,
+        samples: Samples,
+        pairs: Sequence[tuple[int, int]],
+        predictions: Predictions,
+        report: Report,
+    ) -> None:
+        unique = list(dict.fromkeys(pairs))
+        size = self.internal_batch_size or len(samples)
+        for start in range(0, len(unique), size):
+            some = unique[start : start + size]
+            relevance = layer_relevance(
+                module, self.layers, samples, some, single=predictions.single
+            )
+            for layer, values in relevance.items():
+                report.distribution(layer, values)
+
+    def _measure(
+        self,
+        faithfulness: Faithfulness,
+        method: str,
+        surroundings: Surroundings,
+        samples: Samples,
+        explanations: Mapping[tuple[int, int], Explanation],
+        report: Report,
+    ) -> None:
+        pairs = list(explanations)
+        size = self.internal_batch_size or len(samples)
+        with (
+            self.failures.tolerated(f"measure the faithfulness of the method {method!r}"),
+            surroundings.undisturbed(),
+            torch.no_grad(),
+        ):
+            for start in range(0, len(pairs), size):
+                some = pairs[start : start + size]
+                areas = faithfulness.areas(
+                    samples,
+                    some,
+                    [explanations[pair].flat_map() for pair in some],
+                    lambda changed: self._predict(surroundings, changed).probabilities,
+                )
+                for kind, values in zip(("deletion_auc", "insertion_auc"), areas, strict=True):
+                    report.number(kind, method, values.tolist())
+
+    def _predict(self, surroundings: Surroundings, samples: Samples) -> Predictions:
+        return read_output(
+            samples.run(surroundings.module),
+            samples.labels,
+            class_names=self.class_names,
+            probabilities=self.probabilities,
+        )

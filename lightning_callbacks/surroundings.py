@@ -1,0 +1,78 @@
+"""How a model runs in a training: on which device, and in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from lightning_callbacks.isolation import undisturbed
+from lightning_callbacks.precision import in_single_precision, widened
+from lightning_callbacks.samples import Samples
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+Precision: TypeAlias = Literal["trainer", "float32"]
+"""What is explained in: what the trainer validates in, or at least single precision."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a model needs to run as it is validated, and how to leave it as it was.
+
+    Attributes:
+        module: The model, without what a strategy wraps around it.
+        device: Where it is.
+        convert: Converts a tensor of the samples to the model's precision.
+        forward_context: Makes what a forward pass happens in, such as autocasting.
+        seed: Where the random number generators start.
+    """
+
+    module: nn.Module
+    device: torch.device
+    convert: Callable[[Any], Any]
+    forward_context: Callable[[], AbstractContextManager[None]]
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls, trainer: Trainer, module: LightningModule, precision: Precision, seed: int
+    ) -> Surroundings:
+        """Those of a Lightning trainer.
+
+        Args:
+            trainer: The trainer.
+            module: The Lightning module.
+            precision: What to explain in.
+            seed: Where the random number generators start.
+
+        Returns:
+            The surroundings.
+        """
+        plugin = trainer.precision_plugin
+        if precision == "float32":
+            return cls(module, module.device, widened, lambda: in_single_precision(module), seed)
+        return cls(module, module.device, plugin.convert_input, plugin.forward_context, seed)
+
+    def place(self, samples: Samples) -> Samples:
+        """Brings samples to where the model is.
+
+        Args:
+            samples: The samples; given ones have not been through the trainer, which converts what
+                it loads itself.
+
+        Returns:
+            The samples in the model's precision on its device.
+        """
+        return samples.map(self.convert).to(self.device)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """See `lightning_callbacks.isolation.undisturbed`."""
+        with undisturbed(self.module, self.forward_context(), seed=self.seed):
+            yield

@@ -1,0 +1,105 @@
+"""Under which strategies and precisions a training is the same, bit for bit, when it is watched.
+
+python -m tests.lightning_callbacks.strategies
+
+trains each twice, with the monitor and without, and prints a table.
+"""
+
+import tempfile
+import warnings
+
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_callbacks import AttributionMonitor
+from lightning_callbacks.flavors import MisconfigurationException
+from tests.lightning_callbacks.models import classifier
+from tests.lightning_callbacks.test_bit_identity import METHODS, Augmented
+
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
+
+STRATEGIES = {
+    "one device": lambda pl: {"strategy": "auto", "devices": 1},
+    "DDP, two processes": lambda pl: {"strategy": "ddp_fork", "devices": 2},
+    "DDP, samples shared": lambda pl: {"strategy": "ddp_fork", "devices": 2},
+    "FSDP2 (ModelParallelStrategy)": lambda pl: {
+        "strategy": pl.strategies.ModelParallelStrategy(1, 1, process_group_backend="gloo"),
+        "devices": 1,
+    },
+}
+
+
+def train(pl, folder, callbacks, accelerator="cpu", **options):
+    """A training in which a validation falls between two batches whose gradients accumulate."""
+    pl.seed_everything(7, verbose=False)
+    module = classifier(pl)
+    # Each process makes its own logger object, and all shall mean the same folder.
+    version = "watched" if callbacks else "plain"
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        log_every_n_steps=1,
+        logger=pl.loggers.TensorBoardLogger(folder, version=version),
+        max_epochs=2,
+        accumulate_grad_batches=2,
+        val_check_interval=1 if options.get("devices") == 1 else 3,
+        callbacks=callbacks,
+        **options,
+    )
+    trainer.fit(
+        module,
+        DataLoader(Augmented(28, 1), batch_size=4, shuffle=True),
+        DataLoader(Augmented(10, 2), batch_size=2),
+    )
+    return module.state_dict(), trainer
+
+
+def is_bit_identical(pl, folder, strategy, precision, methods=METHODS):
+    """Trains twice.
+
+    Returns:
+        Whether both have the same weights, and the trainer of the watched training.
+    """
+    monitor = AttributionMonitor(
+        methods, num_samples=4, share_samples="shared" in strategy, on_error="raise"
+    )
+    accelerator = "cpu" if precision != "16-mixed" else "gpu"
+    make = STRATEGIES[strategy]
+    options = {"accelerator": accelerator, "precision": precision}
+    watched, trainer = train(pl, folder, [monitor], **make(pl), **options)
+    plain, _ = train(pl, folder, [], **make(pl), **options)
+    same = all(torch.equal(value, plain[name]) for name, value in watched.items())
+    untrained = classifier(pl).state_dict()
+    weight = watched["model.0.weight"]
+    moved = not torch.equal(weight, untrained["model.0.weight"].to(weight))
+    return same and moved, trainer
+
+
+def main():
+    """Prints the table."""
+    import pytorch_lightning as pl
+
+    warnings.simplefilter("ignore")
+    print(f"| strategy | {' | '.join(PRECISIONS)} |")
+    print("|---|" + "---|" * len(PRECISIONS))
+    for strategy in STRATEGIES:
+        cells = []
+        for precision in PRECISIONS:
+            if precision == "16-mixed" and not torch.cuda.is_available():
+                cells.append("needs CUDA")
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    same, _ = is_bit_identical(pl, folder, strategy, precision)
+                    cells.append("yes" if same else "no")
+                except MisconfigurationException:
+                    cells.append("refused")
+        print(f"| {strategy} | {' | '.join(cells)} |", flush=True)
+    print("\nFSDP and DeepSpeed with ZeRO-3 start on GPUs only; they are refused at the setup.")
+
+
+if __name__ == "__main__":
+    main()
