@@ -157,8 +157,9 @@ class AttributionMonitor(Callback):
         self.share_samples = share_samples
         self.seed = seed
         self._failures = Failures(on_error)
+        self.methods = dict(methods)
         self._explainer = SampleExplainer(
-            dict(methods),
+            self.methods,
             tuple(classes),
             self._failures,
             class_names=class_names,
@@ -200,7 +201,7 @@ class AttributionMonitor(Callback):
             )
             return
         check_trainer(trainer)
-        layout = charts(self.prefix, self._explainer.kinds(), list(self._explainer.methods))
+        layout = charts(self.prefix, self._explainer.kinds(), list(self.methods))
         self._log = Log(trainer, layout, self._failures, share=self.share_samples)
         for watch in (self._validation, self._test):
             if watch.fixed is None and self._log.takes_part:

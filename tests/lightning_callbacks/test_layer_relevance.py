@@ -34,8 +34,11 @@ def test_layers_that_cannot_be_seen_are_named():
     samples = Samples((torch.randn(1, 4, dtype=torch.float64),), None)
     with pytest.raises(ValueError, match=r"no submodules named \['9'\]"):
         layer_relevance(model(), ["0", "9"], samples, [(0, 1)])
-    network = model()
-    network.unused = nn.Linear(2, 2)
-    network.forward = nn.Sequential(*network[:4])
-    with pytest.raises(ValueError, match=r"\['unused'\] have returned no tensor"):
-        layer_relevance(network, ["unused"], samples, [(0, 1)])
+
+    class Lazy(nn.Sequential):
+        def forward(self, x):
+            return self[3](self[2](x.tanh()))
+
+    network = Lazy(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 5), nn.Linear(5, 3)).double()
+    with pytest.raises(ValueError, match=r"\['0'\] have returned no tensor"):
+        layer_relevance(network, ["0"], samples, [(0, 1)])
