@@ -1,0 +1,157 @@
+"""What a user sees: TensorBoard's own server over the quickstart's run, and a browser's page of it."""
+
+import io
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+import pytorch_lightning
+from matplotlib.image import imread
+
+from captum_transformer import GenericAttentionRelevance
+from lightning_callbacks import AttributionMonitor
+from tests.lightning_callbacks.runs import fit
+from tests.lightning_callbacks.test_named_batches import bert, reader, texts
+
+QUICKSTART = Path(__file__).parents[2] / "tutorials" / "quickstart.py"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def log_dir(tmp_path_factory):
+    """The quickstart's log and that of a text classifier."""
+    folder = tmp_path_factory.mktemp("logs")
+    arguments = ["--epochs", "2", "--mosaics", "256", "--out", str(folder / "mosaics")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(QUICKSTART), *arguments])
+        runpy.run_path(str(QUICKSTART), run_name="__main__")
+    monitor = AttributionMonitor(
+        {"generic": GenericAttentionRelevance}, num_samples=2, on_error="raise"
+    )
+    options = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "default_root_dir": folder / "texts",
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "log_every_n_steps": 1,
+    }
+    module = reader(pytorch_lightning, bert(), "signature")
+    fit(pytorch_lightning, options, monitor, module, (texts(), texts()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(log_dir, tmp_path_factory):
+    """The address of TensorBoard's server, on a free port of this machine alone."""
+    said = tmp_path_factory.mktemp("server") / "said.txt"
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(log_dir)]
+    command += ["--host", "127.0.0.1", "--port", "0"]
+    with said.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
+        try:
+            end = time.monotonic() + 60
+            while not (found := re.search(r"http://127\.0\.0\.1:\d+/", said.read_text())):
+                assert process.poll() is None, said.read_text()
+                assert time.monotonic() < end, said.read_text()
+                time.sleep(0.2)
+            address = found[0]
+            # The runs are loaded in the background.
+            while len(ask(address, "data/runs")) < 2:
+                assert time.monotonic() < end
+                time.sleep(0.2)
+            yield address
+        finally:
+            process.terminate()
+
+
+def get(address, path, **query):
+    url = f"{address}{path}?{urllib.parse.urlencode(query)}"
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return answer.read()
+
+
+def ask(address, path, **query):
+    return json.loads(get(address, path, **query))
+
+
+def run_named(server, part):
+    (run,) = [run for run in ask(server, "data/runs") if part in run]
+    return run
+
+
+def test_images(server):
+    run = run_named(server, "mosaics")
+    tags = ask(server, "data/plugin/images/tags")[run]
+    ours = [tag for tag in tags if re.fullmatch(r"attribution/sample_\d/\w+/\w+", tag)]
+    assert len(ours) == 4 * 2 * 2, "samples, class slots, methods"
+    shown = ask(server, "data/plugin/images/images", run=run, tag=ours[0], sample=0)
+    assert len(shown) == 2, "a step for each validation"
+    assert shown[0]["step"] < shown[1]["step"]
+    content = get(server, "data/plugin/images/individualImage", **blob(shown[1]))
+    picture = imread(io.BytesIO(content))
+    assert picture.shape[1] > picture.shape[0] > 100
+    assert picture[..., :3].std() > 0.1
+
+
+def blob(entry):
+    return dict(urllib.parse.parse_qsl(entry["query"]))
+
+
+def test_scalars(server):
+    run = run_named(server, "mosaics")
+    tags = ask(server, "data/plugin/scalars/tags")[run]
+    ours = [tag for tag in tags if tag.startswith("attribution/rank_correlation/")]
+    assert len(ours) == 2
+    ((_, step, value),) = ask(server, "data/plugin/scalars/scalars", run=run, tag=ours[0])
+    assert step > 0
+    assert -1 <= value <= 1
+
+
+def test_custom_scalars_are_laid_out(server):
+    layout = ask(server, "data/plugin/custom_scalars/layout")
+    charts = [chart["title"] for category in layout["category"] for chart in category["chart"]]
+    assert {"convergence delta", "rank correlation"} <= set(charts)
+
+
+def test_texts(server):
+    run = run_named(server, "texts")
+    tag = "attribution/sample_1/label/generic/text_summary"
+    entries = ask(server, "data/plugin/text/text", run=run, tag=tag)
+    assert [entry["step"] for entry in entries] == [2, 4]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", entries[0]["text"])
+    ids = texts().dataset[1]["input_ids"].tolist()
+    assert cells[1::3] == [str(number) for number in ids]
+    assert all(float(value) >= 0 for value in cells[2::3])
+
+
+def browse(server, folder, *options):
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    page = f"{server}?tagFilter=attribution/sample#timeseries"
+    command = [browser, "--headless=new", "--disable-gpu", f"--user-data-dir={folder}"]
+    if os.geteuid() == 0:
+        command.append("--no-sandbox")
+    command += ["--window-size=1500,1000", "--virtual-time-budget=20000", *options, page]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_heatmaps_as_cards(server, tmp_path):
+    screenshot = tmp_path / "page.png"
+    document = browse(server, tmp_path / "profile", "--dump-dom", f"--screenshot={screenshot}")
+    titles = re.findall(r'<tb-truncated-path[^>]*title="([^"]*)"', document)
+    assert len([title for title in titles if title.startswith("attribution/sample_0/")]) >= 4
+    cards = re.findall(r"<image-card .*?</image-card>", document, re.DOTALL)
+    pictures = [card for card in cards if re.search(r'<img[^>]*src="[^"]*imageData', card)]
+    assert len(pictures) >= 4
+    assert imread(screenshot).shape[:2] == (1000, 1500)
