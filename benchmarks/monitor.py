@@ -114,6 +114,10 @@ def train(arguments: argparse.Namespace, callbacks: list[Any]) -> Clock:
     return clock
 
 
+def monitor() -> AttributionMonitor:
+    return AttributionMonitor(METHODS, CLASSES, SAMPLES, on_error="raise")
+
+
 def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
@@ -123,15 +127,14 @@ def main() -> None:
     parser.add_argument("--model", default="vit_small_patch16_224")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2, help="training steps per epoch")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
 
-    monitor = AttributionMonitor(METHODS, CLASSES, SAMPLES, on_error="raise")
-    plain = train(arguments, [])
+    plain, watched = train(arguments, []), train(arguments, [monitor()])
     profile = cProfile.Profile()
     profile.enable()
-    watched = train(arguments, [monitor])
+    train(arguments, [monitor()])
     profile.disable()
 
     step = median(plain.steps)
