@@ -1,18 +1,46 @@
-"""Lightning callbacks that explain a model while it trains, and data sets.
+"""Callbacks that explain a model while it trains, and data sets.
 
-They work with ``pytorch_lightning`` and with ``lightning.pytorch`` alike.
+Those for Lightning work with ``pytorch_lightning`` and with ``lightning.pytorch`` alike;
+`AttributionTrainerCallback` is for the ``Trainer`` of Transformers. Each is imported when it is
+asked for, so that only what it needs must be installed.
 """
 
-from lightning_callbacks.attribution_monitor import AttributionMonitor
-from lightning_callbacks.data_sets import ExplainedSample, RelevanceDataset
-from lightning_callbacks.explainer_module import ExplainerModule, LightningExplainerModule
-from lightning_callbacks.relevance_writer import RelevanceWriter
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_callbacks.attribution_monitor import AttributionMonitor
+    from lightning_callbacks.attribution_trainer_callback import AttributionTrainerCallback
+    from lightning_callbacks.data_sets import ExplainedSample, RelevanceDataset
+    from lightning_callbacks.explainer_module import ExplainerModule, LightningExplainerModule
+    from lightning_callbacks.relevance_writer import RelevanceWriter
 
 __all__ = [
     "AttributionMonitor",
+    "AttributionTrainerCallback",
     "ExplainedSample",
     "ExplainerModule",
     "LightningExplainerModule",
     "RelevanceDataset",
     "RelevanceWriter",
 ]
+
+_MODULES = {
+    "AttributionMonitor": "attribution_monitor",
+    "AttributionTrainerCallback": "attribution_trainer_callback",
+    "ExplainedSample": "data_sets",
+    "ExplainerModule": "explainer_module",
+    "LightningExplainerModule": "explainer_module",
+    "RelevanceDataset": "data_sets",
+    "RelevanceWriter": "relevance_writer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted((*globals(), *__all__))

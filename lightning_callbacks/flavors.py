@@ -25,26 +25,36 @@ else:
             return False
         return True
 
-    def _installed() -> list[str]:
-        found = [name for name in ("pytorch_lightning", "lightning.pytorch") if _is_installed(name)]
-        if not found:
-            raise ModuleNotFoundError(
-                "lightning_callbacks needs Lightning, and neither `pytorch_lightning` nor "
-                "`lightning` is installed. Install one: pip install pytorch-lightning"
-            )
-        return found
+    _INSTALLED = [
+        name for name in ("pytorch_lightning", "lightning.pytorch") if _is_installed(name)
+    ]
 
     def _joined(module: str, name: str) -> type[Any]:
-        bases = [getattr(import_module(package + module), name) for package in _installed()]
+        bases = [getattr(import_module(package + module), name) for package in _INSTALLED]
         return type(name, tuple(bases), {"__module__": __name__, "__doc__": bases[0].__doc__})
 
-    BasePredictionWriter = _joined(".callbacks", "BasePredictionWriter")
-    Callback = _joined("", "Callback")
-    # A module can't be both: Lightning would take the methods of the one for changes to the other.
-    LightningModule, OtherLightningModule = (
-        import_module(package).LightningModule for package in (_installed() * 2)[:2]
-    )
-    MisconfigurationException = _joined(".utilities.exceptions", "MisconfigurationException")
+    if _INSTALLED:
+        BasePredictionWriter = _joined(".callbacks", "BasePredictionWriter")
+        Callback = _joined("", "Callback")
+        MisconfigurationException = _joined(".utilities.exceptions", "MisconfigurationException")
+        # A module can't be both: Lightning would take the methods of the one for changes to the
+        # other.
+        LightningModule, OtherLightningModule = (
+            import_module(package).LightningModule for package in (_INSTALLED * 2)[:2]
+        )
+    else:
+
+        class MisconfigurationException(Exception):  # noqa: N818 - it has Lightning's name
+            """Stands in for Lightning's, for the callback of another trainer."""
+
+        def __getattr__(name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            raise ModuleNotFoundError(
+                f"{name} needs Lightning, and neither `pytorch_lightning` nor `lightning` is "
+                "installed. Install one: pip install pytorch-lightning"
+            )
+
 
 __all__ = [
     "BasePredictionWriter",

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeAlias
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
+
+from lightning_callbacks.nested import map_tensors
 
 BatchToInputs: TypeAlias = Callable[[Any], Any]
 """Reads ``(inputs, labels)`` or ``(inputs, labels, further)`` from a batch.
@@ -122,8 +123,8 @@ class Samples:
         return Samples(
             tuple(function(tensor) for tensor in self.inputs),
             None if self.labels is None else function(self.labels),
-            apply_to_collection(self.additional_forward_args, Tensor, function),
-            apply_to_collection(self.additional_forward_kwargs, Tensor, function),
+            map_tensors(self.additional_forward_args, function),
+            map_tensors(self.additional_forward_kwargs, function),
             self.names,
         )
 

@@ -1,0 +1,286 @@
+"""What an `AttributionMonitor` does, for the ``Trainer`` of Transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from captum_transformer.visualization import MapOptions
+from lightning_callbacks.checks import (
+    MethodFactory,
+    check_at_least_one,
+    check_classes,
+    check_heatmap,
+    check_methods,
+)
+from lightning_callbacks.classes import ClassSlot
+from lightning_callbacks.failures import Failures
+from lightning_callbacks.faithfulness import Faithfulness
+from lightning_callbacks.fixed_samples import FixedSamples
+from lightning_callbacks.flavors import MisconfigurationException
+from lightning_callbacks.isolation import isolated
+from lightning_callbacks.loggers import Publisher, charts
+from lightning_callbacks.part import Part
+from lightning_callbacks.report import LastMaps
+from lightning_callbacks.sample_explainer import SampleExplainer
+from lightning_callbacks.samples import BatchToInputs
+from lightning_callbacks.surroundings import Surroundings
+
+
+class AttributionTrainerCallback(TrainerCallback):
+    """Explains a fixed set of samples after each evaluation, and logs the pictures to TensorBoard.
+
+    It makes the pictures, texts and numbers of an `AttributionMonitor`, under the same tags, and
+    leaves the training as it is in the same way: bit for bit. The samples are the first of the
+    data set that is evaluated, in its order, through the loader's own collate function; the loader
+    itself is not iterated. Of several evaluation data sets the one that comes first is explained.
+    With several processes the first explains on its own.
+
+    Args:
+        methods: The methods by name: any callables that take the model and return a Captum
+            ``Attribution``. Captum's own take no output objects:
+            ``lambda model: Saliency(lambda ids: model(ids).logits)``.
+        classes: What is explained of each sample: ``"label"``, ``"predicted"`` or class ids.
+        num_samples: How many samples are explained.
+        samples: Explain these instead, all of them: a batch such as the collate function makes.
+        every_n_evaluations: Explain after the first evaluation and then after every n-th.
+        prefix: The beginning of all tags.
+        class_names: The names of the classes, for the captions.
+        heatmap: How attributions of images are drawn.
+        to_tokens: Turns the ids ``(N,)`` of a text into its N token strings; by default the
+            ``convert_ids_to_tokens`` of the trainer's tokenizer.
+        batch_to_inputs: Reads a batch; by default it is passed by name, its labels aside.
+        probabilities: Turns the model's outputs into the probabilities of the captions.
+        internal_batch_size: How many samples are explained at a time.
+        faithfulness: How faithfulness is measured, or None.
+        layers: The names of the submodules whose relevance is logged as a histogram.
+        writer: Where to log: a ``SummaryWriter``, or the trainer's ``TensorBoardCallback``, so that
+            everything lies in one run. By default a ``SummaryWriter`` in ``args.logging_dir``
+            or, where that is no more, in ``TENSORBOARD_LOGGING_DIR``, or else in
+            ``<output_dir>/runs/<prefix>``.
+        on_error: What happens if a method fails: ``"warn"`` once and train on, or ``"raise"``.
+        seed: Where the random number generators start each time that a method runs.
+
+    Raises:
+        MisconfigurationException: If an argument has no meaning; as training begins if parameters
+            are split among processes.
+
+    Example:
+        >>> from captum_transformer import AttnLRP
+        >>> callback = AttributionTrainerCallback({"lrp": AttnLRP}, num_samples=4)
+        >>> # transformers.Trainer(model, args, ..., callbacks=[callback]).train()
+    """
+
+    def __init__(
+        self,
+        methods: Mapping[str, MethodFactory],
+        classes: Sequence[ClassSlot] = ("label", "predicted"),
+        num_samples: int = 8,
+        samples: Any = None,
+        every_n_evaluations: int = 1,
+        *,
+        prefix: str = "attribution",
+        class_names: Sequence[str] | None = None,
+        heatmap: MapOptions | None = None,
+        to_tokens: Callable[[Tensor], Sequence[str]] | None = None,
+        batch_to_inputs: BatchToInputs | None = None,
+        probabilities: Callable[[Tensor], Tensor] | None = None,
+        internal_batch_size: int | None = None,
+        faithfulness: Faithfulness | None = None,
+        layers: Sequence[str] = (),
+        writer: Any = None,
+        on_error: Literal["warn", "raise"] = "warn",
+        seed: int = 0,
+    ) -> None:
+        check_methods(methods)
+        check_classes(classes)
+        check_at_least_one("num_samples", num_samples)
+        check_at_least_one("every_n_evaluations", every_n_evaluations)
+        check_at_least_one("internal_batch_size", internal_batch_size or 1)
+        check_heatmap(heatmap)
+        self.num_samples = num_samples
+        self.samples = samples
+        self.every_n_evaluations = every_n_evaluations
+        self.prefix = prefix
+        self.batch_to_inputs = batch_to_inputs
+        self.writer = writer
+        self.seed = seed
+        self._failures = Failures(on_error)
+        self._explainer = SampleExplainer(
+            dict(methods),
+            tuple(classes),
+            self._failures,
+            class_names=class_names,
+            heatmap=heatmap,
+            to_tokens=to_tokens,
+            probabilities=probabilities,
+            internal_batch_size=internal_batch_size,
+            faithfulness=faithfulness,
+            layers=tuple(layers),
+        )
+        self._fixed: FixedSamples | None = None
+        self._last_maps: LastMaps = {}
+        self._evaluations = 0
+        self._data: str | None = None
+        self._laid_out = False
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        model: nn.Module | None = None,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Refuses what can't work before any time is spent.
+
+        Args:
+            args: Not used.
+            state: Not used.
+            control: Not used.
+            model: The model, as the trainer has prepared it.
+            kwargs: Not used.
+        """
+        if model is not None:
+            _check_whole(model)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        model: nn.Module | None = None,
+        eval_dataloader: Any = None,
+        processing_class: Any = None,
+        metrics: Mapping[str, float] | None = None,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Explains the samples.
+
+        Args:
+            args: The trainer's arguments.
+            state: Where the training stands.
+            control: Not used.
+            model: The model, without what a strategy wraps around it.
+            eval_dataloader: The loader that was evaluated.
+            processing_class: The tokenizer, if the trainer has one.
+            metrics: The evaluation's metrics, whose names tell data sets apart.
+            kwargs: Not used.
+        """
+        data = next((name for name in metrics or () if name.endswith("_runtime")), "")
+        self._data = data if self._data is None else self._data
+        if model is None or data != self._data or not state.is_world_process_zero:
+            return
+        due = self._evaluations % self.every_n_evaluations == 0
+        self._evaluations += 1
+        if due:
+            # An evaluation without training has had no `on_train_begin`.
+            _check_whole(model)
+            self._explain(args, state, model, eval_dataloader, processing_class)
+
+    def _explain(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        model: nn.Module,
+        loader: Any,
+        tokenizer: Any,
+    ) -> None:
+        if self._fixed is None:
+            # Isolated, because data sets and collate functions may draw random numbers.
+            with self._failures.tolerated("read the samples"), isolated(model):
+                self._fixed = self._collected(model, loader, args.per_device_eval_batch_size)
+        if self._fixed is None:
+            return
+        to_tokens = self._explainer.to_tokens or getattr(tokenizer, "convert_ids_to_tokens", None)
+        explainer = replace(self._explainer, to_tokens=to_tokens)
+        device = next(model.parameters()).device
+        # The trainer's own precision is in the model: its forward pass autocasts by itself.
+        surroundings = Surroundings(model, device, _as_it_is, nullcontext, self.seed)
+        part = Part(f"evaluate/{self._evaluations}", state.global_step)
+        explainer.explain(surroundings, self._fixed, self._last_maps, part, self.prefix)
+        with self._failures.tolerated("log the explanations"):
+            self._publish(part, self._summary_writer(args))
+
+    def _collected(self, model: nn.Module, loader: Any, size: int) -> FixedSamples:
+        if self.samples is not None:
+            return FixedSamples.of(
+                self.samples, model.forward, batch_to_inputs=self.batch_to_inputs
+            )
+        fixed = FixedSamples(self.num_samples, batch_to_inputs=self.batch_to_inputs)
+        items = islice(_in_order(loader.dataset), self.num_samples)
+        # As large as the evaluation's, to which texts are padded.
+        while batch := list(islice(items, size)):
+            fixed.collect(loader.collate_fn(batch), model.forward)
+        return fixed
+
+    def _publish(self, part: Part, writer: Any) -> None:
+        publisher = Publisher([_Board(writer)], "", self._failures)
+        if not self._laid_out:
+            explainer = self._explainer
+            publisher.layout(charts(self.prefix, explainer.kinds(), list(explainer.methods)))
+            self._laid_out = True
+        publisher.pictures(part)
+        publisher.numbers(part)
+        writer.flush()
+
+    def _summary_writer(self, args: TrainingArguments) -> Any:
+        if isinstance(self.writer, TrainerCallback):
+            # Transformers' TensorBoardCallback opens a new one for each training.
+            writer = getattr(self.writer, "tb_writer", None)
+            if writer is None:
+                raise RuntimeError(
+                    "The TensorBoardCallback has no writer yet. Is it among the trainer's "
+                    "callbacks, before this one?"
+                )
+            return writer
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            folder = getattr(args, "logging_dir", None) or os.getenv("TENSORBOARD_LOGGING_DIR")
+            folder = folder or Path(str(args.output_dir), "runs", self.prefix)
+            self.writer = SummaryWriter(str(Path(folder).expanduser()))
+        return self.writer
+
+
+class _Board:
+    """A SummaryWriter with the face of a logger."""
+
+    def __init__(self, writer: Any) -> None:
+        self.experiment = writer
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        for tag, value in metrics.items():
+            self.experiment.add_scalar(tag, value, step)
+
+
+def _in_order(dataset: Any) -> Any:
+    """The samples of a data set, one by one; a data set by index need not end by itself."""
+    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
+        return (dataset[index] for index in range(len(dataset)))
+    return iter(dataset)
+
+
+def _check_whole(model: nn.Module) -> None:
+    from torch.distributed.tensor import DTensor
+
+    names = {base.__name__ for part in model.modules() for base in type(part).__mro__}
+    split = any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+    if split or "FullyShardedDataParallel" in names:
+        raise MisconfigurationException(
+            "AttributionTrainerCallback can't explain a model whose parameters are split among "
+            "processes (FSDP, ZeRO-3, tensor parallelism): a forward pass of the first process "
+            "alone would wait for the others for ever. Explain a checkpoint after the training."
+        )
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
