@@ -47,15 +47,27 @@ def check_strategy(strategy: Any) -> None:
     Raises:
         MisconfigurationException: If it splits the module's parameters.
     """
-    names = {base.__name__ for base in type(strategy).__mro__}
-    splits = names & {"FSDPStrategy", "ModelParallelStrategy"}
-    if splits or getattr(strategy, "zero_stage_3", False):
+    if splits_parameters(strategy):
         raise MisconfigurationException(
             f"AttributionMonitor can't explain under {type(strategy).__name__}: it splits the "
             "parameters among the processes, and a forward pass of the first process alone would "
             "wait for the others for ever. Use a strategy that keeps the module whole, such as "
             '"ddp", or explain a checkpoint after the training.'
         )
+
+
+def splits_parameters(strategy: Any) -> bool:
+    """Whether a strategy leaves each process only a part of the module's parameters.
+
+    Args:
+        strategy: The trainer's strategy, of either Lightning.
+
+    Returns:
+        True for FSDP, tensor parallelism and ZeRO-3.
+    """
+    names = {base.__name__ for base in type(strategy).__mro__}
+    by_name = names & {"FSDPStrategy", "ModelParallelStrategy"}
+    return bool(by_name) or bool(getattr(strategy, "zero_stage_3", False))
 
 
 def check_whole(module: nn.Module) -> None:

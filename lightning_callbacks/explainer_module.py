@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from lightning_callbacks.flavors import (
     MisconfigurationException,
     OtherLightningModule,
 )
-from lightning_callbacks.isolation import isolated
+from lightning_callbacks.isolation import undisturbed
 from lightning_callbacks.samples import BatchToInputs, Samples, read_batch
 
 
@@ -114,11 +115,8 @@ class Explaining(nn.Module):
             ValueError: If the batch can't be read, or a sample has no label and this is the target.
         """
         # Prediction runs in inference mode, whose tensors have no gradients: `select` copies them.
-        with (
-            isolated(self.model, seed=self.seed),
-            torch.inference_mode(mode=False),
-            torch.enable_grad(),
-        ):
+        # The trainer has set up its precision around the step.
+        with undisturbed(self.model, nullcontext(), seed=self.seed):
             samples = read_batch(batch, self.model.forward, self.batch_to_inputs)
             rows = range(len(samples)) if self.rows is None else self.rows
             if not rows:

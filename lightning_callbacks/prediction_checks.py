@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sized
 from typing import TYPE_CHECKING
 
+from lightning_callbacks.checks import splits_parameters
 from lightning_callbacks.explainer_module import Explaining
 from lightning_callbacks.flavors import BasePredictionWriter, MisconfigurationException
 
@@ -40,9 +41,7 @@ def check_prediction(trainer: Trainer, module: LightningModule) -> None:
             "that are to be explained. Pass one."
         )
     strategy = trainer.strategy
-    names = {base.__name__ for base in type(strategy).__mro__}
-    splits = names & {"FSDPStrategy", "ModelParallelStrategy"}
-    if splits or getattr(strategy, "zero_stage_3", False):
+    if splits_parameters(strategy):
         raise MisconfigurationException(
             f"RelevanceWriter can't work under {type(strategy).__name__}: it splits the parameters "
             "among the processes, and these have different numbers of batches, so that the last "
@@ -68,16 +67,18 @@ def number_of_samples(trainer: Trainer) -> int:
     Raises:
         MisconfigurationException: If there are several loaders, or the data set has no length.
     """
-    loaders = trainer.predict_loop._combined_loader.flattened  # type: ignore[union-attr]  # noqa: SLF001
-    if len(loaders) != 1:
+    loader = trainer.predict_dataloaders
+    if (count := trainer.predict_loop.num_dataloaders) != 1:
         raise MisconfigurationException(
-            f"RelevanceWriter writes one data set, got {len(loaders)} loaders. Pass one over a "
+            f"RelevanceWriter writes one data set, got {count} loaders. Pass one over a "
             "torch.utils.data.ConcatDataset, or predict each into a folder of its own."
         )
-    dataset = getattr(loaders[0], "dataset", None)
+    if isinstance(loader, (list, tuple)):
+        loader = loader[0]
+    dataset = getattr(loader, "dataset", None)
     if not isinstance(dataset, Sized):
         raise MisconfigurationException(
             "RelevanceWriter needs a torch DataLoader over a data set with a length and indices, "
-            f"by which it tells the samples apart, got {type(dataset or loaders[0]).__name__}."
+            f"by which it tells the samples apart, got {type(loader if dataset is None else dataset).__name__}."
         )
     return len(dataset)
