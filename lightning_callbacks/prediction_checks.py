@@ -77,8 +77,9 @@ def number_of_samples(trainer: Trainer) -> int:
         loader = loader[0]
     dataset = getattr(loader, "dataset", None)
     if not isinstance(dataset, Sized):
+        found = loader if dataset is None else dataset
         raise MisconfigurationException(
             "RelevanceWriter needs a torch DataLoader over a data set with a length and indices, "
-            f"by which it tells the samples apart, got {type(loader if dataset is None else dataset).__name__}."
+            f"by which it tells the samples apart, got {type(found).__name__}."
         )
     return len(dataset)
