@@ -22,8 +22,9 @@ from lightning_callbacks.checks import (
 from lightning_callbacks.classes import ClassSlot
 from lightning_callbacks.failures import Failures
 from lightning_callbacks.faithfulness import Faithfulness
-from lightning_callbacks.fixed_samples import FixedSamples, Share
-from lightning_callbacks.flavors import Callback, MisconfigurationException
+from lightning_callbacks.fixed_samples import FixedSamples
+from lightning_callbacks.flavors import Callback
+from lightning_callbacks.given_samples import given_samples
 from lightning_callbacks.isolation import isolated
 from lightning_callbacks.log import Log
 from lightning_callbacks.loggers import charts
@@ -205,20 +206,9 @@ class AttributionMonitor(Callback):
         self._log = Log(trainer, layout, self._failures, share=self.share_samples)
         for watch in (self._validation, self._test):
             if watch.fixed is None and self._log.takes_part:
-                watch.fixed = self._given(pl_module, self._log.share)
-
-    def _given(self, module: LightningModule, share: Share) -> FixedSamples | None:
-        """The samples that were passed, which every loader's share the same; None: a loader's."""
-        if self.samples is None:
-            return None
-        try:
-            # Isolated, because `batch_to_inputs` may do anything.
-            with isolated(module):
-                return FixedSamples.of(self.samples, module.forward, share, self.batch_to_inputs)
-        except Exception as error:
-            raise MisconfigurationException(
-                f"The `samples` of AttributionMonitor can't be read: {error}"
-            ) from error
+                watch.fixed = given_samples(
+                    self.samples, pl_module, self._log.share, self.batch_to_inputs
+                )
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
