@@ -185,14 +185,24 @@ def main() -> None:
     print(", ".join(f"{name}: {value}" for name, value in setting.items()), flush=True)
     args.results.mkdir(parents=True, exist_ok=True)
     for part in args.parts:
-        rows = PARTS[part](args, factory)
-        print(f"\n{part}\n\n{table(rows)}", flush=True)
         out = args.results / f"{part}_{factory['device'].type}_{args.dtype}.json"
+        rows = _beside(out, setting, PARTS[part](args, factory))
+        print(f"\n{part}\n\n{table(rows)}", flush=True)
         out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")
         if part == "time":
             where = "{device}, {threads} threads, {dtype}, torch {torch}".format(**setting)
             shown = [row for row in rows if row["contender"] not in (REFERENCE, FORWARD, TRACED)]
             draw(shown, where, out.with_suffix(".png"))
+
+
+def _beside(out: Path, setting: Row, rows: list[Row]) -> list[Row]:
+    """Rows beside those of other models that were measured in the same setting before."""
+    if not out.exists():
+        return rows
+    earlier = json.loads(out.read_text())
+    measured = {row["subject"] for row in rows}
+    same = earlier["setting"] == setting
+    return [r for r in earlier["rows"] if same and r["subject"] not in measured] + rows
 
 
 def _time(args: argparse.Namespace, factory: dict[str, Any]) -> list[Row]:

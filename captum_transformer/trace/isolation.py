@@ -1,6 +1,5 @@
 """Leaving the user's model, its mode, its gradients and the random state exactly as they were."""
 
-import copy
 import functools
 import inspect
 import warnings
@@ -30,7 +29,8 @@ class Attributes:
         self._module = module
         self._values = _own_attributes(module)
         self._contents = {
-            name: copy.copy(value)
+            # Most are dictionaries of no hooks.
+            name: value.copy() if value else ()
             for name, value in self._values.items()
             if isinstance(value, (dict, list, set))
         }
@@ -47,7 +47,7 @@ class Attributes:
             container = self._values[name]
             if isinstance(container, list):
                 container[:] = content
-            else:
+            elif container or content:
                 container.clear()
                 container.update(content)
 
