@@ -32,8 +32,8 @@ Measured on: {setting}.
 
 {time}
 
-*s* is the time of one call with the whole batch. IntegratedGradients is timed once, at the
-smallest batch.
+*s* is the time of one call with the whole batch. IntegratedGradients is timed once, on
+images and at the smallest batch.
 
 ### Where the floor is
 
