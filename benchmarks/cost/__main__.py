@@ -198,13 +198,17 @@ def main() -> None:
 
 
 def _beside(out: Path, setting: Row, rows: list[Row]) -> list[Row]:
-    """Rows beside those of other models that were measured in the same setting before."""
+    """Rows beside those of other models and batches that were measured in the same setting."""
     if not out.exists():
         return rows
-    earlier = json.loads(out.read_text())
-    measured = {row["subject"] for row in rows}
+
+    def measured(row: Row) -> tuple[Any, Any]:
+        return row["subject"], row.get("batch_size")
+
+    earlier, anew = json.loads(out.read_text()), {measured(row) for row in rows}
     same = earlier["setting"] == setting
-    return [r for r in earlier["rows"] if same and r["subject"] not in measured] + rows
+    kept = [row for row in earlier["rows"] if same and measured(row) not in anew]
+    return sorted(kept + rows, key=lambda row: str(measured(row)))
 
 
 def _time(args: argparse.Namespace, factory: dict[str, Any]) -> list[Row]:

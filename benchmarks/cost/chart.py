@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, NullLocator
 
-TICKS = (0.5, 1, 1.5, 2, 3, 5, 10, 20, 50)
+TICKS = (0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
 
 def draw(times: Sequence[dict[str, Any]], title: str, out: Path) -> None:
@@ -35,12 +35,12 @@ def draw(times: Sequence[dict[str, Any]], title: str, out: Path) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(TICKS))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(contenders)), contenders)
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("time, as a multiple of a plain forward and backward pass to the input")
     axes.set_title(title, fontsize=9, loc="left")
-    axes.legend(fontsize=8, loc="lower right", title="larger mark: larger batch", title_fontsize=7)
+    axes.legend(fontsize=8, loc="upper right", title="larger mark: larger batch", title_fontsize=7)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
     plt.close(figure)
