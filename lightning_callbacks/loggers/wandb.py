@@ -41,7 +41,7 @@ class WandbWriter:
 
         # Binned here: W&B takes at most 512 bins, and NumPy's automatic number may be more.
         counts, edges = torch.histogram(values.flatten().float(), bins=64)
-        histogram = wandb.Histogram(np_histogram=(counts.tolist(), edges.tolist()))
+        histogram = wandb.Histogram(np_histogram=(counts.numpy(), edges.numpy()))
         self._logger.log_metrics({tag: histogram}, step=global_step)
 
 
