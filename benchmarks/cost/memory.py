@@ -1,5 +1,6 @@
 """The peak of what a run allocates, as the allocator's own record tells."""
 
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,7 +36,7 @@ def peak_bytes(run: Run, device: torch.device) -> int:
 
 
 def resident_peak_bytes(run: Run, device: torch.device) -> int:
-    """By how much a run makes the process larger at its peak, as Linux counts it.
+    """By how much a run makes the process larger at its peak, as Linux (with glibc) counts it.
 
     For runs of so many operations that the record of their allocations would be larger than they.
     """
@@ -46,10 +47,10 @@ def resident_peak_bytes(run: Run, device: torch.device) -> int:
         (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(name))
         return int(line.split()[1])
 
+    ctypes.CDLL(None).malloc_trim(0)
     (STATUS.parent / "clear_refs").write_text("5")
     before = kibibytes("VmRSS")
     run()
-    # What fits into memory that was freed before makes nothing larger.
     return 2**10 * max(1, kibibytes("VmHWM") - before)
 
 

@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.lightning_callbacks import explained
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -20,6 +22,16 @@ def pl(request):
 
         return pytorch_lightning
     return pytest.importorskip("lightning.pytorch")
+
+
+@pytest.fixture(scope="session")
+def vit():
+    return explained.vit()
+
+
+@pytest.fixture(scope="session")
+def images():
+    return explained.images()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,37 +11,11 @@ from captum.attr import Saliency
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification
 
-import lightning_callbacks
 from captum_transformer import AttnLRP, ConservativeLRP, GenericAttentionRelevance
 from lightning_callbacks import ExplainedSample, RelevanceDataset, RelevanceWriter
-from lightning_callbacks.data_sets.shards import read_columns
 from lightning_callbacks.flavors import MisconfigurationException
+from tests.lightning_callbacks.explained import CLASSES, explainer, predict
 from tests.lightning_callbacks.models import classifier
-
-CLASSES = 5
-
-
-@pytest.fixture(scope="module")
-def vit():
-    torch.manual_seed(0)
-    return timm.create_model("test_vit", num_classes=CLASSES, img_size=32).double().eval()
-
-
-@pytest.fixture(scope="module")
-def images():
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.randn(11, 3, 32, 32, generator=generator, dtype=torch.float64)
-    return TensorDataset(pixels, torch.arange(11) % CLASSES)
-
-
-def explainer(pl, *args, **kwargs):
-    name = "ExplainerModule" if pl.__name__ == "pytorch_lightning" else "LightningExplainerModule"
-    return getattr(lightning_callbacks, name)(*args, **kwargs)
-
-
-def predict(pl, options, module, loader, writer, **more):
-    trainer = pl.Trainer(**{**options, **more}, logger=False, callbacks=[writer])
-    trainer.predict(module, loader, return_predictions=False)
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])
@@ -263,43 +236,3 @@ def test_predictions_that_fill_the_memory_are_warned_of(pl, trainer_options, tmp
     with pytest.warns(UserWarning, match="return_predictions=False"):
         trainer.predict(explainer(pl, vit, AttnLRP, tokens=True), DataLoader(images, 11))
     assert len(RelevanceDataset(tmp_path)) == 11
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
-@pytest.mark.parametrize("left", [11, 1, 0])
-def test_two_processes_write_each_sample_once(pl, trainer_options, tmp_path, vit, images, left):
-    module = explainer(pl, vit, AttnLRP, tokens=True)
-    if left < 11:
-        writer = RelevanceWriter(tmp_path)
-        one = DataLoader(images, batch_size=1)
-        predict(pl, trainer_options, module, one, writer, limit_predict_batches=11 - left)
-    before = {path.name for path in (tmp_path / "shards").glob("*")}
-    writer = RelevanceWriter(tmp_path, every_n_batches=2)
-    loader = DataLoader(images, batch_size=2, sampler=writer.remaining(images))
-    predict(pl, trainer_options, module, loader, writer, devices=2, strategy="ddp_fork")
-
-    read = RelevanceDataset(tmp_path)
-    assert read.sample_ids.tolist() == list(range(11))
-    table = pq.read_table(tmp_path / "index.parquet").to_pydict()
-    assert table["sample_id"] == list(range(11))
-    written = {path.name for path in (tmp_path / "shards").iterdir()} - before
-    columns = [read_columns(tmp_path / "shards" / name) for name in written]
-    ids = sorted(i for column in columns for i in column["sample_id"].tolist())
-    assert ids == list(range(11 - left, 11))
-    if left == 11:
-        # Lightning deals the samples out in turns.
-        assert {len(set((c["sample_id"] % 2).tolist())) for c in columns} == {1}
-    expected = AttnLRP(vit).attribute_tokens(images.tensors[0], target=read.targets).float()
-    found = torch.stack([item.attributions["input_0"] for item in read])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
-def test_all_processes_stop_when_the_first_refuses(pl, trainer_options, tmp_path, vit, images):
-    loader = DataLoader(images, batch_size=4)
-    module = explainer(pl, vit, AttnLRP, tokens=True)
-    predict(pl, trainer_options, module, loader, RelevanceWriter(tmp_path))
-    other = explainer(pl, vit, ConservativeLRP, tokens=True)
-    more = {"devices": 2, "strategy": "ddp_fork"}
-    with pytest.raises(Exception, match=r"AttnLRP there, .*ConservativeLRP here"):
-        predict(pl, trainer_options, other, loader, RelevanceWriter(tmp_path), **more)
