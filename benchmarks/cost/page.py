@@ -13,6 +13,7 @@ from benchmarks.cost.contenders import FORWARD, REFERENCE, TRACED
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+LONG_RESULTS = RESULTS / "long_cpu_float32.json"
 DOCS = ROOT / "docs"
 
 TEXT = """# What explanations cost
@@ -70,12 +71,14 @@ that name multiplied by the factor:
 ## Memory
 
 The largest total of allocations beside the model and its input. No matrix of all pairs of tokens
-is ever held: maps are made for a block of queries at a time, and what is kept grows with the
-tokens. Cross-attention under `propagation="paper"` is the exception, as that rule multiplies
-matrices.
+is held but those that a model without fused attention makes itself: maps are made for a block of
+queries at a time, and what is kept grows with the tokens. Cross-attention under
+`propagation="paper"` is the exception, as that rule multiplies matrices.
 
 {memory}
+"""
 
+LONG = """
 ### Long inputs
 
 By how much the process grows at its peak.
@@ -124,7 +127,7 @@ def _cell(value: Any) -> str:
 def main() -> None:
     parts = {
         name: json.loads((RESULTS / f"{name}_cpu_float32.json").read_text())
-        for name in ("time", "targets", "overhead", "extremes", "memory", "long")
+        for name in ("time", "targets", "overhead", "extremes", "memory")
     }
     rows = {name: part["rows"] for name, part in parts.items()}
     setting = "{device}, {threads} threads, {machine}, {dtype}, torch {torch}".format(
@@ -151,8 +154,10 @@ def main() -> None:
             rows["extremes"], {"weights": "parameters", "factor": "factor", "ratio": "ratio"}
         ),
         memory=table(rows["memory"], _MEMORY),
-        long=table(rows["long"], _MEMORY | {"seconds": "s"}),
     )
+    if LONG_RESULTS.exists():
+        long = json.loads(LONG_RESULTS.read_text())["rows"]
+        text += LONG.format(long=table(long, _MEMORY | {"seconds": "s"}))
     (DOCS / "cost.md").write_text(text)
     shutil.copy(RESULTS / "time_cpu_float32.png", DOCS / "images" / "cost.png")
 
