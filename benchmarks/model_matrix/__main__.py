@@ -47,13 +47,15 @@ def main() -> None:
     with ProcessPoolExecutor(args.jobs, context, prepare) as pool:
         for row in pool.map(row_at, wanted):
             rows.append(row)
-            print(report(row), flush=True)
+            if not args.check:
+                print(report(row), flush=True)
     text = page(rows)
-    print(f"\n{text}\n{len(rows)} families in {time.perf_counter() - start:.0f} s")
     if not args.check:
+        print(f"\n{text}")
         args.out.write_text(text)
     elif wrong := differences(text, DOCS.read_text()):
         sys.exit("\n".join([f"{DOCS.name} does not hold:", *wrong]))
+    print(f"{len(rows)} families in {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":
