@@ -137,12 +137,14 @@ class ConservativeLRP(GradientTimesInput):
             InvalidTargetError: if the target does not fit the output.
         """
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
-        ((*maps, score),) = self._in_batches(
-            arguments, [target], self._attribute_inputs_with_score, internal_batch_size
-        )
-        attributions = arguments.restored(maps)
+        explain = self._attribute_inputs
+        if return_convergence_delta:
+            explain = self._attribute_inputs_with_score
+        (maps,) = self._in_batches(arguments, [target], explain, internal_batch_size)
         if not return_convergence_delta:
-            return attributions
+            return arguments.restored(maps)
+        *maps_of_inputs, score = maps
+        attributions = arguments.restored(maps_of_inputs)
         return attributions, self.compute_convergence_delta(attributions, score)
 
     def _attribute_inputs_with_score(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.call_arguments import as_function_of, signals_in, with_tensors
+from captum_transformer.rules.call_arguments import as_function_of, called_with, signals_in
 from captum_transformer.trace.functions import Kind, describe, requested_inplace
 from captum_transformer.trace.gates import gated_scale
 from captum_transformer.trace.numeric import accumulation_dtype, ratio
@@ -68,8 +68,7 @@ def _activate(
     fresh = written.detach().clone()
 
     def run_on_copy(x: Tensor) -> Any:
-        replaced = {id(signal): x, id(written): fresh}
-        return call(*with_tensors(args, replaced), **with_tensors(kwargs, replaced))
+        return called_with(call, args, kwargs, {id(signal): x, id(written): fresh})
 
     return written.copy_(_Activation.apply(signal.clone(), run_on_copy, EPSILON * scale))
 

@@ -20,6 +20,16 @@ def with_tensors(arguments: Any, replaced: Mapping[int, Tensor]) -> Any:
     return arguments
 
 
+def called_with(
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    replaced: Mapping[int, Tensor],
+) -> Any:
+    """Runs an operation with other tensors in the place of some, which are told by identity."""
+    return call(*with_tensors(args, replaced), **with_tensors(kwargs, replaced))
+
+
 def is_signal(argument: Any, tape: Tape) -> bool:
     """Whether the inputs reach a floating point tensor."""
     if not isinstance(argument, Tensor) or not argument.is_floating_point():
@@ -44,7 +54,6 @@ def as_function_of(
     """The operation as a function of one of its arguments."""
 
     def run(instead: Tensor) -> Any:
-        replaced = {id(tensor): instead}
-        return call(*with_tensors(args, replaced), **with_tensors(kwargs, replaced))
+        return called_with(call, args, kwargs, {id(tensor): instead})
 
     return run

@@ -2,7 +2,6 @@
 
 import functools
 import operator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ def flat(share: Tensor, value: Value) -> Tensor:
 def receptive_field(operation: Operation, operand: Operand, value: Value, share: Tensor) -> Tensor:
     """Every entry of an output's receptive field gets an equal part of its share, padding none."""
     weight = next(o for o in operation.operands if o is not operand)
-    groups: int = _convolution(operation, "groups", 6, 1)
+    groups: int = operation.argument(6, "groups", 1)
     channels = operand.size[1]
     grouped = share.reshape(share.shape[0], groups, -1, *share.shape[2:]).sum(2)
     names: tuple[tuple[str, int, int], ...] = (("stride", 3, 1), ("padding", 4, 0))
@@ -38,9 +37,7 @@ def receptive_field(operation: Operation, operand: Operand, value: Value, share:
         names = (*names, ("dilation", 5, 1))
         filters = (groups, channels // groups)
     ones = torch.ones(*filters, *weight.size[2:], dtype=share.dtype, device=share.device)
-    arguments = {
-        name: _convolution(operation, name, place, default) for name, place, default in names
-    }
+    arguments = {name: operation.argument(place, name, default) for name, place, default in names}
 
     def count(signal: Tensor) -> Tensor:
         result: Tensor = operation.call(signal, ones, None, **arguments, groups=groups)
@@ -85,12 +82,6 @@ def _quotient(share: Tensor, total: Tensor) -> Tensor:
     return torch.where(total == 0, torch.zeros_like(share), share / total)
 
 
-def _convolution(operation: Operation, name: str, place: int, default: Any) -> Any:
-    if name in operation.kwargs:
-        return operation.kwargs[name]
-    return operation.args[place] if len(operation.args) > place else default
-
-
 def summed(operation: Operation, share: Tensor) -> Tensor:
     """The terms get equal parts; masked or weighted ones in proportion to their weight.
 
@@ -125,7 +116,7 @@ def _parallel_terms(operation: Operation, value: Value) -> int:
 
 def _dim(operation: Operation, dims: int) -> int | None:
     """The one axis that an operation has for its argument ``dim``."""
-    dim = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else None)
+    dim = operation.argument(1, "dim")
     if isinstance(dim, (tuple, list)) and len(dim) == 1:
         (dim,) = dim
     return dim % dims if isinstance(dim, int) else None

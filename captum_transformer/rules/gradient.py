@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.call_arguments import signals_in, with_tensors
+from captum_transformer.rules.call_arguments import called_with, signals_in, with_tensors
 from captum_transformer.rules.gamma import Gamma, favour_positive
 from captum_transformer.rules.norms import hold_denominator
 from captum_transformer.rules.softmax import without_empty_rows
@@ -99,7 +99,7 @@ def _weigh(
     held = {id(tensor): tensor.detach() for tensor in weights}
     if describe(call).inplace and id(args[0]) in held:
         return args[0].copy_(args[0].detach() * args[1])
-    return call(*with_tensors(args, held), **with_tensors(kwargs, held))
+    return called_with(call, args, kwargs, held)
 
 
 def _refuse_places(args: tuple[Any, ...], kwargs: dict[str, Any], tape: Tape) -> None:
@@ -130,7 +130,7 @@ def _apply_probabilities(
             "`attention_rule=False` they count as any other part of the gradient."
         )
     constant = {id(t): t.detach() for t in tensors if id(t) in held}
-    return call(*with_tensors(args, constant), **with_tensors(kwargs, constant))
+    return called_with(call, args, kwargs, constant)
 
 
 def _subtracts_mean(args: tuple[Any, ...], tape: Tape) -> bool:

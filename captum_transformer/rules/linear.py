@@ -93,9 +93,9 @@ def _changed(argument: Any, bias: Operand | None, change: Callable[[Tensor], Ten
 
 def _bias_operand(operation: Operation) -> Operand | None:
     if operation.name in ("addmm", "baddbmm"):
-        bias = operation.args[0] if operation.args else operation.kwargs["input"]
+        bias = operation.argument(0, "input")
     elif operation.kind in (Kind.CONV, Kind.LINEAR):
-        bias = operation.args[2] if len(operation.args) > 2 else operation.kwargs.get("bias")
+        bias = operation.argument(2, "bias")
     else:
         bias = None
     return bias if isinstance(bias, Operand) else None

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer.rules.call_arguments import is_signal, signals_in, with_tensors
+from captum_transformer.rules.call_arguments import called_with, is_signal, signals_in
 from captum_transformer.trace.functions import Kind, describe
 from captum_transformer.trace.tape import Tape
 
@@ -52,7 +52,7 @@ def uniform_rule(
         product = call(args[0].clone(), *args[1:], **kwargs)
         return args[0].copy_(_divided(product, len(factors)))
     shared = {id(t): _divided(t.view_as(t), len(factors)) for t in factors}
-    return call(*with_tensors(args, shared), **with_tensors(kwargs, shared))
+    return called_with(call, args, kwargs, shared)
 
 
 def attend(call: Callable[..., Any], kwargs: dict[str, Any], tape: Tape) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer.rules.call_arguments import with_tensors
+from captum_transformer.rules.call_arguments import called_with
 
 
 def without_empty_rows(
@@ -21,8 +21,7 @@ def without_empty_rows(
     if not scores.requires_grad:
         return NotImplemented
     alias = scores.view_as(scores)
-    replaced = {id(scores): alias}
-    result: Tensor = call(*with_tensors(args, replaced), **with_tensors(kwargs, replaced))
+    result: Tensor = called_with(call, args, kwargs, {id(scores): alias})
     probabilities = result.detach()
 
     def cleared(gradient: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """How the axes of a traced value follow from those of the operands of its operation."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,7 +130,7 @@ def _picks_along_another(operation: Operation, axis: Axis, source: Value) -> boo
     """Whether indices move entries along one dimension only, and the axis is another one."""
     if operation.name not in ("gather", "take_along_dim", "index_select"):
         return False
-    along = _argument(operation, 1, "dim", None)
+    along = operation.argument(1, "dim")
     dim = axis.dim(source.shape)
     return isinstance(along, int) and dim is not None and dim != along % len(source.shape)
 
@@ -164,7 +163,7 @@ def _appends(operation: Operation) -> bool:
 
 
 def _softmax_axis(operation: Operation, output: Value) -> Axis | None:
-    dim = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else None)
+    dim = operation.argument(1, "dim")
     return Axis.of(output.shape, dim % len(output.shape)) if isinstance(dim, int) else None
 
 
@@ -189,7 +188,7 @@ def _kept(operation: Operation, source: Operand, axis: Axis, output: Value) -> A
         if moved is None:
             return None
     elif operation.name == "stack":
-        at = _argument(operation, 1, "dim", 0) % len(after)
+        at = operation.argument(1, "dim", 0) % len(after)
         moved = dim + (at <= dim)
     elif operation.kind in (Kind.SUM, Kind.MEAN):
         gone = _summed(operation, len(before))
@@ -236,7 +235,7 @@ def _with_features(operation: Operation, source: Operand, axis: Axis, output: Va
     if dim is not None and dim == _chosen_along(operation) and axis.size == source.size[dim]:
         return Axis.of(output.shape, dim)
     if dim is not None and operation.name in _CONCATENATIONS:
-        along = _argument(operation, 1, "dim", 0) % len(source.size)
+        along = operation.argument(1, "dim", 0) % len(source.size)
         if dim == along and axis.size == source.size[dim]:
             return Axis.of(output.shape, dim)
     return _kept(operation, source, axis, output)
@@ -255,7 +254,7 @@ def _chosen_along(operation: Operation) -> int | None:
     """The dimension along which an operation picks entries by their size, if it does."""
     if operation.name not in _CHOICES:
         return None
-    dim: int = _argument(operation, *_CHOICES[operation.name], -1)
+    dim: int = operation.argument(*_CHOICES[operation.name], -1)
     return dim % len(operation.operands[0].size)
 
 
@@ -278,16 +277,10 @@ def _contracted(operation: Operation, operand: Operand) -> list[int]:
 
 def _summed(operation: Operation, ndim: int) -> set[int]:
     """The dimensions that a sum or mean runs over."""
-    dims = operation.kwargs.get("axis", _argument(operation, 1, "dim", None))
+    dims = operation.kwargs.get("axis", operation.argument(1, "dim"))
     if dims is None or dims == ():
         return set(range(ndim))
     return {dim % ndim for dim in (dims if isinstance(dims, Iterable) else [dims])}
-
-
-def _argument(operation: Operation, place: int, name: str, default: Any) -> Any:
-    if name in operation.kwargs:
-        return operation.kwargs[name]
-    return operation.args[place] if len(operation.args) > place else default
 
 
 def _einsum_terms(operation: Operation) -> tuple[list[tuple[Operand, str]], str]:

@@ -114,6 +114,12 @@ class Operation:
     attention: Any = None
     _traced: list[tuple[Operand, Value]] | None = None
 
+    def argument(self, place: int, name: str, default: Any = None) -> Any:
+        """What was given for an argument, by position or by name."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        return self.args[place] if len(self.args) > place else default
+
     def traced(self) -> list[tuple[Operand, Value]]:
         """The operands that the inputs reach, each with its value."""
         if self._traced is None:

@@ -180,7 +180,7 @@ def query_value(call: AttentionCall) -> Value | None:
 
 def _joins_features(operation: Operation) -> bool:
     """Whether a concatenation is along features or samples, so that no tokens are added."""
-    dim = _concatenated_dim(operation)
+    dim = operation.argument(1, "dim", 0)
     values = [value for _, value in operation.traced()]
     axes = [(value, axis) for value in values for axis in (*value.features, value.samples)]
     return any(
@@ -188,15 +188,10 @@ def _joins_features(operation: Operation) -> bool:
     )
 
 
-def _concatenated_dim(operation: Operation) -> int:
-    dim: int = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else 0)
-    return dim
-
-
 def _joined(operation: Operation, carried: Sequence[Versions]) -> Versions:
     """The stream that several ones, none of which has attended yet, are concatenated to."""
     versions = [version for some in carried for version in some]
-    dim = _concatenated_dim(operation)
+    dim = operation.argument(1, "dim", 0)
     parts = [operand for operand in operation.operands if operand.size.numel()]
     traced = [operand.value for operand in parts if operand.value is not None]
     if not all(version.is_start for version in versions):

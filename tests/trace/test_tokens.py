@@ -17,6 +17,18 @@ from tests.attr.subjects import assert_close, drawn, images, subject, with_rando
 METHODS = (GenericAttentionRelevance, AttentionRollout, RawAttention)
 
 
+def assert_patches_hold_their_pixels(model: nn.Module, method: type) -> None:
+    """The 4 x 4 tokens of an image have the relevance of the 4 x 4 pixels below each of them."""
+    explain = method(with_random_weights(model))
+    given = drawn(2, 3, 16, 16, seed=1)
+
+    pixels = explain.attribute(given, 1)
+    patches = explain.attribute_tokens(given, 1)
+
+    assert patches.shape == (2, 16)
+    assert_close(patches, pixels.sum(1).unfold(1, 4, 4).unfold(2, 4, 4).sum((3, 4)).flatten(1))
+
+
 class Hybrid(nn.Module):
     """A convolutional stem, and attention with a skip around it and the projection before it."""
 
@@ -37,14 +49,7 @@ class Hybrid(nn.Module):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_goes_around_the_attention_counts_for_its_tokens(method: type):
-    model = with_random_weights(Hybrid())
-    given = drawn(2, 3, 16, 16, seed=1)
-
-    pixels = method(model).attribute(given, 1)
-    patches = method(model).attribute_tokens(given, 1)
-
-    assert patches.shape == (2, 16)
-    assert_close(patches, pixels.sum(1).unfold(1, 4, 4).unfold(2, 4, 4).sum((3, 4)).flatten(1))
+    assert_patches_hold_their_pixels(Hybrid(), method)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -85,14 +90,7 @@ class CutPatches(nn.Module):
 
 @pytest.mark.parametrize("method", [*METHODS, ConservativeLRP])
 def test_pixels_are_no_tokens_before_they_are_projected(method: type):
-    model = with_random_weights(CutPatches())
-    given = drawn(2, 3, 16, 16, seed=1)
-
-    pixels = method(model).attribute(given, 1)
-    patches = method(model).attribute_tokens(given, 1)
-
-    assert patches.shape == (2, 16)
-    assert_close(patches, pixels.sum(1).unfold(1, 4, 4).unfold(2, 4, 4).sum((3, 4)).flatten(1))
+    assert_patches_hold_their_pixels(CutPatches(), method)
 
 
 class MeanAsQuery(nn.Module):
@@ -112,14 +110,7 @@ class MeanAsQuery(nn.Module):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_mean_of_the_tokens_is_none_of_them(method: type):
-    model = with_random_weights(MeanAsQuery())
-    given = drawn(2, 3, 16, 16, seed=1)
-
-    pixels = method(model).attribute(given, 1)
-    patches = method(model).attribute_tokens(given, 1)
-
-    assert patches.shape == (2, 16)
-    assert_close(patches, pixels.sum(1).unfold(1, 4, 4).unfold(2, 4, 4).sum((3, 4)).flatten(1))
+    assert_patches_hold_their_pixels(MeanAsQuery(), method)
 
 
 def test_an_image_that_becomes_tokens_twice_is_refused():
