@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from benchmarks.cost.chart import draw
 from benchmarks.cost.clock import Turns, seconds
 from benchmarks.cost.contenders import (
     FORWARD,
     INTEGRATED,
+    LXT,
     METHODS,
     NOOP,
     REFERENCE,
@@ -56,6 +58,7 @@ EXTREMES = (
 )
 # The last-layer methods keep less than rollout does.
 LARGE = (*SEVERAL_TARGETS, "Full LRP", "AttentionRollout")
+TEXTS = ("bert", "gpt2")
 LONG = ("GenericAttentionRelevance", "TransformerAttribution", "ConservativeLRP")
 
 Row = dict[str, Any]
@@ -73,16 +76,33 @@ def times(subject: Subject, repeats: int, *, integrate: bool) -> list[Row]:
         return {**setting, "contender": name, "seconds": took, "ratio": ratio}
 
     rows = [row(name, turns.median(name), turns.ratio(name, REFERENCE)) for name in runs]
-    # What follows is too slow for several turns, or changes the model for the rest.
+    # Too slow for several turns.
     if integrate:
         took = seconds(integrated_gradients(subject))
         rows.append(row(INTEGRATED, took, took / turns.median(REFERENCE)))
-    patched = patched_by_lxt(subject)
-    if isinstance(patched, str):
-        print(f"  LXT: {patched}", flush=True)
-    else:
-        alone = Turns({"LXT": patched}, repeats).median("LXT")
-        rows.append(row("LXT AttnLRP", alone, alone / turns.median(REFERENCE)))
+    return rows
+
+
+def beside_lxt(subjects: Sequence[Subject], repeats: int) -> list[Row]:
+    """LXT's AttnLRP and ours. LXT patches the models' classes, so it comes after all the others."""
+    names = ("AttnLRP", "ConservativeLRP")
+    unpatched = []
+    for subject in subjects:
+        runs: dict[str, Run] = {REFERENCE: partial(forward_and_backward, subject)}
+        unpatched.append(Turns(runs | {name: ours(subject)[name] for name in names}, repeats))
+    rows: list[Row] = []
+    for subject, turns in zip(subjects, unpatched, strict=True):
+        took = {name: turns.median(name) for name in (REFERENCE, *names)}
+        patched = patched_by_lxt(subject)
+        if isinstance(patched, str):
+            print(f"LXT on {subject.name}: {patched}", flush=True)
+        else:
+            took[LXT] = Turns({LXT: patched}, repeats).median(LXT)
+        setting = {"subject": subject.name, "batch_size": len(subject.inputs)}
+        rows += [
+            {**setting, "contender": name, "seconds": t, "ratio": t / took[REFERENCE]}
+            for name, t in took.items()
+        ]
     return rows
 
 
@@ -182,13 +202,17 @@ def main() -> None:
         "machine": platform.machine(),
         "dtype": args.dtype,
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "repeats": args.repeats,
     }
     print(", ".join(f"{name}: {value}" for name, value in setting.items()), flush=True)
     args.results.mkdir(parents=True, exist_ok=True)
     for part in args.parts:
         out = args.results / f"{part}_{factory['device'].type}_{args.dtype}.json"
-        rows = _beside(out, setting, PARTS[part](args, factory))
+        measured = PARTS[part](args, factory)
+        if not measured:
+            continue
+        rows = _beside(out, setting, measured)
         print(f"\n{part}\n\n{table(rows)}", flush=True)
         out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")
         if part == "time":
@@ -218,8 +242,7 @@ def _time(args: argparse.Namespace, factory: dict[str, Any]) -> list[Row]:
         for number, size in enumerate(args.batch_sizes):
             print(f"{subject.name}, batch of {size}", flush=True)
             batch = subject.with_samples(size)
-            pixels = subject.features is subject.inputs
-            rows += times(batch, args.repeats, integrate=pixels and number == 0)
+            rows += times(batch, args.repeats, integrate=number == 0)
     return rows
 
 
@@ -252,6 +275,12 @@ def _long(args: argparse.Namespace, factory: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def _lxt(args: argparse.Namespace, factory: dict[str, Any]) -> list[Row]:
+    texts = [SUBJECTS[name](factory) for name in args.models if name in TEXTS]
+    subjects = [subject.with_samples(size) for subject in texts for size in args.batch_sizes]
+    return beside_lxt(subjects, args.repeats)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], list[Row]]] = {
     "time": _time,
     "overhead": _overhead,
@@ -259,6 +288,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], list[Row]]] = {
     "extremes": _extremes,
     "memory": _memory,
     "long": _long,
+    "lxt": _lxt,
 }
 
 

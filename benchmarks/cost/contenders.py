@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -41,6 +42,7 @@ METHODS = {
     "RawAttention": RawAttention,
     "AttentionRollout": AttentionRollout,
 }
+LXT = "LXT's AttnLRP"
 INTEGRATION_STEPS = 50
 INTEGRATED = f"Captum IntegratedGradients, {INTEGRATION_STEPS} steps"
 
@@ -148,7 +150,10 @@ def patched_by_lxt(subject: Subject) -> Run | str:
         return f"does not import with these versions ({reason})"
     module = importlib.import_module(type(subject.model).__module__)
     try:
-        efficient.monkey_patch(module)
+        with warnings.catch_warnings():
+            # It warns of what it has patched before.
+            warnings.simplefilter("ignore")
+            efficient.monkey_patch(module)
     except Exception as reason:
         return f"does not patch {module.__name__} ({reason})"
 

@@ -14,6 +14,7 @@ from benchmarks.cost.contenders import FORWARD, REFERENCE, TRACED
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 LONG_RESULTS = RESULTS / "long_cpu_float32.json"
+LXT_RESULTS = RESULTS / "lxt_cpu_float32.json"
 DOCS = ROOT / "docs"
 
 TEXT = """# What explanations cost
@@ -22,7 +23,7 @@ TEXT = """# What explanations cost
 writes this page from the numbers in `benchmarks/results`. Everything runs in one process and in
 turns, and each time is compared with a plain forward pass and backward pass to the input of the
 same turn: the model's own fused attention, no gradients of parameters. Captum's methods take
-part, and pytorch-grad-cam and LXT if they are installed. The models have random weights. A ratio
+part, and pytorch-grad-cam if it is installed. The models have random weights. A ratio
 of 1 is what the plain gradient costs.
 
 Measured on: {setting}.
@@ -33,8 +34,8 @@ Measured on: {setting}.
 
 {time}
 
-*s* is the time of one call with the whole batch. IntegratedGradients is timed once, on
-images and at the smallest batch.
+*s* is the time of one call with the whole batch. IntegratedGradients is timed once, at the
+smallest batch.
 
 ### Where the floor is
 
@@ -76,6 +77,16 @@ queries at a time, and what is kept grows with the tokens. Cross-attention under
 `propagation="paper"` is the exception, as that rule multiplies matrices.
 
 {memory}
+"""
+
+BESIDE_LXT = """
+## Next to LXT
+
+LXT patches the classes of a model for the rest of the process, so it is timed after all the
+others. Its version 2.1 does not import with Transformers 5: measured with torch {torch} and
+Transformers {transformers}.
+
+{times}
 """
 
 LONG = """
@@ -158,6 +169,9 @@ def main() -> None:
     if LONG_RESULTS.exists():
         long = json.loads(LONG_RESULTS.read_text())["rows"]
         text += LONG.format(long=table(long, _MEMORY | {"seconds": "s"}))
+    if LXT_RESULTS.exists():
+        part = json.loads(LXT_RESULTS.read_text())
+        text += BESIDE_LXT.format(**part["setting"], times=times(part["rows"]))
     (DOCS / "cost.md").write_text(text)
     shutil.copy(RESULTS / "time_cpu_float32.png", DOCS / "images" / "cost.png")
 
