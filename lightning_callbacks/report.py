@@ -10,11 +10,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from captum_transformer.metrics import rank_correlation
 from captum_transformer.visualization import MapOptions, log_attributions, log_token_attributions
 from lightning_callbacks.classes import ClassSlot, Predictions
 from lightning_callbacks.explanation import Explanation
 from lightning_callbacks.part import Part
-from lightning_callbacks.rank_correlation import rank_correlation
 from lightning_callbacks.samples import Samples
 
 LastMaps: TypeAlias = "dict[tuple[str, ClassSlot, int], tuple[int, Tensor]]"
@@ -114,7 +114,7 @@ class Report:
         last_class, last_values = self.last_maps.get(key, (None, values))
         # Texts that a loader crops at random may have another length.
         if last_class == class_id and last_values.shape == values.shape:
-            correlation = rank_correlation(values, last_values).item()
+            correlation = rank_correlation(values[None], last_values[None]).item()
             if math.isfinite(correlation):
                 self.number("rank_correlation", key[0], [correlation])
         self.last_maps[key] = (class_id, values)

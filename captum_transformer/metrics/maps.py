@@ -1,0 +1,101 @@
+"""Relevance and ground truth as tensors that fit each other, or an error that says why not."""
+
+import torch
+from torch import Tensor
+
+
+def relevance_map(relevance: Tensor) -> Tensor:
+    """One value for each place of a sample: the channels of an image are summed.
+
+    Args:
+        relevance: ``(samples, channels, height, width)``, ``(samples, height, width)`` or, of
+            tokens, ``(samples, tokens)``.
+
+    Returns:
+        Detached float64 values ``(samples, height, width)`` or ``(samples, tokens)``.
+
+    Raises:
+        ValueError: If the shape is another one, there is no value, or one is not finite.
+    """
+    if relevance.dim() not in (2, 3, 4) or not relevance.numel():
+        raise ValueError(
+            "Relevance must have the shape (samples, channels, height, width), (samples, height, "
+            "width) or (samples, tokens) and hold at least one value, got "
+            f"{tuple(relevance.shape)}."
+        )
+    values = relevance.detach().double()
+    bad = ~values.isfinite().flatten(1).all(1)
+    if bad.any():
+        raise ValueError(
+            f"The relevance of {rows(bad)} holds NaN or infinite values, of which no score would "
+            "be honest. Look for an overflow (half precision?) or a division by zero in the model "
+            "or in the attribution method."
+        )
+    return values.sum(1) if values.dim() == 4 else values
+
+
+def truth_mask(mask: Tensor, values: Tensor, name: str = "mask") -> Tensor:
+    """A mask as booleans.
+
+    Args:
+        mask: Booleans, or zeros and ones, of the shape of the map; an image's may have an axis for
+            one channel.
+        values: The map that it belongs to, as of :func:`relevance_map`.
+        name: What the argument is called.
+
+    Returns:
+        Booleans of the shape of ``values``.
+
+    Raises:
+        ValueError: If the shape is another one, or a value is neither zero nor one.
+    """
+    if mask.dim() == 4 and mask.shape[1] == 1:
+        mask = mask[:, 0]
+    if mask.shape != values.shape:
+        raise ValueError(
+            f"`{name}` must have the shape of the relevance, its channels summed: "
+            f"{tuple(values.shape)}, got {tuple(mask.shape)}. Bring relevance of patches to the "
+            "size of the mask first, e.g. as in the CVPR 2021 paper: "
+            "F.interpolate(relevance[:, None], scale_factor=16, mode='bilinear')."
+        )
+    if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            f"`{name}` must hold booleans, or zeros and ones. Make it so, e.g. `mask > 0` or "
+            "`mask == class_id`."
+        )
+    return mask.to(values.device, torch.bool)
+
+
+def require_truth(mask: Tensor, name: str = "mask") -> None:
+    """Refuses masks that are empty, for which there is no right answer.
+
+    Args:
+        mask: Booleans ``(samples, ...)``.
+        name: What the argument is called.
+
+    Raises:
+        ValueError: If one is empty; the message says which.
+    """
+    empty = ~mask.flatten(1).any(1)
+    if empty.any():
+        raise ValueError(
+            f"`{name}` of {rows(empty)} is empty: there is no place that would be right, so there "
+            "is no score. Leave these samples out: relevance[mask.flatten(1).any(1)]."
+        )
+
+
+def rows(chosen: Tensor) -> str:
+    """Names the samples that a boolean tensor ``(samples,)`` chooses, for messages.
+
+    Example:
+        >>> rows(torch.tensor([True, False, True]))
+        '2 of 3 samples (0, 2)'
+    """
+    numbers = chosen.nonzero().flatten().tolist()
+    shown = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+    return f"{len(numbers)} of {len(chosen)} samples ({shown})"
+
+
+def share(part: Tensor, whole: Tensor) -> Tensor:
+    """Part of a whole, and zero of nothing."""
+    return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1), 0.0)
