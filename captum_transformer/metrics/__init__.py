@@ -12,6 +12,11 @@ from captum_transformer.metrics.rationales import (
     rationale_auprc,
     rationale_scores,
 )
+from captum_transformer.metrics.sanity import (
+    class_sensitivity,
+    completeness,
+    model_randomisation,
+)
 from captum_transformer.metrics.segmentation import SegmentationScores, segmentation_scores
 
 __all__ = [
@@ -19,8 +24,11 @@ __all__ = [
     "SegmentationScores",
     "average_ranks",
     "boxes_to_masks",
+    "class_sensitivity",
+    "completeness",
     "energy_inside",
     "grid_pointing_game",
+    "model_randomisation",
     "pointing_game",
     "rank_correlation",
     "rationale_auprc",

@@ -1,0 +1,147 @@
+"""Copies of a model whose layers have lost what they learned."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from captum_transformer.trace.functions import Kind, describe
+from captum_transformer.trace.tape import tensors_in
+
+Order = Literal["cascading", "independent"]
+
+
+def layers_from_the_top(model: nn.Module, run: Callable[[nn.Module], object]) -> list[str]:
+    """The modules whose own parameters take part in a run, the one that is used last first.
+
+    Args:
+        model: The model; a copy of it runs.
+        run: Runs the copy that it is given.
+
+    Returns:
+        The modules' names.
+
+    Raises:
+        ValueError: If no parameter of the copy was used.
+    """
+    observed = copy.deepcopy(model)
+    with _ParameterUse() as use:
+        run(observed)
+    places = {}
+    for name, module in observed.named_modules():
+        own = [use.places[id(p)] for p in module.parameters(recurse=False) if id(p) in use.places]
+        if own:
+            places[name] = min(own)
+    if not places:
+        raise ValueError(
+            "`explain` did not use the parameters of the model that it was given: its layers are "
+            "randomised one after the other, so the method has to be made anew each time, as in "
+            "`lambda model: AttnLRP(model).attribute(images, target=3)`."
+        )
+    return sorted(places, key=places.__getitem__, reverse=True)
+
+
+def randomised(
+    model: nn.Module, layers: Sequence[str], *, order: Order, seed: int, whole: bool
+) -> Iterator[tuple[str, nn.Module]]:
+    """Copies of a model with one more layer randomised each, or each with another one.
+
+    Args:
+        model: The model, which is left as it is.
+        layers: Names of modules.
+        order: Whether layers stay randomised (``"cascading"``) or not (``"independent"``).
+        seed: Of the random weights; each layer's are its own, whatever the order.
+        whole: Whether a layer is all that is in the module, or its own parameters only.
+
+    Yields:
+        A layer's name, and the copy in which it is randomised; with ``"cascading"`` it is one copy
+        that changes.
+
+    Raises:
+        ValueError: If a layer doesn't exist or has no parameters.
+    """
+    modules = dict(model.named_modules())
+    for name in layers:
+        if name not in modules or not any(True for _ in modules[name].parameters()):
+            raise ValueError(
+                f"The model has no layer {name!r} with parameters. Name modules as "
+                f"`model.named_modules()` does, such as {[n for n in modules if n][:4]}."
+            )
+    changed = copy.deepcopy(model)
+    for name in layers:
+        if order == "independent":
+            changed = copy.deepcopy(model)
+        randomise(changed.get_submodule(name), seed + list(modules).index(name), whole=whole)
+        yield name, changed
+
+
+def randomise(module: nn.Module, seed: int, *, whole: bool = True) -> None:
+    """Gives the parameters of a module values that have not been learned, in place.
+
+    Modules with ``reset_parameters`` are initialised anew; the parameters of all others are
+    permuted, each by itself. The random state is put back.
+
+    Args:
+        module: The module.
+        seed: Of the random values.
+        whole: Whether all that is in the module is meant, or its own parameters only.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> learned = layer.weight.clone()
+        >>> randomise(layer, seed=0)
+        >>> bool((layer.weight == learned).any())
+        False
+    """
+    devices = {parameter.device for parameter in module.parameters()}
+    with torch.no_grad(), _seeded(seed, devices):
+        for part in module.modules() if whole else [module]:
+            own = list(part.parameters(recurse=False))
+            reset = getattr(part, "reset_parameters", None)
+            if own and callable(reset):
+                reset()
+            else:
+                for parameter in own:
+                    order = torch.randperm(parameter.numel()).to(parameter.device)
+                    parameter.copy_(parameter.flatten()[order].view_as(parameter))
+
+
+@contextmanager
+def _seeded(seed: int, devices: set[torch.device]) -> Iterator[None]:
+    """Torch's generators with a seed of their own, only those that are needed, put back after."""
+    indices = sorted(device.index or 0 for device in devices if device.type == "cuda")
+    with torch.random.fork_rng(devices=indices):
+        # `torch.manual_seed` would seed the devices that are not in use as well, for good.
+        torch.default_generator.manual_seed(seed)
+        for index in indices:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
+class _ParameterUse(TorchFunctionMode):
+    """Notes in which order parameters are computed with; reading a shape or type is no use.
+
+    Attributes:
+        places: By the identity of a tensor when it was used for the first time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: dict[int, int] = {}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if describe(func).kind is not Kind.QUERY:
+            for tensor in tensors_in((args, kwargs or {})):
+                if isinstance(tensor, nn.Parameter):
+                    self.places.setdefault(id(tensor), len(self.places))
+        return func(*args, **(kwargs or {}))
