@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from math import prod
 
 import torch
 from torch import Tensor
 
+from captum_transformer.metrics import place_shape, rank_places, replace_places
 from lightning_callbacks.flavors import MisconfigurationException
 from lightning_callbacks.samples import Samples
 
@@ -76,10 +77,8 @@ class Faithfulness:
         rows, classes = [row for row, _ in pairs], [class_id for _, class_id in pairs]
         whole = samples.select(rows)
         empty = tuple(self._baseline(values) for values in whole.inputs)
-        # The rank of each place, 0 for the most relevant.
         relevance = torch.stack([values.flatten() for values in maps]).to(whole.inputs[0].device)
-        order = relevance.argsort(dim=1, descending=True, stable=True)
-        rank = order.argsort(dim=1)
+        rank = rank_places(relevance)
         curves = []
         for deleting in (True, False):
             points = []
@@ -109,17 +108,7 @@ def _place_dims(values: Tensor) -> tuple[int, ...]:
     return {4: (2, 3), 3: (1,)}.get(values.dim(), ())
 
 
-def _mix(whole: tuple[Tensor, ...], empty: tuple[Tensor, ...], gone: Tensor) -> tuple[Any, ...]:
+def _mix(whole: Sequence[Tensor], empty: Sequence[Tensor], gone: Tensor) -> tuple[Tensor, ...]:
     """Puts the baseline where a place is gone; ``gone`` is ``(B, places of all inputs)``."""
-    mixed, start = [], 0
-    for values, baseline in zip(whole, empty, strict=True):
-        if values.dim() == 4:
-            shape = (len(values), 1, *values.shape[2:])
-        elif values.dim() == 3:
-            shape = (*values.shape[:2], 1)
-        else:
-            shape = tuple(values.shape)
-        count = torch.Size(shape[1:]).numel()
-        mixed.append(torch.where(gone[:, start : start + count].reshape(shape), baseline, values))
-        start += count
-    return tuple(mixed)
+    parts = torch.split(gone, [prod(place_shape(values)) for values in whole], dim=1)
+    return tuple(map(replace_places, whole, empty, parts))

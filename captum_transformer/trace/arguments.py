@@ -141,7 +141,7 @@ class Arguments(Generic[Inputs]):
             ) from error
 
 
-def rows_of(argument: Any, rows: slice, samples: int) -> Any:
+def rows_of(argument: Any, rows: slice | Tensor, samples: int) -> Any:
     """Some rows of the (nested) tensors that have one for each sample; the rest as it is."""
     if isinstance(argument, Tensor):
         return argument[rows] if argument.ndim and len(argument) == samples else argument
