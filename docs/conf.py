@@ -1,0 +1,83 @@
+"""How Sphinx builds the site: ``sphinx-build -c docs . <output>``, from the repository's root.
+
+The root is the source directory, so that links between ``docs/``, ``tutorials/``, `README.md` and
+`CONTRIBUTING.md` are the same in the repository and on the site.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+from captum_transformer import __version__
+
+project = "captum_transformer"
+author = "captum_transformer contributors"
+copyright = author  # noqa: A001 - Sphinx's name
+version = release = __version__
+
+root_doc = "docs/index"
+include_patterns = ["docs/**", "tutorials/*", "CHANGELOG.md", "CONTRIBUTING.md"]
+exclude_patterns = [
+    ".*", "**/.*", "**/__pycache__", "docs/*.py", "docs/_*", "tutorials/quickstart.py",
+]  # fmt: skip
+extensions = [
+    "drawn_formulas",
+    "inline_svg",
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+
+# Names in docstrings: `AttributionMonitor` becomes a link, `(samples, tokens)` stays as it is.
+default_role = "py:obj"
+nitpicky = True
+# Whatever isn't ours has no page to link to: nothing is fetched while the site is built.
+nitpick_ignore_regex = [
+    (r"py:obj", r".*"),
+    (r"py:.*", r"(?!captum_transformer|lightning_callbacks).*"),
+    # Type variables, and base classes that merely join Lightning's two packages.
+    (r"py:.*", r".*\.(Inputs|Derived|Result)"),
+    # Types that only signatures name.
+    (r"py:.*", r"captum_transformer\.rules\.(gamma\.Gamma|maps\.Attend|update\.UpdateRule)"),
+    (r"py:.*", r"captum_transformer\.trace\.recognise\.Pattern"),
+    (r"py:.*", r"lightning_callbacks\.(flavors\..*|explainer_module\.Explaining)"),
+]
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+napoleon_custom_sections = ["Reference"]
+
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# Tutorials are executed while the site is built, and an error in one is an error of the build.
+nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+
+html_theme = "furo"
+html_title = project
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_extra_path = ["_extra"]
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options: dict[str, Any] = {
+    "light_css_variables": {"color-brand-primary": "#7a3e9d", "color-brand-content": "#6b3fa0"},
+    "dark_css_variables": {"color-brand-primary": "#c9a3e6", "color-brand-content": "#c9a3e6"},
+}
