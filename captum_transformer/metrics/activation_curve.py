@@ -45,14 +45,15 @@ def activation_curve(
     r"""The activation task of the ICML 2022 paper (section 5), and its AUAC.
 
     From an input of which nothing is left but its length, tokens are put back, the most relevant
-    first; the curve is the target's probability. ``curve.area()`` is the AUAC of each sample: a
-    faithful explanation has a large one.
+    first; the curve is the target's probability. ``curve.area()`` is the AUAC of each sample, as in
+    the authors' notebook the trapezoidal rule over eleven fractions: a faithful explanation has a
+    large one.
 
     Places are covered, not removed. The authors' code puts [UNK] in the place of a word, also of
     [CLS] and [SEP], and only keeps padding: ``baselines=tokenizer.unk_token_id,
     keep=attention_mask == 0``. Embeddings can be zeroed instead: ``baselines=0``. With pixels and a
     blurred image this is insertion. A fraction is rounded up to whole places, as in the authors'
-    code. Ties fall in reading order.
+    code, all places but those of ``keep`` being the whole. Ties fall in reading order.
 
     Args:
         forward_func: The model, or any function that returns scores ``(B, classes)``, as in Captum.

@@ -50,8 +50,9 @@ def pixel_perturbation(
     The paper's four numbers per method come from maps for the predicted or for the labelled class,
     and one order each: which class is meant is up to the map that is passed. The authors' code
     counts predictions that equal the label: ``curve.accuracy(labels)``. The area under that is
-    ``curve.hits(labels).area(...)`` for each sample. The paper doesn't spell out how it took the
-    area; its steps are 10 % to 90 %, ``start_at_zero=False``.
+    ``curve.hits(labels).area(...)`` for each sample. The paper's steps are 10 % to 90 %,
+    ``start_at_zero=False``; that code ends with the accuracies at these steps and doesn't tell
+    whether the area was divided by their span.
 
     A fraction is rounded down to whole pixels, as in the authors' code. Ties in a map fall in
     reading order.
