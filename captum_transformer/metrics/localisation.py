@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from captum_transformer.errors import InvalidInputError
 from captum_transformer.metrics.maps import relevance_map, require_truth, share, truth_mask
 
 
@@ -27,7 +28,7 @@ def pointing_game(relevance: Tensor, mask: Tensor, *, tolerance: float = 0.0) ->
         of each class, then over classes.
 
     Raises:
-        ValueError: If the shapes don't fit, a mask is empty, or a value is not finite.
+        InvalidInputError: If the shapes don't fit, a mask is empty, or a value is not finite.
 
     Reference:
         `Top-down Neural Attention by Excitation Backprop <https://arxiv.org/abs/1608.00507>`_.
@@ -44,10 +45,10 @@ def pointing_game(relevance: Tensor, mask: Tensor, *, tolerance: float = 0.0) ->
     target = truth_mask(mask, values)
     require_truth(target)
     if tolerance < 0:
-        raise ValueError(f"`tolerance` must not be negative, got {tolerance}.")
+        raise InvalidInputError(f"`tolerance` must not be negative, got {tolerance}.")
     if tolerance > 0:
         if values.dim() != 3:
-            raise ValueError(
+            raise InvalidInputError(
                 "`tolerance` is a distance in pixels, but the relevance is of tokens: "
                 f"{tuple(relevance.shape)}. Leave it out."
             )
@@ -74,7 +75,7 @@ def energy_inside(relevance: Tensor, mask: Tensor) -> Tensor:
         Shares in [0, 1], ``(samples,)``, float64.
 
     Raises:
-        ValueError: If the shapes don't fit, a mask is empty, or a value is not finite.
+        InvalidInputError: If the shapes don't fit, a mask is empty, or a value is not finite.
 
     Reference:
         `Score-CAM <https://arxiv.org/abs/1910.01279>`_.
@@ -111,8 +112,8 @@ def grid_pointing_game(
         Shares in [0, 1], ``(samples,)``, float64.
 
     Raises:
-        ValueError: If the grid doesn't divide the map, a cell doesn't exist, or a value is not
-            finite.
+        InvalidInputError: If the grid doesn't divide the map, a cell doesn't exist, or a value is
+            not finite.
 
     Reference:
         `Convolutional Dynamic Alignment Networks for Interpretable Classifications
@@ -126,7 +127,7 @@ def grid_pointing_game(
     values = relevance_map(relevance)
     rows, columns = grid
     if values.dim() != 3 or min(grid) < 1 or values.shape[1] % rows or values.shape[2] % columns:
-        raise ValueError(
+        raise InvalidInputError(
             f"A grid of {rows} x {columns} cells doesn't divide relevance of shape "
             f"{tuple(relevance.shape)}. Relevance of tokens needs its patches' rows and columns "
             "first: relevance.reshape(samples, height, width)."
@@ -134,7 +135,7 @@ def grid_pointing_game(
     cell_width = values.shape[2] // columns
     chosen = torch.as_tensor(cells, device=values.device).expand(len(values))
     if ((chosen < 0) | (chosen >= rows * columns)).any():
-        raise ValueError(
+        raise InvalidInputError(
             f"The cells of a grid of {rows} x {columns} are numbered from 0 to "
             f"{rows * columns - 1}, got {chosen.tolist()}."
         )
@@ -159,7 +160,7 @@ def boxes_to_masks(boxes: Tensor | Sequence[Tensor], size: tuple[int, int]) -> T
         Booleans ``(samples, height, width)``, on the boxes' device.
 
     Raises:
-        ValueError: If the shape is another one, or a box ends before it begins.
+        InvalidInputError: If the shape is another one, or a box ends before it begins.
 
     Example:
         >>> boxes_to_masks(torch.tensor([[1, 0, 3, 1]]), (2, 3)).int()
@@ -171,13 +172,13 @@ def boxes_to_masks(boxes: Tensor | Sequence[Tensor], size: tuple[int, int]) -> T
     if boxes.dim() == 2:
         boxes = boxes[:, None]
     if boxes.dim() != 3 or boxes.shape[2] != 4:
-        raise ValueError(
+        raise InvalidInputError(
             "Boxes must have the shape (samples, 4) or (samples, boxes, 4), or be a list of "
             f"(boxes, 4), got {tuple(boxes.shape)}."
         )
     left, top, right, bottom = boxes[..., None, None].unbind(2)
     if ((right < left) | (bottom < top)).any():
-        raise ValueError(
+        raise InvalidInputError(
             "A box ends before it begins. Boxes are (left, top, right, bottom); make them so of "
             "(left, top, width, height) by torchvision.ops.box_convert(boxes, 'xywh', 'xyxy')."
         )

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from captum_transformer.errors import InvalidInputError
+
 
 def relevance_map(relevance: Tensor) -> Tensor:
     """One value for each place of a sample: the channels of an image are summed.
@@ -15,10 +17,10 @@ def relevance_map(relevance: Tensor) -> Tensor:
         Detached float64 values ``(samples, height, width)`` or ``(samples, tokens)``.
 
     Raises:
-        ValueError: If the shape is another one, there is no value, or one is not finite.
+        InvalidInputError: If the shape is another one, there is no value, or one is not finite.
     """
     if relevance.dim() not in (2, 3, 4) or not relevance.numel():
-        raise ValueError(
+        raise InvalidInputError(
             "Relevance must have the shape (samples, channels, height, width), (samples, height, "
             "width) or (samples, tokens) and hold at least one value, got "
             f"{tuple(relevance.shape)}."
@@ -26,7 +28,7 @@ def relevance_map(relevance: Tensor) -> Tensor:
     values = relevance.detach().double()
     bad = ~values.isfinite().flatten(1).all(1)
     if bad.any():
-        raise ValueError(
+        raise InvalidInputError(
             f"The relevance of {rows(bad)} holds NaN or infinite values, of which no score would "
             "be honest. Look for an overflow (half precision?) or a division by zero in the model "
             "or in the attribution method."
@@ -47,19 +49,19 @@ def truth_mask(mask: Tensor, values: Tensor, name: str = "mask") -> Tensor:
         Booleans of the shape of ``values``.
 
     Raises:
-        ValueError: If the shape is another one, or a value is neither zero nor one.
+        InvalidInputError: If the shape is another one, or a value is neither zero nor one.
     """
     if mask.dim() == 4 and mask.shape[1] == 1:
         mask = mask[:, 0]
     if mask.shape != values.shape:
-        raise ValueError(
+        raise InvalidInputError(
             f"`{name}` must have the shape of the relevance, its channels summed: "
             f"{tuple(values.shape)}, got {tuple(mask.shape)}. Bring relevance of patches to the "
             "size of the mask first, e.g. as in the CVPR 2021 paper: "
             "F.interpolate(relevance[:, None], scale_factor=16, mode='bilinear')."
         )
     if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(
+        raise InvalidInputError(
             f"`{name}` must hold booleans, or zeros and ones. Make it so, e.g. `mask > 0` or "
             "`mask == class_id`."
         )
@@ -74,11 +76,11 @@ def require_truth(mask: Tensor, name: str = "mask") -> None:
         name: What the argument is called.
 
     Raises:
-        ValueError: If one is empty; the message says which.
+        InvalidInputError: If one is empty; the message says which.
     """
     empty = ~mask.flatten(1).any(1)
     if empty.any():
-        raise ValueError(
+        raise InvalidInputError(
             f"`{name}` of {rows(empty)} is empty: there is no place that would be right, so there "
             "is no score. Leave these samples out: relevance[mask.flatten(1).any(1)]."
         )

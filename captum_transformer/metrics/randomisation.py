@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from captum_transformer.errors import InvalidInputError
 from captum_transformer.trace.functions import Kind, describe
 from captum_transformer.trace.tape import tensors_in
 
@@ -26,7 +27,7 @@ def layers_from_the_top(model: nn.Module, run: Callable[[nn.Module], object]) ->
         The modules' names.
 
     Raises:
-        ValueError: If no parameter of the copy was used.
+        InvalidInputError: If no parameter of the copy was used.
     """
     observed = copy.deepcopy(model)
     with _ParameterUse() as use:
@@ -37,7 +38,7 @@ def layers_from_the_top(model: nn.Module, run: Callable[[nn.Module], object]) ->
         if own:
             places[name] = min(own)
     if not places:
-        raise ValueError(
+        raise InvalidInputError(
             "`explain` did not use the parameters of the model that it was given: its layers are "
             "randomised one after the other, so the method has to be made anew each time, as in "
             "`lambda model: AttnLRP(model).attribute(images, target=3)`."
@@ -62,12 +63,12 @@ def randomised(
         that changes.
 
     Raises:
-        ValueError: If a layer doesn't exist or has no parameters.
+        InvalidInputError: If a layer doesn't exist or has no parameters.
     """
     modules = dict(model.named_modules())
     for name in layers:
         if name not in modules or not any(True for _ in modules[name].parameters()):
-            raise ValueError(
+            raise InvalidInputError(
                 f"The model has no layer {name!r} with parameters. Name modules as "
                 f"`model.named_modules()` does, such as {[n for n in modules if n][:4]}."
             )

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from captum_transformer.errors import InvalidInputError
 from captum_transformer.metrics.ties import tied_places
 
 
@@ -18,7 +19,7 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
         they have no order that could agree with anything.
 
     Raises:
-        ValueError: If the shapes differ.
+        InvalidInputError: If the shapes differ.
 
     Example:
         >>> first = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
@@ -27,7 +28,7 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
         tensor([ 1., -1.], dtype=torch.float64)
     """
     if first.shape != second.shape or not first.dim():
-        raise ValueError(
+        raise InvalidInputError(
             "A rank correlation needs maps of the same shape, samples first, got "
             f"{tuple(first.shape)} and {tuple(second.shape)}."
         )

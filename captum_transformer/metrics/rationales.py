@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_transformer.errors import InvalidInputError
 from captum_transformer.metrics.maps import relevance_map, require_truth, share, truth_mask
 from captum_transformer.metrics.precision_recall import (
     Interpolation,
@@ -55,8 +56,8 @@ def rationale_scores(
         Precision, recall and F1, each ``(samples,)``, float64.
 
     Raises:
-        ValueError: If the shapes don't fit, ``k`` has no meaning, a value is not finite, or a
-            sample has no rationale among the tokens that count.
+        InvalidInputError: If the shapes don't fit, ``k`` has no meaning, a value is not finite, or
+            a sample has no rationale among the tokens that count.
 
     Reference:
         `ERASER: A Benchmark to Evaluate Rationalized NLP Models <https://arxiv.org/abs/1911.03429>`_.
@@ -103,8 +104,8 @@ def rationale_auprc(
         Areas ``(samples,)``, float64.
 
     Raises:
-        ValueError: If the shapes don't fit, a value is not finite, or a sample has no rationale
-            among the tokens that count.
+        InvalidInputError: If the shapes don't fit, a value is not finite, or a sample has no
+            rationale among the tokens that count.
 
     Reference:
         `ERASER: A Benchmark to Evaluate Rationalized NLP Models <https://arxiv.org/abs/1911.03429>`_.
@@ -115,7 +116,9 @@ def rationale_auprc(
         tensor([0.7917], dtype=torch.float64)
     """
     if interpolation not in ("step", "linear"):
-        raise ValueError(f"`interpolation` must be 'step' or 'linear', got {interpolation!r}.")
+        raise InvalidInputError(
+            f"`interpolation` must be 'step' or 'linear', got {interpolation!r}."
+        )
     values, truth, counts = _tokens(relevance, rationale, attention_mask)
     return area_under_precision_recall(values, truth, counts, interpolation=interpolation)
 
@@ -125,7 +128,7 @@ def _tokens(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Relevance, rationale and which tokens count."""
     if relevance.dim() != 2:
-        raise ValueError(
+        raise InvalidInputError(
             f"Relevance must be of tokens, (samples, tokens), got {tuple(relevance.shape)}. Sum "
             "that of embeddings over their features: relevance.sum(-1)."
         )
@@ -144,7 +147,7 @@ def _number(k: int | float, length: Tensor) -> Tensor:
         return (k * length + 0.5).floor().clamp(min=1)
     if isinstance(k, int) and k >= 1:
         return length.clamp(max=k)
-    raise ValueError(
+    raise InvalidInputError(
         "`k` must be a whole number of tokens from 1, a fraction of them between 0 and 1, or None "
         f"for as many as there are in the rationale, got {k!r}."
     )

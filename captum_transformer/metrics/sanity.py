@@ -9,6 +9,7 @@ import torch
 from captum._utils.progress import progress
 from torch import Tensor, nn
 
+from captum_transformer.errors import InvalidInputError
 from captum_transformer.metrics.maps import rows
 from captum_transformer.metrics.randomisation import Order, layers_from_the_top, randomised
 from captum_transformer.metrics.rank_correlation import rank_correlation
@@ -52,8 +53,8 @@ def model_randomisation(
         warning.
 
     Raises:
-        ValueError: if a layer doesn't exist or has no parameters, ``explain`` doesn't use the
-            model that it is given, or returns something else than maps.
+        InvalidInputError: if a layer doesn't exist or has no parameters, ``explain`` doesn't use
+            the model that it is given, or returns something else than maps.
 
     Reference:
         `Sanity Checks for Saliency Maps <https://arxiv.org/abs/1810.03292>`_.
@@ -72,7 +73,7 @@ def model_randomisation(
         {'head': (4,), 'blocks.1': (4,), 'blocks.0': (4,), 'patch_embed': (4,)}
     """
     if order not in ("cascading", "independent"):
-        raise ValueError(f"`order` must be 'cascading' or 'independent', got {order!r}.")
+        raise InvalidInputError(f"`order` must be 'cascading' or 'independent', got {order!r}.")
     used = layers_from_the_top(model, explain)
     chosen = used if layers is None else list(layers)
     models = randomised(model, chosen, order=order, seed=seed, whole=layers is not None)
@@ -101,7 +102,7 @@ def class_sensitivity(first: Tensor, second: Tensor, *, absolute: bool = False) 
         NaN, with a warning.
 
     Raises:
-        ValueError: If the shapes differ.
+        InvalidInputError: If the shapes differ.
 
     Reference:
         `When Explanations Lie: Why Many Modified BP Attributions Fail
@@ -142,7 +143,7 @@ def completeness(
         attributions sum up to exactly zero, too.
 
     Raises:
-        ValueError: If there isn't one score for each sample.
+        InvalidInputError: If there isn't one score for each sample.
 
     Reference:
         `Axiomatic Attribution for Deep Networks <https://arxiv.org/abs/1703.01365>`_, and
@@ -154,7 +155,7 @@ def completeness(
     """
     maps = [attributions] if isinstance(attributions, Tensor) else _parts(attributions)
     if output.dim() != 1 or any(len(each) != len(output) for each in maps):
-        raise ValueError(
+        raise InvalidInputError(
             f"`output` must hold one score for each of the {len(maps[0])} samples, got shape "
             f"{tuple(output.shape)}. Pick that of the class: logits[range(len(logits)), target]."
         )
@@ -171,7 +172,7 @@ def _parts(attributions: tuple[Tensor, ...] | Mapping[str, Tensor]) -> list[Tens
 def _check_maps(maps: Any, shape: torch.Size | None) -> None:
     if not isinstance(maps, Tensor) or maps.dim() < 2 or maps.shape != (shape or maps.shape):
         got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-        raise ValueError(
+        raise InvalidInputError(
             "`explain` must return one tensor of maps, samples first, of the same shape for every "
             f"model, got {got}. Concatenate the maps of several inputs: torch.cat([maps.flatten(1) "
             "for maps in ...], 1)."

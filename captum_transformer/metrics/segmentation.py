@@ -107,8 +107,8 @@ def segmentation_scores(
         The counts, and the scores made of them.
 
     Raises:
-        ValueError: If the shapes don't fit, a value of the map is not finite, or the mask of a
-            sample is empty with ``foreground_only``.
+        InvalidInputError: If the shapes don't fit, a value of the map is not finite, or the mask of
+            a sample is empty with ``foreground_only``.
 
     Reference:
         `Transformer Interpretability Beyond Attention Visualization

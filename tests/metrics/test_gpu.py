@@ -5,9 +5,19 @@ import torch
 
 from captum_transformer.metrics import (
     activation_curve,
+    boxes_to_masks,
+    class_sensitivity,
+    completeness,
     conservation,
+    energy_inside,
+    grid_pointing_game,
+    model_randomisation,
     pixel_perturbation,
+    pointing_game,
     pruning_curve,
+    rationale_auprc,
+    rationale_scores,
+    segmentation_scores,
     token_removal,
 )
 from tests.metrics.by_hand import classifier
@@ -54,3 +64,41 @@ def test_relevance_and_labels_may_be_elsewhere():
     assert curve.accuracy(target).is_cuda
     points = conservation(lambda x: x.flatten(1) @ weight, images.cuda(), images, target)
     assert points.slope().is_cuda
+
+
+def scores(device):
+    maps = torch.randint(-5, 6, (4, 8, 8), generator=torch.Generator().manual_seed(0)).to(device)
+    boxes = torch.tensor([[0, 0, 3, 4], [1, 2, 8, 8], [4, 4, 5, 6], [2, 0, 7, 3]]).to(device)
+    masks = boxes_to_masks(boxes, (8, 8))
+    yield masks
+    yield from vars(segmentation_scores(maps, masks)).values()
+    yield pointing_game(maps, masks, tolerance=1.5)
+    yield energy_inside(maps, masks)
+    yield grid_pointing_game(maps, boxes[:, 1] % 4)
+    yield from rationale_scores(maps.flatten(1), masks.flatten(1), k=0.3)
+    yield rationale_auprc(maps.flatten(1), masks.flatten(1), attention_mask=(maps < 5).flatten(1))
+    yield class_sensitivity(maps, maps.roll(1))
+    yield completeness(maps, boxes[:, 2].float())
+
+
+def test_scores_are_those_of_the_cpu():
+    for here, there in zip(scores("cpu"), scores("cuda"), strict=True):
+        assert there.is_cuda
+        torch.testing.assert_close(there.cpu(), here)
+
+
+def test_a_model_on_the_gpu_is_randomised_there_and_random_states_stay():
+    model, ids = classifier().cuda(), IDS.cuda()
+    weights = [parameter.clone() for parameter in model.parameters()]
+    states = torch.get_rng_state(), torch.cuda.get_rng_state()
+    runs = [
+        model_randomisation(model, lambda m: m(ids).detach(), order=order, seed=1)
+        for order in ("cascading", "cascading", "independent")
+    ]
+    assert all(correlation.is_cuda for correlation in runs[0].values())
+    assert all(runs[1][layer].equal(runs[0][layer]) for layer in runs[0])
+    top = next(iter(runs[0]))
+    assert runs[2][top].equal(runs[0][top])
+    assert torch.get_rng_state().equal(states[0])
+    assert torch.cuda.get_rng_state().equal(states[1])
+    assert all(map(torch.equal, model.parameters(), weights))

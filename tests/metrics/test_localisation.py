@@ -119,12 +119,3 @@ def test_what_has_no_meaning_is_refused():
         pointing_game(torch.ones(1, 3, 3), torch.ones(1, 3, 3), tolerance=-1)
     with pytest.raises(ValueError, match=r"got \(3,\)"):
         energy_inside(torch.ones(3), torch.ones(3))
-
-
-@pytest.mark.gpu
-def test_scores_stay_on_the_device():
-    maps, masks = random_maps(5), random_masks(5)
-    for score in (pointing_game, energy_inside):
-        there = score(maps.cuda(), masks.cuda())
-        assert there.is_cuda
-        torch.testing.assert_close(there.cpu(), score(maps, masks))
