@@ -178,7 +178,8 @@ def pruning_curve(
         show_progress=show_progress,
     )
     distance = (outputs - outputs[:, :1]).square().sum(2)
-    return Curve(shares, distance, outputs.argmax(2) if outputs.shape[2] > 1 else None)
+    predictions = outputs.argmax(2) if outputs.shape[2] > 1 else None
+    return Curve(outputs.new_tensor(shares), distance, predictions)
 
 
 def _covered(
@@ -193,7 +194,7 @@ def _covered(
     fractions: Sequence[float],
     perturbations_per_eval: int,
     show_progress: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[list[float], Tensor]:
     """Fractions, and what the model says while places are covered, or revealed, in their order."""
     if len(variations.tensors) != 1:
         raise InvalidInputError(

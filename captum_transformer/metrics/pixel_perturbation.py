@@ -132,10 +132,10 @@ def black(mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tens
         std: What each channel is divided by.
 
     Returns:
-        ``(C,)``, for ``baselines``.
+        ``(C,)`` in double precision, for ``baselines``.
 
     Example:
-        >>> black(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
-        tensor([-2.1179, -2.0357, -1.8044])
+        >>> black(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]).tolist()
+        [-2.117..., -2.035..., -1.804...]
     """
-    return -torch.as_tensor(mean) / torch.as_tensor(std)
+    return -torch.as_tensor(mean, dtype=torch.float64) / torch.as_tensor(std, dtype=torch.float64)

@@ -129,7 +129,7 @@ def rank_places(relevance: Tensor, order: Order = "positive", keep: Tensor | Non
 
 def counts(
     fractions: Sequence[float], places: Tensor, rounding: Literal["up", "down"]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[list[float], Tensor]:
     """How many places each fraction is.
 
     Args:
@@ -138,7 +138,7 @@ def counts(
         rounding: Where to round what is no whole number.
 
     Returns:
-        The fractions as a tensor ``(F,)``, and the counts ``(B, F)``.
+        The ``F`` fractions, and the counts ``(B, F)``.
 
     Raises:
         InvalidInputError: If the fractions are something else.
@@ -155,7 +155,7 @@ def counts(
     whole = share.round()
     share = torch.where((share - whole).abs() < 1e-6, whole, share)
     count = (share.ceil() if rounding == "up" else share.floor()).long()
-    return torch.tensor(values, device=places.device), count.to(places.device)
+    return values, count.to(places.device)
 
 
 def replace_places(inputs: Tensor, baselines: Tensor, changed: Tensor) -> Tensor:
@@ -186,13 +186,12 @@ def as_baselines(baselines: Baselines, inputs: Tensor) -> Tensor:
     Raises:
         InvalidInputError: If they don't fit the inputs.
     """
-    values = torch.as_tensor(baselines, device=inputs.device)
-    if not inputs.is_floating_point() and values.is_floating_point():
+    if not inputs.is_floating_point() and torch.as_tensor(baselines).is_floating_point():
         raise InvalidInputError(
             f"The inputs are ids ({inputs.dtype}): the baseline must be an id, such as that of "
-            f"[MASK] or [UNK], got {values.dtype}."
+            f"[MASK] or [UNK], got {baselines}."
         )
-    values = values.to(inputs.dtype)
+    values = torch.as_tensor(baselines, dtype=inputs.dtype, device=inputs.device)
     if inputs.ndim == 4 and values.ndim == 1:
         values = values[:, None, None]
     try:

@@ -9,7 +9,7 @@ import torch
 from captum._utils.typing import TargetType
 from torch import Tensor
 
-from captum_transformer.errors import InvalidInputError
+from captum_transformer.errors import AmbiguousOutputError, InvalidInputError
 from captum_transformer.metrics.curve import Curve
 from captum_transformer.metrics.places import (
     Order,
@@ -129,8 +129,11 @@ def token_removal(
     shares, gone = counts(fractions, free, "up")
     groups = _equally_long(rank.shape[1] - gone, perturbations_per_eval * len(rank))
 
+    lengths = []
+
     def batches() -> Iterable[tuple[tuple[Tensor, ...], Tensor]]:
         for length, numbers in groups:
+            lengths.append(length)
             rows = numbers % len(rank)
             # The last ranks stay; sorted, they are in reading order.
             places = rank[rows].argsort(1)[:, rank.shape[1] - length :].sort(1).values
@@ -141,8 +144,10 @@ def token_removal(
         outputs = variations.run(
             batches(), total=len(groups), show_progress=show_progress, description=description
         )
+    except AmbiguousOutputError:
+        raise
     except Exception as error:
-        if groups[0][0] == 0:
+        if lengths[-1] == 0:
             raise InvalidInputError(
                 f"The model has failed ({error}) where no token is left of a sample. Leave out the "
                 "last fractions, or name tokens to keep."

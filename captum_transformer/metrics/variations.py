@@ -194,11 +194,13 @@ def check_perturbations_per_eval(perturbations_per_eval: int) -> None:
         )
 
 
-def read_curve(fractions: Tensor, outputs: Tensor, target: TargetType, *, softmax: bool) -> Curve:
+def read_curve(
+    fractions: Sequence[float], outputs: Tensor, target: TargetType, *, softmax: bool
+) -> Curve:
     """The curve of the target's score.
 
     Args:
-        fractions: ``(F,)``.
+        fractions: The ``F`` fractions.
         outputs: The model's scores ``(B, F, classes)``.
         target: The class, in any of Captum's forms.
         softmax: Whether the score is the probability.
@@ -216,7 +218,7 @@ def read_curve(fractions: Tensor, outputs: Tensor, target: TargetType, *, softma
     values = outputs.softmax(2) if softmax else outputs
     scores = [selected_scores(values[:, f], target, samples) for f in range(count)]
     predictions = outputs.argmax(2) if classes > 1 else None
-    return Curve(fractions, torch.stack(scores, 1), predictions)
+    return Curve(outputs.new_tensor(fractions), torch.stack(scores, 1), predictions)
 
 
 def _describe(found: Any) -> str:

@@ -51,7 +51,7 @@ def test_activation_is_that_by_hand(relevance, perturbations_per_eval):
             points.append(model(ids[None])[0].softmax(0)[target[sample]].item())
         assert curve.scores[sample].tolist() == pytest.approx(points, abs=1e-12)
         areas.append(auc(FRACTIONS, points))
-    np.testing.assert_allclose(curve.area(), areas, rtol=1e-6)
+    np.testing.assert_allclose(curve.area(), areas, rtol=1e-12)
 
 
 @pytest.mark.parametrize("absolute", [True, False])

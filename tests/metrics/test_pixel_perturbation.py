@@ -189,6 +189,13 @@ def test_low_precision_is_summed_up_in_single(model, images, relevance):
     assert curve.scores.dtype == curve.area().dtype == torch.float32
 
 
+def test_it_runs_in_inference_mode(model, images, relevance):
+    expected = pixel_perturbation(model, images, relevance, 1, baselines=0)
+    with torch.inference_mode():
+        found = pixel_perturbation(model, images.clone(), relevance.clone(), 1, baselines=0)
+    assert torch.equal(found.scores, expected.scores)
+
+
 def test_progress_is_shown_where_it_is_wanted(model, images, relevance, capsys):
     pixel_perturbation(model, images, relevance, 1, baselines=0)
     assert not capsys.readouterr().err
@@ -198,8 +205,9 @@ def test_progress_is_shown_where_it_is_wanted(model, images, relevance, capsys):
 
 def test_black_is_what_normalisation_makes_of_it():
     mean, std = torch.rand(3), torch.rand(3)
-    torch.testing.assert_close(black(mean, std), (torch.zeros(3) - mean) / std)
-    torch.testing.assert_close(black([0.5], [0.5]), torch.tensor([-1.0]))
+    black_image = ((torch.zeros(3) - mean) / std).double()
+    torch.testing.assert_close(black(mean, std), black_image, rtol=1e-6, atol=0)
+    assert black([0.5, 0.1], [0.5, 0.3]).tolist() == [-1, -0.1 / 0.3]
 
 
 def test_what_makes_no_sense_is_refused(model, images, relevance):

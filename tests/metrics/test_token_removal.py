@@ -7,7 +7,7 @@ from transformers import (
     LxmertForQuestionAnswering,
 )
 
-from captum_transformer.errors import InvalidInputError
+from captum_transformer.errors import AmbiguousOutputError, InvalidInputError
 from captum_transformer.metrics import token_removal
 from tests.metrics.by_hand import classifier, in_order, up
 
@@ -219,6 +219,8 @@ def test_what_makes_no_sense_is_refused(bert, relevance):
         InvalidInputError, match="may have one entry per token: if so, give it with"
     ):
         token_removal(classifier(), IDS, relevance, 1, additional_forward_args=mask, keep=KEEP)
+    with pytest.raises(AmbiguousOutputError, match="needed are scores"):
+        token_removal(lambda ids, mask: ids, IDS, relevance, 1, mask, keep=KEEP)
     with pytest.raises(InvalidInputError, match="booleans, or zeros and ones"):
         token_removal(bert, IDS, relevance, 1, keep=2 * KEEP.long())
     with pytest.raises(InvalidInputError, match="one for each"):
