@@ -54,9 +54,10 @@ def token_removal(
     What stays whole, such as the regions while words are removed, is passed as a further argument.
 
     Of a fraction *f* of *n* tokens that may go, ``ceil(f * n)`` go: the authors' code keeps
-    ``floor((1 - f) * n)``. Samples with different *n* lose different numbers of tokens; those that
-    have become equally long go through the model together, so that nothing is padded and a batch
-    gives exactly what its samples give one by one. Ties fall in reading order.
+    ``floor((1 - f) * n)``, which errors of floating point make one less in places, such as one of
+    ten for two tenths; here it is two. Samples with different *n* lose different numbers of tokens;
+    those that have become equally long go through the model together, so that nothing is padded
+    and a batch gives exactly what its samples give one by one. Ties fall in reading order.
 
     Args:
         forward_func: The model, or any function that returns scores ``(B, classes)``, as in Captum.
