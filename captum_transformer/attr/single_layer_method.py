@@ -8,7 +8,7 @@ from torch import Tensor
 from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Question
 from captum_transformer.attr.transformer_method import logged
 from captum_transformer.rules.flow import TokenFlow
-from captum_transformer.rules.maps import attend_with, averaged_over_heads
+from captum_transformer.rules.maps import attend_with, averaged_over_heads, by_heads
 from captum_transformer.trace.arguments import Arguments
 from captum_transformer.trace.isolation import in_full_precision
 from captum_transformer.trace.target import Target
@@ -40,18 +40,30 @@ class SingleLayerMethod(AttentionFlowMethod):
         additional_forward_args: Any = None,
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
+        average_heads: bool = True,
     ) -> dict[tuple[str, str], Tensor]:
-        """The layer's whole map, averaged over its heads.
+        """The layer's whole map.
 
         Args:
             inputs: as in :meth:`attribute`.
             target: as in :meth:`attribute`.
             additional_forward_args: as in :meth:`attribute`.
             additional_forward_kwargs: as in :meth:`attribute`.
+            average_heads: average over the layer's heads; otherwise keep them apart.
 
         Returns:
-            ``{(queries, keys): map}`` with a map of shape ``(samples, queries, keys)``, under the
-            names of the sets of tokens that the layer ties; more than one map for several towers.
+            ``{(queries, keys): map}`` with a map of shape ``(samples, queries, keys)``, or
+            ``(samples, heads, queries, keys)``, under the names of the sets of tokens that the
+            layer ties; more than one map for several towers.
+
+        Example:
+            >>> import timm, torch
+            >>> from captum_transformer import RawAttention
+            >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)
+            >>> method = RawAttention(model, layer=0)
+            >>> maps = method.relevance_maps(torch.rand(1, 3, 32, 32), 0, average_heads=False)
+            >>> maps["x", "x"].shape  # a class token and 2 x 2 patches, in three heads
+            torch.Size([1, 3, 5, 5])
         """
         arguments = Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
         with self._traced(arguments) as forward:
@@ -60,4 +72,5 @@ class SingleLayerMethod(AttentionFlowMethod):
             ties = dict(zip(forward.streams.calls, forward.streams.ties(), strict=True))
             with in_full_precision(forward.inputs[0].device):
                 maps = self._maps(question, calls)
-                return {ties[call]: averaged_over_heads(maps, call).detach() for call in calls}
+                whole = averaged_over_heads if average_heads else by_heads
+                return {ties[call]: whole(maps, call).detach() for call in calls}

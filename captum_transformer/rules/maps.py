@@ -36,6 +36,11 @@ def _through(maps: MapBlock, call: AttentionCall, shares: Tensor, rows: slice) -
     return (shares[..., rows].unsqueeze(-2) @ maps(call, rows).to(shares.dtype)).squeeze(-2)
 
 
+def by_heads(maps: MapBlock, call: AttentionCall) -> Tensor:
+    """The whole map of each head of a call: ``(samples, heads, Q, K)``."""
+    return torch.cat([call.by_head(maps(call, rows)) for rows in call.blocks()], -2)
+
+
 def averaged_over_heads(maps: MapBlock, call: AttentionCall) -> Tensor:
     """The whole map of a call, averaged over its heads: ``(samples, Q, K)``."""
     return torch.cat([call.by_head(maps(call, rows)).mean(1) for rows in call.blocks()], -2)

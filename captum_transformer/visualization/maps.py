@@ -1,6 +1,7 @@
 """From the attribution of one sample to a map that can be coloured."""
 
 import math
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, TypeAlias, TypedDict
 
 import torch
@@ -221,6 +222,44 @@ def scale_map(
     if scale == 0:
         return ScaledMap(torch.zeros_like(values), 0.0, signed)
     return ScaledMap((values / scale).clamp(-1, 1), scale, signed)
+
+
+def common_scale(attributions: Iterable[Tensor], **options: Unpack[MapOptions]) -> MapOptions:
+    """Options that give several attributions the same colours, to compare them with each other.
+
+    Pass them on to every picture that shall be compared: images, classes, epochs.
+
+    Args:
+        attributions: All of them, each ``(C, H, W)`` or ``(H, W)``.
+        **options: How they are shown; what is left open of ``sign`` and ``scale`` is settled.
+
+    Returns:
+        The options. The sign is ``"signed"`` where it was ``"auto"`` and any of the attributions
+        has negative values; the scale is the quantile of all values together.
+
+    Raises:
+        ValueError: If there is none, a shape is no map's or a value is not finite.
+
+    Example:
+        >>> import torch
+        >>> common_scale([torch.tensor([[1.0, 2.0]]), torch.tensor([[-4.0, 0.0]])])
+        {'sign': 'signed', 'scale': 4.0}
+    """
+    channels = options.get("channels", "sum")
+    maps = [to_map(attribution, channels=channels).cpu() for attribution in attributions]
+    if not maps:
+        raise ValueError("There is no attribution to find a common scale of.")
+    scaled = scale_map(
+        torch.cat([values.flatten() for values in maps]),
+        sign=options.get("sign", "auto"),
+        scale=options.get("scale"),
+        quantile=options.get("quantile", 0.995),
+    )
+    sign = options.get("sign", "auto")
+    if sign == "auto":
+        sign = "signed" if scaled.signed else "positive"
+    # Maps of zeros fit any scale.
+    return {**options, "sign": sign, "scale": scaled.scale or 1.0}
 
 
 def _own_scale(values: Tensor, quantile: float) -> float:

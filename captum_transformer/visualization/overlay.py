@@ -1,20 +1,13 @@
 """A heatmap over the image that was explained."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from matplotlib import colormaps
 from torch import Tensor
 from typing_extensions import Unpack
 
 from captum_transformer.visualization.canvas import Image
+from captum_transformer.visualization.colors import overlay_colors
 from captum_transformer.visualization.maps import MapOptions, ScaledMap, scaled_map
-
-POSITIVE_CMAP = "inferno"
-"""Perceptually uniform and readable with any colour vision: dark is little, bright is much."""
-
-SIGNED_CMAP = "RdBu_r"
-"""Colour-blind safe: red speaks for the class, blue against it."""
 
 # The strongest value covers this much of the image; what has no relevance stays visible, dimmed.
 _OPACITY = 0.85
@@ -60,26 +53,6 @@ def to_display(image: Tensor) -> Image:
     return array
 
 
-def colorize(scaled: ScaledMap) -> npt.NDArray[np.float64]:
-    """Looks up the colours that a map has over an image.
-
-    Args:
-        scaled: A map as `scale_map` returns it, of any shape.
-
-    Returns:
-        Red, green and blue in [0, 1] for each value, in a last dimension of 3.
-    """
-    values = scaled.values.cpu().numpy()
-    if scaled.signed:
-        # Weak values are nearly transparent, so the pale middle of the colour map would only be a
-        # haze over the image, and its darkest ends would vanish on dark ground: leave both out.
-        colors = colormaps[SIGNED_CMAP](0.5 + np.sign(values) * (0.15 + 0.27 * np.abs(values)))
-    else:
-        colors = colormaps[POSITIVE_CMAP](values)
-    rgb: npt.NDArray[np.float64] = np.asarray(colors)[..., :3]
-    return rgb
-
-
 def overlay(image: Tensor, attribution: Tensor, **options: Unpack[MapOptions]) -> Image:
     """Lays a heatmap over an image.
 
@@ -123,7 +96,7 @@ def blend(image: Image, scaled: ScaledMap) -> Image:
     opacity = _OPACITY * strength**0.75
     grey = image.astype(np.float64) @ _LUMA * _DIM + 255 * (1 - _DIM) / 2
     mixed: Image = (
-        ((1 - opacity) * grey[..., None] + opacity * 255 * colorize(scaled))
+        ((1 - opacity) * grey[..., None] + opacity * 255 * overlay_colors(scaled))
         .round()
         .astype(np.uint8)
     )

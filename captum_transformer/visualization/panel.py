@@ -20,6 +20,8 @@ CAPTION_LINE = 19
 
 _TICKS = 66
 _BAR = 10
+SCALE_WIDTH = _BAR + _TICKS
+"""Pixels that a colour bar takes with its numbers."""
 
 
 def panel(
@@ -56,12 +58,12 @@ def panel(
         raise ValueError(f"height must be a positive number of pixels, got {height}.")
     pixels = to_display(image)
     scaled = scaled_map(attribution, pixels.shape[:2], **options)
-    left, right = _fit_height(pixels, height), _fit_height(blend(pixels, scaled), height)
+    left, right = fit_height(pixels, height), fit_height(blend(pixels, scaled), height)
     width = left.shape[1]
     lines = caption.splitlines()
     top = MARGIN + len(lines) * CAPTION_LINE
     bar = 3 * MARGIN + 2 * width
-    canvas = Canvas(bar + _BAR + _TICKS, top + height + MARGIN)
+    canvas = Canvas(bar + SCALE_WIDTH, top + height + MARGIN)
     write_caption(canvas, lines)
     canvas.paste(left, MARGIN, top)
     canvas.paste(right, 2 * MARGIN + width, top)
@@ -83,21 +85,22 @@ def write_caption(canvas: Canvas, lines: Sequence[str]) -> None:
         canvas.text(MARGIN, baseline, fit(line, width, size), size=size, color=color)
 
 
-def format_value(value: float) -> str:
-    """Writes a value of a colour scale in at most seven characters.
+def format_value(value: float, digits: int = 2) -> str:
+    """Writes a value of a colour scale; with two digits, in at most seven characters.
 
     Args:
         value: Any finite number.
+        digits: How many significant digits it is rounded to.
 
     Returns:
-        Two significant digits, with a true minus sign.
+        The digits, with a true minus sign.
 
     Example:
         >>> format_value(0.01234), format_value(-12000.0)
         ('0.012', '−1.2e+04')
     """
     # Adding zero turns a negative zero into a positive one.
-    return f"{value + 0.0:.2g}".replace("-", "−")
+    return f"{value + 0.0:.{digits}g}".replace("-", "−")
 
 
 def color_bar(canvas: Canvas, scaled: ScaledMap, x: int, y: int, height: int) -> None:
@@ -122,8 +125,16 @@ def color_bar(canvas: Canvas, scaled: ScaledMap, x: int, y: int, height: int) ->
         canvas.text(x + _BAR + 5, baseline, format_value(value), size=8.5, color=GREY)
 
 
-def _fit_height(image: Image, height: int) -> Image:
-    """Resizes a picture; pixels that grow stay sharp squares."""
+def fit_height(image: Image, height: int) -> Image:
+    """Resizes a picture; pixels that grow stay sharp squares.
+
+    Args:
+        image: A uint8 array ``(H, W, 3)``.
+        height: The height to have; the width follows.
+
+    Returns:
+        A uint8 array ``(height, width, 3)``.
+    """
     width = max(1, round(image.shape[1] * height / image.shape[0]))
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     if height >= image.shape[0]:

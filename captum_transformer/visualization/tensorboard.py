@@ -9,7 +9,8 @@ from typing_extensions import Unpack
 from captum_transformer.visualization.canvas import Image
 from captum_transformer.visualization.maps import MapOptions, Sign
 from captum_transformer.visualization.panel import panel
-from captum_transformer.visualization.tokens import token_strip, token_table
+from captum_transformer.visualization.token_strip import token_strip
+from captum_transformer.visualization.tokens import token_table
 
 
 class ImageWriter(Protocol):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_transformer import AttentionRollout, GenericAttentionRelevance
+from captum_transformer import AttentionRollout, GenericAttentionRelevance, RawAttention
 from tests.attr.subjects import (
     MAGNIFY_ROUNDING,
     METHODS,
@@ -263,6 +263,20 @@ def test_rows_of_relevance_maps_are_the_token_attributions() -> None:
         explain = GenericAttentionRelevance(given.model)
         (matrix,) = explain.relevance_maps(given.inputs, given.target, given.extra).values()
         assert_close(given.attribute_tokens(GenericAttentionRelevance), readout(matrix))
+
+
+def test_heads_may_be_kept_apart() -> None:
+    given = subject("BERT, eager")
+    for layer in (0, -1):
+        explain = RawAttention(given.model, layer=layer)
+        (heads,) = explain.relevance_maps(
+            given.inputs, given.target, given.extra, average_heads=False
+        ).values()
+        with torch.no_grad():
+            output = given.model(given.inputs, *given.extra, output_attentions=True)
+        assert_close(heads, output.attentions[layer])
+        (average,) = explain.relevance_maps(given.inputs, given.target, given.extra).values()
+        assert_close(average, heads.mean(1))
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -1,0 +1,85 @@
+"""An image and the words that go with it, for models that read both."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from typing_extensions import Unpack
+
+from captum_transformer.visualization.canvas import Canvas, Image
+from captum_transformer.visualization.maps import MapOptions, scale_map, scaled_map
+from captum_transformer.visualization.overlay import blend, to_display
+from captum_transformer.visualization.panel import (
+    CAPTION_LINE,
+    MARGIN,
+    SCALE_WIDTH,
+    color_bar,
+    fit_height,
+    write_caption,
+)
+from captum_transformer.visualization.token_strip import TokenBoxes
+from captum_transformer.visualization.tokens import token_values
+
+
+def image_and_text(
+    image: Tensor,
+    image_attribution: Tensor,
+    tokens: Sequence[str],
+    text_attribution: Tensor,
+    caption: str = "",
+    *,
+    height: int = 256,
+    text_width: int = 300,
+    text_scale: float | None = None,
+    **options: Unpack[MapOptions],
+) -> Image:
+    r"""Draws the overlay of an image and, at its right, the tokens of a text.
+
+    The two scales are their own, since an image's relevance is spread over so many more values than
+    that of a text. How image and text share the relevance is a number that a caption may tell.
+
+    Args:
+        image: ``(3, H, W)``, ``(1, H, W)`` or ``(H, W)``, in any range; see `to_display`.
+        image_attribution: ``(C, H, W)`` or ``(H, W)``, see `overlay`.
+        tokens: The N tokens as strings, or its words, see `merge_words`.
+        text_attribution: ``(N,)`` or ``(N, D)``, see `token_strip`.
+        caption: One or several lines, see `panel`.
+        height: The height in pixels that the image is shown with.
+        text_width: The width in pixels of the lines of text.
+        text_scale: The attribution of a token with the strongest colour; None: the strongest token.
+        **options: What of the image's attribution is shown, see `MapOptions`; ``sign`` holds for
+            the text, too.
+
+    Returns:
+        A uint8 array ``(height, width, 3)``.
+
+    Raises:
+        ValueError: If a shape doesn't fit, an option has no meaning or a value is not finite.
+
+    Example:
+        >>> import torch
+        >>> image, pixels = torch.rand(3, 32, 32), torch.rand(3, 32, 32)
+        >>> words, values = ["two", "cats", "?"], torch.tensor([0.1, 0.7, 0.0])
+        >>> image_and_text(image, pixels, words, values, "answer: yes").shape
+        (295, 672, 3)
+    """
+    if height < 1:
+        raise ValueError(f"height must be a positive number of pixels, got {height}.")
+    if text_width < 100:
+        raise ValueError(f"text_width must be at least 100 pixels, got {text_width}.")
+    pixels = to_display(image)
+    scaled = scaled_map(image_attribution, pixels.shape[:2], **options)
+    values = token_values(tokens, text_attribution)
+    sign = options.get("sign", "auto")
+    of_text = scale_map(values, sign=sign, scale=text_scale, quantile=1.0)
+    picture = fit_height(blend(pixels, scaled), height)
+    boxes = TokenBoxes.laid_out(tokens, of_text, text_width)
+    lines = caption.splitlines()
+    top = MARGIN + len(lines) * CAPTION_LINE
+    bar = 2 * MARGIN + picture.shape[1]
+    text = bar + SCALE_WIDTH + MARGIN
+    canvas = Canvas(text + text_width + MARGIN, top + max(height, boxes.height) + MARGIN)
+    write_caption(canvas, lines)
+    canvas.paste(picture, MARGIN, top)
+    color_bar(canvas, scaled, bar, top, height)
+    boxes.draw(canvas, text, top)
+    return canvas.image()

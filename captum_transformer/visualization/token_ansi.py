@@ -1,0 +1,54 @@
+"""The tokens of a text in a terminal's colours."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from captum_transformer.visualization.canvas import Color
+from captum_transformer.visualization.colors import ink_on, paper_colors
+from captum_transformer.visualization.maps import Sign, scale_map
+from captum_transformer.visualization.tokens import token_values, visible
+
+_RESET = "\x1b[0m"
+
+
+def token_ansi(
+    tokens: Sequence[str],
+    attribution: Tensor,
+    *,
+    sign: Sign = "auto",
+    scale: float | None = None,
+) -> str:
+    r"""Writes a text with ANSI escape sequences that colour the ground behind each token.
+
+    The colours are those of `token_strip`, in 24 bits, which all current terminals know. Control
+    characters in the tokens are replaced, so that a text can't give the terminal orders.
+
+    Args:
+        tokens: The N tokens as strings, or its words, see `merge_words`.
+        attribution: ``(N,)`` or ``(N, D)``, as for `token_strip`.
+        sign: Which part of the attribution is shown, see `scale_map`.
+        scale: The attribution with the strongest colour; None: each text has its own.
+
+    Returns:
+        One line, to be printed.
+
+    Raises:
+        ValueError: If the tokens and the attribution don't fit, or a value is not finite.
+
+    Example:
+        >>> import torch
+        >>> token_ansi(["fine"], torch.tensor([1.0]))
+        '\x1b[38;2;255;255;255;48;2;184;48;34mfine\x1b[0m'
+    """
+    values = token_values(tokens, attribution)
+    scaled = scale_map(values, sign=sign, scale=scale, quantile=1.0)
+    boxes = []
+    for token, ground in zip(tokens, paper_colors(scaled.values.cpu().numpy()), strict=True):
+        ink, paper = _code(ink_on(ground)), _code(ground.tolist())
+        boxes.append(f"\x1b[38;2;{ink};48;2;{paper}m{visible(token)}{_RESET}")
+    return " ".join(boxes)
+
+
+def _code(color: Color) -> str:
+    return ";".join(str(round(255 * part)) for part in color)

@@ -1,0 +1,102 @@
+"""Tokens put together to the words that they are pieces of."""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+from operator import itemgetter
+
+import torch
+from torch import Tensor
+
+from captum_transformer.visualization.tokens import token_values
+
+# What a word is: letters and digits, with apostrophes and hyphens inside. Scripts that write no
+# spaces (Thai, Lao, Khmer, Burmese, Han, Kana) have no such words: each of their characters is a
+# unit, so their tokens stay as they are. Any other visible character is a unit of its own.
+_NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_LETTER = rf"(?:(?![{_NO_SPACES}])\w)"
+_UNIT = re.compile(rf"{_LETTER}+(?:['’\-]{_LETTER}+)*|\S")
+_START, _END = itemgetter(0), itemgetter(1)
+
+
+def merge_words(
+    tokens: Sequence[str],
+    attribution: Tensor,
+    offsets: Sequence[Sequence[int]] | Tensor,
+    text: str,
+) -> tuple[list[str], Tensor]:
+    """Adds up the attributions of the tokens that a tokenizer has cut words into.
+
+    A word's attribution is the sum over its tokens, so the total stays what it is. Punctuation and
+    special tokens keep their own. Words are written as they stand in the text, in lower and upper
+    case and without the tokenizer's marks (``##``, ``Ġ``, ``▁``).
+
+    Args:
+        tokens: The N tokens as strings; of special ones, such as ``[CLS]``, the name is shown.
+        attribution: One value per token, ``(N,)``, or ``(N, D)``, whose features are summed.
+        offsets: Where each token begins and ends in the text, ``(N, 2)``; a fast tokenizer gives
+            them with ``return_offsets_mapping=True``. Special tokens have ``(0, 0)``.
+        text: The text itself.
+
+    Returns:
+        The W words and their attributions ``(W,)``.
+
+    Raises:
+        ValueError: If the tokens, the attribution, the offsets and the text don't fit.
+
+    Example:
+        >>> import torch
+        >>> tokens = ["[CLS]", "an", "un", "##believ", "##able", "film", "!"]
+        >>> offsets = [(0, 0), (0, 2), (3, 5), (5, 11), (11, 15), (16, 20), (20, 21)]
+        >>> values = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+        >>> merge_words(tokens, values, offsets, "An unbelievable film!")
+        (['[CLS]', 'An', 'unbelievable', 'film', '!'], tensor([0., 1., 9., 5., 6.]))
+    """
+    values = token_values(tokens, attribution)
+    spans = [_span(offset, text) for offset in offsets]
+    if len(spans) != len(tokens):
+        raise ValueError(f"{len(tokens)} tokens need as many offsets, got {len(spans)}.")
+    _check_order(spans)
+    every = [match.span() for match in _UNIT.finditer(text)]
+    units = [_units(every, span) for span in spans]
+    # A special token has no unit, and shares none with its neighbours.
+    first = [
+        number
+        for number in range(len(tokens))
+        if number == 0
+        or not (units[number] and units[number - 1])
+        or units[number][0] != units[number - 1][-1]
+    ]
+    words, sums = [], []
+    for start, end in pairwise([*first, len(tokens)]):
+        written = text[spans[start][0] : spans[end - 1][1]]
+        # A special token is nowhere in the text; one of spaces is, and nothing else.
+        words.append((written.strip() or written) if written else tokens[start])
+        sums.append(values[start:end].sum())
+    return words, torch.stack(sums)
+
+
+def _span(offset: Sequence[int] | Tensor, text: str) -> tuple[int, int]:
+    start, end = (int(place) for place in offset)
+    if not 0 <= start <= end <= len(text):
+        raise ValueError(
+            f"The offsets ({start}, {end}) lie outside a text of {len(text)} characters: they "
+            "belong to another text, or to a normalised form of it."
+        )
+    return start, end
+
+
+def _check_order(spans: Sequence[tuple[int, int]]) -> None:
+    starts = [start for start, end in spans if start < end]
+    if starts != sorted(starts):
+        raise ValueError(
+            "The offsets go back in the text, as those of a pair of texts do. Pass one text at a "
+            "time, with the part of the tokens and the attribution that belongs to it."
+        )
+
+
+def _units(units: Sequence[tuple[int, int]], span: tuple[int, int]) -> range:
+    """The numbers of the units that a token has a piece of."""
+    start, end = span
+    return range(bisect_right(units, start, key=_END), bisect_left(units, end, key=_START))
