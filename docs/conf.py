@@ -20,7 +20,8 @@ version = release = __version__
 root_doc = "docs/index"
 include_patterns = ["docs/**", "tutorials/*", "CHANGELOG.md", "CONTRIBUTING.md"]
 exclude_patterns = [
-    ".*", "**/.*", "**/__pycache__", "docs/*.py", "docs/_*", "tutorials/quickstart.py",
+    ".*", "**/.*", "**/__pycache__",
+    "docs/**/*.py", "docs/*.py", "docs/_*", "tutorials/quickstart.py",
 ]  # fmt: skip
 extensions = [
     "drawn_formulas",
@@ -69,6 +70,7 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+nb_output_stderr = "remove"
 
 html_theme = "furo"
 html_title = project

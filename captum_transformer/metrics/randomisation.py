@@ -72,9 +72,9 @@ def randomised(
                 f"The model has no layer {name!r} with parameters. Name modules as "
                 f"`model.named_modules()` does, such as {[n for n in modules if n][:4]}."
             )
-    changed: nn.Module | None = None
+    changed = copy.deepcopy(model)
     for name in layers:
-        if changed is None or order == "independent":
+        if order == "independent":
             changed = copy.deepcopy(model)
         randomise(changed.get_submodule(name), seed + list(modules).index(name), whole=whole)
         yield name, changed

@@ -29,7 +29,6 @@ class UpsideDown(nn.Module):
         self.token = nn.Parameter(torch.randn(1, 1, 6))
 
     def forward(self, x):
-        x = x.to(self.head.weight.dtype)  # which is no use of the head yet
         x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x)], 1)
         x = x + self.attention(x, x, x)[0]
         return self.head(x[:, 0])

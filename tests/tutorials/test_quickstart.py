@@ -69,3 +69,12 @@ def test_each_cell_shows_its_digit_and_no_digit_comes_twice(quickstart):
     assert torch.equal(corners.long(), mosaics.digits)
     assert (mosaics.labels.sum(1) == 4).all()
     assert mosaics.labels.gather(1, mosaics.digits).all()
+
+
+def test_share_in_cell(quickstart):
+    maps = torch.zeros(3, 16, 16)
+    maps[0, :8, 8:] = 1  # all of it in the top right cell
+    maps[1] = 1  # everywhere alike
+    maps[2] = -1  # nothing positive
+    shares = [quickstart["share_in_cell"](maps[[i]], torch.tensor([1])) for i in range(3)]
+    assert shares == [1, 0.25, 0]

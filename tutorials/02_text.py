@@ -1,0 +1,220 @@
+# %% [markdown]
+# # 2 Text, with Transformers
+#
+# Which words made a classifier say *positive*? A small BERT is trained here in some seconds, on
+# made-up film reviews that blame one thing and praise another, and whose last word counts. So it is
+# known where the answer is, and what might distract from it.
+#
+# Nothing is downloaded. With a trained model of yours, skip to [Explain](#explain) and put
+# `BertForSequenceClassification.from_pretrained(...)` and `AutoTokenizer.from_pretrained(...)` in
+# the place of ours.
+
+# %%
+import random
+
+import torch
+from captum.attr import visualization
+from IPython.display import display
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    BatchEncoding,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from captum_transformer import ConservativeLRP, Contrast, GenericAttentionRelevance
+from captum_transformer.visualization import token_strip
+
+random.seed(0)
+torch.manual_seed(0)
+torch.set_num_threads(1)  # the model is so small that more threads mostly wait for each other
+
+# %% [markdown]
+# ## Data and tokenizer
+#
+# A review that ends well is positive, whatever it says first.
+
+# %%
+TOPICS = ["story", "plot", "acting", "cast", "music", "soundtrack"]
+GOOD = ["wonderful", "moving", "brilliant", "delightful", "unforgettable"]
+BAD = ["awful", "boring", "forgettable", "dreadful", "tedious"]
+
+
+def clause(topic: str, *, good: bool) -> str:
+    """What is said of one thing."""
+    verb = random.choice(["is", "is really", "seems", "seems to be quite"])
+    return f"the {topic} {verb} {random.choice(GOOD if good else BAD)}"
+
+
+def review() -> tuple[str, int]:
+    """A review, and whether it is positive."""
+    first, last = random.sample(TOPICS, 2)
+    positive = random.random() < 0.5
+    # Two times in three the first clause says the opposite.
+    beginning = clause(first, good=positive if random.random() < 1 / 3 else not positive)
+    joint = random.choice([", but ", ", while ", "; yet "])
+    return beginning + joint + clause(last, good=positive), int(positive)
+
+
+corpus = [review() for _ in range(2000)]
+
+pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+pieces.train_from_iterator(
+    (text for text, _ in corpus),
+    trainers.WordPieceTrainer(vocab_size=140, special_tokens=special, show_progress=False),
+)
+pieces.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+tokenizer = PreTrainedTokenizerFast(
+    tokenizer_object=pieces, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+)
+print(corpus[0])
+print(tokenizer.convert_ids_to_tokens(tokenizer(corpus[0][0])["input_ids"]))
+
+# %% [markdown]
+# Some words are cut into pieces, as in real models.
+#
+# ## A small BERT
+
+
+# %%
+def encoded(samples: list[tuple[str, int]]) -> tuple[BatchEncoding, Tensor]:
+    """The token ids and masks of reviews, and their labels."""
+    texts, labels = zip(*samples, strict=True)
+    batch = tokenizer(list(texts), padding=True, return_tensors="pt", return_token_type_ids=False)
+    return batch, torch.tensor(labels)
+
+
+model = BertForSequenceClassification(
+    BertConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=128, max_position_embeddings=64, num_labels=2,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )
+)  # fmt: skip
+inputs, labels = encoded(corpus)
+optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98))
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=4 * 40)
+for _ in range(4):
+    for batch in torch.randperm(len(corpus)).split(50):
+        logits = model(**{name: tensor[batch] for name, tensor in inputs.items()}).logits
+        # Without smoothing the scores saturate, and gradients of saturated scores say little.
+        loss = F.cross_entropy(logits, labels[batch], label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+model.eval()
+new, answers = encoded([review() for _ in range(300)])
+with torch.no_grad():
+    right = (model(**new).logits.argmax(1) == answers).float().mean()
+print(f"{right:.1%} of the answers to new reviews are right")
+assert right > 0.9
+
+# %% [markdown]
+# ## Explain
+#
+# Token ids go in as they are; what only has to be there, such as the mask, goes by name. The
+# relevance has one value for each token, and padding has none.
+
+# %%
+texts = [
+    "the acting is really awful, but the soundtrack is brilliant",
+    "the plot seems to be quite wonderful, while the cast is tedious",
+]
+batch = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+ids, mask = batch["input_ids"], {"attention_mask": batch["attention_mask"]}
+
+relevance = GenericAttentionRelevance(model).attribute(
+    ids, target=[1, 0], additional_forward_kwargs=mask
+)
+assert relevance.shape == ids.shape
+assert (relevance[batch["attention_mask"] == 0] == 0).all()
+
+# %% [markdown]
+# The score is read from `[CLS]`, which keeps its own share through all skip connections: nearly
+# all of the relevance is there. What it drew from the words is of interest, so the pictures leave
+# the special tokens out.
+
+
+# %%
+def draw(relevance: Tensor, captions: list[str]) -> None:
+    """Draws the words of each text in the colours of their relevance."""
+    for row, values, caption in zip(ids, relevance, captions, strict=True):
+        words = ~torch.isin(row, torch.tensor(tokenizer.all_special_ids))
+        tokens = tokenizer.convert_ids_to_tokens(row[words])
+        display(Image.fromarray(token_strip(tokens, values[words], caption)))
+
+
+draw(relevance, ["Why positive?", "Why negative?"])
+
+# %% [markdown]
+# ## For and against
+#
+# Maps of attention say how much a token is *for* a class. `ConservativeLRP` also says what speaks
+# against it. Here it explains the contrast of *positive* and *negative*, and its values sum to the
+# difference of the two scores, up to what biases add.
+
+# %%
+versus = Contrast(1, rather_than=0)
+signed = ConservativeLRP(model).attribute(ids, target=versus, additional_forward_kwargs=mask)
+draw(signed, ["Why positive rather than negative?"] * 2)
+
+# %% [markdown]
+# ## In Captum's own pictures
+#
+# The result is a plain tensor, so whatever draws Captum's attributions draws this one.
+
+# %%
+with torch.no_grad():
+    logits = model(**batch).logits
+records = [
+    visualization.VisualizationDataRecord(
+        word_attributions=values / values.abs().max(),
+        pred_prob=scores.softmax(0).max().item(),
+        pred_class=int(scores.argmax()),
+        true_class=label,
+        attr_class="positive",
+        attr_score=values.sum().item(),
+        raw_input_ids=tokenizer.convert_ids_to_tokens(row),
+        convergence_score=(values.sum() - (scores[1] - scores[0])).item(),
+    )
+    for row, values, scores, label in zip(ids, signed, logits, [1, 0], strict=True)
+]
+page = visualization.visualize_text(records)
+
+# %% [markdown]
+# ## Does it find the word that counts?
+#
+# Of each new review the last word is known to decide. Which share of the words' positive relevance
+# do its tokens get?
+
+# %%
+ids, attention_mask = new["input_ids"], new["attention_mask"]
+words = ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
+begins = torch.tensor(
+    [[not token.startswith("##") for token in tokenizer.convert_ids_to_tokens(row)] for row in ids]
+)
+places = torch.arange(ids.shape[1])
+last_word = (places * (begins & words)).amax(1)  # where it begins
+decisive = words & (places >= last_word[:, None])
+
+chance = (decisive.sum(1) / words.sum(1)).mean()
+for method in (GenericAttentionRelevance(model), ConservativeLRP(model)):
+    values = method.attribute(
+        ids, target=answers, additional_forward_kwargs={"attention_mask": attention_mask}
+    )
+    positive = values.clamp(min=0) * words
+    share = ((positive * decisive).sum(1) / positive.sum(1)).nan_to_num(0).mean()
+    print(f"{type(method).__name__:<28}{share:.0%}  (chance: {chance:.0%})")
+    assert share > 2 * chance
+
+# %% [markdown]
+# [Models](../docs/models.md) shows what to type for other families, and
+# [Generated text](../docs/generated_text.md) how a language model's own words are explained.
