@@ -1,197 +1,20 @@
 """What each method claims, on models that are written by hand, where the right answer is known.
 
 The first model reads two classes by two heads: one looks for the token with mark a and takes its
-evidence for class a, the other does so for b. So one token decides each class. In a second sample
-both heads look at a token that says nothing. In the second model one token carries the evidence
-of another one on, so that the last layer never sees where it came from.
+evidence for class a, the other does so for b. So one token decides each class. In other samples
+both heads look at a token that says nothing, or at one that speaks against both classes. In the
+second model one token carries the evidence of another one on, so that the last layer never sees
+where it came from.
 """
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 
 import pytest
 import torch
 from captum.attr import ShapleyValueSampling
-from torch import Tensor, nn
 
 import captum_transformer
-from captum_transformer import (
-    AttentionGradCam,
-    AttentionRollout,
-    AttnLRP,
-    ConservativeLRP,
-    GenericAttentionRelevance,
-    PartialLRP,
-    RawAttention,
-    TransformerAttribution,
-)
+from tests.attr.claims import CLAIMS, EXACT, Seen
 from tests.attr.planted import Head, Planted, tokens
-from tests.attr.subjects import Method
 
-EXACT = {"rtol": 0.0, "atol": 1e-12}
-# Layer-wise relevance propagation divides by sums with an epsilon in them.
-STABILISED = {"rtol": 0.0, "atol": 3e-8}
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the asking token, the first one, sees of a sample; rows are ``(tokens,)``.
-
-    Attributes:
-        heads: the attention of both heads, ``(2, tokens)``.
-        own: the number of the class's head.
-        logits: the logits of that head's attention.
-        evidence: what it reads of each token.
-    """
-
-    heads: Tensor
-    own: int
-    logits: Tensor
-    evidence: Tensor
-
-    @property
-    def contributed(self) -> Tensor:
-        """By each token's value: these sum up to the score."""
-        return self.heads[self.own] * self.evidence
-
-    @property
-    def attracted(self) -> Tensor:
-        """By each token's attention, to first order: logit times the score's gradient there."""
-        attention, score = self.heads[self.own], self.contributed.sum()
-        return self.logits * attention * (self.evidence - score)
-
-    @property
-    def asking(self) -> Tensor:
-        return torch.eye(self.heads.shape[1], dtype=torch.float64)[0]
-
-
-def of_own_head(row: Tensor) -> Tensor:
-    """The mean over two heads of which the other one has nothing for the class."""
-    return row.relu() / 2
-
-
-def attention_relevance(seen: Seen) -> Tensor:
-    """Half of the relevance that arrives, one; the other half is the values'."""
-    return seen.contributed / seen.contributed.sum() / 2
-
-
-def chefer_2021_cvpr(seen: Seen) -> Tensor:
-    """Eq. 13: I + E_h (∇A R)⁺; the gradient at the attention is what the head reads."""
-    return seen.asking + of_own_head(seen.evidence * attention_relevance(seen))
-
-
-def grad_cam(seen: Seen) -> Tensor:
-    cam = of_own_head(seen.evidence.mean() * seen.heads[seen.own])
-    return (cam - cam.min()) / (cam.max() - cam.min())
-
-
-def layer_wise_relevance(seen: Seen) -> Tensor:
-    """A V in halves, Q Kᵀ again in halves; what no key has told apart is lost there."""
-    attention = attention_relevance(seen)
-    keys = torch.where(seen.logits == 0, 0.0, attention / 2)
-    return attention + keys + seen.asking * keys.sum()
-
-
-def attn_lrp(seen: Seen) -> Tensor:
-    """A V in halves, the softmax by its gradient, Q Kᵀ again in halves."""
-    keys = seen.attracted / 4
-    return seen.contributed / 2 + keys + seen.asking * keys.sum()
-
-
-def gradient_times_input(seen: Seen) -> Tensor:
-    return seen.contributed + seen.attracted + seen.asking * seen.attracted.sum()
-
-
-@dataclass(frozen=True)
-class Claims:
-    """What is claimed of a method.
-
-    Attributes:
-        method: makes it.
-        row: the relevance of each token in closed form.
-        of_ignored: what a token gets that is looked at but says nothing: ``"nothing"``, ``"most"``,
-            or ``"against"``, for the attention that it takes from the one that does.
-        of_source: where evidence is carried on, the source has ``"all"`` the relevance; the
-            ``"peak"``; ``"less"`` than who carries it but more than any other; or ``"none"``, no
-            more than tokens without a part in it.
-        class_specific: whether it tells classes apart.
-        total: what all relevance sums up to: ``"score"``, ``"one"`` or None.
-        tolerance: how exact it is.
-    """
-
-    method: Method
-    row: Callable[[Seen], Tensor]
-    of_ignored: str
-    of_source: str
-    class_specific: bool = True
-    total: str | None = None
-    tolerance: dict[str, float] | None = None
-
-
-CLAIMS = {
-    # Chefer, Gur & Wolf, CVPR 2021: class-specific, and deeper than the last layer.
-    "TransformerAttribution": Claims(
-        TransformerAttribution, chefer_2021_cvpr, "nothing", "less", tolerance=STABILISED
-    ),
-    "TransformerAttribution, normalised": Claims(
-        partial(TransformerAttribution, normalize_rows=True),
-        lambda seen: chefer_2021_cvpr(seen) / chefer_2021_cvpr(seen).sum(),
-        "nothing",
-        "less",
-        tolerance=STABILISED,
-    ),
-    # Its baseline: conserved, but a quarter goes to the query each time.
-    "full LRP": Claims(
-        partial(TransformerAttribution, propagate_to_input=True),
-        layer_wise_relevance,
-        "nothing",
-        "peak",
-        total="one",
-        tolerance=STABILISED,
-    ),
-    # Chefer, Gur & Wolf, ICCV 2021, eq. 5-6.
-    "GenericAttentionRelevance": Claims(
-        GenericAttentionRelevance,
-        lambda seen: seen.asking + of_own_head(seen.contributed),
-        "nothing",
-        "less",
-    ),
-    # Voita et al., ACL 2019: relevance of the heads, no further down than one layer.
-    "PartialLRP": Claims(
-        PartialLRP,
-        lambda seen: of_own_head(attention_relevance(seen)),
-        "nothing",
-        "none",
-        tolerance=STABILISED,
-    ),
-    # Selvaraju et al., ICCV 2017, on attention: one weight per head can't tell tokens apart.
-    "AttentionGradCam": Claims(AttentionGradCam, grad_cam, "most", "none"),
-    # Abnar & Zuidema, ACL 2020: follows attention through the layers, whatever it reads.
-    "AttentionRollout": Claims(
-        AttentionRollout,
-        lambda seen: (seen.asking + seen.heads.mean(0)) / 2,
-        "most",
-        "less",
-        class_specific=False,
-    ),
-    "RawAttention": Claims(
-        RawAttention, lambda seen: seen.heads.mean(0), "most", "none", class_specific=False
-    ),
-    # Ali et al., ICML 2022: attention held constant, the values have it all.
-    "ConservativeLRP": Claims(
-        ConservativeLRP, lambda seen: seen.contributed, "nothing", "all", total="score"
-    ),
-    # What they start from: not conserved, since queries and keys count twice.
-    "gradient x input": Claims(
-        partial(ConservativeLRP, attention_rule=False, layer_norm_rule=False),
-        gradient_times_input,
-        "against",
-        "peak",
-    ),
-    # Achtibat et al., ICML 2024: through queries and keys as well; the softmax's bias absorbs.
-    "AttnLRP": Claims(AttnLRP, attn_lrp, "against", "peak"),
-}
 SHARPNESS = (3.0, 2.0)
 EVIDENCE = ("evidence_a", "evidence_b")
 # Where the token with evidence for a, and that for b, are in each sample.
@@ -216,6 +39,15 @@ def decided():
         features[of_b] = {"mark_b": 1.0, "evidence_b": 2.5}
         samples.append(tokens(*features))
     return torch.cat(samples)
+
+
+def opposed():
+    """Samples in which both heads also look at the last token, which is against their class."""
+    samples = decided()[:1].repeat(3, 1, 1)
+    against = {"mark_a": 0.5, "mark_b": 0.5, "evidence_a": -0.5, "evidence_b": -0.75}
+    strength = torch.tensor([1.0, 0.5, 1.2], dtype=torch.float64)
+    samples[:, 5] = strength[:, None] * tokens(against)[0, 0]
+    return samples
 
 
 def distracted():
@@ -247,7 +79,7 @@ def test_each_method_is_in_the_table():
     assert methods <= CLAIMS.keys()
 
 
-@pytest.mark.parametrize("samples", [decided, distracted])
+@pytest.mark.parametrize("samples", [decided, distracted, opposed])
 @pytest.mark.parametrize("target", [0, 1])
 @pytest.mark.parametrize("claims", CLAIMS.values(), ids=CLAIMS)
 def test_each_token_has_the_relevance_of_the_papers_formula(claims, model, samples, target):
@@ -307,6 +139,16 @@ def test_a_token_that_is_looked_at_but_says_nothing(claims, model, target):
         assert peak(relevance).tolist() == [4, 4, 4]
 
 
+@pytest.mark.parametrize("target", [0, 1])
+@pytest.mark.parametrize("claims", CLAIMS.values(), ids=CLAIMS)
+def test_a_token_that_is_looked_at_and_speaks_against_the_class(claims, model, target):
+    relevance = explained(claims, model, opposed(), target)
+    sign = {"for": 1, "nothing": 0, "against": -1}[claims.of_opposed]
+    uninvolved = relevance[:, 3]
+    assert (relevance[:, 5] - uninvolved).sign().tolist() == [sign] * 3
+    assert peak(relevance).tolist() == [PLACES[0][target if claims.class_specific else 0]] * 3
+
+
 @pytest.mark.parametrize("claims", CLAIMS.values(), ids=CLAIMS)
 def test_evidence_that_another_token_has_carried_on(claims):
     carries = Head("relay", "mark_a", 3.0, "evidence_a", "carried")
@@ -345,74 +187,3 @@ def test_in_a_linear_model_relevance_is_the_shapley_value():
         torch.testing.assert_close(explained(CLAIMS[name], model, x, 1), expected, **EXACT)
     # Its uniform rule leaves the attention half of what the values contribute; nothing takes it.
     torch.testing.assert_close(explained(CLAIMS["AttnLRP"], model, x, 1), expected / 2, **EXACT)
-
-
-class Reads(nn.Module):
-    """The first token attends with random weights, perhaps normalised before and after."""
-
-    def __init__(self, *, attends: bool, normalises: bool) -> None:
-        super().__init__()
-        self.attends = attends
-        layer_norm = partial(nn.LayerNorm, 6, eps=0.0, elementwise_affine=False)
-        self.before, self.after = (layer_norm() if normalises else nn.Identity() for _ in range(2))
-        self.attention = nn.MultiheadAttention(6, 1, bias=False, batch_first=True)
-        self.head = nn.Linear(6, 2, bias=False)
-        self.double().eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.before(x)
-        if self.attends:
-            x = self.attention(x, x, x)[0]
-        return self.head(self.after(x[:, 0]))
-
-
-@pytest.fixture
-def random_tokens():
-    return torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0)).double()
-
-
-def total(model, x, *, attention, layer_norm):
-    method = ConservativeLRP(model, attention_rule=attention, layer_norm_rule=layer_norm)
-    return method.attribute(x, target=1).sum((1, 2))
-
-
-def test_gradient_times_input_loses_a_covariance_in_attention(random_tokens):
-    """Ali et al., ICML 2022, on attention; the AH rule (eq. 11) conserves."""
-    torch.manual_seed(0)
-    model, x = Reads(attends=True, normalises=False), random_tokens
-    query, key, value = model.attention.in_proj_weight.detach().chunk(3)
-    logits = (x @ key.T @ (query @ x[:, 0, :, None]))[..., 0] / 6**0.5
-    attention = logits.softmax(1)
-    to_score = model.head.weight[1] @ model.attention.out_proj.weight
-    values = x @ (to_score @ value).detach()
-    score = model(x)[:, 1].detach()
-    torch.testing.assert_close((attention * values).sum(1), score, **EXACT)
-    # The logits grow twice as fast as the input: query and key both have it.
-    covariance = (attention * logits * (values - score[:, None])).sum(1)
-    plain = total(model, x, attention=False, layer_norm=False)
-    torch.testing.assert_close(plain, score + 2 * covariance, **EXACT)
-    assert (covariance.abs() > 1e-3).all()
-    held = total(model, x, attention=True, layer_norm=False)
-    torch.testing.assert_close(held, score, **EXACT)
-
-
-def test_gradient_times_input_loses_all_in_a_layer_norm(random_tokens):
-    """Ali et al., ICML 2022: without its epsilon LayerNorm lets nothing through; eq. 12 does."""
-    torch.manual_seed(0)
-    model, x = Reads(attends=False, normalises=True), random_tokens
-    score = model(x)[:, 1].detach()
-    assert (score.abs() > 1e-2).all()
-    plain = total(model, x, attention=False, layer_norm=False)
-    torch.testing.assert_close(plain, torch.zeros_like(score), **EXACT)
-    held = total(model, x, attention=False, layer_norm=True)
-    torch.testing.assert_close(held, score, **EXACT)
-
-
-def test_both_rules_are_needed_where_there_is_both(random_tokens):
-    torch.manual_seed(0)
-    model, x = Reads(attends=True, normalises=True), random_tokens
-    score = model(x)[:, 1].detach()
-    torch.testing.assert_close(total(model, x, attention=True, layer_norm=True), score, **EXACT)
-    for attention, layer_norm in ((False, False), (True, False), (False, True)):
-        lost = total(model, x, attention=attention, layer_norm=layer_norm) - score
-        assert (lost.abs() > 1e-2 * score.abs()).all()
