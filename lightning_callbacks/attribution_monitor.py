@@ -11,10 +11,8 @@ from typing_extensions import override
 from captum_transformer.visualization import MapOptions
 from lightning_callbacks.checks import (
     MethodFactory,
-    check_at_least_one,
-    check_classes,
-    check_heatmap,
-    check_methods,
+    check_arguments,
+    check_layers,
     check_precision,
     check_trainer,
     check_whole,
@@ -23,9 +21,7 @@ from lightning_callbacks.classes import ClassSlot
 from lightning_callbacks.failures import Failures
 from lightning_callbacks.faithfulness import Faithfulness
 from lightning_callbacks.fixed_samples import FixedSamples
-from lightning_callbacks.flavors import Callback
 from lightning_callbacks.given_samples import given_samples
-from lightning_callbacks.isolation import isolated
 from lightning_callbacks.log import Log
 from lightning_callbacks.loggers import charts
 from lightning_callbacks.part import Part
@@ -33,12 +29,13 @@ from lightning_callbacks.sample_explainer import SampleExplainer
 from lightning_callbacks.samples import BatchToInputs
 from lightning_callbacks.surroundings import Precision, Surroundings
 from lightning_callbacks.watch import Watch
+from lightning_callbacks.watched_runs import WatchedRuns
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
 
-class AttributionMonitor(Callback):
+class AttributionMonitor(WatchedRuns):
     """Explains a fixed set of validation samples again and again, and logs the pictures.
 
     For each sample, class slot and method one picture, input and heatmap side by side, is logged
@@ -99,15 +96,17 @@ class AttributionMonitor(Callback):
             have to see, and the first one logs it in its next validation run or at the end.
         faithfulness: Log deletion and insertion areas, too, ``{prefix}/deletion_auc/{method}`` and
             ``{prefix}/insertion_auc/{method}``; None: don't, for it may cost more than to explain.
-        layers: Names of submodules; a histogram of each one's relevance (gradient x activation) is
-            logged under ``{prefix}/layers/{name}``.
+        layers: Names of submodules, such as a Transformer's blocks. A histogram of what each
+            method says of what enters them is logged under ``{prefix}/layers/{name}/{method}``, at
+            the cost of an explanation each; see `lightning_callbacks.layer_relevance`.
         on_error: What happens if a method or a logger fails: ``"warn"`` once and train on, or
             ``"raise"``.
         seed: Where the random number generators start each time that a method runs.
 
     Raises:
         MisconfigurationException: If an argument has no meaning; at the trainer's setup if it has
-            no logger, or a strategy that splits parameters, or if `samples` can't be read.
+            no logger, or a strategy that splits parameters, or if `samples` can't be read; before
+            the first step if the module has split its parameters itself, or lacks one of `layers`.
 
     Example:
         >>> from captum.attr import IntegratedGradients, Saliency
@@ -142,14 +141,18 @@ class AttributionMonitor(Callback):
         on_error: Literal["warn", "raise"] = "warn",
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        check_methods(methods)
-        check_classes(classes)
-        check_at_least_one("num_samples", num_samples)
-        check_at_least_one("every_n_validations", every_n_validations)
-        check_at_least_one("internal_batch_size", internal_batch_size or 1)
-        check_heatmap(heatmap)
+        check_arguments(
+            methods,
+            classes,
+            heatmap,
+            num_samples=num_samples,
+            every_n_validations=every_n_validations,
+            internal_batch_size=internal_batch_size,
+        )
         check_precision(precision)
+        super().__init__(
+            Watch("validate", prefix, every_n_validations), Watch("test", f"{prefix}_test")
+        )
         self.num_samples = num_samples
         self.samples = samples
         self.prefix = prefix
@@ -171,10 +174,7 @@ class AttributionMonitor(Callback):
             faithfulness=faithfulness,
             layers=tuple(layers),
         )
-        self._validation = Watch("validate", prefix, every_n_validations)
-        self._test = Watch("test", f"{prefix}_test")
         self._log: Log | None = None
-        self._expected: list[str] = []
 
     @property
     def state_key(self) -> str:
@@ -183,14 +183,13 @@ class AttributionMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the number of validation runs, and which samples they are."""
-        fixed = self._validation.fixed
-        known = fixed.identity() if fixed is not None and fixed.complete else self._expected
-        return {"validation_runs": self._validation.runs, "samples": known}
+        watch = self._validation
+        return {"validation_runs": watch.runs, "samples": watch.known_samples()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._validation.runs = state_dict["validation_runs"]
-        self._expected = state_dict["samples"]
+        self._validation.expected = state_dict["samples"]
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -202,6 +201,7 @@ class AttributionMonitor(Callback):
             )
             return
         check_trainer(trainer)
+        check_whole(pl_module)
         layout = charts(self.prefix, self._explainer.kinds(), list(self.methods))
         self._log = Log(trainer, layout, self._failures, share=self.share_samples)
         for watch in (self._validation, self._test):
@@ -211,37 +211,9 @@ class AttributionMonitor(Callback):
                 )
 
     @override
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(trainer, pl_module, self._validation)
-
-    @override
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(trainer, pl_module, self._test)
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        # Here and not at the end of the run: weight averaging swaps its weights in for the run.
-        self._see(trainer, pl_module, self._validation, batch, dataloader_idx)
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._see(trainer, pl_module, self._test, batch, dataloader_idx)
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._log is not None:
+            self._check(pl_module)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -260,10 +232,16 @@ class AttributionMonitor(Callback):
             self._log.abandon()
             self._log = None
 
-    def _begin(self, trainer: Trainer, module: LightningModule, watch: Watch) -> None:
-        if self._log is None or trainer.sanity_checking:
-            return
+    def _check(self, module: LightningModule) -> None:
+        # Not at the setup: `configure_model`, which may split parameters, comes after it.
         check_whole(module)
+        check_layers(module, self._explainer.layers)
+
+    @override
+    def _begin(self, trainer: Trainer, module: LightningModule, watch: Watch) -> None:
+        if self._log is None:
+            return
+        self._check(module)
         self._log.collect()
         if watch.fixed is None and self._log.takes_part:
             loaders = trainer.test_dataloaders if watch is self._test else trainer.val_dataloaders
@@ -271,6 +249,7 @@ class AttributionMonitor(Callback):
             watch.fixed = FixedSamples(self.num_samples, share, self.batch_to_inputs)
         watch.begin()
 
+    @override
     def _see(
         self,
         trainer: Trainer,
@@ -279,31 +258,19 @@ class AttributionMonitor(Callback):
         batch: Any,
         dataloader_idx: int,
     ) -> None:
-        fixed = watch.fixed
-        if self._log is None or trainer.sanity_checking or fixed is None or not watch.due:
+        if self._log is None:
             return
-        if not fixed.complete and dataloader_idx == 0:
-            # A run whose batches can't be read is over, as if it had been explained.
-            watch.due = False
-            with self._failures.tolerated("read the batch"), isolated(module):
-                fixed.collect(batch, module.forward)
-                watch.due = True
-        if watch.due and (fixed.complete or dataloader_idx > 0 or watch.is_last_batch(trainer)):
-            watch.due, fixed.complete = False, True
+        complete = watch.collect(
+            batch,
+            module,
+            self._failures,
+            from_first_loader=dataloader_idx == 0,
+            is_last=watch.is_last_batch(trainer),
+        )
+        if complete and watch.fixed is not None:
             if watch is self._validation:
-                self._compare(fixed)
+                watch.compare(self._failures)
             part = Part(watch.run, trainer.global_step)
             surroundings = Surroundings.of(trainer, module, self.precision, self.seed)
-            self._explainer.explain(surroundings, fixed, watch.last_maps, part, watch.prefix)
+            self._explainer.explain(surroundings, watch.fixed, watch.last_maps, part, watch.prefix)
             self._log.add(part)
-
-    def _compare(self, fixed: FixedSamples) -> None:
-        """Says so if the samples are not those that the checkpoint knows."""
-        expected, self._expected = self._expected, []
-        if expected and expected != fixed.identity():
-            self._failures.warn_once(
-                "samples",
-                "The samples that AttributionMonitor explains are not those of the checkpoint, so "
-                "the pictures of a tag are not of one sample. Pass samples= or a validation loader "
-                "that doesn't shuffle.",
-            )

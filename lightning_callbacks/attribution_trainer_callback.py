@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -16,23 +16,21 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from captum_transformer.visualization import MapOptions
 from lightning_callbacks.checks import (
     MethodFactory,
-    check_at_least_one,
-    check_classes,
-    check_heatmap,
-    check_methods,
+    check_arguments,
+    check_layers,
+    check_whole,
 )
 from lightning_callbacks.classes import ClassSlot
 from lightning_callbacks.failures import Failures
 from lightning_callbacks.faithfulness import Faithfulness
 from lightning_callbacks.fixed_samples import FixedSamples
-from lightning_callbacks.flavors import MisconfigurationException
 from lightning_callbacks.isolation import isolated
 from lightning_callbacks.loggers import Publisher, charts
 from lightning_callbacks.part import Part
-from lightning_callbacks.report import LastMaps
 from lightning_callbacks.sample_explainer import SampleExplainer
 from lightning_callbacks.samples import BatchToInputs
 from lightning_callbacks.surroundings import Surroundings
+from lightning_callbacks.watch import Watch
 
 
 class AttributionTrainerCallback(TrainerCallback):
@@ -42,7 +40,8 @@ class AttributionTrainerCallback(TrainerCallback):
     leaves the training as it is in the same way: bit for bit. The samples are the first of the
     data set that is evaluated, in its order, through the loader's own collate function; the loader
     itself is not iterated. Of several evaluation data sets the one that comes first is explained.
-    With several processes the first explains on its own.
+    With several processes the first explains on its own. Checkpoints hold the number of evaluations
+    and which samples they were, and a resumed training goes on from there.
 
     Args:
         methods: The methods by name: any callables that take the model and return a Captum
@@ -61,7 +60,7 @@ class AttributionTrainerCallback(TrainerCallback):
         probabilities: Turns the model's outputs into the probabilities of the captions.
         internal_batch_size: How many samples are explained at a time.
         faithfulness: How faithfulness is measured, or None.
-        layers: The names of the submodules whose relevance is logged as a histogram.
+        layers: The names of the submodules of which a histogram is logged for each method.
         writer: Where to log: a ``SummaryWriter``, or the trainer's ``TensorBoardCallback``, so that
             everything lies in one run. By default a ``SummaryWriter`` in ``args.logging_dir``
             or, where that is no more, in ``TENSORBOARD_LOGGING_DIR``, or else in
@@ -71,7 +70,7 @@ class AttributionTrainerCallback(TrainerCallback):
 
     Raises:
         MisconfigurationException: If an argument has no meaning; as training begins if parameters
-            are split among processes.
+            are split among processes, or the model lacks one of `layers`.
 
     Example:
         >>> from captum_transformer import AttnLRP
@@ -100,15 +99,16 @@ class AttributionTrainerCallback(TrainerCallback):
         on_error: Literal["warn", "raise"] = "warn",
         seed: int = 0,
     ) -> None:
-        check_methods(methods)
-        check_classes(classes)
-        check_at_least_one("num_samples", num_samples)
-        check_at_least_one("every_n_evaluations", every_n_evaluations)
-        check_at_least_one("internal_batch_size", internal_batch_size or 1)
-        check_heatmap(heatmap)
+        check_arguments(
+            methods,
+            classes,
+            heatmap,
+            num_samples=num_samples,
+            every_n_evaluations=every_n_evaluations,
+            internal_batch_size=internal_batch_size,
+        )
         self.num_samples = num_samples
         self.samples = samples
-        self.every_n_evaluations = every_n_evaluations
         self.prefix = prefix
         self.batch_to_inputs = batch_to_inputs
         self.writer = writer
@@ -126,31 +126,43 @@ class AttributionTrainerCallback(TrainerCallback):
             faithfulness=faithfulness,
             layers=tuple(layers),
         )
-        self._fixed: FixedSamples | None = None
-        self._last_maps: LastMaps = {}
-        self._evaluations = 0
+        self._watch = Watch("evaluate", prefix, every_n_evaluations)
         self._data: str | None = None
         self._laid_out = False
+
+    @property
+    def state_key(self) -> str:
+        """Under what `TrainerState.stateful_callbacks` has the state.
+
+        It isn't the mere name of the class, by which the trainer would make a callback anew from
+        the checkpoint: no file of numbers and strings holds the methods.
+        """
+        return f"{type(self).__name__}/{self.prefix}"
 
     def on_train_begin(
         self,
         args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,  # noqa: ARG002
+        state: TrainerState,
         control: TrainerControl,  # noqa: ARG002
         model: nn.Module | None = None,
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
-        """Refuses what can't work before any time is spent.
+        """Refuses what can't work before any time is spent, and goes on from a checkpoint.
 
         Args:
             args: Not used.
-            state: Not used.
+            state: Where the training stands.
             control: Not used.
             model: The model, as the trainer has prepared it.
             kwargs: Not used.
         """
         if model is not None:
-            _check_whole(model)
+            self._check(model)
+        saved = _stored(state).get(self.state_key)
+        if saved is not None:
+            attributes = saved["attributes"]
+            self._watch.runs = attributes["evaluations"]
+            self._watch.expected = attributes["samples"]
 
     def on_evaluate(
         self,
@@ -179,12 +191,19 @@ class AttributionTrainerCallback(TrainerCallback):
         self._data = data if self._data is None else self._data
         if model is None or data != self._data or not state.is_world_process_zero:
             return
-        due = self._evaluations % self.every_n_evaluations == 0
-        self._evaluations += 1
-        if due:
+        watch = self._watch
+        watch.begin()
+        if watch.due:
             # An evaluation without training has had no `on_train_begin`.
-            _check_whole(model)
+            self._check(model)
             self._explain(args, state, model, eval_dataloader, processing_class)
+        # In the form of Transformers' `ExportableState`.
+        attributes = {"evaluations": watch.runs, "samples": watch.known_samples()}
+        _stored(state)[self.state_key] = {"args": {}, "attributes": attributes}
+
+    def _check(self, model: nn.Module) -> None:
+        check_whole(model)
+        check_layers(model, self._explainer.layers)
 
     def _explain(
         self,
@@ -194,19 +213,21 @@ class AttributionTrainerCallback(TrainerCallback):
         loader: Any,
         tokenizer: Any,
     ) -> None:
-        if self._fixed is None:
+        watch = self._watch
+        if watch.fixed is None:
             # Isolated, because data sets and collate functions may draw random numbers.
             with self._failures.tolerated("read the samples"), isolated(model):
-                self._fixed = self._collected(model, loader, args.per_device_eval_batch_size)
-        if self._fixed is None:
+                watch.fixed = self._collected(model, loader, args.per_device_eval_batch_size)
+        if watch.fixed is None:
             return
+        watch.compare(self._failures)
         to_tokens = self._explainer.to_tokens or getattr(tokenizer, "convert_ids_to_tokens", None)
         explainer = replace(self._explainer, to_tokens=to_tokens)
         device = next(model.parameters()).device
         # The trainer's own precision is in the model: its forward pass autocasts by itself.
         surroundings = Surroundings(model, device, _as_it_is, nullcontext, self.seed)
-        part = Part(f"evaluate/{self._evaluations}", state.global_step)
-        explainer.explain(surroundings, self._fixed, self._last_maps, part, self.prefix)
+        part = Part(watch.run, state.global_step)
+        explainer.explain(surroundings, watch.fixed, watch.last_maps, part, self.prefix)
         with self._failures.tolerated("log the explanations"):
             self._publish(part, self._summary_writer(args))
 
@@ -220,6 +241,7 @@ class AttributionTrainerCallback(TrainerCallback):
         # As large as the evaluation's, to which texts are padded.
         while batch := list(islice(items, size)):
             fixed.collect(loader.collate_fn(batch), model.forward)
+        fixed.complete = True
         return fixed
 
     def _publish(self, part: Part, writer: Any) -> None:
@@ -269,17 +291,10 @@ def _in_order(dataset: Any) -> Any:
     return iter(dataset)
 
 
-def _check_whole(model: nn.Module) -> None:
-    from torch.distributed.tensor import DTensor
-
-    names = {base.__name__ for part in model.modules() for base in type(part).__mro__}
-    split = any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
-    if split or "FullyShardedDataParallel" in names:
-        raise MisconfigurationException(
-            "AttributionTrainerCallback can't explain a model whose parameters are split among "
-            "processes (FSDP, ZeRO-3, tensor parallelism): a forward pass of the first process "
-            "alone would wait for the others for ever. Explain a checkpoint after the training."
-        )
+def _stored(state: TrainerState) -> dict[str, Any]:
+    """The states of callbacks, which the trainer saves with its own."""
+    stored: Any = state.stateful_callbacks
+    return cast("dict[str, Any]", stored)
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

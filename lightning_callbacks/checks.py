@@ -1,8 +1,9 @@
-"""What an `AttributionMonitor` refuses before any time is spent."""
+"""What the callbacks refuse before any time is spent."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -19,6 +20,31 @@ if TYPE_CHECKING:
 
 MethodFactory: TypeAlias = Callable[[nn.Module], Attribution]
 """Makes an attribution method for a module; the method's class itself is one."""
+
+
+def check_arguments(
+    methods: Mapping[str, MethodFactory],
+    classes: Sequence[ClassSlot],
+    heatmap: MapOptions | None,
+    **counts: int | None,
+) -> None:
+    """Refuses arguments that have no meaning, of a callback for any trainer.
+
+    Args:
+        methods: The methods by name.
+        classes: The class slots.
+        heatmap: The options of pictures.
+        counts: Numbers by the arguments' names; None for one that isn't given.
+
+    Raises:
+        MisconfigurationException: If one has no meaning.
+    """
+    check_methods(methods)
+    check_classes(classes)
+    check_heatmap(heatmap)
+    for name, number in counts.items():
+        if number is not None:
+            check_at_least_one(name, number)
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -71,20 +97,51 @@ def splits_parameters(strategy: Any) -> bool:
 
 
 def check_whole(module: nn.Module) -> None:
-    """Refuses a module whose own `configure_model` has split its parameters.
+    """Refuses a module whose parameters are split, whoever has done it.
 
     Args:
         module: The module.
 
     Raises:
-        MisconfigurationException: If a parameter is a part of one.
+        MisconfigurationException: If a process has only a part of it.
     """
-    split = [name for name, tensor in module.named_parameters() if isinstance(tensor, DTensor)]
-    if split:
+    if part := _split_part(module):
         raise MisconfigurationException(
-            f"AttributionMonitor can't explain a module whose parameters are split among processes "
-            f"({split[0]!r} is a DTensor): a forward pass of the first process alone would wait "
-            "for the others for ever. Explain a checkpoint after the training."
+            f"A module whose parameters are split among processes can't be explained while it "
+            f"trains ({part}): a forward pass of the first process alone would wait for the "
+            "others for ever. Explain a checkpoint after the training."
+        )
+
+
+def _split_part(module: nn.Module) -> str | None:
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, DTensor):
+            return f"{name!r} is a DTensor, as of FSDP2 or tensor parallelism"
+        if hasattr(parameter, "ds_id"):
+            return f"{name!r} is one of DeepSpeed's ZeRO-3"
+    for name, part in module.named_modules():
+        if any(base.__name__ == "FullyShardedDataParallel" for base in type(part).__mro__):
+            return f"{name or 'it'!r} is wrapped by FSDP"
+    return None
+
+
+def check_layers(module: nn.Module, layers: Sequence[str]) -> None:
+    """Refuses names that no submodule has.
+
+    Args:
+        module: The module.
+        layers: The names.
+
+    Raises:
+        MisconfigurationException: If one is unknown.
+    """
+    known = [name for name, _ in module.named_modules() if name]
+    if missing := [layer for layer in layers if layer not in known]:
+        near = [n for layer in missing for n in get_close_matches(layer, known, n=2)]
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise MisconfigurationException(
+            f"layers names {missing}, but the {type(module).__name__} has no such submodules.{hint}"
+            " The names are those of module.named_modules()."
         )
 
 

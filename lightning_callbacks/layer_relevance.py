@@ -2,80 +2,206 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_callbacks.classes import class_scores
+from lightning_callbacks.checks import MethodFactory
+from lightning_callbacks.explanation import explain
 from lightning_callbacks.samples import Samples
 
 
+class FromLayer(nn.Module):
+    """What a model does from the input of one of its submodules on.
+
+    All that doesn't come from that input is a constant: what the model does before, and what it
+    takes past the submodule. A method that is given this explains the submodule's input, and all
+    methods of Captum's kind can be given it.
+
+    Args:
+        model: The model.
+        layer: The submodule.
+        call: Which of its calls in a forward pass.
+        samples: What the model is called with.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+        >>> rest = FromLayer(model, model[1], 0, Samples((torch.ones(1, 2),), None))
+        >>> bool((rest(torch.zeros(1, 2), torch.ones(1, 2)) == 0).all())
+        True
+    """
+
+    def __init__(self, model: nn.Module, layer: nn.Module, call: int, samples: Samples) -> None:
+        super().__init__()
+        self.model = model
+        self.layer = layer
+        self.call = call
+        self.samples = samples
+
+    def forward(self, values: Tensor, *others: Tensor) -> Any:
+        """Runs the model with another input of the layer.
+
+        Args:
+            values: What the layer shall take as its first argument.
+            others: The samples' tensors, as `row_tensors` finds them.
+
+        Returns:
+            What the model returns.
+        """
+        parts = iter(others)
+        samples = self.samples.map(
+            lambda tensor: next(parts) if _has_rows(tensor, self.samples) else tensor
+        )
+        gradients = torch.is_grad_enabled()
+        calls = 0
+
+        def put_in(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls - 1 != self.call:
+                return None
+            torch.set_grad_enabled(gradients)
+            # A copy, for what follows may write into it. It stands wherever the input does: an
+            # attention layer may get one as its queries, keys and values.
+            first, other = _first(args, kwargs), values.clone()
+            return (
+                tuple(other if value is first else value for value in args),
+                {name: other if value is first else value for name, value in kwargs.items()},
+            )
+
+        with _hook(self.layer, put_in), torch.set_grad_enabled(False):
+            return samples.run(self.model)
+
+
 def layer_relevance(
-    module: nn.Module,
-    layers: Sequence[str],
+    model: nn.Module,
+    layer: str,
+    method: MethodFactory,
     samples: Samples,
     pairs: Sequence[tuple[int, int]],
     *,
     single: bool = False,
-) -> dict[str, Tensor]:
-    """Gradient times activation of the outputs of some submodules, from one pass.
+    internal_batch_size: int | None = None,
+) -> Tensor:
+    """What a method says of the input of a submodule, rather than of the model's inputs.
 
-    Where the rest of the model is linear in a layer's output, its values sum to the class's score.
+    It is what the method attributes to that input in the rest of the model, see `FromLayer`: with
+    a method of layer-wise relevance propagation the relevance that arrives there, with attention
+    maps what flows there through those of the attention from there on. Arguments of the method
+    that number the layers, such as ``start_layer``, count those of the rest.
 
     Args:
-        module: The model.
-        layers: The names of the submodules, as in ``module.named_modules()``.
+        model: The model.
+        layer: The submodule's name, as in ``model.named_modules()``.
+        method: Makes the method.
         samples: The samples, on the model's device.
         pairs: Sample numbers and class ids.
         single: The model's output has no dimension for classes.
+        internal_batch_size: How many samples to explain at a time.
 
     Returns:
-        All values by layer, flat, float32 on the CPU. A layer that is called several times in a
-        pass has the values of all its calls.
+        All values, flat, float32 on the CPU; those of all calls, if it is called several times.
 
     Raises:
-        ValueError: If a layer doesn't exist, or the output doesn't depend on it.
+        ValueError: If the submodule's first argument isn't one of each sample.
 
     Example:
-        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 3))
+        >>> from captum.attr import InputXGradient
+        >>> model = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3))
         >>> samples = Samples((torch.ones(1, 2),), None)
-        >>> layer_relevance(model, ["0"], samples, [(0, 1)])["0"].shape
-        torch.Size([2])
+        >>> layer_relevance(model, "1", InputXGradient, samples, [(0, 1)]).shape
+        torch.Size([4])
     """
-    chosen = samples.select([row for row, _ in pairs])
-    for values in chosen.inputs:
-        # So that there is a gradient, too, where the first layers are frozen.
-        values.requires_grad_(values.is_floating_point())
-    known = dict(module.named_modules())
-    if missing := [layer for layer in layers if layer not in known]:
-        raise ValueError(f"The module has no submodules named {missing}. Mend `layers`.")
-    outputs: list[tuple[str, Tensor]] = []
-
-    def keep(layer: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, (tuple, list)) else output
-            if isinstance(first, Tensor) and first.requires_grad:
-                outputs.append((layer, first))
-
-        return hook
-
-    handles = [known[layer].register_forward_hook(keep(layer)) for layer in layers]
-    try:
-        scores = class_scores(chosen.run(module))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not single:
-        scores = scores[range(len(pairs)), [class_id for _, class_id in pairs]]
-    if unseen := set(layers) - {layer for layer, _ in outputs}:
-        raise ValueError(
-            f"The submodules {sorted(unseen)} have returned no tensor with a gradient. Mend "
-            "`layers`: name submodules that run for each sample and whose output is a tensor."
+    place = model.get_submodule(layer)
+    samples = replace(samples, labels=None)
+    values = []
+    for call, entering in enumerate(_inputs(model, place, layer, samples)):
+        inside = Samples((entering,), None, row_tensors(samples))
+        explanations = explain(
+            method(FromLayer(model, place, call, samples)),
+            inside,
+            pairs,
+            single=single,
+            internal_batch_size=internal_batch_size,
         )
-    gradients = torch.autograd.grad(scores.sum(), [output for _, output in outputs])
-    relevance: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    for (layer, output), gradient in zip(outputs, gradients, strict=True):
-        relevance[layer].append((output * gradient).detach().float().flatten().cpu())
-    return {layer: torch.cat(parts) for layer, parts in relevance.items()}
+        values += [e.attributions[0].flatten() for e in explanations.values()]
+    return torch.cat(values)
+
+
+def row_tensors(samples: Samples) -> tuple[Tensor, ...]:
+    """The tensors that have a row for each sample, which methods repeat as they repeat the inputs.
+
+    Args:
+        samples: The samples.
+
+    Returns:
+        The tensors.
+    """
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        if _has_rows(tensor, samples):
+            found.append(tensor)
+        return tensor
+
+    samples.map(note)
+    return tuple(found)
+
+
+def _has_rows(tensor: Tensor, samples: Samples) -> bool:
+    return tensor.dim() > 0 and len(tensor) == len(samples)
+
+
+def _inputs(model: nn.Module, layer: nn.Module, name: str, samples: Samples) -> list[Tensor]:
+    """What the layer takes first at each of its calls."""
+    taken = _recorded(model, layer, samples)
+    # Where samples come second, as in nn.Transformer by default, their number and that of the
+    # tokens may be the same.
+    alone = _recorded(model, layer, samples.select([0]))
+    tensors = [values for values in taken if _is_explainable(values, len(samples))]
+    if (
+        not tensors
+        or len(tensors) < len(taken)
+        or not all(_is_explainable(values, 1) for values in alone)
+    ):
+        found = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in taken]
+        raise ValueError(
+            f"The submodule {name!r} has been given {found or 'nothing: it was not called'}. Name "
+            "submodules in `layers` that run for each sample, and whose first argument is a tensor "
+            f"of real numbers with the {len(samples)} samples in its first dimension."
+        )
+    return tensors
+
+
+def _recorded(model: nn.Module, layer: nn.Module, samples: Samples) -> list[Any]:
+    taken: list[Any] = []
+
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first = _first(args, kwargs)
+        taken.append(first.detach().clone() if isinstance(first, Tensor) else first)
+
+    with _hook(layer, record), torch.no_grad():
+        samples.run(model)
+    return taken
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return next(iter((*args, *kwargs.values())), None)
+
+
+def _is_explainable(values: Any, samples: int) -> bool:
+    known = isinstance(values, Tensor) and values.is_floating_point() and values.dim() > 0
+    return known and len(values) == samples
+
+
+@contextmanager
+def _hook(layer: nn.Module, function: Any) -> Iterator[None]:
+    handle = layer.register_forward_pre_hook(function, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -96,14 +96,15 @@ class Report:
         """
         self.part.numbers[f"{self.prefix}/{kind}/{method}"] += values
 
-    def distribution(self, layer: str, values: Tensor) -> None:
+    def distribution(self, layer: str, method: str, values: Tensor) -> None:
         """Adds values of which a histogram is logged.
 
         Args:
-            layer: What they belong to.
+            layer: The layer that they belong to.
+            method: The method that has given them.
             values: The values, flat.
         """
-        tag = f"{self.prefix}/layers/{layer}"
+        tag = f"{self.prefix}/layers/{layer}/{method}"
         histograms = self.part.histograms
         histograms[tag] = torch.cat([histograms[tag], values]) if tag in histograms else values
 

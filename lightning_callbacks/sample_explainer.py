@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_transformer.visualization import MapOptions
 from lightning_callbacks.checks import MethodFactory
@@ -36,7 +36,7 @@ class SampleExplainer:
         probabilities: Turns outputs into probabilities.
         internal_batch_size: How many samples are explained at a time.
         faithfulness: How faithfulness is measured, or None.
-        layers: The names of the submodules whose relevance is logged as a histogram.
+        layers: The names of the submodules of which a histogram is logged for each method.
     """
 
     methods: Mapping[str, MethodFactory]
@@ -105,27 +105,32 @@ class SampleExplainer:
                         self.faithfulness, name, surroundings, moved, explanations, report
                     )
                 report.add(name, explanations, classes, samples, predictions, numbers)
-        if self.layers:
-            with self.failures.tolerated("explain the layers"), surroundings.undisturbed():
-                self._explain_layers(surroundings.module, moved, pairs, predictions, report)
+                self._explain_layers(name, surroundings, moved, pairs, predictions, report)
 
     def _explain_layers(
         self,
-        module: nn.Module,
+        method: str,
+        surroundings: Surroundings,
         samples: Samples,
         pairs: Sequence[tuple[int, int]],
         predictions: Predictions,
         report: Report,
     ) -> None:
-        unique = list(dict.fromkeys(pairs))
-        size = self.internal_batch_size or len(samples)
-        for start in range(0, len(unique), size):
-            some = unique[start : start + size]
-            relevance = layer_relevance(
-                module, self.layers, samples, some, single=predictions.single
-            )
-            for layer, values in relevance.items():
-                report.distribution(layer, values)
+        for layer in self.layers:
+            with (
+                self.failures.tolerated(f"explain the layer {layer!r} with the method {method!r}"),
+                surroundings.undisturbed(),
+            ):
+                relevance = layer_relevance(
+                    surroundings.module,
+                    layer,
+                    self.methods[method],
+                    samples,
+                    pairs,
+                    single=predictions.single,
+                    internal_batch_size=self.internal_batch_size,
+                )
+                report.distribution(layer, method, relevance)
 
     def _measure(
         self,

@@ -1,17 +1,21 @@
-"""What a monitor keeps of the validation or of the test."""
+"""What a callback keeps of the runs whose samples it explains."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from torch import nn
+
+from lightning_callbacks.failures import Failures
 from lightning_callbacks.fixed_samples import FixedSamples
+from lightning_callbacks.isolation import isolated
 from lightning_callbacks.report import LastMaps
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-Stage: TypeAlias = Literal["validate", "test"]
+Stage: TypeAlias = Literal["validate", "test", "evaluate"]
 
 
 @dataclass
@@ -19,13 +23,15 @@ class Watch:
     """The samples of one stage, and where its runs stand.
 
     Attributes:
-        stage: ``"validate"`` or ``"test"``, which have loaders of their own.
+        stage: ``"validate"`` or ``"test"`` of Lightning, which have loaders of their own, or
+            ``"evaluate"`` of Transformers.
         prefix: The beginning of the stage's tags.
         every_n: Explain in the first run and then in every n-th.
         fixed: The samples, from the setup on.
         last_maps: The maps of the last run.
         runs: How many runs there have been.
         due: Whether the present run is to be explained and hasn't been.
+        expected: The identities of the samples that a checkpoint knows, until they are compared.
 
     Example:
         >>> watch = Watch("validate", "attribution", every_n=2)
@@ -40,6 +46,7 @@ class Watch:
     last_maps: LastMaps = field(default_factory=dict)
     runs: int = 0
     due: bool = False
+    expected: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
         """Counts a run."""
@@ -52,6 +59,61 @@ class Watch:
     def run(self) -> str:
         """A name for the present run."""
         return f"{self.stage}/{self.runs}"
+
+    def known_samples(self) -> list[str]:
+        """The identities of the samples, for a checkpoint."""
+        known = self.fixed is not None and self.fixed.complete
+        return self.fixed.identity() if self.fixed is not None and known else self.expected
+
+    def collect(
+        self,
+        batch: Any,
+        module: nn.Module,
+        failures: Failures,
+        *,
+        from_first_loader: bool,
+        is_last: bool,
+    ) -> bool:
+        """Takes from a batch what is still missing of the samples.
+
+        Args:
+            batch: The batch.
+            module: The model.
+            failures: What happens if the batch can't be read.
+            from_first_loader: Whether samples may be taken from it.
+            is_last: Whether no batch follows.
+
+        Returns:
+            True once in a run that is due: when all samples are there that there will be.
+        """
+        fixed = self.fixed
+        if fixed is None or not self.due:
+            return False
+        if not fixed.complete and from_first_loader:
+            # A run whose batches can't be read is over, as if it had been explained.
+            self.due = False
+            with failures.tolerated("read the batch"), isolated(module):
+                fixed.collect(batch, module.forward)
+                self.due = True
+        if not self.due or not (fixed.complete or is_last or not from_first_loader):
+            return False
+        self.due, fixed.complete = False, True
+        return True
+
+    def compare(self, failures: Failures) -> None:
+        """Says so if the samples are not those that the checkpoint knows.
+
+        Args:
+            failures: Where it is said.
+        """
+        expected, self.expected = self.expected, []
+        if expected and expected != self.known_samples():
+            failures.warn_once(
+                "samples",
+                "The samples that are explained are not those of the checkpoint, so the pictures "
+                "of a tag are not of one sample. Pass samples= or a validation loader that doesn't "
+                "shuffle.",
+            )
 
     def is_last_batch(self, trainer: Trainer) -> bool:
         """Whether no batch follows.

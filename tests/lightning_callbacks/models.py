@@ -1,5 +1,6 @@
 """Small Lightning modules with everything that a careless callback would disturb."""
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -87,3 +88,19 @@ def loaders(form="tuple", batch_size=4):
     train = DataLoader(Blobs(32, 1, form), batch_size=batch_size, shuffle=True)
     val = DataLoader(Blobs(10, 2, form), batch_size=batch_size)
     return train, val
+
+
+def tiny_vit():
+    """A model and two images."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=5, img_size=64).double().eval()
+    return model, torch.randn(2, 3, 64, 64, dtype=torch.float64)
+
+
+def tiny_swin():
+    """A model whose features come last in a grid, and two images."""
+    torch.manual_seed(0)
+    model = timm.models.SwinTransformer(
+        img_size=56, num_classes=5, embed_dim=16, depths=(2, 2), num_heads=(2, 2)
+    )
+    return model.double().eval(), torch.randn(2, 3, 56, 56, dtype=torch.float64)

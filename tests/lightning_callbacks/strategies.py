@@ -5,6 +5,8 @@ python -m tests.lightning_callbacks.strategies
 trains each twice, with the monitor and without, and prints a table.
 """
 
+import importlib
+import os
 import tempfile
 import warnings
 
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_callbacks import AttributionMonitor
 from lightning_callbacks.flavors import MisconfigurationException
 from tests.lightning_callbacks.models import classifier
+from tests.lightning_callbacks.processes import alone
 from tests.lightning_callbacks.test_bit_identity import METHODS, Augmented
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
@@ -31,6 +34,8 @@ STRATEGIES = {
 
 def train(pl, folder, callbacks, accelerator="cpu", **options):
     """A training in which a validation falls between two batches whose gradients accumulate."""
+    # Lightning's port of the training before: two must not meet at one.
+    os.environ.pop("MASTER_PORT", None)
     pl.seed_everything(7, verbose=False)
     module = classifier(pl)
     # Each process makes its own logger object, and all shall mean the same folder.
@@ -57,31 +62,34 @@ def train(pl, folder, callbacks, accelerator="cpu", **options):
     return module.state_dict(), trainer
 
 
-def is_bit_identical(pl, folder, strategy, precision, methods=METHODS):
-    """Trains twice.
+def outcome(flavor, folder, strategy, precision):
+    """Trains twice, watched and not; to be run in a process of its own.
 
     Returns:
-        Whether both have the same weights, and the trainer of the watched training.
+        ``"yes"`` if both have the same weights, ``"no"``, or ``"refused"``; and the folder of the
+        watched training's log.
     """
+    pl = importlib.import_module(flavor)
     monitor = AttributionMonitor(
-        methods, num_samples=4, share_samples="shared" in strategy, on_error="raise"
+        METHODS, num_samples=4, share_samples="shared" in strategy, on_error="raise"
     )
     accelerator = "cpu" if precision != "16-mixed" else "gpu"
     make = STRATEGIES[strategy]
     options = {"accelerator": accelerator, "precision": precision}
-    watched, trainer = train(pl, folder, [monitor], **make(pl), **options)
+    try:
+        watched, trainer = train(pl, folder, [monitor], **make(pl), **options)
+    except MisconfigurationException as reason:
+        return "refused", str(reason)
     plain, _ = train(pl, folder, [], **make(pl), **options)
-    same = all(torch.equal(value, plain[name]) for name, value in watched.items())
     untrained = classifier(pl).state_dict()
     weight = watched["model.0.weight"]
-    moved = not torch.equal(weight, untrained["model.0.weight"].to(weight))
-    return same and moved, trainer
+    assert not torch.equal(weight, untrained["model.0.weight"].to(weight)), "it has not learned"
+    same = all(torch.equal(value, plain[name]) for name, value in watched.items())
+    return "yes" if same else "no", trainer.logger.log_dir
 
 
 def main():
     """Prints the table."""
-    import pytorch_lightning as pl
-
     warnings.simplefilter("ignore")
     print(f"| strategy | {' | '.join(PRECISIONS)} |")
     print("|---|" + "---|" * len(PRECISIONS))
@@ -92,11 +100,8 @@ def main():
                 cells.append("needs CUDA")
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                try:
-                    same, _ = is_bit_identical(pl, folder, strategy, precision)
-                    cells.append("yes" if same else "no")
-                except MisconfigurationException:
-                    cells.append("refused")
+                found, _ = alone(outcome, "pytorch_lightning", folder, strategy, precision)
+            cells.append(found)
         print(f"| {strategy} | {' | '.join(cells)} |", flush=True)
     print("\nFSDP and DeepSpeed with ZeRO-3 start on GPUs only; they are refused at the setup.")
 

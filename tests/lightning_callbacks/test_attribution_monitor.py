@@ -209,3 +209,13 @@ def test_own_reading_with_additional_arguments(pl, trainer_options):
 def test_arguments_without_meaning_are_refused(wrong):
     with pytest.raises(MisconfigurationException):
         AttributionMonitor(**{"methods": METHODS, **wrong})
+
+
+def test_unknown_layers_are_refused_before_the_first_step(pl, trainer_options):
+    class Untrained(type(classifier(pl))):
+        def training_step(self, batch, batch_idx):
+            raise AssertionError
+
+    monitor = AttributionMonitor(METHODS, layers=["model.5", "modl.1"])
+    with pytest.raises(MisconfigurationException, match=r"\['modl.1'\], .* Did you mean model\.1"):
+        fit(pl, trainer_options, monitor, Untrained(), num_sanity_val_steps=0)

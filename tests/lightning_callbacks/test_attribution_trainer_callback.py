@@ -6,109 +6,29 @@ import sys
 import pytest
 import torch
 from captum.attr import Saliency
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
-from torch.utils.data import Dataset
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    ViTConfig,
-    ViTForImageClassification,
-)
+from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from captum_transformer import ConservativeLRP, GenericAttentionRelevance
+from captum_transformer import GenericAttentionRelevance
 from lightning_callbacks import AttributionTrainerCallback
 from lightning_callbacks.flavors import MisconfigurationException
-
-METHODS = {"gae": GenericAttentionRelevance, "lrp": ConservativeLRP}
-SMALL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "num_labels": 3,
-}
-
-
-class Texts(Dataset):
-    def __init__(self, count, seed):
-        generator = torch.Generator().manual_seed(seed)
-        self.ids = torch.randint(3, 40, (count, 7), generator=generator)
-        self.labels = self.ids.sum(1) % 3
-
-    def __len__(self):
-        return len(self.ids)
-
-    def __getitem__(self, index):
-        # Draws in the main process, as augmentations do.
-        length = 4 + index % 4 + int(torch.rand(()) < 0)
-        mask = (torch.arange(7) < length).long()
-        return {
-            "input_ids": self.ids[index] * mask,
-            "attention_mask": mask,
-            "labels": self.labels[index],
-        }
-
-
-class Images(Texts):
-    def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        return {
-            "pixel_values": torch.randn(3, 16, 16, generator=generator),
-            "labels": self.labels[index],
-        }
+from tests.lightning_callbacks.transformers_trainings import (
+    METHODS,
+    Images,
+    Texts,
+    bert,
+    read,
+    steps,
+    trainer,
+    vit,
+)
 
 
 def of_logits(method):
     """One of Captum's own methods, which take no output objects."""
     return lambda model: method(lambda pixel_values: model.train()(pixel_values).logits)
-
-
-def bert():
-    torch.manual_seed(0)
-    return BertForSequenceClassification(BertConfig(vocab_size=40, **SMALL))
-
-
-def vit():
-    torch.manual_seed(0)
-    return ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, **SMALL))
-
-
-def trainer(tmp_path, model, data, callbacks, evaluated=None, **more):
-    args = TrainingArguments(
-        str(tmp_path),
-        max_steps=6,
-        eval_strategy="steps",
-        eval_steps=3,
-        per_device_train_batch_size=4,
-        per_device_eval_batch_size=2,
-        gradient_accumulation_steps=2,
-        learning_rate=1e-2,
-        report_to="none",
-        save_strategy="no",
-        use_cpu=True,
-        disable_tqdm=True,
-        **more,
-    )
-    evaluated = data(5, 2) if evaluated is None else evaluated
-    return Trainer(
-        model, args, train_dataset=data(24, 1), eval_dataset=evaluated, callbacks=callbacks
-    )
-
-
-def read(folder):
-    # Newer versions of Transformers have no `logging_dir` any more.
-    (run,) = {path.parent for path in folder.rglob("events.out.tfevents.*")}
-    return EventAccumulator(str(run), size_guidance={"images": 0, "scalars": 0}).Reload()
-
-
-def steps(events):
-    return [event.step for event in events]
 
 
 def test_texts_are_logged_after_each_evaluation(tmp_path):
@@ -203,6 +123,20 @@ def test_the_comparison_would_notice(tmp_path):
         torch.testing.assert_close(trained([Draws()], "a"), trained([], "b"), rtol=0, atol=0)
 
 
+def test_layers_have_a_histogram_for_each_method(tmp_path):
+    layers = [f"bert.encoder.layer.{i}" for i in range(2)]
+    callback = AttributionTrainerCallback(METHODS, num_samples=3, layers=layers, on_error="raise")
+    trainer(tmp_path, bert(), Texts, [callback]).train()
+    tags = {f"attribution/layers/{layer}/{method}" for layer in layers for method in METHODS}
+    assert set(read(tmp_path).Tags()["histograms"]) == tags
+
+
+def test_unknown_layers_are_refused_as_training_begins(tmp_path):
+    callback = AttributionTrainerCallback(METHODS, layers=["encoder.layer.0"])
+    with pytest.raises(MisconfigurationException, match=r"Did you mean .*bert\.encoder\.layer\.0"):
+        trainer(tmp_path, bert(), Texts, [callback]).train()
+
+
 def test_lightning_need_not_be_installed():
     program = """
 import sys
@@ -250,7 +184,7 @@ def test_split_parameters_are_refused(tmp_path):
         weight = model.classifier.weight
         model.classifier.weight = torch.nn.Parameter(distribute_tensor(weight.data, mesh))
         callback = AttributionTrainerCallback(METHODS)
-        with pytest.raises(MisconfigurationException, match="split among processes"):
+        with pytest.raises(MisconfigurationException, match=r"classifier\.weight' is a DTensor"):
             callback.on_train_begin(None, None, None, model=model)
     finally:
         torch.distributed.destroy_process_group()

@@ -69,7 +69,7 @@ def test_tensorboard(pl, trainer_options):
         pl, trainer_options, pl.loggers.TensorBoardLogger(trainer_options["default_root_dir"])
     )
     assert steps(events.Images(TAG)) == [8, 16]
-    histograms = events.Histograms("attribution/layers/model.1")
+    histograms = events.Histograms("attribution/layers/model.1/saliency")
     assert steps(histograms) == [8, 16]
     assert histograms[0].histogram_value.num == 8 * 8 * 8
     layout = events.SummaryMetadata("custom_scalars__config__")
@@ -142,4 +142,4 @@ def test_wandb_offline(pl, trainer_options, tmp_path, monkeypatch):
     pictures = [(imread(file)[..., :3] * 255).round() for file in files]
     last = decode(events.Images(TAG)[-1])
     assert any(np.array_equal(picture, last) for picture in pictures)
-    assert summary["attribution/layers/model.1"]["_type"] == "histogram"
+    assert summary["attribution/layers/model.1/saliency"]["_type"] == "histogram"

@@ -1,6 +1,6 @@
 """Strategies: who explains, that nobody waits, and that all train as they would without."""
 
-import os
+import importlib
 
 import pytest
 import torch
@@ -12,10 +12,10 @@ from lightning_callbacks import AttributionMonitor
 from lightning_callbacks.checks import check_strategy
 from lightning_callbacks.flavors import MisconfigurationException
 from tests.lightning_callbacks.models import Blobs, classifier, loaders
-from tests.lightning_callbacks.runs import METHODS, decode, fit, read
-from tests.lightning_callbacks.strategies import is_bit_identical
+from tests.lightning_callbacks.processes import alone, needs_fork
+from tests.lightning_callbacks.runs import METHODS, decode, fit
+from tests.lightning_callbacks.strategies import outcome
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can fork")
 slow = pytest.mark.slow
 gpu = pytest.mark.gpu
 
@@ -32,41 +32,47 @@ gpu = pytest.mark.gpu
     ],
 )
 def test_training_is_bit_identical(tmp_path, strategy, precision):
-    import pytorch_lightning as pl
-
-    same, trainer = is_bit_identical(pl, tmp_path, strategy, precision)
-    assert same
-    events = EventAccumulator(trainer.logger.log_dir, size_guidance={"images": 0}).Reload()
+    same, log = alone(outcome, "pytorch_lightning", tmp_path, strategy, precision)
+    assert same == "yes"
+    events = EventAccumulator(log, size_guidance={"images": 0}).Reload()
     tags = [tag for tag in events.Tags()["images"] if tag.endswith("label/careless")]
     assert {tag.split("/")[1] for tag in tags} == {f"sample_{i}" for i in range(4)}
     runs = {tag: len(events.Images(tag)) for tag in tags}
     assert set(runs.values()) == {14 if strategy == "one device" else 2}
 
 
-def validated(pl, options, monitor, devices, module):
+def validate(flavor, options, monitor, devices):
+    """To be run in a process of its own."""
+    pl = importlib.import_module(flavor)
     options = {**options, "devices": devices}
     trainer = pl.Trainer(
         **options,
-        callbacks=[monitor],
+        callbacks=[AttributionMonitor(**monitor)],
         strategy="ddp_fork" if devices > 1 else "auto",
         logger=pl.loggers.TensorBoardLogger(options["default_root_dir"], version=f"on_{devices}"),
     )
-    trainer.validate(module, DataLoader(Blobs(10, 2), batch_size=3), verbose=False)
-    return read(trainer)
+    loader = DataLoader(Blobs(10, 2), batch_size=3)
+    trainer.validate(classifier(pl), loader, verbose=False)
+    return trainer.logger.log_dir
+
+
+def validated(pl, options, monitor, devices):
+    log = alone(validate, pl.__name__, options, monitor, devices)
+    return EventAccumulator(log, size_guidance={"images": 0}).Reload()
 
 
 @needs_fork
 @pytest.mark.parametrize("given", [False, True])
 def test_shared_samples_give_the_log_of_one_process(pl, trainer_options, given):
     data = Blobs(5, 2)
-    samples = (data.images, data.labels) if given else None
-    logs = []
-    for devices in (1, 2):
-        monitor = AttributionMonitor(
-            METHODS, num_samples=5, samples=samples, share_samples=True, on_error="raise"
-        )
-        logs.append(validated(pl, trainer_options, monitor, devices, classifier(pl)))
-    one, two = logs
+    monitor = {
+        "methods": METHODS,
+        "num_samples": 5,
+        "samples": (data.images, data.labels) if given else None,
+        "share_samples": True,
+        "on_error": "raise",
+    }
+    one, two = logs = [validated(pl, trainer_options, monitor, devices) for devices in (1, 2)]
     assert set(one.Tags()["images"]) == set(two.Tags()["images"])
     assert len(two.Tags()["images"]) == 5 * 2 * 2
     for tag in one.Tags()["images"]:
@@ -87,11 +93,10 @@ class FailsElsewhere(IntegratedGradients):
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore:AttributionMonitor couldn't explain")
 def test_a_failing_process_keeps_no_one_waiting(pl, trainer_options):
     methods = {"fails": FailsElsewhere, "saliency": Saliency}
-    monitor = AttributionMonitor(methods, ("label",), num_samples=4, share_samples=True)
-    events = validated(pl, trainer_options, monitor, 2, classifier(pl))
+    monitor = {"methods": methods, "classes": ("label",), "num_samples": 4, "share_samples": True}
+    events = validated(pl, trainer_options, monitor, 2)
     tags = set(events.Tags()["images"])
     assert {tag.split("/")[1] for tag in tags if tag.endswith("fails")} == {"sample_0", "sample_2"}
     assert len([tag for tag in tags if tag.endswith("saliency")]) == 4
@@ -134,16 +139,39 @@ def test_fsdp_is_refused_by_a_real_trainer(pl, trainer_options):
         fit(pl, options, AttributionMonitor(METHODS), strategy="fsdp")
 
 
-@pytest.mark.skipif(torch.__version__ < "2.7", reason="PyTorch 2.6 shards on GPUs only")
-def test_a_module_that_splits_itself_is_refused(pl, trainer_options, tmp_path):
+@pytest.fixture
+def process_group(tmp_path):
     distributed = torch.distributed
     meeting = f"file://{tmp_path}/meeting"
     distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
-    try:
+    yield distributed
+    distributed.destroy_process_group()
+
+
+def split(layer, distributed):
+    distributed.fsdp.fully_shard(layer, mesh=distributed.device_mesh.init_device_mesh("cpu", (1,)))
+
+
+def splits_itself(pl, distributed):
+    class SplitsItself(type(classifier(pl))):
+        def configure_model(self):
+            split(self.model[5], distributed)
+
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("a step of the training")
+
+    return SplitsItself()
+
+
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="PyTorch 2.6 shards on GPUs only")
+@pytest.mark.parametrize("when", ["before", "in configure_model"])
+def test_a_module_that_splits_itself_is_refused_before_the_first_step(
+    pl, trainer_options, process_group, when
+):
+    if when == "before":
         module = classifier(pl)
-        mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
-        distributed.fsdp.fully_shard(module.model[5], mesh=mesh)
-        with pytest.raises(MisconfigurationException, match=r"model\.5\.weight' is a DTensor"):
-            fit(pl, trainer_options, AttributionMonitor(METHODS), module)
-    finally:
-        distributed.destroy_process_group()
+        split(module.model[5], process_group)
+    else:
+        module = splits_itself(pl, process_group)
+    with pytest.raises(MisconfigurationException, match=r"model\.5\.weight' is a DTensor"):
+        fit(pl, trainer_options, AttributionMonitor(METHODS), module, num_sanity_val_steps=0)

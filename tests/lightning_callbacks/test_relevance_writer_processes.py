@@ -1,7 +1,5 @@
 """Two processes explain a data set together."""
 
-import os
-
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -11,8 +9,9 @@ from captum_transformer import AttnLRP, ConservativeLRP
 from lightning_callbacks import RelevanceDataset, RelevanceWriter
 from lightning_callbacks.data_sets.shards import read_columns
 from tests.lightning_callbacks.explained import explainer, predict, predict_in_two_processes
+from tests.lightning_callbacks.processes import Failed, alone, needs_fork
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can fork")
+pytestmark = needs_fork
 
 
 @pytest.mark.parametrize("left", [11, 1, 0])
@@ -22,7 +21,8 @@ def test_two_processes_write_each_sample_once(pl, trainer_options, tmp_path, vit
         writer = RelevanceWriter(tmp_path)
         predict(pl, trainer_options, module, one, writer, limit_predict_batches=11 - left)
     before = {path.name for path in (tmp_path / "shards").glob("*")}
-    predict_in_two_processes(pl, trainer_options, AttnLRP, tmp_path, every_n_batches=2)
+    writing = {"every_n_batches": 2}
+    alone(predict_in_two_processes, pl.__name__, trainer_options, AttnLRP, tmp_path, writing)
 
     read = RelevanceDataset(tmp_path)
     assert read.sample_ids.tolist() == list(range(11))
@@ -44,5 +44,5 @@ def test_all_processes_stop_when_the_first_refuses(pl, trainer_options, tmp_path
     loader = DataLoader(images, batch_size=4)
     module = explainer(pl, vit, AttnLRP, tokens=True)
     predict(pl, trainer_options, module, loader, RelevanceWriter(tmp_path))
-    with pytest.raises(RuntimeError, match=r"AttnLRP there, .*ConservativeLRP here"):
-        predict_in_two_processes(pl, trainer_options, ConservativeLRP, tmp_path)
+    with pytest.raises(Failed, match=r"AttnLRP there, .*ConservativeLRP here"):
+        alone(predict_in_two_processes, pl.__name__, trainer_options, ConservativeLRP, tmp_path, {})
