@@ -1,12 +1,14 @@
 """Runs something on a module such that its training can't tell."""
 
 import random
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -47,7 +49,8 @@ def isolated(module: nn.Module, *, seed: int = 0) -> Iterator[None]:
     Inside, every submodule is in evaluation mode, no parameter has a gradient, and the random
     number generators of PyTorch (CPU and the module's devices), Python and NumPy start at `seed`.
     On the way out each submodule's mode, the gradients (the same tensors, for they accumulate),
-    the buffers and the generators are what they were before.
+    the buffers, other attributes such as counters and caches, and the generators are what they were
+    before.
 
     Args:
         module: The module.
@@ -64,6 +67,7 @@ def isolated(module: nn.Module, *, seed: int = 0) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_random_state(module, seed))
         stack.enter_context(_buffers(module))
+        stack.enter_context(_attributes(module))
         stack.enter_context(_gradients(module))
         stack.enter_context(_evaluation_mode(module))
         yield
@@ -115,6 +119,57 @@ def _buffers(module: nn.Module) -> Iterator[None]:
                 if not torch.equal(buffer, values):
                     buffer.copy_(values)
                 setattr(part, name, buffer)
+
+
+# What the others see to, and what no forward pass changes.
+_OTHERS = frozenset({"training", "_parameters", "_buffers", "_modules"})
+
+
+@contextmanager
+def _attributes(module: nn.Module) -> Iterator[None]:
+    # A module may count, or keep what it has computed, in attributes that are no buffers.
+    with torch.inference_mode(mode=False):
+        saved = [(part, _own(part), _contents(part)) for part in module.modules()]
+    try:
+        yield
+    finally:
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for part, attributes, contents in saved:
+                _restore(part, attributes, contents)
+
+
+def _own(part: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(part).items() if name not in _OTHERS}
+
+
+def _contents(part: nn.Module) -> dict[str, Any]:
+    """Copies of what may be changed in its place."""
+    return {
+        name: value.detach().clone() if isinstance(value, Tensor) else value.copy()
+        for name, value in _own(part).items()
+        if type(value) in (dict, OrderedDict, list, set)
+        or (isinstance(value, Tensor) and not value.is_inference())
+    }
+
+
+def _restore(part: nn.Module, attributes: dict[str, Any], contents: dict[str, Any]) -> None:
+    current = vars(part)
+    for name in _own(part).keys() - attributes.keys():
+        del current[name]
+    for name, value in attributes.items():
+        # Not `setattr`, and only what has changed: compiled code watches its modules.
+        if current.get(name) is not value:
+            current[name] = value
+    for name, content in contents.items():
+        value = attributes[name]
+        if isinstance(value, Tensor):
+            if not torch.equal(value, content):
+                value.copy_(content)
+        elif isinstance(value, list):
+            value[:] = content
+        elif value or content:
+            value.clear()
+            value.update(content)
 
 
 @contextmanager

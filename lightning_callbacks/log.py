@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning_callbacks.failures import Failures
@@ -46,7 +47,7 @@ class Log:
         Returns:
             The share.
         """
-        loader = next(iter(loaders), None) if isinstance(loaders, (list, tuple)) else loaders
+        loader = _first(loaders)
         distributed = hasattr(getattr(loader, "sampler", None), "num_replicas")
         return Share(self.share.rank, self.share.world_size, distributed=distributed)
 
@@ -94,3 +95,13 @@ class Log:
             self._publisher = Publisher(trainer.loggers, trainer.default_root_dir, self._failures)
             self._publisher.layout(self._layout)
         return self._publisher
+
+
+def _first(loaders: Any) -> Any:
+    """The first of loaders in the forms in which Lightning takes several."""
+    loaders = getattr(loaders, "iterables", loaders)
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, (list, tuple)):
+        return _first(loaders[0]) if loaders else None
+    return loaders

@@ -159,7 +159,8 @@ def read_batch(
     """
     if batch_to_inputs is not None:
         parts = batch_to_inputs(batch)
-        if not isinstance(parts, tuple) or len(parts) not in (2, 3):
+        # A list, too: what a DataLoader makes of pairs.
+        if not isinstance(parts, (tuple, list)) or len(parts) not in (2, 3):
             raise ValueError(
                 "batch_to_inputs must return (inputs, labels) or (inputs, labels, further "
                 f"arguments), got {_describe(parts)}."

@@ -55,9 +55,10 @@ class Surroundings:
             The surroundings.
         """
         plugin = trainer.precision_plugin
+        convert, context = plugin.convert_input, plugin.forward_context
         if precision == "float32":
-            return cls(module, module.device, widened, lambda: in_single_precision(module), seed)
-        return cls(module, module.device, plugin.convert_input, plugin.forward_context, seed)
+            convert, context = widened, lambda: in_single_precision(module)
+        return cls(module, module.device, convert, lambda: silenced(module, context()), seed)
 
     def place(self, samples: Samples) -> Samples:
         """Brings samples to where the model is.
@@ -76,3 +77,28 @@ class Surroundings:
         """See `lightning_callbacks.isolation.undisturbed`."""
         with undisturbed(self.module, self.forward_context(), seed=self.seed):
             yield
+
+
+@contextmanager
+def silenced(
+    module: LightningModule, forward_context: AbstractContextManager[None]
+) -> Iterator[None]:
+    """Drops what a forward pass logs, for it would be taken for the validation's own.
+
+    Args:
+        module: The module.
+        forward_context: What the forward pass happens in.
+    """
+    attributes = vars(module)
+    own = {"log": attributes["log"]} if "log" in attributes else {}
+    attributes["log"] = _ignore
+    try:
+        with forward_context:
+            yield
+    finally:
+        del attributes["log"]
+        attributes.update(own)
+
+
+def _ignore(*_: Any, **__: Any) -> None:
+    pass

@@ -50,15 +50,19 @@ def alone(function, *arguments, limit_s=LIMIT_S):
     its.close()
     try:
         if not ours.poll(limit_s):
-            raise TimeoutError(f"{function.__name__} has not ended after {limit_s} seconds.")
+            raise TimeoutError(f"{_name(function)} has not ended after {limit_s} seconds.")
         done, answer = ours.recv()
     except EOFError:
-        done, answer = False, f"{function.__name__} has died."
+        done, answer = False, f"{_name(function)} has died."
     finally:
         _end(process)
     if not done:
         raise Failed(answer)
     return answer
+
+
+def _name(function):
+    return getattr(function, "__name__", str(function))
 
 
 def side_by_side(function, count, *arguments):

@@ -63,6 +63,40 @@ def test_everything_is_as_before(error, mode):
         assert torch.equal(buffer, value)
 
 
+class Notes(nn.Module):
+    """Counts and caches in attributes that are no buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.seen, self.usage = 0, [], torch.zeros(3)
+        self.cache = {"old": 1}
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen.append(x)
+        self.usage += 1
+        self.cache.clear()
+        self.cache["new"] = self.fresh = x
+        self.register_forward_hook(lambda *_: None)
+        return x
+
+
+def test_counters_and_caches_are_as_before():
+    module = nn.Sequential(Notes(), Notes())
+    first = module[0]
+    seen, usage, cache = first.seen, first.usage, first.cache
+    with isolated(module):
+        module(torch.ones(2))
+        assert first.calls == 1
+    assert (first.calls, first.seen, first.usage.tolist()) == (0, [], [0, 0, 0])
+    assert first.cache == {"old": 1}
+    assert first.seen is seen
+    assert first.usage is usage
+    assert first.cache is cache
+    assert not hasattr(first, "fresh")
+    assert not first._forward_hooks
+
+
 def test_overridden_train_is_not_called():
     class Proud(nn.Module):
         def train(self, mode=True):

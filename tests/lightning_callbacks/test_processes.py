@@ -1,6 +1,7 @@
 """Strategies: who explains, that nobody waits, and that all train as they would without."""
 
 import importlib
+from functools import partial
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_training_is_bit_identical(tmp_path, strategy, precision):
     assert set(runs.values()) == {14 if strategy == "one device" else 2}
 
 
-def validate(flavor, options, monitor, devices):
+def validate(flavor, options, monitor, devices, several=False):
     """To be run in a process of its own."""
     pl = importlib.import_module(flavor)
     options = {**options, "devices": devices}
@@ -52,27 +53,31 @@ def validate(flavor, options, monitor, devices):
         logger=pl.loggers.TensorBoardLogger(options["default_root_dir"], version=f"on_{devices}"),
     )
     loader = DataLoader(Blobs(10, 2), batch_size=3)
-    trainer.validate(classifier(pl), loader, verbose=False)
+    data = {"first": loader, "second": DataLoader(Blobs(4, 3), batch_size=3)}
+    trainer.validate(classifier(pl), data if several else loader, verbose=False)
     return trainer.logger.log_dir
 
 
-def validated(pl, options, monitor, devices):
-    log = alone(validate, pl.__name__, options, monitor, devices)
+def validated(pl, options, monitor, devices, **more):
+    log = alone(partial(validate, **more), pl.__name__, options, monitor, devices)
     return EventAccumulator(log, size_guidance={"images": 0}).Reload()
 
 
 @needs_fork
-@pytest.mark.parametrize("given", [False, True])
-def test_shared_samples_give_the_log_of_one_process(pl, trainer_options, given):
+@pytest.mark.parametrize("samples", ["given", "of a loader", "of the first of several loaders"])
+def test_shared_samples_give_the_log_of_one_process(pl, trainer_options, samples):
     data = Blobs(5, 2)
     monitor = {
         "methods": METHODS,
         "num_samples": 5,
-        "samples": (data.images, data.labels) if given else None,
+        "samples": (data.images, data.labels) if samples == "given" else None,
         "share_samples": True,
         "on_error": "raise",
     }
-    one, two = logs = [validated(pl, trainer_options, monitor, devices) for devices in (1, 2)]
+    several = "several" in samples
+    one, two = logs = [
+        validated(pl, trainer_options, monitor, devices, several=several) for devices in (1, 2)
+    ]
     assert set(one.Tags()["images"]) == set(two.Tags()["images"])
     assert len(two.Tags()["images"]) == 5 * 2 * 2
     for tag in one.Tags()["images"]:

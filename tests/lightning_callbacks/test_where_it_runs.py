@@ -185,6 +185,49 @@ def test_manual_optimisation_with_several_optimizers(pl, trainer_options):
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
+def test_what_a_forward_pass_logs_and_counts_is_that_of_the_validation(pl, trainer_options):
+    class Talkative(type(classifier(pl))):
+        def __init__(self):
+            super().__init__()
+            self.seen = 0
+
+        def forward(self, x):
+            scores = super().forward(x)
+            self.seen += len(x)
+            self.log("mean_score", scores.mean())
+            return scores
+
+    def run(callbacks):
+        pl.seed_everything(3, verbose=False)
+        module = Talkative()
+        trainer = fit(pl, trainer_options, None, module, callbacks=callbacks)
+        events = read(trainer)
+        scalars = {tag for tag in events.Tags()["scalars"] if not tag.startswith("attribution")}
+        assert {"mean_score", "val_loss"} <= scalars
+        logged = {tag: [event.value for event in events.Scalars(tag)] for tag in scalars}
+        return module.seen, logged
+
+    assert run([AttributionMonitor(METHODS, num_samples=2, on_error="raise")]) == run([])
+
+
+def test_a_batch_of_several_loaders_at_once(pl, trainer_options):
+    class Together(type(classifier(pl))):
+        def validation_step(self, batch, batch_idx):
+            self(batch["left"][0])
+
+    loader = loaders()[1]
+    combined = pl.utilities.CombinedLoader({"left": loader, "right": loader}, "max_size")
+    monitor = AttributionMonitor(
+        # Loaders make lists of pairs.
+        METHODS,
+        num_samples=5,
+        batch_to_inputs=lambda batch: batch["left"],
+        on_error="raise",
+    )
+    trainer = fit(pl, trainer_options, monitor, Together(), (loaders()[0], combined))
+    assert len(read(trainer).Tags()["images"]) == 5 * 2 * 2
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_averaged_weights_are_explained(pl, trainer_options, when):
     if not hasattr(pl.callbacks, "EMAWeightAveraging"):
