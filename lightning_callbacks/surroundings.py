@@ -55,10 +55,16 @@ class Surroundings:
             The surroundings.
         """
         plugin = trainer.precision_plugin
-        convert, context = plugin.convert_input, plugin.forward_context
-        if precision == "float32":
-            convert, context = widened, lambda: in_single_precision(module)
-        return cls(module, module.device, convert, lambda: silenced(module, context()), seed)
+        single = precision == "float32"
+        return cls(
+            module,
+            module.device,
+            widened if single else plugin.convert_input,
+            lambda: silenced(
+                module, in_single_precision(module) if single else plugin.forward_context()
+            ),
+            seed,
+        )
 
     def place(self, samples: Samples) -> Samples:
         """Brings samples to where the model is.
