@@ -4,6 +4,7 @@ import pytest
 import torch
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from captum_transformer import AttnLRP, ConservativeLRP
 from captum_transformer.trace.arguments import Arguments
@@ -150,3 +151,27 @@ def test_layers_that_are_not_called_are_refused():
     network = Lazy(nn.Linear(4, 4), nn.Linear(4, 3))
     with pytest.raises(ValueError, match="'0' has been given nothing: it was not called"):
         layer_relevance(network, "0", Saliency, Samples((torch.randn(1, 4),), None), [(0, 1)])
+
+
+class Checkpointed(nn.Sequential):
+    reentrant = None
+
+    def forward(self, x):
+        x = self[0](x)
+        if self.reentrant is not None:
+            return self[2](checkpoint(self[1], x, use_reentrant=self.reentrant))
+        return self[2](self[1](x))
+
+
+@pytest.mark.parametrize("method", [IntegratedGradients, InputXGradient])
+def test_layers_whose_activations_are_recomputed(method):
+    torch.manual_seed(0)
+    network = Checkpointed(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    samples = Samples((torch.randn(2, 4).double(),), None)
+    expected = layer_relevance(network, "1", method, samples, PAIRS[:1])
+    network.reentrant = False
+    found = layer_relevance(network, "1", method, samples, PAIRS[:1])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    network.reentrant = True
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        layer_relevance(network, "1", method, samples, PAIRS[:1])
