@@ -1,16 +1,10 @@
 """What users see: TensorBoard's own server over the quickstart's run, and its page in a browser."""
 
 import io
-import json
-import os
 import re
 import runpy
-import shutil
-import subprocess
 import sys
-import time
 import urllib.parse
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -20,10 +14,17 @@ from matplotlib.image import imread
 from captum_transformer import GenericAttentionRelevance
 from lightning_callbacks import AttributionMonitor
 from tests.lightning_callbacks.runs import fit
+from tests.lightning_callbacks.tensorboard_page import (
+    BROWSERS,
+    ask,
+    browser,
+    get,
+    heatmap_cards,
+    serving,
+)
 from tests.lightning_callbacks.test_named_batches import bert, reader, texts
 
 QUICKSTART = Path(__file__).parents[2] / "tutorials" / "quickstart.py"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -51,36 +52,9 @@ def log_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(log_dir, tmp_path_factory):
-    """The address of TensorBoard's server, on a free port of this machine alone."""
-    said = tmp_path_factory.mktemp("server") / "said.txt"
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(log_dir)]
-    command += ["--host", "127.0.0.1", "--port", "0"]
-    with said.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
-        try:
-            end = time.monotonic() + 60
-            while not (found := re.search(r"http://127\.0\.0\.1:\d+/", said.read_text())):
-                assert process.poll() is None, said.read_text()
-                assert time.monotonic() < end, said.read_text()
-                time.sleep(0.2)
-            address = found[0]
-            # The runs are loaded in the background.
-            while len(ask(address, "data/runs")) < 2:
-                assert time.monotonic() < end
-                time.sleep(0.2)
-            yield address
-        finally:
-            process.terminate()
-
-
-def get(address, path, **query):
-    url = f"{address}{path}?{urllib.parse.urlencode(query)}"
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        return answer.read()
-
-
-def ask(address, path, **query):
-    return json.loads(get(address, path, **query))
+def server(log_dir):
+    with serving(log_dir, runs=2) as address:
+        yield address
 
 
 def run_named(server, part):
@@ -133,30 +107,12 @@ def test_texts(server):
     assert all(float(value) >= 0 for value in cells[2::3])
 
 
-def browse(server, folder, *options):
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    page = f"{server}?tagFilter=attribution/sample#timeseries"
-    command = [browser, "--headless=new", "--disable-gpu", f"--user-data-dir={folder}"]
-    if os.geteuid() == 0:
-        command.append("--no-sandbox")
-    command += ["--window-size=1500,1000", "--virtual-time-budget=20000", *options, page]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
 @pytest.mark.slow
+@pytest.mark.skipif(browser() is None, reason=f"none of {', '.join(BROWSERS)} is installed")
 def test_a_browser_shows_the_heatmaps_as_cards(server, tmp_path):
     screenshot = tmp_path / "page.png"
-    for _ in range(6):
-        # The page draws a card when it comes into sight, which the browser's virtual time, in which
-        # everything is at once, sometimes forgets.
-        document = browse(server, tmp_path / "profile", "--dump-dom", f"--screenshot={screenshot}")
-        cards = re.findall(r"<image-card .*?</image-card>", document, re.DOTALL)
-        pictures = [card for card in cards if re.search(r'<img[^>]*src="[^"]*imageData', card)]
-        if pictures:
-            break
-    assert len(pictures) >= 4
-    titles = [re.search(r'<tb-truncated-path[^>]*title="([^"]*)"', card)[1] for card in pictures]
+    cards = heatmap_cards(server, screenshot)
+    assert len(cards) >= 4
+    titles = [re.search(r'<tb-truncated-path[^>]*title="([^"]*)"', card)[1] for card in cards]
     assert all(title.startswith("attribution/sample_") for title in titles)
     assert imread(screenshot).shape[:2] == (1000, 1500)
