@@ -62,8 +62,8 @@ class Watch:
 
     def known_samples(self) -> list[str]:
         """The identities of the samples, for a checkpoint."""
-        known = self.fixed is not None and self.fixed.complete
-        return self.fixed.identity() if self.fixed is not None and known else self.expected
+        fixed = self.fixed
+        return fixed.identity() if fixed is not None and fixed.complete else self.expected
 
     def collect(
         self,
