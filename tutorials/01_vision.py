@@ -25,7 +25,7 @@ from captum_transformer import (
     describe,
 )
 from captum_transformer.metrics import energy_inside
-from captum_transformer.visualization import overlay, to_display
+from captum_transformer.visualization import image_grid, to_display
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # the model is so small that more threads mostly wait for each other
@@ -124,21 +124,22 @@ print(describe(model, test_images[:1]))
 # cell of each mosaic, and that of its bottom right cell.
 
 # %%
-method = TransformerAttribution(model)
-first, last = method.attribute_targets(test_images[:4], [test_cells[:4, 0], test_cells[:4, 3]])
-assert first.shape == test_images[:4].shape
+method = GenericAttentionRelevance(model)
+shown, names = test_images[:3], [[CLASSES[n] for n in row] for row in test_cells[:3].tolist()]
+first, last = method.attribute_targets(shown, [test_cells[:3, 0], test_cells[:3, 3]])
+assert first.shape == shown.shape
 
-figure, axes = plt.subplots(2, 4, figsize=(9, 5), layout="constrained")
-for column, image in enumerate(test_images[:4]):
-    for row, (relevance, cell) in enumerate([(first, 0), (last, 3)]):
-        axis = axes[row, column]
-        axis.imshow(overlay(image, relevance[column]))
-        axis.set_title(f"Why {CLASSES[test_cells[column, cell]]}?", fontsize=9)
-        axis.axis("off")
+rows = [f"{row[0]}, then {row[3]}" for row in names]
+image_grid(
+    dict(zip(rows, shown, strict=True)),
+    {
+        row: {"top left": first[number], "bottom right": last[number]}
+        for number, row in enumerate(rows)
+    },
+)
 
 # %% [markdown]
-# The values of a map have no unit, but the scale is the method's own: `attribute_tokens` gives the
-# relevance of each patch, in row-major order.
+# `attribute_tokens` gives the relevance of each patch, in row-major order:
 
 # %%
 patches = method.attribute_tokens(test_images[:1], target=test_cells[:1, 0])
@@ -151,16 +152,14 @@ print(patches.view(6, 6).div(patches.max()).mul(100).round().int())
 # `AttnLRP` gives signed values: red speaks for the first class, blue for the second.
 
 # %%
-versus = Contrast(test_cells[:4, 0], rather_than=test_cells[:4, 1])
-signed = AttnLRP(model).attribute(test_images[:4], target=versus)
+versus = Contrast(test_cells[:3, 0], rather_than=test_cells[:3, 1])
+signed = AttnLRP(model).attribute(shown, target=versus)
 
-figure, axes = plt.subplots(1, 4, figsize=(9, 2.6), layout="constrained")
-for axis, image, relevance, (one, other) in zip(
-    axes, test_images, signed, test_cells[:4, :2].tolist(), strict=False
-):
-    axis.imshow(overlay(image, relevance))
-    axis.set_title(f"{CLASSES[one]}, not {CLASSES[other]}", fontsize=9)
-    axis.axis("off")
+rows = [f"{row[0]}, not {row[1]}" for row in names]
+image_grid(
+    dict(zip(rows, shown, strict=True)),
+    {row: {"AttnLRP": relevance} for row, relevance in zip(rows, signed, strict=True)},
+)
 
 # %% [markdown]
 # ## Which method points at the right place?
@@ -176,13 +175,21 @@ mask = torch.zeros(len(test_images), 2, CELL, 2, CELL, dtype=torch.bool)
 mask[torch.arange(len(corner)), corner // 2, :, corner % 2] = True
 mask = mask.view(-1, 2 * CELL, 2 * CELL)
 
-shares = {}
-for name in (TransformerAttribution, GenericAttentionRelevance, AttnLRP, AttentionRollout):
-    relevance = name(model).attribute(test_images, target=target)
-    shares[name.__name__] = energy_inside(relevance, mask).mean().item()
-    print(f"{name.__name__:<28}{shares[name.__name__]:.0%}")
+methods = (GenericAttentionRelevance, TransformerAttribution, AttnLRP, AttentionRollout)
+maps = {make.__name__: make(model).attribute(test_images, target=target) for make in methods}
+shares = {name: energy_inside(relevance, mask).mean() for name, relevance in maps.items()}
+for name, share in shares.items():
+    print(f"{name:<28}{share:.0%}")
+assert shares["GenericAttentionRelevance"] > 0.35 > shares["AttentionRollout"]
 
-assert shares["TransformerAttribution"] > 0.33 > shares["AttentionRollout"]
+rows = [f"why {CLASSES[n]}?" for n in target[:3].tolist()]
+image_grid(
+    dict(zip(rows, shown, strict=True)),
+    {
+        row: {name: relevance[number] for name, relevance in maps.items()}
+        for number, row in enumerate(rows)
+    },
+)
 
 # %% [markdown]
 # Go on with [texts](02_text.py), or let a callback [watch a training](03_monitoring.py).

@@ -14,8 +14,7 @@ import random
 
 import torch
 from captum.attr import visualization
-from IPython.display import display
-from PIL import Image
+from IPython.display import HTML, display
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,7 +26,7 @@ from transformers import (
 )
 
 from captum_transformer import ConservativeLRP, Contrast, GenericAttentionRelevance
-from captum_transformer.visualization import token_strip
+from captum_transformer.visualization import merge_words, token_html
 
 random.seed(0)
 torch.manual_seed(0)
@@ -128,7 +127,13 @@ texts = [
     "the acting is really awful, but the soundtrack is brilliant",
     "the plot seems to be quite wonderful, while the cast is tedious",
 ]
-batch = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+batch = tokenizer(
+    texts,
+    padding=True,
+    return_tensors="pt",
+    return_token_type_ids=False,
+    return_offsets_mapping=True,  # where each token stands in the text: for the pictures
+)
 ids, mask = batch["input_ids"], {"attention_mask": batch["attention_mask"]}
 
 relevance = GenericAttentionRelevance(model).attribute(
@@ -145,11 +150,13 @@ assert (relevance[batch["attention_mask"] == 0] == 0).all()
 
 # %%
 def draw(relevance: Tensor, captions: list[str]) -> None:
-    """Draws the words of each text in the colours of their relevance."""
-    for row, values, caption in zip(ids, relevance, captions, strict=True):
-        words = ~torch.isin(row, torch.tensor(tokenizer.all_special_ids))
-        tokens = tokenizer.convert_ids_to_tokens(row[words])
-        display(Image.fromarray(token_strip(tokens, values[words], caption)))
+    """Draws the words of each text in the colours of their relevance, and not their pieces."""
+    for number, (text, caption) in enumerate(zip(texts, captions, strict=True)):
+        inside = ~torch.isin(ids[number], torch.tensor(tokenizer.all_special_ids))
+        tokens = tokenizer.convert_ids_to_tokens(ids[number, inside])
+        offsets = batch["offset_mapping"][number, inside]
+        words, values = merge_words(tokens, relevance[number, inside], offsets, text)
+        display(HTML(token_html(words, values, caption)))
 
 
 draw(relevance, ["Why positive?", "Why negative?"])
@@ -173,7 +180,7 @@ draw(signed, ["Why positive rather than negative?"] * 2)
 
 # %%
 with torch.no_grad():
-    logits = model(**batch).logits
+    logits = model(ids, **mask).logits
 records = [
     visualization.VisualizationDataRecord(
         word_attributions=values / values.abs().max(),

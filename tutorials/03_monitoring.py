@@ -2,7 +2,7 @@
 # # 3 Watching a training, with Lightning and TensorBoard
 #
 # When does a model begin to look at the right place, and does it ever? `AttributionMonitor`
-# explains the same validation samples after each epoch and logs the pictures, without changing the
+# explains the same validation samples again and again and logs the pictures, without changing the
 # training by a bit. Here a small ViT learns in some seconds to tell four patterns from each other,
 # which hide in one of nine places of a noisy image.
 #
@@ -100,7 +100,8 @@ monitor = AttributionMonitor(
 )
 logger = TensorBoardLogger("runs", name="patterns")
 trainer = pl.Trainer(
-    max_epochs=5,
+    max_epochs=3,
+    val_check_interval=0.25,  # the monitor counts validations, whenever they come
     accelerator="cpu",
     logger=logger,
     callbacks=[monitor],
@@ -128,15 +129,16 @@ for tag in log.Tags()["images"][:4]:
 print(*[tag for tag in log.Tags()["scalars"] if tag.startswith("attribution")], sep="\n")
 
 # %% [markdown]
-# One sample, epoch by epoch:
+# One sample as the training goes on, with the two methods below each other:
 
 # %%
-for name in ("chefer", "lrp"):
-    events = log.Images(f"attribution/sample_0/label/{name}")
-    figure, axes = plt.subplots(1, len(events), figsize=(11, 1.9), layout="constrained")
-    for axis, event in zip(axes, events, strict=True):
-        axis.imshow(imread(io.BytesIO(event.encoded_image_string)))
-        axis.set_title(f"{name}, step {event.step}", fontsize=8)
+steps = (15, 30, 60, 180)
+figure, axes = plt.subplots(2, len(steps), figsize=(13, 4.4), layout="constrained")
+for row, name in zip(axes, ("chefer", "lrp"), strict=True):
+    events = {e.step: e for e in log.Images(f"attribution/sample_0/label/{name}")}
+    for axis, step in zip(row, steps, strict=True):
+        axis.imshow(imread(io.BytesIO(events[step].encoded_image_string)))
+        axis.set_title(f"{name}, step {step}", fontsize=9)
         axis.axis("off")
 
 # %% [markdown]
@@ -149,8 +151,8 @@ figure, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
 for name in ("chefer", "lrp"):
     events = log.Scalars(f"attribution/rank_correlation/{name}")
     axis.plot([e.step for e in events], [e.value for e in events], marker="o", label=name)
-axis.set(xlabel="step", ylabel="rank correlation", ylim=(-0.1, 1.05))
 axis.legend(frameon=False)
+_ = axis.set(xlabel="step", ylabel="rank correlation", ylim=(-0.1, 1.05))
 
 # %% [markdown]
 # ## Does it look at the right place?
