@@ -27,6 +27,7 @@ extensions = [
     "drawn_formulas",
     "inline_svg",
     "myst_nb",
+    "notebooks",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
