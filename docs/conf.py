@@ -42,12 +42,9 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:obj", r".*"),
     (r"py:.*", r"(?!captum_transformer|lightning_callbacks).*"),
-    # Type variables, and base classes that merely join Lightning's two packages.
-    (r"py:.*", r".*\.(Inputs|Derived|Result)"),
-    # Types that only signatures name.
-    (r"py:.*", r"captum_transformer\.rules\.(gamma\.Gamma|maps\.Attend|update\.UpdateRule)"),
-    (r"py:.*", r"captum_transformer\.trace\.recognise\.Pattern"),
-    (r"py:.*", r"lightning_callbacks\.(flavors\..*|explainer_module\.Explaining)"),
+    # Of ours, what signatures and bases name that is not public: it lives in a module of a package.
+    (r"py:.*", r"captum_transformer\.(attr|rules|trace)\.\w+\.\w+"),
+    (r"py:.*", r"lightning_callbacks\.[a-z_]+\.\w+(\.\w+)?"),
 ]
 
 autodoc_member_order = "bysource"
