@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 # The mode is put back by itself; parameters and submodules are not touched by running.
-_TORCHS_OWN = {n for n in vars(nn.Module()) if n != "_buffers" and "_hooks" not in n}
+_TORCHS_OWN = frozenset(
+    name for name in vars(nn.Module()) if name != "_buffers" and "_hooks" not in name
+)
 
 
 class Attributes:
@@ -27,34 +30,33 @@ class Attributes:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._values = _own_attributes(module)
-        self._contents = {
-            # Most are dictionaries of no hooks.
-            name: value.copy() if value else ()
+        self._values = vars(module).copy()
+        containers = [
+            value
             for name, value in self._values.items()
-            if isinstance(value, (dict, list, set))
-        }
+            if isinstance(value, (dict, list, set)) and name not in _TORCHS_OWN
+        ]
+        # Most are dictionaries of no hooks.
+        self._empty = [container for container in containers if not container]
+        self._filled = [(container, container.copy()) for container in containers if container]
 
     def restore(self) -> None:
         """Puts back what has changed; containers stay the same objects."""
-        current = vars(self._module)
-        for name in _own_attributes(self._module).keys() - self._values.keys():
-            del current[name]
-        for name, value in self._values.items():
-            if current.get(name) is not value:
-                current[name] = value
-        for name, content in self._contents.items():
-            container = self._values[name]
-            if isinstance(container, list):
-                container[:] = content
-            elif container or content:
+        current, values = vars(self._module), self._values
+        same = current.keys() == values.keys()
+        if not same or not all(map(operator.is_, current.values(), values.values())):
+            for name in current.keys() - values.keys() - _TORCHS_OWN:
+                del current[name]
+            current.update({n: v for n, v in values.items() if n not in _TORCHS_OWN})
+        if any(self._empty):
+            for container in self._empty:
                 container.clear()
+        for container, content in self._filled:
+            container.clear()
+            if isinstance(container, list):
+                container.extend(content)
+            else:
                 container.update(content)
-
-
-def _own_attributes(module: nn.Module) -> dict[str, Any]:
-    attributes = vars(module)
-    return {name: attributes[name] for name in attributes.keys() - _TORCHS_OWN}
 
 
 def modules_of(function: Any) -> list[tuple[str, nn.Module]]:
@@ -98,18 +100,18 @@ def _collect(item: Any, name: str, found: dict[int, tuple[str, nn.Module]], seen
 
 
 def _compiled(function: Any, modules: list[tuple[str, nn.Module]]) -> bool:
-    return hasattr(function, "_torchdynamo_orig_callable") or any(
-        # Not by `hasattr`, which takes a module long to deny.
-        "_orig_mod" in vars(module)["_modules"]
-        or vars(module).get("_compiled_call_impl") is not None
-        or hasattr(_forward_of(module), "_torchdynamo_orig_callable")
-        for _, module in modules
+    # Not by `hasattr`, which takes a module long to deny, and which makes scripted ones compile
+    # a `forward` of their own.
+    attributes = [vars(module) for _, module in modules]
+    classes = {type(module) for _, module in modules}
+    forwards = [inspect.getattr_static(kind, "forward", None) for kind in classes]
+    forwards += [own["forward"] for own in attributes if "forward" in own]
+    return any(
+        hasattr(forward, "_torchdynamo_orig_callable") for forward in (function, *forwards)
+    ) or any(
+        "_orig_mod" in own["_modules"] or own.get("_compiled_call_impl") is not None
+        for own in attributes
     )
-
-
-def _forward_of(module: nn.Module) -> Any:
-    """What it runs, as it is stored: a scripted module makes its own only when it is asked."""
-    return vars(module).get("forward", inspect.getattr_static(type(module), "forward", None))
 
 
 @contextmanager
@@ -153,10 +155,10 @@ def explaining(
             yield
         finally:
             hook.remove()
-            for kept in attributes.values():
-                kept.restore()
             for module in training:
                 module.training = True
+            for kept in attributes.values():
+                kept.restore()
 
 
 @contextmanager
