@@ -81,9 +81,7 @@ def _changed(argument: Any, bias: Operand | None, change: Callable[[Tensor], Ten
         if not argument.dtype.is_floating_point:
             return argument  # where groups of rows end, say
         tensor = in_full(argument)
-        return Operand(
-            torch.zeros_like(tensor) if argument is bias else change(tensor), None, keep=True
-        )
+        return Operand(torch.zeros_like(tensor) if argument is bias else change(tensor), None)
     if isinstance(argument, dict):
         return {key: _changed(part, bias, change) for key, part in argument.items()}
     if isinstance(argument, (list, tuple)):

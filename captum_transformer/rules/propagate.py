@@ -97,9 +97,10 @@ def rearranged(operation: Operation, cotangents: list[Tensor | None]) -> list[Te
     if operation.name == "view_as_real":
         return [some.sum(-1)]
     # What an operation fills in, such as the lowest number there is, must fit the precision.
-    dtypes = [o.dtype for o, _ in operation.traced() if o.dtype.is_floating_point]
+    values = [value for _, value in operation.traced()]
+    dtypes = [value.dtype for value in values if value.dtype.is_floating_point]
     dtype = functools.reduce(torch.promote_types, dtypes, some.dtype)
-    blanks = [operand.blank(dtype) for operand, _ in operation.traced()]
+    blanks = [value.blank(dtype) for value in values]
     return transposed(operation, blanks, cotangents)
 
 

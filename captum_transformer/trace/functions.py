@@ -44,6 +44,9 @@ class Kind(enum.Enum):
     CONTRAST = enum.auto()  # one score minus another; no torch function is of this kind
     OTHER = enum.auto()
 
+    # By identity: members are looked up in sets at each operation, and Enum hashes in Python.
+    __hash__ = object.__hash__
+
 
 _NAMES: dict[Kind, str] = {
     Kind.QUERY: """
@@ -129,6 +132,7 @@ class Function:
         kind: what it is.
         call: an out-of-place callable with the same arguments, for replaying it on other tensors.
         inplace: whether it writes into its first argument.
+        takes_inplace: whether it can be asked to, as ``F.relu(x, inplace=True)``.
         body: for a composite, what it does, without its own dispatch to the trace.
     """
 
@@ -136,6 +140,7 @@ class Function:
     kind: Kind
     call: Callable[..., Any]
     inplace: bool = False
+    takes_inplace: bool = False
     body: Callable[..., Any] | None = None
 
 
@@ -220,29 +225,24 @@ def describe(function: Callable[..., Any]) -> Function:
     call: Callable[..., Any] = function
     if inplace:
         call = _out_of_place(name, function)
-    return Function(name, kind, call, inplace)
+    return Function(name, kind, call, inplace, _takes(function, "inplace"))
 
 
-@cache
-def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+def _takes(function: Callable[..., Any], parameter: str) -> bool:
     try:
-        return inspect.signature(function)
+        return parameter in inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return None
+        return False
 
 
 def requested_inplace(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> bool:
     """Whether a call such as ``F.relu(x, inplace=True)`` asks to write into its input."""
-    if kwargs.get("inplace"):
-        return True
-    if True not in [a for a in args if a is True]:
-        return False
-    signature = _signature(function)
-    if signature is None or "inplace" not in signature.parameters:
-        return False
-    return bool(signature.bind(*args, **kwargs).arguments.get("inplace"))
+    if not describe(function).takes_inplace:
+        return bool(kwargs.get("inplace"))
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    return bool(bound.arguments.get("inplace"))
 
 
 def deterministic(

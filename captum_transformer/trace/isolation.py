@@ -20,37 +20,46 @@ _TORCHS_OWN = frozenset(
 
 
 class Attributes:
-    """A module's own attributes, buffers and hooks, to be put back as they were.
+    """Modules' own attributes, buffers and hooks, to be put back as they were.
 
     Some models install hooks when they first run and note down that they did: both have to go, or
     the next run would install them again. Some keep what they have computed in evaluation mode,
     such as position biases, for as long as they stay in it. As the mode is switched behind their
     back, they would go on using it after further training.
+
+    Attributes:
+        modules: those that are known, by their identity, and what they had.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._values = vars(module).copy()
-        containers = [
-            value
-            for name, value in self._values.items()
-            if isinstance(value, (dict, list, set)) and name not in _TORCHS_OWN
-        ]
-        # Most are dictionaries of no hooks.
-        self._empty = [container for container in containers if not container]
-        self._filled = [(container, container.copy()) for container in containers if container]
+    def __init__(self) -> None:
+        self.modules: dict[int, tuple[nn.Module, dict[str, Any]]] = {}
+        self._filled: list[tuple[Any, Any]] = []
+        # Most containers are dictionaries of no hooks.
+        self._empty: list[Any] = []
+
+    def keep(self, module: nn.Module) -> None:
+        """Notes down a module's attributes as they are."""
+        values = vars(module).copy()
+        self.modules[id(module)] = module, values
+        for name, value in values.items():
+            if isinstance(value, (dict, list, set)) and name not in _TORCHS_OWN:
+                if value:
+                    self._filled.append((value, value.copy()))
+                else:
+                    self._empty.append(value)
 
     def restore(self) -> None:
         """Puts back what has changed; containers stay the same objects."""
-        current, values = vars(self._module), self._values
-        same = current.keys() == values.keys()
-        if not same or not all(map(operator.is_, current.values(), values.values())):
+        for module, values in self.modules.values():
+            current = vars(module)
+            same = current.keys() == values.keys()
+            if same and all(map(operator.is_, current.values(), values.values())):
+                continue
             for name in current.keys() - values.keys() - _TORCHS_OWN:
                 del current[name]
             current.update({n: v for n, v in values.items() if n not in _TORCHS_OWN})
-        if any(self._empty):
-            for container in self._empty:
-                container.clear()
+        for container in filter(None, self._empty):
+            container.clear()
         for container, content in self._filled:
             container.clear()
             if isinstance(container, list):
@@ -125,15 +134,18 @@ def explaining(
     install; the random state is put back; compiled code runs uncompiled.
     """
     training = [module for _, module in modules if module.training]
-    attributes = {id(module): Attributes(module) for _, module in modules}
+    attributes = Attributes()
+    for _, module in modules:
+        attributes.keep(module)
     thread = get_ident()
 
     def evaluate(module: nn.Module, _: Any) -> None:
         # For modules that can't be found beforehand, such as those of an object in a closure.
-        if get_ident() != thread:
+        known = id(module) in attributes.modules
+        if (known and not module.training) or get_ident() != thread:
             return
-        if id(module) not in attributes:
-            attributes[id(module)] = Attributes(module)
+        if not known:
+            attributes.keep(module)
         if module.training:
             training.append(module)
             module.training = False
@@ -157,8 +169,7 @@ def explaining(
             hook.remove()
             for module in training:
                 module.training = True
-            for kept in attributes.values():
-                kept.restore()
+            attributes.restore()
 
 
 @contextmanager

@@ -26,77 +26,91 @@ _BY_INDEX = frozenset(
     masked_scatter
     """.split()
 )
-_SAME_PLACES = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL})
-_WITH_FEATURES = frozenset({Kind.LINEAR, Kind.EMBEDDING, Kind.CONV})
+# On operands of the output's own shape these leave every entry where it is.
+_SAME_PLACES = frozenset(
+    {
+        Kind.ELEMENTWISE,
+        Kind.NORM,
+        Kind.SOFTMAX,
+        Kind.RECIPROCAL,
+        Kind.ADD,
+        Kind.SUB,
+        Kind.MUL,
+        Kind.DIV,
+    }
+)
+_NEW_FEATURES = {Kind.LINEAR: -1, Kind.EMBEDDING: -1, Kind.CONV: 1}
 
 
 def lay_out(operation: Operation) -> None:
     """Fills in the axes and the origin of an operation's outputs."""
-    traced = [value for _, value in operation.traced()]
+    traced = operation.traced()
+    mixtures = _mixtures(operation, traced)
+    views = views_of(operation) if operation.kind is Kind.SHAPE else None
+    for place, output in enumerate(operation.outputs):
+        if output is not None:
+            _carry(operation, output, None if views is None else views[place])
+            output.mixtures = mixtures
     first = operation.outputs[0]
-    if len(traced) == 1 and first is not None and _in_place(operation, traced[0], first):
-        source = traced[0]
-        first.samples, first.features, first.keys = source.samples, source.features, source.keys
-        first.mixtures = source.mixtures
-    else:
-        views = views_of(operation) or [None] * len(operation.outputs)
-        mixtures = _mixtures(operation, traced)
-        for output, view in zip(operation.outputs, views, strict=True):
-            if output is not None:
-                _carry(operation, output, view)
-                output.mixtures = mixtures
     if first is None:
         return
-    if operation.kind in _WITH_FEATURES:
-        dim = 1 if operation.kind is Kind.CONV else -1
+    if operation.kind in _NEW_FEATURES:
+        dim = _NEW_FEATURES[operation.kind]
         first.features = (Axis.of(first.shape, dim % len(first.shape)),)
     elif operation.kind is Kind.SOFTMAX:
         first.keys = _softmax_axis(operation, first)
     if operation.name in _REARRANGED_WHOLE and len(operation.outputs) == 1 and len(traced) == 1:
-        first.origin = traced[0].origin
+        first.origin = traced[0][1].origin
 
 
-def _in_place(operation: Operation, source: Value, output: Value) -> bool:
-    """Whether an operation on one signal leaves every entry where it is."""
-    return (
-        operation.kind in _SAME_PLACES
-        and len(operation.outputs) == 1
-        and source.shape == output.shape
-    )
-
-
-def _mixtures(operation: Operation, traced: list[Value]) -> int:
+def _mixtures(operation: Operation, traced: list[tuple[Operand, Value]]) -> int:
     """What ties tokens in the operation's history, before it is known whether it is attention."""
     mixtures = 0
-    for value in traced:
+    for _, value in traced:
         mixtures |= value.mixtures
-    if operation.kind is Kind.TRANSFORM:
-        return mixtures | 1 << operation.index
-    weighting = {value.weighs_tokens for value in traced}
-    ties = operation.kind is Kind.MATMUL or (operation.kind is Kind.MUL and len(weighting) > 1)
-    return mixtures | 1 << operation.index if ties and len(traced) > 1 else mixtures
+    ties = operation.kind is Kind.TRANSFORM
+    if len(traced) > 1 and operation.kind is Kind.MATMUL:
+        ties = True
+    elif len(traced) > 1 and operation.kind is Kind.MUL:
+        ties = len({value.weighs_tokens for _, value in traced}) > 1
+    return mixtures | 1 << operation.index if ties else mixtures
 
 
 def _carry(operation: Operation, output: Value, view: View | None) -> None:
+    in_place = operation.kind in _SAME_PLACES and len(operation.outputs) == 1
     for operand, source in operation.traced():
-        samples, keys = source.samples, source.keys
-        if output.samples is None and samples is not None:
-            output.samples = _samples(operation, operand, source, output, view)
-            if output.samples is None and operation.kind is Kind.SHAPE:
-                output.samples = _looked_up(operation, source, output)
-        if output.keys is None and keys is not None:
-            # Without some of the keys, such as an attention sink, they are probabilities still.
-            kept_keys = None if view is None else keys.part_in_view(view)
-            output.keys = kept_keys or _carried(operation, operand, keys, output, view)
-        if not output.features and view is not None:
-            output.features = pieces_in_view(source.features, view)
-        elif not output.features:
-            kept = [_with_features(operation, operand, f, output) for f in source.features]
-            output.features = tuple(f for f in kept if f is not None)
+        if in_place and source.shape == output.shape:
+            output.samples = output.samples or source.samples
+            output.keys = output.keys or source.keys
+            output.features = output.features or source.features
+        else:
+            _carry_from(operation, operand, source, output, view)
+        keys = source.keys
         if keys in source.features and output.keys not in output.features:
             # A softmax over a token's own features, such as experts, that are in one row with other
             # tokens' now: they weight no keys.
             output.keys = None
+
+
+def _carry_from(
+    operation: Operation, operand: Operand, source: Value, output: Value, view: View | None
+) -> None:
+    samples, keys = source.samples, source.keys
+    if output.samples is None and samples is not None:
+        output.samples = _samples(operation, operand, source, output, view)
+        if output.samples is None and operation.kind is Kind.SHAPE:
+            output.samples = _looked_up(operation, source, output)
+    if output.keys is None and keys is not None:
+        # Without some of the keys, such as an attention sink, they are probabilities still.
+        kept_keys = None if view is None else keys.part_in_view(view)
+        output.keys = kept_keys or _carried(operation, operand, keys, output, view)
+    if output.features or operation.kind in _NEW_FEATURES:
+        return
+    if view is not None:
+        output.features = pieces_in_view(source.features, view)
+    else:
+        kept = [_with_features(operation, operand, axis, output) for axis in source.features]
+        output.features = tuple(axis for axis in kept if axis is not None)
 
 
 def _samples(

@@ -23,14 +23,14 @@ from captum_transformer.trace.functions import (
 )
 from captum_transformer.trace.layout import lay_out
 from captum_transformer.trace.operation import Operand, Operation, Value
-from captum_transformer.trace.reach import LOOKUPS, reached, without_constants
+from captum_transformer.trace.reach import LOOKUPS, leave_out_constants, reached
 from captum_transformer.trace.recognise import (
     Pattern,
     explicit_attention,
     fused_attention,
     recognise,
 )
-from captum_transformer.trace.tape import Tape, tensors_in
+from captum_transformer.trace.tape import Tape
 
 _RANDOM = frozenset({Kind.ATTENTION, Kind.NORM})
 _ATTENDS = frozenset({Kind.ATTENTION, Kind.MATMUL})
@@ -114,11 +114,11 @@ class Trace(TorchFunctionMode):
             args, kwargs = deterministic(func, function, args, kwargs)
         if function.name == "einsum":
             args = with_letters(args)
-        tensors = tensors_in((args, kwargs))
-        values = {id(t): self.tape.find(t) for t in tensors}
-        traced = any(value is not None for value in values.values())
-        inplace = function.inplace or (traced and requested_inplace(func, args, kwargs))
-        if not traced and not self._attends_learned(function, tensors):
+        operands: list[Operand] = []
+        frozen = self._freeze(args, operands), self._freeze(kwargs, operands) if kwargs else {}
+        traced = [operand for operand in operands if operand.value is not None]
+        inplace = function.inplace or (bool(traced) and requested_inplace(func, args, kwargs))
+        if not traced and not self._attends_learned(function, operands):
             if inplace and args and isinstance(args[0], Tensor):
                 self.tape.before_write(args[0])
             return func(*args, **kwargs)
@@ -128,16 +128,15 @@ class Trace(TorchFunctionMode):
                 "the dependence from autograd and from the trace. Use an ordinary in-place "
                 "operation such as `tensor.copy_(...)`."
             )
-        return self._run(func, function, args, kwargs, tensors, values, inplace=inplace)
+        return self._run(func, function, args, kwargs, frozen, operands, inplace=inplace)
 
-    def _attends_learned(self, function: Function, tensors: list[Tensor]) -> bool:
+    def _attends_learned(self, function: Function, operands: list[Operand]) -> bool:
         """Whether learned queries, one set for each sample, attend to each other (as in DETR)."""
         if function.kind not in (Kind.SOFTMAX, Kind.ATTENTION) or not torch.is_grad_enabled():
             return False
-        queries = [tensor for tensor in tensors[:1] if tensor.is_floating_point()]
-        if not queries or queries[0].ndim < 3:
+        if not operands or not operands[0].dtype.is_floating_point or len(operands[0].size) < 3:
             return False
-        of_each_sample = queries[0].shape[0] % self._samples == 0
+        of_each_sample = operands[0].size[0] % self._samples == 0
         self.shares_learned_attention |= not of_each_sample
         return of_each_sample
 
@@ -154,20 +153,17 @@ class Trace(TorchFunctionMode):
         function: Function,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        tensors: list[Tensor],
-        values: dict[int, Value | None],
+        frozen: tuple[tuple[Any, ...], dict[str, Any]],
+        operands: list[Operand],
         *,
         inplace: bool,
     ) -> Any:
-        values = without_constants(values)
+        leave_out_constants(operands)
         pattern = None
         if function.kind in _ATTENDS:
-            pattern = recognise(function, args, kwargs, values)
-        operands: list[Operand] = []
+            pattern = recognise(function, args, kwargs, operands)
         keep = pattern is not None or function.kind in self.tape.keep
-
-        frozen_args = self._freeze(args, values, operands, keep=keep)
-        frozen_kwargs = self._freeze(kwargs, values, operands, keep=keep) if kwargs else {}
+        self.tape.settle(operands, keep=keep)
         written: Tensor | None = None
         if inplace:
             written = args[0] if args else kwargs["input"]
@@ -185,14 +181,14 @@ class Trace(TorchFunctionMode):
             )
         if result is NotImplemented:
             result = func(*args, **kwargs)
-        if written is None and any(result is t for t in tensors):
+        if written is None and self.tape.held_by(result) is not None:
             return result
         if function.name == "batch_norm" and result.requires_grad:
             # On CPUs its derivative is wrong if the gradient is laid out otherwise: tokens first
             # as behind a convolutional stem, or channels last as of a spectrogram.
             result.register_hook(_LaidOut(result.stride()))
         outputs = reached(self.tape, function, result if written is None else written, operands)
-        if not any(output is not None for output in outputs):
+        if not outputs:
             if written is not None:
                 self.tape.release(written)
             return result
@@ -200,9 +196,7 @@ class Trace(TorchFunctionMode):
         kind = function.kind
         if function.name in LOOKUPS and operands[0].value is None:
             kind = Kind.EMBEDDING
-        operation = self.tape.append(
-            function.name, kind, call, frozen_args, frozen_kwargs, operands, outputs
-        )
+        operation = self.tape.append(function.name, kind, call, *frozen, operands, outputs)
         if not operation.traced():
             self._lay_out_learned(operation)
         if outputs[0] is not None and (kind is Kind.EMBEDDING or (keep and kind is Kind.LINEAR)):
@@ -210,34 +204,23 @@ class Trace(TorchFunctionMode):
         if outputs[0] is not None and (kind is Kind.EMBEDDING or pattern):
             operation.edge = get_gradient_edge(outputs[0])
         if pattern is not None and outputs[0] is not None:
-            self._add_call(operation, pattern, frozen_kwargs, outputs[0])
+            self._add_call(operation, pattern, outputs[0])
         if written is not None:
             self.tape.after_write(written)
         return result
 
     # Not a closure: one that calls itself is a cycle, and would keep the operands alive.
-    def _freeze(
-        self,
-        argument: Any,
-        values: dict[int, Value | None],
-        operands: list[Operand],
-        *,
-        keep: bool,
-    ) -> Any:
-        """The arguments with an `Operand` in the place of each tensor."""
+    def _freeze(self, argument: Any, operands: list[Operand]) -> Any:
+        """The arguments with an `Operand` in the place of each tensor, all of which are listed."""
         if isinstance(argument, Tensor):
-            value = values[id(argument)]
-            operand = self.tape.operand(argument, value, keep=keep or value is None)
+            operand = Operand(argument, self.tape.find(argument))
             operands.append(operand)
             return operand
-        if isinstance(argument, dict):
-            return {
-                key: self._freeze(part, values, operands, keep=keep)
-                for key, part in argument.items()
-            }
         if isinstance(argument, (list, tuple)):
-            parts = [self._freeze(part, values, operands, keep=keep) for part in argument]
+            parts = [self._freeze(part, operands) for part in argument]
             return parts if isinstance(argument, list) else tuple(parts)
+        if isinstance(argument, dict):
+            return {key: self._freeze(part, operands) for key, part in argument.items()}
         return argument
 
     def _lay_out_learned(self, operation: Operation) -> None:
@@ -248,13 +231,11 @@ class Trace(TorchFunctionMode):
         if operation.kind is Kind.ATTENTION:
             output.features = (Axis.of(output.shape, len(output.shape) - 1),)
 
-    def _add_call(
-        self, operation: Operation, pattern: Pattern, kwargs: dict[str, Any], output: Tensor
-    ) -> None:
+    def _add_call(self, operation: Operation, pattern: Pattern, output: Tensor) -> None:
         layer, module = len(self.calls), self._calling_module()
         call: AttentionCall
         if operation.kind is Kind.ATTENTION:
-            call = fused_attention(layer, module, operation, kwargs)
+            call = fused_attention(layer, module, operation)
         else:
             call = explicit_attention(layer, module, operation, pattern)
         operation.attention = call

@@ -1,5 +1,6 @@
 """What a tape holds: operations, their operands, and the values that go from one to the next."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +18,15 @@ class Value:
 
     Attributes:
         index: its place in the order of values.
+        holder: the tensor, as long as it lives.
+        version: how often the tensor had been written into when it came to hold this value.
         operation: what produced it; None for an input.
         samples: where the samples of the batch lie in it.
         features: where the features of its tokens lie in it, whole or split (into heads, say).
         ancestors: bit set of the values that it was made from.
         attention: bit set of the attention calls in its history.
         mixtures: bit set of the operations in its history that tie tokens, and are no attention.
+        shape, stride, dtype, device: of the tensor.
         holds_ids: whether it holds token ids, which have no gradient.
         learned: whether no input reaches it: attention among learned queries, and what follows.
         keys: where the axis that a softmax ran over lies in it, if one did.
@@ -32,7 +36,10 @@ class Value:
     __slots__ = (
         "ancestors",
         "attention",
+        "device",
+        "dtype",
         "features",
+        "holder",
         "holds_ids",
         "index",
         "keys",
@@ -42,12 +49,19 @@ class Value:
         "origin",
         "samples",
         "shape",
+        "stride",
+        "version",
     )
 
     def __init__(self, index: int, tensor: Tensor) -> None:
         self.index = index
+        self.holder = weakref.ref(tensor)
+        self.version = tensor._version
         self.shape = tensor.shape
-        self.holds_ids = not (tensor.is_floating_point() or tensor.is_complex())
+        self.stride = tensor.stride()
+        self.dtype = tensor.dtype
+        self.device = tensor.device
+        self.holds_ids = not (self.dtype.is_floating_point or self.dtype.is_complex)
         self.learned = False
         self.operation: Operation | None = None
         self.samples: Axis | None = None
@@ -63,6 +77,10 @@ class Value:
         """Whether it holds softmax weights of tokens, and not of features."""
         return self.keys is not None and self.keys not in self.features
 
+    def blank(self, dtype: torch.dtype) -> Tensor:
+        """A tensor of the same layout for replays in which the entries don't matter."""
+        return torch.empty_strided(self.shape, self.stride, dtype=dtype, device=self.device)
+
     def descends_from(self, other: "Value") -> bool:
         """Whether it was made from ``other``."""
         return bool(self.ancestors >> other.index & 1)
@@ -73,17 +91,17 @@ class Operand:
 
     The data is held only if a rule may ask for it, and stays what it was when the operation ran,
     whatever is written into the tensor later.
+
+    Args:
+        tensor: the argument, held until it is known whether its data is kept.
+        value: what it holds, if the inputs reach it.
     """
 
-    __slots__ = ("data", "device", "dtype", "size", "stride", "value")
+    __slots__ = ("data", "value")
 
-    def __init__(self, tensor: Tensor, value: Value | None, *, keep: bool) -> None:
+    def __init__(self, tensor: Tensor, value: Value | None) -> None:
+        self.data: Tensor | None = tensor
         self.value = value
-        self.size = tensor.shape
-        self.stride = tensor.stride()
-        self.dtype = tensor.dtype
-        self.device = tensor.device
-        self.data = tensor.detach() if keep else None
 
     @property
     def tensor(self) -> Tensor:
@@ -92,9 +110,20 @@ class Operand:
             raise RuntimeError("the trace was told not to keep this operand")
         return self.data
 
-    def blank(self, dtype: torch.dtype) -> Tensor:
-        """A tensor of the same layout for replays in which the entries don't matter."""
-        return torch.empty_strided(self.size, self.stride, dtype=dtype, device=self.device)
+    @property
+    def size(self) -> torch.Size:
+        """The shape of the tensor."""
+        return self.tensor.shape if self.value is None else self.value.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the tensor."""
+        return self.tensor.dtype if self.value is None else self.value.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensor is."""
+        return self.tensor.device if self.value is None else self.value.device
 
 
 @dataclass(eq=False, slots=True)

@@ -9,7 +9,6 @@ from captum_transformer.trace.attention import ExplicitAttention, FusedAttention
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import CASTS, Function, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
-from captum_transformer.trace.tape import tensors_in
 
 CUT_PROBABILITIES = (
     "applies softmax probabilities that were cut up or rearranged, as of sliding windows in "
@@ -37,39 +36,27 @@ class Pattern(NamedTuple):
 
 
 def recognise(
-    function: Function,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    values: dict[int, Value | None],
+    function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], operands: Sequence[Operand]
 ) -> Pattern | None:
-    """How an operation attends; None if it does not."""
+    """How an operation attends, of which all operands are at hand; None if it does not."""
     if function.kind is Kind.ATTENTION:
         held = (v for k, v in kwargs.items() if k != "value" and isinstance(v, Tensor))
         return Pattern(frozenset(map(id, held)))
-    if function.kind is not Kind.MATMUL:
-        return None
-    operands = tensors_in((args, kwargs))
-    traced = [values.get(id(operand)) for operand in operands]
-    if len(operands) != 2 or not any(value is not None and value.keys for value in traced):
-        return None
-    if function.name == "rmatmul":
+    if function.kind is not Kind.MATMUL or function.name == "rmatmul" or len(operands) != 2:
         return None
     for weights in (0, 1):
-        pattern = _applies(function, args, weights, operands, traced)
+        pattern = _applies(function, args, weights, operands)
         if pattern is not None:
             return pattern
     return None
 
 
 def _applies(
-    function: Function,
-    args: tuple[Any, ...],
-    weights: int,
-    operands: Sequence[Tensor],
-    traced: Sequence[Value | None],
+    function: Function, args: tuple[Any, ...], weights: int, operands: Sequence[Operand]
 ) -> Pattern | None:
     """The pattern if one operand is a softmax over keys and the product applies it to the other."""
-    probabilities, signal = traced[weights], traced[1 - weights]
+    applied, other = operands[weights], operands[1 - weights]
+    probabilities, signal = applied.value, other.value
     if probabilities is None or probabilities.keys is None:
         return None
     if not probabilities.learned if signal is None else signal.keys is not None:
@@ -80,14 +67,14 @@ def _applies(
         orders = parse_einsum(args[0], weights)
         keys = orders[0][-1] if orders is not None and orders[0] is not None else -1
     elif weights == 1:
-        orders = _swapped(operands[1].ndim), _swapped(operands[0].ndim), None
-        orders = (*orders[:2], _swapped(max(operand.ndim for operand in operands)))
+        dims = len(applied.size), len(other.size)
+        orders = _swapped(dims[0]), _swapped(dims[1]), _swapped(max(dims))
         keys -= 1
-    if orders is None or keys < 0 or operands[1 - weights].ndim < 2:
+    if orders is None or keys < 0 or len(other.size) < 2:
         return None
     if probabilities.keys != Axis.of(probabilities.shape, keys):
         return None
-    return Pattern(frozenset({id(operands[weights])}), weights, *orders)
+    return Pattern(frozenset({id(applied.tensor)}), weights, *orders)
 
 
 def are_probabilities(value: Value) -> bool:
@@ -114,10 +101,9 @@ def _swapped(ndim: int) -> tuple[int, ...]:
     return (*range(ndim - 2), ndim - 1, ndim - 2)
 
 
-def fused_attention(
-    layer: int, module: str, operation: Operation, kwargs: dict[str, Any]
-) -> FusedAttention:
+def fused_attention(layer: int, module: str, operation: Operation) -> FusedAttention:
     """The attention call that an operation of fused attention is."""
+    kwargs = operation.kwargs
     query: Operand = kwargs["query"]
     scale = kwargs.get("scale")
     return FusedAttention(

@@ -3,9 +3,7 @@
 The model runs natively; the tape only writes down what ran. Nothing of it changes a number.
 """
 
-import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -16,13 +14,6 @@ from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 
 Derived = TypeVar("Derived")
-
-
-@dataclass(slots=True)
-class _Entry:
-    reference: "weakref.ref[Tensor]"
-    value: Value
-    version: int
 
 
 class Tape:
@@ -38,26 +29,26 @@ class Tape:
         self._lay_out = lay_out
         self.operations: list[Operation] = []
         self.values = 0
-        self._entries: dict[int, _Entry] = {}
+        self._held: dict[int, Value] = {}
         self._kept: dict[int, list[Operand]] = {}
         self._roots: set[Any] = set()
         self._rootless: set[Any] = set()
         self._derived: dict[Any, Any] = {}
 
     def new_value(self, tensor: Tensor) -> Value:
-        """A new value, held by this tensor."""
-        value = Value(self.values, tensor)
+        """A new value, held by this tensor from now on."""
+        value = self._held[id(tensor)] = Value(self.values, tensor)
         self.values += 1
-        self.hold(tensor, value)
         return value
 
-    def hold(self, tensor: Tensor, value: Value) -> None:
-        """From now on the tensor holds this value."""
-        self._entries[id(tensor)] = _Entry(weakref.ref(tensor), value, tensor._version)
+    def held_by(self, tensor: Any) -> Value | None:
+        """The value that a tensor came to hold, though it may have been written into since."""
+        value = self._held.get(id(tensor))
+        return value if value is not None and value.holder() is tensor else None
 
     def release(self, tensor: Tensor) -> None:
         """From now on the tensor holds nothing that the inputs reach."""
-        self._entries.pop(id(tensor), None)
+        self._held.pop(id(tensor), None)
 
     def add_root(self, tensor: Tensor) -> None:
         """Remembers where the inputs enter the autograd graph."""
@@ -66,12 +57,10 @@ class Tape:
 
     def find(self, tensor: Tensor) -> Value | None:
         """The value that a tensor holds, if the inputs reach it."""
-        entry = self._entries.get(id(tensor))
-        if entry is not None and entry.reference() is tensor:
-            if entry.version == tensor._version:
-                return entry.value
-            return self._reread(tensor)
-        if tensor.grad_fn is None or not tensor.requires_grad:
+        value = self._held.get(id(tensor))
+        if value is not None and value.holder() is tensor:
+            return value if value.version == tensor._version else self._reread(tensor)
+        if not tensor.requires_grad or tensor.grad_fn is None:
             return None
         if tensor._is_view() and tensor._base is not None and self.find(tensor._base) is not None:
             return self._reread(tensor)
@@ -80,10 +69,20 @@ class Tape:
 
     def operand(self, tensor: Tensor, value: Value | None, *, keep: bool) -> Operand:
         """An operand; if its data is kept, writes into the tensor will not change it."""
-        operand = Operand(tensor, value, keep=keep)
-        if keep and not isinstance(tensor, torch.nn.Parameter):
-            self._kept.setdefault(tensor.untyped_storage().data_ptr(), []).append(operand)
+        operand = Operand(tensor, value)
+        self.settle([operand], keep=keep)
         return operand
+
+    def settle(self, operands: Sequence[Operand], *, keep: bool) -> None:
+        """Keeps the operands' data, or lets go of it; that of constants is always kept."""
+        for operand in operands:
+            if not keep and operand.value is not None:
+                operand.data = None
+                continue
+            tensor = operand.tensor
+            operand.data = tensor.detach()
+            if type(tensor) is not torch.nn.Parameter:
+                self._kept.setdefault(tensor.untyped_storage().data_ptr(), []).append(operand)
 
     def before_write(self, tensor: Tensor) -> None:
         """Copies what operations hold of a storage that is about to be written into."""
@@ -96,8 +95,7 @@ class Tape:
         if base is None:
             return
         source = self.find(tensor)
-        entry = self._entries.get(id(base))
-        old = entry.value if entry is not None and entry.reference() is base else None
+        old = self.held_by(base)
         if source is None and old is None:
             return
         offset = tensor.storage_offset() - base.storage_offset()
@@ -135,7 +133,7 @@ class Tape:
             tensor.storage_offset() - base.storage_offset(),
         )
         self.append("as_strided", Kind.SHAPE, torch.as_strided, args, {}, [operand], [tensor])
-        return self._entries[id(tensor)].value
+        return self.held_by(tensor)
 
     def append(
         self,
@@ -184,7 +182,7 @@ class Tape:
             operation.clear()
         self.operations.clear()
         self._derived.clear()
-        self._entries.clear()
+        self._held.clear()
         self._kept.clear()
         self._roots.clear()
         self._rootless.clear()
