@@ -62,12 +62,11 @@ class _Statistics:
 
     def inverse_deviation(self, tensor: Tensor) -> Tensor:
         rows = tensor.to(accumulation_dtype(tensor.dtype)).reshape(self.rows)
-        variance = (
-            rows.var(-1, correction=0, keepdim=True)
-            if self.centred
-            else rows.square().mean(-1, keepdim=True)
-        )
-        return (variance + self.eps).rsqrt()
+        if not self.centred:
+            return (rows.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        # Far faster than `var`.
+        _, _, inverse = torch.native_layer_norm(rows, rows.shape[-1:], None, None, self.eps)
+        return inverse
 
 
 class _Norm(NamedTuple):
@@ -103,7 +102,7 @@ class _HeldNorm(torch.autograd.Function):
             slope = slope * weight
         slope = slope.reshape(statistics.rows) * inverse
         if statistics.centred and not statistics.hold_mean:
-            slope = slope - slope.mean(-1, keepdim=True)
+            slope -= slope.mean(-1, keepdim=True)
         return slope.reshape(tensor.shape).to(tensor.dtype), None, None, None
 
 
