@@ -17,6 +17,7 @@ background:var(--ground);color:var(--ink);font:1rem/1.9 system-ui,sans-serif;pad
 --for:166 52 36;--against:36 88 176}}
 .relevance p{margin:.25em 0;overflow-wrap:anywhere}
 .relevance figcaption,.relevance small{color:var(--faint);font-size:.85rem}
+.relevance small span{color:var(--ink)}
 .relevance figcaption:first-line{color:var(--ink);font-size:1rem}
 .relevance figcaption{white-space:pre-line}
 .relevance span{border-radius:.2em;padding:.15em .25em;margin:0 .05em;white-space:pre-wrap}
@@ -100,7 +101,7 @@ def html_page(title: str, parts: Sequence[str]) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f"<title>{escape(title)}</title><style>:root{{color-scheme:light dark}}"
-        "body{max-width:60rem;margin:2rem auto;padding:0 1rem}"
+        "body{font-family:system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
         "img{max-width:100%;height:auto}section{margin:0 0 2rem}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )

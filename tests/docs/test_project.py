@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_tested_lower_bounds_are_the_declared_ones():
     project = (ROOT / "pyproject.toml").read_text()
     packages = project[project.index("\ndependencies = ") : project.index("\ndev = ")]
-    declared = re.findall(r'"([\w-]+)(?:\[\w+\])?>=([\d.]+)"', packages)
+    declared = set(re.findall(r'"([\w-]+)(?:\[\w+\])?>=([\d.]+)"', packages))
     pinned = re.findall(
         r"^([\w-]+)==([\d.]+)$", (ROOT / ".ci/lowest.txt").read_text(), re.MULTILINE
     )

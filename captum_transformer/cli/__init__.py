@@ -1,0 +1,1 @@
+"""The command line: ``captum-transformer explain`` and ``captum-transformer inspect``."""

@@ -1,0 +1,251 @@
+"""``captum-transformer explain``: why these classes, for images and texts."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from captum_transformer.cli.classes import find_class
+from captum_transformer.cli.classifier import DEFAULT, Classifier
+from captum_transformer.cli.errors import UserError
+from captum_transformer.cli.explanation import Explanation, TextExplanation
+from captum_transformer.cli.images import explain_image, names_of, preparation_of
+from captum_transformer.cli.models import HuggingFaceModel, Wanted, load_model
+from captum_transformer.cli.progress import complain, say, wants_color, with_progress
+from captum_transformer.cli.read import IMAGE_SUFFIXES, read_text
+from captum_transformer.cli.texts import explain_text, load_tokenizer, longest_text
+from captum_transformer.cli.write import FORMATS
+from captum_transformer.visualization import MapOptions, token_ansi
+from captum_transformer.visualization.tokens import visible
+
+_TEXT_SUFFIX = ".txt"
+
+
+@dataclass(frozen=True)
+class Given:
+    """Something to be explained.
+
+    Attributes:
+        name: What it is called.
+        path: Its file.
+        text: The text itself, where it has no file.
+    """
+
+    name: str
+    path: Path
+    text: str | None = None
+
+
+Explain = Callable[[Given], Explanation]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: As the parser in `captum_transformer.cli.main` makes them.
+
+    Returns:
+        0, or 1 if some of the inputs couldn't be explained.
+
+    Raises:
+        UserError: If nothing could be explained at all.
+    """
+    given = _given(arguments.inputs, arguments.text)
+    outputs = _Outputs(arguments, given)
+    explain = _explain(arguments)
+    failed = 0
+    for each in with_progress(given, len(given)):
+        try:
+            explanation = explain(each)
+            outputs.add(each, explanation)
+        # What is wrong with one input shall not lose the others.
+        except (torch.OutOfMemoryError, MemoryError):
+            failed += 1
+            complain(f"error: {each.name}: out of memory; try --device cpu or a smaller input")
+        except UserError as error:
+            failed += 1
+            complain(f"error: {each.name}: {error}")
+        # The model's own errors and those of the methods, which say what to do.
+        except (RuntimeError, AssertionError, ValueError, IndexError, OSError) as error:
+            failed += 1
+            complain(f"error: {each.name}: {type(error).__name__}: {error}")
+    outputs.finish()
+    if failed and len(given) > 1:
+        complain(f"{failed} of {len(given)} inputs could not be explained")
+    return int(failed > 0)
+
+
+def _given(inputs: Sequence[str], texts: Sequence[str]) -> list[Given]:
+    given = [Given(f"text {number}", Path(f"text-{number}"), text)
+             for number, text in enumerate(texts, start=1)]  # fmt: skip
+    for name in inputs:
+        path = Path(name)
+        if not path.is_dir():
+            given.append(Given(name, path))
+            continue
+        known = IMAGE_SUFFIXES | {_TEXT_SUFFIX}
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in known)
+        if not files:
+            raise UserError(f"There are no images or texts in {name}.")
+        given += [Given(str(file), file) for file in files]
+    if not given:
+        raise UserError("There is nothing to explain: give image files, .txt files or --text.")
+    return given
+
+
+def _explain(arguments: argparse.Namespace) -> Explain:
+    """Loads the model, and says how an input is explained with it."""
+    wanted = Wanted(
+        arguments.model, arguments.architecture, arguments.image_size, arguments.random_weights
+    )
+    loaded = load_model(wanted)
+    if arguments.random_weights:
+        complain("warning: the weights are random, so the explanations mean nothing")
+    names = _read_labels(arguments.labels) if arguments.labels else names_of(loaded)
+    device = _device(arguments.device)
+    try:
+        loaded.model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"The model can't be moved to {device}: {error}") from error
+    classifier = Classifier(
+        loaded.model,
+        names,
+        methods=arguments.method or [DEFAULT],
+        classes=[find_class(asked, names, loaded.classes) for asked in arguments.classes],
+        top=arguments.top,
+    )
+    reads = getattr(loaded.model, "main_input_name", "pixel_values")
+    if isinstance(loaded, HuggingFaceModel) and reads == "input_ids":
+        tokenizer = load_tokenizer(loaded)
+        longest = longest_text(loaded, tokenizer)
+        options = {"longest": longest, "by_token": arguments.tokens}
+        return partial(_text, classifier=classifier, tokenizer=tokenizer, options=options)
+    if reads != "pixel_values":
+        raise UserError(
+            f"{type(loaded.model).__name__} reads {reads}; here, only images and texts can be "
+            "explained. Do it in Python, see docs/models.md."
+        )
+    preparation = preparation_of(loaded)
+
+    def explain(given: Given) -> Explanation:
+        if given.text is not None or given.path.suffix.lower() == _TEXT_SUFFIX:
+            raise UserError("it is a text, and the model reads images")
+        return explain_image(given.path, given.name, classifier, preparation)
+
+    return explain
+
+
+def _text(
+    given: Given, classifier: Classifier, tokenizer: object, options: dict[str, int]
+) -> Explanation:
+    if given.text is None and given.path.suffix.lower() in IMAGE_SUFFIXES:
+        raise UserError("it is an image, and the model reads texts")
+    text = read_text(given.path) if given.text is None else given.text
+    longest, by_token = options["longest"], bool(options["by_token"])
+    return explain_text(text, given.name, classifier, tokenizer, longest=longest, by_token=by_token)
+
+
+def _read_labels(path: str) -> dict[int, str]:
+    try:
+        lines = read_text(Path(path)).splitlines()
+    except UserError as error:
+        raise UserError(f"{path}: {error}.") from error
+    return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"There is no device {name!r}: try cpu, cuda, cuda:1 or mps.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("PyTorch finds no CUDA device here.")
+    return device
+
+
+class _Outputs:
+    """Where explanations go: a file for all, files in a folder, or the terminal."""
+
+    def __init__(self, arguments: argparse.Namespace, given: Sequence[Given]) -> None:
+        self._color = wants_color(arguments.color, sys.stdout)
+        self._options: MapOptions = {"sign": arguments.sign, "smooth": arguments.smooth}
+        if arguments.scale is not None:
+            self._options["scale"] = arguments.scale
+        output = None if arguments.output is None else Path(arguments.output)
+        ending = "" if output is None else output.suffix.removeprefix(".").lower()
+        self._file = output if ending in FORMATS else None
+        self._folder = Path() if output is None else output
+        # Without a word about files, texts are shown in the terminal.
+        self._files_of_texts = output is not None or bool(arguments.format)
+        self._formats = [ending] if self._file else arguments.format or ["png"]
+        self._taken = {each.path.resolve() for each in given if each.text is None}
+        self._all: list[Explanation] = []
+        if self._file and arguments.format and arguments.format != [ending]:
+            raise UserError(f"--output names a .{ending}, --format says something else.")
+        if output is not None and output.suffix and not self._file and not output.is_dir():
+            raise UserError(
+                f"--output must be a folder or end in {', '.join(f'.{name}' for name in FORMATS)}, "
+                f"got {output}."
+            )
+        if self._file and self._file.resolve() in self._taken:
+            raise UserError(f"{self._file} is one of the inputs; it would be lost.")
+        folder = self._file.parent if self._file else self._folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"The folder {folder} can't be made: {error.strerror}.") from error
+
+    def add(self, given: Given, explanation: Explanation) -> None:
+        """Writes an explanation, or keeps it for the file of all."""
+        self._tell(explanation)
+        if self._file:
+            self._all.append(explanation)
+        elif self._files_of_texts or not isinstance(explanation, TextExplanation):
+            for ending in self._formats:
+                path = self._free(given, ending)
+                FORMATS[ending](path, [explanation], self._options)
+                say(f"  {visible(str(path))}")
+
+    def finish(self) -> None:
+        """Writes the file of all."""
+        if self._file and self._all:
+            try:
+                FORMATS[self._formats[0]](self._file, self._all, self._options)
+            except OSError as error:
+                raise UserError(f"{self._file} can't be written: {error.strerror}.") from error
+            say(f"  {visible(str(self._file))}")
+
+    def _tell(self, explanation: Explanation) -> None:
+        classes = "; ".join(f"{each}, score {each.score:.2f}" for each in explanation.classes)
+        say(visible(f"{explanation.name}: {classes}"))
+        if isinstance(explanation, TextExplanation) and not self._files_of_texts:
+            for method, every in explanation.attributions.items():
+                for chosen, values in zip(explanation.classes, every, strict=True):
+                    say(f"  {method}, {visible(str(chosen))}")
+                    say(self._words(explanation.words, values))
+
+    def _words(self, words: Sequence[str], values: Tensor) -> str:
+        if self._color:
+            sign, scale = self._options["sign"], self._options.get("scale")
+            return f"  {token_ansi(words, values, sign=sign, scale=scale)}"
+        # For other programs: a word and its relevance in each line.
+        lines = zip(words, values.tolist(), strict=True)
+        return "\n".join(f"{visible(word)}\t{value:.6g}" for word, value in lines)
+
+    def _free(self, given: Given, ending: str) -> Path:
+        """A name that no input and no other output of this run has."""
+        stem, number = given.path.stem, 1
+        path = self._folder / f"{stem}.explanation.{ending}"
+        while path.resolve() in self._taken:
+            number += 1
+            path = self._folder / f"{stem}-{number}.explanation.{ending}"
+        self._taken.add(path.resolve())
+        return path

@@ -1,0 +1,66 @@
+"""What is found out about one input, before it becomes a picture, a page or numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Class:
+    """A class that is explained.
+
+    Attributes:
+        number: Its id.
+        name: Its name; empty if it has none.
+        score: The model's output for it.
+    """
+
+    number: int
+    name: str
+    score: float
+
+    def __str__(self) -> str:
+        """For instance ``tabby, tabby cat (281)``."""
+        return f"{self.name} ({self.number})" if self.name else f"class {self.number}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The attributions of one input, by method and class.
+
+    Attributes:
+        name: What the input is called: its path, or the beginning of its text.
+        classes: The classes.
+        attributions: For each method, one attribution for each class.
+    """
+
+    name: str
+    classes: Sequence[Class]
+    attributions: Mapping[str, Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class ImageExplanation(Explanation):
+    """An image.
+
+    Attributes:
+        image: What the model has seen of it, ``(3, H, W)``, as uint8 values.
+    """
+
+    image: Tensor
+
+
+@dataclass(frozen=True)
+class TextExplanation(Explanation):
+    """A text.
+
+    Attributes:
+        words: Its words or tokens, one for each value of an attribution.
+        tokens: The model's tokens.
+        of_tokens: The attributions by token, as `attributions` has them by word.
+    """
+
+    words: Sequence[str]
+    tokens: Sequence[str]
+    of_tokens: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)

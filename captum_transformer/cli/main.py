@@ -1,0 +1,199 @@
+"""The arguments of the command line, and what its errors look like."""
+
+import argparse
+import math
+import warnings
+from collections.abc import Sequence
+from typing import TextIO
+
+import captum_transformer
+from captum_transformer.cli import explain, look
+from captum_transformer.cli.classifier import DEFAULT, METHODS
+from captum_transformer.cli.errors import UserError
+from captum_transformer.cli.progress import complain
+from captum_transformer.cli.write import FORMATS
+
+_NAME = "captum-transformer"
+_DESCRIPTION = "Explains the decisions of Transformers: which pixels or words spoke for a class."
+_MODEL = """a model of timm (vit_base_patch16_224) or Hugging Face (google/vit-base-patch16-224), a
+folder that save_pretrained or timm has written, or a file of weights (with --architecture)"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: The arguments; by default those of the process.
+
+    Returns:
+        The exit status: 0; 1 if some inputs could not be explained; 2 if none was tried, since an
+        argument or the model is wrong; 130 if the user broke it off.
+    """
+    arguments = _parsed(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        try:
+            status: int = arguments.run(arguments)
+        except UserError as error:
+            complain(f"error: {error}")
+            return 2
+        except KeyboardInterrupt:
+            complain("broken off")
+            return 130
+    return status
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        _NAME,
+        description=_DESCRIPTION,
+        epilog=f"{_NAME} COMMAND --help tells what a command takes.",
+    )
+    parser.add_argument("--version", action="version", version=captum_transformer.__version__)
+    parser.add_argument(
+        "command",
+        choices=["explain", "inspect"],
+        help="explain: pictures of why a model chose a class; inspect: what can be seen of a model",
+    )
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    first = parser.parse_args(argv)
+    of_command = _explain() if first.command == "explain" else _inspect()
+    # Not argparse's own commands: they allow no options between a model and its inputs.
+    return of_command.parse_intermixed_args(first.rest)
+
+
+def _explain() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        f"{_NAME} explain",
+        description="Draws which pixels or words of the inputs spoke for a class, and which "
+        "against it.",
+    )
+    parser.set_defaults(run=explain.run)
+    _add_model(parser)
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="image files, texts in .txt files, or folders of them",
+    )
+    parser.add_argument(
+        "--text", action="append", default=[], help="a text itself; may be repeated"
+    )
+    parser.add_argument(
+        "-c",
+        "--class",
+        dest="classes",
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help="a class to explain, by name or id; may be repeated (default: the most likely)",
+    )
+    parser.add_argument(
+        "--top", type=_positive, default=1, help="explain this many of the most likely classes"
+    )
+    parser.add_argument("--labels", metavar="FILE", help="the classes' names, one in each line")
+    parser.add_argument(
+        "-m",
+        "--method",
+        action="append",
+        type=_method,
+        metavar="METHOD",
+        help=f"{', '.join(METHODS)}; may be repeated (default: {DEFAULT})",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="PATH",
+        help="a folder, or one file for all inputs that ends in "
+        + ", ".join(f".{name}" for name in FORMATS)
+        + " (default: pictures in the current folder, texts in the terminal)",
+    )
+    parser.add_argument(
+        "-f",
+        "--format",
+        action="append",
+        choices=list(FORMATS),
+        help="what to write into a folder; may be repeated (default: png)",
+    )
+    parser.add_argument(
+        "--sign",
+        choices=["auto", "signed", "positive", "absolute"],
+        default="auto",
+        help="which part of the relevance is shown (default: all of it)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=_scale,
+        help="the relevance with the strongest colour, to compare pictures (default: each its own)",
+    )
+    parser.add_argument("--smooth", action="store_true", help="interpolate between patches")
+    parser.add_argument("--tokens", action="store_true", help="show tokens, not words")
+    parser.add_argument(
+        "--color", choices=["auto", "always", "never"], default="auto", help="in the terminal"
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="load no trained weights, to try things out",
+    )
+    return parser
+
+
+def _inspect() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        f"{_NAME} inspect",
+        description="Prints the attention and the residual connections that are seen in a model, "
+        "and what of it can't be read. Weights are not loaded.",
+    )
+    parser.set_defaults(run=look.run)
+    _add_model(parser)
+    parser.add_argument(
+        "--length", type=_positive, default=8, help="how many tokens a made-up text has"
+    )
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=_MODEL)
+    parser.add_argument(
+        "--architecture", metavar="NAME", help="timm's name of what a file's weights are for"
+    )
+    parser.add_argument(
+        "--image-size", type=_positive, metavar="PIXELS", help="for models of timm that allow it"
+    )
+
+
+def _method(name: str) -> str:
+    known = {method.casefold(): method for method in METHODS}
+    if name.casefold() not in known:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(METHODS)}")
+    return known[name.casefold()]
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) <= 100_000):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)
+
+
+def _scale(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return value
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,  # noqa: ARG001 - the form is Python's
+    lineno: int,  # noqa: ARG001
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    if not issubclass(category, DeprecationWarning | FutureWarning):
+        complain(f"warning: {message}")

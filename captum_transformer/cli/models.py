@@ -1,0 +1,313 @@
+"""Finds the model that a user names, and loads it without running any code of its files."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_transformer.cli.errors import UserError
+from captum_transformer.cli.packages import package
+from captum_transformer.cli.read import check_file
+
+_MAX_CONFIG_BYTES = 10_000_000
+_WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
+# What `timm.create_model` takes beside the arguments of the model: names of files and of downloads.
+_NOT_OF_THE_MODEL = frozenset(
+    "cache_dir checkpoint_path exportable no_jit pretrained pretrained_cfg pretrained_cfg_overlay "
+    "scriptable".split()
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user said of the model.
+
+    Attributes:
+        name: A name, a folder or a file.
+        architecture: timm's name of the architecture, for a file.
+        image_size: The images' height and width, where the model can have several.
+        random_weights: Do without trained weights.
+    """
+
+    name: str
+    architecture: str | None = None
+    image_size: int | None = None
+    random_weights: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The name as a path."""
+        return Path(self.name).expanduser()
+
+
+@dataclass(frozen=True)
+class TimmModel:
+    """A model of timm.
+
+    Attributes:
+        model: The model.
+        config: What timm knows of its images and labels.
+    """
+
+    model: nn.Module
+    config: Mapping[str, Any]
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes there are, if the model tells."""
+        return getattr(self.model, "num_classes", None)
+
+
+@dataclass(frozen=True)
+class HuggingFaceModel:
+    """A model of Transformers.
+
+    Attributes:
+        model: The model.
+        source: Where its processor and tokenizer are.
+    """
+
+    model: nn.Module
+    source: str
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes there are, if the model tells."""
+        return getattr(self.config, "num_labels", None)
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.model.config
+
+
+def load_model(wanted: Wanted) -> TimmModel | HuggingFaceModel:
+    """Loads a model in evaluation mode.
+
+    Args:
+        wanted: What the user said of it.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: If there is no such model, or it can't be loaded.
+    """
+    if wanted.path.is_file():
+        loaded: TimmModel | HuggingFaceModel = _of_file(wanted)
+    elif wanted.path.is_dir():
+        config = _read_config(wanted.path)
+        loaded = _of_folder(wanted, config) if "architecture" in config else _hugging_face(wanted)
+    elif wanted.name.endswith(_WEIGHTS) or wanted.name.startswith((".", "/", "~")):
+        raise UserError(f"There is no file or folder {wanted.name}.")
+    elif _is_timm(wanted.name):
+        loaded = _of_timm(wanted)
+    else:
+        loaded = _hugging_face(wanted)
+    loaded.model.eval()
+    return loaded
+
+
+def _is_timm(name: str) -> bool:
+    timm = package("timm", "vision")
+    return bool(timm.is_model(name.removeprefix("timm/")))
+
+
+def _of_timm(wanted: Wanted) -> TimmModel:
+    name = wanted.name.removeprefix("timm/")
+    try:
+        loaded = _create(name, wanted, pretrained=not wanted.random_weights)
+    # Of no connection there are as many kinds as of libraries below.
+    except Exception as error:
+        raise UserError(
+            f"timm's {name} can't be loaded: {_line(error)} (--random-weights does without "
+            "trained weights.)"
+        ) from error
+    return TimmModel(loaded.model, {"label_names": _imagenet_names(loaded.model), **loaded.config})
+
+
+def _imagenet_names(model: nn.Module) -> list[str]:
+    """The names of the classes that timm's own weights have."""
+    data = package("timm.data", "vision")
+    subset = data.infer_imagenet_subset(model)
+    if subset is None:
+        return []
+    info = data.ImageNetInfo(subset)
+    return [info.index_to_description(number) for number in range(info.num_classes())]
+
+
+def _of_folder(wanted: Wanted, config: Mapping[str, Any]) -> TimmModel:
+    """A folder as timm saves it: config.json and the weights."""
+    arguments = config.get("model_args") or {}
+    if not isinstance(arguments, dict) or _NOT_OF_THE_MODEL & set(arguments):
+        raise UserError(f"{wanted.name}/config.json has arguments that no model takes.")
+    classes = config.get("num_classes")
+    if isinstance(classes, int):
+        arguments = {**arguments, "num_classes": classes}
+    loaded = _build(str(config["architecture"]), wanted, arguments)
+    saved = config.get("pretrained_cfg")
+    known = {**loaded.config, **(saved if isinstance(saved, dict) else {})}
+    if wanted.image_size is not None or "img_size" in arguments:
+        known["input_size"] = loaded.config["input_size"]
+    if config.get("label_names"):
+        known["label_names"] = config["label_names"]
+    if not wanted.random_weights:
+        found = [
+            wanted.path / name
+            for name in ("model.safetensors", "pytorch_model.bin")
+            if (wanted.path / name).is_file()
+        ]
+        if not found:
+            raise UserError(f"{wanted.name} has no model.safetensors and no pytorch_model.bin.")
+        _fill(loaded.model, _read_weights(found[0]), found[0].name)
+    return TimmModel(loaded.model, known)
+
+
+def _of_file(wanted: Wanted) -> TimmModel:
+    if wanted.path.suffix not in _WEIGHTS:
+        raise UserError(
+            f"{wanted.name} is no checkpoint: its name should end in {', '.join(_WEIGHTS)}."
+        )
+    if wanted.architecture is None:
+        raise UserError(
+            "A file of weights doesn't say what model they are for: give timm's name of it with "
+            "--architecture, or the folder that save_pretrained has written."
+        )
+    weights = _read_weights(wanted.path)
+    loaded = _build(wanted.architecture, wanted, {})
+    head = loaded.config.get("classifier")
+    prefix = _prefix(loaded.model, weights)
+    kernel = weights.get(f"{prefix}{head}.weight")
+    if kernel is not None and kernel.dim() == 2:
+        # The file tells how many classes there are.
+        loaded = _build(wanted.architecture, wanted, {"num_classes": len(kernel)})
+    _fill(loaded.model, weights, wanted.name)
+    return loaded
+
+
+def _build(architecture: str, wanted: Wanted, arguments: Mapping[str, Any]) -> TimmModel:
+    if not _is_timm(architecture):
+        raise UserError(f"timm has no architecture {architecture!r}.")
+    try:
+        return _create(architecture, wanted, **arguments)
+    except Exception as error:
+        raise UserError(f"{architecture} can't be built: {_line(error)}") from error
+
+
+def _create(name: str, wanted: Wanted, **arguments: Any) -> TimmModel:
+    timm = package("timm", "vision")
+    if wanted.image_size is not None:
+        arguments["img_size"] = wanted.image_size
+    model = timm.create_model(name, **arguments)
+    config = {**model.pretrained_cfg}
+    size = arguments.get("img_size")
+    if size is not None:
+        # Some models say the size that their architecture had when it was trained.
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        config["input_size"] = (config.get("input_size", (3,))[0], int(height), int(width))
+    return TimmModel(model, config)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        read = torch.load(path, map_location="cpu", weights_only=True)
+    # Truncated, of another program, or code that was refused: each has errors of its own.
+    except Exception as error:
+        raise UserError(
+            f"{path} can't be read as weights alone, and code in checkpoints is not run. "
+            f"Save its state_dict. ({_line(error)})"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(read, dict) and isinstance(read.get(key), dict):
+            read = read[key]
+    if not isinstance(read, dict):
+        raise UserError(f"{path} has no state_dict.")
+    return {str(key): value for key, value in read.items() if isinstance(value, Tensor)}
+
+
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    prefix = _prefix(model, weights)
+    own = {
+        key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)
+    }
+    try:
+        model.load_state_dict(own)
+    except RuntimeError as error:
+        raise UserError(f"The weights in {name} are for another model: {_line(error)}") from error
+
+
+def _prefix(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """What a training has put before the names, such as ``model.`` or ``module.``."""
+    own = next(iter(model.state_dict()))
+    ends = [key.removesuffix(own) for key in weights if key.endswith(own)]
+    return min(ends, key=len, default="")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        check_file(path, _MAX_CONFIG_BYTES)
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is no model's configuration.")
+    return config
+
+
+def _hugging_face(wanted: Wanted) -> HuggingFaceModel:
+    transformers = package("transformers", "text")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # It tells of each try to reach the hub; the error says it once.
+    package("huggingface_hub.utils.logging", "text").set_verbosity_error()
+    try:
+        config = transformers.AutoConfig.from_pretrained(wanted.name, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(
+            f"{wanted.name} is neither a model of timm nor one of Hugging Face that can be "
+            f"loaded: {_line(error)}"
+        ) from error
+    name = next(iter(config.architectures or []), "")
+    kind = _class_named(name, transformers)
+    if kind is None:
+        raise UserError(
+            f"{wanted.name} is a {name or 'model without a named class'}, which this version of "
+            "Transformers doesn't have. Code from a model's files is not run."
+        )
+    try:
+        if wanted.random_weights:
+            return HuggingFaceModel(kind(config), wanted.name)
+        model, report = kind.from_pretrained(
+            wanted.name, config=config, output_loading_info=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise UserError(f"{wanted.name} can't be loaded: {_line(error)}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UserError(
+            f"{wanted.name} lacks weights of a {name}: {', '.join(missing[:3])}"
+            f"{' and others' if len(missing) > 3 else ''}."
+        )
+    return HuggingFaceModel(model, wanted.name)
+
+
+def _class_named(name: str, transformers: Any) -> Any:
+    kind = getattr(transformers, name, None)
+    known = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    return kind if known else None
+
+
+def _line(error: BaseException, most: int = 300) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[:most] + " …"

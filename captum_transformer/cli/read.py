@@ -1,0 +1,112 @@
+"""Reads images and texts that may be anything: too large, broken, or no image or text at all."""
+
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from captum_transformer.cli.errors import UserError
+
+MAX_IMAGE_BYTES = 50_000_000
+MAX_PIXELS = 50_000_000
+MAX_RATIO = 20
+MAX_TEXT_BYTES = 1_000_000
+
+# Pillow knows many more, among them some that run other programs (EPS).
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+def read_image(path: Path) -> Image.Image:
+    """Reads an image: upright, in red, green and blue, on white where it is transparent.
+
+    Args:
+        path: A file.
+
+    Returns:
+        The image; of an animation, its first frame.
+
+    Raises:
+        UserError: If it can't be read, or is larger than what is reasonable.
+    """
+    check_file(path, MAX_IMAGE_BYTES)
+    try:
+        # Up to twice its limit Pillow only warns.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as image:
+                _check_size(image.size)
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except UserError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"the image has too many pixels (limit: {MAX_PIXELS:,})") from error
+    # A broken file raises nearly anything: OSError, SyntaxError, struct.error, zlib.error, ...
+    except Exception as error:
+        raise UserError(f"it can't be read as an image ({' '.join(str(error).split())})") from error
+
+
+def read_text(path: Path) -> str:
+    """Reads a text in UTF-8.
+
+    Args:
+        path: A file.
+
+    Returns:
+        The text, without space at its ends.
+
+    Raises:
+        UserError: If it can't be read, is too long or empty.
+    """
+    check_file(path, MAX_TEXT_BYTES)
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError("it is no text in UTF-8") from error
+
+
+def check_file(path: Path, most: int) -> None:
+    """Refuses what is no readable file of a reasonable size.
+
+    Args:
+        path: What was given as a file.
+        most: The most bytes it may have.
+
+    Raises:
+        UserError: If it is missing, a folder, a device or too large.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise UserError("there is no such file") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError("it is no file")
+    if status.st_size > most:
+        raise UserError(f"it has {status.st_size:,} bytes, the limit is {most:,}")
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise UserError(f"the image has {width} x {height} pixels (limit: {MAX_PIXELS:,})")
+    # Brought to a model's height, a long strip would get a width of millions.
+    if max(size) > MAX_RATIO * min(size):
+        raise UserError(
+            f"the image has {width} x {height} pixels: one side may be {MAX_RATIO} times as long "
+            "as the other at most"
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UserError(f"its pixels have no known range (mode {image.mode}); convert it to 8 bits")
+    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+        coloured = image.convert("RGBA")
+        image = Image.new("RGBA", coloured.size, "white")
+        image.alpha_composite(coloured)
+    return image.convert("RGB")

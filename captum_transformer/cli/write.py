@@ -1,0 +1,142 @@
+"""Writes explanations to files: pictures, pages and numbers."""
+
+import json
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from matplotlib.image import imsave
+from torch import Tensor
+
+from captum_transformer.cli.explanation import Explanation, ImageExplanation, TextExplanation
+from captum_transformer.visualization import (
+    MapOptions,
+    html_page,
+    image_grid,
+    panel,
+    to_array,
+    token_html,
+    token_strip,
+)
+from captum_transformer.visualization.canvas import Image
+
+
+def write_png(path: Path, explanations: Sequence[Explanation], options: MapOptions) -> None:
+    """Writes one picture; several explanations stand below each other.
+
+    Args:
+        path: The file.
+        explanations: What to draw.
+        options: How maps are shown.
+    """
+    path.write_bytes(_png(_stacked([_picture(each, options) for each in explanations])))
+
+
+def write_html(path: Path, explanations: Sequence[Explanation], options: MapOptions) -> None:
+    """Writes one self-contained page.
+
+    Args:
+        path: The file.
+        explanations: What to show.
+        options: How maps are shown.
+    """
+    parts = [_section(each, options) for each in explanations]
+    path.write_text(html_page("Explanations", parts), encoding="utf-8")
+
+
+def write_safetensors(path: Path, explanations: Sequence[Explanation], _: MapOptions) -> None:
+    """Writes the numbers: ``<number of the input>/<method>/<class>``, and what they are of.
+
+    Args:
+        path: The file.
+        explanations: What to write; of texts, the relevance of the tokens.
+        _: Pictures have options, numbers don't.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    about = []
+    for number, explanation in enumerate(explanations):
+        attributions, tokens = explanation.attributions, {}
+        if isinstance(explanation, TextExplanation):
+            attributions, tokens = explanation.of_tokens, {"tokens": list(explanation.tokens)}
+        for method, every in attributions.items():
+            for chosen, values in zip(explanation.classes, every, strict=True):
+                # A tensor of its own: what is saved may share no memory.
+                tensors[f"{number}/{method}/{chosen.number}"] = values.clone().contiguous()
+        classes = {str(each.number): [each.name, each.score] for each in explanation.classes}
+        about.append({"input": explanation.name, "classes": classes, **tokens})
+    save_file(tensors, path, metadata={"inputs": json.dumps(about)})
+
+
+Write = Callable[[Path, Sequence[Explanation], MapOptions], None]
+
+FORMATS: dict[str, Write] = {
+    "png": write_png,
+    "html": write_html,
+    "safetensors": write_safetensors,
+}
+"""How to write what, by the end of the file's name."""
+
+
+def _picture(explanation: Explanation, options: MapOptions) -> Image:
+    if isinstance(explanation, TextExplanation):
+        sign, scale = options.get("sign", "auto"), options.get("scale")
+        return _stacked(
+            [
+                token_strip(explanation.words, values, caption, sign=sign, scale=scale)
+                for caption, values in _captioned(explanation)
+            ]
+        )
+    if not isinstance(explanation, ImageExplanation):
+        raise TypeError(f"no picture is known for {type(explanation).__name__}")
+    captioned = _captioned(explanation)
+    if len(captioned) == 1:
+        ((caption, values),) = captioned
+        return panel(explanation.image, values, caption, **options)
+    columns = [f"{chosen}\nscore {chosen.score:.2f}" for chosen in explanation.classes]
+    rows = {
+        method: dict(zip(columns, every, strict=True))
+        for method, every in explanation.attributions.items()
+    }
+    return to_array(image_grid(explanation.image, rows, title=explanation.name, **options))
+
+
+def _section(explanation: Explanation, options: MapOptions) -> str:
+    heading = f"<h2>{escape(explanation.name)}</h2>"
+    if isinstance(explanation, TextExplanation):
+        sign, scale = options.get("sign", "auto"), options.get("scale")
+        return heading + "".join(
+            token_html(explanation.words, values, caption, sign=sign, scale=scale)
+            for caption, values in _captioned(explanation)
+        )
+    data = b64encode(_png(_picture(explanation, options))).decode()
+    said = "; ".join(f"{chosen}, score {chosen.score:.2f}" for chosen in explanation.classes)
+    picture = f'<img src="data:image/png;base64,{data}" alt="Map for {escape(said)}">'
+    return f"{heading}<figure style='margin:0'>{picture}</figure><p>{escape(said)}</p>"
+
+
+def _captioned(explanation: Explanation) -> list[tuple[str, Tensor]]:
+    return [
+        (f"{chosen}, score {chosen.score:.2f}\n{method}", values)
+        for method, every in explanation.attributions.items()
+        for chosen, values in zip(explanation.classes, every, strict=True)
+    ]
+
+
+def _stacked(pictures: Sequence[Image]) -> Image:
+    width = max(picture.shape[1] for picture in pictures)
+    padded = [
+        np.pad(each, ((0, 0), (0, width - each.shape[1]), (0, 0)), constant_values=255)
+        for each in pictures
+    ]
+    return np.concatenate(padded)
+
+
+def _png(picture: Image) -> bytes:
+    stream = BytesIO()
+    imsave(stream, picture, format="png")
+    return stream.getvalue()

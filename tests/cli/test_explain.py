@@ -1,0 +1,210 @@
+"""People who only want a picture get one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from matplotlib.image import imread
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from timm.data import create_transform, resolve_data_config
+from transformers import AutoTokenizer, BertForSequenceClassification
+
+from captum_transformer import ConservativeLRP, GenericAttentionRelevance, TransformerAttribution
+from captum_transformer.visualization import merge_words
+
+
+def test_a_process_draws_a_picture(checkpoints, photo):
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "captum_transformer.cli", "explain", checkpoints / "timm", photo],
+        cwd=photo.parent, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"{photo}: ")
+    assert second == "  photo.explanation.png"
+    assert imread(photo.parent / "photo.explanation.png").shape == (314, 618, 4)
+
+
+def test_the_numbers_are_those_of_the_methods(checkpoints, photo, run):
+    status, _, _ = run(
+        "explain", checkpoints / "timm", photo, "-c", "zebra", "-c", "0", "-o", "all.safetensors",
+        "-m", "ConservativeLRP", "-m", "genericattentionrelevance",
+    )  # fmt: skip
+    assert status == 0
+    model = timm.create_model("test_vit", img_size=32, num_classes=3).eval()
+    model.load_state_dict(load_file(checkpoints / "timm/model.safetensors"))
+    data = resolve_data_config({"input_size": (3, 32, 32)}, model=model)
+    with Image.open(photo) as image:
+        inputs = create_transform(**data)(image.convert("RGB"))[None]
+
+    found = load_file("all.safetensors")
+    assert len(found) == 4
+    for method in (ConservativeLRP, GenericAttentionRelevance):
+        for target in (0, 2):
+            expected = method(model).attribute(inputs, target)[0]
+            torch.testing.assert_close(found[f"0/{method.__name__}/{target}"], expected)
+    with safe_open("all.safetensors", "pt") as file:
+        (about,) = json.loads(file.metadata()["inputs"])
+    assert about["input"] == str(photo)
+    assert about["classes"]["2"] == [
+        "zebra",
+        pytest.approx(float(model(inputs)[0, 2].detach()), abs=1e-4),
+    ]
+
+
+def test_text_numbers_are_those_of_the_method(checkpoints, run):
+    text = "Unbelievable film"
+    status, out, _ = run("explain", checkpoints / "bert", "--text", text, "-c", "good")
+    assert status == 0
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints / "bert")
+    model = BertForSequenceClassification.from_pretrained(checkpoints / "bert").eval()
+    coded = tokenizer(text, return_offsets_mapping=True, return_tensors="pt")
+    values = TransformerAttribution(model).attribute(coded.input_ids, 1)[0]
+    words, sums = merge_words(coded.tokens(), values, coded.offset_mapping[0], text)
+    lines = [line.split("\t") for line in out.splitlines()[2:]]
+    assert [word for word, _ in lines] == words == ["[CLS]", "Unbelievable", "film", "[SEP]"]
+    np.testing.assert_allclose([float(value) for _, value in lines], sums, rtol=1e-4)
+
+
+def test_tokens_instead_of_words(checkpoints, run):
+    _, out, _ = run("explain", checkpoints / "bert", "--text", "unbelievable", "--tokens")
+    assert any(line.startswith("##") for line in out.splitlines())
+
+
+def test_colours_in_the_terminal(checkpoints, run, monkeypatch):
+    bert = checkpoints / "bert"
+    assert "\x1b[" not in run("explain", bert, "--text", "a film")[1]
+    assert "\x1b[" in run("explain", bert, "--text", "a film", "--color", "always")[1]
+
+
+def test_all_formats_into_a_folder(checkpoints, photo, run):
+    (photo.parent / "said.txt").write_text("an unbelievable film")
+    status, out, _ = run(
+        "explain", checkpoints / "timm", photo, "-o", "new/folder", "-f", "png", "-f", "html",
+        "-f", "safetensors", "--smooth", "--top", "2", "--sign", "absolute", "--scale", "0.01",
+    )  # fmt: skip
+    assert status == 0
+    assert len(out.splitlines()) == 4
+    names = {path.name for path in Path("new/folder").iterdir()}
+    assert names == {f"photo.explanation.{end}" for end in ("png", "html", "safetensors")}
+
+
+def test_one_page_for_all_inputs(checkpoints, run):
+    bert = checkpoints / "bert"
+    status, _, _ = run(
+        "explain", bert, "--text", "<script>alert(1)</script>", "--text", "film", "-o", "page.html"
+    )
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert status == 0
+    assert page.count("<h2>") == 2
+    assert "<script" not in page
+    assert "&lt;" in page
+
+
+def test_a_picture_in_a_page(checkpoints, photo, run):
+    run("explain", checkpoints / "timm", photo, "-o", "page.html")
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert 'src="data:image/png;base64,' in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_folder_of_inputs_and_names_that_meet(checkpoints, photo, run):
+    folder = photo.parent / "in"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("photo.png", "photo.jpg", "deeper/photo.png"):
+        with Image.open(photo) as image:
+            image.save(folder / name)
+    (folder / "notes.md").write_text("no input")
+    status, _, _ = run(
+        "explain", checkpoints / "timm", folder, folder / "deeper/photo.png", "-o", "out"
+    )
+    assert status == 0
+    assert {path.name for path in Path("out").iterdir()} == {
+        "photo.explanation.png", "photo-2.explanation.png", "photo-3.explanation.png",
+    }  # fmt: skip
+
+
+def test_an_input_is_never_written_over(checkpoints, photo, run):
+    before = photo.read_bytes()
+    status, _, err = run("explain", checkpoints / "timm", photo, "-o", photo)
+    assert status == 2
+    assert "one of the inputs" in err
+    again = photo.with_name("photo.explanation.png")
+    photo.rename(again)
+    assert run("explain", checkpoints / "timm", again, photo.parent)[0] == 0
+    assert again.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["vit.pth", "last.ckpt", "timm/model.safetensors"])
+def test_files_of_weights(checkpoints, photo, run, name):
+    explain = "explain", photo, "-c", "2", "-m", "AttnLRP", "--image-size", "32"
+    run(explain[0], checkpoints / "timm", *explain[1:], "-o", "folder.safetensors")
+    status, _, err = run(
+        explain[0], checkpoints / name, "--architecture", "test_vit", *explain[1:],
+        "-o", "file.safetensors",
+    )  # fmt: skip
+    assert status == 0, err
+    expected, found = load_file("folder.safetensors"), load_file("file.safetensors")
+    torch.testing.assert_close(found["0/AttnLRP/2"], expected["0/AttnLRP/2"])
+
+
+def test_names_from_a_file(checkpoints, photo, run):
+    Path("names.txt").write_text("one\ntwo\nthree\n")
+    _, out, _ = run(
+        "explain", checkpoints / "vit.pth", "--architecture", "test_vit", "--image-size", "32",
+        photo, "--labels", "names.txt", "-c", "TWO",
+    )  # fmt: skip
+    assert "two (1)" in out
+
+
+def test_a_hugging_face_model_of_images(checkpoints, photo, run):
+    status, out, _ = run("explain", checkpoints / "hf-vit", photo, "-c", "dog")
+    assert status == 0
+    assert "dog (1), score" in out
+
+
+def test_a_model_by_name_without_its_weights(photo, run):
+    status, out, err = run("explain", "test_vit", photo, "--random-weights", "--top", "3")
+    assert status == 0
+    assert "explanations mean nothing" in err
+    assert out.count("score") == 3
+    # ImageNet's names come with timm.
+    assert "class " not in out
+
+
+def test_a_bar_over_many_files(checkpoints, photo, run, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    _, _, err = run("explain", checkpoints / "timm", photo, photo)
+    assert "2/2" in err
+    _, _, err = run("explain", checkpoints / "timm", photo)
+    assert err == ""
+
+
+def test_inspect(checkpoints, run):
+    status, out, _ = run("inspect", checkpoints / "timm")
+    assert status == 0
+    assert out.startswith("VisionTransformer, ")
+    assert "input x: (1, 3, 32, 32)" in out
+    assert "layer 0: blocks.0.attn" in out
+    for name, line in (("bert", "input input_ids: (1, 5)"), ("hf-vit", "(1, 3, 32, 32)")):
+        status, out, _ = run("inspect", checkpoints / name, "--length", "5")
+        assert status == 0
+        assert line in out
+    assert "not read" not in out
+
+
+def test_inspect_by_name_needs_no_weights(run):
+    status, out, _ = run("inspect", "test_vit", "--image-size", "64")
+    assert status == 0
+    assert "(1, 3, 64, 64)" in out
