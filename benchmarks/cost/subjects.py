@@ -91,34 +91,34 @@ def large_image(side: int, factory: dict[str, Any]) -> Subject:
 
 
 def long_encoder(tokens: int, factory: dict[str, Any]) -> Subject:
-    """A BERT of two layers of width 256."""
+    """A BERT of two layers of width 128."""
     config = transformers.BertConfig(
-        hidden_size=256,
+        hidden_size=128,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=1024,
+        num_attention_heads=2,
+        intermediate_size=512,
         max_position_embeddings=tokens,
     )
     model = transformers.BertForSequenceClassification(config)
     norm = model.bert.encoder.layer[-1].attention.output.LayerNorm
-    return _text_model("BERT (2 layers, width 256)", model, tokens, factory, norm)
+    return _text_model("BERT (2 layers, width 128)", model, tokens, factory, norm)
 
 
 def long_decoder(tokens: int, factory: dict[str, Any]) -> Subject:
-    """A Llama of two layers of width 256, with grouped queries, that classifies its input."""
+    """A Llama of two layers of width 128, with grouped queries, that classifies its input."""
     config = transformers.LlamaConfig(
-        hidden_size=256,
+        hidden_size=128,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=768,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=384,
         max_position_embeddings=tokens,
         pad_token_id=0,
         use_cache=False,
     )
     model = transformers.LlamaForSequenceClassification(config)
     norm = model.model.norm
-    return _text_model("Llama (2 layers, width 256)", model, tokens, factory, norm)
+    return _text_model("Llama (2 layers, width 128)", model, tokens, factory, norm)
 
 
 def _last_block(model: Any) -> nn.Module:
