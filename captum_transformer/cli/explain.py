@@ -17,7 +17,7 @@ from captum_transformer.cli.explanation import Explanation, TextExplanation
 from captum_transformer.cli.images import explain_image, names_of, preparation_of
 from captum_transformer.cli.models import HuggingFaceModel, Wanted, load_model
 from captum_transformer.cli.progress import complain, say, wants_color, with_progress
-from captum_transformer.cli.read import IMAGE_SUFFIXES, read_text
+from captum_transformer.cli.read import IMAGE_SUFFIXES, is_folder, read_text
 from captum_transformer.cli.texts import explain_text, load_tokenizer, longest_text
 from captum_transformer.cli.write import FORMATS
 from captum_transformer.visualization import MapOptions, token_ansi
@@ -31,7 +31,7 @@ class Given:
     """Something to be explained.
 
     Attributes:
-        name: What it is called.
+        name: What it is called, in characters that may be printed.
         path: Its file.
         text: The text itself, where it has no file.
     """
@@ -86,14 +86,14 @@ def _given(inputs: Sequence[str], texts: Sequence[str]) -> list[Given]:
              for number, text in enumerate(texts, start=1)]  # fmt: skip
     for name in inputs:
         path = Path(name)
-        if not path.is_dir():
-            given.append(Given(name, path))
+        if not is_folder(path):
+            given.append(Given(visible(name), path))
             continue
         known = IMAGE_SUFFIXES | {_TEXT_SUFFIX}
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in known)
         if not files:
             raise UserError(f"There are no images or texts in {name}.")
-        given += [Given(str(file), file) for file in files]
+        given += [Given(visible(str(file)), file) for file in files]
     if not given:
         raise UserError("There is nothing to explain: give image files, .txt files or --text.")
     return given
@@ -186,7 +186,7 @@ class _Outputs:
         # Without a word about files, texts are shown in the terminal.
         self._files_of_texts = output is not None or bool(arguments.format)
         self._formats = [ending] if self._file else arguments.format or ["png"]
-        self._taken = {each.path.resolve() for each in given if each.text is None}
+        self._taken = {_real(each.path) for each in given if each.text is None}
         self._all: list[Explanation] = []
         if self._file and arguments.format and arguments.format != [ending]:
             raise UserError(f"--output names a .{ending}, --format says something else.")
@@ -195,7 +195,7 @@ class _Outputs:
                 f"--output must be a folder or end in {', '.join(f'.{name}' for name in FORMATS)}, "
                 f"got {output}."
             )
-        if self._file and self._file.resolve() in self._taken:
+        if self._file and _real(self._file) in self._taken:
             raise UserError(f"{self._file} is one of the inputs; it would be lost.")
         folder = self._file.parent if self._file else self._folder
         try:
@@ -244,8 +244,16 @@ class _Outputs:
         """A name that no input and no other output of this run has."""
         stem, number = given.path.stem, 1
         path = self._folder / f"{stem}.explanation.{ending}"
-        while path.resolve() in self._taken:
+        while _real(path) in self._taken:
             number += 1
             path = self._folder / f"{stem}-{number}.explanation.{ending}"
-        self._taken.add(path.resolve())
+        self._taken.add(_real(path))
+        return path
+
+
+def _real(path: Path) -> Path:
+    try:
+        return path.resolve()
+    # A name that no file can have.
+    except (OSError, ValueError):
         return path

@@ -1,7 +1,9 @@
 """The arguments of the command line, and what its errors look like."""
 
 import argparse
+import io
 import math
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import TextIO
@@ -29,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 if some inputs could not be explained; 2 if none was tried, since an
         argument or the model is wrong; 130 if the user broke it off.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal of few letters shall show a sign for the others, not an error.
+            stream.reconfigure(errors="replace")
     arguments = _parsed(argv)
     with warnings.catch_warnings():
         warnings.showwarning = _warn

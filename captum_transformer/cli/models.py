@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.packages import package
-from captum_transformer.cli.read import check_file
+from captum_transformer.cli.read import check_file, is_folder
 
 _MAX_CONFIG_BYTES = 10_000_000
 _WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
@@ -41,7 +41,7 @@ class Wanted:
     @property
     def path(self) -> Path:
         """The name as a path."""
-        return Path(self.name).expanduser()
+        return Path(self.name)
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ def load_model(wanted: Wanted) -> TimmModel | HuggingFaceModel:
     Raises:
         UserError: If there is no such model, or it can't be loaded.
     """
-    if wanted.path.is_file():
+    if _is_file(wanted.path):
         loaded: TimmModel | HuggingFaceModel = _of_file(wanted)
-    elif wanted.path.is_dir():
+    elif is_folder(wanted.path):
         config = _read_config(wanted.path)
         loaded = _of_folder(wanted, config) if "architecture" in config else _hugging_face(wanted)
     elif wanted.name.endswith(_WEIGHTS) or wanted.name.startswith((".", "/", "~")):
@@ -110,6 +110,14 @@ def load_model(wanted: Wanted) -> TimmModel | HuggingFaceModel:
         loaded = _hugging_face(wanted)
     loaded.model.eval()
     return loaded
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    # As in `is_folder`.
+    except OSError:
+        return False
 
 
 def _is_timm(name: str) -> bool:

@@ -68,6 +68,22 @@ def read_text(path: Path) -> str:
         raise UserError("it is no text in UTF-8") from error
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; a name that no file can have is none.
+
+    Args:
+        path: What was given.
+
+    Returns:
+        Whether it is a folder.
+    """
+    try:
+        return path.is_dir()
+    # Too long a name, which not all versions of Python answer with no.
+    except OSError:
+        return False
+
+
 def check_file(path: Path, most: int) -> None:
     """Refuses what is no readable file of a reasonable size.
 

@@ -116,6 +116,22 @@ def test_one_bad_file_does_not_lose_the_others(checkpoints, photo, run):
     assert "\x1b" not in err
 
 
+def test_names_that_no_file_or_model_can_have(checkpoints, photo, run):
+    for name in ("x" * 5000, "a\0b", "~nobody", "\udcff.png"):
+        status, _, err = run("explain", checkpoints / "timm", name)
+        assert status == 1
+        assert "there is no such file" in err
+        assert run("explain", name, photo)[0] == 2
+
+
+def test_a_file_whose_name_is_no_text(checkpoints, photo, run):
+    odd = photo.rename(photo.with_name("odd\udcff.png"))
+    status, _, err = run("explain", checkpoints / "timm", odd, "-o", "page.html")
+    assert (status, err) == (0, "")
+    assert "odd\ufffd.png" in Path("page.html").read_text(encoding="utf-8")
+    assert run("explain", checkpoints / "timm", odd)[0] == 0
+
+
 NAMES = {0: "tabby, tabby cat", 1: "tiger cat", 2: "Zebra", 3: "zebra crossing"}
 
 
