@@ -1,44 +1,25 @@
 """``captum-transformer explain``: why these classes, for images and texts."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from captum_transformer.cli.classes import find_class
 from captum_transformer.cli.classifier import DEFAULT, Classifier
 from captum_transformer.cli.errors import UserError
-from captum_transformer.cli.explanation import Explanation, TextExplanation
+from captum_transformer.cli.explanation import Explanation, Given
 from captum_transformer.cli.images import explain_image, names_of, preparation_of
 from captum_transformer.cli.models import HuggingFaceModel, Wanted, load_model
-from captum_transformer.cli.progress import complain, say, wants_color, with_progress
+from captum_transformer.cli.outputs import Outputs
+from captum_transformer.cli.progress import complain, with_progress
 from captum_transformer.cli.read import IMAGE_SUFFIXES, is_folder, read_text
 from captum_transformer.cli.texts import explain_text, load_tokenizer, longest_text
-from captum_transformer.cli.write import FORMATS
-from captum_transformer.visualization import MapOptions, token_ansi
 from captum_transformer.visualization.tokens import visible
 
 _TEXT_SUFFIX = ".txt"
-
-
-@dataclass(frozen=True)
-class Given:
-    """Something to be explained.
-
-    Attributes:
-        name: What it is called, in characters that may be printed.
-        path: Its file.
-        text: The text itself, where it has no file.
-    """
-
-    name: str
-    path: Path
-    text: str | None = None
 
 
 Explain = Callable[[Given], Explanation]
@@ -57,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: If nothing could be explained at all.
     """
     given = _given(arguments.inputs, arguments.text)
-    outputs = _Outputs(arguments, given)
+    outputs = Outputs(arguments, given)
     explain = _explain(arguments)
     failed = 0
     for each in with_progress(given, len(given)):
@@ -82,8 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _given(inputs: Sequence[str], texts: Sequence[str]) -> list[Given]:
-    given = [Given(f"text {number}", Path(f"text-{number}"), text)
-             for number, text in enumerate(texts, start=1)]  # fmt: skip
+    given = [
+        Given(f"text {number}", Path(f"text-{number}"), text)
+        for number, text in enumerate(texts, start=1)
+    ]
     for name in inputs:
         path = Path(name)
         if not is_folder(path):
@@ -169,91 +152,3 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("PyTorch finds no CUDA device here.")
     return device
-
-
-class _Outputs:
-    """Where explanations go: a file for all, files in a folder, or the terminal."""
-
-    def __init__(self, arguments: argparse.Namespace, given: Sequence[Given]) -> None:
-        self._color = wants_color(arguments.color, sys.stdout)
-        self._options: MapOptions = {"sign": arguments.sign, "smooth": arguments.smooth}
-        if arguments.scale is not None:
-            self._options["scale"] = arguments.scale
-        output = None if arguments.output is None else Path(arguments.output)
-        ending = "" if output is None else output.suffix.removeprefix(".").lower()
-        self._file = output if ending in FORMATS else None
-        self._folder = Path() if output is None else output
-        # Without a word about files, texts are shown in the terminal.
-        self._files_of_texts = output is not None or bool(arguments.format)
-        self._formats = [ending] if self._file else arguments.format or ["png"]
-        self._taken = {_real(each.path) for each in given if each.text is None}
-        self._all: list[Explanation] = []
-        if self._file and arguments.format and arguments.format != [ending]:
-            raise UserError(f"--output names a .{ending}, --format says something else.")
-        if output is not None and output.suffix and not self._file and not output.is_dir():
-            raise UserError(
-                f"--output must be a folder or end in {', '.join(f'.{name}' for name in FORMATS)}, "
-                f"got {output}."
-            )
-        if self._file and _real(self._file) in self._taken:
-            raise UserError(f"{self._file} is one of the inputs; it would be lost.")
-        folder = self._file.parent if self._file else self._folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"The folder {folder} can't be made: {error.strerror}.") from error
-
-    def add(self, given: Given, explanation: Explanation) -> None:
-        """Writes an explanation, or keeps it for the file of all."""
-        self._tell(explanation)
-        if self._file:
-            self._all.append(explanation)
-        elif self._files_of_texts or not isinstance(explanation, TextExplanation):
-            for ending in self._formats:
-                path = self._free(given, ending)
-                FORMATS[ending](path, [explanation], self._options)
-                say(f"  {visible(str(path))}")
-
-    def finish(self) -> None:
-        """Writes the file of all."""
-        if self._file and self._all:
-            try:
-                FORMATS[self._formats[0]](self._file, self._all, self._options)
-            except OSError as error:
-                raise UserError(f"{self._file} can't be written: {error.strerror}.") from error
-            say(f"  {visible(str(self._file))}")
-
-    def _tell(self, explanation: Explanation) -> None:
-        classes = "; ".join(f"{each}, score {each.score:.2f}" for each in explanation.classes)
-        say(visible(f"{explanation.name}: {classes}"))
-        if isinstance(explanation, TextExplanation) and not self._files_of_texts:
-            for method, every in explanation.attributions.items():
-                for chosen, values in zip(explanation.classes, every, strict=True):
-                    say(f"  {method}, {visible(str(chosen))}")
-                    say(self._words(explanation.words, values))
-
-    def _words(self, words: Sequence[str], values: Tensor) -> str:
-        if self._color:
-            sign, scale = self._options["sign"], self._options.get("scale")
-            return f"  {token_ansi(words, values, sign=sign, scale=scale)}"
-        # For other programs: a word and its relevance in each line.
-        lines = zip(words, values.tolist(), strict=True)
-        return "\n".join(f"{visible(word)}\t{value:.6g}" for word, value in lines)
-
-    def _free(self, given: Given, ending: str) -> Path:
-        """A name that no input and no other output of this run has."""
-        stem, number = given.path.stem, 1
-        path = self._folder / f"{stem}.explanation.{ending}"
-        while _real(path) in self._taken:
-            number += 1
-            path = self._folder / f"{stem}-{number}.explanation.{ending}"
-        self._taken.add(_real(path))
-        return path
-
-
-def _real(path: Path) -> Path:
-    try:
-        return path.resolve()
-    # A name that no file can have.
-    except (OSError, ValueError):
-        return path

@@ -2,8 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Given:
+    """Something to be explained.
+
+    Attributes:
+        name: What it is called, in characters that may be printed.
+        path: Its file.
+        text: The text itself, where it has no file.
+    """
+
+    name: str
+    path: Path
+    text: str | None = None
 
 
 @dataclass(frozen=True)

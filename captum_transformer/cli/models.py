@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from captum_transformer.cli.errors import UserError
+from captum_transformer.cli.errors import UserError, one_line
 from captum_transformer.cli.packages import package
 from captum_transformer.cli.read import check_file, is_folder
+from captum_transformer.cli.weights import SUFFIXES, fill, prefix_of, read_weights
 
 _MAX_CONFIG_BYTES = 10_000_000
-_WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 # What `timm.create_model` takes beside the arguments of the model: names of files and of downloads.
 _NOT_OF_THE_MODEL = frozenset(
     "cache_dir checkpoint_path exportable no_jit pretrained pretrained_cfg pretrained_cfg_overlay "
@@ -102,7 +101,7 @@ def load_model(wanted: Wanted) -> TimmModel | HuggingFaceModel:
     elif is_folder(wanted.path):
         config = _read_config(wanted.path)
         loaded = _of_folder(wanted, config) if "architecture" in config else _hugging_face(wanted)
-    elif wanted.name.endswith(_WEIGHTS) or wanted.name.startswith((".", "/", "~")):
+    elif wanted.name.endswith(SUFFIXES) or wanted.name.startswith((".", "/", "~")):
         raise UserError(f"There is no file or folder {wanted.name}.")
     elif _is_timm(wanted.name):
         loaded = _of_timm(wanted)
@@ -132,7 +131,7 @@ def _of_timm(wanted: Wanted) -> TimmModel:
     # Of no connection there are as many kinds as of libraries below.
     except Exception as error:
         raise UserError(
-            f"timm's {name} can't be loaded: {_line(error)} (--random-weights does without "
+            f"timm's {name} can't be loaded: {one_line(error)} (--random-weights does without "
             "trained weights.)"
         ) from error
     return TimmModel(loaded.model, {"label_names": _imagenet_names(loaded.model), **loaded.config})
@@ -171,29 +170,29 @@ def _of_folder(wanted: Wanted, config: Mapping[str, Any]) -> TimmModel:
         ]
         if not found:
             raise UserError(f"{wanted.name} has no model.safetensors and no pytorch_model.bin.")
-        _fill(loaded.model, _read_weights(found[0]), found[0].name)
+        fill(loaded.model, read_weights(found[0]), found[0].name)
     return TimmModel(loaded.model, known)
 
 
 def _of_file(wanted: Wanted) -> TimmModel:
-    if wanted.path.suffix not in _WEIGHTS:
+    if wanted.path.suffix not in SUFFIXES:
         raise UserError(
-            f"{wanted.name} is no checkpoint: its name should end in {', '.join(_WEIGHTS)}."
+            f"{wanted.name} is no checkpoint: its name should end in {', '.join(SUFFIXES)}."
         )
     if wanted.architecture is None:
         raise UserError(
             "A file of weights doesn't say what model they are for: give timm's name of it with "
             "--architecture, or the folder that save_pretrained has written."
         )
-    weights = _read_weights(wanted.path)
+    weights = read_weights(wanted.path)
     loaded = _build(wanted.architecture, wanted, {})
     head = loaded.config.get("classifier")
-    prefix = _prefix(loaded.model, weights)
+    prefix = prefix_of(loaded.model, weights)
     kernel = weights.get(f"{prefix}{head}.weight")
     if kernel is not None and kernel.dim() == 2:
         # The file tells how many classes there are.
         loaded = _build(wanted.architecture, wanted, {"num_classes": len(kernel)})
-    _fill(loaded.model, weights, wanted.name)
+    fill(loaded.model, weights, wanted.name)
     return loaded
 
 
@@ -203,7 +202,7 @@ def _build(architecture: str, wanted: Wanted, arguments: Mapping[str, Any]) -> T
     try:
         return _create(architecture, wanted, **arguments)
     except Exception as error:
-        raise UserError(f"{architecture} can't be built: {_line(error)}") from error
+        raise UserError(f"{architecture} can't be built: {one_line(error)}") from error
 
 
 def _create(name: str, wanted: Wanted, **arguments: Any) -> TimmModel:
@@ -218,45 +217,6 @@ def _create(name: str, wanted: Wanted, **arguments: Any) -> TimmModel:
         height, width = size if isinstance(size, list | tuple) else (size, size)
         config["input_size"] = (config.get("input_size", (3,))[0], int(height), int(width))
     return TimmModel(model, config)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        read = torch.load(path, map_location="cpu", weights_only=True)
-    # Truncated, of another program, or code that was refused: each has errors of its own.
-    except Exception as error:
-        raise UserError(
-            f"{path} can't be read as weights alone, and code in checkpoints is not run. "
-            f"Save its state_dict. ({_line(error)})"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(read, dict) and isinstance(read.get(key), dict):
-            read = read[key]
-    if not isinstance(read, dict):
-        raise UserError(f"{path} has no state_dict.")
-    return {str(key): value for key, value in read.items() if isinstance(value, Tensor)}
-
-
-def _fill(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
-    prefix = _prefix(model, weights)
-    own = {
-        key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)
-    }
-    try:
-        model.load_state_dict(own)
-    except RuntimeError as error:
-        raise UserError(f"The weights in {name} are for another model: {_line(error)}") from error
-
-
-def _prefix(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """What a training has put before the names, such as ``model.`` or ``module.``."""
-    own = next(iter(model.state_dict()))
-    ends = [key.removesuffix(own) for key in weights if key.endswith(own)]
-    return min(ends, key=len, default="")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -284,7 +244,7 @@ def _hugging_face(wanted: Wanted) -> HuggingFaceModel:
     except Exception as error:
         raise UserError(
             f"{wanted.name} is neither a model of timm nor one of Hugging Face that can be "
-            f"loaded: {_line(error)}"
+            f"loaded: {one_line(error)}"
         ) from error
     name = next(iter(config.architectures or []), "")
     kind = _class_named(name, transformers)
@@ -300,7 +260,7 @@ def _hugging_face(wanted: Wanted) -> HuggingFaceModel:
             wanted.name, config=config, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:
-        raise UserError(f"{wanted.name} can't be loaded: {_line(error)}") from error
+        raise UserError(f"{wanted.name} can't be loaded: {one_line(error)}") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(
@@ -314,8 +274,3 @@ def _class_named(name: str, transformers: Any) -> Any:
     kind = getattr(transformers, name, None)
     known = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
     return kind if known else None
-
-
-def _line(error: BaseException, most: int = 300) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else text[:most] + " …"

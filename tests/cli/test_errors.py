@@ -220,7 +220,7 @@ def test_models_that_do_not_load(checkpoints, photo, run):
         (["broken.safetensors", *of], "can't be read as weights"),
         ([checkpoints / "vit.pth"], "--architecture"),
         ([checkpoints / "vit.pth", "--architecture", "no_such_vit"], "no architecture"),
-        ([checkpoints / "vit.pth", "--architecture", "test_vit2"], "for another model"),
+        ([checkpoints / "vit.pth", "--architecture", "test_vit2"], "of another model"),
         ([checkpoints / "timm", "--device", "toaster"], "There is no device"),
         (["someone/no-such-model"], "neither a model of timm nor one of Hugging Face"),
     ):

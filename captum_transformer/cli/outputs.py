@@ -1,0 +1,120 @@
+"""Where explanations go: a file for all, files in a folder, or the terminal."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from captum_transformer.cli.errors import UserError
+from captum_transformer.cli.explanation import Explanation, Given, TextExplanation
+from captum_transformer.cli.progress import say, wants_color
+from captum_transformer.cli.write import FORMATS
+from captum_transformer.visualization import MapOptions, token_ansi
+from captum_transformer.visualization.tokens import visible
+
+
+class Outputs:
+    """Writes explanations, and says so.
+
+    Args:
+        arguments: What the user said.
+        given: All inputs, none of which is written over.
+
+    Raises:
+        UserError: If there can't be such an output.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, given: Sequence[Given]) -> None:
+        self._color = wants_color(arguments.color, sys.stdout)
+        self._options: MapOptions = {"sign": arguments.sign, "smooth": arguments.smooth}
+        if arguments.scale is not None:
+            self._options["scale"] = arguments.scale
+        output = None if arguments.output is None else Path(arguments.output)
+        ending = "" if output is None else output.suffix.removeprefix(".").lower()
+        self._file = output if ending in FORMATS else None
+        self._folder = Path() if output is None else output
+        # Without a word about files, texts are shown in the terminal.
+        self._files_of_texts = output is not None or bool(arguments.format)
+        self._formats = [ending] if self._file else arguments.format or ["png"]
+        self._taken = {_real(each.path) for each in given if each.text is None}
+        self._all: list[Explanation] = []
+        if self._file and arguments.format and arguments.format != [ending]:
+            raise UserError(f"--output names a .{ending}, --format says something else.")
+        if output is not None and output.suffix and not self._file and not output.is_dir():
+            raise UserError(
+                f"--output must be a folder or end in {', '.join(f'.{name}' for name in FORMATS)}, "
+                f"got {output}."
+            )
+        if self._file and _real(self._file) in self._taken:
+            raise UserError(f"{self._file} is one of the inputs; it would be lost.")
+        folder = self._file.parent if self._file else self._folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"The folder {folder} can't be made: {error.strerror}.") from error
+
+    def add(self, given: Given, explanation: Explanation) -> None:
+        """Writes an explanation, or keeps it for the file of all.
+
+        Args:
+            given: What is explained.
+            explanation: The explanation.
+        """
+        self._tell(explanation)
+        if self._file:
+            self._all.append(explanation)
+        elif self._files_of_texts or not isinstance(explanation, TextExplanation):
+            for ending in self._formats:
+                path = self._free(given, ending)
+                FORMATS[ending](path, [explanation], self._options)
+                say(f"  {visible(str(path))}")
+
+    def finish(self) -> None:
+        """Writes the file of all.
+
+        Raises:
+            UserError: If it can't be written.
+        """
+        if self._file and self._all:
+            try:
+                FORMATS[self._formats[0]](self._file, self._all, self._options)
+            except OSError as error:
+                raise UserError(f"{self._file} can't be written: {error.strerror}.") from error
+            say(f"  {visible(str(self._file))}")
+
+    def _tell(self, explanation: Explanation) -> None:
+        classes = "; ".join(f"{each}, score {each.score:.2f}" for each in explanation.classes)
+        say(visible(f"{explanation.name}: {classes}"))
+        if isinstance(explanation, TextExplanation) and not self._files_of_texts:
+            for method, every in explanation.attributions.items():
+                for chosen, values in zip(explanation.classes, every, strict=True):
+                    say(f"  {method}, {visible(str(chosen))}")
+                    say(self._words(explanation.words, values))
+
+    def _words(self, words: Sequence[str], values: Tensor) -> str:
+        if self._color:
+            sign, scale = self._options["sign"], self._options.get("scale")
+            return f"  {token_ansi(words, values, sign=sign, scale=scale)}"
+        # For other programs: a word and its relevance in each line.
+        lines = zip(words, values.tolist(), strict=True)
+        return "\n".join(f"{visible(word)}\t{value:.6g}" for word, value in lines)
+
+    def _free(self, given: Given, ending: str) -> Path:
+        """A name that no input and no other output of this run has."""
+        stem, number = given.path.stem, 1
+        path = self._folder / f"{stem}.explanation.{ending}"
+        while _real(path) in self._taken:
+            number += 1
+            path = self._folder / f"{stem}-{number}.explanation.{ending}"
+        self._taken.add(_real(path))
+        return path
+
+
+def _real(path: Path) -> Path:
+    try:
+        return path.resolve()
+    # A name that no file can have.
+    except (OSError, ValueError):
+        return path
