@@ -1,6 +1,7 @@
 """Chefer, Gur & Wolf (CVPR 2021): Transformer interpretability beyond attention visualization."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from captum_transformer.attr.transformer_method import START, scaled_back, seed
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.attention import attention_relevance
 from captum_transformer.rules.maps import MapBlock
+from captum_transformer.rules.places import places_from
 from captum_transformer.rules.propagate import propagate
 from captum_transformer.rules.update import RelevanceUpdate
 from captum_transformer.trace.attention import AttentionCall
@@ -132,7 +134,8 @@ def propagated_relevance(
         )
         return {value: target[value] - rather_than[value] for value in target}
     seeds = seed(selected, value, start=START)
-    return scaled_back(propagate(forward.tape, seeds, relevance.relevance_rule, wanted))
+    rule = partial(relevance.relevance_rule, places=places_from(value, forward.tape))
+    return scaled_back(propagate(forward.tape, seeds, rule, wanted))
 
 
 def relevance_map(

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer.rules.places import Places
 from captum_transformer.rules.propagate import transposed, unsupported
+from captum_transformer.rules.weights import Weighting
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.numeric import EPSILON, in_full, ratio
 from captum_transformer.trace.operation import Operand, Operation
@@ -31,18 +33,38 @@ def half_quotient(relevance: Tensor, product: Tensor, absolute: Tensor, terms: i
     return (relevance / twice_positive.add_(2 * EPSILON)).masked_fill_(vanishes, 0.0)
 
 
-def linear_rule(operation: Operation, relevance: Tensor) -> Tensor:
-    """The alpha-beta rule on ``F.linear``; the bias takes nothing."""
-    signal, weight, *rest = operation.operands
-    x, w = in_full(signal), in_full(weight)
-    bias = in_full(rest[0]) if rest else None
-    if operation.result is not None and operation.result.dtype == x.dtype:
-        product = operation.result.tensor if bias is None else operation.result.tensor - bias
-    else:
+def linear_rule(operation: Operation, rows: Weighting, relevance: Tensor, places: Places) -> Tensor:
+    """The alpha-beta rule on rows that are multiplied by a matrix; the bias takes nothing.
+
+    Args:
+        operation: what multiplies them.
+        rows: these, and the matrix.
+        relevance: what arrives at the output.
+        places: those outside of which that is zero. Only one row or column counts then.
+    """
+    signal, w = in_full(rows.signal), rows.matrix()
+    outputs, inputs = w.shape
+    column = next((p.at for p in places if p.axis.inner == 1 and p.axis.size == outputs), None)
+    columns = slice(None) if column is None else slice(column, column + 1)
+    row = next((place for place in places if place.is_of_rows(outputs)), None)
+
+    def counting(tensor: Tensor) -> Tensor:
+        return (tensor if row is None else row.of(tensor).reshape(-1, outputs))[..., columns]
+
+    before = None if row is None else row.among_rows(outputs, inputs)
+    x = signal if before is None else before.of(signal).reshape(-1, inputs)
+    w = w[columns]
+    if operation.result is None or operation.result.dtype != x.dtype:
         product = F.linear(x, w)
+    else:
+        product = counting(operation.result.tensor)
+        if rows.bias is not None:
+            product = product - in_full(rows.bias)[columns]
     magnitude, weights = x.abs(), w.abs()
-    half = half_quotient(relevance.to(x.dtype), product, F.linear(magnitude, weights), w.shape[-1])
-    return (half @ w).mul_(x).addcmul_(magnitude, half @ weights)
+    absolute = F.linear(magnitude, weights)
+    half = half_quotient(counting(relevance).to(x.dtype), product, absolute, inputs)
+    share = (half @ w).mul_(x).addcmul_(magnitude, half @ weights)
+    return share if before is None else before.filled(share, signal.shape)
 
 
 def alpha_beta_rule(operation: Operation, relevance: Tensor) -> Tensor:

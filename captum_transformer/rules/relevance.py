@@ -5,6 +5,8 @@ Linear maps follow the alpha-beta rule with alpha = 1, beta = 0, additions are n
 softmax, norms and activations pass it on unchanged.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -16,12 +18,14 @@ from captum_transformer.rules.linear import (
     linear_rule,
     z_box_rule,
 )
+from captum_transformer.rules.places import ANYWHERE, Places
 from captum_transformer.rules.propagate import rearranged, transposed, unsupported
 from captum_transformer.rules.samples import Numbered, samples_of
+from captum_transformer.rules.weights import weighting
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
 from captum_transformer.trace.numeric import in_full, ratio
-from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.statistics import signal_of
 
 # The kinds of operation whose operands these rules need to see.
@@ -38,11 +42,22 @@ KEEP = frozenset(
         Kind.OTHER,
     }
 )
+_UNKNOWN: Mapping[Value, Places] = {}
 _PASSED_ON = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL})
 
 
-def relevance_rule(operation: Operation, incoming: list[Tensor | None]) -> list[Tensor | None]:
-    """What each traced operand gets of the relevance of an operation's outputs."""
+def relevance_rule(
+    operation: Operation,
+    incoming: list[Tensor | None],
+    places: Mapping[Value, Places] = _UNKNOWN,
+) -> list[Tensor | None]:
+    """What each traced operand gets of the relevance of an operation's outputs.
+
+    Args:
+        operation: the operation.
+        incoming: the relevance of each output; None for those that it does not reach.
+        places: see `places_from`.
+    """
     kind, count = operation.kind, len(operation.traced())
     if kind is Kind.SHAPE:
         return rearranged(operation, incoming)
@@ -69,8 +84,10 @@ def relevance_rule(operation: Operation, incoming: list[Tensor | None]) -> list[
         return [relevance.flatten(len(ids.size)).sum(-1)]
     if count == 1 and kind is Kind.CONV and is_first_convolution(operation):
         return [z_box_rule(operation, relevance)]
-    if count == 1 and kind is Kind.LINEAR and operation.name == "linear":
-        return [linear_rule(operation, relevance)]
+    if (rows := weighting(operation)) is not None:
+        output = operation.outputs[0]
+        known = ANYWHERE if output is None else places.get(output, ANYWHERE)
+        return [linear_rule(operation, rows, relevance, known)]
     if count == 1 and kind in (Kind.LINEAR, Kind.CONV, Kind.MATMUL):
         return [alpha_beta_rule(operation, relevance)]
     return _z_rule(operation, incoming)
