@@ -9,6 +9,7 @@ from torch import Tensor
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.tape import Tape
+from captum_transformer.trace.views import views_of
 
 # Given an operation and what arrived at its outputs (None: nothing did), a rule returns what goes
 # on to each of its traced operands (None: nothing does).
@@ -96,12 +97,24 @@ def rearranged(operation: Operation, cotangents: list[Tensor | None]) -> list[Te
         return [torch.stack([some / 2, some / 2], -1)]
     if operation.name == "view_as_real":
         return [some.sum(-1)]
+    if (back := _in_order(operation, some)) is not None:
+        return [back]
     # What an operation fills in, such as the lowest number there is, must fit the precision.
     values = [value for _, value in operation.traced()]
     dtypes = [value.dtype for value in values if value.dtype.is_floating_point]
     dtype = functools.reduce(torch.promote_types, dtypes, some.dtype)
     blanks = [value.blank(dtype) for value in values]
     return transposed(operation, blanks, cotangents)
+
+
+def _in_order(operation: Operation, cotangent: Tensor) -> Tensor | None:
+    """The cotangent as the operand's entries lie, of which the output shows each just once."""
+    views = views_of(operation)
+    if views is None or len(views) != 1 or (order := views[0].order()) is None:
+        return None
+    ((_, value),) = operation.traced()
+    whole = views[0].numel() == value.shape.numel()
+    return cotangent.permute(order).reshape(value.shape) if whole else None
 
 
 def unsupported(operation: Operation, why: str) -> UnsupportedOperationError:

@@ -26,6 +26,19 @@ class View(NamedTuple):
         """The number of its entries."""
         return math.prod(self.shape)
 
+    @lru_cache(maxsize=4096)  # noqa: B019 - a view is a few numbers
+    def order(self) -> tuple[int, ...] | None:
+        """Its dimensions in the order in which the entries lie, if each is there just once.
+
+        >>> import torch
+        >>> View.of(torch.empty(2, 3, 4).transpose(0, 1)).order()
+        (1, 0, 2)
+        """
+        dims = sorted(range(len(self.shape)), key=lambda dim: -self.stride[dim])
+        lengths = tuple(self.shape[dim] for dim in dims)
+        strides = tuple(self.stride[dim] for dim in dims)
+        return tuple(dims) if View(lengths, strides).is_contiguous() else None
+
     def is_contiguous(self) -> bool:
         """Whether its entries lie in memory as they are counted."""
         expected = 1
