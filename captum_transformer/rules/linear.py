@@ -40,13 +40,14 @@ def linear_rule(operation: Operation, rows: Weighting, relevance: Tensor, places
         operation: what multiplies them.
         rows: these, and the matrix.
         relevance: what arrives at the output.
-        places: those outside of which that is zero. Only one row or column counts then.
+        places: those outside of which that is zero. Only one row counts then, or one entry of it.
     """
     signal, w = in_full(rows.signal), rows.matrix()
     outputs, inputs = w.shape
-    column = next((p.at for p in places if p.axis.inner == 1 and p.axis.size == outputs), None)
-    columns = slice(None) if column is None else slice(column, column + 1)
     row = next((place for place in places if place.is_of_rows(outputs)), None)
+    column = next((p.at for p in places if p.axis.inner == 1 and p.axis.size == outputs), None)
+    # A class alone saves little: there is one row for each sample then.
+    columns = slice(None) if row is None or column is None else slice(column, column + 1)
 
     def counting(tensor: Tensor) -> Tensor:
         return (tensor if row is None else row.of(tensor).reshape(-1, outputs))[..., columns]
