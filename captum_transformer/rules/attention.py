@@ -52,7 +52,10 @@ def _through_fused(
     keys, mask = call.keys(), call.mask
     lead = half.shape[:-2]
     to_values, to_keys = (tensor.new_zeros(*lead, *tensor.shape[-2:]) for tensor in (values, keys))
-    to_queries, to_mask = [], []
+    # One tensor for all blocks: small ones that stay between large ones that go would break up the
+    # memory, so that as much of it is held as a map of all pairs of tokens takes.
+    to_queries = keys.new_empty(*half.shape[:-1], keys.shape[-1])
+    to_mask = []
     sums: list[Tensor] = []
     for rows in call.blocks():
         queries, bias = call.queries(rows), call.bias(rows)
@@ -68,10 +71,10 @@ def _through_fused(
             if mask.value is not None:
                 to_mask.append(onto_bias)
         onto_queries, onto_keys = _through_scores(call, queries, keys, products, relevance)
-        to_queries.append(onto_queries)
+        to_queries[..., rows, :] = onto_queries
         to_keys += onto_keys
     to_values *= values
-    received = {id(call.query): torch.cat(to_queries, -2), id(call.key): to_keys}
+    received = {id(call.query): to_queries, id(call.key): to_keys}
     if mask is not None and to_mask:
         received[id(mask)] = torch.cat(to_mask, -2)
     if sums:
