@@ -176,4 +176,11 @@ def gradient_map(gradients: dict[AttentionCall, Tensor]) -> MapBlock:
 
 def row_sums(maps: MapBlock, call: AttentionCall) -> Tensor:
     """The sum of each row of a call's map: ``(..., Q)``."""
-    return torch.cat([maps(call, rows).sum(-1) for rows in call.blocks()], -1)
+    first, *others = call.blocks()
+    block = maps(call, first).sum(-1)
+    # One tensor for all, as small ones that stay between blocks would break up the memory.
+    sums = block.new_empty(*block.shape[:-1], call.map_shape()[-2])
+    sums[..., first] = block
+    for rows in others:
+        sums[..., rows] = maps(call, rows).sum(-1)
+    return sums

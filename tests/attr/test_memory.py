@@ -3,12 +3,15 @@
 import gc
 import resource
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.cost.memory import STATUS, resident_peak_bytes
+from benchmarks.cost.subjects import long_encoder
 from tests.attr.subjects import METHODS
 
 
@@ -71,3 +74,15 @@ def test_a_thousand_calls_leave_no_growth(method: str) -> None:
     assert len(gc.get_objects()) - objects < 100
     # Two kilobytes a call: less than any of its tensors.
     assert resident_bytes() - memory < 2 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STATUS.exists(), reason="reads Linux's own record")
+@pytest.mark.parametrize("method", ["AttentionRollout", "TransformerAttribution"])
+def test_long_inputs_do_not_break_up_the_memory(method: str) -> None:
+    """Small tensors that stay between blocks of maps keep the allocator from using these again."""
+    torch.manual_seed(0)
+    subject = long_encoder(12_288, {"device": torch.device("cpu"), "dtype": torch.float32})
+    explain = partial(METHODS[method](subject.model).attribute, subject.inputs, 0)
+    # The maps of both heads of one layer would take 1152 MiB.
+    assert resident_peak_bytes(explain, subject.inputs.device) < 700 * 2**20
