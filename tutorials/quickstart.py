@@ -65,7 +65,7 @@ class Mosaics(NamedTuple):
     """Pictures of four digits.
 
     Attributes:
-        images: ``(B, 1, 16, 16)``, ink from 0 to 1.
+        images: ``(B, 1, 16, 16)`` of digits 8 wide and high, ink from 0 to 1.
         digits: ``(B, 4)``, which digit each cell holds, row by row.
         labels: ``(B, 10)``, 1 for each of the four, 0 for the others.
     """
@@ -82,8 +82,9 @@ class Mosaics(NamedTuple):
         labels = F.one_hot(digits[chosen], 10).amax(1)
         distinct = labels.sum(1) == 4  # as good as half of them
         chosen, labels = chosen[distinct], labels[distinct]
-        cells = images[chosen].view(-1, 2, 2, CELL, CELL)
-        mosaics = cells.transpose(2, 3).reshape(-1, 1, 2 * CELL, 2 * CELL)
+        side = images.shape[-1]
+        cells = images[chosen].view(-1, 2, 2, side, side)
+        mosaics = cells.transpose(2, 3).reshape(-1, 1, 2 * side, 2 * side)
         return cls(mosaics, digits[chosen], labels.float())
 
     def repeated(self, times: int) -> Mosaics:

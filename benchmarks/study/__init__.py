@@ -1,0 +1,1 @@
+"""How faithful the methods are, by the papers' protocols, on real data."""

@@ -1,0 +1,104 @@
+"""Confidence intervals: what else the figure might have been, had other samples been drawn."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+RESAMPLES, LEVEL = 2000, 0.95
+
+
+def _correlation(m: Floats) -> Floats:
+    x, y, xx, yy, xy = m.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y))
+
+
+def _slope(m: Floats) -> Floats:
+    x, y, xx, _, xy = m.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (xy - x * y) / (xx - x * x)
+
+
+STATISTICS: dict[str, Callable[[Floats], Floats]] = {
+    "mean": lambda m: m[:, 0],
+    # Counts are added up over the samples before they are divided: part, whole, part, whole, ...
+    "ratios": lambda m: (m[:, 0::2] / m[:, 1::2]).mean(1),
+    # Of x, y, x², y² and xy.
+    "correlation": _correlation,
+    "slope": _slope,
+}
+"""Statistics as functions of the samples' means: ``(repeats, columns)`` to one for each repeat."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What was measured of each sample.
+
+    Attributes:
+        values: The columns that the statistic needs, for each sample.
+        statistic: A name in `STATISTICS`.
+        better: ``"high"``, ``"low"`` or ``"none"``.
+        groups: Which samples belong together (several classes in one picture) and are drawn
+            together; None if each is for itself.
+    """
+
+    values: list[list[float]]
+    statistic: str = "mean"
+    better: str = "high"
+    groups: list[int] | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float], better: str = "high") -> "Score":
+        """The mean of one value for each sample."""
+        return cls([[float(value)] for value in values], better=better)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def draws(score: Score, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, Floats]:
+    """The figure, and what it is on samples drawn from the samples.
+
+    With the same seed the draws are the same for all scores of the same samples, so differences of
+    draws are those of pairs.
+    """
+    values = np.asarray(score.values, np.float64)
+    groups = np.arange(len(values)) if score.groups is None else np.asarray(score.groups)
+    _, numbers = np.unique(groups, return_inverse=True)
+    count = int(numbers.max()) + 1
+    # With the number of samples in the last column, as groups differ in size.
+    sums = np.zeros((count, values.shape[1] + 1))
+    np.add.at(sums, numbers, np.column_stack([values, np.ones(len(values))]))
+
+    statistic = STATISTICS[score.statistic]
+    chosen = np.random.default_rng(seed).multinomial(count, [1 / count] * count, resamples)
+    drawn = np.concatenate([np.ones((1, count)), chosen]) @ sums
+    found = statistic(drawn[:, :-1] / drawn[:, -1:])
+    return float(found[0]), found[1:]
+
+
+def interval(score: Score, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """The figure with its percentile interval."""
+    value, drawn = draws(score, resamples, seed)
+    return Interval(value, *_limits(drawn))
+
+
+def difference(first: Score, second: Score, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """How much larger the first figure is, for scores of the same samples."""
+    (a, of_a), (b, of_b) = draws(first, resamples, seed), draws(second, resamples, seed)
+    return Interval(a - b, *_limits(of_a - of_b))
+
+
+def _limits(drawn: Floats) -> tuple[float, float]:
+    outside = (1 - LEVEL) / 2
+    low, high = np.nanquantile(drawn, [outside, 1 - outside])
+    return float(low), float(high)

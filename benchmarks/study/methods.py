@@ -1,0 +1,50 @@
+"""All methods of the study: those of this package, Captum's, and chance."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from captum.attr import Attribution, InputXGradient, IntegratedGradients, Saliency
+
+from captum_transformer import (
+    AttentionGradCam,
+    AttentionRollout,
+    AttnLRP,
+    ConservativeLRP,
+    GenericAttentionRelevance,
+    PartialLRP,
+    RawAttention,
+    TransformerAttribution,
+    TransformerMethod,
+)
+
+TRANSFORMER: dict[str, Callable[[Any], TransformerMethod]] = {
+    "TransformerAttribution": TransformerAttribution,
+    "GenericAttentionRelevance": GenericAttentionRelevance,
+    "ConservativeLRP": ConservativeLRP,
+    "ConservativeLRP, AH only": partial(ConservativeLRP, layer_norm_rule=False),
+    "AttnLRP": AttnLRP,
+    "Full LRP": partial(TransformerAttribution, propagate_to_input=True),
+    "PartialLRP": PartialLRP,
+    "AttentionGradCam": AttentionGradCam,
+    "AttentionRollout": AttentionRollout,
+    "RawAttention": RawAttention,
+}
+# As the authors' code has it for BERT. Of GradCAM's poolings the one in which padding has no say.
+TEXT: dict[str, Callable[[Any], TransformerMethod]] = TRANSFORMER | {
+    "TransformerAttribution": partial(TransformerAttribution, normalize_rows=True),
+    "AttentionGradCam": partial(AttentionGradCam, pooling="open"),
+}
+CAPTUM: dict[str, Callable[[Any], Attribution]] = {
+    "Saliency": Saliency,
+    "InputXGradient": InputXGradient,
+    "IntegratedGradients": IntegratedGradients,
+}
+# What these say of a pixel differs from what they say of its neighbours in the same patch.
+OF_EACH_VALUE = {
+    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "Full LRP"),
+    *CAPTUM,
+}
+RANDOM = "Random"
+PIXELS = ", by pixel"
+INTEGRATION_STEPS = 50

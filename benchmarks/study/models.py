@@ -1,0 +1,63 @@
+"""The small models that the study trains itself."""
+
+import torch
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+
+LONGEST = 1024
+
+
+def normalised(images: Tensor) -> Tensor:
+    """From [0, 1] to [-1, 1]."""
+    return images * 2 - 1
+
+
+def object_vit() -> VisionTransformer:
+    """For pictures of 64x64: 64 patches."""
+    return VisionTransformer(
+        img_size=64, patch_size=8, num_classes=10,
+        embed_dim=96, depth=4, num_heads=6, mlp_ratio=4,
+    )  # fmt: skip
+
+
+def mosaic_vit() -> VisionTransformer:
+    """For mosaics of 56x56: 64 patches, sixteen to a digit."""
+    return VisionTransformer(
+        img_size=56, patch_size=7, in_chans=1, num_classes=10,
+        embed_dim=64, depth=4, num_heads=4, mlp_ratio=2,
+    )  # fmt: skip
+
+
+def clothing_vit(classes: int) -> VisionTransformer:
+    """For photographs of 96x96: 144 patches."""
+    return VisionTransformer(
+        img_size=96, patch_size=8, num_classes=classes,
+        embed_dim=96, depth=4, num_heads=6, mlp_ratio=4,
+    )  # fmt: skip
+
+
+def text_encoder(words: int) -> BertForSequenceClassification:
+    """A BERT of four layers for two classes."""
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=words,
+            hidden_size=96,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=192,
+            max_position_embeddings=LONGEST,
+            hidden_dropout_prob=0.2,
+            attention_probs_dropout_prob=0.1,
+        )
+    )
+
+
+def parameters(model: nn.Module) -> int:
+    """How many there are."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,80 @@
+"""What the papers' tables say, and whether the order of methods is the same here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.study.bootstrap import Interval, Score, draws
+
+
+class Published(NamedTuple):
+    """A column of a paper's table, by our names of the methods."""
+
+    source: str
+    figures: Mapping[str, float]
+
+
+PUBLISHED: dict[tuple[str, str, str], Published] = {
+    ("sentiment", "activation", "AUAC"): Published(
+        "ICML 2022, SST-2",
+        {
+            "Random": 0.664,
+            "RawAttention": 0.712,
+            "AttentionRollout": 0.713,
+            "Saliency": 0.773,
+            "GenericAttentionRelevance": 0.834,
+            "InputXGradient": 0.847,
+            "ConservativeLRP, AH only": 0.855,
+            "ConservativeLRP": 0.908,
+        },
+    ),
+    ("vision", "perturbation", "predicted, negative"): Published(
+        "CVPR 2021, ImageNet",
+        {"AttentionRollout": 53.1, "AttentionGradCam": 41.5, "TransformerAttribution": 54.2},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A published column beside ours.
+
+    Attributes:
+        source: The paper and the data.
+        rows: Method, the paper's figure, ours.
+        rank_correlation: Spearman's, of the two columns.
+    """
+
+    source: str
+    rows: list[tuple[str, float, float]]
+    rank_correlation: Interval
+
+
+def compare(task: str, metric: str, score: str, ours: Mapping[str, Score]) -> Comparison | None:
+    """Compares with what was published of this score, if anything was."""
+    published = PUBLISHED.get((task.split(" ", 1)[0], metric, score))
+    if published is None:
+        return None
+    figures = {name: value for name, value in published.figures.items() if name in ours}
+    found = [draws(ours[name]) for name in figures]
+    theirs = _ranks(np.array([list(figures.values())]))
+    drawn = _agreement(theirs, _ranks(np.stack([each for _, each in found], 1)))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    (value,) = _agreement(theirs, _ranks(np.array([[value for value, _ in found]])))
+    rows = [
+        (name, theirs, value)
+        for (name, theirs), (value, _) in zip(figures.items(), found, strict=True)
+    ]
+    return Comparison(published.source, rows, Interval(float(value), float(low), float(high)))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    return values.argsort(1).argsort(1).astype(float)
+
+
+def _agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of each row."""
+    a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in (first, second))
+    return (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
