@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--epochs", type=int, help="of each training; each has its own by default")
     parser.add_argument("--threads", type=int, default=min(4, os.cpu_count() or 1))
-    parser.add_argument("--publish", action="store_true", help="also write docs/study.md")
+    parser.add_argument("--publish", action="store_true", help="also fill docs/study.md")
     args = parser.parse_args(arguments)
     if args.samples is not None and args.samples < 2:
         parser.error(f"--samples must be at least 2, got {args.samples}.")
@@ -59,10 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
         records.append(finished(subject, store))
     (args.out / "study.json").write_text(json.dumps(records, indent=1) + "\n")
     (args.out / "study.md").write_text("\n\n".join(map(markdown, records)) + "\n")
-    draw_all(records, args.out)
+    figures = draw_all(records, args.out)
     print(f"{args.out / 'study.md'}, after {time.perf_counter() - start:.0f} s")
     if args.publish:
-        page.publish(records)
+        page.publish(records, figures)
 
 
 def finished(subject: Subject, store: Store) -> Record:

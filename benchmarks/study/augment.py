@@ -20,12 +20,14 @@ def shifted(images: Tensor, by: int) -> Tensor:
     return torch.stack(cut)
 
 
-def cropped(images: Tensor, maps: Tensor, smallest: int) -> list[tuple[Tensor, Tensor]]:
+def cropped(
+    images: Tensor, maps: Tensor, smallest: int, largest: int
+) -> list[tuple[Tensor, Tensor]]:
     """A random square of each picture and of its label map."""
     side = images.shape[-1]
     squares = []
     for image, labels in zip(images, maps, strict=True):
-        width = int(torch.randint(smallest, side + 1, ()))
+        width = int(torch.randint(smallest, largest + 1, ()))
         row, column = torch.randint(side - width + 1, (2,)).tolist()
         inside = (..., slice(row, row + width), slice(column, column + width))
         squares.append((image[inside], labels[inside]))

@@ -13,10 +13,10 @@ def normalised(images: Tensor) -> Tensor:
     return images * 2 - 1
 
 
-def object_vit() -> VisionTransformer:
+def picture_vit(classes: int) -> VisionTransformer:
     """For pictures of 64x64: 64 patches."""
     return VisionTransformer(
-        img_size=64, patch_size=8, num_classes=10,
+        img_size=64, patch_size=8, num_classes=classes,
         embed_dim=96, depth=4, num_heads=6, mlp_ratio=4,
     )  # fmt: skip
 
@@ -26,14 +26,6 @@ def mosaic_vit() -> VisionTransformer:
     return VisionTransformer(
         img_size=56, patch_size=7, in_chans=1, num_classes=10,
         embed_dim=64, depth=4, num_heads=4, mlp_ratio=2,
-    )  # fmt: skip
-
-
-def clothing_vit(classes: int) -> VisionTransformer:
-    """For photographs of 96x96: 144 patches."""
-    return VisionTransformer(
-        img_size=96, patch_size=8, num_classes=classes,
-        embed_dim=96, depth=4, num_heads=6, mlp_ratio=4,
     )  # fmt: skip
 
 

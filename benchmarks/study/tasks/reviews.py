@@ -17,8 +17,8 @@ from benchmarks.study.tasks.sentiment import Labelled, text_accuracy, together, 
 from benchmarks.study.texts import Texts
 from benchmarks.study.training import Trained, trained
 
-NAME, SAMPLES = "reviews", 100
-EPOCHS = 12
+NAME, SAMPLES = "reviews", 60
+EPOCHS = 6
 WINDOW = 256
 
 

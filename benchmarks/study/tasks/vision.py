@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.study.augment import flipped, shifted
 from benchmarks.study.data import objects
-from benchmarks.study.models import device, normalised, object_vit, parameters
+from benchmarks.study.models import device, normalised, parameters, picture_vit
 from benchmarks.study.pictures import Pictures
 from benchmarks.study.store import state_of
 from benchmarks.study.subject import Subject
@@ -42,7 +42,13 @@ def train(data: Path, checkpoint: Path, *, epochs: int | None = None) -> Trained
         return {"accuracy": (scores.argmax(1).cpu() == split.labels).double().mean().item()}
 
     return trained(
-        checkpoint, object_vit, loader, loss, measure, epochs=epochs or EPOCHS, learning_rate=1.5e-3
+        checkpoint,
+        lambda: picture_vit(10),
+        loader,
+        loss,
+        measure,
+        epochs=epochs or EPOCHS,
+        learning_rate=1.5e-3,
     )
 
 

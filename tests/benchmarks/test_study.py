@@ -1,0 +1,306 @@
+"""The study runs from end to end on tiny made-up data, and goes on where it was stopped."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizer,
+)
+
+from benchmarks.study import __main__ as program
+from benchmarks.study.bootstrap import Score, difference, interval
+from benchmarks.study.data import clothing, molecules, texts
+from benchmarks.study.methods import CAPTUM, OF_EACH_VALUE, PIXELS, RANDOM, TRANSFORMER
+from benchmarks.study.order import untied
+from benchmarks.study.papers import compare
+from benchmarks.study.tasks import mosaics
+
+METHODS = {*TRANSFORMER, *CAPTUM, RANDOM}
+BY_PIXEL = {name + PIXELS for name in (*OF_EACH_VALUE, RANDOM)}
+TREES = [
+    "(4 (2 A) (4 (3 very) (4 good)))",
+    "(0 (2 A) (1 (2 very) (0 bad)))",
+    "(3 (3 Good) (2 .))",
+    "(1 (1 Bad) (2 .))",
+    "(2 (2 So) (2 so))",
+]
+RANDOM_STATE = np.random.default_rng(0)
+
+
+def noise(path, size, channels=3):
+    shape = (*size, channels) if channels else size
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RANDOM_STATE.integers(0, 256, shape, dtype=np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Everything that the study reads, tiny."""
+    folder = tmp_path_factory.mktemp("data")
+    make_objects(folder / "tinyimagenet10_boxes")
+    make_clothing(folder / "ccp_160")
+    digits = np.arange(40) % 10
+    images = RANDOM_STATE.integers(0, 256, (40, 28, 28), dtype=np.uint8)
+    np.savez(folder / "mnist.npz", x_train=images, y_train=digits, x_test=images, y_test=digits)
+    make_texts(folder)
+    make_molecules(folder / "rxnmapper_albert" / "albert_heads_8_uspto_all_1310k")
+    return folder
+
+
+def make_objects(folder):
+    rows = ["split,file,label,x0,y0,x1,y1"]
+    for split, count in (("train", 20), ("val", 10)):
+        for number in range(count):
+            noise(folder / split / f"{number}.png", (64, 64))
+            rows.append(f"{split},{number}.png,{number % 10},8,8,39,39")
+    (folder / "labels.csv").write_text("\n".join(rows))
+
+
+def make_clothing(folder):
+    names = [name for members in clothing.CLASSES.values() for name in members]
+    (folder / "masks").mkdir(parents=True)
+    for number in range(8):
+        noise(folder / "images" / f"{number:04}.jpg", (160, 160))
+        mask = np.zeros((160, 160), np.uint8)
+        for index in range(8):  # a class to each strip, but for those that are padding
+            mask[:, 20 * index : 20 * index + 20] = (index + number) % len(names) + 1
+        mask[:, :4] = 255
+        Image.fromarray(mask).save(folder / "masks" / f"{number:04}.png")
+    lines = ["0\tnull", *(f"{i}\t{name}" for i, name in enumerate(names, start=1))]
+    (folder / "labels.txt").write_text("\n".join(lines))
+
+
+def make_texts(folder):
+    with zipfile.ZipFile(folder / "sst_trees.zip", "w") as archive:  # as it is downloaded
+        for split in ("train", "dev"):
+            archive.writestr(f"{split}.txt", "\n".join(3 * TREES))
+    reviews = folder / "eraser_movies"
+    (reviews / "docs").mkdir(parents=True)
+    for split in ("train", "val"):
+        lines = []
+        for number in range(4):
+            name = f"{split}_{number}.txt"
+            (reviews / "docs" / name).write_text("this is a\nvery good movie .\n" * 5)
+            evidence = {"docid": name, "start_token": 3, "end_token": 5}
+            label = "POS" if number % 2 else "NEG"
+            entry = {"annotation_id": name, "classification": label, "evidences": [[evidence]]}
+            lines.append(json.dumps(entry))
+        (reviews / f"{split}.jsonl").write_text("\n".join(lines))
+
+
+def make_molecules(folder):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"cCON()=123n>.", ">>"]
+    settings = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = AlbertConfig(
+        vocab_size=len(tokens), embedding_size=8, intermediate_size=16, **settings
+    )
+    AlbertForMaskedLM(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(tokens))
+
+
+def run(data, out, *further):
+    program.main(
+        ["--data", str(data), "--out", str(out), "--samples", "6", "--threads", "1", *further]
+    )
+    return {record["name"]: record for record in json.loads((out / "study.json").read_text())}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture(scope="module")
+def records(data, out):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mosaics, "TRAINING", 200)
+        return run(data, out, "--epochs", "1")
+
+
+SCORES = {
+    "vision": {"perturbation": 4, "segmentation": 3, "localisation": 2},
+    "mosaics": {"grid pointing game": 1},
+    "clothing": {"segmentation": 3, "localisation": 2},
+    "sentiment": {"activation": 2, "removal": 2, "labels": 2, "conservation": 3},
+    "reviews": {"rationales": 2},
+    "molecules": {"conservation": 3, "conservation, words only": 3},
+}
+
+
+def test_each_method_has_each_score_with_its_interval(records):
+    for task, metrics in SCORES.items():
+        found = records[task]["metrics"]
+        assert {metric: len(entry["scores"]) for metric, entry in found.items()} == metrics
+        pictures = task in ("vision", "mosaics", "clothing")
+        for metric, entry in found.items():
+            for column in entry["scores"].values():
+                if not metric.startswith("conservation"):
+                    assert column["methods"].keys() == METHODS | (BY_PIXEL if pictures else set())
+                for row in column["methods"].values():
+                    assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_what_is_written_can_be_read(records, out):
+    page = (out / "study.md").read_text()
+    for task in records:
+        assert f"## {task}\n" in page
+        assert (out / f"{task}-scores.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "vision-curves.png").is_file()
+    assert (out / "molecules-conservation-1.png").is_file()
+
+
+def test_what_is_there_is_not_computed_again(records, data, out):
+    files = [path for kind in ("models", "maps", "results") for path in (out / kind).rglob("*.*")]
+    lost = out / "results" / "vision" / "segmentation" / "Saliency.json"
+    before = {path: path.stat().st_mtime_ns for path in files}
+    lost.unlink()
+    again = run(data, out, "--epochs", "1", "--only", "vision", "sentiment")
+    after = {path: path.stat().st_mtime_ns for path in files}
+    assert {path for path in files if before[path] != after[path]} == {lost}
+    assert again["vision"] == records["vision"]
+    assert again["sentiment"] == records["sentiment"]
+
+
+def test_other_samples_are_computed_anew(records, data, tmp_path, out):
+    (tmp_path / "models").symlink_to(out / "models")
+    (tmp_path / "results").mkdir()
+    six = run(data, tmp_path, "--epochs", "1", "--only", "sentiment")["sentiment"]
+    four = run(data, tmp_path, "--epochs", "1", "--only", "sentiment", "--samples", "4")
+    assert six == records["sentiment"] | {"seconds": six["seconds"]}
+    assert four["sentiment"]["metrics"] != six["metrics"]
+
+
+def test_a_model_of_timm_is_studied_on_a_folder_of_pictures(tmp_path):
+    model = timm.create_model("test_vit", num_classes=3, img_size=32)
+    timm.models.save_for_hf(model, tmp_path / "model", model_args={"img_size": 32})
+    for label in range(3):
+        for number in range(2):
+            noise(tmp_path / "imagenet" / f"n{label}" / f"{number}.png", (40, 50))
+    name = f"local-dir:{tmp_path / 'model'}"
+    (record,) = run(tmp_path, tmp_path / "out", "--model", name).values()
+    assert record["metrics"]["perturbation"]["scores"].keys() == {
+        f"{target}, {order}"
+        for target in ("predicted", "target")
+        for order in ("positive", "negative")
+    }
+    noise(tmp_path / "imagenet" / "one too many" / "0.png", (40, 50))
+    with pytest.raises(ValueError, match=r"3 classes apart, but .* has 4"):
+        run(tmp_path, tmp_path / "out", "--model", name)
+
+
+def test_a_model_of_transformers_is_studied_on_sentences(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "a", "movie", "##s"]
+    folder = tmp_path / "model"
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    (tmp_path / "SST-2").mkdir()
+    lines = ["sentence\tlabel", "a good movie\t1", "bad movies\t0", "good good good\t1"]
+    (tmp_path / "SST-2" / "dev.tsv").write_text("\n".join(lines))
+    (record,) = run(tmp_path, tmp_path / "out", "--model", str(folder)).values()
+    assert record["facts"]["samples"].startswith("3,")
+    auac = record["metrics"]["activation"]["scores"]["AUAC"]
+    assert auac["methods"].keys() == METHODS
+    assert len(auac["published"]["rows"]) == 8
+
+
+def test_models_that_do_something_else_are_refused(tmp_path):
+    config = AlbertConfig(vocab_size=9, hidden_size=8, num_attention_heads=2, intermediate_size=8)
+    AlbertForMaskedLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="AlbertForMaskedLM: the study takes image and text"):
+        run(tmp_path, tmp_path / "out", "--model", str(tmp_path))
+
+
+def test_a_missing_data_set_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"neither a folder 'ccp_160' nor 'ccp_160.zip'"):
+        run(tmp_path, tmp_path / "out", "--only", "clothing")
+
+
+def test_phrases_are_read_with_their_words():
+    tree = texts.parse("(4 (2 A) (4 (3 very) (4 good)))")
+    assert tree.words == ["a", "very", "good"]
+    assert tree.sentiment == 4
+    assert sorted(tree.phrases) == [(0, 1, 2), (0, 3, 4), (1, 2, 3), (1, 3, 4), (2, 3, 4)]
+
+
+def test_molecules_are_masked_one_token_at_a_time(data):
+    folder = data / "rxnmapper_albert" / "albert_heads_8_uspto_all_1310k"
+    ids, places, truth = molecules.masked(folder, 7)
+    mask = molecules.vocabulary(folder)["[MASK]"]
+    assert len(ids) == len(places) == len(truth) == 7
+    for text, place in zip(ids, places, strict=True):
+        assert (text == mask).nonzero().flatten().tolist() == [place]
+
+
+def test_the_interval_of_a_mean_is_the_one_of_the_normal_distribution():
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    found = interval(Score.of(values.tolist()))
+    margin = 1.96 * values.std() / 20
+    assert found.value == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - margin, abs=0.03)
+    assert found.high == pytest.approx(values.mean() + margin, abs=0.03)
+
+
+def test_pairs_are_drawn_together():
+    values = np.random.default_rng(1).normal(0, 100, 50)
+    found = difference(Score.of((values + 1).tolist()), Score.of(values.tolist()))
+    assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
+
+
+def test_samples_of_one_group_are_drawn_together():
+    values = [0.0, 1.0, 0.0, 1.0] * 10
+    alone = interval(Score([[v] for v in values]))
+    # Each group has both, so that whichever groups are drawn the mean is the same.
+    pairs = interval(Score([[v] for v in values], groups=[i // 2 for i in range(40)]))
+    assert alone.high - alone.low > 0.2
+    assert (pairs.low, pairs.high) == pytest.approx((0.5, 0.5))
+
+
+def test_counts_are_added_up_before_they_are_divided():
+    score = Score([[1, 2, 30, 40], [3, 8, 10, 40]], "ratios")
+    assert interval(score).value == pytest.approx((4 / 10 + 40 / 80) / 2)
+
+
+def test_a_correlation_is_numpys():
+    x, y = np.random.default_rng(1).normal(size=(2, 30))
+    moments = np.stack([x, y, x * x, y * y, x * y], 1).tolist()
+    assert interval(Score(moments, "correlation")).value == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert interval(Score(moments, "slope")).value == pytest.approx(np.polyfit(x, y, 1)[0])
+
+
+def test_ties_are_broken_at_random_and_nothing_else_is():
+    relevance = torch.zeros(500, 4)
+    relevance[:, 2] = 1
+    relevance[:, 0] = -1
+    ranks = untied(relevance)
+    assert (ranks[:, 2] == 3).all()
+    assert (ranks[:, 0] == 0).all()
+    assert 0.4 < (ranks[:, 1] == 1).double().mean() < 0.6
+    assert torch.equal(ranks, untied(relevance))
+
+
+def test_the_published_order_is_compared():
+    published = {"AttentionRollout": 2.0, "AttentionGradCam": 1.0, "TransformerAttribution": 3.0}
+    ours = {name: Score.of([value, value]) for name, value in published.items()}
+    same = compare("vision", "perturbation", "predicted, negative", ours)
+    assert same.rank_correlation.value == 1
+    turned = {name: Score.of([-value, -value]) for name, value in published.items()}
+    other = compare("vision any/model", "perturbation", "predicted, negative", turned)
+    assert other.rank_correlation.value == -1
+    assert compare("vision", "segmentation", "mIoU", ours) is None
