@@ -97,7 +97,7 @@ def comparison(task: str, score: str, published: dict[str, Any]) -> str:
     rows = sorted(published["rows"], key=lambda row: row[1])
     lines = [
         (
-            f"{published['source']}, and here {task}, {score}. Rank correlation of the two columns: "
+            f"{published['source']}, and {task}, {score}, here. Rank correlation of both columns: "
             f"**{rank['value']:.2f}** [{rank['low']:.2f}, {rank['high']:.2f}]."
         ),
         "",

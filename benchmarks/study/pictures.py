@@ -16,7 +16,7 @@ from benchmarks.study.methods import (
     RANDOM,
     TRANSFORMER,
 )
-from benchmarks.study.order import DIRECTIONS, untied
+from benchmarks.study.order import DIRECTIONS, Order, untied
 from benchmarks.study.store import Maps, Measured
 from captum_transformer.metrics import (
     Curve,
@@ -50,7 +50,7 @@ class Pictures:
     ) -> None:
         self.model = model.to(device).eval()
         self.images, self.targets, self.device = images, dict(targets), device
-        self.black = black.to(device)
+        self.black = black.to(device, images.dtype)
         self._by_pixel: dict[str, Maps] = {}
 
     def methods(self) -> dict[str, Callable[[], Maps]]:
@@ -117,38 +117,42 @@ class Pictures:
     def _random(self, *, by_pixel: bool) -> Maps:
         size = tuple(self.images.shape[2:]) if by_pixel else self._grid()
         generator = torch.Generator().manual_seed(0)
-        return {
-            name: torch.rand((len(targets), *size), generator=generator)
-            for name, targets in self.targets.items()
-        }
+        relevance = torch.rand((len(self.images), *size), generator=generator)
+        return dict.fromkeys(self.targets, relevance)
 
     def perturbation(self, maps: Maps, labels: Tensor) -> Measured:
         """CVPR 2021: accuracy while pixels turn black, the most or least relevant first."""
         scores, curves = {}, {}
-        for name in self.targets:
-            order = untied(self.to_pixels(maps[name]))
-            for direction, better in DIRECTIONS:
-                parts = [
-                    pixel_perturbation(
-                        self.model,
-                        images.to(self.device),
-                        rank.to(self.device),
-                        label.to(self.device),
-                        baselines=self.black,
-                        order=direction,
-                    )
-                    for images, rank, label in zip(
-                        self.images.split(BATCH),
-                        order.split(BATCH),
-                        labels.split(BATCH),
-                        strict=True,
-                    )
-                ]
-                hits = Curve.cat(parts).hits(labels.to(self.device))
-                areas = 100 * hits.area(start_at_zero=False).double()
+        first, *others = self.targets
+        everything = torch.arange(len(labels))
+        for direction, better in DIRECTIONS:
+            curve = self._hits(maps[first], labels, direction, everything)
+            found = {first: curve}
+            for name in others:
+                # Where the model is right, the map for the predicted class is that for the label.
+                differs = (maps[name] != maps[first]).flatten(1).any(1).nonzero()[:, 0]
+                hits = curve.scores.clone()
+                if len(differs):
+                    hits[differs] = self._hits(maps[name], labels, direction, differs).scores
+                found[name] = Curve(curve.fractions, hits)
+            for name, hit in found.items():
+                areas = 100 * hit.area(start_at_zero=False).double()
                 scores[f"{name}, {direction}"] = Score.of(areas.tolist(), better)
-                curves[f"{name}, {direction}"] = (hits.fractions.tolist(), hits.mean().tolist())
+                curves[f"{name}, {direction}"] = (hit.fractions.tolist(), hit.mean().tolist())
         return Measured(scores, curves)
+
+    def _hits(self, relevance: Tensor, labels: Tensor, direction: Order, rows: Tensor) -> Curve:
+        """Whether the prediction for some of the pictures is right, step by step."""
+        order = untied(self.to_pixels(relevance))
+        curves = []
+        for part in rows.split(BATCH):
+            images, ranks = self.images[part].to(self.device), order[part].to(self.device)
+            label = labels[part].to(self.device)
+            curve = pixel_perturbation(
+                self.model, images, ranks, label, baselines=self.black, order=direction
+            )
+            curves.append(curve.hits(label))
+        return Curve.cat(curves)
 
     def segmentation(
         self, relevance: Tensor, masks: Tensor, ignore: Tensor | None = None

@@ -14,7 +14,7 @@ from benchmarks.study.store import Maps, state_of
 from benchmarks.study.subject import Subject
 from benchmarks.study.texts import SUMMING, Texts
 
-NAME, SAMPLES = "molecules", 80
+NAME, SAMPLES = "molecules", 48
 FOLDER, ARCHIVE = "albert_heads_8_uspto_all_1310k", "rxnmapper_albert"
 
 

@@ -18,7 +18,7 @@ from benchmarks.study.texts import Texts
 from benchmarks.study.training import Trained, trained
 
 NAME, SAMPLES = "reviews", 60
-EPOCHS = 6
+EPOCHS = 4
 WINDOW = 256
 
 

@@ -16,7 +16,7 @@ from benchmarks.study.subject import Subject
 from benchmarks.study.texts import SUMMING, Texts, agreement
 from benchmarks.study.training import Trained, trained
 
-NAME, SAMPLES = "sentiment", 400
+NAME, SAMPLES = "sentiment", 300
 EPOCHS = 3
 Labelled = tuple[Tensor, int]
 GAPS = 0.1

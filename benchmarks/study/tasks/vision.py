@@ -16,7 +16,7 @@ from benchmarks.study.subject import Subject
 from benchmarks.study.training import Trained, trained
 from captum_transformer.metrics import boxes_to_masks
 
-NAME, SAMPLES = "vision", 200
+NAME, SAMPLES = "vision", 120
 EPOCHS = 16
 BLACK = normalised(torch.zeros(1))
 
