@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from PIL import Image
 
 from benchmarks.study.methods import CAPTUM, PIXELS, RANDOM, TRANSFORMER
 from benchmarks.study.tables import ARROWS, Record
 
 ORDER = (*TRANSFORMER, *CAPTUM, RANDOM)
-COLOURS = dict(
-    zip(ORDER, [*plt.get_cmap("tab10").colors, *["0.25", "0.5", "0.7", "0"]], strict=True)
-)  # type: ignore[attr-defined]
+COLOURS = dict(zip(ORDER, "C0 C1 C2 C3 C4 C5 C6 navy C8 C9 0.3 0.5 0.7 0".split(), strict=True))
 
 
 def draw_all(records: list[Record], folder: Path) -> list[Path]:
@@ -31,7 +30,7 @@ def draw_all(records: list[Record], folder: Path) -> list[Path]:
         if lines:
             paths.append(draw_curves(found["name"], lines, folder / f"{stem}-curves.png"))
         for number, points in enumerate(scatters, 1):
-            path = folder / f"{stem}-conservation-{number}.png"
+            path = folder / f"{stem}-conservation{f'-{number}' if number > 1 else ''}.png"
             paths.append(draw_scatter(found["name"], points, path))
     return paths
 
@@ -45,7 +44,7 @@ def draw_scores(found: Record, path: Path) -> Path:
         if metric != "conservation" or len(found["metrics"]) == 1
     }
     methods = sorted({m for rows in scores.values() for m in rows}, key=_place, reverse=True)
-    columns = min(4, len(scores))
+    columns = min(5, len(scores))
     rows = -(-len(scores) // columns)
     figure, axes = plt.subplots(
         rows,
@@ -92,6 +91,7 @@ def draw_curves(title: str, lines: dict[str, Any], path: Path) -> Path:
                 continue
             axis.plot(x, y, color=_colour(method), ls=_dashes(method), lw=1.3, label=method)
         axis.set_title(name, fontsize=8)
+        axis.set_xlabel("share of places that were changed", fontsize=7)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(lines) :]:
@@ -132,6 +132,9 @@ def _dashes(method: str) -> str:
 
 def _saved(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
+    with Image.open(path) as drawn:  # few colours make small files
+        few = drawn.convert("RGB").quantize(64)
+    few.save(path, optimize=True)
     return path

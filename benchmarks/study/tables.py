@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.study.bootstrap import Score, difference, interval
-from benchmarks.study.methods import RANDOM
+from benchmarks.study.methods import PIXELS, RANDOM
 from benchmarks.study.papers import compare
 from benchmarks.study.store import Store
 from benchmarks.study.subject import Results, Subject, seconds
@@ -53,8 +53,10 @@ def _column(of_methods: dict[str, Score]) -> dict[str, Any]:
         behind = difference(of_methods[best], score)
         as_good_as_best = bool(sign) and behind.low <= 0 <= behind.high
         beats_chance = None
-        if RANDOM in of_methods and sign and not method.startswith(RANDOM):
-            ahead = difference(score, of_methods[RANDOM])
+        # Single pixels do more harm than patches, so chance is that of the same places.
+        chance = RANDOM + PIXELS if method.endswith(PIXELS) else RANDOM
+        if chance in of_methods and sign and method != chance:
+            ahead = difference(score, of_methods[chance])
             beats_chance = (ahead.low if sign > 0 else -ahead.high) > 0
         rows[method] = {
             **asdict(intervals[method]),

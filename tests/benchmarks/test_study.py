@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from benchmarks.study import __main__ as program
-from benchmarks.study import pictures
+from benchmarks.study import page, pictures
 from benchmarks.study import texts as texts_with_methods
 from benchmarks.study.bootstrap import Score, difference, interval
 from benchmarks.study.data import clothing, molecules, texts
@@ -164,7 +164,34 @@ def test_what_is_written_can_be_read(records, out):
         assert f"## {task}\n" in page
         assert (out / f"{task}-scores.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "vision-curves.png").is_file()
-    assert (out / "molecules-conservation-1.png").is_file()
+    assert (out / "molecules-conservation-2.png").is_file()
+
+
+def test_the_page_is_filled_between_its_words(records, out, tmp_path):
+    named = ["headlines", "published", *records]
+    text = "".join(f"Of {name}:\n\n<!-- {name} -->\nold\n<!-- end -->\n\n" for name in named)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "study.md").write_text(text)
+    page.publish(list(records.values()), [out / "vision-scores.png"], tmp_path)
+    written = (tmp_path / "docs" / "study.md").read_text()
+    assert "old" not in written
+    for name in named:
+        assert f"Of {name}:\n\n<!-- {name} -->\n" in written
+    assert "| clothing | mIoU ↑ | " in written
+    assert "| AttentionGradCam | 41.5 | " in written
+    assert (tmp_path / "docs" / "images" / "study" / "vision-scores.png").is_file()
+    kept = json.loads((tmp_path / "benchmarks/results/study/mosaics.json").read_text())
+    assert kept["facts"] == records["mosaics"]["facts"]
+
+
+def test_a_page_without_a_place_for_a_table_is_refused():
+    with pytest.raises(ValueError, match="one place for 'vision'"):
+        page.filled("<!-- mosaics -->\n\n<!-- end -->", {"vision": "a table"})
+
+
+def test_the_page_has_a_place_for_each_table():
+    text = (page.ROOT / page.PAGE).read_text()
+    page.filled(text, dict.fromkeys(["headlines", "published", *program.TASKS], "a table"))
 
 
 def test_what_is_there_is_not_computed_again(records, data, out):
@@ -237,7 +264,9 @@ def test_models_that_do_something_else_are_refused(tmp_path):
 
 
 def test_a_missing_data_set_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"neither a folder 'sst_trees' nor 'sst_trees.zip'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither a folder 'sst_trees' nor 'sst_trees.zip'"
+    ):
         run(tmp_path, tmp_path / "out", "--only", "sentiment")
 
 

@@ -20,7 +20,7 @@ from benchmarks.study.tasks import vision
 from benchmarks.study.training import Trained, trained
 
 NAME, SAMPLES = "clothing", 120
-EPOCHS = 80
+EPOCHS = 160
 SIDE = 64
 SMALLEST, LARGEST = 48, 112  # of a photograph of 160x160
 PRESENT = 0.05  # the share of the pixels from which on a class counts as shown
