@@ -65,12 +65,31 @@ class Interval:
     high: float
 
 
-def draws(score: Score, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, Floats]:
-    """The figure, and what it is on samples drawn from the samples.
+@dataclass(frozen=True)
+class Drawn:
+    """A figure, and what it is on samples drawn from the samples.
 
-    With the same seed the draws are the same for all scores of the same samples, so differences of
-    draws are those of pairs.
+    Attributes:
+        value: the figure.
+        others: the figure on the samples of each draw.
     """
+
+    value: float
+    others: Floats
+
+    def minus(self, other: "Drawn") -> "Drawn":
+        """How much larger this figure is, draw by draw: both must be of the same samples."""
+        return Drawn(self.value - other.value, self.others - other.others)
+
+    def interval(self) -> Interval:
+        """The figure with its percentile interval."""
+        outside = (1 - LEVEL) / 2
+        low, high = np.nanquantile(self.others, [outside, 1 - outside])
+        return Interval(self.value, float(low), float(high))
+
+
+def draw(score: Score, resamples: int = RESAMPLES, seed: int = 0) -> Drawn:
+    """Draws samples, with the same seed the same ones for all scores of the same samples."""
     values = np.asarray(score.values, np.float64)
     groups = np.arange(len(values)) if score.groups is None else np.asarray(score.groups)
     _, numbers = np.unique(groups, return_inverse=True)
@@ -83,22 +102,4 @@ def draws(score: Score, resamples: int = RESAMPLES, seed: int = 0) -> tuple[floa
     chosen = np.random.default_rng(seed).multinomial(count, [1 / count] * count, resamples)
     drawn = np.concatenate([np.ones((1, count)), chosen]) @ sums
     found = statistic(drawn[:, :-1] / drawn[:, -1:])
-    return float(found[0]), found[1:]
-
-
-def interval(score: Score, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The figure with its percentile interval."""
-    value, drawn = draws(score, resamples, seed)
-    return Interval(value, *_limits(drawn))
-
-
-def difference(first: Score, second: Score, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """How much larger the first figure is, for scores of the same samples."""
-    (a, of_a), (b, of_b) = draws(first, resamples, seed), draws(second, resamples, seed)
-    return Interval(a - b, *_limits(of_a - of_b))
-
-
-def _limits(drawn: Floats) -> tuple[float, float]:
-    outside = (1 - LEVEL) / 2
-    low, high = np.nanquantile(drawn, [outside, 1 - outside])
-    return float(low), float(high)
+    return Drawn(float(found[0]), found[1:])

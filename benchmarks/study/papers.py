@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.study.bootstrap import Interval, Score, draws
+from benchmarks.study.bootstrap import Drawn, Interval, Score, draw
 
 
 class Published(NamedTuple):
@@ -58,16 +58,15 @@ def compare(task: str, metric: str, score: str, ours: Mapping[str, Score]) -> Co
     if published is None:
         return None
     figures = {name: value for name, value in published.figures.items() if name in ours}
-    found = [draws(ours[name]) for name in figures]
+    found = [draw(ours[name]) for name in figures]
     theirs = _ranks(np.array([list(figures.values())]))
-    drawn = _agreement(theirs, _ranks(np.stack([each for _, each in found], 1)))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    (value,) = _agreement(theirs, _ranks(np.array([[value for value, _ in found]])))
+    drawn = _agreement(theirs, _ranks(np.stack([each.others for each in found], 1)))
+    (value,) = _agreement(theirs, _ranks(np.array([[each.value for each in found]])))
     rows = [
-        (name, theirs, value)
-        for (name, theirs), (value, _) in zip(figures.items(), found, strict=True)
+        (name, paper, each.value)
+        for (name, paper), each in zip(figures.items(), found, strict=True)
     ]
-    return Comparison(published.source, rows, Interval(float(value), float(low), float(high)))
+    return Comparison(published.source, rows, Drawn(float(value), drawn).interval())
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.study.bootstrap import Score, difference, interval
+from benchmarks.study.bootstrap import Score, draw
 from benchmarks.study.methods import PIXELS, RANDOM
 from benchmarks.study.papers import compare
 from benchmarks.study.store import Store
@@ -45,21 +45,20 @@ def record(subject: Subject, results: Results, store: Store) -> Record:
 def _column(of_methods: dict[str, Score]) -> dict[str, Any]:
     better = next(iter(of_methods.values())).better
     sign = {"high": 1, "low": -1, "none": 0}[better]
-    intervals = {method: interval(score) for method, score in of_methods.items()}
-    best = max(of_methods, key=lambda method: sign * intervals[method].value)
+    drawn = {method: draw(score) for method, score in of_methods.items()}
+    best = max(drawn, key=lambda method: sign * drawn[method].value)
     rows = {}
-    for method, score in of_methods.items():
-        # In pairs: the same samples are drawn for both.
-        behind = difference(of_methods[best], score)
+    for method, found in drawn.items():
+        behind = drawn[best].minus(found).interval()
         as_good_as_best = bool(sign) and behind.low <= 0 <= behind.high
         beats_chance = None
         # Single pixels do more harm than patches, so chance is that of the same places.
         chance = RANDOM + PIXELS if method.endswith(PIXELS) else RANDOM
-        if chance in of_methods and sign and method != chance:
-            ahead = difference(score, of_methods[chance])
+        if chance in drawn and sign and method != chance:
+            ahead = found.minus(drawn[chance]).interval()
             beats_chance = (ahead.low if sign > 0 else -ahead.high) > 0
         rows[method] = {
-            **asdict(intervals[method]),
+            **asdict(found.interval()),
             "as_good_as_best": as_good_as_best,
             "beats_chance": beats_chance,
         }

@@ -19,7 +19,7 @@ from transformers import (
 from benchmarks.study import __main__ as program
 from benchmarks.study import page, pictures
 from benchmarks.study import texts as texts_with_methods
-from benchmarks.study.bootstrap import Score, difference, interval
+from benchmarks.study.bootstrap import Score, draw
 from benchmarks.study.data import clothing, molecules, texts
 from benchmarks.study.methods import CAPTUM, OF_EACH_VALUE, PIXELS, RANDOM, TRANSFORMER
 from benchmarks.study.order import untied
@@ -288,7 +288,7 @@ def test_molecules_are_masked_one_token_at_a_time(data):
 
 def test_the_interval_of_a_mean_is_the_one_of_the_normal_distribution():
     values = np.random.default_rng(1).normal(3, 2, 400)
-    found = interval(Score.of(values.tolist()))
+    found = draw(Score.of(values.tolist())).interval()
     margin = 1.96 * values.std() / 20
     assert found.value == pytest.approx(values.mean())
     assert found.low == pytest.approx(values.mean() - margin, abs=0.03)
@@ -297,29 +297,30 @@ def test_the_interval_of_a_mean_is_the_one_of_the_normal_distribution():
 
 def test_pairs_are_drawn_together():
     values = np.random.default_rng(1).normal(0, 100, 50)
-    found = difference(Score.of((values + 1).tolist()), Score.of(values.tolist()))
+    larger, values = Score.of((values + 1).tolist()), Score.of(values.tolist())
+    found = draw(larger).minus(draw(values)).interval()
     assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
 
 
 def test_samples_of_one_group_are_drawn_together():
     values = [0.0, 1.0, 0.0, 1.0] * 10
-    alone = interval(Score([[v] for v in values]))
+    alone = draw(Score([[v] for v in values])).interval()
     # Each group has both, so that whichever groups are drawn the mean is the same.
-    pairs = interval(Score([[v] for v in values], groups=[i // 2 for i in range(40)]))
+    pairs = draw(Score([[v] for v in values], groups=[i // 2 for i in range(40)])).interval()
     assert alone.high - alone.low > 0.2
     assert (pairs.low, pairs.high) == pytest.approx((0.5, 0.5))
 
 
 def test_counts_are_added_up_before_they_are_divided():
     score = Score([[1, 2, 30, 40], [3, 8, 10, 40]], "ratios")
-    assert interval(score).value == pytest.approx((4 / 10 + 40 / 80) / 2)
+    assert draw(score).value == pytest.approx((4 / 10 + 40 / 80) / 2)
 
 
 def test_a_correlation_is_numpys():
     x, y = np.random.default_rng(1).normal(size=(2, 30))
     moments = np.stack([x, y, x * x, y * y, x * y], 1).tolist()
-    assert interval(Score(moments, "correlation")).value == pytest.approx(np.corrcoef(x, y)[0, 1])
-    assert interval(Score(moments, "slope")).value == pytest.approx(np.polyfit(x, y, 1)[0])
+    assert draw(Score(moments, "correlation")).value == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert draw(Score(moments, "slope")).value == pytest.approx(np.polyfit(x, y, 1)[0])
 
 
 def test_ties_are_broken_at_random_and_nothing_else_is():
