@@ -45,6 +45,18 @@ OF_EACH_VALUE = {
     *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "Full LRP"),
     *CAPTUM,
 }
+# Gradients that are weighted by what they are taken at. In front of a LayerNorm they vanish, as its
+# result does not depend on the length of its input; the ICML 2022 experiments take them behind it.
+OF_STATES = (
+    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP"),
+    *("Saliency", "InputXGradient"),
+)
 RANDOM = "Random"
 PIXELS = ", by pixel"
+STATES = ", behind embeddings"
 INTEGRATION_STEPS = 25
+
+
+def plain(method: str) -> str:
+    """The method's own name, whatever it was applied to."""
+    return method.removesuffix(PIXELS).removesuffix(STATES)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.study.bootstrap import Drawn, Interval, Score, draw
+from benchmarks.study.methods import STATES
 
 
 class Published(NamedTuple):
@@ -53,11 +54,19 @@ class Comparison:
 
 
 def compare(task: str, metric: str, score: str, ours: Mapping[str, Score]) -> Comparison | None:
-    """Compares with what was published of this score, if anything was."""
+    """Compares with what was published of this score, if anything was.
+
+    Where a method was also applied behind the embeddings, as the ICML 2022 experiments do, that is
+    what is compared.
+    """
     published = PUBLISHED.get((task.split(" ", 1)[0], metric, score))
     if published is None:
         return None
-    figures = {name: value for name, value in published.figures.items() if name in ours}
+    figures = {
+        name + STATES if name + STATES in ours else name: value
+        for name, value in published.figures.items()
+        if name in ours
+    }
     found = [draw(ours[name]) for name in figures]
     theirs = _ranks(np.array([list(figures.values())]))
     drawn = _agreement(theirs, _ranks(np.stack([each.others for each in found], 1)))

@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from benchmarks.study.methods import CAPTUM, PIXELS, RANDOM, TRANSFORMER
+from benchmarks.study.methods import CAPTUM, RANDOM, TRANSFORMER, plain
 from benchmarks.study.tables import ARROWS, Record
 
 ORDER = (*TRANSFORMER, *CAPTUM, RANDOM)
@@ -61,7 +61,7 @@ def draw_scores(found: Record, path: Path) -> Path:
             if method not in of_methods:
                 continue
             row = of_methods[method]
-            style = {"color": _colour(method), "marker": "s" if method.endswith(PIXELS) else "o"}
+            style = {"color": _colour(method), "marker": "o" if method == plain(method) else "s"}
             axis.plot([row["low"], row["high"]], [height, height], color=_colour(method), lw=1.5)
             axis.plot(row["value"], height, ms=4, **style)
         if RANDOM in of_methods:
@@ -87,7 +87,7 @@ def draw_curves(title: str, lines: dict[str, Any], path: Path) -> Path:
     for axis, (name, of_methods) in zip(axes.flat, lines.items(), strict=False):
         for method in sorted(of_methods, key=_place):
             x, y = of_methods[method]
-            if method.endswith(PIXELS):
+            if method != plain(method):
                 continue
             axis.plot(x, y, color=_colour(method), ls=_dashes(method), lw=1.3, label=method)
         axis.set_title(name, fontsize=8)
@@ -119,11 +119,11 @@ def draw_scatter(title: str, points: dict[str, Any], path: Path) -> Path:
 
 
 def _place(method: str) -> tuple[int, bool]:
-    return ORDER.index(method.removesuffix(PIXELS)), method.endswith(PIXELS)
+    return ORDER.index(plain(method)), method != plain(method)
 
 
 def _colour(method: str) -> Any:
-    return COLOURS[method.removesuffix(PIXELS)]
+    return COLOURS[plain(method)]
 
 
 def _dashes(method: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.study.bootstrap import Score
 from benchmarks.study.data.texts import padded
-from benchmarks.study.methods import CAPTUM, INTEGRATION_STEPS, RANDOM, TEXT
+from benchmarks.study.methods import CAPTUM, INTEGRATION_STEPS, OF_STATES, RANDOM, STATES, TEXT
 from benchmarks.study.order import DIRECTIONS, untied
 from benchmarks.study.store import Maps, Measured
 from captum_transformer.metrics import (
@@ -77,6 +77,8 @@ class Texts:
         found: dict[str, Callable[[], Maps]] = {
             name: partial(self._maps, partial(self._explain, name)) for name in (*TEXT, *CAPTUM)
         }
+        if hasattr(self.model.base_model, "embeddings"):
+            found |= {name + STATES: partial(self.of_first_state, name) for name in OF_STATES}
         return found | {RANDOM: self._random}
 
     def scores(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -21,13 +21,22 @@ from benchmarks.study import page, pictures
 from benchmarks.study import texts as texts_with_methods
 from benchmarks.study.bootstrap import Score, draw
 from benchmarks.study.data import clothing, molecules, texts
-from benchmarks.study.methods import CAPTUM, OF_EACH_VALUE, PIXELS, RANDOM, TRANSFORMER
+from benchmarks.study.methods import (
+    CAPTUM,
+    OF_EACH_VALUE,
+    OF_STATES,
+    PIXELS,
+    RANDOM,
+    STATES,
+    TRANSFORMER,
+)
 from benchmarks.study.order import untied
 from benchmarks.study.papers import compare
 from benchmarks.study.tasks import mosaics
 
 METHODS = {*TRANSFORMER, *CAPTUM, RANDOM}
-BY_PIXEL = {name + PIXELS for name in (*OF_EACH_VALUE, RANDOM)}
+OF_PICTURES = METHODS | {name + PIXELS for name in (*OF_EACH_VALUE, RANDOM)}
+OF_TEXTS = METHODS | {name + STATES for name in OF_STATES}
 TREES = [
     "(4 (2 A) (4 (3 very) (4 good)))",
     "(0 (2 A) (1 (2 very) (0 bad)))",
@@ -153,7 +162,7 @@ def test_each_method_has_each_score_with_its_interval(records):
         for metric, entry in found.items():
             for column in entry["scores"].values():
                 if not metric.startswith("conservation"):
-                    assert column["methods"].keys() == METHODS | (BY_PIXEL if pictures else set())
+                    assert column["methods"].keys() == (OF_PICTURES if pictures else OF_TEXTS)
                 for row in column["methods"].values():
                     assert row["low"] <= row["value"] <= row["high"]
 
@@ -252,7 +261,7 @@ def test_a_model_of_transformers_is_studied_on_sentences(tmp_path):
     (record,) = run(tmp_path, tmp_path / "out", "--model", str(folder)).values()
     assert record["facts"]["samples"].startswith("3,")
     auac = record["metrics"]["activation"]["scores"]["AUAC"]
-    assert auac["methods"].keys() == METHODS
+    assert auac["methods"].keys() == OF_TEXTS
     assert len(auac["published"]["rows"]) == 8
 
 
