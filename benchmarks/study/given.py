@@ -93,7 +93,7 @@ def _pictures(
     pictures = Pictures(model, images, targets, dark[:, None, None], device())
     return Subject(
         f"vision {name}",
-        state_of(model, chosen),
+        state_of(model, images),
         _facts(model, (predicted == labels).double().mean().item(), len(labels)),
         pictures.methods(),
         {"perturbation": lambda maps: pictures.perturbation(maps, labels)},
@@ -109,7 +109,8 @@ def _sentences(name: str, data: Path, samples: int) -> Subject:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: lines of a sentence, a tab, and 0 or 1.")
     rows = [line.rsplit("\t", 1) for line in lines(path)]
-    rows = [(text, int(label)) for text, label in rows if label in ("0", "1")][:samples]
+    rows = [(text, int(label)) for text, label in rows if label in ("0", "1")]
+    rows = [rows[i] for i in torch.linspace(0, len(rows) - 1, min(samples, len(rows))).long()]
     encoded = [
         tokenizer(text, return_special_tokens_mask=True, truncation=True) for text, _ in rows
     ]
@@ -129,7 +130,7 @@ def _sentences(name: str, data: Path, samples: int) -> Subject:
             right += int((scores.argmax(1).cpu() == labels[part]).sum())
     return Subject(
         f"sentiment {name}",
-        state_of(model, len(rows)),
+        state_of(model, texts.ids),
         _facts(model, right / len(rows), len(rows)),
         texts.methods(),
         {

@@ -44,8 +44,8 @@ def draw_scores(found: Record, path: Path) -> Path:
         if metric != "conservation" or len(found["metrics"]) == 1
     }
     methods = sorted({m for rows in scores.values() for m in rows}, key=_place, reverse=True)
-    columns = min(5, len(scores))
-    rows = -(-len(scores) // columns)
+    rows = -(-len(scores) // 5)
+    columns = -(-len(scores) // rows)
     figure, axes = plt.subplots(
         rows,
         columns,
@@ -135,6 +135,6 @@ def _saved(figure: Any, path: Path) -> Path:
     figure.savefig(path, dpi=90)
     plt.close(figure)
     with Image.open(path) as drawn:  # few colours make small files
-        few = drawn.convert("RGB").quantize(64)
+        few = drawn.convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE)
     few.save(path, optimize=True)
     return path

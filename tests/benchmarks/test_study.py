@@ -32,6 +32,7 @@ from benchmarks.study.methods import (
 )
 from benchmarks.study.order import untied
 from benchmarks.study.papers import compare
+from benchmarks.study.store import state_of
 from benchmarks.study.tasks import mosaics
 
 METHODS = {*TRANSFORMER, *CAPTUM, RANDOM}
@@ -352,3 +353,14 @@ def test_the_published_order_is_compared():
     other = compare("vision any/model", "perturbation", "predicted, negative", turned)
     assert other.rank_correlation.value == -1
     assert compare("vision", "segmentation", "mIoU", ours) is None
+
+
+def test_results_belong_to_their_weights_and_samples():
+    model, samples = torch.nn.Linear(2, 2), torch.zeros(4, 3)
+    state = state_of(model, samples)
+    assert state_of(model, samples.clone()) == state
+    assert state_of(model, samples + 1) != state
+    assert state_of(model, samples.view(3, 4)) != state
+    with torch.no_grad():
+        model.bias += 1
+    assert state_of(model, samples) != state

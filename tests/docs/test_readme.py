@@ -79,7 +79,10 @@ def test_linked_files_exist():
     assert [name for name in linked if not (ROOT / name).is_file()] == []
 
 
-@pytest.mark.parametrize("program", ["tutorials/quickstart.py", "benchmarks/cost/contenders.py"])
+@pytest.mark.parametrize(
+    "program",
+    ["tutorials/quickstart.py", "benchmarks/cost/contenders.py", "benchmarks/study/methods.py"],
+)
 def test_each_method_is_shown_and_timed(program):
     source = (ROOT / program).read_text()
     assert {name for name in METHODS if f'"{name}": {name},' not in source} == set()

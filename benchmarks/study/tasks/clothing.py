@@ -125,7 +125,7 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
     average = "mean average precision"
     return Subject(
         NAME,
-        state_of(model, len(images)),
+        state_of(model, pictures.images),
         {
             "model": f"ViT, 4 layers, {parameters(model):,} parameters, 64 patches; goes on from "
             "the model of objects",

@@ -51,7 +51,7 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
 
     return Subject(
         NAME,
-        state_of(model, len(ids)),
+        state_of(model, texts.ids),
         {
             "model": f"ALBERT, 12 layers that share weights, {parameters(model):,} parameters, "
             "trained on reactions by others",

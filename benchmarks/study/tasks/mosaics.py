@@ -70,7 +70,7 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
 
     return Subject(
         NAME,
-        state_of(model, len(right)),
+        state_of(model, pictures.images),
         {
             "model": f"ViT, 4 layers, {parameters(model):,} parameters, 64 patches, 16 to a digit",
             "held-out accuracy": (

@@ -86,7 +86,7 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
     share = (rationale.sum() / texts.mask.sum()).item()
     return Subject(
         NAME,
-        state_of(model, len(reviews)),
+        state_of(model, texts.ids),
         {
             "model": f"BERT, 4 layers, {parameters(model):,} parameters, words as tokens, at most "
             f"{LONGEST} of them; goes on from the model of sentences",

@@ -114,7 +114,9 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
     """All held-out sentences count, rightly classified or not, as in ICML 2022."""
     words = vocabulary(data)
     model, held_out, seconds = train(data, models / f"{NAME}.pt", words, epochs=epochs)
-    trees = [tree for tree in read_trees(data, "dev") if tree.sentiment != NEUTRAL][:samples]
+    trees = [tree for tree in read_trees(data, "dev") if tree.sentiment != NEUTRAL]
+    # Those of a label stand together in the file.
+    trees = [trees[i] for i in torch.linspace(0, len(trees) - 1, min(samples, len(trees))).long()]
     encoded = [words.encode(tree.words, 64) for tree in trees]
     labels = torch.tensor([int(tree.sentiment > NEUTRAL) for tree in trees])
     special = [(ids == Vocabulary.FIRST) | (ids == Vocabulary.LAST) for ids in encoded]
@@ -128,12 +130,12 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
     ]
 
     def of_phrases(maps: Maps) -> Measured:
-        sums = [
-            torch.stack([row[1 + first : 1 + end].sum() for first, end, _ in phrases])
+        means = [
+            torch.stack([row[1 + first : 1 + end].mean() for first, end, _ in phrases])
             for row, phrases in zip(maps["label"], parts, strict=True)
         ]
         single = [torch.tensor([end == first + 1 for first, end, _ in p]) for p in parts]
-        pairs = list(zip(single, sums, for_label, strict=True))
+        pairs = list(zip(single, means, for_label, strict=True))
         return Measured(
             {
                 "words": agreement([s[w] for w, s, _ in pairs], [t[w] for w, _, t in pairs]),
@@ -150,7 +152,7 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
     }
     return Subject(
         NAME,
-        state_of(model, len(trees)),
+        state_of(model, texts.ids),
         {
             "model": f"BERT, 4 layers, {parameters(model):,} parameters, words as tokens",
             "held-out accuracy": f"{held_out['accuracy']:.1%} of the 872 sentences of SST-2 (dev)",

@@ -66,7 +66,7 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
     pictures = Pictures(model, images, {"predicted": predicted, "target": labels}, BLACK, device())
     return Subject(
         NAME,
-        state_of(model, len(chosen)),
+        state_of(model, images),
         {
             "model": f"ViT, 4 layers, {parameters(model):,} parameters, 64 patches",
             "held-out accuracy": f"{held_out['accuracy']:.1%} of 500 pictures",
