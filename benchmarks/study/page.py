@@ -24,7 +24,7 @@ HEADLINES = [
     ("sentiment", "activation", "AUAC"),
     ("sentiment", "activation", "AU-MSE"),
     ("sentiment", "labels", "words"),
-    ("reviews", "rationales", "AUPRC"),
+    ("reviews", "rationales", "average precision"),
 ]
 
 

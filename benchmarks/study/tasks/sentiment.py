@@ -16,7 +16,7 @@ from benchmarks.study.subject import Subject
 from benchmarks.study.texts import SUMMING, Texts, agreement
 from benchmarks.study.training import Trained, trained
 
-NAME, SAMPLES = "sentiment", 300
+NAME, SAMPLES = "sentiment", 150
 EPOCHS = 3
 Labelled = tuple[Tensor, int]
 GAPS = 0.1
