@@ -83,9 +83,9 @@ def headlines(records: dict[str, Record]) -> str:
             task,
             f"{score} {ARROWS[column['better']]}",
             f"{best} {rounded(rows[best]['value'])}",
-            ", ".join(good) or "-",
+            "; ".join(good) or "-",
             rounded(rows[RANDOM]["value"]),
-            ", ".join(bad) or "-",
+            "; ".join(bad) or "-",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
