@@ -12,23 +12,10 @@ from torch import Tensor
 
 from captum_transformer.rules.weights import weighting
 from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.functions import ENTRY_WISE
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.tape import Tape
 
-# Rules for these leave relevance at its entry.
-_BY_ENTRY = frozenset(
-    {
-        Kind.ELEMENTWISE,
-        Kind.NORM,
-        Kind.SOFTMAX,
-        Kind.RECIPROCAL,
-        Kind.ADD,
-        Kind.SUB,
-        Kind.MUL,
-        Kind.DIV,
-    }
-)
 _SAME_ORDER = frozenset("reshape view flatten unflatten squeeze unsqueeze contiguous clone".split())
 
 
@@ -90,7 +77,7 @@ def _before(operation: Operation, value: Value, places: Places) -> Places:
     output = operation.outputs[0]
     if output is None:
         return ANYWHERE
-    if operation.kind in _BY_ENTRY and value.shape == output.shape:
+    if operation.kind in ENTRY_WISE and value.shape == output.shape:
         return places
     if operation.name in _SAME_ORDER and value.shape.numel() == output.shape.numel():
         return places

@@ -117,6 +117,19 @@ _BATCH_NORM = inspect.signature(F.batch_norm)
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 
 CASTS = frozenset("to type float half bfloat16 double cpu cuda".split())
+# On operands of the output's own shape these leave every entry, and its relevance, where it is.
+ENTRY_WISE = frozenset(
+    {
+        Kind.ELEMENTWISE,
+        Kind.NORM,
+        Kind.SOFTMAX,
+        Kind.RECIPROCAL,
+        Kind.ADD,
+        Kind.SUB,
+        Kind.MUL,
+        Kind.DIV,
+    }
+)
 # Sums of entries of which the operation's own indices say where each goes.
 SUMS_AT_INDICES = frozenset({"index_add", "scatter_add"})
 # Python composites that keep what matters inside: their bodies are traced, not they themselves.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.trace.axis import Axis, View, pieces_in_view
-from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
+from captum_transformer.trace.functions import ENTRY_WISE, SUMS_AT_INDICES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.views import views_of
 
@@ -25,19 +25,6 @@ _BY_INDEX = frozenset(
     getitem index_select gather take_along_dim take setitem index_put index_copy scatter
     masked_scatter
     """.split()
-)
-# On operands of the output's own shape these leave every entry where it is.
-_SAME_PLACES = frozenset(
-    {
-        Kind.ELEMENTWISE,
-        Kind.NORM,
-        Kind.SOFTMAX,
-        Kind.RECIPROCAL,
-        Kind.ADD,
-        Kind.SUB,
-        Kind.MUL,
-        Kind.DIV,
-    }
 )
 _NEW_FEATURES = {Kind.LINEAR: -1, Kind.EMBEDDING: -1, Kind.CONV: 1}
 
@@ -77,7 +64,7 @@ def _mixtures(operation: Operation, traced: list[tuple[Operand, Value]]) -> int:
 
 
 def _carry(operation: Operation, output: Value, view: View | None) -> None:
-    in_place = operation.kind in _SAME_PLACES and len(operation.outputs) == 1
+    in_place = operation.kind in ENTRY_WISE and len(operation.outputs) == 1
     for operand, source in operation.traced():
         if in_place and source.shape == output.shape:
             output.samples = output.samples or source.samples
