@@ -258,6 +258,8 @@ def _as_target(target: Tensor) -> Any:
 def agreement(relevance: Sequence[Tensor], labels: Sequence[Tensor]) -> Score:
     """Spearman's correlation within each text whose labels vary; zero for a map that does not."""
     chosen = [i for i, label in enumerate(labels) if len(label.unique()) > 1]
+    if not chosen:
+        raise ValueError("No text has parts with different labels: take more --samples.")
     found = [
         rank_correlation(relevance[i][None].double(), labels[i][None].double()).nan_to_num(0).item()
         for i in chosen

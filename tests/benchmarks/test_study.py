@@ -39,7 +39,7 @@ METHODS = {*TRANSFORMER, *CAPTUM, RANDOM}
 OF_PICTURES = METHODS | {name + PIXELS for name in (*OF_EACH_VALUE, RANDOM)}
 OF_TEXTS = METHODS | {name + STATES for name in OF_STATES}
 TREES = [
-    "(4 (2 A) (4 (3 very) (4 good)))",
+    "(4 (2 A) (3 (3 very) (4 good)))",
     "(0 (2 A) (1 (2 very) (0 bad)))",
     "(3 (3 Good) (2 .))",
     "(1 (1 Bad) (2 .))",
@@ -216,6 +216,7 @@ def test_what_is_there_is_not_computed_again(records, data, out):
     assert again["sentiment"] == records["sentiment"]
 
 
+@pytest.mark.slow
 def test_other_samples_are_computed_anew(records, data, tmp_path, out):
     (tmp_path / "models").symlink_to(out / "models")
     (tmp_path / "results").mkdir()
@@ -225,6 +226,7 @@ def test_other_samples_are_computed_anew(records, data, tmp_path, out):
     assert three["sentiment"]["metrics"] != four["metrics"]
 
 
+@pytest.mark.slow
 def test_a_model_of_timm_is_studied_on_a_folder_of_pictures(tmp_path):
     model = timm.create_model("test_vit", num_classes=3, img_size=32)
     timm.models.save_for_hf(model, tmp_path / "model", model_args={"img_size": 32})
