@@ -34,16 +34,25 @@ class Attributes:
     def __init__(self) -> None:
         self.modules: dict[int, tuple[nn.Module, dict[str, Any]]] = {}
         self._filled: list[tuple[Any, Any]] = []
+        self._hooks_within: list[tuple[Any, Any]] = []
         # Most containers are dictionaries of no hooks.
         self._empty: list[Any] = []
 
-    def keep(self, module: nn.Module) -> None:
-        """Notes down a module's attributes as they are."""
+    def keep(self, module: nn.Module, *, within: bool = False) -> None:
+        """Notes down a module's attributes as they are.
+
+        Args:
+            module: the module.
+            within: whether the forward function is running already: then a hook may be its own,
+                and is not put back if it is removed.
+        """
         values = vars(module).copy()
         self.modules[id(module)] = module, values
         for name, value in values.items():
             if isinstance(value, (dict, list, set)) and name not in _TORCHS_OWN:
-                if value:
+                if within and "_hooks" in name:
+                    self._hooks_within.append((value, value.copy()))
+                elif value:
                     self._filled.append((value, value.copy()))
                 else:
                     self._empty.append(value)
@@ -60,6 +69,9 @@ class Attributes:
             current.update({n: v for n, v in values.items() if n not in _TORCHS_OWN})
         for container in filter(None, self._empty):
             container.clear()
+        for hooks, earlier in self._hooks_within:
+            for key in hooks.keys() - earlier.keys():
+                del hooks[key]
         for container, content in self._filled:
             container.clear()
             if isinstance(container, list):
@@ -92,6 +104,8 @@ def _collect(item: Any, name: str, found: dict[int, tuple[str, nn.Module]], seen
     elif inspect.ismethod(item):
         _collect(item.__self__, name, found, seen)
         _collect(item.__func__, name, found, seen)
+        if not callable(item.__self__):
+            _collect_attributes(item.__self__, found, seen)
     elif inspect.isfunction(item):
         _collect(getattr(item, "__wrapped__", None), name, found, seen)
         variables = inspect.getclosurevars(item)
@@ -102,10 +116,14 @@ def _collect(item: Any, name: str, found: dict[int, tuple[str, nn.Module]], seen
                 for piece in part.values() if isinstance(part, dict) else part:
                     if isinstance(piece, nn.Module):
                         _collect(piece, key, found, seen)
-    elif callable(item) and hasattr(item, "__dict__") and not inspect.isclass(item):
-        for key, part in vars(item).items():
-            if isinstance(part, nn.Module) or inspect.ismethod(part):
-                _collect(part, key, found, seen)
+    elif callable(item) and not inspect.isclass(item):
+        _collect_attributes(item, found, seen)
+
+
+def _collect_attributes(item: Any, found: dict[int, tuple[str, nn.Module]], seen: set[int]) -> None:
+    for key, part in getattr(item, "__dict__", {}).items():
+        if isinstance(part, nn.Module) or inspect.ismethod(part):
+            _collect(part, key, found, seen)
 
 
 def _compiled(function: Any, modules: list[tuple[str, nn.Module]]) -> bool:
@@ -145,7 +163,7 @@ def explaining(
         if (known and not module.training) or get_ident() != thread:
             return
         if not known:
-            attributes.keep(module)
+            attributes.keep(module, within=True)
         if module.training:
             training.append(module)
             module.training = False

@@ -454,3 +454,34 @@ def test_hooks_that_a_model_installs_while_it_is_explained_are_dropped(used_befo
     model(images())
     assert len(model.vit.head._forward_hooks) == 1
     assert len(model.vit.head._forward_pre_hooks_with_kwargs) == 1
+
+
+class Holder:
+    """An object of the user's that runs a model with a hook of its own in between."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def scores(self, inputs: Tensor) -> Tensor:
+        handle = self.model.register_forward_hook(lambda *_: None)
+        try:
+            return self.model(inputs)
+        finally:
+            handle.remove()
+
+
+class HolderOfHolder:
+    def __init__(self, model: nn.Module) -> None:
+        self.holder = Holder(model)
+
+    def scores(self, inputs: Tensor) -> Tensor:
+        return self.holder.scores(inputs)
+
+
+@pytest.mark.parametrize("holder", [Holder, HolderOfHolder])
+def test_hooks_of_the_forward_function_go_when_it_removes_them(holder: type) -> None:
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), nn.Flatten())
+    model.register_forward_hook(lambda *_: None)
+    hooks = dict(model._forward_hooks)
+    GenericAttentionRelevance(holder(model).scores).attribute(torch.randn(2, 4, 8), 1)
+    assert model._forward_hooks == hooks
