@@ -11,8 +11,8 @@ from captum_transformer.attr import (
     TransformerAttribution,
     TransformerMethod,
 )
+from captum_transformer.calling import Contrast
 from captum_transformer.description import Description, describe
-from captum_transformer.trace import Contrast
 
 __version__ = "0.1.0"
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from captum_transformer.rules.residual import Meeting, Residuals
-from captum_transformer.trace.arguments import Arguments
+from captum_transformer.calling.arguments import Arguments
+from captum_transformer.rules.flow.residual import Meeting, Residuals
 from captum_transformer.trace.attention import AttentionCall, FusedAttention
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.functions import Kind

@@ -29,9 +29,9 @@ from captum_transformer.attr.rollout_method import RolloutMethod
 from captum_transformer.attr.transformer_method import seed
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules import flow, relevance
-from captum_transformer.rules.maps import MapBlock
+from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.propagate import propagate, transposed
-from captum_transformer.rules.update import RolloutUpdate
+from captum_transformer.rules.streams.update import RolloutUpdate
 from captum_transformer.trace import AttentionCall, Operation, TracedForward, Value
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.numeric import in_full, ratio

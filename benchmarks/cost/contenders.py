@@ -23,9 +23,9 @@ from captum_transformer import (
     RawAttention,
     TransformerAttribution,
 )
+from captum_transformer.calling.arguments import Arguments
 from captum_transformer.rules import flow
 from captum_transformer.trace import traced_forward
-from captum_transformer.trace.arguments import Arguments
 
 REFERENCE = "forward + backward"
 FORWARD = "forward"

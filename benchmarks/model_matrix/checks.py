@@ -25,10 +25,11 @@ from captum_transformer import (
     RawAttention,
     TransformerAttribution,
 )
+from captum_transformer.calling import Arguments
 from captum_transformer.errors import ExplanationError
-from captum_transformer.rules.attn_lrp import attn_lrp_rule
-from captum_transformer.rules.gradient import ConservativeRule
-from captum_transformer.trace import Arguments, traced_forward
+from captum_transformer.rules.gradient.attn_lrp import attn_lrp_rule
+from captum_transformer.rules.gradient.conservative import ConservativeRule
+from captum_transformer.trace import traced_forward
 
 METHODS: dict[str, Callable[..., Any]] = {
     "TransformerAttribution": TransformerAttribution,

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from captum_transformer.attr.transformer_method import START, TransformerMethod, scaled_back, seed
+from captum_transformer.calling.arguments import Arguments
 from captum_transformer.errors import InvalidLayerError, NoAttentionError
-from captum_transformer.rules.flow import TokenFlow
-from captum_transformer.rules.maps import MapBlock
-from captum_transformer.trace.arguments import Arguments
+from captum_transformer.rules.flow.maps import MapBlock
+from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.numeric import accumulation_dtype

@@ -6,8 +6,8 @@ from typing import Any
 from captum_transformer.attr.attention_flow_method import Question
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.maps import MapBlock
-from captum_transformer.rules.update import RolloutUpdate
+from captum_transformer.rules.flow.maps import MapBlock
+from captum_transformer.rules.streams.update import RolloutUpdate
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 

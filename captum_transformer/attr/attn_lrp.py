@@ -3,8 +3,8 @@
 from typing import Any
 
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
-from captum_transformer.rules.attn_lrp import attn_lrp_rule
-from captum_transformer.trace.arguments import Arguments
+from captum_transformer.calling.arguments import Arguments
+from captum_transformer.rules.gradient.attn_lrp import attn_lrp_rule
 from captum_transformer.trace.mode import ForwardRule
 
 

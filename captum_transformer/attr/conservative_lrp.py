@@ -8,14 +8,14 @@ from torch import Tensor
 
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
 from captum_transformer.attr.transformer_method import logged
+from captum_transformer.calling.arguments import Arguments, Inputs
+from captum_transformer.calling.target import Target
 from captum_transformer.errors import InvalidInputError
-from captum_transformer.rules.gamma import Gamma
-from captum_transformer.rules.gradient import ConservativeRule
-from captum_transformer.trace.arguments import Arguments, Inputs
+from captum_transformer.rules.gradient.conservative import ConservativeRule
+from captum_transformer.rules.gradient.gamma import Gamma
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.mode import ForwardRule
 from captum_transformer.trace.numeric import accumulation_dtype
-from captum_transformer.trace.target import Target
 from captum_transformer.trace.tokens import projections_of
 
 _NO_GAMMAS: Mapping[int, Gamma] = {}

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.arguments import Arguments
+from captum_transformer.calling.isolation import to_normal
+from captum_transformer.calling.target import Contrast, Target, main_output
 from captum_transformer.errors import AmbiguousOutputError, InvalidInputError, InvalidTargetError
-from captum_transformer.trace.arguments import Arguments
 from captum_transformer.trace.forward import TracedForward
-from captum_transformer.trace.isolation import to_normal
-from captum_transformer.trace.target import Contrast, Target, main_output
 
 
 class Generation:

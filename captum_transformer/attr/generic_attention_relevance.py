@@ -11,8 +11,8 @@ from captum_transformer.attr.attention_flow_method import (
     output_gradients,
 )
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
-from captum_transformer.rules.maps import MapBlock
-from captum_transformer.rules.update import RelevanceUpdate
+from captum_transformer.rules.flow.maps import MapBlock
+from captum_transformer.rules.streams.update import RelevanceUpdate
 from captum_transformer.trace.attention import AttentionCall
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.attr.transformer_method import TransformerMethod
-from captum_transformer.rules.flow import TokenFlow
+from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.numeric import accumulation_dtype

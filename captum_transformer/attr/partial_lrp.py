@@ -7,7 +7,7 @@ from captum_transformer.attr.attention_flow_method import Question
 from captum_transformer.attr.single_layer_method import SingleLayerMethod
 from captum_transformer.attr.transformer_attribution import relevance_map
 from captum_transformer.rules import flow, relevance
-from captum_transformer.rules.maps import MapBlock
+from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.trace.attention import AttentionCall
 
 

@@ -8,17 +8,17 @@ from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Question, row_sums
 from captum_transformer.attr.transformer_method import START, logged, scaled_back, seed
+from captum_transformer.calling.arguments import Arguments
+from captum_transformer.calling.isolation import in_full_precision
+from captum_transformer.calling.target import Target
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.co_attention import Relevancies, last_call, shares_of_queries
-from captum_transformer.rules.flow import TokenFlow
-from captum_transformer.rules.maps import attend_with
-from captum_transformer.rules.update import UpdateRule
-from captum_transformer.trace.arguments import Arguments
+from captum_transformer.rules.flow.maps import attend_with
+from captum_transformer.rules.flow.token_flow import TokenFlow
+from captum_transformer.rules.streams.relevancies import Relevancies, last_call, shares_of_queries
+from captum_transformer.rules.streams.update import UpdateRule
 from captum_transformer.trace.forward import TracedForward
-from captum_transformer.trace.isolation import in_full_precision
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Value
-from captum_transformer.trace.target import Target
 from captum_transformer.trace.versions import Version
 
 Propagation = Literal["paper", "flow"]

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Question
 from captum_transformer.attr.transformer_method import logged
-from captum_transformer.rules.flow import TokenFlow
-from captum_transformer.rules.maps import attend_with, averaged_over_heads, by_heads
-from captum_transformer.trace.arguments import Arguments
-from captum_transformer.trace.isolation import in_full_precision
-from captum_transformer.trace.target import Target
+from captum_transformer.calling.arguments import Arguments
+from captum_transformer.calling.isolation import in_full_precision
+from captum_transformer.calling.target import Target
+from captum_transformer.rules.flow.maps import attend_with, averaged_over_heads, by_heads
+from captum_transformer.rules.flow.token_flow import TokenFlow
 
 
 class SingleLayerMethod(AttentionFlowMethod):

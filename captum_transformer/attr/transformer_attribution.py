@@ -14,11 +14,11 @@ from captum_transformer.attr.attention_flow_method import (
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
 from captum_transformer.attr.transformer_method import START, scaled_back, seed
 from captum_transformer.rules import flow, relevance
-from captum_transformer.rules.attention import attention_relevance
-from captum_transformer.rules.maps import MapBlock
-from captum_transformer.rules.places import places_from
+from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.propagate import propagate
-from captum_transformer.rules.update import RelevanceUpdate
+from captum_transformer.rules.relevance.attention import attention_relevance
+from captum_transformer.rules.relevance.places import places_from
+from captum_transformer.rules.streams.update import RelevanceUpdate
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.functions import Kind

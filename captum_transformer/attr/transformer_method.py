@@ -11,15 +11,15 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_transformer.attr.generation import Generation
+from captum_transformer.calling.arguments import Arguments, Inputs
+from captum_transformer.calling.isolation import in_full_precision
+from captum_transformer.calling.target import Target, target_of
 from captum_transformer.rules import flow
-from captum_transformer.trace.arguments import Arguments, Inputs
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.functions import Kind
-from captum_transformer.trace.isolation import in_full_precision
 from captum_transformer.trace.mode import ForwardRule
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Value
-from captum_transformer.trace.target import Target, target_of
 from captum_transformer.trace.tokens import per_token, token_value
 
 # Relevance and flow are linear, so they may start large; products with denormals are slow on CPUs.

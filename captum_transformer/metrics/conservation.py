@@ -10,9 +10,9 @@ import torch
 from captum._utils.typing import TargetType
 from torch import Tensor
 
+from captum_transformer.calling.target import selected_scores
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.metrics.variations import Variations
-from captum_transformer.trace.target import selected_scores
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from captum._utils.progress import progress
 from captum._utils.typing import TargetType
 from torch import Tensor
 
+from captum_transformer.calling.arguments import rows_of
+from captum_transformer.calling.isolation import explaining, modules_of
+from captum_transformer.calling.target import main_output, selected_scores
 from captum_transformer.errors import AmbiguousOutputError, InvalidInputError
 from captum_transformer.metrics.curve import Curve
-from captum_transformer.trace.arguments import rows_of
-from captum_transformer.trace.isolation import explaining, modules_of
 from captum_transformer.trace.numeric import accumulation_dtype
-from captum_transformer.trace.target import main_output, selected_scores
 
 
 class Variations:

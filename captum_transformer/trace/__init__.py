@@ -1,24 +1,19 @@
 """Seeing every operation of an unmodified model's forward pass, and its attention calls."""
 
-from captum_transformer.trace.arguments import Arguments
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.mode import ForwardRule, Trace
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.tape import Tape
-from captum_transformer.trace.target import Contrast, Target
 
 __all__ = [
-    "Arguments",
     "AttentionCall",
-    "Contrast",
     "ExplicitAttention",
     "ForwardRule",
     "FusedAttention",
     "Operand",
     "Operation",
     "Tape",
-    "Target",
     "Trace",
     "TracedForward",
     "Value",

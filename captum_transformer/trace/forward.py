@@ -9,20 +9,20 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.checkpoint import CheckpointError
 
+from captum_transformer.calling.arguments import Arguments
+from captum_transformer.calling.isolation import explaining, modules_of, to_normal
+from captum_transformer.calling.target import Contrast, as_contrast, main_output, selected_scores
 from captum_transformer.errors import (
     ExplanationError,
     InvalidInputError,
     NoAttentionError,
 )
-from captum_transformer.trace.arguments import Arguments
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import Kind
-from captum_transformer.trace.isolation import explaining, modules_of, to_normal
 from captum_transformer.trace.mode import ForwardRule, Trace
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.streams import Streams
-from captum_transformer.trace.target import Contrast, as_contrast, main_output, selected_scores
 from captum_transformer.trace.ties import has_known_weights, named, unread_ties
 
 LINEAR_ATTENTION = (

@@ -12,7 +12,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from captum_transformer.trace import Arguments, traced_forward
+from captum_transformer.calling import Arguments
+from captum_transformer.trace import traced_forward
 from tests.attr import generators, two_modalities
 from tests.attr.subjects import METHODS, Subject, as_tuple, mask
 

@@ -16,10 +16,11 @@ from captum_transformer import (
     TransformerAttribution,
 )
 from captum_transformer.attr.transformer_attribution import propagated_relevance
+from captum_transformer.calling import Arguments
 from captum_transformer.errors import InvalidTargetError
 from captum_transformer.rules import flow, relevance
-from captum_transformer.rules.attention import attention_relevance
-from captum_transformer.trace import Arguments, traced_forward
+from captum_transformer.rules.relevance.attention import attention_relevance
+from captum_transformer.trace import traced_forward
 from tests.attr.subjects import (
     FLOW_METHODS,
     INPUT_METHODS,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from captum_transformer.trace import Arguments
+from captum_transformer.calling import Arguments
 from tests.attr.subjects import METHODS, SUBJECTS, subject
 
 READS_BACK = {

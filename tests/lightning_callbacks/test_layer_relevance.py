@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_transformer import AttnLRP, ConservativeLRP
-from captum_transformer.trace.arguments import Arguments
+from captum_transformer.calling.arguments import Arguments
 from lightning_callbacks.layer_relevance import layer_relevance
 from lightning_callbacks.samples import Samples, read_batch
 from tests.attr.subjects import FLOW_METHODS, INPUT_METHODS

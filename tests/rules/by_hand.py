@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.attn_lrp import attn_lrp_rule
+from captum_transformer.calling.arguments import Arguments
+from captum_transformer.rules.gradient.attn_lrp import attn_lrp_rule
 from captum_transformer.trace import traced_forward
-from captum_transformer.trace.arguments import Arguments
 
 
 def relevance(model, *inputs: Tensor) -> tuple[Tensor, ...]:

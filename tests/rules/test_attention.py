@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer.calling import Arguments
 from captum_transformer.rules.propagate import propagate
-from captum_transformer.rules.relevance import KEEP, relevance_rule
-from captum_transformer.trace import Arguments, attention, traced_forward
+from captum_transformer.rules.relevance.rule import KEEP, relevance_rule
+from captum_transformer.trace import attention, traced_forward
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH = 3, 2, 4, 5, 6
 

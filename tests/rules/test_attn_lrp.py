@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from captum_transformer import AttnLRP
-from captum_transformer.rules.attn_lrp import attn_lrp_rule
+from captum_transformer.calling.arguments import Arguments
+from captum_transformer.rules.gradient.attn_lrp import attn_lrp_rule
 from captum_transformer.trace import traced_forward
-from captum_transformer.trace.arguments import Arguments
 from tests.rules.by_hand import doubles, relevance
 from tests.rules.test_activation import ACTIVATIONS, WRITTEN_IN_PYTHON
 from tests.rules.test_product import ATTENTION, PRODUCTS, K, Q, V, X

@@ -13,9 +13,10 @@ from captum_transformer import (
     TransformerAttribution,
 )
 from captum_transformer.attr.transformer_attribution import relevance_map
+from captum_transformer.calling import Arguments
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.update import normalized
-from captum_transformer.trace import Arguments, traced_forward
+from captum_transformer.rules.streams.update import normalized
+from captum_transformer.trace import traced_forward
 from tests.attr.golden import load_case
 from tests.attr.subjects import SUBJECTS, assert_close, drawn, subject, with_random_weights
 

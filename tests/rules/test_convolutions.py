@@ -14,10 +14,11 @@ from captum_transformer import (
     GenericAttentionRelevance,
     TransformerAttribution,
 )
+from captum_transformer.calling import Arguments
 from captum_transformer.rules import relevance
-from captum_transformer.rules.flow import KEEP, TokenFlow
+from captum_transformer.rules.flow.token_flow import KEEP, TokenFlow
 from captum_transformer.rules.propagate import propagate
-from captum_transformer.trace import Arguments, traced_forward
+from captum_transformer.trace import traced_forward
 
 
 def features(*shape: int) -> Tensor:

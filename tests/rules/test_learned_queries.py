@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer import GenericAttentionRelevance
-from captum_transformer.rules.update import normalized
+from captum_transformer.rules.streams.update import normalized
 from tests.attr.subjects import assert_close, drawn, with_random_weights
 
 WIDTH, HEADS = 16, 2

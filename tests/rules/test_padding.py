@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_transformer.rules.flow import KEEP, TokenFlow
-from captum_transformer.trace import Arguments, traced_forward
+from captum_transformer.calling import Arguments
+from captum_transformer.rules.flow.token_flow import KEEP, TokenFlow
+from captum_transformer.trace import traced_forward
 
 SAME = {
     "convolution": (

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from captum_transformer.rules.places import places_from
+from captum_transformer.calling import Arguments
 from captum_transformer.rules.propagate import propagate
-from captum_transformer.rules.relevance import KEEP, relevance_rule
-from captum_transformer.trace import Arguments, traced_forward
+from captum_transformer.rules.relevance.places import places_from
+from captum_transformer.rules.relevance.rule import KEEP, relevance_rule
+from captum_transformer.trace import traced_forward
 
 TOKENS, WIDTH, CLASSES = 6, 5, 4
 

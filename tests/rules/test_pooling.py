@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer import AttentionRollout, GenericAttentionRelevance, TransformerAttribution
-from captum_transformer.trace import Arguments
+from captum_transformer.calling import Arguments
 from tests.attr.subjects import CLASSES, assert_close, images, timm_vit, with_random_weights
 
 SIZES: dict[str, Any] = {"img_size": (8, 12), "patch_size": 4, "embed_dim": 16, "num_heads": 2}

@@ -5,10 +5,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from captum_transformer.rules.linear import half_quotient
+from captum_transformer.calling import Arguments
 from captum_transformer.rules.propagate import propagate
-from captum_transformer.rules.relevance import KEEP, relevance_rule
-from captum_transformer.trace import Arguments, traced_forward
+from captum_transformer.rules.relevance.linear import half_quotient
+from captum_transformer.rules.relevance.rule import KEEP, relevance_rule
+from captum_transformer.trace import traced_forward
 
 
 def propagated(function, *inputs: Tensor, relevance: Tensor) -> list[Tensor]:

@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer.calling import Arguments
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.propagate import propagate
-from captum_transformer.rules.relevance import KEEP, relevance_rule
-from captum_transformer.trace import Arguments, traced_forward
+from captum_transformer.rules.relevance.rule import KEEP, relevance_rule
+from captum_transformer.trace import traced_forward
 
 SAMPLES, TOKENS, WIDTH, EXPERTS = 3, 4, 6, 3
 

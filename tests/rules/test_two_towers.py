@@ -11,9 +11,10 @@ from captum_transformer import (
     RawAttention,
     TransformerAttribution,
 )
+from captum_transformer.calling import Arguments
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.flow import KEEP, TokenFlow
-from captum_transformer.trace import Arguments, traced_forward
+from captum_transformer.rules.flow.token_flow import KEEP, TokenFlow
+from captum_transformer.trace import traced_forward
 
 WIDTH, BATCH = 8, 3
 

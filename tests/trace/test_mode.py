@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_transformer import ConservativeLRP, GenericAttentionRelevance, TransformerAttribution
+from captum_transformer.calling import Arguments
 from captum_transformer.errors import NoAttentionError, UnseenOperationError
-from captum_transformer.trace import Arguments, ExplicitAttention, FusedAttention, traced_forward
+from captum_transformer.trace import ExplicitAttention, FusedAttention, traced_forward
 from captum_transformer.trace.mode import Trace
 
 HEADS, WIDTH, CLASSES = 2, 8, 3

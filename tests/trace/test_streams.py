@@ -12,7 +12,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from captum_transformer.trace import Arguments, traced_forward
+from captum_transformer.calling import Arguments
+from captum_transformer.trace import traced_forward
 from captum_transformer.trace.streams import Streams
 from tests.attr.golden import load_case
 from tests.attr.subjects import subject

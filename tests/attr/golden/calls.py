@@ -10,9 +10,10 @@ from torch import Tensor
 from captum_transformer import TransformerMethod
 from captum_transformer.attr.attention_flow_method import gradient_map, output_gradients
 from captum_transformer.attr.transformer_attribution import propagated_relevance
+from captum_transformer.calling import Arguments
 from captum_transformer.rules import flow, relevance
-from captum_transformer.rules.attention import attention_relevance
-from captum_transformer.trace import Arguments, TracedForward, traced_forward
+from captum_transformer.rules.relevance.attention import attention_relevance
+from captum_transformer.trace import TracedForward, traced_forward
 from tests.attr.golden.cases import Case
 from tests.attr.golden.models import from_embeddings
 

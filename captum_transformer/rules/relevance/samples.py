@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.linear import without_bias
+from captum_transformer.rules.relevance.linear import without_bias
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
 from captum_transformer.trace.layout import chooses_features

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from captum_transformer.rules.weights import weighting
+from captum_transformer.rules.relevance.weights import weighting
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import ENTRY_WISE
 from captum_transformer.trace.operation import Operation, Value

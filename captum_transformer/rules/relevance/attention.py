@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.linear import half_quotient
 from captum_transformer.rules.propagate import unsupported
+from captum_transformer.rules.relevance.linear import half_quotient
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.numeric import in_full, ratio

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.flow import TokenFlow
-from captum_transformer.rules.maps import MapBlock, averaged_over_heads
-from captum_transformer.rules.update import Matrices, UpdateRule, added
+from captum_transformer.rules.flow.maps import MapBlock, averaged_over_heads
+from captum_transformer.rules.flow.token_flow import TokenFlow
+from captum_transformer.rules.streams.update import Matrices, UpdateRule, added
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.operation import Value

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.call_arguments import called_with, signals_in, with_tensors
-from captum_transformer.rules.gamma import Gamma, favour_positive
-from captum_transformer.rules.norms import hold_denominator
-from captum_transformer.rules.softmax import without_empty_rows
+from captum_transformer.rules.gradient.call_arguments import called_with, signals_in, with_tensors
+from captum_transformer.rules.gradient.gamma import Gamma, favour_positive
+from captum_transformer.rules.gradient.norms import hold_denominator
+from captum_transformer.rules.gradient.softmax import without_empty_rows
 from captum_transformer.trace.functions import Kind, describe
 from captum_transformer.trace.recognise import Pattern, are_probabilities
 from captum_transformer.trace.statistics import is_mean_of

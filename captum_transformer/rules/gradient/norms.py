@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.call_arguments import as_function_of, tensor_first
+from captum_transformer.rules.gradient.call_arguments import as_function_of, tensor_first
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.statistics import negative_exponent

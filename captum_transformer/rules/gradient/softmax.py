@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer.rules.call_arguments import called_with
+from captum_transformer.rules.gradient.call_arguments import called_with
 
 
 def without_empty_rows(

@@ -6,9 +6,9 @@ import operator
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.linear import without_bias
-from captum_transformer.rules.padding import of_signal
+from captum_transformer.rules.flow.padding import of_signal
 from captum_transformer.rules.propagate import rearranged, transposed, unsupported
+from captum_transformer.rules.relevance.linear import without_bias
 from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
 from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operand, Operation, Value

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.call_arguments import tensor_first
+from captum_transformer.rules.gradient.call_arguments import tensor_first
 
 
 @dataclass(frozen=True)

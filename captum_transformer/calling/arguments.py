@@ -8,8 +8,8 @@ import torch
 from captum._utils.common import _format_additional_forward_args
 from torch import Tensor
 
+from captum_transformer.calling.isolation import to_normal
 from captum_transformer.errors import InvalidInputError
-from captum_transformer.trace.isolation import to_normal
 
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...], dict[str, Tensor], Mapping[str, Tensor])
 

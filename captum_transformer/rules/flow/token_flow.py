@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.flat import (
+from captum_transformer.rules.flow.flat import (
     constant_product,
     flat,
     inner_product,
@@ -20,9 +20,9 @@ from captum_transformer.rules.flat import (
     summed,
     summed_at_indices,
 )
-from captum_transformer.rules.maps import Attend
+from captum_transformer.rules.flow.maps import Attend
+from captum_transformer.rules.flow.residual import MEETINGS, Residuals
 from captum_transformer.rules.propagate import propagate, rearranged, unsupported
-from captum_transformer.rules.residual import MEETINGS, Residuals
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
 from captum_transformer.trace.layout import chooses_features, sums_over_features

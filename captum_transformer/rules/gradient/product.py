@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer.rules.call_arguments import called_with, is_signal, signals_in
+from captum_transformer.rules.gradient.call_arguments import called_with, is_signal, signals_in
 from captum_transformer.trace.functions import Kind, describe
 from captum_transformer.trace.tape import Tape
 

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.attention import attention_rule
-from captum_transformer.rules.linear import (
+from captum_transformer.rules.propagate import rearranged, transposed, unsupported
+from captum_transformer.rules.relevance.attention import attention_rule
+from captum_transformer.rules.relevance.linear import (
     alpha_beta_rule,
     is_first_convolution,
     linear_rule,
     z_box_rule,
 )
-from captum_transformer.rules.places import ANYWHERE, Places
-from captum_transformer.rules.propagate import rearranged, transposed, unsupported
-from captum_transformer.rules.samples import Numbered, samples_of
-from captum_transformer.rules.weights import weighting
+from captum_transformer.rules.relevance.places import ANYWHERE, Places
+from captum_transformer.rules.relevance.samples import Numbered, samples_of
+from captum_transformer.rules.relevance.weights import weighting
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
 from captum_transformer.trace.numeric import in_full, ratio

@@ -7,10 +7,10 @@ it. What has no rule here (linear maps, additions, softmax, rearrangements) keep
 from collections.abc import Callable
 from typing import Any
 
-from captum_transformer.rules.activation import identity_rule
-from captum_transformer.rules.norms import hold_denominator
-from captum_transformer.rules.product import attend, uniform_rule
-from captum_transformer.rules.softmax import without_empty_rows
+from captum_transformer.rules.gradient.activation import identity_rule
+from captum_transformer.rules.gradient.norms import hold_denominator
+from captum_transformer.rules.gradient.product import attend, uniform_rule
+from captum_transformer.rules.gradient.softmax import without_empty_rows
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.recognise import Pattern
 from captum_transformer.trace.tape import Tape

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.call_arguments import as_function_of, called_with, signals_in
+from captum_transformer.rules.gradient.call_arguments import as_function_of, called_with, signals_in
 from captum_transformer.trace.functions import Kind, describe, requested_inplace
 from captum_transformer.trace.gates import gated_scale
 from captum_transformer.trace.numeric import accumulation_dtype, ratio

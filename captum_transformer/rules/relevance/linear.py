@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer.rules.places import Places
 from captum_transformer.rules.propagate import transposed, unsupported
-from captum_transformer.rules.weights import Weighting
+from captum_transformer.rules.relevance.places import Places
+from captum_transformer.rules.relevance.weights import Weighting
 from captum_transformer.trace.functions import Kind
 from captum_transformer.trace.numeric import EPSILON, in_full, ratio
 from captum_transformer.trace.operation import Operand, Operation

@@ -1,0 +1,6 @@
+"""How a model is called: its arguments, what is explained of its output, its state left intact."""
+
+from captum_transformer.calling.arguments import Arguments
+from captum_transformer.calling.target import Contrast, Target
+
+__all__ = ["Arguments", "Contrast", "Target"]
