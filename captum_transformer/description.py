@@ -8,7 +8,7 @@ from captum_transformer.calling.arguments import Arguments
 from captum_transformer.rules.flow.residual import Meeting, Residuals
 from captum_transformer.trace.attention import AttentionCall, FusedAttention
 from captum_transformer.trace.forward import TracedForward, traced_forward
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.ties import named, unread_ties
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from captum_transformer.attr.transformer_method import TransformerMethod
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.trace.forward import TracedForward
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Operation, Value
 

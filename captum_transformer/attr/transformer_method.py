@@ -16,7 +16,7 @@ from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.target import Target, target_of
 from captum_transformer.rules import flow
 from captum_transformer.trace.forward import TracedForward, traced_forward
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mode import ForwardRule
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Value

@@ -10,8 +10,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from captum_transformer.errors import InvalidInputError
-from captum_transformer.trace.functions import Kind, describe
-from captum_transformer.trace.tape import tensors_in
+from captum_transformer.trace.functions import describe
+from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.nested import leaves
 
 Order = Literal["cascading", "independent"]
 
@@ -141,8 +142,7 @@ class _ParameterUse(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if describe(func).kind is not Kind.QUERY:
-            for tensor in tensors_in((args, kwargs or {})):
-                if isinstance(tensor, nn.Parameter):
-                    self.places.setdefault(id(tensor), len(self.places))
+        if describe(func).kind is not Kind.ASKS:
+            for tensor in leaves(nn.Parameter, (args, kwargs or {})):
+                self.places.setdefault(id(tensor), len(self.places))
         return func(*args, **(kwargs or {}))

@@ -16,11 +16,12 @@ class View(NamedTuple):
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    offset: int = 0
 
     @classmethod
     def of(cls, tensor: Tensor) -> "View":
         """A tensor as a view of its storage."""
-        return cls(tuple(tensor.shape), tensor.stride())
+        return cls(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
     def numel(self) -> int:
         """The number of its entries."""

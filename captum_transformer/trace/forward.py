@@ -19,7 +19,8 @@ from captum_transformer.errors import (
 )
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.functions import made
+from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mode import ForwardRule, Trace
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.streams import Streams
@@ -39,6 +40,8 @@ NO_ATTENTION = (
     "instance `attn_implementation='sdpa'` in Transformers. A model that has none, such as a "
     "recurrent one, can be explained by ConservativeLRP with `attention_rule=False`."
 )
+
+_CONTRAST = made("contrast", Kind.CONTRAST, torch.sub)
 
 
 class TracedForward:
@@ -115,9 +118,7 @@ class TracedForward:
         sides = [self.select(target) for target in (contrast.target, contrast.rather_than)]
         difference = sides[0][0] - sides[1][0]
         operands = [self.tape.operand(*side, keep=False) for side in sides]
-        self.tape.append(
-            "contrast", Kind.CONTRAST, torch.sub, tuple(operands), {}, operands, [difference]
-        )
+        self.tape.record(_CONTRAST, tuple(operands), operands, [difference])
         return difference
 
     def gradients(self, selected: Tensor, points: Sequence[GradientEdge]) -> list[Tensor | None]:

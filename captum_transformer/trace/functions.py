@@ -1,15 +1,10 @@
-"""The table of torch functions: what each one *is*, whatever it is called through.
+"""Torch functions, found in the table, and their calls, bound to canonical arguments."""
 
-``torch.add``, ``Tensor.add_``, ``x + y`` and ``x += y`` are one function here. Rules are written
-for the kinds, so a rule never asks for the name that a model happened to use.
-"""
-
-import enum
 import inspect
 import operator
 import types
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -17,123 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class Kind(enum.Enum):
-    """The kinds of operation that rules tell apart."""
-
-    QUERY = enum.auto()  # reads metadata; no tensor comes out that a rule would care for
-    SHAPE = enum.auto()  # moves, copies or drops entries
-    ELEMENTWISE = enum.auto()  # one entry in, one entry out, same shape
-    NORM = enum.auto()
-    SOFTMAX = enum.auto()
-    DROPOUT = enum.auto()
-    ADD = enum.auto()
-    SUB = enum.auto()
-    MUL = enum.auto()
-    DIV = enum.auto()
-    RECIPROCAL = enum.auto()  # what becomes a denominator: 1/x, x**-0.5, rsqrt(x)
-    LINEAR = enum.auto()
-    CONV = enum.auto()
-    EMBEDDING = enum.auto()
-    MATMUL = enum.auto()
-    ATTENTION = enum.auto()
-    SUM = enum.auto()
-    MEAN = enum.auto()
-    POOL = enum.auto()
-    TRANSFORM = enum.auto()  # Fourier transforms: linear, with complex numbers in or out
-    CONTRAST = enum.auto()  # one score minus another; no torch function is of this kind
-    OTHER = enum.auto()
-
-    # By identity: members are looked up in sets at each operation, and Enum hashes in Python.
-    __hash__ = object.__hash__
-
-
-_NAMES: dict[Kind, str] = {
-    Kind.QUERY: """
-        shape dtype device requires_grad grad grad_fn is_leaf ndim layout is_nested
-        is_cuda is_cpu is_mps is_xpu is_meta is_sparse is_quantized is_mkldnn is_mtia
-        is_ipu is_maia is_vulkan is_xla is_ort is_sparse_csr itemsize nbytes names
-        output_nr name volatile dim size numel nelement stride storage_offset
-        is_contiguous is_floating_point is_complex is_signed element_size get_device
-        data_ptr untyped_storage storage is_same_size is_pinned is_inference is_conj
-        is_neg is_set_to is_shared dim_order has_names len hash repr format
-        set_grad_enabled requires_grad_ retain_grad register_hook item tolist numpy bool
-        float_ index contains base backward_hooks retains_grad version
-    """,
-    Kind.SHAPE: """
-        reshape view permute transpose t T mT H mH adjoint swapaxes swapdims movedim
-        moveaxis flatten unflatten squeeze unsqueeze contiguous clone expand broadcast_to
-        repeat tile repeat_interleave chunk split split_with_sizes tensor_split hsplit
-        vsplit dsplit unbind getitem select narrow index_select take_along_dim gather cat
-        concat concatenate stack hstack vstack roll flip fliplr flipud rot90 pad
-        constant_pad_nd masked_fill where index_put setitem index_copy scatter
-        masked_select masked_scatter as_strided as_strided_scatter unfold fold
-        pixel_shuffle pixel_unshuffle channel_shuffle tril triu diagonal take alias ravel
-        meshgrid broadcast_tensors atleast_1d atleast_2d atleast_3d unsafe_chunk
-        unsafe_split copy select_scatter slice_scatter diagonal_scatter view_as_real
-        view_as_complex
-    """,
-    Kind.ELEMENTWISE: """
-        long int short
-        sinh cosh tan asin acos atan asinh acosh atanh erfc erfinv logit sinc log2 log10
-        exp2 sgn sign round floor ceil trunc frac relu relu6 gelu silu mish elu selu celu
-        leaky_relu hardswish hardsigmoid hardtanh tanh sigmoid logsigmoid softplus
-        softsign tanhshrink softshrink hardshrink threshold prelu rrelu exp expm1 log
-        log1p sqrt pow square abs neg negative positive erf sin cos clamp clip clamp_min
-        clamp_max nan_to_num remainder fmod mod to type float half bfloat16 double cpu cuda
-        real log_softmax
-    """,
-    Kind.NORM: """
-        layer_norm rms_norm group_norm batch_norm instance_norm local_response_norm
-    """,
-    Kind.SOFTMAX: "softmax",
-    Kind.DROPOUT: """
-        dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout
-        feature_alpha_dropout
-    """,
-    Kind.ADD: "add radd",
-    Kind.SUB: "sub rsub subtract",
-    Kind.MUL: "mul rmul multiply",
-    Kind.DIV: "div truediv true_divide divide",
-    Kind.RECIPROCAL: "rsqrt reciprocal rtruediv rdiv",
-    Kind.LINEAR: "linear addmm grouped_mm grouped_mm_fallback",
-    Kind.CONV: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
-    Kind.EMBEDDING: "embedding",
-    Kind.MATMUL: "matmul rmatmul bmm mm mv einsum baddbmm",
-    Kind.ATTENTION: "scaled_dot_product_attention",
-    Kind.SUM: "sum",
-    Kind.MEAN: "mean",
-    Kind.POOL: """
-        avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-        adaptive_avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
-        adaptive_max_pool2d interpolate upsample boolean_dispatch amax max
-    """,
-    Kind.TRANSFORM: """
-        fft_fft fft_fft2 fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn
-        fft_irfft fft_irfft2 fft_irfftn
-    """,
-}
-_BATCH_NORM = inspect.signature(F.batch_norm)
-_KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
-
-CASTS = frozenset("to type float half bfloat16 double cpu cuda".split())
-# On operands of the output's own shape these leave every entry, and its relevance, where it is.
-ENTRY_WISE = frozenset(
-    {
-        Kind.ELEMENTWISE,
-        Kind.NORM,
-        Kind.SOFTMAX,
-        Kind.RECIPROCAL,
-        Kind.ADD,
-        Kind.SUB,
-        Kind.MUL,
-        Kind.DIV,
-    }
-)
-# Sums of entries of which the operation's own indices say where each goes.
-SUMS_AT_INDICES = frozenset({"index_add", "scatter_add"})
-# Python composites that keep what matters inside: their bodies are traced, not they themselves.
-_COMPOSITES = frozenset({F.multi_head_attention_forward, F.normalize})
+from captum_transformer.trace.catalogue import ALIASES, ENTRIES, ROLES, UNKNOWN, Entry
+from captum_transformer.trace.kinds import Kind, Role
 
 
 @dataclass(frozen=True)
@@ -142,8 +22,12 @@ class Function:
 
     Attributes:
         name: its bare name, the same for ``add``, ``add_``, ``__add__`` and ``__iadd__``.
-        kind: what it is.
-        call: an out-of-place callable with the same arguments, for replaying it on other tensors.
+        kind: what it is; `kind_of` a call may tell more.
+        call: an out-of-place callable with the same arguments, for running it on other tensors.
+        parameters: the canonical names of its arguments by position.
+        rest: the name for all further ones, if it takes them.
+        aliases: from what else an argument is called to its canonical name.
+        roles: what the tensors among its arguments are for, where they are no signals.
         inplace: whether it writes into its first argument.
         takes_inplace: whether it can be asked to, as ``F.relu(x, inplace=True)``.
         body: for a composite, what it does, without its own dispatch to the trace.
@@ -152,9 +36,84 @@ class Function:
     name: str
     kind: Kind
     call: Callable[..., Any]
+    parameters: tuple[str, ...] = ("input",)
+    rest: str | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, Role] = field(default_factory=dict)
     inplace: bool = False
     takes_inplace: bool = False
     body: Callable[..., Any] | None = None
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call under their canonical names.
+
+        >>> describe(torch.Tensor.softmax).bind((torch.ones(2),), {"axis": 0})["dim"]
+        0
+        >>> describe(torch.Tensor.view).bind((torch.ones(2), 1, 2), {})["shape"]
+        (1, 2)
+        """
+        bound = dict(zip(self.parameters, args, strict=False))
+        if self.rest is not None and len(args) > len(self.parameters):
+            rest = args[len(self.parameters) :]
+            whole = len(rest) == 1 and isinstance(rest[0], (tuple, list, torch.Size))
+            bound[self.rest] = rest[0] if whole else rest
+        for name, argument in kwargs.items():
+            bound[self.aliases.get(name) or ALIASES.get(name, name)] = argument
+        return bound
+
+
+def _by_exponent(arguments: Mapping[str, Any]) -> Kind:
+    exponent = arguments.get("exponent")
+    negative = isinstance(exponent, (int, float)) and exponent < 0
+    return Kind.RECIPROCAL if negative else Kind.ENTRYWISE
+
+
+def _by_numerator(arguments: Mapping[str, Any]) -> Kind:
+    if arguments.get("rounding_mode") is not None:
+        return Kind.ENTRYWISE
+    numerator = arguments.get("input")
+    return Kind.DIV if getattr(numerator, "value", None) is not None else Kind.RECIPROCAL
+
+
+def _by_accumulation(arguments: Mapping[str, Any]) -> Kind:
+    if arguments.get("reduce") not in (None, "add"):
+        return Kind.UNKNOWN
+    added = arguments.get("accumulate") or arguments.get("reduce")
+    return Kind.SUM_AT_INDICES if added else Kind.MOVE
+
+
+def _by_reduction(arguments: Mapping[str, Any]) -> Kind:
+    return Kind.SUM_AT_INDICES if arguments.get("reduce") == "sum" else Kind.UNKNOWN
+
+
+# Functions that are of one kind or another, as their arguments say.
+_BY_ARGUMENTS: dict[str, Callable[[Mapping[str, Any]], Kind]] = {
+    "pow": _by_exponent,
+    "float_power": _by_exponent,
+    **dict.fromkeys(("div", "truediv", "true_divide", "divide", "rdiv", "rtruediv"), _by_numerator),
+    "index_put": _by_accumulation,
+    "put": _by_accumulation,
+    "scatter": _by_accumulation,
+    "scatter_reduce": _by_reduction,
+}
+
+
+def kind_of(function: Function, arguments: Mapping[str, Any]) -> Kind:
+    """The kind of a call, whose tensors are operands."""
+    by_arguments = _BY_ARGUMENTS.get(function.name)
+    if by_arguments is not None:
+        return by_arguments(arguments)
+    if function.kind is Kind.MOVE and function.roles:
+        source, index = arguments.get("input"), arguments.get("index")
+        if getattr(source, "value", None) is None and _holds_ids(index):
+            return Kind.EMBEDDING
+    return function.kind
+
+
+def _holds_ids(index: Any) -> bool:
+    """Whether token ids are (among) the indices of a lookup."""
+    value = getattr(index, "value", None)
+    return value is not None or (isinstance(index, (tuple, list)) and any(map(_holds_ids, index)))
 
 
 def _setitem(tensor: Tensor, index: Any, value: Any) -> Tensor:
@@ -173,7 +132,7 @@ _OUT_OF_PLACE: dict[str, Callable[..., Any]] = {
     "truediv": operator.truediv,
 }
 _IN_PLACE_OPERATORS = frozenset(
-    "__iadd__ __isub__ __imul__ __idiv__ __itruediv__ __imatmul__ __ipow__".split()
+    "__iadd__ __isub__ __imul__ __idiv__ __itruediv__ __imatmul__ __ipow__ __imod__".split()
 )
 
 
@@ -207,8 +166,41 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 - its name in to
     return gated
 
 
-# Products that the functions hide.
-_WRITTEN_OUT: dict[str, Callable[..., Any]] = {"cosine_similarity": _cosine_similarity, "glu": _glu}
+def _addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:  # noqa: A002
+    return input + value * (tensor1 / tensor2)
+
+
+def _lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:  # noqa: A002
+    return input + weight * (end - input)
+
+
+# Functions of which the table needs no line, written in those that it has: products that they
+# hide, and tensors that are given for their shape or type alone.
+_WRITTEN_OUT: dict[str, Callable[..., Any]] = {
+    "cosine_similarity": _cosine_similarity,
+    "glu": _glu,
+    "addcdiv": _addcdiv,
+    "lerp": _lerp,
+    "expand_as": lambda input, other: input.expand(other.shape),  # noqa: A006
+    "reshape_as": lambda input, other: input.reshape(other.shape),  # noqa: A006
+    "view_as": lambda input, other: input.view(other.shape),  # noqa: A006
+    "type_as": lambda input, other: input.to(other.device, other.dtype),  # noqa: A006
+}
+# Python composites that keep what matters inside: their bodies are traced, not they themselves.
+_COMPOSITES = frozenset({F.multi_head_attention_forward, F.normalize})
+
+
+def like_another(
+    function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``x.to(other)`` as ``x.to(other.device, other.dtype)``: no number of the other is used."""
+    others = [a for a in (*args[1:], *kwargs.values()) if isinstance(a, Tensor)]
+    if function.name != "to" or not others:
+        return args, kwargs
+    (other,) = others
+    further = tuple(argument for argument in args[1:] if argument is not other)
+    named = {key: argument for key, argument in kwargs.items() if argument is not other}
+    return (args[0], other.device, other.dtype, *further), named
 
 
 @cache
@@ -226,36 +218,49 @@ def describe(function: Callable[..., Any]) -> Function:
     dunder = raw.startswith("__")
     if raw in _IN_PLACE_OPERATORS:
         name = name.removeprefix("i")
-    kind = _KINDS.get(name, Kind.OTHER)
+    entry = ENTRIES.get(name, UNKNOWN)
     if raw in ("requires_grad_", "retain_grad", "__float__", "__int__", "__bool__"):
-        kind = Kind.QUERY
-    writes = raw.endswith("_") and not dunder and kind is not Kind.QUERY
-    inplace = writes or raw in _IN_PLACE_OPERATORS or raw in ("__setitem__", "copy_")
+        entry = ENTRIES["requires_grad"]
+    kind = entry.kind
     if function in _COMPOSITES and isinstance(function, types.FunctionType):
         return Function(name, kind, function, body=_body(function))
-    if name in _WRITTEN_OUT:
+    writes = raw.endswith("_") and not dunder and kind is not Kind.ASKS
+    inplace = writes or raw in _IN_PLACE_OPERATORS or raw in ("__setitem__", "copy_")
+    if name in _WRITTEN_OUT and not inplace:
         return Function(name, kind, function, body=_WRITTEN_OUT[name])
-    call: Callable[..., Any] = function
-    if inplace:
-        call = _out_of_place(name, function)
-    return Function(name, kind, call, inplace, _takes(function, "inplace"))
+    return Function(
+        name,
+        kind,
+        _out_of_place(name, function) if inplace else function,
+        _parameters(function, entry),
+        entry.rest,
+        entry.aliases,
+        {p: ROLES[p] for p in (*entry.parameters, *entry.aliases.values()) if p in ROLES},
+        inplace,
+        "inplace" in _signature(function),
+    )
 
 
-def _takes(function: Callable[..., Any], parameter: str) -> bool:
+def _parameters(function: Callable[..., Any], entry: Entry) -> tuple[str, ...]:
+    """The canonical names of arguments by position; functionals have them in another order."""
+    if getattr(function, "__module__", None) != F.__name__ or not _signature(function):
+        return entry.parameters
+    return tuple(entry.aliases.get(n) or ALIASES.get(n, n) for n in _signature(function))
+
+
+def _signature(function: Callable[..., Any]) -> tuple[str, ...]:
     try:
-        return parameter in inspect.signature(function).parameters
+        return tuple(inspect.signature(function).parameters)
     except (TypeError, ValueError):
-        return False
+        return ()
 
 
-def requested_inplace(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> bool:
-    """Whether a call such as ``F.relu(x, inplace=True)`` asks to write into its input."""
-    if not describe(function).takes_inplace:
-        return bool(kwargs.get("inplace"))
-    bound = inspect.signature(function).bind(*args, **kwargs)
-    return bool(bound.arguments.get("inplace"))
+def made(name: str, kind: Kind, call: Callable[..., Any]) -> Function:
+    """A function of the trace's own, such as a write into a view."""
+    return Function(name, kind, call)
+
+
+_BATCH_NORM = inspect.signature(F.batch_norm)
 
 
 def deterministic(
@@ -263,9 +268,7 @@ def deterministic(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Switches off what makes a forward pass random, or dependent on the rest of the batch."""
     if function.kind is Kind.ATTENTION:
-        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        kwargs = {**dict(zip(names, args, strict=False)), **kwargs, "dropout_p": 0.0}
-        return (), kwargs
+        return (), {**function.bind(args, kwargs), "dropout_p": 0.0}
     if func is F.batch_norm:
         bound = dict(_BATCH_NORM.bind(*args, **kwargs).arguments)
         if bound.get("running_mean") is not None:

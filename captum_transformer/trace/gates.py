@@ -3,11 +3,8 @@
 import torch
 from torch import Tensor
 
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.kinds import ENTRIES_ALONE, Kind
 from captum_transformer.trace.operation import Operation, Value
-
-_BY_ENTRY = frozenset({Kind.ELEMENTWISE, Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV, Kind.RECIPROCAL})
-_COPIES = frozenset({"clone", "contiguous"})
 
 
 def gated_scale(signal: Value, gate: Value) -> Tensor | None:
@@ -34,8 +31,6 @@ def gated_scale(signal: Value, gate: Value) -> Tensor | None:
 
 def _multiplies(operation: Operation, product: Value) -> bool:
     """Whether an operation multiplies a signal by a constant."""
-    if operation.kind is Kind.DIV and operation.operands[0].value is None:
-        return False
     traced = [value for _, value in operation.traced()]
     known = operation.kind in (Kind.MUL, Kind.DIV) and len(traced) == 1
     return known and traced[0].shape == product.shape
@@ -51,13 +46,7 @@ def _made_by_entry(value: Value, source: Value) -> bool:
         operation = part.operation
         if part.shape != source.shape or part.index < source.index or operation is None:
             return False
-        if not _treats_entries_alone(operation):
+        if operation.kind not in ENTRIES_ALONE:
             return False
         pending += [operand for _, operand in operation.traced()]
     return True
-
-
-def _treats_entries_alone(operation: Operation) -> bool:
-    if operation.name == "log_softmax":
-        return False
-    return operation.kind in _BY_ENTRY or operation.name in _COPIES

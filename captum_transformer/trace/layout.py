@@ -6,34 +6,19 @@ import torch
 from torch import Tensor
 
 from captum_transformer.trace.axis import Axis, View, pieces_in_view
-from captum_transformer.trace.functions import ENTRY_WISE, SUMS_AT_INDICES, Kind
+from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.views import views_of
 
-_REARRANGED_WHOLE = frozenset(
-    """
-    reshape view flatten unflatten squeeze unsqueeze contiguous clone permute transpose movedim
-    swapaxes to type float half bfloat16 double cpu cuda alias
-    """.split()
-)
-# What picks entries along a dimension by their size, and where it is told which dimension.
-_CHOICES = {"topk": (2, "dim"), "sort": (1, "dim")}
-_CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
-# Rearrangements by indices, if they have any.
-_BY_INDEX = frozenset(
-    """
-    getitem index_select gather take_along_dim take setitem index_put index_copy scatter
-    masked_scatter
-    """.split()
-)
-_NEW_FEATURES = {Kind.LINEAR: -1, Kind.EMBEDDING: -1, Kind.CONV: 1}
+_NEW_FEATURES = {Kind.EMBEDDING: -1, Kind.CONV: 1, Kind.TRANSPOSED_CONV: 1}
+_SUMS_DIMENSIONS = frozenset({Kind.SUM, Kind.MEAN})
 
 
 def lay_out(operation: Operation) -> None:
     """Fills in the axes and the origin of an operation's outputs."""
     traced = operation.traced()
     mixtures = _mixtures(operation, traced)
-    views = views_of(operation) if operation.kind is Kind.SHAPE else None
+    views = views_of(operation) if operation.kind in MOVES else None
     for place, output in enumerate(operation.outputs):
         if output is not None:
             _carry(operation, output, None if views is None else views[place])
@@ -44,10 +29,40 @@ def lay_out(operation: Operation) -> None:
     if operation.kind in _NEW_FEATURES:
         dim = _NEW_FEATURES[operation.kind]
         first.features = (Axis.of(first.shape, dim % len(first.shape)),)
+    elif operation.kind is Kind.PRODUCT:
+        first.features = _of_weights(operation, first) or first.features
     elif operation.kind is Kind.SOFTMAX:
         first.keys = _softmax_axis(operation, first)
-    if operation.name in _REARRANGED_WHOLE and len(operation.outputs) == 1 and len(traced) == 1:
+    if len(operation.outputs) == len(traced) == 1 and _keeps_all(operation, first, views):
         first.origin = traced[0][1].origin
+
+
+def _keeps_all(operation: Operation, output: Value, views: tuple[View, ...] | None) -> bool:
+    """Whether an operation keeps all entries of its operand, each once."""
+    ((_, value),) = operation.traced()
+    if operation.kind is Kind.COPY or views is None:
+        return operation.kind is Kind.COPY
+    return output.shape.numel() == value.shape.numel() and views[0].order() is not None
+
+
+def _of_weights(operation: Operation, output: Value) -> tuple[Axis, ...]:
+    """The features that a product with constants makes of a token's own: rows of its weights."""
+    product, traced = operation.contraction(), operation.traced()
+    if product is None or len(traced) != 1:
+        return ()
+    ((operand, value),) = traced
+    summed = product.summed(operand)
+    declared = any(factor.role is Role.WEIGHT for factor in product.factors)
+    if not summed or not (declared or mixes_features(value, summed)):
+        return ()
+    new = [dim for dim, letter in enumerate(product.output) if letter not in product.of(operand)]
+    return tuple(Axis.of(output.shape, dim) for dim in new)
+
+
+def mixes_features(value: Value, summed: Sequence[int]) -> bool:
+    """Whether dimensions that a product sums over are features of each token by itself."""
+    features = {axis.dim(value.shape) for axis in value.features}
+    return set(summed) <= features
 
 
 def _mixtures(operation: Operation, traced: list[tuple[Operand, Value]]) -> int:
@@ -56,7 +71,7 @@ def _mixtures(operation: Operation, traced: list[tuple[Operand, Value]]) -> int:
     for _, value in traced:
         mixtures |= value.mixtures
     ties = operation.kind is Kind.TRANSFORM
-    if len(traced) > 1 and operation.kind is Kind.MATMUL:
+    if len(traced) > 1 and operation.kind is Kind.PRODUCT:
         ties = True
     elif len(traced) > 1 and operation.kind is Kind.MUL:
         ties = len({value.weighs_tokens for _, value in traced}) > 1
@@ -64,9 +79,9 @@ def _mixtures(operation: Operation, traced: list[tuple[Operand, Value]]) -> int:
 
 
 def _carry(operation: Operation, output: Value, view: View | None) -> None:
-    in_place = operation.kind in ENTRY_WISE and len(operation.outputs) == 1
+    by_entry = operation.kind in BY_ENTRY and len(operation.outputs) == 1
     for operand, source in operation.traced():
-        if in_place and source.shape == output.shape:
+        if by_entry and source.shape == output.shape:
             output.samples = output.samples or source.samples
             output.keys = output.keys or source.keys
             output.features = output.features or source.features
@@ -85,7 +100,7 @@ def _carry_from(
     samples, keys = source.samples, source.keys
     if output.samples is None and samples is not None:
         output.samples = _samples(operation, operand, source, output, view)
-        if output.samples is None and operation.kind is Kind.SHAPE:
+        if output.samples is None and operation.kind in MOVES:
             output.samples = _looked_up(operation, source, output)
     if output.keys is None and keys is not None:
         # Without some of the keys, such as an attention sink, they are probabilities still.
@@ -113,9 +128,8 @@ def _samples(
 
 def _holds(operation: Operation, before: Axis, source: Value, after: Axis, output: Value) -> bool:
     """Whether an axis that seems to be kept is, where indices say what goes where."""
-    by_index = operation.name in SUMS_AT_INDICES or (
-        operation.name in _BY_INDEX and len(operation.operands) > 1
-    )
+    moves = operation.kind in MOVES or operation.kind is Kind.SUM_AT_INDICES
+    by_index = moves and any(operand.role is Role.INDEX for operand in operation.operands)
     one_to_one = len(operation.traced()) == len(operation.outputs) == 1
     if not by_index or not one_to_one or _picks_along_another(operation, before, source):
         return True
@@ -129,17 +143,16 @@ def _holds(operation: Operation, before: Axis, source: Value, after: Axis, outpu
 
 def _picks_along_another(operation: Operation, axis: Axis, source: Value) -> bool:
     """Whether indices move entries along one dimension only, and the axis is another one."""
-    if operation.name not in ("gather", "take_along_dim", "index_select"):
-        return False
-    along = operation.argument(1, "dim")
+    along = operation.dim(len(source.shape))
     dim = axis.dim(source.shape)
-    return isinstance(along, int) and dim is not None and dim != along % len(source.shape)
+    picks = operation.kind is Kind.MOVE and along is not None
+    return picks and dim is not None and dim != along
 
 
 def _looked_up(operation: Operation, source: Value, output: Value) -> Axis | None:
     """Where the samples went in an operation that rearranges by indices, as its entries tell."""
     one_to_one = len(operation.traced()) == len(operation.outputs) == 1
-    if source.samples is None or not one_to_one or operation.name in _REARRANGED_WHOLE:
+    if source.samples is None or not one_to_one:
         return None
     count, shape = source.samples.size, output.shape
     if shape.numel() < count:
@@ -160,12 +173,12 @@ def _numbers(operation: Operation, count: int) -> Tensor:
 
 def _appends(operation: Operation) -> bool:
     """Whether an operation adds dimensions behind those of its operand."""
-    return operation.kind is Kind.EMBEDDING or operation.name == "view_as_real"
+    return operation.kind in (Kind.EMBEDDING, Kind.AS_REAL)
 
 
 def _softmax_axis(operation: Operation, output: Value) -> Axis | None:
-    dim = operation.argument(1, "dim")
-    return Axis.of(output.shape, dim % len(output.shape)) if isinstance(dim, int) else None
+    dim = operation.dim(len(output.shape))
+    return None if dim is None else Axis.of(output.shape, dim)
 
 
 def _carried(
@@ -179,19 +192,22 @@ def _kept(operation: Operation, source: Operand, axis: Axis, output: Value) -> A
     dim = axis.dim(before)
     if dim is None:
         return _kept_within(operation, before, axis, after)
-    contracted = _contracted(operation, source)
+    product = operation.contraction()
+    contracted = [1] if operation.kind in CONVOLUTIONS else []
+    if product is not None:
+        contracted = product.summed(source)
     # An axis of length one could be any dimension of length one.
     if any(dim == gone or axis.size == before[gone] == 1 for gone in contracted):
         return None
     moved: int | None = None
-    if operation.name == "einsum":
-        moved = _through_einsum(operation, source, dim)
+    if product is not None:
+        moved = product.moved(source, dim) if product.of(source) else None
         if moved is None:
-            return None
-    elif operation.name == "stack":
-        at = operation.argument(1, "dim", 0) % len(after)
+            return axis.kept(before, after) if source is product.addend else None
+    elif operation.kind is Kind.STACK:
+        at = operation.dim(len(after), 0) or 0
         moved = dim + (at <= dim)
-    elif operation.kind in (Kind.SUM, Kind.MEAN):
+    elif operation.kind in _SUMS_DIMENSIONS:
         gone = _summed(operation, len(before))
         if dim in gone:
             return None
@@ -211,7 +227,8 @@ def _kept_within(
 ) -> Axis | None:
     """An axis that was merged into a dimension behind another one, as (tokens x samples)."""
     features = before[-1]
-    if operation.kind is Kind.LINEAR and before[:-1] == after[:-1] and axis.inner % features == 0:
+    rows = operation.kind is Kind.PRODUCT and before[:-1] == after[:-1]
+    if rows and axis.inner % features == 0:
         return Axis(axis.outer, axis.size, axis.inner // features * after[-1])
     return None
 
@@ -221,13 +238,14 @@ def sums_over_features(operation: Operation) -> bool:
 
     A product that leaves features of one of them hands on its tokens, as linear attention does.
     """
-    if operation.kind not in (Kind.MATMUL, Kind.LINEAR) or len(operation.operands) != 2:
+    product = operation.contraction()
+    if product is None or len(product.factors) != 2 or len(operation.traced()) != 2:
         return False
     for operand, value in operation.traced():
-        gone = _contracted(operation, operand)
+        gone = product.summed(operand)
         if {Axis.of(value.shape, dim) for dim in gone} != set(value.features):
             return False
-    return len(operation.traced()) == 2
+    return True
 
 
 def _with_features(operation: Operation, source: Operand, axis: Axis, output: Value) -> Axis | None:
@@ -235,10 +253,9 @@ def _with_features(operation: Operation, source: Operand, axis: Axis, output: Va
     dim = axis.dim(source.size)
     if dim is not None and dim == _chosen_along(operation) and axis.size == source.size[dim]:
         return Axis.of(output.shape, dim)
-    if dim is not None and operation.name in _CONCATENATIONS:
-        along = operation.argument(1, "dim", 0) % len(source.size)
-        if dim == along and axis.size == source.size[dim]:
-            return Axis.of(output.shape, dim)
+    joined = operation.kind is Kind.CONCATENATE and dim == operation.dim(len(source.size), 0)
+    if dim is not None and joined and axis.size == source.size[dim]:
+        return Axis.of(output.shape, dim)
     return _kept(operation, source, axis, output)
 
 
@@ -253,50 +270,14 @@ def chooses_features(operation: Operation) -> bool:
 
 def _chosen_along(operation: Operation) -> int | None:
     """The dimension along which an operation picks entries by their size, if it does."""
-    if operation.name not in _CHOICES:
+    if operation.kind is not Kind.CHOICE:
         return None
-    dim: int = operation.argument(*_CHOICES[operation.name], -1)
-    return dim % len(operation.operands[0].size)
-
-
-def _contracted(operation: Operation, operand: Operand) -> list[int]:
-    """The dimensions of an operand that a product sums away."""
-    last = len(operand.size) - 1
-    if operation.kind is Kind.LINEAR:
-        return [last]
-    if operation.kind is Kind.CONV:
-        return [1]
-    if operation.name == "einsum":
-        terms, out = _einsum_terms(operation)
-        letters = next((letters for o, letters in terms if o is operand), "")
-        return [dim for dim, letter in enumerate(letters) if letter not in out]
-    if operation.kind is Kind.MATMUL:
-        is_left = operation.operands[-2] is operand
-        return [last if is_left else max(last - 1, 0)]
-    return []
+    return operation.dim(len(operation.operands[0].size), -1)
 
 
 def _summed(operation: Operation, ndim: int) -> set[int]:
     """The dimensions that a sum or mean runs over."""
-    dims = operation.kwargs.get("axis", operation.argument(1, "dim"))
+    dims = operation.argument("dim")
     if dims is None or dims == ():
         return set(range(ndim))
     return {dim % ndim for dim in (dims if isinstance(dims, Iterable) else [dims])}
-
-
-def _einsum_terms(operation: Operation) -> tuple[list[tuple[Operand, str]], str]:
-    """Each operand with the letters of its dimensions, and those of the output."""
-    equation, *flat = operation.args
-    if not isinstance(equation, str) or "." in equation or "->" not in equation:
-        return [], ""
-    left, _, out = equation.replace(" ", "").partition("->")
-    operands = flat[0] if len(flat) == 1 and isinstance(flat[0], (list, tuple)) else flat
-    return list(zip(operands, left.split(","), strict=True)), out
-
-
-def _through_einsum(operation: Operation, source: Operand, dim: int) -> int | None:
-    terms, out = _einsum_terms(operation)
-    for operand, letters in terms:
-        if operand is source and letters[dim] in out:
-            return out.index(letters[dim])
-    return None

@@ -12,29 +12,30 @@ from torch.overrides import TorchFunctionMode
 from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.einsum import with_letters
 from captum_transformer.trace.functions import (
     Function,
-    Kind,
     describe,
     deterministic,
-    requested_inplace,
+    kind_of,
+    like_another,
     without_inplace,
 )
+from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.layout import lay_out
+from captum_transformer.trace.nested import leaves, mapped
 from captum_transformer.trace.operation import Operand, Operation, Value
-from captum_transformer.trace.reach import LOOKUPS, leave_out_constants, reached
+from captum_transformer.trace.reach import leave_out_constants, reached
 from captum_transformer.trace.recognise import (
     Pattern,
     explicit_attention,
     fused_attention,
     recognise,
 )
+from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
 
 _RANDOM = frozenset({Kind.ATTENTION, Kind.NORM})
-_ATTENDS = frozenset({Kind.ATTENTION, Kind.MATMUL})
-_LIKE_ANOTHER = frozenset({"expand_as", "reshape_as", "view_as", "type_as"})
+_ATTENDS = frozenset({Kind.ATTENTION, Kind.PRODUCT})
 
 
 class ForwardRule(Protocol):
@@ -101,34 +102,53 @@ class Trace(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         function = describe(func)
-        if function.kind is Kind.QUERY:
+        if function.kind is Kind.ASKS:
             return func(*args, **kwargs)
         if function.body is not None:
             with self:
                 return function.body(*args, **kwargs)
         if function.kind is Kind.DROPOUT:
             return args[0] if args else kwargs["input"]
-        if function.name in _LIKE_ANOTHER:
-            return self._run_like_another(function.name, *args, **kwargs)
         if function.kind in _RANDOM:
             args, kwargs = deterministic(func, function, args, kwargs)
-        if function.name == "einsum":
-            args = with_letters(args)
-        operands: list[Operand] = []
-        frozen = self._freeze(args, operands), self._freeze(kwargs, operands) if kwargs else {}
-        traced = [operand for operand in operands if operand.value is not None]
-        inplace = function.inplace or (bool(traced) and requested_inplace(func, args, kwargs))
-        if not traced and not self._attends_learned(function, operands):
+        elif function.kind is Kind.COPY:
+            args, kwargs = like_another(function, args, kwargs)
+        operation = self._described(function, args, kwargs)
+        traced = operation.traced()
+        inplace = function.inplace or bool(traced and operation.arguments.get("inplace"))
+        if not traced and not self._attends_learned(function, operation.operands):
             if inplace and args and isinstance(args[0], Tensor):
                 self.tape.before_write(args[0])
             return func(*args, **kwargs)
-        if function.name == "set_data":
+        if function.kind is Kind.DATA:
             raise UnseenOperationError(
                 "The model assigns to `.data` of a tensor that depends on the inputs, which hides "
                 "the dependence from autograd and from the trace. Use an ordinary in-place "
                 "operation such as `tensor.copy_(...)`."
             )
-        return self._run(func, function, args, kwargs, frozen, operands, inplace=inplace)
+        return self._run(func, operation, args, kwargs, inplace=inplace)
+
+    def _described(
+        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Operation:
+        """The operation that a call is, before it runs."""
+        operands: list[Operand] = []
+
+        def operand(tensor: Tensor) -> Operand:
+            found = Operand(tensor, self.tape.find(tensor))
+            operands.append(found)
+            return found
+
+        frozen = mapped(operand, Tensor, args)
+        named = mapped(operand, Tensor, kwargs) if kwargs else kwargs
+        arguments = function.bind(frozen, named)
+        for name, role in function.roles.items():
+            for found in leaves(Operand, arguments.get(name)):
+                found.role = role
+        kind = kind_of(function, arguments)
+        leave_out_constants(operands)
+        index = len(self.tape.operations)
+        return Operation(index, function, kind, frozen, named, operands, arguments, function.call)
 
     def _attends_learned(self, function: Function, operands: list[Operand]) -> bool:
         """Whether learned queries, one set for each sample, attend to each other (as in DETR)."""
@@ -140,29 +160,18 @@ class Trace(TorchFunctionMode):
         self.shares_learned_attention |= not of_each_sample
         return of_each_sample
 
-    def _run_like_another(self, name: str, tensor: Tensor, other: Tensor) -> Any:
-        """Of the other tensor only the shape or the type counts, so it is no operand."""
-        with self:
-            if name == "type_as":
-                return tensor.to(other.device, other.dtype)
-            return getattr(tensor, name.removesuffix("_as"))(other.shape)
-
     def _run(
         self,
         func: Callable[..., Any],
-        function: Function,
+        operation: Operation,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        frozen: tuple[tuple[Any, ...], dict[str, Any]],
-        operands: list[Operand],
         *,
         inplace: bool,
     ) -> Any:
-        leave_out_constants(operands)
-        pattern = None
-        if function.kind in _ATTENDS:
-            pattern = recognise(function, args, kwargs, operands)
-        keep = pattern is not None or function.kind in self.tape.keep
+        function, kind, operands = operation.function, operation.kind, operation.operands
+        pattern = recognise(operation) if kind in _ATTENDS else None
+        keep = pattern is not None or kind in self.tape.keep
         self.tape.settle(operands, keep=keep)
         written: Tensor | None = None
         if inplace:
@@ -171,7 +180,7 @@ class Trace(TorchFunctionMode):
         result = NotImplemented
         if self._rule is not None:
             result = self._rule(
-                function.kind,
+                kind,
                 func,
                 args,
                 kwargs,
@@ -183,23 +192,21 @@ class Trace(TorchFunctionMode):
             result = func(*args, **kwargs)
         if written is None and self.tape.held_by(result) is not None:
             return result
-        if function.name == "batch_norm" and result.requires_grad:
+        if "running_mean" in operation.arguments and result.requires_grad:
             # On CPUs its derivative is wrong if the gradient is laid out otherwise: tokens first
             # as behind a convolutional stem, or channels last as of a spectrogram.
             result.register_hook(_LaidOut(result.stride()))
-        outputs = reached(self.tape, function, result if written is None else written, operands)
+        outputs = reached(self.tape, operation, result if written is None else written)
         if not outputs:
             if written is not None:
                 self.tape.release(written)
             return result
-        call = without_inplace(func) if inplace and not function.inplace else function.call
-        kind = function.kind
-        if function.name in LOOKUPS and operands[0].value is None:
-            kind = Kind.EMBEDDING
-        operation = self.tape.append(function.name, kind, call, *frozen, operands, outputs)
+        if inplace and not function.inplace:
+            operation.call = without_inplace(func)
+        self.tape.append(operation, outputs)
         if not operation.traced():
             self._lay_out_learned(operation)
-        if outputs[0] is not None and (kind is Kind.EMBEDDING or (keep and kind is Kind.LINEAR)):
+        if outputs[0] is not None and (kind is Kind.EMBEDDING or (keep and kind is Kind.PRODUCT)):
             operation.result = self.tape.operand(outputs[0], None, keep=True)
         if outputs[0] is not None and (kind is Kind.EMBEDDING or pattern):
             operation.edge = get_gradient_edge(outputs[0])
@@ -208,20 +215,6 @@ class Trace(TorchFunctionMode):
         if written is not None:
             self.tape.after_write(written)
         return result
-
-    # Not a closure: one that calls itself is a cycle, and would keep the operands alive.
-    def _freeze(self, argument: Any, operands: list[Operand]) -> Any:
-        """The arguments with an `Operand` in the place of each tensor, all of which are listed."""
-        if isinstance(argument, Tensor):
-            operand = Operand(argument, self.tape.find(argument))
-            operands.append(operand)
-            return operand
-        if isinstance(argument, (list, tuple)):
-            parts = [self._freeze(part, operands) for part in argument]
-            return parts if isinstance(argument, list) else tuple(parts)
-        if isinstance(argument, dict):
-            return {key: self._freeze(part, operands) for key, part in argument.items()}
-        return argument
 
     def _lay_out_learned(self, operation: Operation) -> None:
         output = operation.outputs[0]
@@ -245,7 +238,8 @@ class Trace(TorchFunctionMode):
         if call.among_channels:
             call.layer = -1
             return
-        call.output.attention |= 1 << layer
+        query = query_value(call)
+        call.output.attention |= 1 << layer | (0 if query is None else query.attention)
         self.calls.append(call)
 
     def _calling_module(self) -> str:

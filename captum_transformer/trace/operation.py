@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.contraction import Contraction, contraction
+from captum_transformer.trace.functions import Function
+from captum_transformer.trace.kinds import Kind, Role
+from captum_transformer.trace.nested import mapped
 
 
 class Value:
@@ -73,6 +76,17 @@ class Value:
         self.origin = self
 
     @property
+    def is_denominator(self) -> bool:
+        """Whether it is what a signal is divided by, as ``rsqrt(mean(x ** 2))`` in an RMSNorm."""
+        operation = self.origin.operation
+        if operation is None:
+            return False
+        if operation.kind is Kind.RECIPROCAL:
+            return True
+        factors = [value for _, value in operation.traced()]
+        return operation.kind in (Kind.MUL, Kind.DIV) and all(f.is_denominator for f in factors)
+
+    @property
     def weighs_tokens(self) -> bool:
         """Whether it holds softmax weights of tokens, and not of features."""
         return self.keys is not None and self.keys not in self.features
@@ -95,13 +109,15 @@ class Operand:
     Args:
         tensor: the argument, held until it is known whether its data is kept.
         value: what it holds, if the inputs reach it.
+        role: what it is for.
     """
 
-    __slots__ = ("data", "value")
+    __slots__ = ("data", "role", "value")
 
-    def __init__(self, tensor: Tensor, value: Value | None) -> None:
+    def __init__(self, tensor: Tensor, value: Value | None, role: Role = Role.SIGNAL) -> None:
         self.data: Tensor | None = tensor
         self.value = value
+        self.role = role
 
     @property
     def tensor(self) -> Tensor:
@@ -109,6 +125,13 @@ class Operand:
         if self.data is None:
             raise RuntimeError("the trace was told not to keep this operand")
         return self.data
+
+    def like(self, dtype: torch.dtype) -> Tensor:
+        """The data beside entries of another precision, with which its own entries move."""
+        data = self.tensor
+        if data.is_floating_point() or (self.role is Role.SIGNAL and data.dtype != torch.bool):
+            return data.to(dtype)
+        return data
 
     @property
     def size(self) -> torch.Size:
@@ -128,59 +151,109 @@ class Operand:
 
 @dataclass(eq=False, slots=True)
 class Operation:
-    """One recorded operation; tensors stand as `Operand` in its ``args`` and ``kwargs``."""
+    """One operation; tensors stand as `Operand` in its arguments.
+
+    It is described before it runs, so that rules that act during the forward pass and those that
+    walk the tape read the same.
+
+    Attributes:
+        index: its place on the tape.
+        function: what the table knows of its function.
+        kind: what it is.
+        args: its arguments by position, as they were given.
+        kwargs: its arguments by name, as they were given.
+        operands: all tensors among them.
+        arguments: the arguments under their canonical names.
+        call: what runs it again, out of place.
+        outputs: the values that came out; None for those that the inputs do not reach.
+        result: its output, where a rule asks for that.
+        edge: where its output stands in the autograd graph, where a rule asks for that.
+        attention: the attention call that it is, if it is one.
+        module: the name of the module that ran it.
+    """
 
     index: int
-    name: str
+    function: Function
     kind: Kind
-    call: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     operands: list[Operand]
+    arguments: dict[str, Any]
+    call: Callable[..., Any]
     outputs: list[Value | None] = field(default_factory=list)
     result: Operand | None = None
     edge: GradientEdge | None = None
     attention: Any = None
+    module: str = ""
     _traced: list[tuple[Operand, Value]] | None = None
+    _contraction: Contraction | None = None
 
-    def argument(self, place: int, name: str, default: Any = None) -> Any:
-        """What was given for an argument, by position or by name."""
-        if name in self.kwargs:
-            return self.kwargs[name]
-        return self.args[place] if len(self.args) > place else default
+    @property
+    def name(self) -> str:
+        """The function's bare name, for people to read."""
+        return self.function.name
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """What was given for an argument, by its canonical name."""
+        return self.arguments.get(name, default)
+
+    def dim(self, ndim: int, default: int | None = None) -> int | None:
+        """The dimension that it works along, counted from the front; None if it names none."""
+        dim = self.arguments.get("dim", default)
+        if isinstance(dim, (tuple, list)) and len(dim) == 1:
+            (dim,) = dim
+        return dim % ndim if isinstance(dim, int) and ndim else None
 
     def traced(self) -> list[tuple[Operand, Value]]:
-        """The operands that the inputs reach, each with its value."""
+        """The operands that the inputs reach, each with its value.
+
+        What attention has made of learned queries alone is a constant next to them; it counts only
+        where nothing else does.
+        """
         if self._traced is None:
-            self._traced = [(o, o.value) for o in self.operands if o.value is not None]
+            values = [(o, o.value) for o in self.operands if o.value is not None]
+            signals = [(o, v) for o, v in values if not v.learned]
+            self._traced = signals or values
         return self._traced
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it multiplies one signal with constants."""
+        return self.kind is Kind.PRODUCT and len(self.traced()) == 1
+
+    def carried(self) -> list[tuple[Operand, Value]]:
+        """The operands that hold tokens, learned queries that have attended included."""
+        return [(o, o.value) for o in self.operands if o.value is not None]
+
+    def contraction(self) -> Contraction | None:
+        """The product that it is, with a letter for each dimension; None if it is none."""
+        if self._contraction is None and self.kind is Kind.PRODUCT:
+            self._contraction = contraction(self)
+        return self._contraction
 
     def clear(self) -> None:
         """Lets go of everything that it refers to."""
         self.args, self.kwargs, self.operands, self.outputs = (), {}, [], []
-        self.result = self.edge = self.attention = None
+        self.arguments = {}
+        self.result = self.edge = self.attention = self._contraction = None
         self._traced = []
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Any]:
-        """Runs the operation again on other tensors in the place of its traced operands."""
+        """Runs the operation again on other tensors in the place of its traced operands.
+
+        Constants come in the precision of these tensors.
+        """
         replaced = {id(o): t for (o, _), t in zip(self.traced(), tensors, strict=True)}
         dtype = tensors[0].dtype
 
-        args = _thaw(self.args, replaced, dtype)
-        out = self.call(*args, **_thaw(self.kwargs, replaced, dtype))
+        def tensor(operand: Operand) -> Tensor:
+            known = replaced.get(id(operand))
+            return operand.like(dtype) if known is None else known
+
+        out = self.run(tensor)
         return list(out) if isinstance(out, (tuple, list)) else [out]
 
-
-def _thaw(argument: Any, replaced: dict[int, Tensor], dtype: torch.dtype) -> Any:
-    """The arguments with tensors in the place of operands, constants in the given precision."""
-    if isinstance(argument, Operand):
-        if id(argument) in replaced:
-            return replaced[id(argument)]
-        constant = argument.tensor
-        return constant.to(dtype) if constant.is_floating_point() else constant
-    if isinstance(argument, dict):
-        return {key: _thaw(part, replaced, dtype) for key, part in argument.items()}
-    if isinstance(argument, (list, tuple)):
-        parts = [_thaw(part, replaced, dtype) for part in argument]
-        return parts if isinstance(argument, list) else tuple(parts)
-    return argument
+    def run(self, tensor: Callable[[Operand], Tensor]) -> Any:
+        """Runs the operation out of place, with a tensor for each of its operands."""
+        args = mapped(tensor, Operand, self.args)
+        return self.call(*args, **mapped(tensor, Operand, self.kwargs))

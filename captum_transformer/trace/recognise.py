@@ -1,13 +1,11 @@
 """Recognising attention: a fused call, or probabilities that are applied to values by a product."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import NamedTuple
 
 from captum_transformer.trace.attention import ExplicitAttention, FusedAttention
 from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.functions import CASTS, Function, Kind
+from captum_transformer.trace.contraction import Contraction
+from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 
 CUT_PROBABILITIES = (
@@ -35,46 +33,40 @@ class Pattern(NamedTuple):
     output_order: Order = None
 
 
-def recognise(
-    function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], operands: Sequence[Operand]
-) -> Pattern | None:
+def recognise(operation: Operation) -> Pattern | None:
     """How an operation attends, of which all operands are at hand; None if it does not."""
-    if function.kind is Kind.ATTENTION:
-        held = (v for k, v in kwargs.items() if k != "value" and isinstance(v, Tensor))
-        return Pattern(frozenset(map(id, held)))
-    if function.kind is not Kind.MATMUL or function.name == "rmatmul" or len(operands) != 2:
+    if operation.kind is Kind.ATTENTION:
+        held = (o for name, o in operation.kwargs.items() if name != "value")
+        return Pattern(frozenset(id(o.tensor) for o in held if isinstance(o, Operand)))
+    product = operation.contraction()
+    if product is None or len(product.factors) != 2 or len(operation.operands) != 2:
         return None
     for weights in (0, 1):
-        pattern = _applies(function, args, weights, operands)
+        pattern = _applies(product, weights)
         if pattern is not None:
             return pattern
     return None
 
 
-def _applies(
-    function: Function, args: tuple[Any, ...], weights: int, operands: Sequence[Operand]
-) -> Pattern | None:
-    """The pattern if one operand is a softmax over keys and the product applies it to the other."""
-    applied, other = operands[weights], operands[1 - weights]
+def _applies(product: Contraction, weights: int) -> Pattern | None:
+    """The pattern if one factor is a softmax over keys and the product applies it to the other."""
+    applied, other = product.factors[weights], product.factors[1 - weights]
     probabilities, signal = applied.value, other.value
     if probabilities is None or probabilities.keys is None:
         return None
     if not probabilities.learned if signal is None else signal.keys is not None:
         return None
-    orders: tuple[Order, Order, Order] | None = (None, None, None)
-    keys = len(probabilities.shape) - 1
-    if function.name == "einsum":
-        orders = parse_einsum(args[0], weights)
-        keys = orders[0][-1] if orders is not None and orders[0] is not None else -1
-    elif weights == 1:
-        dims = len(applied.size), len(other.size)
-        orders = _swapped(dims[0]), _swapped(dims[1]), _swapped(max(dims))
-        keys -= 1
-    if orders is None or keys < 0 or len(other.size) < 2:
+    orders = _orders(product, weights)
+    if orders is None:
         return None
-    if probabilities.keys != Axis.of(probabilities.shape, keys):
+    if probabilities.keys != Axis.of(probabilities.shape, orders[0][-1]):
         return None
-    return Pattern(frozenset({id(applied.tensor)}), weights, *orders)
+    plain = (_unless_plain(order) for order in orders)
+    return Pattern(frozenset({id(applied.tensor)}), weights, *plain)
+
+
+def _unless_plain(order: tuple[int, ...]) -> Order:
+    return None if order == tuple(range(len(order))) else order
 
 
 def are_probabilities(value: Value) -> bool:
@@ -84,7 +76,7 @@ def are_probabilities(value: Value) -> bool:
         if operation.kind is Kind.SOFTMAX:
             return value.weighs_tokens
         traced = operation.traced()
-        if len(traced) != 1 or not (operation.kind is Kind.SHAPE or operation.name in CASTS):
+        if len(traced) != 1 or not (operation.kind in MOVES or operation.kind is Kind.COPY):
             return False
         ((_, value),) = traced
     return False
@@ -92,18 +84,14 @@ def are_probabilities(value: Value) -> bool:
 
 def applies_cut_probabilities(operation: Operation) -> bool:
     """Whether it multiplies a signal with probabilities that are no attention as they lie."""
-    if operation.kind is not Kind.MATMUL or operation.attention is not None:
+    if operation.kind is not Kind.PRODUCT or operation.attention is not None:
         return False
     return {are_probabilities(value) for _, value in operation.traced()} == {True, False}
 
 
-def _swapped(ndim: int) -> tuple[int, ...]:
-    return (*range(ndim - 2), ndim - 1, ndim - 2)
-
-
 def fused_attention(layer: int, module: str, operation: Operation) -> FusedAttention:
     """The attention call that an operation of fused attention is."""
-    kwargs = operation.kwargs
+    kwargs = operation.arguments
     query: Operand = kwargs["query"]
     scale = kwargs.get("scale")
     return FusedAttention(
@@ -136,31 +124,22 @@ def explicit_attention(
     )
 
 
-def parse_einsum(equation: Any, weights: int = 0) -> tuple[Order, Order, Order] | None:
-    """How to permute an einsum's operands and output to `AttentionCall`'s layout.
+def _orders(
+    product: Contraction, weights: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+    """How to permute factors and output of a product to `AttentionCall`'s layout.
 
-    None if the equation is no product of probabilities and values.
-
-    >>> parse_einsum("bhqk,bkhd->bqhd")
-    ((0, 1, 2, 3), (0, 2, 1, 3), (0, 2, 1, 3))
+    None if it is no product of probabilities and values.
     """
-    if not isinstance(equation, str) or "." in equation:
-        return None
-    left, arrow, out = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not arrow or len(terms) != 2:
-        return None
-    a, v = terms[weights], terms[1 - weights]
+    a, v, out = product.letters[weights], product.letters[1 - weights], product.output
     keys = [c for c in a if c in v and c not in out]
     queries = [c for c in a if c not in v and c in out]
     features = [c for c in v if c not in a and c in out]
-    batch = [c for c in a if c in v and c in out]
-    if len(keys) != 1 or len(queries) != 1 or len(features) != 1 or len(batch) + 2 != len(a):
-        return None
-    if len(v) != len(a) or len(out) != len(a):
+    batch = [c for c in out if c not in (*queries, *features)]
+    if len(keys) != 1 or len(queries) != 1 or len(features) != 1:
         return None
 
     def order(term: str, last: list[str]) -> tuple[int, ...]:
-        return tuple(term.index(c) for c in (*batch, *last))
+        return tuple(term.index(c) for c in (*batch, *last) if c in term)
 
     return order(a, queries + keys), order(v, keys + features), order(out, queries + features)

@@ -9,13 +9,12 @@ called twice, need no special care.
 from collections.abc import Iterable, Mapping, Sequence
 
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.versions import LEARNED, Segment, Stream, Version, Versions
 
 _TIES_TOKENS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV})
-_CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
 
 
 class Streams:
@@ -96,13 +95,13 @@ class Streams:
             self._made[call] = version
             return (version,)
         carried: Sequence[Versions] = [
-            self._versions.get(value, ()) for _, value in operation.traced()
+            self._versions.get(value, ()) for _, value in operation.carried()
         ]
-        if operation.name in _CONCATENATIONS and not _joins_features(operation):
+        if operation.kind is Kind.CONCATENATE and not _joins_features(operation):
             return _joined(operation, carried) or self._newest(carried)
         if operation.kind in _TIES_TOKENS and len(carried) == 2:
             carried = _of_tokens(operation, carried)
-        elif operation.kind is Kind.SHAPE:
+        elif operation.kind in MOVES:
             _unite(carried)
         return self._newest(carried)
 
@@ -135,7 +134,7 @@ class Streams:
         return self._joined[key]
 
     def _name_of_ids(self, operation: Operation) -> str:
-        ((_, ids), *_) = operation.traced()
+        ((_, ids), *_) = operation.carried()
         sources = [n for v, n in self._names.items() if v is ids or ids.descends_from(v)]
         return "+".join(sources) or LEARNED
 
@@ -168,10 +167,10 @@ def query_value(call: AttentionCall) -> Value | None:
     value = weights
     while value is not None and value.operation is not None:
         operation = value.operation
-        if operation.kind is Kind.MATMUL:
-            scored = operation.operands[-2] if operation.name != "einsum" else operation.operands[0]
-            return scored.value
-        traced = operation.traced()
+        product = operation.contraction()
+        if product is not None:
+            return product.factors[0].value
+        traced = operation.carried()
         if not traced:
             return None
         value = traced[0][1]
@@ -180,8 +179,8 @@ def query_value(call: AttentionCall) -> Value | None:
 
 def _joins_features(operation: Operation) -> bool:
     """Whether a concatenation is along features or samples, so that no tokens are added."""
-    dim = operation.argument(1, "dim", 0)
-    values = [value for _, value in operation.traced()]
+    dim = operation.argument("dim", 0)
+    values = [value for _, value in operation.carried()]
     axes = [(value, axis) for value in values for axis in (*value.features, value.samples)]
     return any(
         axis is not None and axis.dim(value.shape) == dim % len(value.shape) for value, axis in axes
@@ -191,7 +190,7 @@ def _joins_features(operation: Operation) -> bool:
 def _joined(operation: Operation, carried: Sequence[Versions]) -> Versions:
     """The stream that several ones, none of which has attended yet, are concatenated to."""
     versions = [version for some in carried for version in some]
-    dim = operation.argument(1, "dim", 0)
+    dim = operation.argument("dim", 0)
     parts = [operand for operand in operation.operands if operand.size.numel()]
     traced = [operand.value for operand in parts if operand.value is not None]
     if not all(version.is_start for version in versions):
@@ -199,7 +198,7 @@ def _joined(operation: Operation, carried: Sequence[Versions]) -> Versions:
     streams = {version.stream: None for version in versions}
     if len(streams) == 1 and len(traced) == len(parts):
         return ()
-    of_value = dict(zip((value for _, value in operation.traced()), carried, strict=True))
+    of_value = dict(zip((value for _, value in operation.carried()), carried, strict=True))
     segments: list[Segment] = []
     for operand in parts:
         held = of_value[operand.value] if operand.value is not None else ()
@@ -219,7 +218,7 @@ def _of_tokens(operation: Operation, carried: Sequence[Versions]) -> Sequence[Ve
     """
     output = operation.outputs[0]
     repeated = [
-        output is None or _is_repeated(operand.size, output) for operand, _ in operation.traced()
+        output is None or _is_repeated(operand.size, output) for operand, _ in operation.carried()
     ]
     if not any(repeated):
         _unite(carried)

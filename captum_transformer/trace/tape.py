@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnseenOperationError
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.functions import Function, describe, made
+from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 
 Derived = TypeVar("Derived")
+# Learned queries that have attended go on as tokens where they are added to signals or joined.
+_JOINS = MOVES | {Kind.ADD, Kind.SUB}
 
 
 class Tape:
@@ -104,16 +107,9 @@ class Tape:
         background = self.operand(blank, old, keep=False)
         patch = self.operand(tensor, source, keep=False)
 
-        def write(*traced: Tensor) -> Tensor:
-            under = traced[0] if old is not None else traced[0].new_zeros(background.size)
-            over = traced[-1] if source is not None else under.new_zeros(patch.size)
-            # Not torch.as_strided_scatter: its derivative for the background is wrong.
-            result = under.clone()
-            result.as_strided(*layout).copy_(over)
-            return result
-
-        operands = [o for o in (background, patch) if o.value is not None]
-        self.append("write_view", Kind.SHAPE, write, tuple(operands), {}, operands, [base])
+        known = tuple(None if o.value is None else o for o in (background, patch))
+        args = (*known, tuple(base.shape), *layout)
+        self.record(_WRITE_VIEW, args, [o for o in known if o is not None], [base])
 
     def _reread(self, tensor: Tensor) -> Value | None:
         """The value of a view whose memory was written through another tensor."""
@@ -132,21 +128,33 @@ class Tape:
             tensor.stride(),
             tensor.storage_offset() - base.storage_offset(),
         )
-        self.append("as_strided", Kind.SHAPE, torch.as_strided, args, {}, [operand], [tensor])
+        self.record(describe(torch.as_strided), args, [operand], [tensor])
         return self.held_by(tensor)
 
-    def append(
+    def record(
         self,
-        name: str,
-        kind: Kind,
-        call: Callable[..., Any],
+        function: Function,
         args: tuple[Any, ...],
-        kwargs: dict[str, Any],
         operands: list[Operand],
         results: Sequence[Tensor | None],
     ) -> Operation:
+        """Writes down an operation of the trace's own."""
+        arguments = function.bind(args, {})
+        operation = Operation(
+            len(self.operations),
+            function,
+            function.kind,
+            args,
+            {},
+            operands,
+            arguments,
+            function.call,
+        )
+        self.append(operation, results)
+        return operation
+
+    def append(self, operation: Operation, results: Sequence[Tensor | None]) -> None:
         """Writes an operation down; each result that is a tensor becomes a new value."""
-        operation = Operation(len(self.operations), name, kind, call, args, kwargs, operands)
         self.operations.append(operation)
         ancestors = attention = 0
         learned = True
@@ -154,6 +162,9 @@ class Tape:
             ancestors |= value.ancestors | 1 << value.index
             attention |= value.attention
             learned = learned and value.learned
+        if operation.kind in _JOINS:
+            for operand in operation.operands:
+                attention |= 0 if operand.value is None else operand.value.attention
         for result in results:
             if result is None:
                 operation.outputs.append(None)
@@ -164,7 +175,6 @@ class Tape:
             value.learned = learned
             operation.outputs.append(value)
         self._lay_out(operation)
-        return operation
 
     def derived(self, build: "Callable[[Tape], Derived]") -> Derived:
         """What is read off the tape for several passes, built once."""
@@ -210,12 +220,22 @@ class Tape:
         self._rootless |= seen
 
 
-def tensors_in(arguments: Any) -> list[Tensor]:
-    """Every tensor among (nested) arguments."""
-    found: list[Tensor] = []
-    for argument in arguments.values() if isinstance(arguments, dict) else arguments:
-        if isinstance(argument, Tensor):
-            found.append(argument)
-        elif isinstance(argument, (tuple, list, dict)):
-            found += tensors_in(argument)
-    return found
+def _write_view(
+    under: Tensor | None,
+    over: Tensor | None,
+    size: tuple[int, ...],
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    offset: int,
+) -> Tensor:
+    """A tensor of which a part has been written into; zeros for what no input reaches."""
+    known = over if under is None else under
+    if known is None:
+        raise RuntimeError("a write that no input reaches is not recorded")
+    # Not torch.as_strided_scatter: its derivative for the background is wrong.
+    result = known.new_zeros(size) if under is None else under.clone()
+    result.as_strided(shape, stride, offset).copy_(known.new_zeros(()) if over is None else over)
+    return result
+
+
+_WRITE_VIEW = made("write_view", Kind.MOVE, _write_view)

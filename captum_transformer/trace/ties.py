@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.layout import sums_over_features
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.recognise import applies_cut_probabilities

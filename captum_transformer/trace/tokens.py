@@ -6,32 +6,23 @@ from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import AttentionCall
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
 
-_TOKEN_WISE = frozenset(
-    {
-        Kind.SHAPE,
-        Kind.ELEMENTWISE,
-        Kind.NORM,
-        Kind.SOFTMAX,
-        Kind.LINEAR,
-        Kind.MUL,
-        Kind.DIV,
-        Kind.ADD,
-        Kind.SUB,
-        Kind.MATMUL,
-        Kind.EMBEDDING,
-    }
-)
-
-
-_WITHIN_BLOCK = frozenset(
-    {Kind.SHAPE, Kind.ELEMENTWISE, Kind.SOFTMAX, Kind.MUL, Kind.DIV, Kind.ADD, Kind.MATMUL}
-)
+_TOKEN_WISE = MOVES | (BY_ENTRY - {Kind.RECIPROCAL}) | {Kind.PRODUCT, Kind.EMBEDDING}
+_WITHIN_BLOCK = MOVES | {
+    Kind.COPY,
+    Kind.ENTRYWISE,
+    Kind.HOMOGENEOUS,
+    Kind.SOFTMAX,
+    Kind.MUL,
+    Kind.DIV,
+    Kind.ADD,
+    Kind.PRODUCT,
+}
 
 
 def token_value(source: Value, calls: list[AttentionCall], tape: Tape) -> Value:
@@ -123,8 +114,9 @@ def _walk_back(value: Value, source: Value) -> Value:
         goes_on = _is_token_wise(operation) or (operation.kind is Kind.MEAN and frontier)
         if not goes_on and (projected or operation.kind is not Kind.CONV):
             return tokens
-        projected = projected or operation.kind in (Kind.LINEAR, Kind.CONV)
-        if operation.kind is Kind.LINEAR and not frontier:
+        linear = operation.is_linear
+        projected = projected or linear or operation.kind in CONVOLUTIONS
+        if linear and not frontier:
             embedded = latest
         frontier.update(_parents(operation, source))
     if len(source.shape) == 3:
@@ -140,12 +132,12 @@ def _parents(operation: Operation, source: Value) -> list[Value]:
     if signal is not None:
         values = [value for value, is_signal in zip(values, signal, strict=True) if is_signal]
     parents = [value for value in values if value is source or value.descends_from(source)]
-    return parents[:1] if operation.kind is Kind.MATMUL else parents
+    return parents[:1] if operation.kind is Kind.PRODUCT else parents
 
 
 def _is_token_wise(operation: Operation) -> bool:
-    if operation.kind is Kind.CONV:
-        weight = operation.operands[1]
+    if operation.kind in CONVOLUTIONS:
+        weight = operation.argument("weight")
         return all(length == 1 for length in weight.size[2:])
     return operation.kind in _TOKEN_WISE
 
@@ -194,15 +186,15 @@ def projections_of(call: AttentionCall, tape: Tape) -> tuple[list[Operation], li
         operation = stack.pop().operation
         if operation is None or operation in into:
             continue
-        if operation.kind is Kind.LINEAR:
+        if operation.is_linear:
             into.append(operation)
         elif operation.kind in _WITHIN_BLOCK:
             stack.extend(value for _, value in operation.traced())
     inside, out_of = {call.output}, []
     for operation in tape.operations[call.operation.index + 1 :]:
         if any(value in inside for _, value in operation.traced()):
-            if operation.kind is Kind.LINEAR:
+            if operation.is_linear:
                 out_of.append(operation)
-            elif operation.kind in (Kind.SHAPE, Kind.ELEMENTWISE):
+            elif operation.kind in MOVES or operation.kind is Kind.COPY:
                 inside |= {value for value in operation.outputs if value is not None}
     return into, out_of

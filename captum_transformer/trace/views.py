@@ -11,15 +11,8 @@ import torch
 from torch import Tensor
 
 from captum_transformer.trace.axis import View
+from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operand, Operation
-
-_VIEWS = frozenset(
-    """
-    reshape view permute transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis flatten
-    unflatten squeeze unsqueeze expand broadcast_to chunk split split_with_sizes tensor_split unbind
-    getitem select narrow ravel diagonal as_strided
-    """.split()
-)
 
 # An argument that can be a key: its type, and what it consists of.
 _Frozen = tuple[Any, ...]
@@ -28,7 +21,7 @@ _Frozen = tuple[Any, ...]
 def views_of(operation: Operation) -> tuple[View, ...] | None:
     """The outputs of a view operation over its one operand; None if it is none."""
     traced = operation.traced()
-    if operation.name not in _VIEWS or len(operation.operands) > 1 or len(traced) != 1:
+    if operation.kind is not Kind.MOVE or len(operation.operands) > 1 or len(traced) != 1:
         return None
     ((_, value),) = traced
     arguments = _frozen(operation.args), _frozen(tuple(operation.kwargs.items()))

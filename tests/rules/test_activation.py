@@ -131,7 +131,6 @@ GATES = {
     "shifted": lambda x: (x + 1, x),
     "rearranged": lambda x: (x, x.mT.contiguous().view(x.shape)),
     "normalised": lambda x: (x, x.log_softmax(-1)),
-    "inverted": lambda x: (torch.div(doubles(3, 6, seed=3), other=x), x),
     "of several": lambda x: (x, x + doubles(2, 3, 6, seed=3)),
     "for several": lambda x: (x * doubles(2, 3, 6, seed=3), x),
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 from captum_transformer.rules.flow.padding import of_signal
 from captum_transformer.rules.propagate import rearranged, transposed, unsupported
 from captum_transformer.rules.relevance.linear import without_bias
-from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
+from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operand, Operation, Value
 
@@ -26,18 +26,16 @@ def flat(share: Tensor, value: Value) -> Tensor:
 def receptive_field(operation: Operation, operand: Operand, value: Value, share: Tensor) -> Tensor:
     """Every entry of an output's receptive field gets an equal part of its share, padding none."""
     weight = next(o for o in operation.operands if o is not operand)
-    groups: int = operation.argument(6, "groups", 1)
+    groups: int = operation.argument("groups", 1)
     channels = operand.size[1]
     grouped = share.reshape(share.shape[0], groups, -1, *share.shape[2:]).sum(2)
-    names: tuple[tuple[str, int, int], ...] = (("stride", 3, 1), ("padding", 4, 0))
-    if operation.name.startswith("conv_transpose"):
-        names = (*names, ("output_padding", 5, 0), ("dilation", 7, 1))
+    names = {"stride": 1, "padding": 0, "dilation": 1}
+    filters = (groups, channels // groups)
+    if operation.kind is Kind.TRANSPOSED_CONV:
+        names |= {"output_padding": 0}
         filters = (channels, 1)
-    else:
-        names = (*names, ("dilation", 5, 1))
-        filters = (groups, channels // groups)
     ones = torch.ones(*filters, *weight.size[2:], dtype=share.dtype, device=share.device)
-    arguments = {name: operation.argument(place, name, default) for name, place, default in names}
+    arguments = {name: operation.argument(name, default) for name, default in names.items()}
 
     def count(signal: Tensor) -> Tensor:
         result: Tensor = operation.call(signal, ones, None, **arguments, groups=groups)
@@ -67,7 +65,7 @@ def pooled(operation: Operation, shares: list[Tensor | None]) -> list[Tensor | N
     if len(points) != 1 or len(operation.outputs) != 1 or share is None:
         return transposed(operation, points, shares)
     present = None
-    if operation.name.startswith("avg_pool"):
+    if operation.kind is Kind.POOL and operation.argument("kernel_size") is not None:
         ((_, value),) = operation.traced()
         present = of_signal(value, share.dtype, share.device)
     if present is None:
@@ -102,9 +100,9 @@ def summed(operation: Operation, share: Tensor) -> Tensor:
 def _parallel_terms(operation: Operation, value: Value) -> int:
     """How many branches with attention of their own a sum adds up that were stacked; else one."""
     stack = value.operation
-    if stack is None or stack.name != "stack":
+    if stack is None or stack.kind is not Kind.STACK:
         return 1
-    if _dim(operation, len(value.shape)) != (_dim(stack, len(value.shape)) or 0):
+    if operation.dim(len(value.shape)) != stack.dim(len(value.shape), 0):
         return 1
     terms = [term for _, term in stack.traced()]
     for term in terms:
@@ -112,14 +110,6 @@ def _parallel_terms(operation: Operation, value: Value) -> int:
         if not term.attention & ~others:
             return 1
     return len(terms)
-
-
-def _dim(operation: Operation, dims: int) -> int | None:
-    """The one axis that an operation has for its argument ``dim``."""
-    dim = operation.argument(1, "dim")
-    if isinstance(dim, (tuple, list)) and len(dim) == 1:
-        (dim,) = dim
-    return dim % dims if isinstance(dim, int) else None
 
 
 def summed_at_indices(operation: Operation, share: Tensor) -> list[Tensor | None]:
@@ -142,7 +132,7 @@ def _terms_at_indices(operation: Operation, weights: list[Tensor]) -> Tensor:
 def _presence(value: Value, dtype: torch.dtype, device: torch.device) -> Tensor:
     """How much of the signal each entry carries: zero where a constant has taken its place."""
     operation = value.operation
-    if operation is not None and operation.name in SUMS_AT_INDICES:
+    if operation is not None and operation.kind is Kind.SUM_AT_INDICES:
         terms = [_presence(source, dtype, device) for _, source in operation.traced()]
         return _terms_at_indices(operation, terms)
     if operation is not None and len(operation.traced()) == 1 and len(operation.outputs) == 1:
@@ -153,7 +143,7 @@ def _presence(value: Value, dtype: torch.dtype, device: torch.device) -> Tensor:
             for factor in factors:
                 presence = presence * factor.tensor.to(dtype).abs()
             return presence.expand(value.shape)
-        if operation.kind is Kind.SHAPE:
+        if operation.kind in MOVES or operation.kind is Kind.COPY:
             with torch.no_grad():
                 ones = torch.ones(source.shape, dtype=dtype, device=device)
                 present = operation.replay([_presence(source, dtype, device)])[0]
@@ -166,8 +156,9 @@ def _presence(value: Value, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def constant_product(operation: Operation, value: Value, share: Tensor) -> Tensor:
     """A product with constants: weights on features keep tokens apart, a matrix of tokens mixes."""
-    first = operation.args[0]
-    if operation.name != "einsum" and isinstance(first, Operand) and first.value is not None:
+    product = operation.contraction()
+    ((operand, _),) = operation.traced()
+    if product is not None and product.summed(operand) == [len(value.shape) - 1]:
         return flat(share, value)
     absolute = without_bias(operation, torch.abs)
     ones = torch.ones(value.shape, dtype=share.dtype, device=share.device)

@@ -3,12 +3,15 @@
 import torch
 from torch import Tensor
 
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Value
 
+_MOVES = MOVES | {Kind.COPY}
 # Padding stays padding under these; what a linear layer makes of it counts as a signal again.
 _ENTRY_WISE = frozenset(
-    {Kind.SHAPE, Kind.ELEMENTWISE, Kind.NORM, Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV}
+    MOVES
+    | {Kind.COPY, Kind.ENTRYWISE, Kind.HOMOGENEOUS, Kind.NORM}
+    | {Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV}
 )
 
 
@@ -23,18 +26,18 @@ def of_signal(value: Value, dtype: torch.dtype, device: torch.device) -> Tensor 
     if operation is None or operation.kind not in _ENTRY_WISE:
         return None
     sources = [source for _, source in operation.traced()]
-    if operation.kind is not Kind.SHAPE and len(sources) > 1:
+    if operation.kind not in _MOVES and len(sources) > 1:
         return None
     parts = [of_signal(source, dtype, device) for source in sources]
     # Models whose windows may reach over the edge pad by zero entries where they don't.
-    pads = operation.name == "pad" and any(width > 0 for width in operation.argument(1, "pad"))
+    pads = operation.kind is Kind.PAD and any(width > 0 for width in operation.argument("pad"))
     if not pads and all(part is None for part in parts):
         return None
     present = [
         torch.ones(source.shape, dtype=dtype, device=device) if part is None else part
         for source, part in zip(sources, parts, strict=True)
     ]
-    if operation.kind is not Kind.SHAPE:
+    if operation.kind not in _MOVES:
         return present[0].expand(value.shape)
     place = operation.outputs.index(value)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
@@ -117,7 +117,7 @@ class Residuals:
                 return True
         return False
 
-    def _meeting(self, a: Value, b: Value, *, summed: bool) -> Meeting:
+    def _meeting(self, operation: Operation) -> Meeting:
         """What is due to two signals.
 
         - A skip and the attention beside it get the share whole, and so does each of two towers: a
@@ -126,8 +126,10 @@ class Residuals:
           number of features changes) unless the other signal passes the same tokens on.
         - Of signals without any of these each gets half.
         """
-        pairs = ((a, b), (b, a))
-        skips = [other.descends_from(this.origin) for this, other in pairs]
+        a, b = (value for _, value in operation.traced())
+        summed, pairs = operation.kind in (Kind.ADD, Kind.SUB), ((a, b), (b, a))
+        meets = operation.kind in MEETINGS
+        skips = [meets and other.descends_from(this.origin) for this, other in pairs]
         attends = [bool(this.attention & ~other.attention) for this, other in pairs]
         if not any(skips) and not any(attends):
             return Meeting((0.5, 0.5), None)
@@ -180,8 +182,7 @@ class Residuals:
             history = (self._tokens(queries), queries.attention) if queries is not None else (0, 0)
             self._queries[call.layer] = history
         elif len(traced) == 2:
-            summed = operation.kind in (Kind.ADD, Kind.SUB)
-            meeting = self._meeting(*traced, summed=summed)
+            meeting = self._meeting(operation)
             self._meetings[operation] = meeting
             if operation.kind in MEETINGS:
                 passing = [value for value, due in zip(traced, meeting.due, strict=True) if due]
@@ -207,10 +208,10 @@ def _joined(value: Value | None, constant: Operand) -> bool:
         if operation is None or operation.attention is not None:
             continue
         traced = [source for _, source in operation.traced()]
-        if operation.kind is Kind.SHAPE:
+        if operation.kind in MOVES:
             others = [o for o in operation.operands if o.value is None and o.size == constant.size]
             if any(o.tensor.data_ptr() == constant.tensor.data_ptr() for o in others):
                 return True
-        if len(traced) == 1 or operation.kind is Kind.SHAPE:
+        if len(traced) == 1 or operation.kind in MOVES:
             stack.extend(traced)
     return False

@@ -24,15 +24,14 @@ from captum_transformer.rules.flow.maps import Attend
 from captum_transformer.rules.flow.residual import MEETINGS, Residuals
 from captum_transformer.rules.propagate import propagate, rearranged, unsupported
 from captum_transformer.trace.attention import AttentionCall
-from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
+from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
 from captum_transformer.trace.layout import chooses_features, sums_over_features
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.recognise import CUT_PROBABILITIES, applies_cut_probabilities
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.tape import Tape
 
-KEEP = frozenset({Kind.POOL})
-_TOKEN_WISE = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL})
+KEEP = frozenset({Kind.POOL, Kind.MAXIMUM, Kind.CHOICE})
 
 
 class TokenFlow:
@@ -92,9 +91,11 @@ class TokenFlow:
 
     def _rule(self, operation: Operation, incoming: list[Tensor | None]) -> list[Tensor | None]:
         kind, traced = operation.kind, operation.traced()
-        if kind is Kind.SHAPE:
+        if kind in MOVES:
             return rearranged(operation, incoming)
-        if kind is Kind.POOL:
+        if kind in (Kind.POOL, Kind.MAXIMUM) or (
+            kind is Kind.CHOICE and not chooses_features(operation)
+        ):
             return pooled(operation, incoming)
         share = incoming[0]
         if share is None:
@@ -108,13 +109,13 @@ class TokenFlow:
             return [share / len(traced)] * len(traced)
         if kind in (Kind.SUM, Kind.MEAN):
             return [summed(operation, share)]
-        if operation.name in SUMS_AT_INDICES:
+        if operation.kind is Kind.SUM_AT_INDICES:
             return summed_at_indices(operation, share)
         if kind is Kind.EMBEDDING:
             return [share.flatten(len(traced[0][0].size)).sum(-1)]
         if len(traced) == 1:
             return [self._token_wise(operation, share)]
-        if len(traced) == 2 and sums_over_features(operation):
+        if sums_over_features(operation):
             return self._inner_product(operation, share)
         if applies_cut_probabilities(operation):
             raise unsupported(operation, f"it {CUT_PROBABILITIES}")
@@ -134,13 +135,13 @@ class TokenFlow:
 
     def _token_wise(self, operation: Operation, share: Tensor) -> Tensor:
         ((operand, value),) = operation.traced()
-        if operation.kind in _TOKEN_WISE:
+        if operation.kind in BY_ENTRY:
             return share.sum_to_size(value.shape)
-        if operation.kind is Kind.LINEAR or chooses_features(operation):
+        if chooses_features(operation):
             return flat(share, value)
-        if operation.kind is Kind.CONV:
+        if operation.kind in CONVOLUTIONS:
             return receptive_field(operation, operand, value, share)
-        if operation.kind is Kind.MATMUL:
+        if operation.kind is Kind.PRODUCT:
             return constant_product(operation, value, share)
         raise unsupported(operation, "whether it keeps tokens apart is not known")
 

@@ -7,20 +7,13 @@ import torch
 from torch import Tensor
 
 from captum_transformer.rules.gradient.call_arguments import as_function_of, called_with, signals_in
-from captum_transformer.trace.functions import Kind, describe, requested_inplace
+from captum_transformer.trace.functions import describe
 from captum_transformer.trace.gates import gated_scale
+from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype, ratio
 from captum_transformer.trace.tape import Tape
 
 EPSILON = 1e-10
-
-# Their own slope is f(x) / x already; log_softmax does not treat entries by themselves.
-_PLAIN = frozenset(
-    """
-    relu leaky_relu prelu abs neg negative positive nan_to_num real log_softmax
-    to type float half bfloat16 double cpu cuda
-    """.split()
-)
 
 
 def identity_rule(
@@ -29,7 +22,7 @@ def identity_rule(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
-    name: str,
+    name: str,  # noqa: ARG001
     tape: Tape,
 ) -> Any:
     """Runs an activation, or the last step of one that is written in Python.
@@ -39,7 +32,7 @@ def identity_rule(
     """
     if kind is Kind.MUL:
         return _gated(call, args, kwargs, tape)
-    if kind is not Kind.ELEMENTWISE or name in _PLAIN:
+    if kind is not Kind.ENTRYWISE:
         return NotImplemented
     signals = signals_in((args, kwargs), tape)
     return _activate(call, args, kwargs, signals[0]) if len(signals) == 1 else NotImplemented
@@ -61,7 +54,7 @@ def _activate(
     call: Callable[..., Any], args: Any, kwargs: dict[str, Any], signal: Tensor, scale: Any = 1.0
 ) -> Any:
     """Runs f(x), of which the signal is a multiple of x by the given scale."""
-    if not describe(call).inplace and not requested_inplace(call, args, kwargs):
+    if not describe(call).inplace and not describe(call).bind(args, kwargs).get("inplace"):
         run = as_function_of(signal, call, args, kwargs)
         return _Activation.apply(signal, run, EPSILON * scale)
     written = args[0] if args else kwargs["input"]

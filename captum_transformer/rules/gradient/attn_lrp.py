@@ -11,7 +11,7 @@ from captum_transformer.rules.gradient.activation import identity_rule
 from captum_transformer.rules.gradient.norms import hold_denominator
 from captum_transformer.rules.gradient.product import attend, uniform_rule
 from captum_transformer.rules.gradient.softmax import without_empty_rows
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.recognise import Pattern
 from captum_transformer.trace.tape import Tape
 

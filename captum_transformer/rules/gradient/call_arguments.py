@@ -5,19 +5,13 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer.trace.tape import Tape, tensors_in
+from captum_transformer.trace.nested import leaves, mapped
+from captum_transformer.trace.tape import Tape
 
 
 def with_tensors(arguments: Any, replaced: Mapping[int, Tensor]) -> Any:
     """The (nested) arguments; tensors are replaced by their identity."""
-    if isinstance(arguments, Tensor):
-        return replaced.get(id(arguments), arguments)
-    if isinstance(arguments, dict):
-        return {key: with_tensors(part, replaced) for key, part in arguments.items()}
-    if isinstance(arguments, (list, tuple)):
-        parts = [with_tensors(part, replaced) for part in arguments]
-        return parts if isinstance(arguments, list) else tuple(parts)
-    return arguments
+    return mapped(lambda tensor: replaced.get(id(tensor), tensor), Tensor, arguments)
 
 
 def called_with(
@@ -40,7 +34,7 @@ def is_signal(argument: Any, tape: Tape) -> bool:
 
 def signals_in(arguments: Any, tape: Tape) -> list[Tensor]:
     """The tensors among (nested) arguments that the inputs reach, token ids aside."""
-    return [tensor for tensor in tensors_in(arguments) if is_signal(tensor, tape)]
+    return [tensor for tensor in leaves(Tensor, arguments) if is_signal(tensor, tape)]
 
 
 def tensor_first(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from captum_transformer.rules.gradient.call_arguments import called_with, signal
 from captum_transformer.rules.gradient.gamma import Gamma, favour_positive
 from captum_transformer.rules.gradient.norms import hold_denominator
 from captum_transformer.rules.gradient.softmax import without_empty_rows
-from captum_transformer.trace.functions import Kind, describe
+from captum_transformer.trace.functions import describe
+from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.nested import leaves
 from captum_transformer.trace.recognise import Pattern, are_probabilities
 from captum_transformer.trace.statistics import is_mean_of
-from captum_transformer.trace.tape import Tape, tensors_in
+from captum_transformer.trace.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,17 @@ class ConservativeRule:
         """See `ForwardRule`."""
         if pattern is not None:
             return _attend(call, args, kwargs, pattern) if self.attention_rule else NotImplemented
-        if kind is Kind.MATMUL and self.attention_rule:
-            return _apply_probabilities(call, args, kwargs, name, tape)
+        if kind is Kind.PRODUCT and self.attention_rule:
+            held = _apply_probabilities(call, args, kwargs, name, tape)
+            if held is not NotImplemented:
+                return held
         if kind is Kind.MUL and self.attention_rule:
             return _weigh(call, args, kwargs, tape)
-        if name == "grid_sample" and self.attention_rule:
+        if kind is Kind.SAMPLE and self.attention_rule:
             _refuse_places(args, kwargs, tape)
         if kind is Kind.SOFTMAX:
             return without_empty_rows(call, args, kwargs)
-        if kind is Kind.LINEAR and (gamma := self.gammas.get(len(tape.operations))) is not None:
+        if kind is Kind.PRODUCT and (gamma := self.gammas.get(len(tape.operations))) is not None:
             return favour_positive(gamma, name, args, kwargs)
         if self.layer_norm_rule:
             held = hold_denominator(kind, call, args, kwargs, name=name, hold_mean=self.hold_mean)
@@ -77,7 +81,7 @@ def _attend(
 
     With queries and keys held, the fused kernel's backward is all that is needed.
     """
-    held = {id(t): t.detach() for t in tensors_in((args, kwargs)) if id(t) in pattern.held}
+    held = {id(t): t.detach() for t in leaves(Tensor, (args, kwargs)) if id(t) in pattern.held}
     result = with_tensors(kwargs, held)
     if "value" in kwargs:
         # The values of fused attention may be the same tensor as its queries.
@@ -116,7 +120,7 @@ def _apply_probabilities(
     call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str, tape: Tape
 ) -> Any:
     """A product with softmax probabilities that were cut up or rearranged: they are held, too."""
-    tensors = tensors_in((args, kwargs))
+    tensors = list(leaves(Tensor, (args, kwargs)))
     values = {id(tensor): tape.find(tensor) for tensor in tensors}
     signals = {key: v for key, v in values.items() if v is not None and not v.learned}
     held = {key for key, value in signals.items() if are_probabilities(value)}

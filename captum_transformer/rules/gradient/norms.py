@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from captum_transformer.rules.gradient.call_arguments import as_function_of, tensor_first
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype
-from captum_transformer.trace.statistics import negative_exponent
 
 
 def hold_denominator(
@@ -33,7 +32,7 @@ def hold_denominator(
     """
     if kind is Kind.DIV and len(args) == 2 and isinstance(args[1], Tensor):
         return call(args[0], args[1].detach(), **kwargs)
-    if kind is Kind.RECIPROCAL or (name == "pow" and negative_exponent(args)):
+    if kind is Kind.RECIPROCAL:
         output = call(*args, **kwargs)
         return output.detach_() if args and output is args[0] else output.detach()
     if name not in _NORMS:

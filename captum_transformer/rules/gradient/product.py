@@ -6,14 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.rules.gradient.call_arguments import called_with, is_signal, signals_in
-from captum_transformer.trace.functions import Kind, describe
+from captum_transformer.trace.functions import describe
+from captum_transformer.trace.kinds import CONVOLUTIONS, Kind
 from captum_transformer.trace.tape import Tape
 
-_PRODUCTS = frozenset({Kind.MUL, Kind.MATMUL, Kind.LINEAR, Kind.CONV})
-# What is read between places is a product, too: of a signal and the weights that its places make.
-_OTHER_PRODUCTS = frozenset(
-    "dot vdot inner outer tensordot bilinear kron addcmul grid_sample".split()
-)
+_PRODUCTS = CONVOLUTIONS | {Kind.MUL, Kind.PRODUCT, Kind.SAMPLE}
 # What is added to a product in the same function, by its place and its name.
 _ADDED = {
     **dict.fromkeys(("addmm", "baddbmm", "addcmul"), (0, "input")),
@@ -37,7 +34,7 @@ def uniform_rule(
     Returns:
         The operation's result; ``NotImplemented`` if fewer than two factors are signals.
     """
-    if kind not in _PRODUCTS and name not in _OTHER_PRODUCTS:
+    if kind not in _PRODUCTS:
         return NotImplemented
     place, key = _ADDED.get(name, (None, None))
     terms = (

@@ -1,7 +1,7 @@
 """Relevance through linear maps: the alpha-beta rule, and the z-B rule for pixels."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor
 from captum_transformer.rules.propagate import transposed, unsupported
 from captum_transformer.rules.relevance.places import Places
 from captum_transformer.rules.relevance.weights import Weighting
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.numeric import EPSILON, in_full, ratio
 from captum_transformer.trace.operation import Operand, Operation
 
@@ -84,42 +84,20 @@ def alpha_beta_rule(operation: Operation, relevance: Tensor) -> Tensor:
 
 
 def without_bias(operation: Operation, change: Callable[[Tensor], Tensor]) -> Operation:
-    """The operation with its constants changed and its bias left out."""
-    bias = _bias_operand(operation)
+    """The operation with its constants changed and what is added to it left out."""
+    addend = operation.argument("bias")
 
-    return Operation(
-        operation.index,
-        operation.name,
-        operation.kind,
-        operation.call,
-        _changed(operation.args, bias, change),
-        _changed(operation.kwargs, bias, change),
-        operation.operands,
-        operation.outputs,
+    def changed(operand: Operand) -> Operand:
+        if operand.value is not None or not operand.dtype.is_floating_point:
+            return operand
+        tensor = in_full(operand)
+        return Operand(torch.zeros_like(tensor) if operand is addend else change(tensor), None)
+
+    return replace(
+        operation,
+        args=mapped(changed, Operand, operation.args),
+        kwargs=mapped(changed, Operand, operation.kwargs),
     )
-
-
-def _changed(argument: Any, bias: Operand | None, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(argument, Operand) and argument.value is None:
-        if not argument.dtype.is_floating_point:
-            return argument  # where groups of rows end, say
-        tensor = in_full(argument)
-        return Operand(torch.zeros_like(tensor) if argument is bias else change(tensor), None)
-    if isinstance(argument, dict):
-        return {key: _changed(part, bias, change) for key, part in argument.items()}
-    if isinstance(argument, (list, tuple)):
-        return type(argument)(_changed(part, bias, change) for part in argument)
-    return argument
-
-
-def _bias_operand(operation: Operation) -> Operand | None:
-    if operation.name in ("addmm", "baddbmm"):
-        bias = operation.argument(0, "input")
-    elif operation.kind in (Kind.CONV, Kind.LINEAR):
-        bias = operation.argument(2, "bias")
-    else:
-        bias = None
-    return bias if isinstance(bias, Operand) else None
 
 
 def is_first_convolution(operation: Operation) -> bool:

@@ -5,18 +5,16 @@ in one column: the others need no products.
 """
 
 from collections.abc import Iterator
-from types import EllipsisType
 from typing import NamedTuple
 
 from torch import Tensor
 
 from captum_transformer.rules.relevance.weights import weighting
-from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.functions import ENTRY_WISE
+from captum_transformer.trace.axis import Axis, View
+from captum_transformer.trace.kinds import BY_ENTRY, Kind
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.tape import Tape
-
-_SAME_ORDER = frozenset("reshape view flatten unflatten squeeze unsqueeze contiguous clone".split())
+from captum_transformer.trace.views import views_of
 
 
 class Place(NamedTuple):
@@ -77,33 +75,23 @@ def _before(operation: Operation, value: Value, places: Places) -> Places:
     output = operation.outputs[0]
     if output is None:
         return ANYWHERE
-    if operation.kind in ENTRY_WISE and value.shape == output.shape:
+    if operation.kind in BY_ENTRY and value.shape == output.shape:
         return places
-    if operation.name in _SAME_ORDER and value.shape.numel() == output.shape.numel():
-        return places
-    if operation.name in ("getitem", "select"):
-        return frozenset(_picked(operation, value))
+    if operation.kind is Kind.MOVE and (views := views_of(operation)) is not None:
+        (view,) = views
+        same = view.is_contiguous() and view.numel() == value.shape.numel()
+        return places if same else frozenset(_picked(view, value.shape))
     if weighting(operation) is None:
         return ANYWHERE
     lengths = output.shape[-1], value.shape[-1]
     return frozenset(p.among_rows(*lengths) for p in places if p.is_of_rows(lengths[0]))
 
 
-def _picked(operation: Operation, value: Value) -> Iterator[Place]:
-    """Where the entries are that an operation picks by plain numbers."""
-    shape = value.shape
-    if operation.name == "select":
-        numbers = {operation.argument(1, "dim"): operation.argument(2, "index")}
-    else:
-        given = operation.args[1]
-        index = [i for i in (given if isinstance(given, tuple) else (given,)) if i is not None]
-        if not all(type(i) in (int, slice, EllipsisType) for i in index):
-            return
-        behind = index[index.index(...) + 1 :] if ... in index else []
-        before = index[: len(index) - len(behind)]
-        numbers = dict(enumerate(before)) | {i - len(behind): n for i, n in enumerate(behind)}
-    for dim, number in numbers.items():
-        if type(number) is int:
-            dim %= len(shape)
-            if shape[dim] > 1:
-                yield Place(Axis.of(shape, dim), number % shape[dim])
+def _picked(view: View, shape: tuple[int, ...]) -> Iterator[Place]:
+    """Where the entries are of which a view of a contiguous tensor has one index of an axis."""
+    for dim, length in enumerate(shape):
+        axis = Axis.of(shape, dim)
+        whole = axis.inner * length
+        steps = [(n - 1) * s for n, s in zip(view.shape, view.stride, strict=True) if s % whole]
+        if length > 1 and view.offset % axis.inner + sum(steps) < axis.inner:
+            yield Place(axis, view.offset // axis.inner % length)

@@ -23,27 +23,19 @@ from captum_transformer.rules.relevance.places import ANYWHERE, Places
 from captum_transformer.rules.relevance.samples import Numbered, samples_of
 from captum_transformer.rules.relevance.weights import weighting
 from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
+from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Does, Kind
 from captum_transformer.trace.numeric import in_full, ratio
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.statistics import signal_of
 
 # The kinds of operation whose operands these rules need to see.
-KEEP = frozenset(
-    {
-        Kind.ADD,
-        Kind.SUB,
-        Kind.LINEAR,
-        Kind.CONV,
-        Kind.MATMUL,
-        Kind.SUM,
-        Kind.MEAN,
-        Kind.POOL,
-        Kind.OTHER,
-    }
+KEEP = (
+    CONVOLUTIONS
+    | {Kind.ADD, Kind.SUB, Kind.PRODUCT, Kind.SAMPLE, Kind.DISTANCE, Kind.DERIVED}
+    | {kind for kind in Kind if kind.does in (Does.SUMS, Does.SELECTS)}
 )
 _UNKNOWN: Mapping[Value, Places] = {}
-_PASSED_ON = frozenset({Kind.ELEMENTWISE, Kind.NORM, Kind.SOFTMAX, Kind.RECIPROCAL})
+_PASSED_ON = BY_ENTRY - {Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV}
 
 
 def relevance_rule(
@@ -59,10 +51,12 @@ def relevance_rule(
         places: see `places_from`.
     """
     kind, count = operation.kind, len(operation.traced())
-    if kind is Kind.SHAPE:
+    if kind in MOVES:
         return rearranged(operation, incoming)
-    if kind in (Kind.POOL, Kind.OTHER) and len(operation.outputs) > 1:
-        return _z_rule(operation, incoming)
+    if kind is Kind.UNKNOWN:
+        raise unsupported(operation, "it is not in the table of operations")
+    if kind.does is Does.SELECTS:
+        return transposed(operation, [in_full(o) for o, _ in operation.traced()], incoming)
     relevance = incoming[0]
     if relevance is None:
         raise unsupported(operation, "only a side output is used")
@@ -82,13 +76,13 @@ def relevance_rule(
     if kind is Kind.EMBEDDING:
         ids = next(o for o, _ in operation.traced())
         return [relevance.flatten(len(ids.size)).sum(-1)]
-    if count == 1 and kind is Kind.CONV and is_first_convolution(operation):
+    if count == 1 and kind in CONVOLUTIONS and is_first_convolution(operation):
         return [z_box_rule(operation, relevance)]
     if (rows := weighting(operation)) is not None:
         output = operation.outputs[0]
         known = ANYWHERE if output is None else places.get(output, ANYWHERE)
         return [linear_rule(operation, rows, relevance, known)]
-    if count == 1 and kind in (Kind.LINEAR, Kind.CONV, Kind.MATMUL):
+    if count == 1 and (kind is Kind.PRODUCT or kind in CONVOLUTIONS):
         return [alpha_beta_rule(operation, relevance)]
     return _z_rule(operation, incoming)
 
@@ -113,7 +107,7 @@ def _z_rule(operation: Operation, incoming: list[Tensor | None]) -> list[Tensor 
         for relevance, output in zip(incoming, outputs, strict=False)
     ]
     shares = transposed(operation, points, quotients)
-    factors = 1 if operation.name in SUMS_AT_INDICES else len(points)
+    factors = 1 if operation.kind is Kind.SUM_AT_INDICES else len(points)
     return [
         None if share is None else point * share / factors
         for point, share in zip(points, shares, strict=True)
@@ -135,12 +129,10 @@ def _addition(operation: Operation, relevance: Tensor) -> list[Tensor | None]:
         o.value is None and o.size.numel() == 1 for o in operation.operands
     ):
         return [_fitted(relevance, o) for o, _ in operation.traced()]
-    left, right = (in_full(o) for o in operation.operands)
-    factor = operation.kwargs.get("alpha", 1)
-    if operation.name == "rsub":
-        left = -factor * left
-    else:
-        right = right * (-factor if operation.kind is Kind.SUB else factor)
+    operands = [operation.arguments["input"], operation.arguments["other"]]
+    left, right = map(in_full, operands)
+    factor = operation.argument("alpha", 1)
+    right = right * (-factor if operation.kind is Kind.SUB else factor)
     quotient = ratio(relevance, left + right)
     shares = [left * quotient, right * quotient]
     if not _is_skip(operation):
@@ -149,13 +141,12 @@ def _addition(operation: Operation, relevance: Tensor) -> list[Tensor | None]:
     totals = [samples.total(share) for share in shares]
     goal = samples.total(relevance)
     magnitude = totals[0].abs() + totals[1].abs()
-    results: list[Tensor | None] = []
-    for operand, share, total in zip(operation.operands, shares, totals, strict=True):
-        if operand.value is None:
-            continue
+    received: dict[int, Tensor] = {}
+    for operand, share, total in zip(operands, shares, totals, strict=True):
         scale = ratio(ratio(total.abs(), magnitude) * goal, total)
-        results.append(_fitted(share.mul_(samples.spread(scale, share.shape)), operand))
-    return results
+        share.mul_(samples.spread(scale, share.shape))
+        received[id(operand)] = _fitted(share, operand)
+    return [received[id(operand)] for operand, _ in operation.traced()]
 
 
 def _is_skip(operation: Operation) -> bool:

@@ -10,23 +10,11 @@ from torch import Tensor
 
 from captum_transformer.rules.relevance.linear import without_bias
 from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.functions import SUMS_AT_INDICES, Kind
+from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.layout import chooses_features
 from captum_transformer.trace.operation import Operation, Value
 
-_IN_PLACE = frozenset(
-    {
-        Kind.ELEMENTWISE,
-        Kind.ADD,
-        Kind.SUB,
-        Kind.MUL,
-        Kind.DIV,
-        Kind.RECIPROCAL,
-        Kind.NORM,
-        Kind.SOFTMAX,
-    }
-)
-_SUMS = frozenset({Kind.MATMUL, Kind.SUM, Kind.MEAN})
+_SUMS = frozenset({Kind.PRODUCT, Kind.SUM, Kind.MEAN, Kind.SUM_AT_INDICES})
 # Of sums of samples' numbers in double precision, far below the part of one foreign term.
 _ROUNDING = 1e-12
 
@@ -90,7 +78,7 @@ def samples_of(value: Value, device: torch.device) -> Axis | Numbered | None:
 def _followed(operation: Operation, numbers: list[Tensor]) -> list[Tensor] | None:
     """The samples' numbers at an operation's outputs, from those at its operands."""
     kind = operation.kind
-    if kind is Kind.SHAPE:
+    if kind in MOVES:
         moved, next_ones = operation.replay(numbers), operation.replay([n + 1 for n in numbers])
         # Constants in between belong to no sample.
         are_samples = all(torch.equal(m + 1, n) for m, n in zip(moved, next_ones, strict=True))
@@ -98,21 +86,30 @@ def _followed(operation: Operation, numbers: list[Tensor]) -> list[Tensor] | Non
     output = operation.outputs[0]
     if output is None or (len(operation.outputs) > 1 and not chooses_features(operation)):
         return None
-    if kind is Kind.LINEAR or chooses_features(operation):
+    if _of_rows(operation) or chooses_features(operation):
         of_token = numbers[0][..., :1]
         same = torch.equal(numbers[0], of_token.expand_as(numbers[0]))
         return [of_token.expand(output.shape)] * len(operation.outputs) if same else None
-    if kind in _IN_PLACE:
+    if kind in BY_ENTRY:
         spread = [n.expand(output.shape) for n in numbers]
         return spread[:1] if all(torch.equal(n, spread[0]) for n in spread) else None
-    if len(numbers) == 1 and (kind in _SUMS or operation.name in SUMS_AT_INDICES):
+    if len(numbers) == 1 and kind in _SUMS:
         return _of_terms(operation, numbers[0])
     return None
 
 
+def _of_rows(operation: Operation) -> bool:
+    """Whether it multiplies each row of a signal by the same matrix."""
+    product = operation.contraction()
+    if product is None or not operation.is_linear:
+        return False
+    ((operand, _),) = operation.traced()
+    return product.of(operand)[:-1] == product.output[:-1] and len(product.summed(operand)) == 1
+
+
 def _of_terms(operation: Operation, numbers: Tensor) -> list[Tensor] | None:
     """The number that all terms of each sum have: their mean, if their variance is zero."""
-    if operation.kind is Kind.MATMUL:
+    if operation.kind is Kind.PRODUCT:
         operation = without_bias(operation, torch.ones_like)
     blank, ones = torch.zeros_like(numbers), torch.ones_like(numbers)
     none, count, total, squares = (

@@ -7,14 +7,6 @@ from torch import Tensor
 from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operand, Operation
 
-# Where the signal, the matrix and what is added to their product are among a function's arguments.
-_PLACES: dict[str, tuple[tuple[int, str], tuple[int, str], tuple[int, str] | None]] = {
-    "linear": ((0, "input"), (1, "weight"), (2, "bias")),
-    "addmm": ((1, "mat1"), (2, "mat2"), (0, "input")),
-    "matmul": ((0, "input"), (1, "other"), None),
-    "mm": ((0, "input"), (1, "mat2"), None),
-}
-
 
 class Weighting(NamedTuple):
     """A signal whose rows are multiplied by a constant matrix.
@@ -39,15 +31,18 @@ class Weighting(NamedTuple):
 
 def weighting(operation: Operation) -> Weighting | None:
     """What an operation multiplies by a constant matrix; None if it does nothing of the kind."""
-    if operation.name not in _PLACES or operation.kwargs.keys() & {"alpha", "beta"}:
+    product = operation.contraction()
+    if product is None or len(product.factors) != 2 or len(operation.traced()) != 1:
         return None
-    signal, weights, bias = (
-        None if place is None else operation.argument(*place) for place in _PLACES[operation.name]
-    )
-    constants = [operand for operand in (weights, bias) if operand is not None]
-    dims = [len(operand.size) for operand in constants]
-    if signal is None or weights is None or dims not in ([2], [2, 1]):
+    scaled = operation.argument("alpha", 1) != 1 or operation.argument("beta", 1) != 1
+    signal, weights = product.factors
+    rows, matrix = product.letters
+    if signal.value is None or len(matrix) != 2 or scaled:
         return None
-    if signal.value is None or any(operand.value is not None for operand in constants):
+    if product.addend is not None and len(product.addend.size) != 1:
         return None
-    return Weighting(signal, weights, bias, by_input=operation.name != "linear")
+    by_input = matrix[0] == rows[-1]
+    new = matrix[by_input]
+    if rows[-1] not in matrix or product.output != rows[:-1] + new:
+        return None
+    return Weighting(signal, weights, product.addend, by_input)

@@ -1,0 +1,288 @@
+"""The table of torch functions: what each one is, and what its arguments are called.
+
+``torch.add``, ``Tensor.add_``, ``x + y`` and ``x += y`` are one function here, and so are
+``softmax(dim=1)`` and ``softmax(axis=1)``. Rules are written for kinds and canonical names of
+arguments; none asks for what a model happened to write. What the table lacks is refused by all
+passes.
+
+A line of the table is ``name(argument other/alias *rest)``: the arguments in their order, after a
+slash what else an argument is called, with a star what takes all further ones. Arguments that
+only torch reads are left out at the end.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from captum_transformer.trace.kinds import Kind, Role
+
+# What a tensor is for, by the argument that it is given as; all others are signals.
+ROLES = {
+    "weight": Role.WEIGHT,
+    "bias": Role.BIAS,
+    "index": Role.INDEX,
+    "repeats": Role.INDEX,
+    "sizes": Role.INDEX,
+    "shape": Role.INDEX,
+    "start": Role.INDEX,
+    "mask": Role.MASK,
+    "running_mean": Role.STATISTIC,
+    "running_var": Role.STATISTIC,
+}
+
+ALIASES = {"axis": "dim", "self": "input", "tensor": "input", "src": "source", "indices": "index"}
+
+TABLE: dict[Kind, str] = {
+    Kind.ASKS: """
+        shape dtype device requires_grad grad grad_fn is_leaf ndim layout is_nested is_cuda is_cpu
+        is_mps is_xpu is_meta is_sparse is_quantized is_mkldnn is_mtia is_ipu is_maia is_vulkan
+        is_xla is_ort is_sparse_csr itemsize nbytes names output_nr name volatile dim ndimension
+        size numel nelement stride storage_offset is_contiguous is_floating_point is_complex
+        is_signed element_size get_device data_ptr untyped_storage storage is_same_size is_pinned
+        is_inference is_conj is_neg is_set_to is_shared dim_order has_names len hash repr format
+        set_grad_enabled requires_grad_ retain_grad register_hook item tolist numpy array bool
+        float_ int_ index contains base backward_hooks retains_grad version
+        post_accumulate_grad_hooks register_post_accumulate_grad_hook is_view is_distributed
+        is_nonzero storage_type reduce_ex deepcopy dlpack dlpack_device cdata backward
+        eq ne lt le gt ge equal not_equal less less_equal greater greater_equal isclose allclose
+        isnan isinf isfinite isneginf isposinf isreal isin signbit any all logical_and logical_or
+        logical_not logical_xor and or xor invert bitwise_and bitwise_or bitwise_not bitwise_xor
+        argmax argmin argsort argwhere nonzero nonzero_static count_nonzero bincount histc
+        searchsorted bucketize unique unique_consecutive one_hot heaviside
+        zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros
+        new_ones new_full new_empty new_tensor new_empty_strided bernoulli multinomial normal
+        result_type can_cast promote_types broadcast_shapes
+    """,
+    Kind.MOVE: """
+        reshape(input *shape) view(input *shape) permute(input *dims) transpose(input dim0 dim1)
+        t(input) T(input) mT(input) H(input) mH(input) adjoint(input) numpy_T(input)
+        swapaxes(input dim0/axis0 dim1/axis1) swapdims(input dim0 dim1)
+        movedim(input source_dim/source destination) moveaxis(input source_dim/source destination)
+        flatten(input start_dim end_dim) unflatten(input dim sizes) squeeze(input *dim)
+        unsqueeze(input dim) expand(input *shape) broadcast_to(input shape) repeat(input *repeats)
+        tile(input *repeats) repeat_interleave(input repeats dim)
+        chunk(input chunks dim) split(input sizes dim) split_with_sizes(input sizes dim)
+        tensor_split(input sizes dim) hsplit(input sizes) vsplit(input sizes) dsplit(input sizes)
+        unsafe_chunk(input chunks dim) unsafe_split(input sizes dim)
+        unsafe_split_with_sizes(input sizes dim)
+        unbind(input dim) getitem(input index) select(input dim at/index) iter(input)
+        narrow(input dim start length) narrow_copy(input dim start length)
+        index_select(input dim index) take_along_dim(input index dim) gather(input dim index)
+        take(input index) roll(input shifts dims) flip(input *dims) fliplr(input) flipud(input)
+        rot90(input k dims) reversed(input)
+        masked_fill(input mask value) where(mask/condition input other) setitem(input index source)
+        index_copy(input dim index source) index_fill(input dim index value)
+        masked_select(input mask) masked_scatter(input mask source)
+        as_strided(input shape stride offset) as_strided_scatter(input source shape stride offset)
+        unfold(input dimension size step) im2col(input kernel_size)
+        pixel_shuffle(input upscale_factor) pixel_unshuffle(input downscale_factor)
+        channel_shuffle(input groups) native_channel_shuffle(input groups)
+        tril(input diagonal) triu(input diagonal) diagonal(input offset dim1 dim2)
+        diag(input diagonal) diag_embed(input offset dim1 dim2) diagflat(input offset)
+        linalg_diagonal(input offset dim1 dim2) ravel(input) meshgrid(*tensors)
+        broadcast_tensors(*tensors) atleast_1d(*tensors) atleast_2d(*tensors) atleast_3d(*tensors)
+        block_diag(*tensors) cartesian_prod(*tensors) combinations(input r)
+        copy(input source) select_scatter(input source dim at/index)
+        slice_scatter(input source dim start end step) diagonal_scatter(input source offset)
+        fft_fftshift(input dim) fft_ifftshift(input dim) resize(input *shape) fill(input value)
+        zero(input) fill_diagonal(input value) vander(input) unravel_index(index shape)
+        view_copy(input *shape) expand_copy(input *shape) permute_copy(input *dims) t_copy(input)
+        transpose_copy(input dim0 dim1) squeeze_copy(input *dim) unsqueeze_copy(input dim)
+        select_copy(input dim at/index) slice_copy(input dim start end step)
+        split_copy(input sizes dim) split_with_sizes_copy(input sizes dim) unbind_copy(input dim)
+        unfold_copy(input dimension size step) diagonal_copy(input offset dim1 dim2)
+        as_strided_copy(input shape stride offset)
+        index_put(input index source/values accumulate) put(input index source accumulate)
+        scatter(input dim index source reduce)
+    """,
+    Kind.CONCATENATE: "cat(tensors dim) concat(tensors dim) concatenate(tensors dim)",
+    Kind.STACK: "stack(tensors dim)",
+    Kind.PAD: "pad(input pad mode value) constant_pad_nd(input pad value)",
+    Kind.AS_COMPLEX: "view_as_complex(input) view_as_complex_copy(input)",
+    Kind.AS_REAL: "view_as_real(input) view_as_real_copy(input)",
+    Kind.COPY: """
+        clone(input) contiguous(input) alias(input) alias_copy(input) detach(input)
+        detach_copy(input)
+        to(input dtype) type(input dtype) float(input) half(input) bfloat16(input) double(input)
+        cpu(input) cuda(input) xpu(input) mps(input) pin_memory(input) positive(input)
+        long(input) int(input) short(input) char(input) byte(input)
+        resolve_conj(input) resolve_neg(input) real(input)
+    """,
+    Kind.ENTRYWISE: """
+        sinh(input) cosh(input) tan(input) asin(input) acos(input) atan(input) asinh(input)
+        acosh(input) atanh(input) arcsin(input) arccos(input) arctan(input) arcsinh(input)
+        arccosh(input) arctanh(input) erf(input) erfc(input) erfinv(input) logit(input eps)
+        sinc(input) log(input) log2(input) log10(input) log1p(input) exp(input) exp2(input)
+        expm1(input) sgn(input) sign(input) round(input) floor(input) ceil(input) trunc(input)
+        fix(input) frac(input) relu6(input) gelu(input approximate) silu(input) mish(input)
+        elu(input alpha) selu(input) celu(input alpha) hardswish(input) hardsigmoid(input)
+        hardtanh(input min max) tanh(input) sigmoid(input) logsigmoid(input) log_sigmoid(input)
+        softplus(input beta threshold) softsign(input) tanhshrink(input) softshrink(input lambd)
+        hardshrink(input lambd) threshold(input threshold value) rrelu(input lower upper)
+        sqrt(input) pow(input exponent) float_power(input exponent) square(input) sin(input)
+        cos(input) clamp(input min max) clip(input min max) clamp_min(input min)
+        clamp_max(input max) nan_to_num(input nan) remainder(input other) fmod(input other)
+        mod(input other) floor_divide(input other) floordiv(input other)
+        digamma(input) lgamma(input) i0(input) polygamma(n input) mvlgamma(input p)
+        special_digamma(input) special_psi(input) special_gammaln(input) special_polygamma(n input)
+        special_multigammaln(input p) special_erf(input) special_erfc(input) special_erfcx(input)
+        special_erfinv(input) special_exp2(input) special_expm1(input) special_expit(input)
+        special_logit(input eps) special_log1p(input) special_ndtr(input) special_ndtri(input)
+        special_log_ndtr(input) special_entr(input) special_sinc(input) special_round(input)
+        special_i0(input) special_i0e(input) special_i1(input) special_i1e(input)
+    """,
+    Kind.HOMOGENEOUS: """
+        relu(input) leaky_relu(input negative_slope) prelu(input weight) abs(input)
+        absolute(input) neg(input) negative(input) deg2rad(input) rad2deg(input)
+    """,
+    Kind.NORM: """
+        layer_norm(input normalized_shape weight bias eps)
+        rms_norm(input normalized_shape weight eps)
+        native_layer_norm(input normalized_shape weight bias eps)
+        fused_rms_norm(input normalized_shape weight eps)
+        group_norm(input num_groups weight bias eps)
+        batch_norm(input weight bias running_mean running_var training momentum eps)
+        instance_norm(input weight bias running_mean running_var use_input_stats momentum eps)
+        local_response_norm(input size alpha beta k)
+    """,
+    Kind.SOFTMAX: """
+        softmax(input dim) special_softmax(input dim) safe_softmax(input dim) softmin(input dim)
+    """,
+    Kind.LOG_SOFTMAX: "log_softmax(input dim) special_log_softmax(input dim)",
+    Kind.DROPOUT: """
+        dropout(input) dropout1d(input) dropout2d(input) dropout3d(input) alpha_dropout(input)
+        feature_dropout(input) feature_alpha_dropout(input) native_dropout(input)
+    """,
+    Kind.ADD: "add(input other alpha) radd(input other)",
+    Kind.SUB: """
+        sub(input other alpha) subtract(input other alpha) rsub(other/input input/other alpha)
+    """,
+    Kind.MUL: "mul(input other) rmul(input other) multiply(input other)",
+    Kind.DIV: """
+        div(input other) truediv(input other) true_divide(input other) divide(input other)
+        rtruediv(other/input input/other) rdiv(other/input input/other)
+    """,
+    Kind.RECIPROCAL: "rsqrt(input) reciprocal(input)",
+    Kind.PRODUCT: """
+        linear(input weight bias) matmul(input other) rmatmul(other/input input/other)
+        bmm(input other/mat2) mm(input other/mat2) mv(input other/vec) dot(input other)
+        vdot(input other) inner(input other) outer(input other/vec2) ger(input other/vec2)
+        linalg_matmul(input other) linalg_vecdot(input other dim) tensordot(input/a other/b dims)
+        einsum(equation *operands) bilinear(input/input1 other/input2 weight bias)
+        addmm(bias/input input/mat1 other/mat2 beta alpha)
+        addmv(bias/input input/mat other/vec beta alpha)
+        addr(bias/input input/vec1 other/vec2 beta alpha)
+        baddbmm(bias/input input/batch1 other/batch2 beta alpha)
+        addbmm(bias/input input/batch1 other/batch2 beta alpha)
+        addcmul(bias/input input/tensor1 other/tensor2 value)
+        grouped_mm(input other/mat2 index/offs bias) grouped_mm_fallback(input weight index/offs)
+    """,
+    Kind.CONV: """
+        conv1d(input weight bias stride padding dilation groups)
+        conv2d(input weight bias stride padding dilation groups)
+        conv3d(input weight bias stride padding dilation groups)
+    """,
+    Kind.TRANSPOSED_CONV: """
+        conv_transpose1d(input weight bias stride padding output_padding groups dilation)
+        conv_transpose2d(input weight bias stride padding output_padding groups dilation)
+        conv_transpose3d(input weight bias stride padding output_padding groups dilation)
+    """,
+    Kind.EMBEDDING: "embedding(index/input weight padding_idx)",
+    Kind.ATTENTION: """
+        scaled_dot_product_attention(query key value attn_mask dropout_p is_causal scale enable_gqa)
+    """,
+    Kind.SUM: "sum(input dim keepdim) nansum(input dim keepdim) trace(input)",
+    Kind.MEAN: "mean(input dim keepdim) nanmean(input dim keepdim)",
+    Kind.SUM_AT_INDICES: """
+        index_add(input dim index source alpha) scatter_add(input dim index source)
+    """,
+    Kind.POOL: """
+        avg_pool1d(input kernel_size) avg_pool2d(input kernel_size) avg_pool3d(input kernel_size)
+        adaptive_avg_pool1d(input output_size) adaptive_avg_pool2d(input output_size)
+        adaptive_avg_pool3d(input output_size) interpolate(input size) upsample(input size)
+        cumsum(input dim) fold(input output_size) col2im(input output_size)
+        sum_to_size(input *shape) upsample_nearest(input size) upsample_bilinear(input size)
+    """,
+    Kind.MAXIMUM: """
+        max_pool1d(input kernel_size) max_pool2d(input kernel_size) max_pool3d(input kernel_size)
+        max_pool1d_with_indices(input kernel_size) max_pool2d_with_indices(input kernel_size)
+        max_pool3d_with_indices(input kernel_size) boolean_dispatch(input)
+        adaptive_max_pool1d(input output_size) adaptive_max_pool2d(input output_size)
+        adaptive_max_pool3d(input output_size) adaptive_max_pool1d_with_indices(input output_size)
+        adaptive_max_pool2d_with_indices(input output_size)
+        adaptive_max_pool3d_with_indices(input output_size)
+        fractional_max_pool2d(input kernel_size) fractional_max_pool3d(input kernel_size)
+        fractional_max_pool2d_with_indices(input) fractional_max_pool3d_with_indices(input)
+        amax(input dim keepdim) amin(input dim keepdim) aminmax(input dim)
+        max(input dim keepdim) min(input dim keepdim)
+        maximum(input other) minimum(input other) fmax(input other) fmin(input other)
+    """,
+    Kind.CHOICE: """
+        topk(input k dim) sort(input dim) msort(input) kthvalue(input k dim)
+        median(input dim) nanmedian(input dim) mode(input dim) cummax(input dim) cummin(input dim)
+    """,
+    Kind.SAMPLE: "grid_sample(input grid) grid_sampler(input grid)",
+    Kind.TRANSFORM: """
+        fft_fft(input n dim) fft_fft2(input s dim) fft_fftn(input s dim) fft_ifft(input n dim)
+        fft_ifft2(input s dim) fft_ifftn(input s dim) fft_rfft(input n dim) fft_rfft2(input s dim)
+        fft_rfftn(input s dim) fft_irfft(input n dim) fft_irfft2(input s dim)
+        fft_irfftn(input s dim)
+    """,
+    Kind.DISTANCE: """
+        norm(input p dim keepdim) linalg_norm(input ord dim keepdim)
+        linalg_vector_norm(input ord dim keepdim) linalg_matrix_norm(input ord dim keepdim)
+        frobenius_norm(input dim keepdim) norm_except_dim(input pow dim)
+        dist(input other p) cdist(input/x1 other/x2 p) pdist(input p)
+        pairwise_distance(input/x1 other/x2 p eps keepdim)
+    """,
+    Kind.DERIVED: """
+        linalg_solve_triangular(input other) cumprod(input dim) prod(input dim) var(input dim)
+        std(input dim) logsumexp(input dim keepdim) special_logsumexp(input dim keepdim)
+        logcumsumexp(input dim)
+    """,
+    Kind.DATA: "set_data(input source)",
+}
+
+
+def _parsed(line: str) -> tuple[str, tuple[str, ...], str | None, dict[str, str]]:
+    """A line's function, its arguments by position, what takes the rest, and other names."""
+    name, _, inner = line.rstrip(")").partition("(")
+    parameters, rest, aliases = [], None, {}
+    for argument in inner.split():
+        canonical, _, other = argument.lstrip("*").partition("/")
+        if other:
+            aliases[other] = canonical
+        if argument.startswith("*"):
+            rest = canonical
+        else:
+            parameters.append(canonical)
+    return name, tuple(parameters), rest, aliases
+
+
+def _lines(text: str) -> list[str]:
+    """Splits a part of the table at blanks that are in no brackets."""
+    return re.findall(r"\w+(?:\([^)]*\))?", text)
+
+
+class Entry(NamedTuple):
+    """What the table says of a function.
+
+    Attributes:
+        kind: what it is.
+        parameters: the canonical names of its arguments by position.
+        rest: the canonical name for all further ones together, if it takes them.
+        aliases: from what else an argument is called to its canonical name.
+    """
+
+    kind: Kind
+    parameters: tuple[str, ...]
+    rest: str | None
+    aliases: Mapping[str, str]
+
+
+ENTRIES: dict[str, Entry] = {
+    name: Entry(kind, parameters, rest, aliases)
+    for kind, text in TABLE.items()
+    for name, parameters, rest, aliases in map(_parsed, _lines(text))
+}
+UNKNOWN = Entry(Kind.UNKNOWN, ("input",), None, {})

@@ -1,0 +1,189 @@
+"""Matrix products in every spelling, seen as one: a letter for each dimension, as in an einsum.
+
+``F.linear``, ``@``, ``torch.addmm``, ``torch.einsum`` and their like differ in where the factors
+stand and which dimensions are summed over. With letters, rules ask for the latter alone.
+"""
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from captum_transformer.trace.operation import Operand, Operation
+
+
+class Contraction(NamedTuple):
+    """A product of factors that is summed over some of their dimensions.
+
+    Attributes:
+        factors: the tensors that are multiplied.
+        letters: for each factor a letter for each of its dimensions.
+        output: the letters of the output's dimensions.
+        addend: what is added to the product, if anything is.
+    """
+
+    factors: "tuple[Operand, ...]"
+    letters: tuple[str, ...]
+    output: str
+    addend: "Operand | None" = None
+
+    def of(self, operand: "Operand") -> str:
+        """The letters of a factor; of what is no factor none."""
+        places = (i for i, factor in enumerate(self.factors) if factor is operand)
+        place = next(places, None)
+        return "" if place is None else self.letters[place]
+
+    def summed(self, operand: "Operand") -> list[int]:
+        """The dimensions of a factor that are summed over."""
+        return [dim for dim, letter in enumerate(self.of(operand)) if letter not in self.output]
+
+    def moved(self, operand: "Operand", dim: int) -> int | None:
+        """Where a dimension of a factor is in the output; None if it is summed over."""
+        place = self.output.find(self.of(operand)[dim])
+        return None if place < 0 else place
+
+
+def contraction(operation: "Operation") -> Contraction | None:
+    """How a product sums over dimensions; None for what is no product, or no plain one."""
+    spelling = _SPELLINGS.get(operation.name)
+    if spelling is None:
+        return None
+    factors, equation = spelling(operation.arguments)
+    left, _, output = equation.partition("->")
+    if any(len(set(term)) < len(term) for term in (*left.split(","), output)):
+        return None  # a diagonal
+    addend = operation.arguments.get("bias")
+    return Contraction(tuple(factors), tuple(left.split(",")), output, addend)
+
+
+Spelling = Callable[[Mapping[str, Any]], "tuple[Sequence[Operand], str]"]
+_BATCH = string.ascii_uppercase
+
+
+def _two(arguments: Mapping[str, Any]) -> "tuple[Operand, Operand]":
+    return arguments["input"], arguments["other"]
+
+
+def _linear(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
+    signal, weight = arguments["input"], arguments["weight"]
+    batch = _BATCH[: len(signal.size) - 1]
+    out = "o" * (len(weight.size) - 1)
+    return (signal, weight), f"{batch}i,{out}i->{batch}{out}"
+
+
+def _matmul(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
+    left, right = _two(arguments)
+    rows, columns = "m" * (len(left.size) > 1), "n" * (len(right.size) > 1)
+    batches = [max(len(factor.size) - 2, 0) for factor in (left, right)]
+    batch = _BATCH[: max(batches)]
+    of_left, of_right = (batch[len(batch) - count :] for count in batches)
+    return (left, right), f"{of_left}{rows}k,{of_right}k{columns}->{batch}{rows}{columns}"
+
+
+def _inner(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
+    left, right = _two(arguments)
+    a, b = len(left.size), len(right.size)
+    if not a or not b:
+        return (left, right), f"{_BATCH[:a]},{_BATCH[:b]}->{_BATCH[: max(a, b)]}"
+    rows = _BATCH[: a - 1]
+    columns = string.ascii_lowercase[: b - 1]
+    return (left, right), f"{rows}z,{columns}z->{rows}{columns}"
+
+
+def _entries(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
+    left, right = _two(arguments)
+    ndim = max(len(factor.size) for factor in (left, right, arguments["bias"]))
+    terms = (_BATCH[ndim - len(factor.size) : ndim] for factor in (left, right))
+    return (left, right), f"{','.join(terms)}->{_BATCH[:ndim]}"
+
+
+def _vecdot(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
+    left, right = _two(arguments)
+    ndim = max(len(left.size), len(right.size))
+    letters = _BATCH[:ndim]
+    summed = letters[arguments.get("dim", -1)]
+    terms = (letters[ndim - len(factor.size) :] for factor in (left, right))
+    return (left, right), f"{','.join(terms)}->{letters.replace(summed, '')}"
+
+
+def _tensordot(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
+    left, right = _two(arguments)
+    a, b = len(left.size), len(right.size)
+    dims = arguments.get("dims", 2)
+    pairs = (range(a - dims, a), range(dims)) if isinstance(dims, int) else dims
+    ours, theirs = list(_BATCH[:a]), list(string.ascii_lowercase[:b])
+    for i, j in zip(*pairs, strict=True):
+        theirs[j] = ours[i]
+    summed = {ours[i] for i in pairs[0]}
+    out = [letter for letter in (*ours, *theirs) if letter not in summed]
+    return (left, right), f"{''.join(ours)},{''.join(theirs)}->{''.join(out)}"
+
+
+def _einsum(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
+    operands = arguments["operands"]
+    return operands, written_out(arguments["equation"], [len(o.size) for o in operands])
+
+
+def _fixed(equation: str, other: str = "other") -> Spelling:
+    return lambda arguments: ((arguments["input"], arguments[other]), equation)
+
+
+def _bilinear(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
+    left, right = _two(arguments)
+    batch = _BATCH[: len(left.size) - 1]
+    equation = f"{batch}i,{batch}j,oij->{batch}o"
+    return (left, right, arguments["weight"]), equation
+
+
+def _grouped(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
+    """Rows that are multiplied by a matrix of their own group, as of the expert that they go to."""
+    signal = arguments["input"]
+    weights = arguments["other"] if "other" in arguments else arguments["weight"]
+    return (signal, weights), "ti,gio->to" if len(weights.size) == 3 else "ti,io->to"
+
+
+_SPELLINGS: dict[str, Spelling] = {
+    "linear": _linear,
+    **dict.fromkeys(("matmul", "rmatmul", "linalg_matmul"), _matmul),
+    **dict.fromkeys(("mm", "addmm"), _fixed("mk,kn->mn")),
+    **dict.fromkeys(("bmm", "baddbmm"), _fixed("Amk,Akn->Amn")),
+    "addcmul": _entries,
+    "addbmm": _fixed("Amk,Akn->mn"),
+    **dict.fromkeys(("mv", "addmv"), _fixed("mk,k->m")),
+    **dict.fromkeys(("dot", "vdot"), _fixed("k,k->")),
+    **dict.fromkeys(("outer", "ger", "addr"), _fixed("m,n->mn")),
+    "inner": _inner,
+    "linalg_vecdot": _vecdot,
+    "tensordot": _tensordot,
+    "einsum": _einsum,
+    "bilinear": _bilinear,
+    **dict.fromkeys(("grouped_mm", "grouped_mm_fallback"), _grouped),
+}
+
+
+def written_out(equation: str, ndims: Sequence[int]) -> str:
+    """The equation of an einsum with letters in the place of dots, and with its output.
+
+    >>> written_out("...qk,...kd->...qd", [4, 3])
+    'ABqk,Bkd->ABqd'
+    >>> written_out("bij, bjk", [3, 3])
+    'bij,bjk->ik'
+    """
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    used = {letter for letter in equation if letter.isalpha()}
+    free = [letter for letter in string.ascii_letters if letter not in used]
+    free.sort(key=str.islower)
+    hidden = [
+        ndim - len(term.replace("...", "")) if "..." in term else 0
+        for term, ndim in zip(terms, ndims, strict=True)
+    ]
+    dots = "".join(free[: max(hidden)])
+    if not arrow:
+        named = "".join(sorted(used))
+        out = "..." + "".join(letter for letter in named if left.count(letter) == 1)
+    terms = [
+        term.replace("...", dots[len(dots) - count :])
+        for term, count in zip(terms, hidden, strict=True)
+    ]
+    return f"{','.join(terms)}->{out.replace('...', dots)}"
