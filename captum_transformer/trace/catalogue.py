@@ -54,18 +54,26 @@ TABLE: dict[Kind, str] = {
         result_type can_cast promote_types broadcast_shapes
     """,
     Kind.MOVE: """
-        reshape(input *shape) view(input *shape) permute(input *dims) transpose(input dim0 dim1)
+        reshape(input *shape) view(input *shape/size/dtype) permute(input *dims)
+        transpose(input dim0 dim1)
         t(input) T(input) mT(input) H(input) mH(input) adjoint(input) numpy_T(input)
         swapaxes(input dim0/axis0 dim1/axis1) swapdims(input dim0 dim1)
         movedim(input source_dim/source destination) moveaxis(input source_dim/source destination)
         flatten(input start_dim end_dim) unflatten(input dim sizes) squeeze(input *dim)
-        unsqueeze(input dim) expand(input *shape) broadcast_to(input shape) repeat(input *repeats)
+        unsqueeze(input dim) expand(input *shape/size) broadcast_to(input shape/size)
+        repeat(input *repeats)
         tile(input *repeats) repeat_interleave(input repeats dim)
-        chunk(input chunks dim) split(input sizes dim) split_with_sizes(input sizes dim)
-        tensor_split(input sizes dim) hsplit(input sizes) vsplit(input sizes) dsplit(input sizes)
-        unsafe_chunk(input chunks dim) unsafe_split(input sizes dim)
-        unsafe_split_with_sizes(input sizes dim)
-        unbind(input dim) getitem(input index) select(input dim at/index) iter(input)
+        chunk(input chunks dim) split(input sizes/split_size/split_size_or_sections dim)
+        split_with_sizes(input sizes/split_sizes dim)
+       
+        tensor_split(input sizes/sections/indices/indices_or_sections/tensor_indices_or_sections dim)
+        hsplit(input sizes/sections/indices/indices_or_sections)
+        vsplit(input sizes/sections/indices/indices_or_sections)
+        dsplit(input sizes/sections/indices/indices_or_sections)
+        unsafe_chunk(input chunks dim)
+        unsafe_split(input sizes/split_size/split_size_or_sections dim)
+        unsafe_split_with_sizes(input sizes/split_sizes dim)
+        unbind(input dim) getitem(input index/idx/key) select(input dim at/index) iter(input)
         narrow(input dim start length) narrow_copy(input dim start length)
         index_select(input dim index) take_along_dim(input index dim) gather(input dim index)
         take(input index) roll(input shifts dims) flip(input *dims) fliplr(input) flipud(input)
@@ -73,25 +81,27 @@ TABLE: dict[Kind, str] = {
         masked_fill(input mask value) where(mask/condition input other) setitem(input index source)
         index_copy(input dim index source) index_fill(input dim index value)
         masked_select(input mask) masked_scatter(input mask source)
-        as_strided(input shape stride offset) as_strided_scatter(input source shape stride offset)
+        as_strided(input shape/size stride offset/storage_offset)
+        as_strided_scatter(input source shape/size stride offset/storage_offset)
         unfold(input dimension size step) im2col(input kernel_size)
         pixel_shuffle(input upscale_factor) pixel_unshuffle(input downscale_factor)
         channel_shuffle(input groups) native_channel_shuffle(input groups)
         tril(input diagonal) triu(input diagonal) diagonal(input offset dim1 dim2)
         diag(input diagonal) diag_embed(input offset dim1 dim2) diagflat(input offset)
-        linalg_diagonal(input offset dim1 dim2) ravel(input) meshgrid(*tensors)
+        linalg_diagonal(input/A offset dim1 dim2) ravel(input) meshgrid(*tensors)
         broadcast_tensors(*tensors) atleast_1d(*tensors) atleast_2d(*tensors) atleast_3d(*tensors)
         block_diag(*tensors) cartesian_prod(*tensors) combinations(input r)
         copy(input source) select_scatter(input source dim at/index)
         slice_scatter(input source dim start end step) diagonal_scatter(input source offset)
         fft_fftshift(input dim) fft_ifftshift(input dim) resize(input *shape) fill(input value)
-        zero(input) fill_diagonal(input value) vander(input) unravel_index(index shape)
+        zero(input) fill_diagonal(input value) vander(input/x) unravel_index(index shape)
         view_copy(input *shape) expand_copy(input *shape) permute_copy(input *dims) t_copy(input)
         transpose_copy(input dim0 dim1) squeeze_copy(input *dim) unsqueeze_copy(input dim)
         select_copy(input dim at/index) slice_copy(input dim start end step)
-        split_copy(input sizes dim) split_with_sizes_copy(input sizes dim) unbind_copy(input dim)
+        split_copy(input sizes/split_size dim) split_with_sizes_copy(input sizes/split_sizes dim)
+        unbind_copy(input dim)
         unfold_copy(input dimension size step) diagonal_copy(input offset dim1 dim2)
-        as_strided_copy(input shape stride offset)
+        as_strided_copy(input shape/size stride offset/storage_offset)
         index_put(input index source/values accumulate) put(input index source accumulate)
         scatter(input dim index source reduce)
     """,
@@ -116,7 +126,8 @@ TABLE: dict[Kind, str] = {
         expm1(input) sgn(input) sign(input) round(input) floor(input) ceil(input) trunc(input)
         fix(input) frac(input) relu6(input) gelu(input approximate) silu(input) mish(input)
         elu(input alpha) selu(input) celu(input alpha) hardswish(input) hardsigmoid(input)
-        hardtanh(input min max) tanh(input) sigmoid(input) logsigmoid(input) log_sigmoid(input)
+        hardtanh(input min/min_val max/max_val) tanh(input) sigmoid(input) logsigmoid(input)
+        log_sigmoid(input)
         softplus(input beta threshold) softsign(input) tanhshrink(input) softshrink(input lambd)
         hardshrink(input lambd) threshold(input threshold value) rrelu(input lower upper)
         sqrt(input) pow(input exponent) float_power(input exponent) square(input) sin(input)
@@ -165,9 +176,10 @@ TABLE: dict[Kind, str] = {
     Kind.RECIPROCAL: "rsqrt(input) reciprocal(input)",
     Kind.PRODUCT: """
         linear(input weight bias) matmul(input other) rmatmul(other/input input/other)
-        bmm(input other/mat2) mm(input other/mat2) mv(input other/vec) dot(input other)
+        bmm(input other/mat2) mm(input other/mat2) mv(input other/vec) dot(input other/tensor)
         vdot(input other) inner(input other) outer(input other/vec2) ger(input other/vec2)
-        linalg_matmul(input other) linalg_vecdot(input other dim) tensordot(input/a other/b dims)
+        linalg_matmul(input other) linalg_vecdot(input/x other/y dim)
+        tensordot(input/a other/b dims)
         einsum(equation *operands) bilinear(input/input1 other/input2 weight bias)
         addmm(bias/input input/mat1 other/mat2 beta alpha)
         addmv(bias/input input/mat other/vec beta alpha)
@@ -175,7 +187,7 @@ TABLE: dict[Kind, str] = {
         baddbmm(bias/input input/batch1 other/batch2 beta alpha)
         addbmm(bias/input input/batch1 other/batch2 beta alpha)
         addcmul(bias/input input/tensor1 other/tensor2 value)
-        grouped_mm(input other/mat2 index/offs bias) grouped_mm_fallback(input weight index/offs)
+        grouped_mm(input/mat_a other/mat2/mat_b index/offs bias) grouped_mm_fallback(input weight index/offs)
     """,
     Kind.CONV: """
         conv1d(input weight bias stride padding dilation groups)
@@ -187,7 +199,7 @@ TABLE: dict[Kind, str] = {
         conv_transpose2d(input weight bias stride padding output_padding groups dilation)
         conv_transpose3d(input weight bias stride padding output_padding groups dilation)
     """,
-    Kind.EMBEDDING: "embedding(index/input weight padding_idx)",
+    Kind.EMBEDDING: "embedding(weight index/input padding_idx)",
     Kind.ATTENTION: """
         scaled_dot_product_attention(query key value attn_mask dropout_p is_causal scale enable_gqa)
     """,
@@ -231,12 +243,12 @@ TABLE: dict[Kind, str] = {
     Kind.DISTANCE: """
         norm(input p dim keepdim) linalg_norm(input ord dim keepdim)
         linalg_vector_norm(input ord dim keepdim) linalg_matrix_norm(input ord dim keepdim)
-        frobenius_norm(input dim keepdim) norm_except_dim(input pow dim)
+        frobenius_norm(input dim keepdim) norm_except_dim(input/v pow dim)
         dist(input other p) cdist(input/x1 other/x2 p) pdist(input p)
         pairwise_distance(input/x1 other/x2 p eps keepdim)
     """,
     Kind.DERIVED: """
-        linalg_solve_triangular(input other) cumprod(input dim) prod(input dim) var(input dim)
+        linalg_solve_triangular(input other/B) cumprod(input dim) prod(input dim) var(input dim)
         std(input dim) logsumexp(input dim keepdim) special_logsumexp(input dim keepdim)
         logcumsumexp(input dim)
     """,
@@ -249,9 +261,8 @@ def _parsed(line: str) -> tuple[str, tuple[str, ...], str | None, dict[str, str]
     name, _, inner = line.rstrip(")").partition("(")
     parameters, rest, aliases = [], None, {}
     for argument in inner.split():
-        canonical, _, other = argument.lstrip("*").partition("/")
-        if other:
-            aliases[other] = canonical
+        canonical, *others = argument.lstrip("*").split("/")
+        aliases |= dict.fromkeys(others, canonical)
         if argument.startswith("*"):
             rest = canonical
         else:

@@ -243,9 +243,10 @@ def describe(function: Callable[..., Any]) -> Function:
 
 def _parameters(function: Callable[..., Any], entry: Entry) -> tuple[str, ...]:
     """The canonical names of arguments by position; functionals have them in another order."""
-    if getattr(function, "__module__", None) != F.__name__ or not _signature(function):
+    signature = _signature(function)
+    if getattr(function, "__module__", None) != F.__name__ or not signature or "args" in signature:
         return entry.parameters
-    return tuple(entry.aliases.get(n) or ALIASES.get(n, n) for n in _signature(function))
+    return tuple(entry.aliases.get(n) or ALIASES.get(n, n) for n in signature)
 
 
 def _signature(function: Callable[..., Any]) -> tuple[str, ...]:
