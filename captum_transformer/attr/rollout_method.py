@@ -19,6 +19,7 @@ from captum_transformer.rules.streams.update import UpdateRule
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Value
+from captum_transformer.trace.streams import shares_queries
 from captum_transformer.trace.versions import Version
 
 Propagation = Literal["paper", "flow"]
@@ -124,8 +125,7 @@ class RolloutMethod(AttentionFlowMethod):
 
 def _refuse_shared_queries(forward: TracedForward) -> None:
     """Learned queries may have attended to each other before they were repeated for each sample."""
-    versions = forward.streams.calls.values()
-    if forward.shares_learned_attention and any(version.tower is not None for version in versions):
+    if any(map(shares_queries, forward.calls)):
         raise UnsupportedOperationError(
             "Learned queries attended to each other once for all samples, but the paper's rules "
             "ask for what they got of it, which differs from sample to sample. Explain the samples "

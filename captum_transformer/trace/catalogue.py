@@ -65,8 +65,7 @@ TABLE: dict[Kind, str] = {
         tile(input *repeats) repeat_interleave(input repeats dim)
         chunk(input chunks dim) split(input sizes/split_size/split_size_or_sections dim)
         split_with_sizes(input sizes/split_sizes dim)
-       
-        tensor_split(input sizes/sections/indices/indices_or_sections/tensor_indices_or_sections dim)
+        tensor_split(input sizes/sections/indices/indices_or_sections dim)
         hsplit(input sizes/sections/indices/indices_or_sections)
         vsplit(input sizes/sections/indices/indices_or_sections)
         dsplit(input sizes/sections/indices/indices_or_sections)
@@ -187,7 +186,8 @@ TABLE: dict[Kind, str] = {
         baddbmm(bias/input input/batch1 other/batch2 beta alpha)
         addbmm(bias/input input/batch1 other/batch2 beta alpha)
         addcmul(bias/input input/tensor1 other/tensor2 value)
-        grouped_mm(input/mat_a other/mat2/mat_b index/offs bias) grouped_mm_fallback(input weight index/offs)
+        grouped_mm(input/mat_a other/mat2/mat_b index/offs bias)
+        grouped_mm_fallback(input weight index/offs)
     """,
     Kind.CONV: """
         conv1d(input weight bias stride padding dilation groups)
@@ -259,7 +259,9 @@ TABLE: dict[Kind, str] = {
 def _parsed(line: str) -> tuple[str, tuple[str, ...], str | None, dict[str, str]]:
     """A line's function, its arguments by position, what takes the rest, and other names."""
     name, _, inner = line.rstrip(")").partition("(")
-    parameters, rest, aliases = [], None, {}
+    parameters: list[str] = []
+    rest: str | None = None
+    aliases: dict[str, str] = {}
     for argument in inner.split():
         canonical, *others = argument.lstrip("*").split("/")
         aliases |= dict.fromkeys(others, canonical)

@@ -142,11 +142,6 @@ class TracedForward:
         return list(gradients)
 
     @property
-    def shares_learned_attention(self) -> bool:
-        """Whether learned queries attended to each other once for all samples."""
-        return self._trace.shares_learned_attention
-
-    @property
     def channel_calls(self) -> list[AttentionCall]:
         """The attention calls among channels."""
         found = [operation.attention for operation in self.tape.operations]

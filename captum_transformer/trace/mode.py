@@ -69,7 +69,6 @@ class Trace(TorchFunctionMode):
     Attributes:
         tape: what the inputs reach.
         calls: the attention calls among tokens.
-        shares_learned_attention: whether something learned attended once for all samples.
     """
 
     def __init__(
@@ -84,7 +83,6 @@ class Trace(TorchFunctionMode):
         self._names = names or {}
         self._rule = rule
         self._samples = 0
-        self.shares_learned_attention = False
 
     def enter_input(self, tensor: Tensor) -> Value:
         """Makes a tensor, samples first, an input of the trace."""
@@ -151,14 +149,10 @@ class Trace(TorchFunctionMode):
         return Operation(index, function, kind, frozen, named, operands, arguments, function.call)
 
     def _attends_learned(self, function: Function, operands: list[Operand]) -> bool:
-        """Whether learned queries, one set for each sample, attend to each other (as in DETR)."""
+        """Whether learned queries attend to each other (as in DETR)."""
         if function.kind not in (Kind.SOFTMAX, Kind.ATTENTION) or not torch.is_grad_enabled():
             return False
-        if not operands or not operands[0].dtype.is_floating_point or len(operands[0].size) < 3:
-            return False
-        of_each_sample = operands[0].size[0] % self._samples == 0
-        self.shares_learned_attention |= not of_each_sample
-        return of_each_sample
+        return bool(operands) and operands[0].dtype.is_floating_point and len(operands[0].size) > 1
 
     def _run(
         self,
@@ -220,7 +214,9 @@ class Trace(TorchFunctionMode):
         output = operation.outputs[0]
         if output is None:
             raise RuntimeError("attention among learned queries is always recorded")
-        output.samples = Axis.of(output.shape, 0, self._samples)
+        if output.shape[0] and output.shape[0] % self._samples == 0:
+            # It looks so; where its tokens attend to signals it is seen whether it is.
+            output.samples = Axis.of(output.shape, 0, self._samples)
         if operation.kind is Kind.ATTENTION:
             output.features = (Axis.of(output.shape, len(output.shape) - 1),)
 

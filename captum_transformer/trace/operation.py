@@ -110,14 +110,19 @@ class Operand:
         tensor: the argument, held until it is known whether its data is kept.
         value: what it holds, if the inputs reach it.
         role: what it is for.
+
+    Attributes:
+        tokens: learned queries that have attended to each other, beside signals: they are a
+            constant, but tokens that attend.
     """
 
-    __slots__ = ("data", "role", "value")
+    __slots__ = ("data", "role", "tokens", "value")
 
     def __init__(self, tensor: Tensor, value: Value | None, role: Role = Role.SIGNAL) -> None:
         self.data: Tensor | None = tensor
         self.value = value
         self.role = role
+        self.tokens: Value | None = None
 
     @property
     def tensor(self) -> Tensor:
@@ -205,15 +210,9 @@ class Operation:
         return dim % ndim if isinstance(dim, int) and ndim else None
 
     def traced(self) -> list[tuple[Operand, Value]]:
-        """The operands that the inputs reach, each with its value.
-
-        What attention has made of learned queries alone is a constant next to them; it counts only
-        where nothing else does.
-        """
+        """The operands that the inputs reach, each with its value."""
         if self._traced is None:
-            values = [(o, o.value) for o in self.operands if o.value is not None]
-            signals = [(o, v) for o, v in values if not v.learned]
-            self._traced = signals or values
+            self._traced = [(o, o.value) for o in self.operands if o.value is not None]
         return self._traced
 
     @property
@@ -223,7 +222,8 @@ class Operation:
 
     def carried(self) -> list[tuple[Operand, Value]]:
         """The operands that hold tokens, learned queries that have attended included."""
-        return [(o, o.value) for o in self.operands if o.value is not None]
+        values = ((o, o.value or o.tokens) for o in self.operands)
+        return [(operand, value) for operand, value in values if value is not None]
 
     def contraction(self) -> Contraction | None:
         """The product that it is, with a letter for each dimension; None if it is none."""

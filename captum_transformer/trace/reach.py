@@ -15,7 +15,7 @@ _KEEPS_IDS = MOVES | {Kind.COPY, Kind.ENTRYWISE, Kind.ADD, Kind.SUB, Kind.MUL}
 
 
 def leave_out_constants(operands: list[Operand]) -> None:
-    """Leaves out what is a constant next to a signal: token ids, an index, and learned weights."""
+    """Leaves out what is a constant next to a signal: token ids, an index, and learned tokens."""
     values = [operand.value for operand in operands if operand.value is not None]
     others = [value for value in values if value.learned or value.holds_ids]
     from_inputs = len(others) < len(values)
@@ -23,10 +23,11 @@ def leave_out_constants(operands: list[Operand]) -> None:
         return
     for operand in operands:
         value = operand.value
-        if value is None:
+        if value is None or not (value.holds_ids or (from_inputs and value.learned)):
             continue
-        if value.holds_ids or (from_inputs and value.learned and value.keys is not None):
-            operand.value = None
+        if value.learned and value.keys is None:
+            operand.tokens = value
+        operand.value = None
 
 
 def reached(tape: Tape, operation: Operation, result: Any) -> list[Tensor | None]:

@@ -9,6 +9,7 @@ called twice, need no special care.
 from collections.abc import Iterable, Mapping, Sequence
 
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
+from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.tape import Tape
@@ -162,19 +163,40 @@ def query_value(call: AttentionCall) -> Value | None:
     themselves stand for their queries.
     """
     if isinstance(call, FusedAttention):
-        return call.query.value
+        return call.query.value or call.query.tokens
     weights = call.weights.value if isinstance(call, ExplicitAttention) else None
     value = weights
     while value is not None and value.operation is not None:
         operation = value.operation
         product = operation.contraction()
         if product is not None:
-            return product.factors[0].value
+            return product.factors[0].value or product.factors[0].tokens
         traced = operation.carried()
         if not traced:
             return None
         value = traced[0][1]
     return weights
+
+
+def shares_queries(call: AttentionCall) -> bool:
+    """Whether its queries are learned tokens that attended to each other once for all samples.
+
+    What they got of it differs from sample to sample only if they were repeated before. Then their
+    samples lie as those of what they attend to now.
+    """
+    query, output = query_value(call), call.output
+    if query is None or output.learned or not (query.learned and query.attention):
+        return False
+    places = [
+        None if value.samples is None else _from_behind(value.samples, value.shape)
+        for value in (query, output)
+    ]
+    return None in places or places[0] != places[1]
+
+
+def _from_behind(axis: Axis, shape: tuple[int, ...]) -> int | None:
+    dim = axis.dim(shape)
+    return None if dim is None else dim - len(shape)
 
 
 def _joins_features(operation: Operation) -> bool:

@@ -164,7 +164,7 @@ class Tape:
             learned = learned and value.learned
         if operation.kind in _JOINS:
             for operand in operation.operands:
-                attention |= 0 if operand.value is None else operand.value.attention
+                attention |= 0 if operand.tokens is None else operand.tokens.attention
         for result in results:
             if result is None:
                 operation.outputs.append(None)
