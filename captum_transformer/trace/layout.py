@@ -29,8 +29,8 @@ def lay_out(operation: Operation) -> None:
     if operation.kind in _NEW_FEATURES:
         dim = _NEW_FEATURES[operation.kind]
         first.features = (Axis.of(first.shape, dim % len(first.shape)),)
-    elif operation.kind is Kind.PRODUCT:
-        first.features = _of_weights(operation, first) or first.features
+    elif is_linear_layer(operation):
+        first.features = _new_features(operation, first)
     elif operation.kind is Kind.SOFTMAX:
         first.keys = _softmax_axis(operation, first)
     if len(operation.outputs) == len(traced) == 1 and _keeps_all(operation, first, views):
@@ -45,15 +45,28 @@ def _keeps_all(operation: Operation, output: Value, views: tuple[View, ...] | No
     return output.shape.numel() == value.shape.numel() and views[0].order() is not None
 
 
-def _of_weights(operation: Operation, output: Value) -> tuple[Axis, ...]:
-    """The features that a product with constants makes of a token's own: rows of its weights."""
+def is_linear_layer(operation: Operation) -> bool:
+    """Whether it multiplies each token's features with the same constants.
+
+    Constants that differ from sample to sample or from token to token, such as learned queries
+    that have been repeated, are no weights of a layer.
+    """
     product, traced = operation.contraction(), operation.traced()
     if product is None or len(traced) != 1:
-        return ()
+        return False
     ((operand, value),) = traced
     summed = product.summed(operand)
-    declared = any(factor.role is Role.WEIGHT for factor in product.factors)
-    if not summed or not (declared or mixes_features(value, summed)):
+    if any(factor.role is Role.WEIGHT for factor in product.factors):
+        return True
+    others = "".join(product.of(factor) for factor in product.factors if factor is not operand)
+    shared = [dim for dim, letter in enumerate(product.of(operand)) if letter in others]
+    return bool(summed) and shared == summed and mixes_features(value, summed)
+
+
+def _new_features(operation: Operation, output: Value) -> tuple[Axis, ...]:
+    """The dimensions that come from the weights of a linear layer."""
+    product, ((operand, _),) = operation.contraction(), operation.traced()
+    if product is None:
         return ()
     new = [dim for dim, letter in enumerate(product.output) if letter not in product.of(operand)]
     return tuple(Axis.of(output.shape, dim) for dim in new)

@@ -7,6 +7,7 @@ from torch import Tensor
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
+from captum_transformer.trace.layout import is_linear_layer
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.streams import query_value
@@ -114,7 +115,7 @@ def _walk_back(value: Value, source: Value) -> Value:
         goes_on = _is_token_wise(operation) or (operation.kind is Kind.MEAN and frontier)
         if not goes_on and (projected or operation.kind is not Kind.CONV):
             return tokens
-        linear = operation.is_linear
+        linear = is_linear_layer(operation)
         projected = projected or linear or operation.kind in CONVOLUTIONS
         if linear and not frontier:
             embedded = latest
@@ -186,14 +187,14 @@ def projections_of(call: AttentionCall, tape: Tape) -> tuple[list[Operation], li
         operation = stack.pop().operation
         if operation is None or operation in into:
             continue
-        if operation.is_linear:
+        if is_linear_layer(operation):
             into.append(operation)
         elif operation.kind in _WITHIN_BLOCK:
             stack.extend(value for _, value in operation.traced())
     inside, out_of = {call.output}, []
     for operation in tape.operations[call.operation.index + 1 :]:
         if any(value in inside for _, value in operation.traced()):
-            if operation.is_linear:
+            if is_linear_layer(operation):
                 out_of.append(operation)
             elif operation.kind in MOVES or operation.kind is Kind.COPY:
                 inside |= {value for value in operation.outputs if value is not None}
