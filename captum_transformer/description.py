@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from captum_transformer.calling.arguments import Arguments
-from captum_transformer.rules.flow.residual import Meeting, Residuals
+from captum_transformer.rules.flow.sources import Meeting, Sources
 from captum_transformer.trace.attention import AttentionCall, FusedAttention
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.kinds import Kind
@@ -144,17 +144,17 @@ def _attention(forward: TracedForward) -> list[Attention]:
 
 
 def _additions(forward: TracedForward) -> list[Addition]:
-    residuals = forward.tape.derived(Residuals)
+    sources = forward.tape.derived(Sources)
     found = []
     for operation in forward.tape.operations:
-        traced = [value for _, value in operation.traced()]
-        if operation.kind not in (Kind.ADD, Kind.SUB) or len(traced) != 2:
+        meeting = sources.meeting(operation)
+        if operation.kind not in (Kind.ADD, Kind.SUB) or meeting is None:
             continue
-        left, right = traced
+        left, right = (value for _, value in operation.traced())
         added = [left.attention & ~right.attention, right.attention & ~left.attention]
         if any(added):
             layers = tuple(c.layer for c in forward.calls if (added[0] | added[1]) >> c.layer & 1)
-            read_as = _read_as(left, right, residuals[operation])
+            read_as = _read_as(left, right, meeting)
             found.append(Addition(layers, read_as, tuple(_output(operation).shape)))
     return found
 
@@ -164,7 +164,7 @@ def _read_as(left: Value, right: Value, meeting: Meeting) -> str:
         return "skip and branch"
     if left.attention & ~right.attention and right.attention & ~left.attention:
         return "parallel branches"
-    return "projected skip and branch" if all(meeting.due) else "parallel branches"
+    return "projected skip and branch" if all(meeting.whole) else "parallel branches"
 
 
 def _output(operation: Operation) -> Value:

@@ -1,0 +1,193 @@
+"""Which entries of a value a share may go to: those that hold its source, and no constants."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from captum_transformer.rules.flow.sources import Sources, receiving
+from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
+from captum_transformer.trace.operation import Operand, Operation, Value
+
+_ADDITIONS = frozenset({Kind.ADD, Kind.SUB})
+
+
+def signal(operand: Operand, like: Tensor, *, weighted: bool = False) -> Tensor | None:
+    """How much of the signal each entry carries: nothing where a constant has taken its place.
+
+    Padding takes no share of what is made of it and a signal, as in convolutions that pad by
+    themselves: where windows or merged tokens reach over the edge of an image, what lies within
+    stands for all.
+
+    Args:
+        operand: what is divided.
+        like: gives the precision.
+        weighted: whether factors count, of which masks make terms of a sum disappear.
+
+    Returns:
+        None if all entries are of the signal alike.
+    """
+    value = operand.value
+    operation = None if value is None else value.operation
+    if value is None or operation is None or operation.attention is not None:
+        return None
+    traced = operation.traced()
+    if weighted and operation.kind is Kind.SUM_AT_INDICES:
+        parts = [signal(source, like, weighted=True) for source, _ in traced]
+        return at_indices(operation, _filled(operation, parts, like))
+    if operation.kind in MOVES:
+        parts = [signal(source, like, weighted=weighted) for source, _ in traced]
+        constants = len(operation.operands) > len(traced) or operation.kind is Kind.PAD
+        if not constants and all(part is None for part in parts):
+            return None
+        return _carried(operation, value, _filled(operation, parts, like))
+    if operation.kind not in BY_ENTRY or len(traced) != 1:
+        return None
+    part = signal(traced[0][0], like, weighted=weighted)
+    if weighted and operation.kind is Kind.MUL:
+        for factor in operation.operands:
+            if factor.value is None:
+                scale = factor.tensor.to(like.dtype).abs()
+                part = scale if part is None else part * scale
+    return None if part is None else part.expand(value.shape)
+
+
+def at_indices(operation: Operation, weights: list[Tensor]) -> Tensor:
+    """The weight of each sum of a sum at indices; the constant that they are added to has none."""
+    with torch.no_grad():
+        total: Tensor = operation.replay(weights)[0]
+        constant: Tensor = operation.replay([torch.zeros_like(weight) for weight in weights])[0]
+    return total - constant
+
+
+class Terms:
+    """How many terms of each entry hold a source, where signals were joined or added.
+
+    Args:
+        sources: what each value holds.
+        like: gives the precision.
+    """
+
+    def __init__(self, sources: Sources, like: Tensor) -> None:
+        self._sources = sources
+        self._like = like
+
+    def holding(self, value: Value, key: int) -> list[tuple[int, Tensor | None]]:
+        """Divides sources into those that the same features of a value hold, with where they lie.
+
+        None for those that all features hold.
+        """
+        partly = key & self._sources.partly_held(value)
+        found: list[tuple[int, Tensor | None]] = [(key & ~partly, None)] if key & ~partly else []
+        for alike in _divided(partly, self._sets(value, partly, counting=False)):
+            terms = self._terms(value, alike, counting=False)
+            found.append((alike, None if isinstance(terms, int) else (terms != 0).to(terms.dtype)))
+        return found
+
+    def counted(
+        self, values: list[Value], key: int, operation: Operation
+    ) -> Iterator[tuple[int, Sequence[Tensor | int]]]:
+        """Divides sources that several signals share, with the terms that each has of them.
+
+        What is multiplied is one term each.
+        """
+        added = operation.kind in _ADDITIONS
+        sets = [self._sources.held(value) for value in values]
+        if added:
+            sets = [held for value in values for held in self._sets(value, key, counting=True)]
+        uniform: dict[tuple[int, ...], int] = {}
+        for alike in _divided(key, sets):
+            held = [int(bool(self._sources.held(value) & alike)) for value in values]
+            terms = (
+                [self._terms(value, alike, counting=True) for value in values] if added else held
+            )
+            numbers = tuple(term for term in terms if isinstance(term, int))
+            if len(numbers) < len(terms):
+                yield alike, terms
+            else:
+                uniform[numbers] = uniform.get(numbers, 0) | alike
+        yield from ((alike, list(numbers)) for numbers, alike in uniform.items())
+
+    def _parts(self, value: Value, key: int, *, counting: bool) -> list[tuple[Value, int]]:
+        """The values that an entry's terms are found in, each with the sources to look for."""
+        operation = value.operation
+        if operation is None or key & 1 << value.index or operation.attention is not None:
+            return []
+        if not counting and not key & self._sources.partly_held(value):
+            return []
+        values = [source for _, source in receiving(operation)]
+        if operation.kind in MOVES or (operation.kind in BY_ENTRY and len(values) == 1):
+            return [(source, key) for source in values]
+        meeting = self._sources.meeting(operation)
+        if meeting is not None and (
+            operation.kind in _ADDITIONS if counting else operation.kind in BY_ENTRY
+        ):
+            pairs = zip(values, meeting.whole, strict=True)
+            parts = [(source, key & (whole | meeting.shared)) for source, whole in pairs]
+            return [(source, part) for source, part in parts if part]
+        return []
+
+    def _sets(self, value: Value, key: int, *, counting: bool) -> list[int]:
+        """The sets of sources that are told apart on the way to a value's terms."""
+        found, stack, seen = [], [(value, key)], set()
+        while stack:
+            step = stack.pop()
+            if step in seen:
+                continue
+            seen.add(step)
+            found += [self._sources.held(step[0]), step[1]]
+            stack += self._parts(*step, counting=counting)
+        return found
+
+    def _terms(self, value: Value, key: int, *, counting: bool) -> Tensor | int:
+        """How many terms of each entry hold some sources; a number if all entries are alike."""
+        if not key & self._sources.held(value):
+            return 0
+        parts = self._parts(value, key, counting=counting)
+        operation = value.operation
+        if operation is None or not parts:
+            return 1
+        terms = [self._terms(source, of, counting=counting) for source, of in parts]
+        if operation.kind in MOVES:
+            constants = len(operation.operands) > len(terms) or operation.kind is Kind.PAD
+            first = terms[0]
+            if not constants and isinstance(first, int) and all(term is first for term in terms):
+                return first
+            return _carried(operation, value, _filled(operation, terms, self._like))
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        if isinstance(total, int) or total.shape == value.shape:
+            return total
+        return total.expand(value.shape)
+
+
+def _divided(key: int, sets: list[int]) -> list[int]:
+    """Divides a set by other sets into parts that lie wholly within or without each of them."""
+    parts = [key] if key else []
+    for other in sets:
+        halves = [half for part in parts for half in (part & other, part & ~other)]
+        parts = [half for half in halves if half]
+    return parts
+
+
+def _filled(
+    operation: Operation, parts: Sequence[Tensor | int | None], like: Tensor
+) -> list[Tensor]:
+    """The same as tensors that lie as an operation's signals do; ones where entries are alike."""
+    filled = [source.blank(like.dtype).fill_(1) for _, source in operation.traced()]
+    for whole, part in zip(filled, parts, strict=True):
+        if isinstance(part, Tensor):
+            whole.copy_(part)
+        elif part is not None:
+            whole.fill_(part)
+    return filled
+
+
+def _carried(operation: Operation, value: Value, parts: list[Tensor]) -> Tensor:
+    """What the entries of a rearrangement bring along; constants among them nothing."""
+    place = operation.outputs.index(value)
+    with torch.no_grad():
+        given: Tensor = operation.replay(parts)[place]
+        absent = operation.replay([torch.zeros_like(part) for part in parts])[place]
+        return torch.where(given != absent, given, torch.zeros_like(given))

@@ -1,0 +1,139 @@
+"""Row normalisation: where tokens meet what attention has added to them, in every way of adding."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from captum_transformer.rules.flow.sources import Sources
+from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.kinds import MOVES, Kind
+from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.streams import query_value
+from captum_transformer.trace.tape import Tape
+
+
+class Layer(NamedTuple):
+    """Attention side by side, whose rows of ``I + A`` are normalised together.
+
+    Attributes:
+        calls: bit set of the outputs of its attention calls.
+        base: bit set of the sources that it is added to.
+    """
+
+    calls: int
+    base: int
+
+
+class Rows:
+    """Which layers are normalised at which meeting of signals: where they part from their base.
+
+    Args:
+        tape: the traced forward pass.
+    """
+
+    def __init__(self, tape: Tape) -> None:
+        self._sources = tape.derived(Sources)
+        self.calls: dict[int, AttentionCall] = {
+            operation.attention.output.index: operation.attention
+            for operation in tape.operations
+            if operation.attention is not None and not operation.attention.among_channels
+        }
+        self._at: dict[Operation, list[Layer]] = {}
+        last: dict[int, Operation] = {}
+        for operation in tape.operations:
+            layers = self._added_at(operation)
+            for layer in layers:
+                for call in bits(layer.calls):
+                    # A layer that is added one call after another is complete with the last one.
+                    before = last.get(call)
+                    if before is not None and not self._parts_at(operation, call):
+                        self._at[before] = [
+                            earlier for earlier in self._at[before] if not earlier.calls >> call & 1
+                        ]
+                    last[call] = operation
+            if layers:
+                self._at[operation] = layers
+
+    def at(self, operation: Operation) -> Sequence[Layer]:
+        """The layers that are normalised where an operation's signals meet."""
+        return self._at.get(operation, ())
+
+    def between(self, parts: Sequence[int], shared: int = 0) -> list[Layer]:
+        """The layers of which a call is in one part of some sources, and something older is not."""
+        held = shared
+        for part in parts:
+            held |= part
+        bases = {
+            base
+            for part in parts
+            for call in bits(part)
+            if call in self.calls and (base := self._older(call) & held) & ~(part | shared)
+        }
+        return [
+            Layer(
+                sum(
+                    1 << call
+                    for call in bits(held)
+                    if call in self.calls and self._older(call) & held == base
+                ),
+                base,
+            )
+            for base in bases
+        ]
+
+    def beside_learned(self, operation: Operation, branch: Value) -> int:
+        """The calls whose results are added to the learned tokens that attended.
+
+        A class token that has met no input yet is a constant, but a row like any other.
+        """
+        constants = [operand for operand in operation.operands if operand.value is None]
+        if operation.kind is not Kind.ADD or len(constants) != 1:
+            return 0
+        held = bits(self._sources.held(branch))
+        calls = [call for call in held if call in self.calls]
+        return sum(
+            1 << call for call in calls if _joined(query_value(self.calls[call]), constants[0])
+        )
+
+    def _older(self, call: int) -> int:
+        return self.calls[call].output.ancestors
+
+    def _added_at(self, operation: Operation) -> list[Layer]:
+        meeting = self._sources.meeting(operation)
+        if meeting is None or sum(map(bool, meeting.whole)) + bool(meeting.shared) < 2:
+            return []
+        return self.between(meeting.whole, meeting.shared)
+
+    def _parts_at(self, operation: Operation, call: int) -> bool:
+        meeting = self._sources.meeting(operation)
+        if meeting is None:
+            return False
+        held = meeting.shared
+        for part in meeting.whole:
+            held |= part
+        own = next((part for part in meeting.whole if part >> call & 1), meeting.shared)
+        return bool(self._older(call) & held & ~(own | meeting.shared))
+
+
+def bits(found: int) -> Iterator[int]:
+    """The places of a bit set."""
+    while found:
+        lowest = found & -found
+        yield lowest.bit_length() - 1
+        found ^= lowest
+
+
+def _joined(value: Value | None, constant: Operand) -> bool:
+    """Whether a constant was joined with signals to make a value: a class token, say."""
+    stack = [value]
+    while stack:
+        operation = None if (value := stack.pop()) is None else value.operation
+        if operation is None or operation.attention is not None:
+            continue
+        traced = [source for _, source in operation.traced()]
+        if operation.kind in MOVES:
+            others = [o for o in operation.operands if o.value is None and o.size == constant.size]
+            if any(o.tensor.data_ptr() == constant.tensor.data_ptr() for o in others):
+                return True
+        if len(traced) == 1 or operation.kind in MOVES:
+            stack.extend(traced)
+    return False
