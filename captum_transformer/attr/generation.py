@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.calling.arguments import Arguments
-from captum_transformer.calling.isolation import to_normal
+from captum_transformer.calling.copies import copied
 from captum_transformer.calling.target import Contrast, Target, main_output
 from captum_transformer.errors import AmbiguousOutputError, InvalidInputError, InvalidTargetError
 from captum_transformer.trace.forward import TracedForward
@@ -130,7 +130,7 @@ class Generation:
             )
         # Counted from the end: the model may have kept the logits of the last tokens only.
         logits = logits[:, -steps - 1 : -1]
-        tokens = to_normal([self._tokens] + ([] if self._others is None else [self._others]))
+        tokens = copied([self._tokens] + ([] if self._others is None else [self._others]))
         if bool((torch.stack(tokens) >= logits.shape[2]).any()):
             raise InvalidTargetError(
                 f"There are ids beyond the model's {logits.shape[2]} logits among the generated "

@@ -8,7 +8,7 @@ import torch
 from captum._utils.common import _format_additional_forward_args
 from torch import Tensor
 
-from captum_transformer.calling.isolation import to_normal
+from captum_transformer.calling.copies import copied, tensors_in
 from captum_transformer.errors import InvalidInputError
 
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...], dict[str, Tensor], Mapping[str, Tensor])
@@ -67,8 +67,11 @@ class Arguments(Generic[Inputs]):
             )
 
     def call(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
-        """Calls a function with other tensors in the place of the inputs."""
-        args, kwargs = to_normal(self._args), to_normal(self._kwargs)
+        """Calls a function with other tensors in the place of the inputs.
+
+        What goes with them is copied, so that each call starts from what the caller has given.
+        """
+        args, kwargs = copied((self._args, self._kwargs))
         if self.keys is None:
             return function(*inputs, *args, **kwargs)
         return function(**dict(zip(self.keys, inputs, strict=True)), **kwargs)
@@ -81,13 +84,14 @@ class Arguments(Generic[Inputs]):
                 that have as many rows as there are samples are divided with them.
 
         Raises:
-            InvalidInputError: if the size is not positive.
+            InvalidInputError: if the size is not positive, or how to divide an argument is not
+                known.
         """
-        if size is None:
+        if size is not None and size < 1:
+            raise InvalidInputError(f"`internal_batch_size` must be at least 1, got {size}.")
+        if size is None or size >= self.samples:
             yield slice(None), self
             return
-        if size < 1:
-            raise InvalidInputError(f"`internal_batch_size` must be at least 1, got {size}.")
         for start in range(0, self.samples, size):
             rows = slice(start, start + size)
             inputs = self.restored([tensor[rows] for tensor in self.inputs])
@@ -142,13 +146,26 @@ class Arguments(Generic[Inputs]):
 
 
 def rows_of(argument: Any, rows: slice | Tensor, samples: int) -> Any:
-    """Some rows of the (nested) tensors that have one for each sample; the rest as it is."""
+    """Some rows of the (nested) tensors that have one for each sample; the rest as it is.
+
+    Raises:
+        InvalidInputError: if an object holds such tensors: what else in it is of the samples is
+            not known.
+    """
     if isinstance(argument, Tensor):
         return argument[rows] if argument.ndim and len(argument) == samples else argument
     if type(argument) in (tuple, list):
         return type(argument)(rows_of(part, rows, samples) for part in argument)
     if type(argument) is dict:
         return {key: rows_of(part, rows, samples) for key, part in argument.items()}
+    if any(tensor.ndim and len(tensor) == samples for tensor in tensors_in(argument)):
+        raise InvalidInputError(
+            f"A few samples at a time are explained, but one of the further arguments is a "
+            f"{type(argument).__name__} that holds tensors of all {samples} samples, and how to "
+            "take some of them out of it is not known (it is for tensors, and for tuples, lists "
+            "and dicts of them). Explain the samples all at once, or in calls of your own that "
+            "each get what belongs to their samples."
+        )
     return argument
 
 

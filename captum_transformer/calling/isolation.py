@@ -136,9 +136,14 @@ def _compiled(function: Any, modules: list[tuple[str, nn.Module]]) -> bool:
     return any(
         hasattr(forward, "_torchdynamo_orig_callable") for forward in (function, *forwards)
     ) or any(
-        "_orig_mod" in own["_modules"] or own.get("_compiled_call_impl") is not None
+        "_orig_mod" in own.get("_modules", ()) or own.get("_compiled_call_impl") is not None
         for own in attributes
     )
+
+
+def _is_training(module: nn.Module) -> bool:
+    # Frozen scripted modules have no mode any more.
+    return getattr(module, "training", False)
 
 
 @contextmanager
@@ -151,7 +156,7 @@ def explaining(
     store in their attributes meanwhile, such as caches, is dropped, and so are hooks that they
     install; the random state is put back; compiled code runs uncompiled.
     """
-    training = [module for _, module in modules if module.training]
+    training = [module for _, module in modules if _is_training(module)]
     attributes = Attributes()
     for _, module in modules:
         attributes.keep(module)
@@ -160,11 +165,11 @@ def explaining(
     def evaluate(module: nn.Module, _: Any) -> None:
         # For modules that can't be found beforehand, such as those of an object in a closure.
         known = id(module) in attributes.modules
-        if (known and not module.training) or get_ident() != thread:
+        if (known and not _is_training(module)) or get_ident() != thread:
             return
         if not known:
             attributes.keep(module, within=True)
-        if module.training:
+        if _is_training(module):
             training.append(module)
             module.training = False
 
@@ -195,14 +200,3 @@ def in_full_precision(device: torch.device) -> Iterator[None]:
     """Rules run outside autocast, so that relevance is summed up in float32 at least."""
     with torch.autocast(device.type, enabled=False):
         yield
-
-
-def to_normal(argument: Any) -> Any:
-    """Clones the inference tensors among (nested) arguments, since autograd can't save those."""
-    if isinstance(argument, Tensor):
-        return argument.clone() if argument.is_inference() else argument
-    if type(argument) in (tuple, list):
-        return type(argument)(to_normal(a) for a in argument)
-    if type(argument) is dict:
-        return {key: to_normal(a) for key, a in argument.items()}
-    return argument

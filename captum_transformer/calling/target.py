@@ -8,7 +8,7 @@ from captum._utils.common import _select_targets
 from captum._utils.typing import TargetType
 from torch import Tensor
 
-from captum_transformer.errors import AmbiguousOutputError, InvalidTargetError
+from captum_transformer.errors import AmbiguousOutputError, ExplanationError, InvalidTargetError
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ def _select_from(output: Tensor, target: Any) -> Tensor:
         target = target.to(output.device)
     try:
         selected = _select_targets(output, target)
+    except ExplanationError:
+        raise
     except (AssertionError, IndexError, RuntimeError, TypeError) as reason:
         raise InvalidTargetError(
             f"target {_short(target)} does not fit the model's output of shape "

@@ -12,6 +12,7 @@ from captum._utils.typing import TargetType
 from torch import Tensor
 
 from captum_transformer.calling.arguments import rows_of
+from captum_transformer.calling.copies import copied
 from captum_transformer.calling.isolation import explaining, modules_of
 from captum_transformer.calling.target import main_output, selected_scores
 from captum_transformer.errors import AmbiguousOutputError, InvalidInputError
@@ -114,8 +115,8 @@ class Variations:
         return ordered.view(-1, self.samples, ordered.shape[1]).transpose(0, 1)
 
     def _scores(self, tensors: Sequence[Tensor], rows: Tensor) -> Tensor:
-        args = rows_of(self._args, rows, self.samples)
-        kwargs = rows_of(self._kwargs, rows, self.samples)
+        further = (rows_of(a, rows, self.samples) for a in (self._args, self._kwargs))
+        args, kwargs = copied(tuple(further))
         if self._names is None:
             output = self.forward_func(*tensors, *args, **kwargs)
         else:

@@ -5,17 +5,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.checkpoint import CheckpointError
 
 from captum_transformer.calling.arguments import Arguments
-from captum_transformer.calling.isolation import explaining, modules_of, to_normal
+from captum_transformer.calling.copies import copied, with_own_arguments
+from captum_transformer.calling.isolation import explaining, modules_of
 from captum_transformer.calling.target import Contrast, as_contrast, main_output, selected_scores
 from captum_transformer.errors import (
     ExplanationError,
     InvalidInputError,
     NoAttentionError,
+    UnseenOperationError,
 )
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis
@@ -93,15 +96,20 @@ class TracedForward:
             AmbiguousOutputError: if the model returns no tensor or several that it fits.
             InvalidInputError: if the output does not depend on the inputs.
         """
-        target = to_normal(target)
+        target = copied(target)
         contrast = as_contrast(target)
         if contrast is not None:
             selected = self._difference(contrast)
         else:
             with self._trace:
                 output = main_output(self.output)
-                if target is None and mean_if_none and isinstance(output, Tensor):
-                    output = output.reshape(len(output), -1).mean(1)
+                if (
+                    target is None
+                    and mean_if_none
+                    and isinstance(output, Tensor)
+                    and output.ndim > 1
+                ):
+                    output = output.flatten(1).mean(1)
                 selected = selected_scores(output, target, len(self.inputs[0]))
         value = self.tape.find(selected)
         if value is None or value.learned:
@@ -220,7 +228,7 @@ def traced_forward(
         edges = tuple(get_gradient_edge(t) if t.requires_grad else None for t in entered)
         forward = TracedForward(trace, inputs, values, edges, arguments.names(forward_func))
         try:
-            with trace:
+            with _refusing_scripted(modules), trace:
                 forward.output = _run(forward_func, arguments, entered)
             yield forward
         finally:
@@ -233,12 +241,43 @@ def _run(
     forward_func: Callable[..., Any], arguments: Arguments[Any], entered: Sequence[Tensor]
 ) -> Any:
     try:
-        return arguments.call(forward_func, entered)
+        return arguments.call(with_own_arguments(forward_func), entered)
     except (ExplanationError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         arguments.refuse_unrepeated(error)
+        if isinstance(error, RuntimeError) and "Inference tensors" in str(error):
+            raise ExplanationError(
+                "The model uses tensors that were made under `torch.inference_mode()`, which have "
+                "no place in a gradient: its weights, if it was built or loaded there, or what it "
+                "has kept since it ran there. Make it outside, or explain a copy of it, "
+                "`copy.deepcopy(model)`, made outside; `torch.no_grad()` does no harm."
+            ) from error
         raise
+
+
+@contextmanager
+def _refusing_scripted(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[None]:
+    """Raises as soon as a scripted module runs: neither its operations nor token ids are seen."""
+    scripted = {
+        id(module): name for name, module in modules if isinstance(module, torch.jit.ScriptModule)
+    }
+
+    def refuse(module: nn.Module, _: Any) -> None:
+        if id(module) in scripted:
+            name = scripted[id(module)]
+            raise UnseenOperationError(
+                f"{f'Module {name!r}' if name else 'The model'} is scripted or traced code of "
+                "`torch.jit`, inside which nothing can be seen. Explain the Python model that it "
+                "was made from."
+            )
+
+    hook = register_module_forward_pre_hook(refuse) if scripted else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def lay_out_input(value: Value, samples: int) -> None:
