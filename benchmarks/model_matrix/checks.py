@@ -27,8 +27,7 @@ from captum_transformer import (
 )
 from captum_transformer.calling import Arguments
 from captum_transformer.errors import ExplanationError
-from captum_transformer.rules.gradient.attn_lrp import attn_lrp_rule
-from captum_transformer.rules.gradient.conservative import ConservativeRule
+from captum_transformer.rules.gradient import ATTN_LRP, conservative_lrp
 from captum_transformer.trace import traced_forward
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -115,19 +114,14 @@ def row_of(family: Family) -> Row:
 
 def _read_trace(row: Row, case: Case) -> None:
     plain = _tensor(case.plain())
-    rules = (
-        None,
-        ConservativeRule(attention_rule=True, layer_norm_rule=True, hold_mean=False, gammas={}),
-        attn_lrp_rule,
-    )
     arguments = Arguments[Any](case.inputs, None, case.named)
-    for rule in rules:
+    for rules in (None, conservative_lrp(), ATTN_LRP):
         try:
-            with traced_forward(case.forward, arguments, rule=rule) as forward:
+            with traced_forward(case.forward, arguments, rules=rules) as forward:
                 difference = _difference([_tensor(forward.output).detach()], [plain])
                 if difference > _EXACT:
                     row.failed += (f"the output changes by {difference:.0e} under the trace",)
-                if rule is None:
+                if rules is None:
                     attention = [o.attention for o in forward.tape.operations if o.attention]
                     row.calls = (len(forward.calls), len(attention) - len(forward.calls))
                     ties = dict.fromkeys(forward.streams.ties())

@@ -4,8 +4,8 @@ from typing import Any
 
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
 from captum_transformer.calling.arguments import Arguments
-from captum_transformer.rules.gradient.attn_lrp import attn_lrp_rule
-from captum_transformer.trace.mode import ForwardRule
+from captum_transformer.rules.gradient import ATTN_LRP
+from captum_transformer.trace.mode import ForwardRules
 
 
 class AttnLRP(GradientTimesInput):
@@ -48,5 +48,5 @@ class AttnLRP(GradientTimesInput):
         torch.Size([2, 4])
     """
 
-    def _forward_rule(self, arguments: Arguments[Any]) -> ForwardRule:  # noqa: ARG002
-        return attn_lrp_rule
+    def _forward_rules(self, arguments: Arguments[Any]) -> ForwardRules:  # noqa: ARG002
+        return ATTN_LRP

@@ -11,14 +11,11 @@ from captum_transformer.attr.transformer_method import logged
 from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.calling.target import Target
 from captum_transformer.errors import InvalidInputError
-from captum_transformer.rules.gradient.conservative import ConservativeRule
-from captum_transformer.rules.gradient.gamma import Gamma
+from captum_transformer.rules.gradient import Gamma, conservative_lrp
 from captum_transformer.trace.forward import TracedForward, traced_forward
-from captum_transformer.trace.mode import ForwardRule
+from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.tokens import projections_of
-
-_NO_GAMMAS: Mapping[int, Gamma] = {}
 
 
 class ConservativeLRP(GradientTimesInput):
@@ -186,16 +183,16 @@ class ConservativeLRP(GradientTimesInput):
         if self.attention_rule:
             forward.require_attention(weights=True)
 
-    def _forward_rule(self, arguments: Arguments[Any]) -> ForwardRule:
-        rule = self._rule(_NO_GAMMAS)
+    def _forward_rules(self, arguments: Arguments[Any]) -> ForwardRules:
+        rules = self._rules({})
         gammas = [self.gamma] if isinstance(self.gamma, (int, float)) else list(self.gamma)
         if not any(gammas):
-            return rule
-        with traced_forward(self.forward_func, arguments, keep=self._keep, rule=rule) as forward:
-            return self._rule(self._gammas(forward, gammas))
+            return rules
+        with traced_forward(self.forward_func, arguments, keep=self._keep, rules=rules) as forward:
+            return self._rules(self._gammas(forward, gammas))
 
-    def _rule(self, gammas: Mapping[int, Gamma]) -> ConservativeRule:
-        return ConservativeRule(
+    def _rules(self, gammas: Mapping[int, Gamma]) -> ForwardRules:
+        return conservative_lrp(
             attention_rule=self.attention_rule,
             layer_norm_rule=self.layer_norm_rule,
             hold_mean=self.hold_mean,

@@ -12,6 +12,7 @@ from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.tape import Tape
 
 
 class GradientTimesInput(TransformerMethod):
@@ -30,7 +31,8 @@ class GradientTimesInput(TransformerMethod):
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
         self._require_attention(forward)
-        selected, _ = forward.select(target)
+        selected, score = forward.select(target)
+        _refuse(forward.tape, score)
         at_inputs = self._gradient_times_input(forward, selected)
         if all(value in at_inputs for value in wanted):
             return at_inputs
@@ -66,6 +68,16 @@ class GradientTimesInput(TransformerMethod):
         else:
             relevance |= {value: selected.new_zeros(value.shape) for value in ids}
         return relevance
+
+
+def _refuse(tape: Tape, score: Value) -> None:
+    """Raises if the score depends on the inputs through an operation that the rules refuse."""
+    for operation in tape.operations:
+        if operation.refusal is None:
+            continue
+        values = (value for value in operation.outputs if value is not None)
+        if any(score.descends_from(value) and not value.learned for value in values):
+            raise operation.refusal
 
 
 def _embedded(operation: Operation, gradient: Tensor) -> dict[Value, Tensor]:

@@ -17,7 +17,7 @@ from captum_transformer.calling.target import Target, target_of
 from captum_transformer.rules import flow
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.mode import ForwardRule
+from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Value
 from captum_transformer.trace.tokens import per_token, token_value
@@ -231,14 +231,14 @@ class TransformerMethod(GradientAttribution, ABC):
 
     @contextmanager
     def _traced(self, arguments: Arguments[Any]) -> Iterator[TracedForward]:
-        rule = self._forward_rule(arguments)
-        with traced_forward(self.forward_func, arguments, keep=self._keep, rule=rule) as forward:
+        rules = self._forward_rules(arguments)
+        with traced_forward(self.forward_func, arguments, keep=self._keep, rules=rules) as forward:
             yield forward
 
-    def _forward_rule(
+    def _forward_rules(
         self,
         arguments: Arguments[Any],  # noqa: ARG002 - for methods that look at the model first
-    ) -> ForwardRule | None:
+    ) -> ForwardRules | None:
         """What the method changes about the gradient of operations."""
         return None
 

@@ -117,11 +117,15 @@ def _in_order(operation: Operation, cotangent: Tensor) -> Tensor | None:
     return cotangent.permute(order).reshape(value.shape) if whole else None
 
 
-def unsupported(operation: Operation, why: str) -> UnsupportedOperationError:
-    """The error for an operation that has no rule."""
+_BY_GRADIENT = "ConservativeLRP needs no rules for single operations and may serve instead; "
+
+
+def unsupported(
+    operation: Operation, why: str, instead: str = _BY_GRADIENT
+) -> UnsupportedOperationError:
+    """The error for an operation that has no rule, with what may serve instead."""
     shapes = [tuple(value.shape) for _, value in operation.traced()]
     return UnsupportedOperationError(
-        f"There is no rule for `{operation.name}` on tensors of shapes {shapes}: {why}. "
-        "ConservativeLRP needs no rules for single operations and may serve instead; "
+        f"There is no rule for `{operation.name}` on tensors of shapes {shapes}: {why}. {instead}"
         "CONTRIBUTING.md says how to add a rule."
     )

@@ -2,7 +2,7 @@
 
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
 from captum_transformer.trace.forward import TracedForward, traced_forward
-from captum_transformer.trace.mode import ForwardRule, Trace
+from captum_transformer.trace.mode import ForwardRule, ForwardRules, Trace
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.tape import Tape
 
@@ -10,6 +10,7 @@ __all__ = [
     "AttentionCall",
     "ExplicitAttention",
     "ForwardRule",
+    "ForwardRules",
     "FusedAttention",
     "Operand",
     "Operation",

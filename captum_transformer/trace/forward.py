@@ -24,7 +24,7 @@ from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import made
 from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.mode import ForwardRule, Trace
+from captum_transformer.trace.mode import ForwardRules, Trace
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.streams import Streams
 from captum_transformer.trace.ties import has_known_weights, named, unread_ties
@@ -206,7 +206,7 @@ def traced_forward(
     arguments: Arguments[Any],
     *,
     keep: frozenset[Kind] = frozenset(),
-    rule: ForwardRule | None = None,
+    rules: ForwardRules | None = None,
 ) -> Iterator[TracedForward]:
     """Runs a model once under the trace; within the context its output can be explained.
 
@@ -214,13 +214,13 @@ def traced_forward(
         forward_func: the model or any callable, as in Captum.
         arguments: the tensors to explain, and what goes with them.
         keep: the kinds of operation whose operands are kept for the rules.
-        rule: changes the gradient of some operations.
+        rules: change the gradient of some operations.
     """
     inputs = arguments.inputs
     modules = modules_of(forward_func)
     names = {id(module): name or type(module).__name__ for name, module in modules}
     with explaining(forward_func, modules, list(inputs)):
-        trace = Trace(keep, names, rule)
+        trace = Trace(keep, names, rules)
         entered = tuple(_enter(tensor) for tensor in inputs)
         values = tuple(trace.enter_input(tensor) for tensor in entered)
         for value in values:

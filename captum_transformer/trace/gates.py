@@ -1,32 +1,32 @@
 """Activations written in Python: a signal times a gate made, entry by entry, of it alone."""
 
-import torch
-from torch import Tensor
-
 from captum_transformer.trace.kinds import ENTRIES_ALONE, Kind
 from captum_transformer.trace.operation import Operation, Value
 
 
-def gated_scale(signal: Value, gate: Value) -> Tensor | None:
-    """Says whether ``signal * gate`` is one activation f(x), as ``x * sigmoid(x)``, and of which x.
+def is_gate(gate: Value, signal: Value) -> bool:
+    """Says whether ``signal * gate`` is one activation f(x), as ``x * sigmoid(x)``.
 
-    That is so if the signal is a constant multiple c x of a value x, and the gate was made of x
-    alone by operations that treat each entry by itself.
-
-    Returns:
-        The constant c: a number, or entries that broadcast to the signal; None if it is not so.
+    That is so if the signal is a constant multiple of a value x, and the gate was made of x alone
+    by operations that treat each entry by itself.
     """
-    source, multiples = signal, []
+    source = signal
     while not _made_by_entry(gate, source):
         operation = source.operation
         if operation is None or not _multiplies(operation, source):
-            return None
-        multiples.append(operation)
+            return False
         ((_, source),) = operation.traced()
-    scale = torch.ones((), dtype=torch.float64)
-    for operation in multiples:
-        (scale,) = operation.replay([scale])
-    return scale
+    return True
+
+
+def works_by_entry(operation: Operation) -> bool:
+    """Whether each entry of the output is made of the signals' entries at its own place alone."""
+    if operation.kind in ENTRIES_ALONE:
+        return True
+    product = operation.contraction()
+    return product is not None and all(
+        product.of(operand) == product.output for operand, _ in operation.traced()
+    )
 
 
 def _multiplies(operation: Operation, product: Value) -> bool:
@@ -46,7 +46,7 @@ def _made_by_entry(value: Value, source: Value) -> bool:
         operation = part.operation
         if part.shape != source.shape or part.index < source.index or operation is None:
             return False
-        if operation.kind not in ENTRIES_ALONE:
+        if not works_by_entry(operation):
             return False
         pending += [operand for _, operand in operation.traced()]
     return True

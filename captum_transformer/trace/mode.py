@@ -1,8 +1,8 @@
 """The one interception: a torch function mode that writes a forward pass down."""
 
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,21 +38,10 @@ _RANDOM = frozenset({Kind.ATTENTION, Kind.NORM})
 _ATTENDS = frozenset({Kind.ATTENTION, Kind.PRODUCT})
 
 
-class ForwardRule(Protocol):
-    """A rule that changes how autograd sees an operation, never what the operation computes."""
-
-    def __call__(
-        self,
-        kind: Kind,
-        call: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        name: str,
-        pattern: Pattern | None,
-        tape: Tape,
-    ) -> Any:
-        """Returns the result of the operation, or ``NotImplemented`` to leave it as it is."""
+# A rule changes how autograd sees an operation, never what the operation computes. It runs the
+# operation out of place and returns the result, or `NotImplemented` to leave it as it is.
+ForwardRule = Callable[[Operation], Any]
+ForwardRules = Mapping[Kind, ForwardRule]
 
 
 class Trace(TorchFunctionMode):
@@ -64,7 +53,7 @@ class Trace(TorchFunctionMode):
     Args:
         keep: the kinds of operation whose operands the rules will want to see.
         names: dotted module names by the modules' identity.
-        rule: changes the gradient of some operations, for the methods that are gradients.
+        rules: change the gradient of some operations, for the methods that are gradients.
 
     Attributes:
         tape: what the inputs reach.
@@ -75,13 +64,13 @@ class Trace(TorchFunctionMode):
         self,
         keep: frozenset[Kind] = frozenset(),
         names: dict[int, str] | None = None,
-        rule: ForwardRule | None = None,
+        rules: ForwardRules | None = None,
     ) -> None:
         super().__init__()
         self.tape = Tape(keep, lay_out)
         self.calls: list[AttentionCall] = []
         self._names = names or {}
-        self._rule = rule
+        self._rules = rules or {}
         self._samples = 0
 
     def enter_input(self, tensor: Tensor) -> Value:
@@ -164,26 +153,23 @@ class Trace(TorchFunctionMode):
         inplace: bool,
     ) -> Any:
         function, kind, operands = operation.function, operation.kind, operation.operands
-        pattern = recognise(operation) if kind in _ATTENDS else None
-        keep = pattern is not None or kind in self.tape.keep
-        self.tape.settle(operands, keep=keep)
         written: Tensor | None = None
         if inplace:
             written = args[0] if args else kwargs["input"]
+            if not function.inplace:
+                operation.call = without_inplace(func)
+        if kind in _ATTENDS:
+            operation.pattern = recognise(operation)
+        pattern = operation.pattern
+        result = self._by_rule(operation, written)
+        keep = pattern is not None or kind in self.tape.keep
+        self.tape.settle(operands, keep=keep)
+        if written is not None:
             self.tape.before_write(written)
-        result = NotImplemented
-        if self._rule is not None:
-            result = self._rule(
-                kind,
-                func,
-                args,
-                kwargs,
-                name=function.name,
-                pattern=pattern,
-                tape=self.tape,
-            )
         if result is NotImplemented:
             result = func(*args, **kwargs)
+        elif written is not None:
+            result = written.copy_(result)
         if written is None and self.tape.held_by(result) is not None:
             return result
         if "running_mean" in operation.arguments and result.requires_grad:
@@ -195,8 +181,6 @@ class Trace(TorchFunctionMode):
             if written is not None:
                 self.tape.release(written)
             return result
-        if inplace and not function.inplace:
-            operation.call = without_inplace(func)
         self.tape.append(operation, outputs)
         if not operation.traced():
             self._lay_out_learned(operation)
@@ -209,6 +193,18 @@ class Trace(TorchFunctionMode):
         if written is not None:
             self.tape.after_write(written)
         return result
+
+    def _by_rule(self, operation: Operation, written: Tensor | None) -> Any:
+        """The result under the method's rule; `NotImplemented` if it has none that applies."""
+        rule, traced = self._rules.get(operation.kind), operation.traced()
+        if rule is None or not traced or traced[0][1].holds_ids or not torch.is_grad_enabled():
+            return NotImplemented
+        if written is not None:
+            # What autograd keeps of it must stay what it is.
+            for operand in operation.operands:
+                if operand.data is written:
+                    operand.data = written.clone()
+        return rule(operation)
 
     def _lay_out_learned(self, operation: Operation) -> None:
         output = operation.outputs[0]

@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,20 @@ from torch.autograd.graph import GradientEdge
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.contraction import Contraction, contraction
 from captum_transformer.trace.functions import Function
-from captum_transformer.trace.kinds import Kind, Role
+from captum_transformer.trace.kinds import MOVES, Kind, Role
 from captum_transformer.trace.nested import mapped
+
+if TYPE_CHECKING:
+    from captum_transformer.trace.recognise import Pattern
+
+# A denominator stays one where these rearrange, scale or raise it.
+_KEEPS_DENOMINATORS = MOVES | {
+    Kind.COPY,
+    Kind.ENTRYWISE,
+    Kind.HOMOGENEOUS,
+    Kind.MUL,
+    Kind.DIV,
+}
 
 
 class Value:
@@ -78,13 +90,14 @@ class Value:
     @property
     def is_denominator(self) -> bool:
         """Whether it is what a signal is divided by, as ``rsqrt(mean(x ** 2))`` in an RMSNorm."""
-        operation = self.origin.operation
+        operation = self.operation
         if operation is None:
             return False
         if operation.kind is Kind.RECIPROCAL:
             return True
-        factors = [value for _, value in operation.traced()]
-        return operation.kind in (Kind.MUL, Kind.DIV) and all(f.is_denominator for f in factors)
+        if operation.kind not in _KEEPS_DENOMINATORS and not operation.spreads:
+            return False
+        return all(value.is_denominator for _, value in operation.traced())
 
     @property
     def weighs_tokens(self) -> bool:
@@ -174,6 +187,8 @@ class Operation:
         result: its output, where a rule asks for that.
         edge: where its output stands in the autograd graph, where a rule asks for that.
         attention: the attention call that it is, if it is one.
+        pattern: how it attends, if it does.
+        refusal: why a method has no rule for it, raised if the score depends on it.
         module: the name of the module that ran it.
     """
 
@@ -189,6 +204,8 @@ class Operation:
     result: Operand | None = None
     edge: GradientEdge | None = None
     attention: Any = None
+    pattern: "Pattern | None" = None
+    refusal: Exception | None = None
     module: str = ""
     _traced: list[tuple[Operand, Value]] | None = None
     _contraction: Contraction | None = None
@@ -220,6 +237,16 @@ class Operation:
         """Whether it multiplies one signal with constants."""
         return self.kind is Kind.PRODUCT and len(self.traced()) == 1
 
+    @property
+    def spreads(self) -> bool:
+        """Whether it is a product that sums over nothing, as of a column and a row."""
+        product = self.contraction()
+        return product is not None and all(
+            operand.size[dim] == 1
+            for operand, _ in self.traced()
+            for dim in product.summed(operand)
+        )
+
     def carried(self) -> list[tuple[Operand, Value]]:
         """The operands that hold tokens, learned queries that have attended included."""
         values = ((o, o.value or o.tokens) for o in self.operands)
@@ -235,7 +262,8 @@ class Operation:
         """Lets go of everything that it refers to."""
         self.args, self.kwargs, self.operands, self.outputs = (), {}, [], []
         self.arguments = {}
-        self.result = self.edge = self.attention = self._contraction = None
+        self.result = self.edge = self.attention = self.pattern = self._contraction = None
+        self.refusal = None
         self._traced = []
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Any]:

@@ -19,14 +19,14 @@ class Pattern(NamedTuple):
     """How an operation attends.
 
     Attributes:
-        held: the identities of the tensors that the attention probabilities are made of.
+        held: the operands that the attention probabilities are made of.
         weights: for a product, the place of the probabilities among its two operands.
         weights_order: how to permute the probabilities to ``(..., Q, K)``; None if they lie so.
         value_order: the same for the values, to ``(..., K, D)``.
         output_order: the same for the output, to ``(..., Q, D)``.
     """
 
-    held: frozenset[int]
+    held: tuple[Operand, ...]
     weights: int = 0
     weights_order: Order = None
     value_order: Order = None
@@ -36,8 +36,8 @@ class Pattern(NamedTuple):
 def recognise(operation: Operation) -> Pattern | None:
     """How an operation attends, of which all operands are at hand; None if it does not."""
     if operation.kind is Kind.ATTENTION:
-        held = (o for name, o in operation.kwargs.items() if name != "value")
-        return Pattern(frozenset(id(o.tensor) for o in held if isinstance(o, Operand)))
+        values = operation.arguments["value"]
+        return Pattern(tuple(o for o in operation.operands if o is not values))
     product = operation.contraction()
     if product is None or len(product.factors) != 2 or len(operation.operands) != 2:
         return None
@@ -62,7 +62,7 @@ def _applies(product: Contraction, weights: int) -> Pattern | None:
     if probabilities.keys != Axis.of(probabilities.shape, orders[0][-1]):
         return None
     plain = (_unless_plain(order) for order in orders)
-    return Pattern(frozenset({id(applied.tensor)}), weights, *plain)
+    return Pattern((applied,), weights, *plain)
 
 
 def _unless_plain(order: tuple[int, ...]) -> Order:

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from captum_transformer.calling.arguments import Arguments
-from captum_transformer.rules.gradient.attn_lrp import attn_lrp_rule
+from captum_transformer.rules.gradient import ATTN_LRP
 from captum_transformer.trace import traced_forward
 
 
 def relevance(model, *inputs: Tensor) -> tuple[Tensor, ...]:
     """Input times the rules' gradient of the sum of a sample's outputs."""
-    with traced_forward(model, Arguments(inputs), rule=attn_lrp_rule) as forward:
+    with traced_forward(model, Arguments(inputs), rules=ATTN_LRP) as forward:
         gradients = forward.gradients(forward.output, forward.edges)
         zeros = [torch.zeros_like(x) for x in inputs]
         return tuple(

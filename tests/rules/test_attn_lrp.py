@@ -9,7 +9,7 @@ from torch import nn
 
 from captum_transformer import AttnLRP
 from captum_transformer.calling.arguments import Arguments
-from captum_transformer.rules.gradient.attn_lrp import attn_lrp_rule
+from captum_transformer.rules.gradient import ATTN_LRP
 from captum_transformer.trace import traced_forward
 from tests.rules.by_hand import doubles, relevance
 from tests.rules.test_activation import ACTIVATIONS, WRITTEN_IN_PYTHON
@@ -57,7 +57,7 @@ def test_every_bit_of_the_forward_pass_stays(name, dtype):
     inputs = [x.to(dtype) for x in inputs]
     expected = function(*(x.clone().requires_grad_() for x in inputs))
 
-    with traced_forward(function, Arguments(tuple(inputs)), rule=attn_lrp_rule) as forward:
+    with traced_forward(function, Arguments(tuple(inputs)), rules=ATTN_LRP) as forward:
         assert forward.output.dtype == expected.dtype
         assert torch.equal(forward.output, expected)
 

@@ -1,14 +1,14 @@
 """LRP-gamma in linear layers, as a gradient (Ali et al., ICML 2022)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.gradient.call_arguments import tensor_first
+from captum_transformer.rules.propagate import unsupported
+from captum_transformer.trace.operation import Operation
 
 
 @dataclass(frozen=True)
@@ -24,27 +24,33 @@ class Gamma:
     keeps_output: bool
 
 
-def favour_positive(
-    gamma: Gamma, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Tensor:
-    """Runs a linear layer whose positive weights count for more."""
-    if name == "linear":
-        return _linear(gamma, *args, **tensor_first(kwargs))
-    if kwargs:
-        raise UnsupportedOperationError(
-            f"LRP-gamma has no rule for `{name}` with {sorted(kwargs)}; use gamma=0."
-        )
-    bias, tensor, weight = args
-    return _linear(gamma, tensor, weight.T, bias)
+@dataclass(frozen=True)
+class FavourPositive:
+    """Runs linear layers of which positive weights count for more.
 
+    Attributes:
+        gammas: by the place of the layer's operation on the tape.
+    """
 
-def _linear(gamma: Gamma, tensor: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    favoured = weight.detach() + gamma.gamma * weight.detach().clamp(min=0)
-    shift = None if bias is None else bias.detach() + gamma.gamma * bias.detach().clamp(min=0)
-    output = F.linear(tensor, favoured, shift)
-    if not gamma.keeps_output:
-        return output
-    plain = F.linear(tensor.detach(), weight.detach(), None if bias is None else bias.detach())
-    held = output.detach()
-    slope = torch.where(held == 0, torch.zeros_like(held), plain / held)
-    return plain + (output - held) * slope
+    gammas: Mapping[int, Gamma]
+
+    def __call__(self, operation: Operation) -> Any:
+        """See `ForwardRule`."""
+        gamma = self.gammas.get(operation.index)
+        if gamma is None:
+            return NotImplemented
+        if not operation.is_linear:
+            operation.refusal = unsupported(
+                operation, "LRP-gamma is for weights that the inputs don't reach", "Use gamma=0; "
+            )
+            return NotImplemented
+        constants = [o for o in operation.operands if o.value is None and o.dtype.is_floating_point]
+        plain = {operand: operand.tensor.detach() for operand in constants}
+        favoured = {o: w + gamma.gamma * w.clamp(min=0) for o, w in plain.items()}
+        output: Tensor = operation.run(lambda o: favoured.get(o, o.tensor))
+        if not gamma.keeps_output:
+            return output
+        unchanged: Tensor = operation.run(lambda o: o.tensor.detach())
+        held = output.detach()
+        slope = torch.where(held == 0, torch.zeros_like(held), unchanged / held)
+        return unchanged + (output - held) * slope

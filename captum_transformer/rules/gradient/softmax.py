@@ -1,31 +1,26 @@
 """The softmax of a query that may attend to nothing."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from captum_transformer.rules.gradient.call_arguments import called_with
+from captum_transformer.trace.operation import Operation
 
 
-def without_empty_rows(
-    call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def without_empty_rows(operation: Operation) -> Any:
     """Runs a softmax whose rows without any key have a gradient of zero.
 
     Where all scores are minus infinity, as for padding, the probabilities are no numbers. Models
     overwrite them afterwards, which puts the output right, but not the gradient: zero times no
     number is none.
     """
-    scores = args[0] if args else kwargs["input"]
-    if not scores.requires_grad:
-        return NotImplemented
-    alias = scores.view_as(scores)
-    result: Tensor = called_with(call, args, kwargs, {id(scores): alias})
+    ((scores, _),) = operation.traced()
+    alias = scores.tensor.view_as(scores.tensor)
+    result: Tensor = operation.run(lambda o: alias if o is scores else o.tensor)
     probabilities = result.detach()
 
     def cleared(gradient: Tensor) -> Tensor:
         return gradient.masked_fill(probabilities.isnan(), 0.0)
 
-    alias.register_hook(cleared)
+    alias.register_hook(cleared)  # type: ignore[no-untyped-call]
     return result

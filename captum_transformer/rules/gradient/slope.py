@@ -1,0 +1,110 @@
+"""Operations that get another slope: fused norms (the LN rule), and activations (f(x) / x).
+
+The forward pass is the operation's own, with its own kernel. The slope is made in it, so the
+backward pass needs neither the input nor the output, and a model may write into both.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer.rules.propagate import unsupported
+from captum_transformer.trace.numeric import accumulation_dtype, ratio
+from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.statistics import Normalisation, normalisation
+
+EPSILON = 1e-10
+# Saved beside what is needed: no native operation saves a tensor of this shape, so checkpointing,
+# which would recompute that operation, notices that it is another one.
+_MARK = torch.empty(0, 0)
+
+
+def identity(operation: Operation) -> Any:
+    """The identity rule for activations (Achtibat et al., ICML 2024): the slope is f(x) / x."""
+    traced = operation.traced()
+    if len(traced) != 1 or not traced[0][0].dtype.is_floating_point:
+        return NotImplemented
+    return _Activation.apply(traced[0][0].tensor, operation)
+
+
+def hold_deviation(operation: Operation, *, hold_mean: bool = False) -> Any:
+    """The LN rule (Ali et al., eq. 12) for fused norms: what they divide by is held.
+
+    Args:
+        operation: a norm.
+        hold_mean: hold the mean that it subtracts, too.
+    """
+    norm = normalisation(operation)
+    if norm is None:
+        return NotImplemented
+    signal = operation.arguments["input"]
+    if any(operand is not signal for operand, _ in operation.traced()):
+        operation.refusal = unsupported(
+            operation,
+            "its weights depend on the inputs",
+            "Normalise without weights, then multiply and add them: a product and a sum have "
+            "rules; ",
+        )
+        return NotImplemented
+    return _HeldNorm.apply(signal.tensor, operation, norm, hold_mean)
+
+
+def _on(tensor: Tensor, operation: Operation) -> Any:
+    """Runs an operation on another tensor in the place of its one signal."""
+    ((signal, _),) = operation.traced()
+    return operation.run(lambda operand: tensor if operand is signal else operand.tensor)
+
+
+class _Activation(torch.autograd.Function):
+    """An activation as it is; its backward multiplies by f(x) / x, and by zero where x is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, signal: Tensor, operation: Operation) -> Tensor:
+        output: Tensor = _on(signal, operation)
+        dtype = accumulation_dtype(signal.dtype)
+        slope = ratio(output.to(dtype), signal.to(dtype), EPSILON)
+        # In half precision a slope may be too large a number; bfloat16 has the range of float32.
+        kept = torch.promote_types(signal.dtype, torch.bfloat16)
+        ctx.save_for_backward(slope.to(kept), _MARK)
+        ctx.dtype = signal.dtype
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        slope, _ = ctx.saved_tensors
+        largest = torch.finfo(ctx.dtype).max
+        gradient = (gradients[0].to(slope.dtype) * slope).clamp(-largest, largest)
+        return gradient.to(ctx.dtype), None
+
+
+class _HeldNorm(torch.autograd.Function):
+    """A norm whose backward takes the deviation, and the mean if so wanted, as a constant."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, signal: Tensor, operation: Operation, norm: Normalisation, hold_mean: bool
+    ) -> Any:
+        output = _on(signal, operation)
+        weight: Operand | None = operation.argument("weight")
+        scale = None if weight is None else weight.tensor.detach().reshape(norm.scale)
+        ctx.save_for_backward(norm.inverse_deviation(signal), scale, _MARK)
+        ctx.norm, ctx.centre = norm, norm.centred and not hold_mean
+        ctx.shape, ctx.dtype = signal.shape, signal.dtype
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inverse, scale, _ = ctx.saved_tensors
+        norm: Normalisation = ctx.norm
+        slope = gradients[0].to(inverse.dtype)
+        if scale is not None:
+            slope = slope * scale
+        slope = norm.in_rows(slope) * inverse
+        if ctx.centre:
+            slope -= slope.mean(-1, keepdim=True)
+        return norm.from_rows(slope, ctx.shape).to(ctx.dtype), None, None, None
+
+
+hold_deviation_and_mean = partial(hold_deviation, hold_mean=True)

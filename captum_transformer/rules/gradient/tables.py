@@ -1,0 +1,116 @@
+"""The gradient passes: which rule runs which kind of operation.
+
+A rule runs an operation and gives what it always gives, to the last bit; only what autograd sees of
+it is another. What a table has no rule for keeps its gradient: linear maps and sums (LRP-0), what
+selects or scales entries, and where a function is neither, its first-order expansion, of which the
+constant term takes the rest. What the table of operations lacks is refused.
+
+A method is some rules joined, and `joined` asks the first ones first.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from captum_transformer.rules.gradient.gamma import FavourPositive, Gamma
+from captum_transformer.rules.gradient.hold import (
+    hold_gate,
+    hold_probabilities,
+    hold_statistic,
+    hold_weights,
+    refuse_places,
+    refuse_unknown,
+)
+from captum_transformer.rules.gradient.share import share, share_attention
+from captum_transformer.rules.gradient.slope import (
+    hold_deviation,
+    hold_deviation_and_mean,
+    identity,
+)
+from captum_transformer.rules.gradient.softmax import without_empty_rows
+from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.mode import ForwardRule, ForwardRules
+from captum_transformer.trace.operation import Operation
+
+COMMON: ForwardRules = {Kind.UNKNOWN: refuse_unknown, Kind.SOFTMAX: without_empty_rows}
+# Ali et al. (ICML 2022), eq. 11 and 12.
+AH: ForwardRules = {
+    Kind.ATTENTION: hold_probabilities,
+    Kind.PRODUCT: hold_probabilities,
+    Kind.MUL: hold_weights,
+    Kind.SAMPLE: refuse_places,
+}
+LN: ForwardRules = {
+    Kind.NORM: hold_deviation,
+    Kind.DIV: hold_statistic,
+    Kind.MUL: hold_statistic,
+    Kind.PRODUCT: hold_statistic,
+}
+LN_AND_MEAN: ForwardRules = {**LN, Kind.NORM: hold_deviation_and_mean, Kind.SUB: hold_statistic}
+# Achtibat et al. (ICML 2024), eq. 9 and 14.
+IDENTITY: ForwardRules = {
+    Kind.ENTRYWISE: identity,
+    Kind.RECIPROCAL: identity,
+    Kind.DIV: hold_gate,
+    Kind.MUL: hold_gate,
+    Kind.PRODUCT: hold_gate,
+}
+UNIFORM: ForwardRules = {
+    Kind.ATTENTION: share_attention,
+    Kind.MUL: share,
+    Kind.PRODUCT: share,
+    Kind.CONV: share,
+    Kind.TRANSPOSED_CONV: share,
+    Kind.SAMPLE: share,
+}
+
+
+def joined(*tables: ForwardRules) -> ForwardRules:
+    """One table of several: of the rules for a kind the first one that applies is taken."""
+    rules: dict[Kind, list[ForwardRule]] = defaultdict(list)
+    for table in tables:
+        for kind, rule in table.items():
+            rules[kind].append(rule)
+    return {kind: of[0] if len(of) == 1 else _First(of) for kind, of in rules.items()}
+
+
+class _First:
+    """The first of some rules that applies."""
+
+    def __init__(self, rules: Sequence[ForwardRule]) -> None:
+        self._rules = rules
+
+    def __call__(self, operation: Operation) -> Any:
+        for rule in self._rules:
+            result = rule(operation)
+            if result is not NotImplemented:
+                return result
+        return NotImplemented
+
+
+ATTN_LRP = joined(COMMON, LN, IDENTITY, UNIFORM)
+
+
+def conservative_lrp(
+    *,
+    attention_rule: bool = True,
+    layer_norm_rule: bool = True,
+    hold_mean: bool = False,
+    gammas: Mapping[int, Gamma] | None = None,
+) -> ForwardRules:
+    """The table of Ali et al. (ICML 2022).
+
+    Args:
+        attention_rule: hold the attention probabilities constant (AH).
+        layer_norm_rule: hold what divides the signal in a norm constant (LN).
+        hold_mean: with the LN rule, hold the mean that a LayerNorm subtracts constant, too.
+        gammas: LRP-gamma for linear layers, by the place of their operation on the tape.
+    """
+    tables = [COMMON]
+    if attention_rule:
+        tables.append(AH)
+    if gammas:
+        tables.append({Kind.PRODUCT: FavourPositive(gammas)})
+    if layer_norm_rule:
+        tables.append(LN_AND_MEAN if hold_mean else LN)
+    return joined(*tables)
