@@ -133,10 +133,10 @@ class _Clones:
         others.append((tensor, clone))
         overlap = [pair for pair in others[:-1] if _overlap(pair[0], tensor)]
         if overlap:
-            shared = tensor.untyped_storage().clone()
+            memory = copy.copy(tensor.untyped_storage())
             for original, its_clone in others:
                 offset = original.storage_offset()
-                its_clone.set_(shared, offset, original.shape, original.stride())
+                its_clone.set_(memory, offset, original.shape, original.stride())
         return clone
 
 
@@ -153,5 +153,5 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     """The bytes from a tensor's first entry to its last one."""
     reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     size = tensor.element_size()
-    start = tensor.storage_offset() * size
-    return start, start + (reach + 1) * size if tensor.numel() else start
+    start = int(tensor.storage_offset()) * size
+    return start, start + (int(reach) + 1) * size if tensor.numel() else start

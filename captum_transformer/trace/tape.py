@@ -212,8 +212,9 @@ class Tape:
                     "`autograd.Function`s, scripted code, the flash-attn package and "
                     "`flex_attention` are invisible to torch functions: switch to a plain PyTorch "
                     "implementation (`attn_implementation='sdpa'` in Transformers, a module of "
-                    "torch.nn for an activation), checkpoint activations with `use_reentrant=False`, "
-                    "and of a wrapper such as DistributedDataParallel explain the `module`."
+                    "torch.nn for an activation), checkpoint activations with "
+                    "`use_reentrant=False`, and of a wrapper such as DistributedDataParallel "
+                    "explain the `module`."
                 )
             seen.add(node)
             stack.extend(parent for parent, _ in node.next_functions)

@@ -94,9 +94,17 @@ def test_a_cache_in_a_partial() -> None:
 
 def test_a_cache_of_encoder_and_decoder() -> None:
     torch.manual_seed(0)
-    sizes = dict(d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2)
-    sizes |= dict(decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16)
-    config = transformers.BartConfig(vocab_size=50, max_position_embeddings=20, **sizes)
+    config = transformers.BartConfig(
+        vocab_size=50,
+        max_position_embeddings=20,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+    )
     model = transformers.BartForConditionalGeneration(config).double().eval()
     with torch.no_grad():
         encoded = model.model.encoder(IDS)
