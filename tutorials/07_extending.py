@@ -32,8 +32,9 @@ from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.propagate import propagate, transposed
 from captum_transformer.rules.streams.update import RolloutUpdate
+from captum_transformer.rules.table import Entry
 from captum_transformer.trace import AttentionCall, Operation, TracedForward, Value
-from captum_transformer.trace.functions import Kind
+from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import in_full, ratio
 
 torch.manual_seed(0)
@@ -117,14 +118,15 @@ print(smooth.shape)
 # `TransformerAttribution(model, propagate_to_input=True)` follows the alpha-beta rule there. The
 # epsilon rule is $R_i = x_i \sum_j w_{ji} R_j / z_j$, with the output $z$ and a little something
 # against division by zero. A rule gets an operation of the tape and what arrived at its outputs,
-# and returns what goes on to each operand that the inputs reach. All other operations keep theirs.
+# and returns what goes on to each operand that the inputs reach. The rules of a pass are a table by
+# kind of operation; with one entry changed it is another method.
 
 
 # %%
 def epsilon_rule(operation: Operation, incoming: list[Tensor | None]) -> list[Tensor | None]:
     """LRP-epsilon on linear layers (Bach et al., 2015); what the bias has is dropped."""
-    if operation.kind is not Kind.LINEAR or len(operation.traced()) != 1 or incoming[0] is None:
-        return relevance.relevance_rule(operation, incoming)
+    if len(operation.traced()) != 1 or incoming[0] is None:
+        return relevance.TABLE(operation, incoming)  # products of two signals, attention
     ((signal, _),) = operation.traced()
     x = in_full(signal)
     with torch.no_grad():
@@ -133,18 +135,21 @@ def epsilon_rule(operation: Operation, incoming: list[Tensor | None]) -> list[Te
     return [None if share is None else x * share]
 
 
+RULES = relevance.TABLE | {Kind.PRODUCT: Entry(epsilon_rule, keeps=True)}
+
+
 class EpsilonLRP(TransformerMethod):
     """Layer-wise relevance propagation down to the inputs, with the epsilon rule."""
 
     # The kinds of operation whose operands the rules want to see; others aren't kept in memory.
-    _keep = flow.KEEP | relevance.KEEP
+    _keep = flow.KEEP | RULES.keep
 
     def _relevance(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
         forward.require_attention()
         selected, value = forward.select(target)
-        return propagate(forward.tape, seed(selected, value), epsilon_rule, wanted)
+        return propagate(forward.tape, seed(selected, value), RULES, wanted)
 
 
 maps = EpsilonLRP(model).attribute(images, target=3)
@@ -176,9 +181,12 @@ arrived: list[Tensor] = []
 def listening(operation: Operation, incoming: list[Tensor | None]) -> list[Tensor | None]:
     """The rule, and a look at what it hands on from the last linear layer."""
     passed = epsilon_rule(operation, incoming)
-    if operation.kind is Kind.LINEAR and not arrived and passed[0] is not None:
+    if not arrived and passed[0] is not None:
         arrived.append(passed[0])
     return passed
+
+
+LISTENING = RULES | {Kind.PRODUCT: Entry(listening, keeps=True)}
 
 
 class Listening(EpsilonLRP):
@@ -186,7 +194,7 @@ class Listening(EpsilonLRP):
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
         selected, value = forward.select(target)
-        return propagate(forward.tape, seed(selected, value), listening, wanted)
+        return propagate(forward.tape, seed(selected, value), LISTENING, wanted)
 
 
 Listening(head).attribute(tokens, target=2)
@@ -207,7 +215,7 @@ print(f"{arrived[0].sum():.4f} goes on to the signal, the bias keeps {(bias / sc
 class Rare(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         tokens = model.forward_features(images)
-        return model.head(torch.special.erfcx(tokens)[:, 0])
+        return model.head(torch.xlogy(tokens, 2.0)[:, 0])
 
 
 try:
@@ -216,9 +224,10 @@ except UnsupportedOperationError as error:
     print(error)
 
 # %% [markdown]
-# `erfcx` maps each entry by itself, as `gelu` does. Its bare name, `special_erfcx`, belongs to
-# `Kind.ELEMENTWISE` in the table of `captum_transformer/trace/functions.py`; then all passes treat
-# it as they treat the others of its kind. [Contributing](../CONTRIBUTING.md#add-a-rule) says the
+# `xlogy(x, 2.0)` is `x * log(2.0)`: it maps each entry by itself, as `gelu` does. With a line
+# `xlogy(input other)` under `Kind.ENTRYWISE` in `captum_transformer/trace/catalogue.py` all passes
+# treat it as they treat the others of its kind.
+# [Contributing](../CONTRIBUTING.md#add-a-rule) says the
 # rest: where rules of other kinds are, and which tests a rule and a method go through.
 #
 # For comparison, the four methods of this page on one image, as shares of their positive relevance:

@@ -36,7 +36,7 @@ class PartialLRP(SingleLayerMethod):
         torch.Size([2, 4])
     """
 
-    _keep = flow.KEEP | relevance.KEEP
+    _keep = flow.KEEP | relevance.TABLE.keep
 
     def __init__(
         self,

@@ -1,7 +1,6 @@
 """Chefer, Gur & Wolf (CVPR 2021): Transformer interpretability beyond attention visualization."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -77,7 +76,7 @@ class TransformerAttribution(RolloutMethod):
         >>> cat, dog = method.attribute_targets(images, [3, 5])
     """
 
-    _keep = flow.KEEP | relevance.KEEP
+    _keep = flow.KEEP | relevance.TABLE.keep
 
     def __init__(
         self,
@@ -134,8 +133,8 @@ def propagated_relevance(
         )
         return {value: target[value] - rather_than[value] for value in target}
     seeds = seed(selected, value, start=START)
-    rule = partial(relevance.relevance_rule, places=places_from(value, forward.tape))
-    return scaled_back(propagate(forward.tape, seeds, rule, wanted))
+    rules = relevance.for_places(places_from(value, forward.tape))
+    return scaled_back(propagate(forward.tape, seeds, rules, wanted))
 
 
 def relevance_map(

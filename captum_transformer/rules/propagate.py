@@ -6,10 +6,28 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from captum_transformer.account import Reason
 from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.views import views_of
+
+
+class Shares(list["Tensor | None"]):
+    """What goes on to each traced operand of an operation, and what does not.
+
+    Args:
+        shares: for each traced operand what it gets; None for nothing.
+        taken: the sum of what nobody gets, by reason: one for each sample, or one for all.
+    """
+
+    def __init__(
+        self, shares: Iterable[Tensor | None], taken: Mapping[Reason, Tensor] | None = None
+    ) -> None:
+        super().__init__(shares)
+        self.taken = dict(taken or {})
+
 
 # Given an operation and what arrived at its outputs (None: nothing did), a rule returns what goes
 # on to each of its traced operands (None: nothing does).
@@ -93,9 +111,9 @@ def rearranged(operation: Operation, cotangents: list[Tensor | None]) -> list[Te
     What a complex number carries is one real number for both of its parts.
     """
     some = next(c for c in cotangents if c is not None)
-    if operation.name == "view_as_complex":
+    if operation.kind is Kind.AS_COMPLEX:
         return [torch.stack([some / 2, some / 2], -1)]
-    if operation.name == "view_as_real":
+    if operation.kind is Kind.AS_REAL:
         return [some.sum(-1)]
     if (back := _in_order(operation, some)) is not None:
         return [back]
@@ -125,7 +143,8 @@ def unsupported(
 ) -> UnsupportedOperationError:
     """The error for an operation that has no rule, with what may serve instead."""
     shapes = [tuple(value.shape) for _, value in operation.traced()]
+    where = f" in `{operation.module}`" if operation.module else ""
     return UnsupportedOperationError(
-        f"There is no rule for `{operation.name}` on tensors of shapes {shapes}: {why}. {instead}"
-        "CONTRIBUTING.md says how to add a rule."
+        f"There is no rule for `{operation.name}` on tensors of shapes {shapes}{where}: {why}. "
+        f"{instead}CONTRIBUTING.md says how to add a rule."
     )

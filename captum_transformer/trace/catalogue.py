@@ -247,11 +247,11 @@ TABLE: dict[Kind, str] = {
         dist(input other p) cdist(input/x1 other/x2 p) pdist(input p)
         pairwise_distance(input/x1 other/x2 p eps keepdim)
     """,
-    Kind.DERIVED: """
-        linalg_solve_triangular(input other/B) cumprod(input dim) prod(input dim) var(input dim)
-        std(input dim) logsumexp(input dim keepdim) special_logsumexp(input dim keepdim)
-        logcumsumexp(input dim)
+    Kind.DERIVED: "cumprod(input dim) prod(input dim) var(input dim) std(input dim)",
+    Kind.SMOOTH_MAXIMUM: """
+        logsumexp(input dim keepdim) special_logsumexp(input dim keepdim) logcumsumexp(input dim)
     """,
+    Kind.SOLVE: "linalg_solve_triangular(input other/B)",
     Kind.DATA: "set_data(input source)",
 }
 

@@ -53,7 +53,9 @@ class Kind(enum.Enum):
     TRANSFORM = enum.auto(), Does.MIXES  # Fourier transforms, with complex numbers in or out
     SAMPLE = enum.auto(), Does.MIXES  # entries read between places
     DISTANCE = enum.auto(), Does.MIXES  # how long a signal is, or how far from another one
-    DERIVED = enum.auto(), Does.MIXES  # known to autograd alone: determinants, cumulative products
+    DERIVED = enum.auto(), Does.MIXES  # products and variances of entries along a dimension
+    SMOOTH_MAXIMUM = enum.auto(), Does.MIXES  # the logarithm of a sum of exponentials
+    SOLVE = enum.auto(), Does.MIXES  # a signal divided by a matrix
     DATA = enum.auto(), Does.HIDES
     UNKNOWN = enum.auto(), Does.UNKNOWN
 

@@ -78,7 +78,7 @@ def test_generic_relevance_weights_attention_by_the_gradient_of_the_difference()
 
 def test_transformer_attribution_takes_gradient_and_relevance_of_the_difference() -> None:
     model, maps = bert("eager"), []
-    keep = flow.KEEP | relevance.KEEP
+    keep = flow.KEEP | relevance.TABLE.keep
     with traced_forward(model, Arguments(ids(), (mask(),)), keep=keep) as forward:
         selected = [forward.select(target) for target in (1, 3)]
         outputs = [call.output for call in forward.calls]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_transformer.calling import Arguments
 from captum_transformer.rules.propagate import propagate
-from captum_transformer.rules.relevance.rule import KEEP, relevance_rule
+from captum_transformer.rules.relevance import TABLE
 from captum_transformer.trace import attention, traced_forward
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH = 3, 2, 4, 5, 6
@@ -31,9 +31,9 @@ def operands() -> tuple[Tensor, ...]:
 
 
 def propagated(function, inputs: tuple[Tensor, ...], relevance: Tensor) -> list[Tensor]:
-    with traced_forward(function, Arguments(inputs), keep=KEEP) as forward:
+    with traced_forward(function, Arguments(inputs), keep=TABLE.keep) as forward:
         value = forward.tape.find(forward.output)
-        result = propagate(forward.tape, {value: relevance}, relevance_rule, forward.values)
+        result = propagate(forward.tape, {value: relevance}, TABLE, forward.values)
         return [result[v] for v in forward.values]
 
 

@@ -71,14 +71,14 @@ def test_relevance_and_shares_are_kept(layer):
             parameter.data.abs_()
     x = features(2, 8, 6, 6)
     with traced_forward(
-        lambda x: layer(x * 1), Arguments(x), keep=relevance.KEEP | KEEP
+        lambda x: layer(x * 1), Arguments(x), keep=relevance.TABLE.keep | KEEP
     ) as forward:
         value = forward.tape.find(forward.output)
         # No input reaches the gaps of a transposed convolution.
         reached = layer(x) != layer(torch.zeros_like(x))
         given = {value: features(*value.shape) * reached}
         flow = TokenFlow(forward.tape, {})(given, forward.values)
-        rules = propagate(forward.tape, given, relevance.relevance_rule, forward.values)
+        rules = propagate(forward.tape, given, relevance.TABLE, forward.values)
     total = given[value].flatten(1).sum(1)
     for result in (flow, rules):
         (result,) = result.values()
@@ -89,10 +89,10 @@ def test_relevance_and_shares_are_kept(layer):
 def test_transposed_convolutions_follow_alpha_beta(layer):
     layer, x = layer.double(), torch.randn(1, 8, 3, 3, dtype=torch.float64)
     matrix = torch.autograd.functional.jacobian(layer, x).reshape(-1, x.numel())
-    with traced_forward(lambda x: layer(x * 1), Arguments(x), keep=relevance.KEEP) as forward:
+    with traced_forward(lambda x: layer(x * 1), Arguments(x), keep=relevance.TABLE.keep) as forward:
         value = forward.tape.find(forward.output)
         given = {value: features(*value.shape)}
-        found = propagate(forward.tape, given, relevance.relevance_rule, forward.values)
+        found = propagate(forward.tape, given, relevance.TABLE, forward.values)
     positive = (matrix * x.flatten()).clamp(min=0)
     total = positive.sum(1, keepdim=True)
     shares = torch.where(total > 0, positive / total, 0)

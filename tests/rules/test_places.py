@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from captum_transformer.calling import Arguments
 from captum_transformer.rules.propagate import propagate
+from captum_transformer.rules.relevance import TABLE, for_places
 from captum_transformer.rules.relevance.places import places_from
-from captum_transformer.rules.relevance.rule import KEEP, relevance_rule
 from captum_transformer.trace import traced_forward
 
 TOKENS, WIDTH, CLASSES = 6, 5, 4
@@ -57,10 +57,10 @@ READERS = {
 
 def propagated(function, tokens: Tensor, *, known: bool) -> tuple[Tensor, int]:
     """The relevance of the tokens, and how many multiplications it took."""
-    with traced_forward(function, Arguments(tokens), keep=KEEP) as forward:
+    with traced_forward(function, Arguments(tokens), keep=TABLE.keep) as forward:
         value = forward.tape.find(forward.output)
         places = places_from(value, forward.tape) if known else {}
-        rule = lambda *given: relevance_rule(*given, places)  # noqa: E731
+        rule = for_places(places)
         seeds = {value: torch.ones_like(forward.output)}
         with FlopCounterMode(display=False) as flops:
             result = propagate(forward.tape, seeds, rule, forward.values)

@@ -7,15 +7,15 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from captum_transformer.calling import Arguments
 from captum_transformer.rules.propagate import propagate
+from captum_transformer.rules.relevance import TABLE
 from captum_transformer.rules.relevance.linear import half_quotient
-from captum_transformer.rules.relevance.rule import KEEP, relevance_rule
 from captum_transformer.trace import traced_forward
 
 
 def propagated(function, *inputs: Tensor, relevance: Tensor) -> list[Tensor]:
-    with traced_forward(function, Arguments(inputs), keep=KEEP) as forward:
+    with traced_forward(function, Arguments(inputs), keep=TABLE.keep) as forward:
         value = forward.tape.find(forward.output)
-        result = propagate(forward.tape, {value: relevance}, relevance_rule, forward.values)
+        result = propagate(forward.tape, {value: relevance}, TABLE, forward.values)
         return [result[v] for v in forward.values]
 
 
@@ -62,7 +62,9 @@ def test_every_product_with_weights_follows_alpha_beta(product):
 def test_where_nothing_is_positive_relevance_is_zero_not_noise():
     x, weight = torch.rand(64, 300) + 0.1, -torch.rand(8, 300) - 0.1
     sums = x @ weight.T, x.abs() @ weight.abs().T
-    assert not half_quotient(torch.ones(64, 8), *sums, terms=300).any()
+    half, lost = half_quotient(torch.ones(64, 8), *sums, terms=300)
+    assert not half.any()
+    assert (lost == 1).all()
     (result,) = propagated(
         lambda x: nn.functional.linear(x, weight), x, relevance=torch.ones(64, 8)
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 from captum_transformer.calling import Arguments
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.propagate import propagate
-from captum_transformer.rules.relevance.rule import KEEP, relevance_rule
+from captum_transformer.rules.relevance import TABLE
 from captum_transformer.trace import traced_forward
 
 SAMPLES, TOKENS, WIDTH, EXPERTS = 3, 4, 6, 3
@@ -20,10 +20,10 @@ def doubles(*shape: int, seed: int = 0) -> Tensor:
 
 def relevance_of(function, x: Tensor) -> Tensor:
     """Of the sum over all outputs."""
-    with traced_forward(function, Arguments((x,)), keep=KEEP) as forward:
+    with traced_forward(function, Arguments((x,)), keep=TABLE.keep) as forward:
         value = forward.tape.find(forward.output)
         seeds = {value: torch.ones_like(forward.output).detach()}
-        return propagate(forward.tape, seeds, relevance_rule, forward.values)[forward.values[0]]
+        return propagate(forward.tape, seeds, TABLE, forward.values)[forward.values[0]]
 
 
 WEIGHT, BIAS = doubles(EXPERTS, WIDTH, WIDTH, seed=1), doubles(EXPERTS, WIDTH, seed=2)

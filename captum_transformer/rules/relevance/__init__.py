@@ -1,6 +1,6 @@
 """The relevance pass of Chefer et al. (CVPR 2021): layer-wise relevance propagation."""
 
 from captum_transformer.rules.relevance.attention import attention_relevance
-from captum_transformer.rules.relevance.rule import KEEP, relevance_rule
+from captum_transformer.rules.relevance.rule import TABLE, for_places
 
-__all__ = ["KEEP", "attention_relevance", "relevance_rule"]
+__all__ = ["TABLE", "attention_relevance", "for_places"]

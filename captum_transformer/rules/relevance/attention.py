@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.propagate import unsupported
+from captum_transformer.account import Reason
+from captum_transformer.rules.propagate import Shares, unsupported
 from captum_transformer.rules.relevance.linear import half_quotient
+from captum_transformer.rules.relevance.totals import added_up, remaining
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.numeric import in_full, ratio
@@ -29,26 +31,38 @@ def half_of_quotient(call: AttentionCall, relevance: Tensor, rows: slice) -> Ten
     return ratio(arriving, call.outputs(output)[..., rows, :]).div_(2)
 
 
-def attention_rule(operation: Operation, relevance: Tensor) -> list[Tensor | None]:
+def attention_rule(operation: Operation, relevance: Tensor) -> Shares:
     """What queries, keys and values (or probabilities and values) get."""
     call = operation.attention
     values = call.values()
     shares: dict[int, Tensor] = {}
+    of_mask: dict[Reason, Tensor] = {}
     if isinstance(call, ExplicitAttention):
         weights, half = call.probabilities(_ALL), half_of_quotient(call, relevance, _ALL)
         to_values = (weights.transpose(-1, -2) @ half).mul_(values)
         to_weights = (half @ values.transpose(-1, -2)).mul_(weights)
         shares[id(call.weights)] = call.to_weights(to_weights)
     else:
-        to_values, shares = _through_fused(call, values, half_of_quotient(call, relevance, _ALL))
+        half = half_of_quotient(call, relevance, _ALL)
+        to_values, shares, of_mask = _through_fused(call, values, half)
     shares[id(call.value)] = call.to_values(to_values)
-    return [shares.get(id(operand)) for operand, _ in operation.traced()]
+    received = [shares.get(id(operand)) for operand, _ in operation.traced()]
+    both = len({o is call.value for o, _ in operation.traced()}) == 2
+    reason = Reason.EPSILON if both else Reason.CONSTANT
+    (rest,) = remaining(operation, [relevance], received, reason).values()
+    return Shares(
+        received, {reason: added_up([rest, *map(torch.neg, of_mask.values())]), **of_mask}
+    )
 
 
 def _through_fused(
     call: FusedAttention, values: Tensor, half: Tensor
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """Through probabilities, softmax, mask and scores of a fused call, a block at a time."""
+) -> tuple[Tensor, dict[int, Tensor], dict[Reason, Tensor]]:
+    """Through probabilities, softmax, mask and scores of a fused call, a block at a time.
+
+    Returns:
+        What the values get, what the other operands get, and what a constant mask takes.
+    """
     keys, mask = call.keys(), call.mask
     lead = half.shape[:-2]
     to_values, to_keys = (tensor.new_zeros(*lead, *tensor.shape[-2:]) for tensor in (values, keys))
@@ -77,13 +91,16 @@ def _through_fused(
     received = {id(call.query): to_queries, id(call.key): to_keys}
     if mask is not None and to_mask:
         received[id(mask)] = torch.cat(to_mask, -2)
+    of_mask = {}
     if sums:
         onto_scores, onto_mask, goal = sums
         magnitude = onto_scores.abs() + onto_mask.abs()
+        scales = [ratio(ratio(t.abs(), magnitude) * goal, t) for t in (onto_scores, onto_mask)]
         for key, tensor in received.items():
-            total = onto_mask if mask is not None and key == id(mask) else onto_scores
-            scale = ratio(ratio(total.abs(), magnitude) * goal, total)
+            scale = scales[mask is not None and key == id(mask)]
             received[key] = tensor * _per_sample(call, scale, tensor)
+        if not to_mask:
+            of_mask[Reason.ADDED] = onto_mask * scales[1]
     for operand in (call.query, call.key, mask):
         if operand is not None and id(operand) in received:
             tensor = received[id(operand)]
@@ -91,7 +108,7 @@ def _through_fused(
             received[id(operand)] = (
                 call.ungroup(tensor, operand) if heads else tensor.sum_to_size(operand.size)
             )
-    return to_values, received
+    return to_values, received, of_mask
 
 
 def _parts_of_sum(scores: Tensor, bias: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +127,7 @@ def _through_scores(
         return queries * (half @ keys), keys * (half.transpose(-1, -2) @ queries)
     sizes = queries.abs(), keys.abs()
     magnitudes = sizes[0] @ sizes[1].transpose(-1, -2)
-    half = half_quotient(relevance, products, magnitudes, keys.shape[-1])
+    half, _ = half_quotient(relevance, products, magnitudes, keys.shape[-1])
     onto_queries = queries * (half @ keys) + sizes[0] * (half @ sizes[1])
     half = half.transpose(-1, -2)
     return onto_queries, keys * (half @ queries) + sizes[1] * (half @ sizes[0])

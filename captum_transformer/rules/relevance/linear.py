@@ -7,15 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer.rules.propagate import transposed, unsupported
-from captum_transformer.rules.relevance.places import Places
+from captum_transformer.account import Reason
+from captum_transformer.rules.propagate import Shares, transposed, unsupported
+from captum_transformer.rules.relevance.places import ANYWHERE, Places
+from captum_transformer.rules.relevance.totals import total, total_of_rows
 from captum_transformer.rules.relevance.weights import Weighting
 from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.numeric import EPSILON, in_full, ratio
 from captum_transformer.trace.operation import Operand, Operation
 
 
-def half_quotient(relevance: Tensor, product: Tensor, absolute: Tensor, terms: int) -> Tensor:
+def half_quotient(
+    relevance: Tensor, product: Tensor, absolute: Tensor, terms: int
+) -> tuple[Tensor, Tensor]:
     """Half of ``R / z+``, where ``z+ = sum max(x w, 0)``; zero where ``z+`` is rounding noise.
 
     ``R_x = x+ (s W+) + x- (s W-)`` with ``s = R / z+`` is ``x (h W) + |x| (h |W|)`` with
@@ -26,14 +30,20 @@ def half_quotient(relevance: Tensor, product: Tensor, absolute: Tensor, terms: i
         product: ``sum x w``, of the output's shape.
         absolute: ``sum |x w|``, of the same shape; overwritten.
         terms: how many terms are summed up.
+
+    Returns:
+        The half, and what of the relevance is lost thereby.
     """
     noise = 4 * torch.finfo(product.dtype).eps * max(terms, 1) ** 0.5
     twice_positive = product + absolute
     vanishes = twice_positive <= absolute.mul_(2 * noise)
-    return (relevance / twice_positive.add_(2 * EPSILON)).masked_fill_(vanishes, 0.0)
+    half = (relevance / (twice_positive + 2 * EPSILON)).masked_fill_(vanishes, 0.0)
+    return half, torch.addcmul(relevance, half, twice_positive, value=-1)
 
 
-def linear_rule(operation: Operation, rows: Weighting, relevance: Tensor, places: Places) -> Tensor:
+def linear_rule(
+    operation: Operation, rows: Weighting, relevance: Tensor, places: Places = ANYWHERE
+) -> Shares:
     """The alpha-beta rule on rows that are multiplied by a matrix; the bias takes nothing.
 
     Args:
@@ -63,24 +73,29 @@ def linear_rule(operation: Operation, rows: Weighting, relevance: Tensor, places
             product = product - in_full(rows.bias)[columns]
     magnitude, weights = x.abs(), w.abs()
     absolute = F.linear(magnitude, weights)
-    half = half_quotient(counting(relevance).to(x.dtype), product, absolute, inputs)
+    half, lost = half_quotient(counting(relevance).to(x.dtype), product, absolute, inputs)
     share = (half @ w).mul_(x).addcmul_(magnitude, half @ weights)
-    return share if before is None else before.filled(share, signal.shape)
+    lost = lost.sum(-1, keepdim=True)
+    if row is not None and before is not None:
+        share = before.filled(share, signal.shape)
+        lost = row.among_rows(outputs, 1).filled(lost, (*signal.shape[:-1], 1))
+    return Shares([share], {Reason.EPSILON: total_of_rows(operation.outputs[0], lost)})
 
 
-def alpha_beta_rule(operation: Operation, relevance: Tensor) -> Tensor:
+def alpha_beta_rule(operation: Operation, relevance: Tensor) -> Shares:
     """The alpha-beta rule on any product of a signal with weights."""
     ((signal, _),) = operation.traced()
     x = in_full(signal)
     plain, absolute = without_bias(operation, _same), without_bias(operation, torch.abs)
     with torch.no_grad():
         product, magnitude = plain.replay([x])[0], absolute.replay([x.abs()])[0]
-    half = half_quotient(relevance, product, magnitude, signal.size[-1])
+    half, lost = half_quotient(relevance, product, magnitude, signal.size[-1])
     (share,) = transposed(plain, [x], [half])
     (share_of_magnitude,) = transposed(absolute, [x.abs()], [half])
     if share is None or share_of_magnitude is None:
         raise unsupported(operation, "the signal has no derivative")
-    return x * share + x.abs() * share_of_magnitude
+    share = torch.addcmul(x * share, x.abs(), share_of_magnitude)
+    return Shares([share], {Reason.EPSILON: total(operation.outputs[0], lost)})
 
 
 def without_bias(operation: Operation, change: Callable[[Tensor], Tensor]) -> Operation:
@@ -106,7 +121,7 @@ def is_first_convolution(operation: Operation) -> bool:
     return value.origin.operation is None
 
 
-def z_box_rule(operation: Operation, relevance: Tensor) -> Tensor:
+def z_box_rule(operation: Operation, relevance: Tensor) -> Shares:
     """The z-B rule for pixels, with each sample's own minimum and maximum as the box."""
     ((signal, _),) = operation.traced()
     x = in_full(signal)
@@ -119,14 +134,15 @@ def z_box_rule(operation: Operation, relevance: Tensor) -> Tensor:
         (high, without_bias(operation, lambda w: w.clamp(max=0)), -1),
     ]
     with torch.no_grad():
-        total = sum(sign * part.replay([point])[0] for point, part, sign in parts)
-    quotient = ratio(relevance, torch.as_tensor(total))
+        whole = torch.as_tensor(sum(sign * part.replay([point])[0] for point, part, sign in parts))
+    quotient = ratio(relevance, whole)
     result = torch.zeros_like(x)
     for point, part, sign in parts:
         (share,) = transposed(part, [point], [quotient])
         if share is not None:
             result = result + sign * point * share
-    return result
+    lost = torch.addcmul(relevance, quotient, whole, value=-1)
+    return Shares([result], {Reason.EPSILON: total(operation.outputs[0], lost)})
 
 
 def _same(weight: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class Traced:
     read: Callable[[TracedForward, Case], Tensor]
 
     def __call__(self, case: Case) -> Tensor:
-        keep = flow.KEEP | relevance.KEEP
+        keep = flow.KEEP | relevance.TABLE.keep
         inputs = case.inputs if isinstance(case.inputs, tuple) else (case.inputs,)
         with traced_forward(case.model, Arguments(inputs, case.extra), keep=keep) as forward:
             return self.read(forward, case)
