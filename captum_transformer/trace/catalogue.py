@@ -256,27 +256,6 @@ TABLE: dict[Kind, str] = {
 }
 
 
-def _parsed(line: str) -> tuple[str, tuple[str, ...], str | None, dict[str, str]]:
-    """A line's function, its arguments by position, what takes the rest, and other names."""
-    name, _, inner = line.rstrip(")").partition("(")
-    parameters: list[str] = []
-    rest: str | None = None
-    aliases: dict[str, str] = {}
-    for argument in inner.split():
-        canonical, *others = argument.lstrip("*").split("/")
-        aliases |= dict.fromkeys(others, canonical)
-        if argument.startswith("*"):
-            rest = canonical
-        else:
-            parameters.append(canonical)
-    return name, tuple(parameters), rest, aliases
-
-
-def _lines(text: str) -> list[str]:
-    """Splits a part of the table at blanks that are in no brackets."""
-    return re.findall(r"\w+(?:\([^)]*\))?", text)
-
-
 class Entry(NamedTuple):
     """What the table says of a function.
 
@@ -293,9 +272,28 @@ class Entry(NamedTuple):
     aliases: Mapping[str, str]
 
 
+def entry_of(kind: Kind, arguments: str) -> Entry:
+    """What a line of the table says.
+
+    >>> entry_of(Kind.MOVE, "input *dims/axes").aliases
+    {'axes': 'dims'}
+    """
+    parameters: list[str] = []
+    rest: str | None = None
+    aliases: dict[str, str] = {}
+    for argument in arguments.split():
+        canonical, *others = argument.lstrip("*").split("/")
+        aliases |= dict.fromkeys(others, canonical)
+        if argument.startswith("*"):
+            rest = canonical
+        else:
+            parameters.append(canonical)
+    return Entry(kind, tuple(parameters), rest, aliases)
+
+
 ENTRIES: dict[str, Entry] = {
-    name: Entry(kind, parameters, rest, aliases)
+    name: entry_of(kind, arguments)
     for kind, text in TABLE.items()
-    for name, parameters, rest, aliases in map(_parsed, _lines(text))
+    for name, arguments in re.findall(r"(\w+)(?:\(([^)]*)\))?", text)
 }
 UNKNOWN = Entry(Kind.UNKNOWN, ("input",), None, {})

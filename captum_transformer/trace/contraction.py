@@ -45,9 +45,8 @@ class Contraction(NamedTuple):
 
 def contraction(operation: "Operation") -> Contraction | None:
     """How a product sums over dimensions; None for what is no product, or no plain one."""
-    spelling = _SPELLINGS.get(operation.name)
-    if spelling is None:
-        return None
+    own = _linear if "weight" in operation.arguments else _matmul
+    spelling = _SPELLINGS.get(operation.name, own)
     factors, equation = spelling(operation.arguments)
     left, _, output = equation.partition("->")
     if any(len(set(term)) < len(term) for term in (*left.split(","), output)):

@@ -15,6 +15,9 @@ from torch import Tensor
 from captum_transformer.trace.catalogue import ALIASES, ENTRIES, ROLES, UNKNOWN, Entry
 from captum_transformer.trace.kinds import Kind, Role
 
+# The attribute of a user's own operation that holds what it is.
+ENTRY = "__captum_transformer_entry__"
+
 
 @dataclass(frozen=True)
 class Function:
@@ -29,7 +32,6 @@ class Function:
         aliases: from what else an argument is called to its canonical name.
         roles: what the tensors among its arguments are for, where they are no signals.
         inplace: whether it writes into its first argument.
-        takes_inplace: whether it can be asked to, as ``F.relu(x, inplace=True)``.
         body: for a composite, what it does, without its own dispatch to the trace.
     """
 
@@ -41,7 +43,6 @@ class Function:
     aliases: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, Role] = field(default_factory=dict)
     inplace: bool = False
-    takes_inplace: bool = False
     body: Callable[..., Any] | None = None
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,14 +211,11 @@ def describe(function: Callable[..., Any]) -> Function:
     >>> describe(torch.Tensor.add_).name, describe(torch.Tensor.__iadd__).kind.name
     ('add', 'ADD')
     """
-    raw = getattr(function, "__name__", type(function).__name__)
-    if raw in ("__get__", "__set__"):
-        attribute = getattr(getattr(function, "__self__", None), "__name__", raw)
-        raw = attribute if raw == "__get__" else f"set_{attribute}"
-    name = raw.strip("_")
+    raw, name = _raw_name(function), bare_name(function)
+    own: Entry | None = getattr(function, ENTRY, None)
+    if own is not None:
+        return _described(function, name, own)
     dunder = raw.startswith("__")
-    if raw in _IN_PLACE_OPERATORS:
-        name = name.removeprefix("i")
     entry = ENTRIES.get(name, UNKNOWN)
     if raw in ("requires_grad_", "retain_grad", "__float__", "__int__", "__bool__"):
         entry = ENTRIES["requires_grad"]
@@ -228,17 +226,42 @@ def describe(function: Callable[..., Any]) -> Function:
     inplace = writes or raw in _IN_PLACE_OPERATORS or raw in ("__setitem__", "copy_")
     if name in _WRITTEN_OUT and not inplace:
         return Function(name, kind, function, body=_WRITTEN_OUT[name])
+    return _described(function, name, entry, inplace=inplace)
+
+
+def _described(
+    function: Callable[..., Any], name: str, entry: Entry, *, inplace: bool = False
+) -> Function:
+    named = (*entry.parameters, *entry.aliases.values())
     return Function(
         name,
-        kind,
+        entry.kind,
         _out_of_place(name, function) if inplace else function,
         _parameters(function, entry),
         entry.rest,
         entry.aliases,
-        {p: ROLES[p] for p in (*entry.parameters, *entry.aliases.values()) if p in ROLES},
+        {parameter: ROLES[parameter] for parameter in named if parameter in ROLES},
         inplace,
-        "inplace" in _signature(function),
     )
+
+
+def _raw_name(function: Callable[..., Any]) -> str:
+    raw: str = getattr(function, "__name__", type(function).__name__)
+    if raw in ("__get__", "__set__"):
+        attribute = getattr(getattr(function, "__self__", None), "__name__", raw)
+        raw = attribute if raw == "__get__" else f"set_{attribute}"
+    return raw
+
+
+def bare_name(function: Callable[..., Any]) -> str:
+    """The name that all spellings of a function have in common.
+
+    >>> bare_name(torch.Tensor.__iadd__)
+    'add'
+    """
+    raw = _raw_name(function)
+    name = raw.strip("_")
+    return name.removeprefix("i") if raw in _IN_PLACE_OPERATORS else name
 
 
 def _parameters(function: Callable[..., Any], entry: Entry) -> tuple[str, ...]:

@@ -1,0 +1,116 @@
+"""What users add: functions that the table lacks, and operations that the trace can't see."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_transformer import (
+    AttnLRP,
+    ConservativeLRP,
+    GenericAttentionRelevance,
+    TransformerAttribution,
+    extend,
+)
+from captum_transformer.errors import UnseenOperationError, UnsupportedOperationError
+
+METHODS = {
+    "AttnLRP": AttnLRP,
+    "ConservativeLRP": ConservativeLRP,
+    "GenericAttentionRelevance": GenericAttentionRelevance,
+    "TransformerAttribution": TransformerAttribution,
+    "full LRP": lambda model: TransformerAttribution(model, propagate_to_input=True),
+}
+methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+class Cubed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 3 * ctx.saved_tensors[0] ** 2 * gradient
+
+
+class Weighed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        return gradient @ weight, None
+
+
+@extend.operation("input", extend.Kind.ENTRYWISE)
+def cubed(x: Tensor) -> Tensor:
+    return Cubed.apply(x)
+
+
+@extend.operation("input weight", extend.Kind.PRODUCT)
+def weighed(x: Tensor, weight: Tensor) -> Tensor:
+    return Weighed.apply(x, weight)
+
+
+class Model(nn.Module):
+    def __init__(self, activation, linear=nn.functional.linear):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3, bias=False)
+        self.activation, self.linear = activation, linear
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attend(x, x, x)[0]
+        return self.linear(self.activation(x)[:, 0], self.head.weight)
+
+
+def tokens() -> Tensor:
+    return torch.randn(2, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@methods
+def test_a_function_of_ones_own_is_an_operation_like_any_other(method):
+    found = method(Model(cubed, weighed)).attribute(tokens(), 1)
+    torch.testing.assert_close(found, method(Model(lambda x: x**3)).attribute(tokens(), 1))
+
+
+@methods
+def test_without_a_description_it_is_refused(method):
+    with pytest.raises(UnseenOperationError, match="Cubed"):
+        method(Model(Cubed.apply)).attribute(tokens(), 1)
+
+
+def test_outside_of_explanations_it_does_what_it_did():
+    x = tokens().requires_grad_()
+    (gradient,) = torch.autograd.grad(cubed(x).sum(), x)
+    torch.testing.assert_close(gradient, 3 * x.detach() ** 2)
+    assert cubed.__name__ == "cubed"
+
+
+def rare(x: Tensor) -> Tensor:
+    return torch.hypot(x, torch.ones_like(x))
+
+
+@methods
+def test_a_described_torch_function_has_a_rule_in_all_passes(method):
+    expected = method(Model(extend.operation("input", extend.Kind.ENTRYWISE)(rare)))
+    with extend.describe_function(torch.hypot, "input other", extend.Kind.ENTRYWISE):
+        found = method(Model(rare)).attribute(tokens(), 1)
+    torch.testing.assert_close(found, expected.attribute(tokens(), 1))
+
+
+@methods
+def test_a_function_that_is_described_no_more_is_refused(method):
+    with pytest.raises(UnsupportedOperationError, match="`hypot`"):
+        method(Model(rare)).attribute(tokens(), 1)
+
+
+def test_what_the_table_has_is_not_described_again():
+    with pytest.raises(ValueError, match="`relu` is in the table already, as HOMOGENEOUS"):
+        extend.describe_function(torch.relu, "input", extend.Kind.MOVE)
