@@ -7,6 +7,8 @@ any time.
 - :func:`describe_function` puts a line into the table of torch functions.
 - :func:`operation` lets the trace see a Python function as one operation, whatever is inside: a
   custom ``autograd.Function``, say, or a kernel of another package.
+- :class:`RelevanceMethod`, :class:`GradientMethod` and :class:`MapMethod` are methods with rules or
+  maps of one's own.
 """
 
 import functools
@@ -17,12 +19,55 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from captum_transformer.account import Reason
+from captum_transformer.attr.attention_flow_method import (
+    Question,
+    gradient_map,
+    output_gradients,
+)
+from captum_transformer.attr.composed import GradientMethod, MapMethod, RelevanceMethod
+from captum_transformer.rules.flow.maps import MapBlock
+from captum_transformer.rules.gradient.tables import AH, IDENTITY, LN, UNIFORM, joined
+from captum_transformer.rules.propagate import Shares, transposed
+from captum_transformer.rules.relevance.homogeneous import z_rule
+from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.catalogue import ENTRIES, entry_of
 from captum_transformer.trace.functions import ENTRY, bare_name, describe
 from captum_transformer.trace.kinds import Does, Kind, Role
 from captum_transformer.trace.nested import leaves
+from captum_transformer.trace.numeric import in_full, ratio
+from captum_transformer.trace.operation import Operand, Operation, Value
 
-__all__ = ["DescribedFunction", "Does", "Kind", "Role", "describe_function", "operation"]
+__all__ = [
+    "AH",
+    "IDENTITY",
+    "LN",
+    "UNIFORM",
+    "AttentionCall",
+    "DescribedFunction",
+    "Does",
+    "GradientMethod",
+    "Kind",
+    "MapBlock",
+    "MapMethod",
+    "Operand",
+    "Operation",
+    "Question",
+    "Reason",
+    "RelevanceMethod",
+    "Role",
+    "Shares",
+    "Value",
+    "describe_function",
+    "gradient_map",
+    "in_full",
+    "joined",
+    "operation",
+    "output_gradients",
+    "ratio",
+    "transposed",
+    "z_rule",
+]
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")

@@ -42,7 +42,7 @@ class Weighed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        x, weight = ctx.saved_tensors
+        _, weight = ctx.saved_tensors
         return gradient @ weight, None
 
 

@@ -4,14 +4,14 @@
 # A method is little code here, for what it stands on is done: the trace finds attention in any
 # model, and something is carried backward along the tape. This notebook writes a method that weighs
 # attention in its own way, and one with a rule of its own, and checks both against their formulas.
-# [Concepts](../docs/concepts.md) says what a tape and a token flow are.
+# [Concepts](../docs/concepts.md) says what a tape and a token flow are. All that it needs is in
+# [`captum_transformer.extend`](../docs/reference/extending.md).
 #
 # A formula holds for a model with random weights, too, so none is trained. For a pretrained one put
 # `timm.create_model("vit_base_patch16_224", pretrained=True).eval()` in its place.
 
 # %%
 from collections.abc import Sequence
-from typing import Any
 
 import timm
 import torch
@@ -22,20 +22,9 @@ from captum_transformer import (
     AttentionRollout,
     GenericAttentionRelevance,
     TransformerAttribution,
-    TransformerMethod,
+    extend,
 )
-from captum_transformer.attr.attention_flow_method import Question
-from captum_transformer.attr.rollout_method import RolloutMethod
-from captum_transformer.attr.transformer_method import seed
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules import flow, relevance
-from captum_transformer.rules.flow.maps import MapBlock
-from captum_transformer.rules.propagate import propagate, transposed
-from captum_transformer.rules.streams.update import RolloutUpdate
-from captum_transformer.rules.table import Entry
-from captum_transformer.trace import AttentionCall, Operation, TracedForward, Value
-from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.numeric import in_full, ratio
 
 torch.manual_seed(0)
 model = timm.create_model(
@@ -49,23 +38,23 @@ images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
 #
 # A token that is attended to but has a value near zero hands on nothing. *Attention is not only a
 # weight* ([Kobayashi et al., 2020](https://arxiv.org/abs/2004.10102)) therefore looks at
-# $\|A_{ij} v_j\|$. Rolled out over the layers that is a
-# [`RolloutMethod`](../docs/reference/extending.md) with another map:
-# for a block of queries, the probabilities `(..., rows, keys)` times the norms of the values.
+# $\|A_{ij} v_j\|$. Rolled out over the layers that is a `MapMethod`: for a block of queries, its
+# map is the probabilities `(..., rows, keys)` times the norms of the values.
 
 
 # %%
-class ValueNormRollout(RolloutMethod):
+class ValueNormRollout(extend.MapMethod):
     """Rollout of attention times the norm of what it attends to: $E_h[A_{ij} |v_j|]$."""
 
-    _class_specific = False  # a target may be left out
+    class_specific = False  # a target may be left out
 
-    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:  # noqa: ARG002
+    def maps(
+        self,
+        explained: extend.Question,  # noqa: ARG002
+        calls: Sequence[extend.AttentionCall],
+    ) -> extend.MapBlock:
         norms = {call: call.values().norm(dim=-1)[..., None, :] for call in calls}
         return lambda call, rows: call.probabilities(rows) * norms[call]
-
-    def _update_rule(self) -> RolloutUpdate:
-        return RolloutUpdate(normalize_rows=self.normalize_rows)
 
 
 method = ValueNormRollout(model, normalize_rows=True)
@@ -117,96 +106,56 @@ print(smooth.shape)
 #
 # `TransformerAttribution(model, propagate_to_input=True)` follows the alpha-beta rule there. The
 # epsilon rule is $R_i = x_i \sum_j w_{ji} R_j / z_j$, with the output $z$ and a little something
-# against division by zero. A rule gets an operation of the tape and what arrived at its outputs,
-# and returns what goes on to each operand that the inputs reach. The rules of a pass are a table by
-# kind of operation; with one entry changed it is another method.
+# against division by zero. A rule gets an operation and the relevance of its output, and returns
+# what goes on to each operand that the inputs reach. It is written for a *kind* of operation:
+# `F.linear`, `@` and `torch.einsum` are all products. All other kinds keep their rules.
 
 
 # %%
-def epsilon_rule(operation: Operation, incoming: list[Tensor | None]) -> list[Tensor | None]:
-    """LRP-epsilon on linear layers (Bach et al., 2015); what the bias has is dropped."""
-    if len(operation.traced()) != 1 or incoming[0] is None:
-        return relevance.TABLE(operation, incoming)  # products of two signals, attention
+def epsilon_rule(operation: extend.Operation, relevance: Tensor) -> list[Tensor | None]:
+    """LRP-epsilon (Bach et al., 2015); products of two signals keep the z-rule, half to each."""
+    if len(operation.traced()) > 1:
+        return extend.z_rule(operation, relevance, degree=2)
     ((signal, _),) = operation.traced()
-    x = in_full(signal)
+    x = extend.in_full(signal)
     with torch.no_grad():
         (z,) = operation.replay([x])
-    (share,) = transposed(operation, [x], [ratio(incoming[0], z)])
+    (share,) = extend.transposed(operation, [x], [extend.ratio(relevance, z)])
     return [None if share is None else x * share]
 
 
-RULES = relevance.TABLE | {Kind.PRODUCT: Entry(epsilon_rule, keeps=True)}
+def epsilon_lrp(model: nn.Module) -> extend.RelevanceMethod:
+    return extend.RelevanceMethod(model, {extend.Kind.PRODUCT: epsilon_rule})
 
 
-class EpsilonLRP(TransformerMethod):
-    """Layer-wise relevance propagation down to the inputs, with the epsilon rule."""
-
-    # The kinds of operation whose operands the rules want to see; others aren't kept in memory.
-    _keep = flow.KEEP | RULES.keep
-
-    def _relevance(
-        self, forward: TracedForward, target: Any, wanted: Sequence[Value]
-    ) -> dict[Value, Tensor]:
-        forward.require_attention()
-        selected, value = forward.select(target)
-        return propagate(forward.tape, seed(selected, value), RULES, wanted)
-
-
-maps = EpsilonLRP(model).attribute(images, target=3)
-print(maps.shape, EpsilonLRP(model).attribute_tokens(images, target=3).shape)
+maps = epsilon_lrp(model).attribute(images, target=3)
+print(maps.shape, epsilon_lrp(model).attribute_tokens(images, target=3).shape)
 
 # %% [markdown]
-# Is it right? One linear layer behind attention is enough to see what the rule hands on, and to
-# compare it with the formula:
-
+# Is it right? A linear model is enough to see what the rule hands on, and to compare it with the
+# formula:
 
 # %%
-class Head(nn.Module):
-    """Attention, for there must be some, then a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.linear = nn.Linear(8, 5)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.linear(self.attention(tokens, tokens, tokens)[0].mean(1))
-
-
-head = Head().double().eval()
-tokens = torch.randn(1, 4, 8, dtype=torch.float64)
-arrived: list[Tensor] = []
-
-
-def listening(operation: Operation, incoming: list[Tensor | None]) -> list[Tensor | None]:
-    """The rule, and a look at what it hands on from the last linear layer."""
-    passed = epsilon_rule(operation, incoming)
-    if not arrived and passed[0] is not None:
-        arrived.append(passed[0])
-    return passed
-
-
-LISTENING = RULES | {Kind.PRODUCT: Entry(listening, keeps=True)}
-
-
-class Listening(EpsilonLRP):
-    def _relevance(
-        self, forward: TracedForward, target: Any, wanted: Sequence[Value]
-    ) -> dict[Value, Tensor]:
-        selected, value = forward.select(target)
-        return propagate(forward.tape, seed(selected, value), LISTENING, wanted)
-
-
-Listening(head).attribute(tokens, target=2)
+linear = nn.Linear(8, 5).double()
+features = torch.randn(1, 8, dtype=torch.float64)
+found = epsilon_lrp(linear).attribute(features, target=2)
 with torch.no_grad():
-    signal = head.attention(tokens, tokens, tokens)[0].mean(1)
-    weights, bias = head.linear.weight[2], head.linear.bias[2]
-    score = signal @ weights + bias
-torch.testing.assert_close(arrived[0], signal * weights / score)
-print(f"{arrived[0].sum():.4f} goes on to the signal, the bias keeps {(bias / score).item():.4f}")
+    weights, bias = linear.weight[2], linear.bias[2]
+    score = features @ weights + bias
+torch.testing.assert_close(found, features * weights / score)
+print(f"{found.sum():.4f} goes on to the signal, the bias keeps {(bias / score).item():.4f}")
 
 # %% [markdown]
-# ## An operation that has no rule
+# The gradient methods are tables of rules, too, of operations that run in a way that autograd sees
+# otherwise: `extend.AH` holds attention probabilities, `extend.LN` what norms divide by. Joined
+# they are `ConservativeLRP`.
+
+# %%
+both = extend.GradientMethod(model, extend.joined(extend.AH, extend.LN))
+print(both.attribute(images, target=3).shape)
+
+# %% [markdown]
+# ## An operation that is not known
 #
 # What isn't known is refused rather than guessed. A model that uses a rare function:
 
@@ -215,7 +164,7 @@ print(f"{arrived[0].sum():.4f} goes on to the signal, the bias keeps {(bias / sc
 class Rare(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         tokens = model.forward_features(images)
-        return model.head(torch.xlogy(tokens, 2.0)[:, 0])
+        return model.head(torch.hypot(tokens, torch.ones_like(tokens))[:, 0])
 
 
 try:
@@ -224,16 +173,43 @@ except UnsupportedOperationError as error:
     print(error)
 
 # %% [markdown]
-# `xlogy(x, 2.0)` is `x * log(2.0)`: it maps each entry by itself, as `gelu` does. With a line
-# `xlogy(input other)` under `Kind.ENTRYWISE` in `captum_transformer/trace/catalogue.py` all passes
-# treat it as they treat the others of its kind.
-# [Contributing](../CONTRIBUTING.md#add-a-rule) says the
-# rest: where rules of other kinds are, and which tests a rule and a method go through.
-#
+# With a constant beside it, `hypot` maps each entry by itself, as `gelu` does. Said once, all
+# passes treat it as they treat the others of its kind:
+
+# %%
+extend.describe_function(torch.hypot, "input other", extend.Kind.ENTRYWISE)
+print(GenericAttentionRelevance(Rare()).attribute(images, target=3).shape)
+
+# %% [markdown]
+# A custom `autograd.Function`, or a kernel of another package, is invisible to the trace.
+# `extend.operation` makes a Python function one operation, whatever is inside:
+
+
+# %%
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, tensor: Tensor) -> Tensor:  # noqa: ARG004
+        return 2 * tensor
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:  # noqa: ARG004
+        return 2 * gradients[0]
+
+
+@extend.operation("input", extend.Kind.HOMOGENEOUS)
+def doubled(tensor: Tensor) -> Tensor:
+    result: Tensor = Doubled.apply(tensor)
+    return result
+
+
+found = GenericAttentionRelevance(lambda x: doubled(model(x))).attribute(images, target=3)
+print(found.shape)
+
+# %% [markdown]
 # For comparison, the four methods of this page on one image, as shares of their positive relevance:
 
 # %%
-for method in (AttentionRollout, ValueNormRollout, TransformerAttribution, EpsilonLRP):
+for method in (AttentionRollout, ValueNormRollout, TransformerAttribution, epsilon_lrp):
     values = method(model).attribute_tokens(images[:1], target=3)[0].clamp(min=0)
     shares = (values / values.sum()).mul(100).round().int().tolist()
     print(f"{method.__name__:<24}{shares}")

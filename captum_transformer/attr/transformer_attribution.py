@@ -1,6 +1,7 @@
 """Chefer, Gur & Wolf (CVPR 2021): Transformer interpretability beyond attention visualization."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from captum_transformer.rules.propagate import propagate
 from captum_transformer.rules.relevance.attention import attention_relevance
 from captum_transformer.rules.relevance.places import places_from
 from captum_transformer.rules.streams.update import RelevanceUpdate
+from captum_transformer.rules.table import Entry
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.kinds import Kind
@@ -119,7 +121,11 @@ class TransformerAttribution(RolloutMethod):
 
 
 def propagated_relevance(
-    forward: TracedForward, selected: Tensor, value: Value, wanted: Sequence[Value]
+    forward: TracedForward,
+    selected: Tensor,
+    value: Value,
+    wanted: Sequence[Value],
+    changed: Mapping[Kind, Entry] = MappingProxyType({}),
 ) -> dict[Value, Tensor]:
     """The relevance that reaches some values of the forward pass from a start of one.
 
@@ -129,11 +135,12 @@ def propagated_relevance(
     operation = value.operation
     if operation is not None and operation.kind is Kind.CONTRAST:
         target, rather_than = (
-            propagated_relevance(forward, selected, side, wanted) for _, side in operation.traced()
+            propagated_relevance(forward, selected, side, wanted, changed)
+            for _, side in operation.traced()
         )
         return {value: target[value] - rather_than[value] for value in target}
     seeds = seed(selected, value, start=START)
-    rules = relevance.for_places(places_from(value, forward.tape))
+    rules = relevance.for_places(places_from(value, forward.tape)) | changed
     return scaled_back(propagate(forward.tape, seeds, rules, wanted))
 
 

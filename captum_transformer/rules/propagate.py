@@ -144,6 +144,12 @@ def unsupported(
     """The error for an operation that has no rule, with what may serve instead."""
     shapes = [tuple(value.shape) for _, value in operation.traced()]
     where = f" in `{operation.module}`" if operation.module else ""
+    if operation.kind is Kind.UNKNOWN:
+        return UnsupportedOperationError(
+            f"`{operation.name}` on tensors of shapes {shapes}{where} is not in the table of "
+            "operations, so what it does with relevance is not known. Say what it is by "
+            "`captum_transformer.extend.describe_function`."
+        )
     return UnsupportedOperationError(
         f"There is no rule for `{operation.name}` on tensors of shapes {shapes}{where}: {why}. "
         f"{instead}CONTRIBUTING.md says how to add a rule."

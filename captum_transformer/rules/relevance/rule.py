@@ -23,7 +23,7 @@ from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.views import views_of
 
-_OneOutput = Callable[[Operation, Tensor], Shares]
+OneOutputRule = Callable[[Operation, Tensor], list[Tensor | None]]
 
 
 def moved(operation: Operation, incoming: list[Tensor | None]) -> Shares:
@@ -95,8 +95,10 @@ def of_ids(operation: Operation) -> bool:
     return all(value.holds_ids for _, value in operation.traced())
 
 
-def _one_output(rule: _OneOutput) -> Rule:
-    def apply(operation: Operation, incoming: list[Tensor | None], /) -> Shares:
+def one_output(rule: OneOutputRule) -> Rule:
+    """A rule for operations of which only the first output has relevance."""
+
+    def apply(operation: Operation, incoming: list[Tensor | None], /) -> list[Tensor | None]:
         relevance = incoming[0]
         if relevance is None or any(other is not None for other in incoming[1:]):
             raise unsupported(operation, "only its first output has a rule")
@@ -111,18 +113,18 @@ _SUMS = (Kind.SUM, Kind.MEAN, Kind.POOL, Kind.SUM_AT_INDICES)
 TABLE = Table(
     {
         **dict.fromkeys(MOVES, Entry(moved)),
-        **dict.fromkeys(_PASSED_ON, Entry(_one_output(passed_on))),
-        Kind.EMBEDDING: Entry(_one_output(looked_up)),
-        **dict.fromkeys((Kind.ADD, Kind.SUB), Entry(_one_output(added), keeps=True)),
-        **dict.fromkeys((Kind.MUL, Kind.DIV), Entry(_one_output(multiplied))),
-        Kind.ATTENTION: Entry(_one_output(product), keeps=True),
-        Kind.PRODUCT: Entry(_one_output(product), keeps=True),
-        **dict.fromkeys(CONVOLUTIONS, Entry(_one_output(convolution), keeps=True)),
-        **dict.fromkeys(_SUMS, Entry(_one_output(terms), keeps=True)),
-        Kind.DISTANCE: Entry(_one_output(length), keeps=True),
-        Kind.DERIVED: Entry(_one_output(moment), keeps=True),
-        Kind.SOLVE: Entry(_one_output(solved), keeps=True),
-        Kind.SAMPLE: Entry(_one_output(sampled), keeps=True),
+        **dict.fromkeys(_PASSED_ON, Entry(one_output(passed_on))),
+        Kind.EMBEDDING: Entry(one_output(looked_up)),
+        **dict.fromkeys((Kind.ADD, Kind.SUB), Entry(one_output(added), keeps=True)),
+        **dict.fromkeys((Kind.MUL, Kind.DIV), Entry(one_output(multiplied))),
+        Kind.ATTENTION: Entry(one_output(product), keeps=True),
+        Kind.PRODUCT: Entry(one_output(product), keeps=True),
+        **dict.fromkeys(CONVOLUTIONS, Entry(one_output(convolution), keeps=True)),
+        **dict.fromkeys(_SUMS, Entry(one_output(terms), keeps=True)),
+        Kind.DISTANCE: Entry(one_output(length), keeps=True),
+        Kind.DERIVED: Entry(one_output(moment), keeps=True),
+        Kind.SOLVE: Entry(one_output(solved), keeps=True),
+        Kind.SAMPLE: Entry(one_output(sampled), keeps=True),
         **dict.fromkeys(
             (Kind.MAXIMUM, Kind.SMOOTH_MAXIMUM, Kind.CHOICE), Entry(selected, keeps=True)
         ),
@@ -138,4 +140,4 @@ def for_places(places: Mapping[Value, Places]) -> Table:
         known = ANYWHERE if output is None else places.get(output, ANYWHERE)
         return product(operation, relevance, known)
 
-    return TABLE | {Kind.PRODUCT: Entry(_one_output(placed), keeps=True)}
+    return TABLE | {Kind.PRODUCT: Entry(one_output(placed), keeps=True)}

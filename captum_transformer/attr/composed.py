@@ -1,0 +1,143 @@
+"""Methods that are composed: of rules for a pass, or of a map for each attention call."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from captum_transformer.attr.attention_flow_method import Question
+from captum_transformer.attr.gradient_times_input import GradientTimesInput
+from captum_transformer.attr.rollout_method import RolloutMethod
+from captum_transformer.attr.transformer_attribution import propagated_relevance
+from captum_transformer.attr.transformer_method import TransformerMethod
+from captum_transformer.calling import Arguments
+from captum_transformer.rules import flow, relevance
+from captum_transformer.rules.flow.maps import MapBlock
+from captum_transformer.rules.gradient.tables import COMMON, joined
+from captum_transformer.rules.relevance.rule import OneOutputRule, one_output
+from captum_transformer.rules.streams.update import RolloutUpdate
+from captum_transformer.rules.table import Entry
+from captum_transformer.trace import AttentionCall, TracedForward, Value
+from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.mode import ForwardRules
+
+
+class RelevanceMethod(TransformerMethod):
+    r"""Layer-wise relevance propagation down to the inputs, with rules of one's own.
+
+    Operations follow the rules of full LRP, ``TransformerAttribution(propagate_to_input=True)``,
+    except for the kinds that ``rules`` names. A rule is a function of an
+    :class:`~captum_transformer.extend.Operation` and the relevance of its output, and returns what
+    goes on to each operand in ``operation.traced()``.
+
+    Args:
+        forward_func: the model or any callable that runs one.
+        rules: a rule for each kind of operation that is treated in another way. It may read the
+            operands' data.
+
+    Example:
+        >>> import timm, torch
+        >>> from captum_transformer import extend
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+        >>> method = extend.RelevanceMethod(model, {extend.Kind.PRODUCT: extend.z_rule})
+        >>> method.attribute(torch.rand(1, 3, 32, 32), target=3).shape
+        torch.Size([1, 3, 32, 32])
+    """
+
+    def __init__(
+        self, forward_func: Callable[..., Any], rules: Mapping[Kind, OneOutputRule]
+    ) -> None:
+        super().__init__(forward_func)
+        self.rules = {kind: Entry(one_output(rule), keeps=True) for kind, rule in rules.items()}
+        self._keep = flow.KEEP | (relevance.TABLE | self.rules).keep
+
+    def _relevance(
+        self, forward: TracedForward, target: Any, wanted: Sequence[Value]
+    ) -> dict[Value, Tensor]:
+        return propagated_relevance(forward, *forward.select(target), wanted, self.rules)
+
+
+class GradientMethod(GradientTimesInput):
+    r"""Gradient x input, with rules of one's own for what counts as constant.
+
+    A rule is a function of an :class:`~captum_transformer.extend.Operation` before it runs. It runs
+    the operation and returns its result, which must be the same number for number; what autograd
+    sees of it may differ. It returns ``NotImplemented`` to leave the operation as it is.
+
+    Args:
+        forward_func: the model or any callable that runs one.
+        rules: a rule for each kind of operation that is treated in another way than autograd does;
+            :data:`~captum_transformer.extend.AH`, :data:`~captum_transformer.extend.LN` and others
+            are such tables, and :func:`~captum_transformer.extend.joined` joins several.
+
+    Example:
+        >>> import timm, torch
+        >>> from captum_transformer import extend
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+        >>> only_norms_held = extend.GradientMethod(model, extend.LN)
+        >>> only_norms_held.attribute(torch.rand(1, 3, 32, 32), target=3).shape
+        torch.Size([1, 3, 32, 32])
+    """
+
+    def __init__(self, forward_func: Callable[..., Any], rules: ForwardRules) -> None:
+        super().__init__(forward_func)
+        self.rules = joined(COMMON, rules)
+
+    def _require_attention(self, forward: TracedForward) -> None:
+        """The rules need none."""
+
+    def _forward_rules(self, arguments: Arguments[Any]) -> ForwardRules:  # noqa: ARG002
+        return self.rules
+
+
+class MapMethod(RolloutMethod):
+    r"""A rollout of maps of one's own: the row of :math:`(I + M_L) \cdots (I + M_1)`.
+
+    Subclasses say what the map of an attention call is. Batches, masks, windows, several towers,
+    row normalisation and the way to the pixels come with it.
+
+    Args:
+        forward_func: the model or any callable that runs one.
+        start_layer: attention calls before this one contribute nothing.
+        normalize_rows: divide each row of :math:`I + M` by its sum.
+        propagation: what to do where there is cross-attention, ``"paper"`` or ``"flow"``.
+
+    Attributes:
+        class_specific: whether the maps depend on the target; without, a target may be left out.
+
+    Example:
+        >>> import timm, torch
+        >>> from captum_transformer import extend
+        >>> class UniformAttention(extend.MapMethod):
+        ...     class_specific = False
+        ...     def maps(self, explained, calls):
+        ...         return lambda call, rows: torch.ones_like(call.probabilities(rows)) / 5
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32)
+        >>> UniformAttention(model).attribute_tokens(torch.rand(1, 3, 32, 32)).shape
+        torch.Size([1, 4])
+    """
+
+    class_specific = True
+
+    @property
+    def _class_specific(self) -> bool:  # type: ignore[override]
+        return self.class_specific
+
+    @abstractmethod
+    def maps(self, explained: Question, calls: Sequence[AttentionCall]) -> MapBlock:
+        """The map of each attention call.
+
+        Args:
+            explained: the traced forward pass and the score that is explained.
+            calls: the attention calls that contribute.
+
+        Returns:
+            A function of a call and a slice of its queries: the map's rows ``(..., rows, keys)``.
+        """
+
+    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
+        return self.maps(question, calls)
+
+    def _update_rule(self) -> RolloutUpdate:
+        return RolloutUpdate(normalize_rows=self.normalize_rows)
