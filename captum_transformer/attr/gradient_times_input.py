@@ -12,7 +12,6 @@ from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Operation, Value
-from captum_transformer.trace.tape import Tape
 
 
 class GradientTimesInput(TransformerMethod):
@@ -32,7 +31,7 @@ class GradientTimesInput(TransformerMethod):
     ) -> dict[Value, Tensor]:
         self._require_attention(forward)
         selected, score = forward.select(target)
-        _refuse(forward.tape, score)
+        _refuse(forward, selected, score)
         at_inputs = self._gradient_times_input(forward, selected)
         if all(value in at_inputs for value in wanted):
             return at_inputs
@@ -70,14 +69,16 @@ class GradientTimesInput(TransformerMethod):
         return relevance
 
 
-def _refuse(tape: Tape, score: Value) -> None:
-    """Raises if the score depends on the inputs through an operation that the rules refuse."""
-    for operation in tape.operations:
+def _refuse(forward: TracedForward, selected: Tensor, score: Value) -> None:
+    """Raises if relevance arrives at an operation that the rules refuse."""
+    for operation in forward.tape.operations:
         if operation.refusal is None:
             continue
-        values = (value for value in operation.outputs if value is not None)
+        values = [value for value in operation.outputs if value is not None]
         if any(score.descends_from(value) and not value.learned for value in values):
-            raise operation.refusal
+            gradients = forward.gradients(selected, operation.refused)
+            if any(gradient is not None and gradient.any() for gradient in gradients):
+                raise operation.refusal
 
 
 def _embedded(operation: Operation, gradient: Tensor) -> dict[Value, Tensor]:

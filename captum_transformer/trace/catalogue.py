@@ -153,7 +153,6 @@ TABLE: dict[Kind, str] = {
         group_norm(input num_groups weight bias eps)
         batch_norm(input weight bias running_mean running_var training momentum eps)
         instance_norm(input weight bias running_mean running_var use_input_stats momentum eps)
-        local_response_norm(input size alpha beta k)
     """,
     Kind.SOFTMAX: """
         softmax(input dim) special_softmax(input dim) safe_softmax(input dim) softmin(input dim)

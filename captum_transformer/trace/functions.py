@@ -69,6 +69,13 @@ def _by_exponent(arguments: Mapping[str, Any]) -> Kind:
     return Kind.RECIPROCAL if negative else Kind.ENTRYWISE
 
 
+def _by_bounds(arguments: Mapping[str, Any]) -> Kind:
+    """Clamping to a signal is the larger or smaller one of two."""
+    bounds = (arguments.get("min"), arguments.get("max"))
+    signals = any(getattr(bound, "value", None) is not None for bound in bounds)
+    return Kind.MAXIMUM if signals else Kind.ENTRYWISE
+
+
 def _by_numerator(arguments: Mapping[str, Any]) -> Kind:
     if arguments.get("rounding_mode") is not None:
         return Kind.ENTRYWISE
@@ -92,6 +99,7 @@ _BY_ARGUMENTS: dict[str, Callable[[Mapping[str, Any]], Kind]] = {
     "pow": _by_exponent,
     "float_power": _by_exponent,
     **dict.fromkeys(("div", "truediv", "true_divide", "divide", "rdiv", "rtruediv"), _by_numerator),
+    **dict.fromkeys(("clamp", "clip", "clamp_min", "clamp_max"), _by_bounds),
     "index_put": _by_accumulation,
     "put": _by_accumulation,
     "scatter": _by_accumulation,
@@ -188,7 +196,7 @@ _WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "type_as": lambda input, other: input.to(other.device, other.dtype),  # noqa: A006
 }
 # Python composites that keep what matters inside: their bodies are traced, not they themselves.
-_COMPOSITES = frozenset({F.multi_head_attention_forward, F.normalize})
+_COMPOSITES = frozenset({F.multi_head_attention_forward, F.normalize, F.local_response_norm})
 
 
 def like_another(

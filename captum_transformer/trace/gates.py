@@ -1,5 +1,7 @@
 """Activations written in Python: a signal times a gate made, entry by entry, of it alone."""
 
+from collections.abc import Callable
+
 from captum_transformer.trace.kinds import ENTRIES_ALONE, Kind
 from captum_transformer.trace.operation import Operation, Value
 
@@ -10,13 +12,12 @@ def is_gate(gate: Value, signal: Value) -> bool:
     That is so if the signal is a constant multiple of a value x, and the gate was made of x alone
     by operations that treat each entry by itself.
     """
-    source = signal
-    while not _made_by_entry(gate, source):
-        operation = source.operation
-        if operation is None or not _multiplies(operation, source):
-            return False
-        ((_, source),) = operation.traced()
-    return True
+    return _have_source(gate, signal, lambda operation: operation.kind in (Kind.MUL, Kind.DIV))
+
+
+def are_of_one_entry(gate: Value, signal: Value) -> bool:
+    """Says whether both were made, entry by entry, of one value alone."""
+    return _have_source(gate, signal, works_by_entry)
 
 
 def works_by_entry(operation: Operation) -> bool:
@@ -29,11 +30,17 @@ def works_by_entry(operation: Operation) -> bool:
     )
 
 
-def _multiplies(operation: Operation, product: Value) -> bool:
-    """Whether an operation multiplies a signal by a constant."""
-    traced = [value for _, value in operation.traced()]
-    known = operation.kind in (Kind.MUL, Kind.DIV) and len(traced) == 1
-    return known and traced[0].shape == product.shape
+def _have_source(gate: Value, signal: Value, passes: Callable[[Operation], bool]) -> bool:
+    source = signal
+    while not _made_by_entry(gate, source):
+        operation = source.operation
+        if operation is None or not passes(operation):
+            return False
+        (_, before), *others = operation.traced()
+        if others or before.shape != source.shape:
+            return False
+        source = before
+    return True
 
 
 def _made_by_entry(value: Value, source: Value) -> bool:

@@ -181,6 +181,8 @@ class Trace(TorchFunctionMode):
             if written is not None:
                 self.tape.release(written)
             return result
+        if operation.refusal is not None:
+            operation.refused = [get_gradient_edge(t) for t in outputs if t is not None]
         self.tape.append(operation, outputs)
         if not operation.traced():
             self._lay_out_learned(operation)

@@ -188,7 +188,8 @@ class Operation:
         edge: where its output stands in the autograd graph, where a rule asks for that.
         attention: the attention call that it is, if it is one.
         pattern: how it attends, if it does.
-        refusal: why a method has no rule for it, raised if the score depends on it.
+        refusal: why a method has no rule for it, raised if relevance arrives at its outputs.
+        refused: these outputs, in the autograd graph.
         module: the name of the module that ran it.
     """
 
@@ -206,6 +207,7 @@ class Operation:
     attention: Any = None
     pattern: "Pattern | None" = None
     refusal: Exception | None = None
+    refused: Sequence[GradientEdge] = ()
     module: str = ""
     _traced: list[tuple[Operand, Value]] | None = None
     _contraction: Contraction | None = None
@@ -263,7 +265,7 @@ class Operation:
         self.args, self.kwargs, self.operands, self.outputs = (), {}, [], []
         self.arguments = {}
         self.result = self.edge = self.attention = self.pattern = self._contraction = None
-        self.refusal = None
+        self.refusal, self.refused = None, ()
         self._traced = []
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Any]:

@@ -92,10 +92,25 @@ def test_maps_of_probabilities_that_were_cut_up_are_refused(model):
         AttentionRollout(model).attribute(doubles(2, TOKENS, WIDTH), target=9)
 
 
+def of_one_another(x: Tensor) -> Tensor:
+    first, second = (x @ x.mT).softmax(-1), (x @ x.mT * 2).softmax(-1)
+    return first.flip(1) @ second.flip(1).unsqueeze(1).squeeze(1)
+
+
 def test_products_of_probabilities_with_one_another_are_refused():
     def model(x: Tensor) -> Tensor:
-        first, second = (x @ x.mT).softmax(-1), (x @ x.mT * 2).softmax(-1)
-        return (x + (first.flip(1) @ second.flip(1).unsqueeze(1).squeeze(1)) @ x).flatten(1)
+        attended = (x @ x.mT).softmax(-1) @ x
+        return attended.flatten(1) + of_one_another(x)[..., :WIDTH].flatten(1)
 
-    with pytest.raises(UnsupportedOperationError, match="with one another"):
+    with pytest.raises(UnsupportedOperationError, match=r"with one another.*attention_rule=False"):
         ConservativeLRP(model).attribute(doubles(2, TOKENS, WIDTH), target=9)
+
+
+def test_products_of_probabilities_are_held_where_they_weight_values():
+    x = doubles(2, TOKENS, WIDTH)
+    method = ConservativeLRP(lambda x: (x + of_one_another(x) @ x).flatten(1))
+    relevance, delta = method.attribute(x, target=9, return_convergence_delta=True)
+    leaf = x.clone().requires_grad_()
+    score = (leaf + of_one_another(x) @ leaf).flatten(1)[:, 9].sum()
+    torch.testing.assert_close(relevance, x * torch.autograd.grad(score, leaf)[0])
+    torch.testing.assert_close(delta, torch.zeros_like(delta))

@@ -1,166 +1,255 @@
-"""Programs that compute the same get the same relevance, however they are written."""
+"""The same program, written differently, has the same relevance under rules for gradients."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from captum_transformer.calling import Arguments
-from captum_transformer.rules.propagate import propagate
-from captum_transformer.rules.relevance import TABLE
-from captum_transformer.trace import traced_forward
+from captum_transformer import AttnLRP, ConservativeLRP
+from captum_transformer.errors import ExplanationError, UnsupportedOperationError
+from tests.rules.by_hand import by_autograd, doubles, half, relevance, weigh
 
-Program = Callable[[Tensor, Tensor], Tensor]
-
-
-def doubles(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-X, Y = doubles(2, 3, 4, seed=0), doubles(2, 3, 4, seed=1)
-W, TERM, SCALE = doubles(4, 5, seed=2), doubles(3, 4, seed=3), doubles(4, seed=4)
-KERNEL = doubles(5, 4, 1, seed=5)
+Function = Callable[[Tensor], Tensor]
+X = doubles(2, 4, 6)
+GAIN = doubles(6, seed=3)
+COLUMN = torch.ones(1, 6, dtype=torch.float64)
+EPS = 1e-5
 
 
-def relevance_of(program: Program, x: Tensor = X, y: Tensor = Y) -> list[Tensor]:
-    with traced_forward(program, Arguments((x, y)), keep=TABLE.keep) as forward:
-        value = forward.tape.find(forward.output)
-        relevance = doubles(*forward.output.shape, seed=6)
-        found = propagate(forward.tape, {value: relevance}, TABLE, forward.values)
-        return [found[v] for v in forward.values]
+def conservative(function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """What ConservativeLRP says of the sum of a sample's outputs, without attention."""
+    method = ConservativeLRP(lambda *x: function(*x).flatten(1).sum(1), attention_rule=False)
+    return method.attribute(inputs)
 
 
-def root(x: Tensor) -> Tensor:
-    return torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+PASSES = {"AttnLRP": relevance, "ConservativeLRP": conservative}
 
 
-SAME: dict[str, list[Program]] = {
-    "linear map": [
-        lambda x, y: F.linear(x, W.T) * y.sum(),
-        lambda x, y: x @ W * y.sum(),
-        lambda x, y: torch.matmul(x, W) * y.sum(),
-        lambda x, y: torch.einsum("bni,io->bno", x, W) * y.sum(),
-        lambda x, y: torch.tensordot(x, W, 1) * y.sum(),
-        lambda x, y: torch.bmm(x, W.expand(2, 4, 5)) * y.sum(),
-        lambda x, y: torch.inner(x, W.T) * y.sum(),
-        lambda x, y: F.conv1d((x * 1).mT, W.T[..., None]).mT * y.sum(),
-        lambda x, y: (
-            torch.addmm(SCALE.new_ones(5), x.reshape(6, 4), W).sub(1).view(2, 3, 5) * y.sum()
-        ),
-    ],
-    "product of entries": [
-        lambda x, y: x * y,
-        lambda x, y: torch.mul(y, x),
-        lambda x, y: x.clone().mul_(y),
-        lambda x, y: torch.einsum("bni,bni->bni", x, y),
-    ],
-    "inner product": [
-        lambda x, y: (x * y).sum(-1),
-        torch.linalg.vecdot,
-        lambda x, y: torch.einsum("bni,bni->bn", x, y),
-        lambda x, y: (x[..., None, :] @ y[..., None])[..., 0, 0],
-    ],
-    "norm": [
-        lambda x, y: (x * root(x)) * SCALE + y,
-        lambda x, y: x * (root(x) * SCALE) + y,
-        lambda x, y: SCALE * (root(x) * x) + y,
-        lambda x, y: F.rms_norm(x, (4,), SCALE, 1e-6) + y,
-    ],
-    "softmax": [
-        lambda x, y: (x @ y.mT).softmax(-1) @ y,
-        lambda x, y: torch.softmax(x @ y.mT, axis=-1) @ y,
-        lambda x, y: F.softmax(input=x @ y.mT, dim=2).matmul(y),
-        lambda x, y: torch.einsum("bqk,bkd->bqd", (x @ y.mT).softmax(dim=-1), y),
-    ],
-    "sum and constant": [
-        lambda x, y: x * 1 + TERM + y,
-        lambda x, y: torch.add(x, TERM) + y,
-        lambda x, y: x.clone().add_(TERM) + y,
-        lambda x, y: TERM + x + y,
-        lambda x, y: x - (-TERM) + y,
-    ],
-    "difference": [
-        lambda x, y: x - y,
-        lambda x, y: x.sub(y),
-        lambda x, y: torch.rsub(y, x),
-        lambda x, y: torch.subtract(x, y, alpha=1),
-    ],
-    "product and term": [
-        lambda x, y: torch.baddbmm(x, y @ y.mT, y),
-        lambda x, y: x + torch.bmm(y @ y.mT, y),
-        lambda x, y: torch.einsum("bij,bjd->bid", y @ y.mT, y) + x,
-    ],
-    "linear map and term": [
-        lambda x, y: torch.addmm(x.reshape(6, 4), y.reshape(6, 4), W[:, :4]).view(2, 3, 4),
-        lambda x, y: x + y @ W[:, :4],
-    ],
-    "entries and term": [
-        lambda x, y: torch.addcmul(x, y, x),
-        lambda x, y: x + y * x,
-        lambda x, y: y * x + x,
-    ],
-    "mean": [
-        lambda x, y: x.mean(1) + y.sum(),
-        lambda x, y: x.mean(axis=1) + y.sum(),
-        lambda x, y: F.avg_pool1d(x.mT, 3)[..., 0] + y.sum(),
-        lambda x, y: F.adaptive_avg_pool1d(x.mT, 1)[..., 0] + y.sum(),
-    ],
-    "cast": [
-        lambda x, y: x.to(y) + y,
-        lambda x, y: x.type_as(y) + y,
-        lambda x, y: x.double() + y,
-        lambda x, y: x + y,
-    ],
-    "distance": [
-        lambda x, y: torch.linalg.vector_norm(x - y, dim=-1),
-        lambda x, y: (x - y).norm(dim=-1),
-        lambda x, y: torch.norm(x - y, p=2, dim=-1),
-    ],
-    "largest": [
-        lambda x, y: x.amax(1) + y.sum(),
-        lambda x, y: x.max(dim=1).values + y.sum(),
-        lambda x, y: x.topk(1, dim=1).values[:, 0] + y.sum(),
-        lambda x, y: F.max_pool1d(x.mT, 3)[..., 0] + y.sum(),
-    ],
+def inverse(x: Tensor) -> Tensor:
+    return torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS)
+
+
+NORMS: dict[str, Function] = {
+    "signal first": lambda x: (x * inverse(x)) * GAIN,
+    "gain first": lambda x: x * (inverse(x) * GAIN),
+    "gain by einsum": lambda x: x * torch.einsum("bnl,d->bnd", inverse(x), GAIN),
+    "gain by a product": lambda x: x * (inverse(x) @ GAIN[None]),
+    "gain by a linear layer": lambda x: x * F.linear(inverse(x), GAIN[:, None]),
+    "expanded": lambda x: x * inverse(x).expand_as(x) * GAIN,
+    "moved": lambda x: x * inverse(x).squeeze(-1)[..., None] * GAIN,
+    "by einsum": lambda x: torch.einsum("bnd,bn,d->bnd", x, inverse(x)[..., 0], GAIN),
+    "by a diagonal matrix": lambda x: torch.diag_embed(inverse(x)[..., 0]) @ x * GAIN,
+    "added to nothing": lambda x: torch.addcmul(torch.zeros_like(GAIN), x, inverse(x)) * GAIN,
+    "gain over root": lambda x: x * (GAIN / (x.square().mean(-1, keepdim=True) + EPS).sqrt()),
+    "quotient": lambda x: (
+        torch.div(x, other=(x.square().mean(-1, keepdim=True) + EPS).sqrt()) * GAIN
+    ),
+    "root of a quotient": lambda x: (
+        x * (1 / (x.square().mean(-1, keepdim=True) + EPS)).sqrt() * GAIN
+    ),
+    "by size": lambda x: x / (x.norm(dim=-1, keepdim=True).square() / 6 + EPS).sqrt() * GAIN,
+    "in place": lambda x: (x * 1.0).mul_(inverse(x)).mul_(GAIN),
+    "other dtype": lambda x: (x.float() * inverse(x.to(GAIN))).to(x) * GAIN,
 }
-PAIRS = [(name, i) for name, programs in SAME.items() for i in range(1, len(programs))]
 
 
-@pytest.mark.parametrize(("name", "other"), PAIRS, ids=[f"{n} {i}" for n, i in PAIRS])
-def test_equal_programs_get_equal_relevance(name: str, other: int) -> None:
-    first, program = SAME[name][0], SAME[name][other]
-    torch.testing.assert_close(program(X, Y), first(X, Y))
-    for found, expected in zip(relevance_of(program), relevance_of(first), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+@pytest.mark.parametrize("method", PASSES)
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_written_in_python_is_the_fused_one(name, method):
+    def fused(x: Tensor) -> Tensor:
+        return weigh(F.rms_norm(x, (6,), GAIN, EPS).tanh())
+
+    (expected,) = PASSES[method](fused, X)
+    (found,) = PASSES[method](lambda x: weigh(NORMS[name](x).tanh()), X)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if name == "other dtype" else {}
+    torch.testing.assert_close(found, expected, **tolerance)
 
 
-def test_a_constant_tensor_takes_its_share_whatever_its_size() -> None:
-    term = torch.tensor(0.7, dtype=torch.float64)
-    expected = relevance_of(lambda x, y: x * y + term.expand(2, 3, 4))
-    for same in (term, term.expand(1), term.expand(1, 1, 4)):
-        found = relevance_of(lambda x, y, same=same: x * y + same)
-        torch.testing.assert_close(found, expected)
-    of_number = relevance_of(lambda x, y: x * y + 0.7)
-    whole = doubles(2, 3, 4, seed=6)
-    torch.testing.assert_close(of_number, [whole / 2, whole / 2])
+def over(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Normalised over some dimensions, what divides the signal held constant."""
+    centred = x - x.mean(dims, keepdim=True)
+    return centred / (centred.square().mean(dims, keepdim=True) + EPS).sqrt().detach()
 
 
-def test_a_sample_beside_its_label_is_explained_as_among_others() -> None:
-    labels = torch.tensor([1.0, 2.0], dtype=torch.float64)
+def local(x: Tensor) -> Tensor:
+    squares = F.pad(x.square(), (0, 0, 1, 1))
+    means = (squares[:, :-2] + squares[:, 1:-1] + squares[:, 2:]) / 3
+    return x / (1 + 0.5 * means).pow(0.75).detach()
 
-    def error(x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
-        return ((x * y).sum((1, 2)) - labels) ** 2
 
-    def relevance(x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
-        program = Arguments((x, y), (labels,))
-        with traced_forward(error, program, keep=TABLE.keep) as forward:
-            seeds = {forward.tape.find(forward.output): torch.ones(len(x), dtype=x.dtype)}
-            return propagate(forward.tape, seeds, TABLE, forward.values)[forward.values[0]]
+STATISTICS: dict[str, tuple[Function, Function]] = {
+    "instance norm": (F.instance_norm, lambda x: over(x, (2,))),
+    "instance norm with weights": (
+        nn.InstanceNorm1d(4, affine=True).double(),
+        lambda x: over(x, (2,)),
+    ),
+    "instance norm by position": (
+        lambda x: torch.instance_norm(x, None, None, None, None, True, 0.1, EPS, False),
+        lambda x: over(x, (2,)),
+    ),
+    "statistics of the batch": (
+        nn.BatchNorm1d(4, track_running_stats=False).double(),
+        lambda x: over(x, (0, 2)),
+    ),
+    "running statistics": (
+        lambda x: F.batch_norm(x, GAIN[:4], GAIN[:4].abs(), GAIN[:4]),
+        lambda x: (x - GAIN[:4, None]) / (GAIN[:4, None].abs() + EPS).sqrt() * GAIN[:4, None],
+    ),
+    "layer norm with its statistics": (
+        lambda x: torch.native_layer_norm(x, (6,), None, None, EPS)[0],
+        lambda x: over(x, (2,)),
+    ),
+    "several dimensions": (lambda x: F.layer_norm(x, (4, 6)), lambda x: over(x, (1, 2))),
+    "a whole number as shape": (nn.LayerNorm(6).double(), lambda x: over(x, (2,))),
+    "normalize": (
+        lambda x: F.normalize(x, dim=1),
+        lambda x: x / x.norm(dim=1, keepdim=True).detach(),
+    ),
+    "local response norm": (lambda x: F.local_response_norm(x, 3, alpha=0.5), local),
+}
 
-    together = relevance(X, Y, labels)
-    assert ((together.sum((1, 2)) > 0) & (together.sum((1, 2)) < 0.5)).all()
-    for i in range(2):
-        alone = relevance(X[i : i + 1], Y[i : i + 1], labels[i : i + 1])
-        torch.testing.assert_close(alone, together[i : i + 1])
+
+@pytest.mark.parametrize("method", PASSES)
+@pytest.mark.parametrize("name", STATISTICS)
+def test_what_a_norm_divides_by_is_held(name, method):
+    norm, by_hand = STATISTICS[name]
+    (found,) = PASSES[method](lambda x: weigh(norm(x)), X)
+    (expected,) = by_autograd(lambda x: weigh(by_hand(x)), X)
+    torch.testing.assert_close(found, expected)
+
+
+def test_weights_of_a_norm_that_depend_on_the_inputs_are_refused():
+    def adapted(x: Tensor, style: Tensor) -> Tensor:
+        x = F.scaled_dot_product_attention(x, x, x)
+        return F.layer_norm(x, (6,), style.mean(0)).flatten(1)
+
+    for method in (AttnLRP(adapted), ConservativeLRP(adapted, attention_rule=False)):
+        with pytest.raises(UnsupportedOperationError, match=r"weights depend.*Normalise without"):
+            method.attribute((X, doubles(2, 6)), 5)
+
+
+SILU: dict[str, Function] = {
+    "quotient": lambda x: x / (1 + torch.exp(-x)),
+    "reciprocal": lambda x: x * (1 + torch.exp(-x)).reciprocal(),
+    "one over": lambda x: x * (1 / (1 + torch.exp(-x))),
+    "power": lambda x: x * (1 + torch.exp(-x)) ** -1,
+    "power by name": lambda x: torch.pow(1 + torch.exp(-x), exponent=-1) * x,
+    "product": lambda x: torch.sigmoid(x) * x,
+    "keyword": lambda x: torch.mul(input=x, other=torch.sigmoid(x)),
+    "einsum": lambda x: torch.einsum("bnd,bnd->bnd", x, x.sigmoid()),
+    "added to nothing": lambda x: torch.addcmul(torch.zeros_like(x), x, x.sigmoid()),
+    "multiple": lambda x: 2 * x / (2 + 2 * torch.exp(-x)),
+    "exponentials": lambda x: x * (torch.exp(x) / (1 + torch.exp(x))),
+    "in place": lambda x: (x * 1.0).mul_(x.sigmoid()),
+    "divided in place": lambda x: (x * 1.0).div_(1 + torch.exp(-x)),
+}
+
+
+@pytest.mark.parametrize("method", PASSES)
+@pytest.mark.parametrize("name", SILU)
+def test_an_activation_written_in_python_is_the_fused_one(name, method):
+    (expected,) = PASSES[method](lambda x: weigh(F.silu(x)), X)
+    (found,) = PASSES[method](lambda x: weigh(SILU[name](x)), X)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", PASSES)
+def test_a_reciprocal_that_divides_no_signal_counts(method):
+    x = X.abs() + 0.5
+    (found,) = PASSES[method](lambda x: weigh(1 / x), x)
+    sign = 1 if method == "AttnLRP" else -1
+    torch.testing.assert_close(found, sign * weigh(1 / x))
+
+
+Y = doubles(2, 4, 6, seed=5)
+CHOICES_AND_LENGTHS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "maximum": torch.maximum,
+    "max": torch.max,
+    "fmin": torch.fmin,
+    "where": lambda x, y: torch.where(x.detach() > 0, x, y),
+    "clamp": lambda x, y: torch.clamp(x, min=y),
+    "clamp from above": lambda x, y: x.clip(max=y),
+    "cdist": torch.cdist,
+    "dist": lambda x, y: torch.stack([torch.dist(a, b) for a, b in zip(x, y, strict=True)]),
+    "distance": lambda x, y: F.pairwise_distance(x, y, eps=0.0),
+    "norm of a difference": lambda x, y: (x - y).norm(dim=-1),
+    "taxicab": lambda x, y: torch.linalg.vector_norm(x - y, 1, dim=-1),
+}
+
+
+@pytest.mark.parametrize("function", CHOICES_AND_LENGTHS.values(), ids=CHOICES_AND_LENGTHS)
+def test_choices_and_lengths_of_two_signals_conserve(function):
+    """They scale with both signals, so the gradient is all that is needed."""
+    found = relevance(lambda x, y: weigh(function(x, y)), X, Y)
+    torch.testing.assert_close(found, by_autograd(lambda x, y: weigh(function(x, y)), X, Y))
+    torch.testing.assert_close(sum(found).sum(), weigh(function(X, Y)).sum())
+
+
+def test_the_product_with_a_signal_as_addend_is_a_sum_and_a_product():
+    def fused(b: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return weigh(torch.baddbmm(b, x, y.mT, beta=0.5, alpha=2.0))
+
+    b = doubles(2, 4, 4, seed=6)
+    found = relevance(fused, b, X, Y)
+    expected = by_autograd(lambda b, x, y: weigh(b / 2 + 2 * half(x) @ half(y).mT), b, X, Y)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(sum(part.sum() for part in found), fused(b, X, Y).sum())
+
+
+def test_places_share_with_what_is_read_there():
+    """Reading at a place is a product of the signal and of weights that the place makes."""
+    field, grid = doubles(2, 1, 4, 4, seed=6), X[:, None, :, :2].tanh() * 0.7
+
+    def weights(grid: Tensor) -> Tensor:
+        ones = torch.eye(16, dtype=grid.dtype).view(1, 16, 4, 4).expand(2, -1, -1, -1)
+        return F.grid_sample(ones, grid, align_corners=False)[:, :, 0]
+
+    def by_hand(field: Tensor, grid: Tensor) -> Tensor:
+        return torch.einsum("bp,bpn->bn", half(field).flatten(1), half(weights(grid)))
+
+    found = relevance(
+        lambda f, g: weigh(F.grid_sample(f, g, align_corners=False)[:, 0, 0]), field, grid
+    )
+    expected = by_autograd(lambda f, g: weigh(by_hand(f, g)), field, grid)
+    torch.testing.assert_close(found, expected)
+
+
+def unknown(x: Tensor) -> Tensor:
+    """No pass knows what these do."""
+    return torch.linalg.eigvalsh(x @ x.mT)
+
+
+@pytest.mark.parametrize(
+    "method", [AttnLRP, lambda model: ConservativeLRP(model, attention_rule=False)]
+)
+def test_what_the_table_lacks_is_refused_where_the_score_depends_on_it(method):
+    class Model(nn.MultiheadAttention):
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = super().forward(x, x, x)[0]
+            return torch.cat([tokens.flatten(1), unknown(tokens)], 1)
+
+    explain = method(Model(6, 2, batch_first=True).double())
+    with pytest.raises(UnsupportedOperationError, match=r"`linalg_eigvalsh`.*not in the table"):
+        explain.attribute(X, target=24)
+    assert explain.attribute(X, target=23).any()
+
+
+def test_what_makes_one_entry_of_two_signals_in_an_unknown_way_is_refused():
+    explain = AttnLRP(lambda x, y: F.scaled_dot_product_attention(x, x, x.exp() ** y).flatten(1))
+    with pytest.raises(UnsupportedOperationError, match=r"`pow`.*which of several signals"):
+        explain.attribute((X, Y), target=0)
+
+
+@pytest.mark.parametrize("activation", [F.gelu, torch.sigmoid, F.relu6, torch.exp])
+def test_a_checkpoint_that_recomputes_something_else_is_refused(activation):
+    first, last = nn.Linear(6, 6).double(), nn.Linear(6, 6).double()
+
+    def model(x: Tensor) -> Tensor:
+        x = x + F.scaled_dot_product_attention(x, x, x)
+        return checkpoint(lambda x: last(activation(first(x))), x, use_reentrant=False).flatten(1)
+
+    with pytest.raises(ExplanationError, match="checkpoint"):
+        AttnLRP(model).attribute(X, target=0)

@@ -4,9 +4,9 @@ from collections.abc import Collection
 from typing import Any
 
 from captum_transformer.rules.propagate import unsupported
-from captum_transformer.trace.gates import is_gate, works_by_entry
+from captum_transformer.trace.gates import are_of_one_entry, is_gate, works_by_entry
 from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.recognise import are_probabilities
 from captum_transformer.trace.statistics import signal_of
 
@@ -18,17 +18,32 @@ def with_held(operation: Operation, held: Collection[Operand]) -> Any:
     return operation.run(lambda o: o.tensor.detach() if o in held else o.tensor)
 
 
+def hold_divisor(operation: Operation) -> Any:
+    """What divides a signal is held, in norms and in activations alike."""
+    parts = _signal_and_divisor(operation)
+    return NotImplemented if parts is None else with_held(operation, [parts[1][0]])
+
+
 def hold_statistic(operation: Operation) -> Any:
     """The LN rule (Ali et al., eq. 12) for norms written in Python: what divides a signal is held.
 
     So is the signal's mean that is subtracted, where a table has this rule for differences.
-    A denominator that is made of the signal entry by entry belongs to an activation, not to a norm.
+    A divisor that is made entry by entry of what the signal is made of belongs to an activation,
+    as in ``x / (1 + exp(-x))``, and not to a norm.
     """
+    parts = _signal_and_divisor(operation)
+    if parts is None:
+        return NotImplemented
+    (_, signal), (operand, divisor) = parts
+    return NotImplemented if are_of_one_entry(divisor, signal) else with_held(operation, [operand])
+
+
+def _signal_and_divisor(operation: Operation) -> list[tuple[Operand, Value]] | None:
+    """The operands of a step of a norm, the signal first."""
     are_signals = signal_of(operation)
     if are_signals is None or not any(are_signals):
-        return NotImplemented
-    (_, signal), (operand, statistic) = operation.traced()[:: 1 if are_signals[0] else -1]
-    return NotImplemented if is_gate(statistic, signal) else with_held(operation, [operand])
+        return None
+    return operation.traced()[:: 1 if are_signals[0] else -1]
 
 
 def hold_gate(operation: Operation) -> Any:
@@ -39,9 +54,8 @@ def hold_gate(operation: Operation) -> Any:
     traced = operation.traced()
     if len(traced) != 2 or not works_by_entry(operation):
         return NotImplemented
-    for (factor, signal), (operand, gate) in (traced, traced[::-1]):
-        divides = operation.kind is Kind.DIV and factor is not operation.argument("input")
-        if not divides and is_gate(gate, signal):
+    for (_, signal), (operand, gate) in (traced, traced[::-1]):
+        if is_gate(gate, signal):
             return with_held(operation, [operand])
     return NotImplemented
 

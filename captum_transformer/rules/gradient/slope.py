@@ -24,7 +24,11 @@ _MARK = torch.empty(0, 0)
 def identity(operation: Operation) -> Any:
     """The identity rule for activations (Achtibat et al., ICML 2024): the slope is f(x) / x."""
     traced = operation.traced()
-    if len(traced) != 1 or not traced[0][0].dtype.is_floating_point:
+    if len(traced) > 1:
+        operation.refusal = unsupported(
+            operation, "which of several signals gets what is known for sums, products and choices"
+        )
+    if len(traced) > 1 or not traced[0][0].dtype.is_floating_point:
         return NotImplemented
     return _Activation.apply(traced[0][0].tensor, operation)
 
@@ -54,7 +58,9 @@ def hold_deviation(operation: Operation, *, hold_mean: bool = False) -> Any:
 def _on(tensor: Tensor, operation: Operation) -> Any:
     """Runs an operation on another tensor in the place of its one signal."""
     ((signal, _),) = operation.traced()
-    return operation.run(lambda operand: tensor if operand is signal else operand.tensor)
+    result = operation.run(lambda operand: tensor if operand is signal else operand.tensor)
+    # Autograd forbids writes into a view that comes out of a Function.
+    return result.clone() if isinstance(result, Tensor) and result._is_view() else result
 
 
 class _Activation(torch.autograd.Function):
@@ -92,6 +98,8 @@ class _HeldNorm(torch.autograd.Function):
         ctx.save_for_backward(norm.inverse_deviation(signal), scale, _MARK)
         ctx.norm, ctx.centre = norm, norm.centred and not hold_mean
         ctx.shape, ctx.dtype = signal.shape, signal.dtype
+        if isinstance(output, tuple):
+            ctx.mark_non_differentiable(*output[1:])  # the statistics, as torch has it
         return output
 
     @staticmethod

@@ -14,6 +14,7 @@ from typing import Any
 
 from captum_transformer.rules.gradient.gamma import FavourPositive, Gamma
 from captum_transformer.rules.gradient.hold import (
+    hold_divisor,
     hold_gate,
     hold_probabilities,
     hold_statistic,
@@ -48,10 +49,15 @@ LN: ForwardRules = {
 }
 LN_AND_MEAN: ForwardRules = {**LN, Kind.NORM: hold_deviation_and_mean, Kind.SUB: hold_statistic}
 # Achtibat et al. (ICML 2024), eq. 9 and 14.
+DIVISORS: ForwardRules = {
+    Kind.NORM: hold_deviation,
+    Kind.DIV: hold_divisor,
+    Kind.MUL: hold_divisor,
+    Kind.PRODUCT: hold_divisor,
+}
 IDENTITY: ForwardRules = {
     Kind.ENTRYWISE: identity,
     Kind.RECIPROCAL: identity,
-    Kind.DIV: hold_gate,
     Kind.MUL: hold_gate,
     Kind.PRODUCT: hold_gate,
 }
@@ -88,7 +94,7 @@ class _First:
         return NotImplemented
 
 
-ATTN_LRP = joined(COMMON, LN, IDENTITY, UNIFORM)
+ATTN_LRP = joined(COMMON, DIVISORS, IDENTITY, UNIFORM)
 
 
 def conservative_lrp(
