@@ -68,8 +68,8 @@ class GradientMethod(GradientTimesInput):
     Args:
         forward_func: the model or any callable that runs one.
         rules: a rule for each kind of operation that is treated in another way than autograd does;
-            :data:`~captum_transformer.extend.AH`, :data:`~captum_transformer.extend.LN` and others
-            are such tables, and :func:`~captum_transformer.extend.joined` joins several.
+            ``extend.AH``, ``extend.LN``, ``extend.IDENTITY`` and ``extend.UNIFORM`` are such
+            tables, and :func:`~captum_transformer.extend.joined` joins several.
 
     Example:
         >>> import timm, torch
