@@ -37,8 +37,7 @@ def signal(operand: Operand, like: Tensor, *, weighted: bool = False) -> Tensor 
         return at_indices(operation, _filled(operation, parts, like))
     if operation.kind in MOVES:
         parts = [signal(source, like, weighted=weighted) for source, _ in traced]
-        constants = len(operation.operands) > len(traced) or operation.kind is Kind.PAD
-        if not constants and all(part is None for part in parts):
+        if not _has_constants(operation) and all(part is None for part in parts):
             return None
         return _carried(operation, value, _filled(operation, parts, like))
     if operation.kind not in BY_ENTRY or len(traced) != 1:
@@ -149,8 +148,7 @@ class Terms:
             return 1
         terms = [self._terms(source, of, counting=counting) for source, of in parts]
         if operation.kind in MOVES:
-            constants = len(operation.operands) > len(terms) or operation.kind is Kind.PAD
-            first = terms[0]
+            first, constants = terms[0], _has_constants(operation)
             if not constants and isinstance(first, int) and all(term is first for term in terms):
                 return first
             return _carried(operation, value, _filled(operation, terms, self._like))
@@ -160,6 +158,14 @@ class Terms:
         if isinstance(total, int) or total.shape == value.shape:
             return total
         return total.expand(value.shape)
+
+
+def _has_constants(operation: Operation) -> bool:
+    """Whether a rearrangement has entries, or leaves some out, as constants say."""
+    if operation.kind is Kind.PAD:
+        # Models whose windows may reach over the edge pad by no entries where they don't.
+        return any(width > 0 for width in operation.argument("pad"))
+    return len(operation.operands) > len(operation.traced())
 
 
 def _divided(key: int, sets: list[int]) -> list[int]:
