@@ -36,14 +36,15 @@ class AttentionCall(ABC):
         module: the dotted name of the innermost module that made the call, or its class.
         operation: its entry on the tape.
         value: the operand that holds the values.
-        value_order: how to permute the values to ``(..., K, D)``; None if they lie so.
+        value_order: how to permute the values to ``(..., K, D)``, with None for an axis of size one
+            that they lack; None if they lie so.
     """
 
     layer: int
     module: str
     operation: Operation
     value: Operand
-    value_order: tuple[int, ...] | None
+    value_order: tuple[int | None, ...] | None
 
     @property
     def output(self) -> Value:
@@ -64,7 +65,7 @@ class AttentionCall(ABC):
         if value is None:
             return False
         keys = -2 % len(value.shape) if self.value_order is None else self.value_order[-2]
-        return Axis.of(value.shape, keys) in value.features
+        return keys is not None and Axis.of(value.shape, keys) in value.features
 
     @property
     def edge(self) -> GradientEdge:
@@ -205,22 +206,33 @@ class ExplicitAttention(AttentionCall):
     """Softmax followed by a product: the model made the probabilities itself."""
 
     weights: Operand
-    weights_order: tuple[int, ...] | None
-    output_order: tuple[int, ...] | None
+    weights_order: tuple[int | None, ...] | None
+    output_order: tuple[int | None, ...] | None
 
     @staticmethod
-    def _ordered(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:
-        return tensor if order is None else tensor.permute(order)
+    def _ordered(tensor: Tensor, order: tuple[int | None, ...] | None) -> Tensor:
+        if order is None:
+            return tensor
+        tensor = tensor.permute([dim for dim in order if dim is not None])
+        for place, dim in enumerate(order):
+            if dim is None:
+                tensor = tensor.unsqueeze(place)
+        return tensor
 
     @staticmethod
-    def _restored(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:
-        return tensor if order is None else tensor.permute(*torch.tensor(order).argsort().tolist())
+    def _restored(tensor: Tensor, order: tuple[int | None, ...] | None) -> Tensor:
+        if order is None:
+            return tensor
+        tensor = tensor.squeeze([place for place, dim in enumerate(order) if dim is None])
+        dims = [dim for dim in order if dim is not None]
+        return tensor.permute([dims.index(dim) for dim in range(len(dims))])
 
     def as_values(self, tensor: Tensor) -> Tensor:
         return self._ordered(tensor, self.value_order)
 
     def values_width(self) -> int:
-        return self.value.size[-1 if self.value_order is None else self.value_order[-1]]
+        width = -1 if self.value_order is None else self.value_order[-1]
+        return 1 if width is None else self.value.size[width]
 
     def map_shape(self) -> tuple[int, ...]:
         return tuple(self._ordered(self.weights.tensor, self.weights_order).shape)

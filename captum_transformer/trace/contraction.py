@@ -155,6 +155,7 @@ _SPELLINGS: dict[str, Spelling] = {
     "linalg_vecdot": _vecdot,
     "tensordot": _tensordot,
     "einsum": _einsum,
+    "weighted sum": lambda arguments: (arguments["operands"], arguments["equation"]),
     "bilinear": _bilinear,
     **dict.fromkeys(("grouped_mm", "grouped_mm_fallback"), _grouped),
 }

@@ -29,7 +29,9 @@ from captum_transformer.trace.recognise import (
     Pattern,
     explicit_attention,
     fused_attention,
+    is_weighted,
     recognise,
+    weighted_sum,
 )
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
@@ -162,7 +164,7 @@ class Trace(TorchFunctionMode):
             operation.pattern = recognise(operation)
         pattern = operation.pattern
         result = self._by_rule(operation, written)
-        keep = pattern is not None or kind in self.tape.keep
+        keep = pattern is not None or kind in self.tape.keep or is_weighted(operation)
         self.tape.settle(operands, keep=keep)
         if written is not None:
             self.tape.before_write(written)
@@ -183,6 +185,10 @@ class Trace(TorchFunctionMode):
             return result
         if operation.refusal is not None:
             operation.refused = [get_gradient_edge(t) for t in outputs if t is not None]
+        summed = weighted_sum(operation, result.ndim) if kind is Kind.SUM else None
+        if summed is not None:
+            operation, pattern, keep = summed, summed.pattern, True
+            kind = operation.kind
         self.tape.append(operation, outputs)
         if not operation.traced():
             self._lay_out_learned(operation)

@@ -1,10 +1,15 @@
 """Recognising attention: a fused call, or probabilities that are applied to values by a product."""
 
+import string
+from dataclasses import replace
 from typing import NamedTuple
+
+from torch import Tensor
 
 from captum_transformer.trace.attention import ExplicitAttention, FusedAttention
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.contraction import Contraction
+from captum_transformer.trace.functions import made
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 
@@ -12,7 +17,8 @@ CUT_PROBABILITIES = (
     "applies softmax probabilities that were cut up or rearranged, as of sliding windows in "
     "chunks, so which tokens each of them ties can't be read off"
 )
-Order = tuple[int, ...] | None
+# How to permute a tensor; None stands for an axis of size one that it lacks.
+Order = tuple[int | None, ...] | None
 
 
 class Pattern(NamedTuple):
@@ -24,6 +30,7 @@ class Pattern(NamedTuple):
         weights_order: how to permute the probabilities to ``(..., Q, K)``; None if they lie so.
         value_order: the same for the values, to ``(..., K, D)``.
         output_order: the same for the output, to ``(..., Q, D)``.
+        product: what is summed up, where the product with the probabilities is entry by entry.
     """
 
     held: tuple[Operand, ...]
@@ -31,6 +38,7 @@ class Pattern(NamedTuple):
     weights_order: Order = None
     value_order: Order = None
     output_order: Order = None
+    product: Operation | None = None
 
 
 def recognise(operation: Operation) -> Pattern | None:
@@ -48,6 +56,86 @@ def recognise(operation: Operation) -> Pattern | None:
     return None
 
 
+def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
+    """The product that a sum is of softmax weights times a signal; None if it is none.
+
+    As in the pooling ``(weights * tokens).sum(1)``.
+
+    Args:
+        operation: the sum.
+        ndim: how many dimensions its output has.
+    """
+    if operation.kind is not Kind.SUM or len(operation.traced()) != 1:
+        return None
+    ((_, value),) = operation.traced()
+    dim, product = operation.dim(len(value.shape)), value.operation
+    if dim is None or product is None or not is_weighted(product):
+        return None
+    if len({len(factor.size) for factor in product.operands}) != 1:
+        return None
+    keepdim = bool(operation.argument("keepdim"))
+    if ndim != len(value.shape) - 1 + keepdim:
+        return None  # a cumulative sum
+    weights, signal = product.operands
+    if signal.value is not None and signal.value.weighs_tokens:
+        weights, signal = signal, weights
+    weights = _once(weights)
+    letters, output = _letters(weights, signal, dim, keepdim=keepdim)
+    pattern = _applies(Contraction((weights, signal), letters, output), 0)
+    if pattern is None:
+        return None
+
+    def call(one: Tensor, other: Tensor) -> Tensor:
+        return (one * other).sum(dim, keepdim=keepdim)
+
+    return replace(
+        operation,
+        function=made("weighted sum", Kind.PRODUCT, call),
+        kind=Kind.PRODUCT,
+        args=(weights, signal),
+        kwargs={},
+        operands=[weights, signal],
+        arguments={"operands": (weights, signal), "equation": f"{','.join(letters)}->{output}"},
+        call=call,
+        pattern=Pattern((weights,), 0, *pattern[2:5], product),
+        _traced=None,
+    )
+
+
+def _once(weights: Operand) -> Operand:
+    """The weights as they were before they were repeated for each feature of the signal."""
+    value = weights.value
+    operation = None if value is None else value.operation
+    if value is None or operation is None or operation.kind is not Kind.MOVE:
+        return weights
+    repeated = [dim for dim, step in enumerate(value.stride) if step == 0]
+    tensor = weights.tensor
+    for dim in repeated:
+        tensor = tensor.narrow(dim, 0, 1)
+    sources = [source for _, source in operation.traced()]
+    if not repeated or len(sources) != 1 or sources[0].shape != tensor.shape:
+        return weights
+    return Operand(tensor, sources[0])
+
+
+def is_weighted(operation: Operation) -> bool:
+    """Whether it multiplies a signal, entry by entry, with softmax weights of its tokens."""
+    if operation.kind is not Kind.MUL or len(operation.operands) != 2:
+        return False
+    values = [value for _, value in operation.traced()]
+    return len(values) == 2 and values[0].weighs_tokens != values[1].weighs_tokens
+
+
+def _letters(
+    weights: Operand, signal: Operand, dim: int, *, keepdim: bool
+) -> tuple[tuple[str, str], str]:
+    """The letters of a weighted sum; a query has the one of its own."""
+    query, whole = "q", string.ascii_uppercase[: len(signal.size)]
+    once = [d for d, n in enumerate(weights.size) if n == 1 < signal.size[d] and d != dim]
+    applied = whole if not once else whole[: once[-1]] + query + whole[once[-1] + 1 :]
+    return (applied, whole), whole[:dim] + query * keepdim + whole[dim + 1 :]
+
+
 def _applies(product: Contraction, weights: int) -> Pattern | None:
     """The pattern if one factor is a softmax over keys and the product applies it to the other."""
     applied, other = product.factors[weights], product.factors[1 - weights]
@@ -59,13 +147,14 @@ def _applies(product: Contraction, weights: int) -> Pattern | None:
     orders = _orders(product, weights)
     if orders is None:
         return None
-    if probabilities.keys != Axis.of(probabilities.shape, orders[0][-1]):
+    keys = orders[0][-1]
+    if keys is None or probabilities.keys != Axis.of(probabilities.shape, keys):
         return None
-    plain = (_unless_plain(order) for order in orders)
-    return Pattern((applied,), weights, *plain)
+    of_weights, of_values, of_output = map(_unless_plain, orders)
+    return Pattern((applied,), weights, of_weights, of_values, of_output)
 
 
-def _unless_plain(order: tuple[int, ...]) -> Order:
+def _unless_plain(order: tuple[int | None, ...]) -> Order:
     return None if order == tuple(range(len(order))) else order
 
 
@@ -124,22 +213,28 @@ def explicit_attention(
     )
 
 
-def _orders(
-    product: Contraction, weights: int
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+def _orders(product: Contraction, weights: int) -> list[tuple[int | None, ...]] | None:
     """How to permute factors and output of a product to `AttentionCall`'s layout.
 
-    None if it is no product of probabilities and values.
+    None if it is no product of probabilities and values. There may be a single query that has no
+    axis, and weights of each feature by itself.
     """
     a, v, out = product.letters[weights], product.letters[1 - weights], product.output
     keys = [c for c in a if c in v and c not in out]
-    queries = [c for c in a if c not in v and c in out]
+    queries = [c for c in dict.fromkeys(a + out) if c not in v]
     features = [c for c in v if c not in a and c in out]
     batch = [c for c in out if c not in (*queries, *features)]
-    if len(keys) != 1 or len(queries) != 1 or len(features) != 1:
+    if len(keys) != 1 or len(queries) > 1 or len(features) > 1:
         return None
-
-    def order(term: str, last: list[str]) -> tuple[int, ...]:
-        return tuple(term.index(c) for c in (*batch, *last) if c in term)
-
-    return order(a, queries + keys), order(v, keys + features), order(out, queries + features)
+    lasts = (queries, keys), (keys, features), (queries, features)
+    orders: list[tuple[int | None, ...]] = []
+    for term, last in zip((a, v, out), lasts, strict=True):
+        lead = [term.index(c) for c in batch if c in term]
+        order = (
+            *lead,
+            *(term.index(c) if c in term else None for (c,) in (x or " " for x in last)),
+        )
+        if len(order) - order.count(None) != len(term):
+            return None
+        orders.append(order)
+    return orders

@@ -18,6 +18,8 @@ def unread_ties(operations: Sequence[Operation]) -> list[Operation]:
         if operation.attention is not None:
             for _, value in operation.traced():
                 read |= value.mixtures
+            if operation.pattern is not None and operation.pattern.product is not None:
+                read |= 1 << operation.pattern.product.index
     return [
         operation
         for operation in operations

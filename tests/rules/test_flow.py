@@ -423,19 +423,17 @@ class LinearAttention(Model):
         return x + block.out(q @ (k.mT @ v)), None
 
 
-class WeightedSum(Model):
+class WeightedTokens(Model):
     def block(self, block, x):
         q, k, v = block.qkv(x).chunk(3, -1)
-        context = (q[..., :1].softmax(-2) * k).sum(-2, keepdim=True)
-        return x + block.out(context * v), None
+        return x + block.out((q[..., :1].softmax(-2) * k).cumsum(-2) * v), None
 
 
-@pytest.mark.parametrize("model", [LinearAttention, WeightedSum])
+@pytest.mark.parametrize("model", [LinearAttention, WeightedTokens])
 def test_a_branch_that_ties_tokens_unread_is_refused(model):
     class AfterAttention(model):
         def block(self, block, x):
-            x, weights = Model.block(self, block, x)
-            return model.block(self, block, x)[0], weights
+            return (Model if block is self.blocks[0] else model).block(self, block, x)
 
     x = torch.randn(1, TOKENS, WIDTH, dtype=torch.float64)
     with pytest.raises(UnsupportedOperationError, match="what its branch adds would be lost"):
@@ -488,14 +486,14 @@ def test_attention_among_channels_is_no_map_of_tokens():
     assert relevance.any()
 
 
-def test_softmax_weights_outside_a_matrix_product_are_refused():
-    class Pooled(Model):
+def test_softmax_weights_outside_a_sum_are_refused():
+    class Weighted(Model):
         def read(self, x):
-            return self.head((x * x[..., :1].softmax(1)).sum(1))
+            return self.head((x * x[..., :1].softmax(1))[:, 0])
 
     x = torch.randn(1, TOKENS, WIDTH, dtype=torch.float64)
-    with pytest.raises(UnsupportedOperationError, match="as a matrix product"):
-        GenericAttentionRelevance(Pooled()).attribute(x, 0)
+    with pytest.raises(UnsupportedOperationError, match="softmax weights multiply a signal"):
+        GenericAttentionRelevance(Weighted()).attribute(x, 0)
 
 
 def test_maps_of_windows_cannot_be_multiplied():

@@ -13,7 +13,7 @@ from captum_transformer import (
     TransformerAttribution,
 )
 from captum_transformer.errors import NoAttentionError
-from tests.rules.test_flow import LinearAttention, WeightedSum
+from tests.rules.test_flow import LinearAttention, WeightedTokens
 
 WIDTH, CLASSES = 6, 4
 
@@ -115,7 +115,7 @@ def test_a_softmax_over_features_is_no_weight_of_tokens():
     torch.testing.assert_close(ConservativeLRP(model).attribute(x, 1), expected.detach())
 
 
-@pytest.mark.parametrize("model", [LinearAttention, WeightedSum])
+@pytest.mark.parametrize("model", [LinearAttention, WeightedTokens])
 @pytest.mark.parametrize("method", [GenericAttentionRelevance, AttentionRollout, RawAttention])
 def test_methods_with_maps_say_what_they_have_seen(method, model):
     seen = "matmul" if model is LinearAttention else "mul"

@@ -386,9 +386,8 @@ def _unread(operation: Operation) -> UnsupportedOperationError:
     if operation.kind is Kind.MUL:
         return unsupported(
             operation,
-            "softmax weights multiply a signal outside a matrix product, so what they attend to is "
-            "not known, and what its branch adds would be lost. Write the weighted sum as a matrix "
-            "product",
+            "softmax weights multiply a signal, and the product is not summed over what they are "
+            "weights of, so what its branch adds would be lost",
         )
     mixed = "several signals" if len(operation.traced()) > 1 else "a signal"
     return unsupported(
