@@ -130,7 +130,8 @@ def _named(forward: TracedForward) -> dict[str, Value]:
 
 
 def _attention(forward: TracedForward) -> list[Attention]:
-    ties = dict(zip(forward.streams.calls, forward.streams.ties(), strict=True))
+    streams = forward.whole.streams
+    ties = dict(zip(streams.calls, streams.ties(), strict=True))
     found = []
     for operation in forward.tape.operations:
         call: AttentionCall | None = operation.attention

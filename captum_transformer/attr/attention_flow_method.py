@@ -2,20 +2,19 @@
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from captum_transformer.attr.transformer_method import START, TransformerMethod, scaled_back, seed
-from captum_transformer.calling.arguments import Arguments
-from captum_transformer.errors import InvalidLayerError, NoAttentionError
+from captum_transformer.errors import InvalidLayerError
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.history import History
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Value
 from captum_transformer.trace.versions import Stream
@@ -36,6 +35,11 @@ class Question(NamedTuple):
     value: Value
     wanted: Sequence[Value]
 
+    @property
+    def history(self) -> History:
+        """What of the forward pass the score descends from."""
+        return self.forward.history(self.value)
+
     def from_layer(self, start_layer: int) -> list[AttentionCall]:
         """The attention calls from a layer on; each tower of the model counts its own.
 
@@ -53,21 +57,15 @@ class Question(NamedTuple):
             InvalidLayerError: if a tower has no such layer.
         """
         towers = self._towers()
-        read = {version.its_tower for version in self.forward.streams[self.value]}
+        read = {version.its_tower for version in self.history.streams[self.value]}
         chosen = [tower for stream, tower in towers.items() if stream in read]
         return [tower[_place(index, tower, "layer")] for tower in chosen or towers.values()]
 
     def _towers(self) -> dict[Stream, list[AttentionCall]]:
         """The attention calls that the score depends on, by the tower that they belong to."""
         towers: dict[Stream, list[AttentionCall]] = {}
-        for call, version in self.forward.streams.calls.items():
-            if self.value.attention >> call.layer & 1:
-                towers.setdefault(version.its_tower, []).append(call)
-        if not towers:
-            raise NoAttentionError(
-                "The chosen output depends on no attention call: its attention maps say nothing "
-                "of it. Choose an output behind the attention layers, or use ConservativeLRP."
-            )
+        for call, version in self.history.streams.calls.items():
+            towers.setdefault(version.its_tower, []).append(call)
         return towers
 
 
@@ -99,25 +97,27 @@ class AttentionFlowMethod(TransformerMethod):
         """Whether the relevance is made of attention maps, which not all attention has."""
         return True
 
-    @contextmanager
-    def _traced(self, arguments: Arguments[Any]) -> Iterator[TracedForward]:
-        with super()._traced(arguments) as forward:
-            if self._reads_maps:
-                _warn_of_channels(forward)
-            yield forward
-
     def _relevance(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
-        question = self._question(forward, target, wanted)
+        return self._flowing(self._question(forward, target, wanted))
+
+    def _flowing(self, question: Question) -> dict[Value, Tensor]:
+        """The token flow from the score to the wanted values."""
         flow = self._flow(question)
-        flow.require_way(question.value, wanted)
-        return scaled_back(flow(seed(question.selected, question.value, start=START), wanted))
+        flow.require_way(question.value, question.wanted)
+        seeds = seed(question.selected, question.value, start=START)
+        return scaled_back(flow(seeds, question.wanted))
 
     def _question(self, forward: TracedForward, target: Any, wanted: Sequence[Value]) -> Question:
-        forward.layers()
-        selected, value = forward.select(target, mean_if_none=not self._class_specific)
-        return Question(forward, selected, value, wanted)
+        question = Question(forward, *self._select(forward, target), wanted)
+        question.history.layers()
+        if self._reads_maps:
+            _warn_of_channels(question.history)
+        return question
+
+    def _select(self, forward: TracedForward, target: Any) -> tuple[Tensor, Value]:
+        return forward.select(target, mean_if_none=not self._class_specific)
 
     @abstractmethod
     def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
@@ -128,13 +128,13 @@ class AttentionFlowMethod(TransformerMethod):
         """The token flow with the method's maps."""
 
 
-def _warn_of_channels(forward: TracedForward) -> None:
+def _warn_of_channels(history: History) -> None:
     """Says once that some of the attention has no map of tokens; if none has one, that is an error.
 
     Held constant, attention among channels is a matrix that every token's features are multiplied
     with: it keeps tokens apart, as an MLP does.
     """
-    count, among_tokens = len(forward.channel_calls), len(forward.calls)
+    count, among_tokens = len(history.channel_calls), len(history.calls)
     if count and among_tokens:
         warnings.warn(
             f"{count} of {count + among_tokens} attention calls are among channels, not among "

@@ -67,7 +67,10 @@ class AttentionRollout(RolloutMethod):
         return RolloutUpdate(normalize_rows=self.normalize_rows)
 
     def _check_causal(self, forward: TracedForward) -> None:
-        if self.propagation == "paper" and forward.streams.cross_attention:
+        scores = forward.tape.find(forward.output)
+        if scores is None or self.propagation == "flow":
+            return
+        if forward.history(scores).streams.cross_attention:
             raise UnsupportedOperationError(
                 "The rule for cross-attention adds up what all tokens attend to that a token has "
                 "a part in, later ones too: it can't explain token by token what was generated. "

@@ -13,6 +13,7 @@ from captum_transformer.calling.target import Target
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.rules.gradient import Gamma, conservative_lrp
 from captum_transformer.trace.forward import TracedForward, traced_forward
+from captum_transformer.trace.history import History
 from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.tokens import projections_of
@@ -179,9 +180,9 @@ class ConservativeLRP(GradientTimesInput):
         total = sum(m.to(dtype).flatten(1).sum(1) for m in maps)
         return torch.as_tensor(total - output.to(dtype))
 
-    def _require_attention(self, forward: TracedForward) -> None:
+    def _require_attention(self, history: History) -> None:
         if self.attention_rule:
-            forward.require_attention(weights=True)
+            history.require_attention(weights=True)
 
     def _forward_rules(self, arguments: Arguments[Any]) -> ForwardRules:
         rules = self._rules({})
@@ -200,7 +201,7 @@ class ConservativeLRP(GradientTimesInput):
         )
 
     def _gammas(self, forward: TracedForward, gammas: list[float]) -> dict[int, Gamma]:
-        calls = forward.layers()
+        calls = forward.whole.layers()
         if len(gammas) not in (1, len(calls)):
             raise InvalidInputError(
                 f"gamma has {len(gammas)} values, the model {len(calls)} attention layers: give "

@@ -9,6 +9,7 @@ from torch import Tensor
 from captum_transformer.attr.transformer_method import TransformerMethod
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.history import History
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Operation, Value
@@ -22,15 +23,15 @@ class GradientTimesInput(TransformerMethod):
     they were made from.
     """
 
-    def _require_attention(self, forward: TracedForward) -> None:
+    def _require_attention(self, history: History) -> None:
         """Raises if there is no attention that the method's rules could follow."""
-        forward.require_attention()
+        history.require_attention()
 
     def _relevance(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
-        self._require_attention(forward)
         selected, score = forward.select(target)
+        self._require_attention(forward.history(score))
         _refuse(forward, selected, score)
         at_inputs = self._gradient_times_input(forward, selected)
         if all(value in at_inputs for value in wanted):

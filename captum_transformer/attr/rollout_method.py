@@ -17,6 +17,7 @@ from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.streams.relevancies import Relevancies, last_call, shares_of_queries
 from captum_transformer.rules.streams.update import UpdateRule
 from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.history import History
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Value
 from captum_transformer.trace.streams import shares_queries
@@ -93,17 +94,18 @@ class RolloutMethod(AttentionFlowMethod):
         with self._traced(arguments) as forward:
             question = self._question(forward, target, ())
             with in_full_precision(forward.inputs[0].device):
-                _refuse_shared_queries(forward)
+                _refuse_shared_queries(question.history)
                 return self._relevancies(question).maps()
 
     def _relevance(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
-        if self.propagation == "paper":
-            _refuse_shared_queries(forward)
-        if self.propagation == "flow" or not forward.streams.cross_attention:
+        if self.propagation == "flow":
             return super()._relevance(forward, target, wanted)
         question = self._question(forward, target, wanted)
+        _refuse_shared_queries(question.history)
+        if not question.history.streams.cross_attention:
+            return self._flowing(question)
         at_start = self._relevancies(question).at_start(_read(question))
         return scaled_back(TokenFlow(forward.tape, {})(at_start, wanted))
 
@@ -111,7 +113,9 @@ class RolloutMethod(AttentionFlowMethod):
         calls = question.from_layer(self.start_layer)
         maps = self._maps(question, calls)
         dtype = accumulation_dtype(question.selected.dtype)
-        return Relevancies(question.forward, maps, self._update_rule(), calls, dtype)
+        return Relevancies(
+            question.forward, question.history, maps, self._update_rule(), calls, dtype
+        )
 
     def _flow(self, question: Question) -> TokenFlow:
         calls = question.from_layer(self.start_layer)
@@ -123,9 +127,9 @@ class RolloutMethod(AttentionFlowMethod):
         )
 
 
-def _refuse_shared_queries(forward: TracedForward) -> None:
+def _refuse_shared_queries(history: History) -> None:
     """Learned queries may have attended to each other before they were repeated for each sample."""
-    if any(map(shares_queries, forward.calls)):
+    if any(map(shares_queries, history.calls)):
         raise UnsupportedOperationError(
             "Learned queries attended to each other once for all samples, but the paper's rules "
             "ask for what they got of it, which differs from sample to sample. Explain the samples "
@@ -136,7 +140,7 @@ def _refuse_shared_queries(forward: TracedForward) -> None:
 def _read(question: Question) -> dict[Version, Tensor]:
     """The shares of the tokens that the score is read from, ``(samples, tokens)``, by stream."""
     forward = question.forward
-    versions = forward.streams[question.value]
+    versions = question.history.streams[question.value]
     if any(version.is_start for version in versions):
         raise UnsupportedOperationError(
             "The score depends on tokens that have not attended to any, beside others that have: "

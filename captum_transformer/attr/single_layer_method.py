@@ -69,7 +69,8 @@ class SingleLayerMethod(AttentionFlowMethod):
         with self._traced(arguments) as forward:
             question = self._question(forward, target, ())
             calls = question.layer(self.layer)
-            ties = dict(zip(forward.streams.calls, forward.streams.ties(), strict=True))
+            streams = question.history.streams
+            ties = dict(zip(streams.calls, streams.ties(), strict=True))
             with in_full_precision(forward.inputs[0].device):
                 maps = self._maps(question, calls)
                 whole = averaged_over_heads if average_heads else by_heads

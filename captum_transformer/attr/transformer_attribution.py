@@ -110,8 +110,9 @@ class TransformerAttribution(RolloutMethod):
     ) -> dict[Value, Tensor]:
         if not self.propagate_to_input:
             return super()._relevance(forward, target, wanted)
-        forward.require_attention()
-        return propagated_relevance(forward, *forward.select(target), wanted)
+        selected, value = forward.select(target)
+        forward.history(value).require_attention()
+        return propagated_relevance(forward, selected, value, wanted)
 
     def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
         return relevance_map(question, calls, weighted=self.gradient_weighting)

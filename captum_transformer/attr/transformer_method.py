@@ -206,8 +206,8 @@ class TransformerMethod(GradientAttribution, ABC):
         )
         generation.check(arguments.further)
         with self._traced(arguments) as forward:
-            self._check_causal(forward)
             generation.read(forward)
+            self._check_causal(forward)
             maps = [self._attribute_inputs(forward, target) for target in generation.targets()]
         return prompt.restored(generation.of_prompt(maps))
 
@@ -254,14 +254,18 @@ class TransformerMethod(GradientAttribution, ABC):
         )
 
     def _attribute_tokens(self, forward: TracedForward, target: Any) -> tuple[Tensor, ...]:
-        layers, tape = forward.layers(), forward.tape
-        tokens = [token_value(value, layers, tape) for value in forward.values]
+        history = forward.history(self._select(forward, target)[1])
+        tokens = [token_value(value, history) for value in forward.values]
         with in_full_precision(forward.inputs[0].device):
             relevance = self._relevance(forward, target, tokens)
         return tuple(
             _like(per_token(relevance[value], value), tensor)
             for value, tensor in zip(tokens, forward.inputs, strict=True)
         )
+
+    def _select(self, forward: TracedForward, target: Any) -> tuple[Tensor, Value]:
+        """The scores that are explained, and their value on the tape."""
+        return forward.select(target)
 
     @abstractmethod
     def _relevance(

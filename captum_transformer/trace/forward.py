@@ -17,32 +17,14 @@ from captum_transformer.calling.target import Contrast, as_contrast, main_output
 from captum_transformer.errors import (
     ExplanationError,
     InvalidInputError,
-    NoAttentionError,
     UnseenOperationError,
 )
-from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import made
+from captum_transformer.trace.history import History, leading_to
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mode import ForwardRules, Trace
-from captum_transformer.trace.operation import Operation, Value
-from captum_transformer.trace.streams import Streams
-from captum_transformer.trace.ties import has_known_weights, named, unread_ties
-
-LINEAR_ATTENTION = (
-    "No attention that can be read was seen in the forward pass, but other operations that tie "
-    "tokens, as in linear attention, sliding windows in chunks and Fourier transforms: {products}. "
-)
-NO_ATTENTION = (
-    "No attention that the inputs reach was seen in the forward pass. Looked for: "
-    "F.scaled_dot_product_attention, F.multi_head_attention_forward (nn.MultiheadAttention, "
-    "nn.TransformerEncoder), and softmax over keys followed by a matrix product. If the model has "
-    "attention, it runs where torch functions can't be seen: the flash-attn package, "
-    "`flex_attention`, scripted or exported code, a custom `autograd.Function`, reentrant "
-    "checkpointing, or the model's own `torch.no_grad()`. Switch to plain PyTorch attention, for "
-    "instance `attn_implementation='sdpa'` in Transformers. A model that has none, such as a "
-    "recurrent one, can be explained by ConservativeLRP with `attention_rule=False`."
-)
+from captum_transformer.trace.operation import Value
 
 _CONTRAST = made("contrast", Kind.CONTRAST, torch.sub)
 
@@ -55,7 +37,6 @@ class TracedForward:
         calls: the attention calls, in the order in which they ran.
         inputs: the tensors that are explained.
         values: the same on the tape.
-        streams: the sets of tokens that the attention calls tie.
         edges: where they stand in the autograd graph; None for token ids.
         names: the inputs' names: as given, or in the forward function's signature.
         output: what the model returned.
@@ -77,12 +58,20 @@ class TracedForward:
         self.values = values
         self.edges = edges
         self.output: Any = None
-        self.streams = Streams(self.tape, dict(zip(names, values, strict=True)))
+        self._named = dict(zip(names, values, strict=True))
+        self._histories: dict[frozenset[Value], History] = {}
+        self._selected: tuple[Any, bool, tuple[Tensor, Value]] | None = None
+        self._end = 0
 
     def then(self, function: Callable[[Any], Any]) -> None:
         """Goes on from the output: what a function makes of it is the output from now on."""
         with self._trace:
             self.output = function(self.output)
+        self.finish()
+
+    def finish(self) -> None:
+        """Says that all operations are there that lead to the output."""
+        self._end = len(self.tape.operations)
 
     def select(self, target: Any, *, mean_if_none: bool = False) -> tuple[Tensor, Value]:
         """The scalar of each sample that is explained: ``(samples,)``, and its value on the tape.
@@ -94,21 +83,26 @@ class TracedForward:
         Raises:
             InvalidTargetError: if the target does not fit the output.
             AmbiguousOutputError: if the model returns no tensor or several that it fits.
-            InvalidInputError: if the output does not depend on the inputs.
+            InvalidInputError: if the output does not depend on each of the inputs.
         """
-        target = copied(target)
+        if self._selected is not None:
+            known, mean, selected = self._selected
+            if known is target and mean == mean_if_none:
+                return selected
+        selected = self._select(copied(target), mean_if_none=mean_if_none)
+        self._require_inputs(selected[1])
+        self._selected = target, mean_if_none, selected
+        return selected
+
+    def _select(self, target: Any, *, mean_if_none: bool = False) -> tuple[Tensor, Value]:
         contrast = as_contrast(target)
         if contrast is not None:
             selected = self._difference(contrast)
         else:
             with self._trace:
                 output = main_output(self.output)
-                if (
-                    target is None
-                    and mean_if_none
-                    and isinstance(output, Tensor)
-                    and output.ndim > 1
-                ):
+                without = target is None and mean_if_none
+                if without and isinstance(output, Tensor) and output.ndim > 1:
                     output = output.flatten(1).mean(1)
                 selected = selected_scores(output, target, len(self.inputs[0]))
         value = self.tape.find(selected)
@@ -121,9 +115,23 @@ class TracedForward:
             )
         return selected, value
 
+    def _require_inputs(self, value: Value) -> None:
+        unused = [
+            f"{name!r}"
+            for name, source in self._named.items()
+            if value is not source and not value.descends_from(source)
+        ]
+        if unused:
+            raise InvalidInputError(
+                f"The chosen output does not depend on {' and '.join(unused)} of the inputs in a "
+                "differentiable way. Pass what is not to be explained as one of "
+                "`additional_forward_args` or `additional_forward_kwargs`. If the model should "
+                "depend on it, it cuts it off itself, by `torch.no_grad()` or `detach`, say."
+            )
+
     def _difference(self, contrast: Contrast) -> Tensor:
         """The difference of two scores, on the tape as a contrast and not as a subtraction."""
-        sides = [self.select(target) for target in (contrast.target, contrast.rather_than)]
+        sides = [self._select(target) for target in (contrast.target, contrast.rather_than)]
         difference = sides[0][0] - sides[1][0]
         operands = [self.tape.operand(*side, keep=False) for side in sides]
         self.tape.record(_CONTRAST, tuple(operands), operands, [difference])
@@ -149,55 +157,24 @@ class TracedForward:
             ) from reason
         return list(gradients)
 
+    def history(self, value: Value) -> History:
+        """What of the forward pass a score descends from."""
+        behind = [o for o in leading_to([value], self._end) if o.index >= self._end]
+        read = [value, *(v for operation in behind for _, v in operation.carried())]
+        key = frozenset(v for v in read if v.operation is None or v.operation.index < self._end)
+        if key not in self._histories:
+            operations = leading_to(key)
+            found = sum(o.attention is not None for o in operations)
+            every = sum(o.attention is not None for o in self.tape.operations)
+            self._histories[key] = History(operations, self._named, beside=every > found)
+        history = self._histories[key]
+        history.streams.read(behind)
+        return history
+
     @property
-    def channel_calls(self) -> list[AttentionCall]:
-        """The attention calls among channels."""
-        found = [operation.attention for operation in self.tape.operations]
-        return [call for call in found if call is not None and call.among_channels]
-
-    def require_attention(self, *, weights: bool = False) -> None:
-        """Raises if there was nothing that a rule for attention could follow.
-
-        That is attention among tokens or among channels, or other operations that tie tokens.
-
-        Args:
-            weights: ask for known weights of tokens, which linear attention may lack.
-        """
-        if self.calls or self.channel_calls:
-            return
-        ties = unread_ties(self.tape.operations)
-        if not ties:
-            raise NoAttentionError(NO_ATTENTION)
-        if weights and not any(map(has_known_weights, ties)):
-            raise NoAttentionError(
-                LINEAR_ATTENTION.format(products=_listed(ties))
-                + "Which of their factors are the weights of tokens is not known, so these can't "
-                "be held constant. Use AttnLRP, or TransformerAttribution with "
-                "`propagate_to_input=True`; with `attention_rule=False` all factors count."
-            )
-
-    def layers(self) -> list[AttentionCall]:
-        """The attention calls among tokens; an error if there are none."""
-        if self.calls:
-            return self.calls
-        self.require_attention()
-        if self.channel_calls:
-            seen = (
-                "All attention in the forward pass is among channels, not among tokens: there are "
-            )
-        else:
-            products = _listed(unread_ties(self.tape.operations))
-            seen = LINEAR_ATTENTION.format(products=products) + "There are "
-        raise NoAttentionError(
-            f"{seen}no maps from token to token, and no tokens to sum over. Use `attribute` of "
-            "ConservativeLRP, AttnLRP, or TransformerAttribution with `propagate_to_input=True`."
-        )
-
-
-def _listed(ties: list[Operation]) -> str:
-    """The first of some operations."""
-    names = named(ties)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    def whole(self) -> History:
+        """All of the forward pass, whatever is explained of it."""
+        return History(self.tape.operations, self._named, beside=False)
 
 
 @contextmanager
@@ -230,6 +207,7 @@ def traced_forward(
         try:
             with _refusing_scripted(modules), trace:
                 forward.output = _run(forward_func, arguments, entered)
+            forward.finish()
             yield forward
         finally:
             forward.output = None
@@ -284,7 +262,7 @@ def lay_out_input(value: Value, samples: int) -> None:
     """Says where the samples and the features lie in an input."""
     shape = value.shape
     value.samples = Axis.of(shape, 0, samples)
-    if len(shape) >= 3:
+    if len(shape) >= 3 and not value.holds_ids:
         value.features = (Axis.of(shape, 2 if len(shape) == 3 else 1),)
 
 

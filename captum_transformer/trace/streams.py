@@ -12,17 +12,15 @@ from captum_transformer.trace.attention import AttentionCall, ExplicitAttention,
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operation, Value
-from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.versions import LEARNED, Segment, Stream, Version, Versions
 
 _TIES_TOKENS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV})
 
 
 class Streams:
-    """The streams of a traced forward pass.
+    """The streams of a traced forward pass, of as much of it as has been read.
 
     Args:
-        tape: the forward pass.
         inputs: its inputs by name.
 
     Attributes:
@@ -30,9 +28,8 @@ class Streams:
             same order; it is the same for all targets.
     """
 
-    def __init__(self, tape: Tape, inputs: Mapping[str, Value]) -> None:
+    def __init__(self, inputs: Mapping[str, Value]) -> None:
         self.in_place: set[tuple[Value, AttentionCall]] = set()
-        self._tape = tape
         self._names = {value: name for name, value in inputs.items()}
         self._versions: dict[Value, Versions] = {
             value: (Version(Stream([name])),)
@@ -42,17 +39,24 @@ class Streams:
         self._made: dict[AttentionCall, Version] = {}
         self._met: dict[frozenset[Version], Version] = {}
         self._joined: dict[frozenset[Stream], Stream] = {}
-        self._read = 0
+        self._read: set[Operation] = set()
 
     def __getitem__(self, value: Value) -> Versions:
         """The versions that a value of the forward pass carries."""
-        self._read_on()
         return self._versions.get(value, ())
+
+    def read(self, operations: Iterable[Operation]) -> None:
+        """Reads on: operations in their order, those that are known left out."""
+        for operation in operations:
+            if operation not in self._read:
+                self._read.add(operation)
+                versions = self._after(operation)
+                outputs = (value for value in operation.outputs if value is not None)
+                self._versions |= dict.fromkeys(outputs, versions)
 
     @property
     def calls(self) -> dict[AttentionCall, Version]:
         """The version that each attention call has made, in the order of the calls."""
-        self._read_on()
         return self._made
 
     @property
@@ -78,14 +82,6 @@ class Streams:
                     count = sum(other.name == stream.name for other in found)
                     found[stream] = stream.name if not count else f"{stream.name} ({count + 1})"
         return found
-
-    def _read_on(self) -> None:
-        operations = self._tape.operations
-        while self._read < len(operations):
-            operation = operations[self._read]
-            self._read += 1
-            versions = self._after(operation)
-            self._versions |= {value: versions for value in operation.outputs if value is not None}
 
     def _after(self, operation: Operation) -> Versions:
         if operation.kind is Kind.EMBEDDING:

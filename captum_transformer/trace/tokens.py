@@ -6,6 +6,7 @@ from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.history import History
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
 from captum_transformer.trace.layout import is_linear_layer
 from captum_transformer.trace.operation import Operation, Value
@@ -26,7 +27,7 @@ _WITHIN_BLOCK = MOVES | {
 }
 
 
-def token_value(source: Value, calls: list[AttentionCall], tape: Tape) -> Value:
+def token_value(source: Value, history: History) -> Value:
     """The tokens that an input was turned into: the value itself for token ids and embeddings.
 
     Found from the first attention call whose queries (or else values) the input reaches, by going
@@ -41,7 +42,7 @@ def token_value(source: Value, calls: list[AttentionCall], tape: Tape) -> Value:
         return source
     entering = [
         value
-        for call in calls
+        for call in history.layers()
         for value in (query_value(call), call.value.value)
         if value is not None and (value is source or value.descends_from(source))
     ]
@@ -55,7 +56,7 @@ def token_value(source: Value, calls: list[AttentionCall], tape: Tape) -> Value:
     while tokens is not source:
         past = next((value for value in entering if not _is_of(value, tokens)), None)
         if past is None:
-            past = _past(tokens, source, tape)
+            past = _past(tokens, source, history)
         if past is None:
             return tokens
         tokens = _common(tokens, past, source)
@@ -72,12 +73,16 @@ def _is_of(value: Value, tokens: Value) -> bool:
     return value is tokens or value.descends_from(tokens)
 
 
-def _past(tokens: Value, source: Value, tape: Tape) -> Value | None:
+def _past(tokens: Value, source: Value, history: History) -> Value | None:
     """What is made of the input past the tokens and meets what is made of these."""
     start = 0 if tokens.operation is None else tokens.operation.index + 1
-    for operation in tape.operations[start:]:
+    for operation in history.operations:
         values = [value for _, value in operation.traced()]
-        if len(values) < 2 or not any(_is_of(value, tokens) for value in values):
+        if (
+            operation.index < start
+            or len(values) < 2
+            or not any(_is_of(value, tokens) for value in values)
+        ):
             continue
         signal = signal_of(operation) or [True] * len(values)
         for value, is_signal in zip(values, signal, strict=True):
@@ -144,7 +149,12 @@ def _is_token_wise(operation: Operation) -> bool:
 
 
 def per_token(relevance: Tensor, value: Value) -> Tensor:
-    """Sums over the features of each token: ``(samples, tokens)``, a grid in row-major order."""
+    """Sums over the features of each token: ``(samples, tokens)``, a grid in row-major order.
+
+    Token ids have none: each keeps its own number, in the ids' own shape.
+    """
+    if value.holds_ids:
+        return relevance
     dims = [dim for axis in value.features if (dim := axis.dim(value.shape)) is not None]
     if dims:
         relevance = relevance.sum(dims)

@@ -115,7 +115,7 @@ def streams(name: str, attention: str | None = None) -> list[str]:
     """Which tokens attend to which, as the trace has found."""
     given = subject(name, attention)
     with traced_forward(given.model, Arguments(given.inputs, None, given.named)) as forward:
-        ties = dict.fromkeys(forward.streams.ties())
+        ties = dict.fromkeys(forward.whole.streams.ties())
     return [q if q == k else f"{q} to {k}" for q, k in ties]
 
 

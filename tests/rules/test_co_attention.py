@@ -339,7 +339,7 @@ def test_batch_equals_one_by_one():
 def test_nothing_is_kept_of_the_forward_pass():
     model, inputs, _ = given()
     with traced_forward(model, Arguments(inputs)) as forward:
-        assert forward.streams.cross_attention
+        assert forward.whole.streams.cross_attention
     assert not forward.tape.operations
 
 

@@ -44,7 +44,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 2], [9, 4, 4, 3, 2]])
 
 def streams(model: Callable[..., Any], *inputs: Tensor, read: Callable[[Streams], Any]) -> Any:
     with traced_forward(model, Arguments(inputs)) as forward:
-        return read(forward.streams)
+        return read(forward.whole.streams)
 
 
 def ties(model: Callable[..., Any], *inputs: Tensor) -> Counter[tuple[str, str]]:
@@ -69,7 +69,7 @@ def pixels(size: int = 16) -> Tensor:
 def test_a_module_that_is_called_twice_ties_other_streams_each_time():
     case = load_case("lxmert_iccv21")
     with traced_forward(case.model, Arguments(case.inputs, case.extra)) as forward:
-        found = forward.streams.ties()
+        found = forward.whole.streams.ties()
         modules = [call.module for call in forward.calls]
 
     words, regions = "input_ids", "visual_feats"
@@ -199,7 +199,7 @@ def test_two_streams_that_are_made_from_one_input():
 def test_learned_queries_that_attend_to_each_other_first(attention: str):
     case = load_case("detr_iccv21", attention)
     with traced_forward(case.model, Arguments(case.inputs, case.extra)) as forward:
-        found = forward.streams.ties()
+        found = forward.whole.streams.ties()
 
     image, learned = "pixel_values", "learned"
     assert found == [(image, image)] * 3 + [(learned, learned), (learned, image)] * 3
@@ -303,7 +303,7 @@ def test_parallel_branches_meet_in_one_version():
     ).eval()  # fmt: skip
     with traced_forward(model, Arguments(pixels())) as forward:
         _, value = forward.select(0)
-        (version,) = forward.streams[value]
+        (version,) = forward.whole.streams[value]
         assert version.call is None
         assert {before.call for before in version.before} == set(forward.calls)
 

@@ -15,6 +15,7 @@ from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.streams.update import Matrices, UpdateRule, added
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.history import History
 from captum_transformer.trace.operation import Value
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tokens import spread_over_tokens
@@ -29,6 +30,7 @@ class Relevancies:
 
     Args:
         forward: the traced forward pass.
+        history: what of it the score descends from.
         maps: the map of each attention call, ``(..., rows, K)``.
         rule: what the calls make of the matrices.
         calls: the calls that contribute; the others leave the matrices as they are.
@@ -42,12 +44,14 @@ class Relevancies:
     def __init__(
         self,
         forward: TracedForward,
+        history: History,
         maps: MapBlock,
         rule: UpdateRule,
         calls: Collection[AttentionCall],
         dtype: torch.dtype,
     ) -> None:
         self._forward = forward
+        self._streams = history.streams
         self._maps = maps
         self._rule = rule
         self._calls = calls
@@ -58,16 +62,16 @@ class Relevancies:
         self._newest: dict[Stream, Version] = {}
         self._padding: dict[Stream, Tensor] = {}
         self._displacement = torch.zeros((), dtype=dtype, device=forward.inputs[0].device)
-        for call, version in forward.streams.calls.items():
+        for call, version in self._streams.calls.items():
             self._matrices[version] = self._after(call, version)
             self._newest[version.stream] = version
         if bool(self._displacement > _ROUNDING):
-            forward.streams.in_place.clear()
+            self._streams.in_place.clear()
             raise _not_aligned("tokens change places between two attention calls")
 
     def maps(self) -> dict[tuple[str, str], Tensor]:
         """The matrices of the newest version of each stream, by the names of the streams."""
-        names = self._forward.streams.names()
+        names = self._streams.names()
         return {
             (names[stream], names[source]): matrix.detach()
             for stream, version in self._newest.items()
@@ -151,7 +155,7 @@ class Relevancies:
 
     def _check_places(self, value: Value, last: AttentionCall, tokens: int) -> None:
         """Notes whether shares at a value's tokens reach the same tokens of an earlier call."""
-        known = self._forward.streams.in_place
+        known = self._streams.in_place
         if (value, last) in known:
             return
         known.add((value, last))

@@ -1,0 +1,124 @@
+"""What of a forward pass a score descends from; branches beside it do not matter."""
+
+from collections.abc import Iterable, Mapping
+
+from captum_transformer.errors import NoAttentionError
+from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.streams import Streams
+from captum_transformer.trace.ties import has_known_weights, named, unread_ties
+
+LINEAR_ATTENTION = (
+    "No attention that can be read was seen in the forward pass, but other operations that tie "
+    "tokens, as in linear attention, sliding windows in chunks and Fourier transforms: {products}. "
+)
+NO_ATTENTION = (
+    "No attention that the inputs reach was seen in the forward pass. Looked for: "
+    "F.scaled_dot_product_attention, F.multi_head_attention_forward (nn.MultiheadAttention, "
+    "nn.TransformerEncoder), and softmax over keys followed by a matrix product. If the model has "
+    "attention, it runs where torch functions can't be seen: the flash-attn package, "
+    "`flex_attention`, scripted or exported code, a custom `autograd.Function`, reentrant "
+    "checkpointing, or the model's own `torch.no_grad()`. Switch to plain PyTorch attention, for "
+    "instance `attn_implementation='sdpa'` in Transformers. A model that has none, such as a "
+    "recurrent one, can be explained by ConservativeLRP with `attention_rule=False`."
+)
+BESIDE = (
+    "The chosen output depends on no attention, though the forward pass has some beside it. Choose "
+    "an output behind the attention layers, or use ConservativeLRP with `attention_rule=False`."
+)
+
+
+class History:
+    """The operations that lead to a score, and the attention calls and streams among them.
+
+    Args:
+        operations: these operations, in order.
+        inputs: the inputs of the forward pass by name.
+        beside: whether there is attention that does not lead to the score.
+
+    Attributes:
+        operations: these operations, in order.
+        calls: the attention calls among tokens, in order.
+        channel_calls: the attention calls among channels.
+        streams: the sets of tokens that the attention calls tie.
+    """
+
+    def __init__(
+        self, operations: Iterable[Operation], inputs: Mapping[str, Value], *, beside: bool
+    ) -> None:
+        self.operations = list(operations)
+        attention = [o.attention for o in self.operations if o.attention is not None]
+        self.calls: list[AttentionCall] = [c for c in attention if not c.among_channels]
+        self.channel_calls: list[AttentionCall] = [c for c in attention if c.among_channels]
+        self.streams = Streams(inputs)
+        self.streams.read(self.operations)
+        self._beside = beside
+
+    def require_attention(self, *, weights: bool = False) -> None:
+        """Raises if there is nothing that a rule for attention could follow.
+
+        That is attention among tokens or among channels, or other operations that tie tokens.
+
+        Args:
+            weights: ask for known weights of tokens, which linear attention may lack.
+
+        Raises:
+            NoAttentionError: if there is nothing.
+        """
+        if self.calls or self.channel_calls:
+            return
+        ties = unread_ties(self.operations)
+        if not ties:
+            raise NoAttentionError(BESIDE if self._beside else NO_ATTENTION)
+        if weights and not any(map(has_known_weights, ties)):
+            raise NoAttentionError(
+                LINEAR_ATTENTION.format(products=_listed(ties))
+                + "Which of their factors are the weights of tokens is not known, so these can't "
+                "be held constant. Use AttnLRP, or TransformerAttribution with "
+                "`propagate_to_input=True`; with `attention_rule=False` all factors count."
+            )
+
+    def layers(self) -> list[AttentionCall]:
+        """The attention calls among tokens.
+
+        Raises:
+            NoAttentionError: if there are none.
+        """
+        if self.calls:
+            return self.calls
+        self.require_attention()
+        if self.channel_calls:
+            seen = (
+                "All attention that the score depends on is among channels, not among tokens: "
+                "there are "
+            )
+        else:
+            products = _listed(unread_ties(self.operations))
+            seen = LINEAR_ATTENTION.format(products=products) + "There are "
+        raise NoAttentionError(
+            f"{seen}no maps from token to token, and no tokens to sum over. Use `attribute` of "
+            "ConservativeLRP, AttnLRP, or TransformerAttribution with `propagate_to_input=True`."
+        )
+
+
+def leading_to(values: Iterable[Value], start: int = 0) -> list[Operation]:
+    """The operations that some values descend from, in order, those on learned queries included.
+
+    Args:
+        values: the values.
+        start: where on the tape to stop going back.
+    """
+    found: dict[int, Operation] = {}
+    stack = list(values)
+    while stack:
+        operation = stack.pop().operation
+        if operation is not None and start <= operation.index and operation.index not in found:
+            found[operation.index] = operation
+            stack.extend(value for _, value in operation.carried())
+    return [found[index] for index in sorted(found)]
+
+
+def _listed(ties: list[Operation]) -> str:
+    """The first of some operations."""
+    names = named(ties)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
