@@ -135,7 +135,8 @@ def _warn_of_channels(history: History) -> None:
     with: it keeps tokens apart, as an MLP does.
     """
     count, among_tokens = len(history.channel_calls), len(history.calls)
-    if count and among_tokens:
+    if count and among_tokens and not history.is_warned_of:
+        history.is_warned_of = True
         warnings.warn(
             f"{count} of {count + among_tokens} attention calls are among channels, not among "
             "tokens (as in XCiT and DaViT). With their weights taken as constants they mix the "

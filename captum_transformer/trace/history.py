@@ -41,6 +41,7 @@ class History:
         calls: the attention calls among tokens, in order.
         channel_calls: the attention calls among channels.
         streams: the sets of tokens that the attention calls tie.
+        is_warned_of: whether the user has been told already what methods leave out of it.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class History:
         self.channel_calls: list[AttentionCall] = [c for c in attention if c.among_channels]
         self.streams = Streams(inputs)
         self.streams.read(self.operations)
+        self.is_warned_of = False
         self._beside = beside
 
     def require_attention(self, *, weights: bool = False) -> None:

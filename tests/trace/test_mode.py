@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from captum_transformer import ConservativeLRP, GenericAttentionRelevance, TransformerAttribution
 from captum_transformer.calling import Arguments
-from captum_transformer.errors import NoAttentionError, UnseenOperationError
+from captum_transformer.errors import InvalidInputError, NoAttentionError, UnseenOperationError
 from captum_transformer.trace import ExplicitAttention, FusedAttention, traced_forward
 from captum_transformer.trace.mode import Trace
 
@@ -448,7 +448,7 @@ def test_outputs_may_be_picked_by_the_ids_themselves():
         assert method(model).attribute(torch.randint(0, 10, (2, 4))).any()
 
 
-def test_parts_that_the_target_does_not_depend_on_get_nothing(x):
+def test_parts_that_the_target_does_not_depend_on_are_left_out(x):
     class Auxiliary(Attention):
         def forward(self, x, unused):
             q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
@@ -458,6 +458,7 @@ def test_parts_that_the_target_does_not_depend_on_get_nothing(x):
     _, model = same_weights(Auxiliary)
     reference, _ = same_weights(Attention)
     for method in (GenericAttentionRelevance, TransformerAttribution, ConservativeLRP):
-        used, unused = method(model).attribute((x, x.clone()), target=1)
-        assert not unused.any()
+        with pytest.raises(InvalidInputError, match="'unused'"):
+            method(model).attribute((x, x.clone()), target=1)
+        used = method(model).attribute(x, target=1, additional_forward_args=(x.clone(),))
         torch.testing.assert_close(used, method(reference).attribute(x, target=1))
