@@ -19,6 +19,7 @@ from captum_transformer.rules.relevance.rule import OneOutputRule, one_output
 from captum_transformer.rules.streams.update import RolloutUpdate
 from captum_transformer.rules.table import Entry
 from captum_transformer.trace import AttentionCall, TracedForward, Value
+from captum_transformer.trace.history import History
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mode import ForwardRules
 
@@ -84,7 +85,7 @@ class GradientMethod(GradientTimesInput):
         super().__init__(forward_func)
         self.rules = joined(COMMON, rules)
 
-    def _require_attention(self, forward: TracedForward) -> None:
+    def _require_attention(self, history: History) -> None:
         """The rules need none."""
 
     def _forward_rules(self, arguments: Arguments[Any]) -> ForwardRules:  # noqa: ARG002
