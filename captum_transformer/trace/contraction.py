@@ -6,6 +6,7 @@ stand and which dimensions are summed over. With letters, rules ask for the latt
 
 import string
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -29,13 +30,14 @@ class Contraction(NamedTuple):
 
     def of(self, operand: "Operand") -> str:
         """The letters of a factor; of what is no factor none."""
-        places = (i for i, factor in enumerate(self.factors) if factor is operand)
-        place = next(places, None)
-        return "" if place is None else self.letters[place]
+        for factor, letters in zip(self.factors, self.letters, strict=True):
+            if factor is operand:
+                return letters
+        return ""
 
     def summed(self, operand: "Operand") -> list[int]:
         """The dimensions of a factor that are summed over."""
-        return [dim for dim, letter in enumerate(self.of(operand)) if letter not in self.output]
+        return _missing(self.of(operand), self.output)
 
     def moved(self, operand: "Operand", dim: int) -> int | None:
         """Where a dimension of a factor is in the output; None if it is summed over."""
@@ -43,16 +45,30 @@ class Contraction(NamedTuple):
         return None if place < 0 else place
 
 
+# The layers of a model ask the same, so answers are kept.
+@lru_cache(maxsize=4096)
+def _missing(letters: str, output: str) -> list[int]:
+    return [dim for dim, letter in enumerate(letters) if letter not in output]
+
+
+@lru_cache(maxsize=4096)
+def _split(equation: str) -> tuple[tuple[str, ...], str] | None:
+    """The terms and the output of an equation; None if it takes a diagonal."""
+    left, _, output = equation.partition("->")
+    terms = tuple(left.split(","))
+    repeats = any(len(set(term)) < len(term) for term in (*terms, output))
+    return None if repeats else (terms, output)
+
+
 def contraction(operation: "Operation") -> Contraction | None:
     """How a product sums over dimensions; None for what is no product, or no plain one."""
     own = _linear if "weight" in operation.arguments else _matmul
     spelling = _SPELLINGS.get(operation.name, own)
     factors, equation = spelling(operation.arguments)
-    left, _, output = equation.partition("->")
-    if any(len(set(term)) < len(term) for term in (*left.split(","), output)):
-        return None  # a diagonal
-    addend = operation.arguments.get("bias")
-    return Contraction(tuple(factors), tuple(left.split(",")), output, addend)
+    found = _split(equation)
+    if found is None:
+        return None
+    return Contraction(tuple(factors), *found, operation.arguments.get("bias"))
 
 
 Spelling = Callable[[Mapping[str, Any]], "tuple[Sequence[Operand], str]"]
