@@ -251,7 +251,7 @@ TABLE: dict[Kind, str] = {
         logsumexp(input dim keepdim) special_logsumexp(input dim keepdim) logcumsumexp(input dim)
     """,
     Kind.SOLVE: "linalg_solve_triangular(input other/B)",
-    Kind.DATA: "set_data(input source)",
+    Kind.DATA: "data(input) set_data(input source)",
 }
 
 

@@ -222,6 +222,11 @@ def _run(
         return arguments.call(with_own_arguments(forward_func), entered)
     except (ExplanationError, torch.OutOfMemoryError):
         raise
+    except SystemError as error:
+        if isinstance(error.__cause__, ExplanationError):
+            # Torch functions that custom functions call by themselves lose what is raised there.
+            raise error.__cause__ from None
+        raise
     except Exception as error:
         arguments.refuse_unrepeated(error)
         if isinstance(error, RuntimeError) and "Inference tensors" in str(error):

@@ -24,7 +24,7 @@ from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.layout import lay_out
 from captum_transformer.trace.nested import leaves, mapped
 from captum_transformer.trace.operation import Operand, Operation, Value
-from captum_transformer.trace.reach import leave_out_constants, reached
+from captum_transformer.trace.reach import leave_out_constants, reached, with_gradient, written_by
 from captum_transformer.trace.recognise import (
     Pattern,
     explicit_attention,
@@ -104,27 +104,58 @@ class Trace(TorchFunctionMode):
             args, kwargs = like_another(function, args, kwargs)
         operation = self._described(function, args, kwargs)
         traced = operation.traced()
-        inplace = function.inplace or bool(traced and operation.arguments.get("inplace"))
+        inplace = function.inplace or bool(operation.arguments.get("inplace"))
         if not traced and not self._attends_learned(function, operation.operands):
-            if inplace and args and isinstance(args[0], Tensor):
-                self.tape.before_write(args[0])
+            for written in written_by(inplace, args, kwargs):
+                self.tape.before_write(written)
             return func(*args, **kwargs)
         if function.kind is Kind.DATA:
+            if "source" not in operation.arguments:
+                # The same, but a write into it can be seen.
+                return args[0].detach()
             raise UnseenOperationError(
                 "The model assigns to `.data` of a tensor that depends on the inputs, which hides "
                 "the dependence from autograd and from the trace. Use an ordinary in-place "
                 "operation such as `tensor.copy_(...)`."
             )
+        if traced and not torch.is_grad_enabled() and not traced[0][1].holds_ids:
+            return self._cut_off(func, operation, args, kwargs, inplace=inplace)
         return self._run(func, operation, args, kwargs, inplace=inplace)
+
+    def _cut_off(
+        self,
+        func: Callable[..., Any],
+        operation: Operation,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        inplace: bool,
+    ) -> Any:
+        """Under ``torch.no_grad()`` what the model computes from the inputs is a constant."""
+        for written in written_by(inplace, args, kwargs):
+            if written.requires_grad and self.tape.held_by(written) is not None:
+                raise UnseenOperationError(
+                    f"`{operation.name}` writes into a tensor that depends on the inputs while "
+                    "gradients are off (`torch.no_grad()`, or inside a custom "
+                    "`autograd.Function`), so autograd does not know of it. Write it where "
+                    "gradients are on, or into a copy."
+                )
+            self.tape.before_write(written)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and result._is_view():
+            self.tape.set_aside(operation, result)
+        return result
 
     def _described(
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Operation:
         """The operation that a call is, before it runs."""
         operands: list[Operand] = []
+        tape = self.tape
+        find = tape.find if torch.is_grad_enabled() else tape.find_without_gradient
 
         def operand(tensor: Tensor) -> Operand:
-            found = Operand(tensor, self.tape.find(tensor))
+            found = Operand(tensor, find(tensor))
             operands.append(found)
             return found
 
@@ -155,11 +186,9 @@ class Trace(TorchFunctionMode):
         inplace: bool,
     ) -> Any:
         function, kind, operands = operation.function, operation.kind, operation.operands
-        written: Tensor | None = None
-        if inplace:
-            written = args[0] if args else kwargs["input"]
-            if not function.inplace:
-                operation.call = without_inplace(func)
+        written = next(written_by(inplace, args, kwargs), None)
+        if inplace and not function.inplace:
+            operation.call = without_inplace(func)
         if kind in _ATTENDS:
             operation.pattern = recognise(operation)
         pattern = operation.pattern
@@ -178,6 +207,8 @@ class Trace(TorchFunctionMode):
             # On CPUs its derivative is wrong if the gradient is laid out otherwise: tokens first
             # as behind a convolutional stem, or channels last as of a spectrogram.
             result.register_hook(_LaidOut(result.stride()))
+        if not operation.traced() or kind is Kind.EMBEDDING:
+            result = with_gradient(result)
         outputs = reached(self.tape, operation, result if written is None else written)
         if not outputs:
             if written is not None:

@@ -14,6 +14,7 @@ from captum_transformer.trace.contraction import Contraction, contraction
 from captum_transformer.trace.functions import Function
 from captum_transformer.trace.kinds import MOVES, Kind, Role
 from captum_transformer.trace.nested import mapped
+from captum_transformer.trace.storages import dense
 
 if TYPE_CHECKING:
     from captum_transformer.trace.recognise import Pattern
@@ -138,11 +139,16 @@ class Operand:
         self.tokens: Value | None = None
 
     @property
-    def tensor(self) -> Tensor:
-        """The data, as it was when the operation ran."""
+    def given(self) -> Tensor:
+        """The data as it was when the operation ran, perhaps wrapped, as quantised weights are."""
         if self.data is None:
             raise RuntimeError("the trace was told not to keep this operand")
         return self.data
+
+    @property
+    def tensor(self) -> Tensor:
+        """The data as a plain tensor."""
+        return dense(self.given)
 
     def like(self, dtype: torch.dtype) -> Tensor:
         """The data beside entries of another precision, with which its own entries move."""
@@ -154,17 +160,17 @@ class Operand:
     @property
     def size(self) -> torch.Size:
         """The shape of the tensor."""
-        return self.tensor.shape if self.value is None else self.value.shape
+        return self.given.shape if self.value is None else self.value.shape
 
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the tensor."""
-        return self.tensor.dtype if self.value is None else self.value.dtype
+        return self.given.dtype if self.value is None else self.value.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the tensor is."""
-        return self.tensor.device if self.value is None else self.value.device
+        return self.given.device if self.value is None else self.value.device
 
 
 @dataclass(eq=False, slots=True)

@@ -1,11 +1,14 @@
 """What of an operation's operands and results the inputs reach."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.kinds import MOVES, Kind
+from captum_transformer.trace.nested import leaves
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.tape import Tape
 
@@ -30,6 +33,26 @@ def leave_out_constants(operands: list[Operand]) -> None:
         operand.value = None
 
 
+def written_by(inplace: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The tensors that a call writes into."""
+    if inplace:
+        first = args[0] if args else kwargs.get("input")
+        if isinstance(first, Tensor):
+            yield first
+    if "out" in kwargs:
+        yield from leaves(Tensor, kwargs["out"])
+
+
+def with_gradient(result: Any) -> Any:
+    """What comes of token ids or learned queries, as a signal that has a gradient.
+
+    Like any signal it may be written into, which autograd denies to leaves.
+    """
+    if not isinstance(result, Tensor) or result.requires_grad or not torch.is_grad_enabled():
+        return result
+    return result.requires_grad_().clone() if result.is_floating_point() else result
+
+
 def reached(tape: Tape, operation: Operation, result: Any) -> list[Tensor | None]:
     """Which results the inputs reach: the differentiable ones, and rearranged token ids.
 
@@ -38,7 +61,7 @@ def reached(tape: Tape, operation: Operation, result: Any) -> list[Tensor | None
     """
     traced = operation.traced()
     if not traced:
-        return [result if result.requires_grad else result.requires_grad_()]
+        return [result]
     outputs: list[Tensor | None] = []
     some = False
     for entry in result if isinstance(result, (tuple, list)) else [result]:
@@ -47,6 +70,8 @@ def reached(tape: Tape, operation: Operation, result: Any) -> list[Tensor | None
         output = _of_ids(tape, operation.kind, entry) if of_ids else _of_signals(operation, entry)
         outputs.append(output)
         some = some or output is not None
+    if not of_ids and not (some and _is_derived(operation, outputs)):
+        _refuse_underived(operation, result)
     return outputs if some else []
 
 
@@ -66,8 +91,27 @@ def _of_ids(tape: Tape, kind: Kind, output: Any) -> Tensor | None:
         return output if carries or kind in MOVES else None
     if kind is not Kind.EMBEDDING:
         return None
-    if torch.is_grad_enabled():
-        if not output.requires_grad:
-            output.requires_grad_()
-        tape.add_root(output)
+    tape.add_root(output)
     return output if output.requires_grad else None
+
+
+def _is_derived(operation: Operation, outputs: list[Tensor | None]) -> bool:
+    """Whether autograd knows the derivative, and does not merely warn that it has none."""
+    if operation.kind is not Kind.UNKNOWN:
+        return True
+    nodes = [output.grad_fn for output in outputs if output is not None]
+    return not any(node and node.name().endswith("NotImplemented") for node in nodes)
+
+
+def _refuse_underived(operation: Operation, result: Any) -> None:
+    """Raises if numbers were made of signals without a derivative, and not to cut them off."""
+    if operation.function.kind is Kind.COPY or not torch.is_grad_enabled():
+        return
+    if not any(t.is_floating_point() or t.is_quantized for t in leaves(Tensor, result)):
+        return
+    raise UnsupportedOperationError(
+        f"Autograd has no derivative of `{operation.name}`, so what depends on the inputs through "
+        "it would count as nothing. If the model's weights are quantised, explain it with weights "
+        "in floating point (`model.dequantize()` in Transformers). If the dependence is to be cut "
+        "off, call `detach()` on what goes in."
+    )

@@ -3,16 +3,20 @@
 The model runs natively; the tape only writes down what ran. Nothing of it changes a number.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from captum_transformer.errors import UnseenOperationError
-from captum_transformer.trace.functions import Function, describe, made
+from captum_transformer.trace.functions import Function, describe
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.storages import memory_of
+from captum_transformer.trace.writes import WRITE_VIEW, is_hook
 
 Derived = TypeVar("Derived")
 # Learned queries that have attended go on as tokens where they are added to signals or joined.
@@ -34,6 +38,7 @@ class Tape:
         self.values = 0
         self._held: dict[int, Value] = {}
         self._kept: dict[int, list[Operand]] = {}
+        self._aside: dict[int, tuple[weakref.ref[Tensor], Operation]] = {}
         self._roots: set[Any] = set()
         self._rootless: set[Any] = set()
         self._derived: dict[Any, Any] = {}
@@ -55,8 +60,8 @@ class Tape:
 
     def add_root(self, tensor: Tensor) -> None:
         """Remembers where the inputs enter the autograd graph."""
-        if tensor.grad_fn is not None:
-            self._roots.add(tensor.grad_fn)
+        if tensor.requires_grad:
+            self._roots.add(get_gradient_edge(tensor).node)
 
     def find(self, tensor: Tensor) -> Value | None:
         """The value that a tensor holds, if the inputs reach it."""
@@ -65,10 +70,42 @@ class Tape:
             return value if value.version == tensor._version else self._reread(tensor)
         if not tensor.requires_grad or tensor.grad_fn is None:
             return None
-        if tensor._is_view() and tensor._base is not None and self.find(tensor._base) is not None:
-            return self._reread(tensor)
-        self._refuse_unseen(tensor)
-        return None
+        passed_on = self._passed_on(tensor)
+        if passed_on is None:
+            self._refuse_unseen(tensor)
+        return passed_on
+
+    def find_without_gradient(self, tensor: Tensor) -> Value | None:
+        """The value that a tensor came to hold, where gradients are off.
+
+        Signals are cut off there: whether they can be seen does not matter.
+        """
+        value = self.held_by(tensor)
+        if value is None:
+            return self._passed_on(tensor) if tensor.requires_grad else None
+        return self.find(tensor) if value.holds_ids else value
+
+    def set_aside(self, operation: Operation, view: Tensor) -> None:
+        """Keeps a view of a signal that autograd does not know of yet.
+
+        A custom function returns its input as such a view, and gives it a derivative afterwards.
+        """
+        self._aside[id(view)] = weakref.ref(view), operation
+
+    def _passed_on(self, tensor: Tensor) -> Value | None:
+        """The value of a tensor that has gone through nothing but a hook's identity."""
+        holder, operation = self._aside.get(id(tensor), (None, None))
+        node: Any = type(tensor.grad_fn)
+        known = holder is not None and holder() is tensor
+        if operation is None or not known or not is_hook(node):
+            return None
+        del self._aside[id(tensor)]
+        for operand in operation.operands:
+            operand.value = self.find(operand.given)
+        self.settle(operation.operands, keep=operation.kind in self.keep)
+        operation.index = len(self.operations)
+        self.append(operation, [tensor])
+        return self.held_by(tensor)
 
     def operand(self, tensor: Tensor, value: Value | None, *, keep: bool) -> Operand:
         """An operand; if its data is kept, writes into the tensor will not change it."""
@@ -82,15 +119,17 @@ class Tape:
             if not keep and operand.value is not None:
                 operand.data = None
                 continue
-            tensor = operand.tensor
+            tensor = operand.given
             operand.data = tensor.detach()
             if type(tensor) is not torch.nn.Parameter:
-                self._kept.setdefault(tensor.untyped_storage().data_ptr(), []).append(operand)
+                for key in memory_of(tensor):
+                    self._kept.setdefault(key, []).append(operand)
 
     def before_write(self, tensor: Tensor) -> None:
         """Copies what operations hold of a storage that is about to be written into."""
-        for operand in self._kept.pop(tensor.untyped_storage().data_ptr(), ()):
-            operand.data = operand.tensor.clone()
+        for key in memory_of(tensor):
+            for operand in self._kept.pop(key, ()):
+                operand.data = operand.given.clone()
 
     def after_write(self, tensor: Tensor) -> None:
         """Passes a write into a view on to the tensor that it is a view of."""
@@ -99,35 +138,37 @@ class Tape:
             return
         source = self.find(tensor)
         old = self.held_by(base)
-        if source is None and old is None:
-            return
-        offset = tensor.storage_offset() - base.storage_offset()
-        layout = (tensor.shape, tensor.stride(), offset)
-        blank = base.detach()
-        background = self.operand(blank, old, keep=False)
-        patch = self.operand(tensor, source, keep=False)
+        if old is None and tensor.numel() < base.numel():
+            # The base may never have had a name: a linear layer's output of 3 dimensions is a view.
+            for value in list(self._held.values()):
+                other = value.holder()
+                if other is not None and other is not tensor and other._base is base:
+                    self._write_into_base(base, other, value)
+            old = self.held_by(base)
+        if source is not None or old is not None:
+            self._write_into_base(base, tensor, source)
 
+    def _write_into_base(self, base: Tensor, tensor: Tensor, source: Value | None) -> None:
+        """Records what a view holds as a part of what its base holds from now on."""
+        layout = (tensor.shape, tensor.stride(), _offset(tensor, base))
+        background = self.operand(base.detach(), self.held_by(base), keep=False)
+        patch = self.operand(tensor, source, keep=False)
         known = tuple(None if o.value is None else o for o in (background, patch))
         args = (*known, tuple(base.shape), *layout)
-        self.record(_WRITE_VIEW, args, [o for o in known if o is not None], [base])
+        self.record(WRITE_VIEW, args, [o for o in known if o is not None], [base])
 
     def _reread(self, tensor: Tensor) -> Value | None:
         """The value of a view whose memory was written through another tensor."""
         base = tensor._base
-        source = self.find(base) if base is not None else None
+        source = self.find(base) if base is not None and self.held_by(base) is not None else None
         if base is None or source is None:
             raise UnseenOperationError(
-                f"A tensor of shape {tuple(tensor.shape)} was written into by an operation that "
-                "the trace can't see (for instance through `.data`, or inside a custom "
-                "`autograd.Function`). Write it with ordinary torch functions."
+                f"A tensor of shape {tuple(tensor.shape)} was written into where the trace can't "
+                "see it: through `.data` or `detach()`, inside a custom `autograd.Function`, or by "
+                "compiled code. Write it with ordinary torch functions."
             )
         operand = self.operand(base, source, keep=False)
-        args = (
-            operand,
-            tensor.shape,
-            tensor.stride(),
-            tensor.storage_offset() - base.storage_offset(),
-        )
+        args = (operand, tensor.shape, tensor.stride(), _offset(tensor, base))
         self.record(describe(torch.as_strided), args, [operand], [tensor])
         return self.held_by(tensor)
 
@@ -194,6 +235,7 @@ class Tape:
         self._derived.clear()
         self._held.clear()
         self._kept.clear()
+        self._aside.clear()
         self._roots.clear()
         self._rootless.clear()
 
@@ -213,30 +255,15 @@ class Tape:
                     "`flex_attention` are invisible to torch functions: switch to a plain PyTorch "
                     "implementation (`attn_implementation='sdpa'` in Transformers, a module of "
                     "torch.nn for an activation), checkpoint activations with "
-                    "`use_reentrant=False`, and of a wrapper such as DistributedDataParallel "
-                    "explain the `module`."
+                    "`use_reentrant=False`, remove hooks by which other libraries change "
+                    "gradients, and of a wrapper such as DistributedDataParallel explain the "
+                    "`module`."
                 )
             seen.add(node)
             stack.extend(parent for parent, _ in node.next_functions)
         self._rootless |= seen
 
 
-def _write_view(
-    under: Tensor | None,
-    over: Tensor | None,
-    size: tuple[int, ...],
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    offset: int,
-) -> Tensor:
-    """A tensor of which a part has been written into; zeros for what no input reaches."""
-    known = over if under is None else under
-    if known is None:
-        raise RuntimeError("a write that no input reaches is not recorded")
-    # Not torch.as_strided_scatter: its derivative for the background is wrong.
-    result = known.new_zeros(size) if under is None else under.clone()
-    result.as_strided(shape, stride, offset).copy_(known.new_zeros(()) if over is None else over)
-    return result
-
-
-_WRITE_VIEW = made("write_view", Kind.MOVE, _write_view)
+def _offset(view: Tensor, base: Tensor) -> int:
+    """Where a view begins in its base."""
+    return int(view.storage_offset() - base.storage_offset())
