@@ -5,19 +5,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.copies import copied
 from captum_transformer.calling.target import Contrast, Target, main_output
 from captum_transformer.errors import AmbiguousOutputError, InvalidInputError, InvalidTargetError
+from captum_transformer.rules.flow import TokenFlow
 from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.numeric import accumulation_dtype
+from captum_transformer.trace.operation import Value
 
 
 class Generation:
     """A prompt and what ``generate`` made of it, for one forward pass over the finished sequence.
 
-    No token depends on later ones, so that one pass has the scores of all: the score of a token is
-    its logit at the position before it.
+    No score depends on later tokens, which is made sure, so that one pass has the scores of all:
+    that of a token is its logit at the position before it.
 
     Args:
         prompt: what ``generate`` was called with.
@@ -55,6 +60,8 @@ class Generation:
         self.inputs = prompt.restored(inputs)
         if self._continued is None:
             self.inputs[generated_as] = generated
+        self._lookups: dict[GradientEdge, Value | None] = {}
+        self._place = -1 if self._continued is None else self._continued
         self._length = generated.shape[1]
         self._tokens = generated[:, start:]
         self._others = None
@@ -95,7 +102,7 @@ class Generation:
         """
         forward.then(self._scores)
         value = forward.tape.find(forward.output)
-        place = -1 if self._continued is None else self._continued
+        place = self._place
         if value is None or not value.descends_from(forward.values[place]):
             raise InvalidInputError(
                 "The logits do not depend on the generated tokens, which were passed as "
@@ -103,12 +110,43 @@ class Generation:
                 "`generated_as` which one takes them."
             )
 
-    def of_prompt(self, maps: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    def watch(self, forward: TracedForward) -> None:
+        """Has each gradient of a score computed down to the ids' embeddings."""
+        ids = forward.values[self._place]
+        self._lookups = {
+            operation.edge: operation.outputs[0]
+            for operation in forward.tape.operations
+            if operation.edge is not None
+            and operation.kind is Kind.EMBEDDING
+            and any(v is ids or v.descends_from(ids) for _, v in operation.traced())
+        }
+        forward.watch(list(self._lookups))
+
+    def slopes(self, forward: TracedForward, target: Target) -> Tensor:
+        """How much a score changes with each token: ``(samples, tokens)``."""
+        selected, _ = forward.select(target)
+        slopes = zip(self._lookups.values(), forward.slopes(selected), strict=True)
+        seeds = {
+            output: slope.to(accumulation_dtype(slope.dtype)).abs()
+            for output, slope in slopes
+            if slope is not None and output is not None
+        }
+        ids = forward.values[self._place]
+        if not seeds:
+            return selected.new_zeros(ids.shape, dtype=accumulation_dtype(selected.dtype))
+        return TokenFlow(forward.tape, {})(seeds, [ids])[ids]
+
+    def of_prompt(self, maps: Sequence[Sequence[Tensor]], slopes: Sequence[Tensor]) -> list[Tensor]:
         """The relevance of the prompt: ``(samples, generated tokens, ...)`` for each input.
 
         Args:
             maps: for each generated token the relevance of each input of the model.
+            slopes: for each generated token how much its score changes with each token.
+
+        Raises:
+            InvalidInputError: if the score of a token depends on tokens behind it.
         """
+        _require_causal(torch.stack(list(slopes), 1))
         stacked = [torch.stack(steps, 1) for steps in zip(*maps, strict=True)]
         stacked = stacked[: len(self._prompt.inputs)]
         if self._continued is not None:
@@ -137,6 +175,22 @@ class Generation:
                 "tokens or those that they are compared with."
             )
         return torch.cat([logits.gather(2, ids.unsqueeze(2)).squeeze(2) for ids in tokens], 1)
+
+
+def _require_causal(slopes: Tensor) -> None:
+    """Raises if scores ``(samples, scores, tokens)`` change with tokens behind them."""
+    steps, tokens = slopes.shape[1:]
+    behind = torch.ones(steps, tokens, dtype=torch.bool, device=slopes.device).triu(tokens - steps)
+    # What is masked has no part at all; rounding may leave some where tokens are convolved.
+    rounding = 64 * torch.finfo(slopes.dtype).eps
+    if bool(((slopes * behind).amax(2) > rounding * slopes.amax(2)).any()):
+        raise InvalidInputError(
+            "The scores of generated tokens depend on tokens behind them: they are not those by "
+            "which the tokens were generated. Does the model read in both directions, as a BERT "
+            "does, or is what goes with the ids not extended as it was in `generate`: a mask, or "
+            "ids that mark some of the tokens as a prefix? (What marks generated tokens is often "
+            "another value than what marks the prompt.)"
+        )
 
 
 def _continued(prompt: Arguments[Any], generated_as: str | None) -> int | None:

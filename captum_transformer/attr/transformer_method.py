@@ -185,7 +185,7 @@ class TransformerMethod(GradientAttribution, ABC):
             a sample's text are explained like any other.
 
         Raises:
-            InvalidInputError: if ``generated`` does not belong to the prompt.
+            InvalidInputError: if ``generated`` does not continue the prompt or scores look ahead.
             AmbiguousOutputError: if the model returns no logits for each token.
             UnsupportedOperationError: if the method's relevance of a token depends on later ones.
 
@@ -208,8 +208,12 @@ class TransformerMethod(GradientAttribution, ABC):
         with self._traced(arguments) as forward:
             generation.read(forward)
             self._check_causal(forward)
-            maps = [self._attribute_inputs(forward, target) for target in generation.targets()]
-        return prompt.restored(generation.of_prompt(maps))
+            generation.watch(forward)
+            maps, slopes = [], []
+            for target in generation.targets():
+                maps.append(self._attribute_inputs(forward, target))
+                slopes.append(generation.slopes(forward, target))
+        return prompt.restored(generation.of_prompt(maps, slopes))
 
     def _in_batches(
         self,

@@ -61,6 +61,8 @@ class TracedForward:
         self._named = dict(zip(names, values, strict=True))
         self._histories: dict[frozenset[Value], History] = {}
         self._selected: tuple[Any, bool, tuple[Tensor, Value]] | None = None
+        self._watched: Sequence[GradientEdge] = ()
+        self._slopes: Sequence[Tensor | None] | None = None
         self._end = 0
 
     def then(self, function: Callable[[Any], Any]) -> None:
@@ -139,12 +141,13 @@ class TracedForward:
 
     def gradients(self, selected: Tensor, points: Sequence[GradientEdge]) -> list[Tensor | None]:
         """The gradient of the selected outputs at some points; None where they don't depend on."""
+        points = [*points, *self._watched]
         if not points:
             return []
         try:
             gradients = torch.autograd.grad(
                 selected.sum(),
-                list(points),
+                points,
                 retain_graph=True,
                 allow_unused=True,
             )
@@ -155,7 +158,20 @@ class TracedForward:
                 "`model.set_grad_checkpointing(False)` in timm or "
                 "`model.gradient_checkpointing_disable()` in Transformers."
             ) from reason
-        return list(gradients)
+        count = len(points) - len(self._watched)
+        self._slopes = gradients[count:]
+        return list(gradients[:count])
+
+    def watch(self, points: Sequence[GradientEdge]) -> None:
+        """Asks for the gradient at some points whenever any is computed; see `slopes`."""
+        self._watched = points
+
+    def slopes(self, selected: Tensor) -> Sequence[Tensor | None]:
+        """The gradient at the watched points since it was last asked for, computed if it wasn't."""
+        if self._slopes is None:
+            self.gradients(selected, ())
+        slopes, self._slopes = self._slopes or (), None
+        return slopes
 
     def history(self, value: Value) -> History:
         """What of the forward pass a score descends from."""
