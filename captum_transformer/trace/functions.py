@@ -199,19 +199,6 @@ _WRITTEN_OUT: dict[str, Callable[..., Any]] = {
 _COMPOSITES = frozenset({F.multi_head_attention_forward, F.normalize, F.local_response_norm})
 
 
-def like_another(
-    function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """``x.to(other)`` as ``x.to(other.device, other.dtype)``: no number of the other is used."""
-    others = [a for a in (*args[1:], *kwargs.values()) if isinstance(a, Tensor)]
-    if function.name != "to" or not others:
-        return args, kwargs
-    (other,) = others
-    further = tuple(argument for argument in args[1:] if argument is not other)
-    named = {key: argument for key, argument in kwargs.items() if argument is not other}
-    return (args[0], other.device, other.dtype, *further), named
-
-
 @cache
 def describe(function: Callable[..., Any]) -> Function:
     """Looks a torch function up in the table, by its bare name.
@@ -290,30 +277,3 @@ def _signature(function: Callable[..., Any]) -> tuple[str, ...]:
 def made(name: str, kind: Kind, call: Callable[..., Any]) -> Function:
     """A function of the trace's own, such as a write into a view."""
     return Function(name, kind, call)
-
-
-_BATCH_NORM = inspect.signature(F.batch_norm)
-
-
-def deterministic(
-    func: Callable[..., Any], function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Switches off what makes a forward pass random, or dependent on the rest of the batch."""
-    if function.kind is Kind.ATTENTION:
-        return (), {**function.bind(args, kwargs), "dropout_p": 0.0}
-    if func is F.batch_norm:
-        bound = dict(_BATCH_NORM.bind(*args, **kwargs).arguments)
-        if bound.get("running_mean") is not None:
-            return (), {**bound, "training": False}
-    return args, kwargs
-
-
-def without_inplace(func: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that takes ``inplace`` as one that does not write into its input."""
-    signature = inspect.signature(func)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        return func(**{**bound.arguments, "inplace": False})
-
-    return call

@@ -12,13 +12,11 @@ from torch.overrides import TorchFunctionMode
 from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.calls import as_run, without_inplace
 from captum_transformer.trace.functions import (
     Function,
     describe,
-    deterministic,
     kind_of,
-    like_another,
-    without_inplace,
 )
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.layout import lay_out
@@ -36,7 +34,6 @@ from captum_transformer.trace.recognise import (
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
 
-_RANDOM = frozenset({Kind.ATTENTION, Kind.NORM})
 _ATTENDS = frozenset({Kind.ATTENTION, Kind.PRODUCT})
 
 
@@ -98,10 +95,7 @@ class Trace(TorchFunctionMode):
                 return function.body(*args, **kwargs)
         if function.kind is Kind.DROPOUT:
             return args[0] if args else kwargs["input"]
-        if function.kind in _RANDOM:
-            args, kwargs = deterministic(func, function, args, kwargs)
-        elif function.kind is Kind.COPY:
-            args, kwargs = like_another(function, args, kwargs)
+        args, kwargs = as_run(func, function, args, kwargs)
         operation = self._described(function, args, kwargs)
         traced = operation.traced()
         inplace = function.inplace or bool(operation.arguments.get("inplace"))

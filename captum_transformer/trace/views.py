@@ -48,7 +48,7 @@ def _frozen(argument: Any) -> _Frozen:
     if isinstance(argument, slice):
         return (slice, argument.start, argument.stop, argument.step)
     if isinstance(argument, (tuple, list)):
-        return (tuple, *map(_frozen, argument))
+        return (list if isinstance(argument, list) else tuple, *map(_frozen, argument))
     return (type(argument), argument)
 
 
@@ -58,6 +58,6 @@ def _thawed(frozen: _Frozen, source: Tensor) -> Any:
         return source
     if kind is slice:
         return slice(*parts)
-    if kind is tuple:
-        return tuple(_thawed(part, source) for part in parts)
+    if kind in (tuple, list):
+        return kind(_thawed(part, source) for part in parts)
     return parts[0]

@@ -1,0 +1,68 @@
+"""Calls as the trace runs them: without chance, and spelled so that rules can read them."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_transformer.trace.functions import Function
+from captum_transformer.trace.indices import with_tensors
+from captum_transformer.trace.kinds import Kind
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+# By these names entries are picked with brackets.
+_BRACKETS = frozenset({"getitem", "setitem"})
+
+
+def as_run(
+    func: Callable[..., Any], function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Arguments:
+    """A call's arguments, changed where the trace runs it in another way than it is written."""
+    if function.kind in (Kind.ATTENTION, Kind.NORM):
+        return _deterministic(func, function, args, kwargs)
+    if function.kind is Kind.COPY:
+        return _like_another(function, args, kwargs)
+    if function.name in _BRACKETS:
+        return (args[0], with_tensors(args[1]), *args[2:]), kwargs
+    return args, kwargs
+
+
+_BATCH_NORM = inspect.signature(F.batch_norm)
+
+
+def _deterministic(
+    func: Callable[..., Any], function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Arguments:
+    """Switches off what makes a forward pass random, or dependent on the rest of the batch."""
+    if function.kind is Kind.ATTENTION:
+        return (), {**function.bind(args, kwargs), "dropout_p": 0.0}
+    if func is F.batch_norm:
+        bound = dict(_BATCH_NORM.bind(*args, **kwargs).arguments)
+        if bound.get("running_mean") is not None:
+            return (), {**bound, "training": False}
+    return args, kwargs
+
+
+def _like_another(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """``x.to(other)`` as ``x.to(other.device, other.dtype)``: no number of the other is used."""
+    others = [a for a in (*args[1:], *kwargs.values()) if isinstance(a, Tensor)]
+    if function.name != "to" or not others:
+        return args, kwargs
+    (other,) = others
+    further = tuple(argument for argument in args[1:] if argument is not other)
+    named = {key: argument for key, argument in kwargs.items() if argument is not other}
+    return (args[0], other.device, other.dtype, *further), named
+
+
+def without_inplace(func: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that takes ``inplace`` as one that does not write into its input."""
+    signature = inspect.signature(func)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        return func(**{**bound.arguments, "inplace": False})
+
+    return call
