@@ -244,11 +244,15 @@ TABLE: dict[Kind, str] = {
         linalg_vector_norm(input ord dim keepdim) linalg_matrix_norm(input ord dim keepdim)
         frobenius_norm(input dim keepdim) norm_except_dim(input/v pow dim)
         dist(input other p) cdist(input/x1 other/x2 p) pdist(input p)
-        pairwise_distance(input/x1 other/x2 p eps keepdim)
+        pairwise_distance(input/x1 other/x2 p eps keepdim) hypot(input other)
     """,
-    Kind.DERIVED: "cumprod(input dim) prod(input dim) var(input dim) std(input dim)",
+    Kind.DERIVED: """
+        cumprod(input dim) prod(input dim) var(input dim) std(input dim) var_mean(input dim)
+        std_mean(input dim)
+    """,
     Kind.SMOOTH_MAXIMUM: """
         logsumexp(input dim keepdim) special_logsumexp(input dim keepdim) logcumsumexp(input dim)
+        logaddexp(input other) logaddexp2(input other)
     """,
     Kind.SOLVE: "linalg_solve_triangular(input other/B)",
     Kind.DATA: "data(input) set_data(input source)",

@@ -3,7 +3,7 @@
 import inspect
 import operator
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -166,6 +166,7 @@ def _body(function: types.FunctionType) -> types.FunctionType:
 
 
 def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    x1, x2 = torch.broadcast_tensors(x1, x2)  # type: ignore[no-untyped-call]
     return (F.normalize(x1, dim=dim, eps=eps) * F.normalize(x2, dim=dim, eps=eps)).sum(dim)
 
 
@@ -183,6 +184,24 @@ def _lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:  # noqa
     return input + weight * (end - input)
 
 
+def _column_stack(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t if t.ndim > 1 else t.reshape(-1, 1) for t in tensors], 1)
+
+
+def _hstack(tensors: Sequence[Tensor]) -> Tensor:
+    tensors = [t.reshape(1) if t.ndim == 0 else t for t in tensors]
+    return torch.cat(tensors, 0 if tensors[0].ndim == 1 else 1)
+
+
+def _vstack(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t if t.ndim > 1 else t.reshape(1, -1) for t in tensors], 0)
+
+
+def _written_into(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function that writes its result into its first argument."""
+    return lambda input, *args, **kwargs: input.copy_(body(input, *args, **kwargs))  # noqa: A006
+
+
 # Functions of which the table needs no line, written in those that it has: products that they
 # hide, and tensors that are given for their shape or type alone.
 _WRITTEN_OUT: dict[str, Callable[..., Any]] = {
@@ -190,6 +209,10 @@ _WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "glu": _glu,
     "addcdiv": _addcdiv,
     "lerp": _lerp,
+    "column_stack": _column_stack,
+    "hstack": _hstack,
+    "vstack": _vstack,
+    "row_stack": _vstack,
     "expand_as": lambda input, other: input.expand(other.shape),  # noqa: A006
     "reshape_as": lambda input, other: input.reshape(other.shape),  # noqa: A006
     "view_as": lambda input, other: input.view(other.shape),  # noqa: A006
@@ -219,8 +242,9 @@ def describe(function: Callable[..., Any]) -> Function:
         return Function(name, kind, function, body=_body(function))
     writes = raw.endswith("_") and not dunder and kind is not Kind.ASKS
     inplace = writes or raw in _IN_PLACE_OPERATORS or raw in ("__setitem__", "copy_")
-    if name in _WRITTEN_OUT and not inplace:
-        return Function(name, kind, function, body=_WRITTEN_OUT[name])
+    if name in _WRITTEN_OUT:
+        body = _WRITTEN_OUT[name]
+        return Function(name, kind, function, body=_written_into(body) if inplace else body)
     return _described(function, name, entry, inplace=inplace)
 
 

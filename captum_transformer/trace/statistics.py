@@ -32,8 +32,8 @@ def signal_of(operation: Operation) -> list[bool] | None:
     if operation.kind in (Kind.MUL, Kind.PRODUCT):
         denominators = [value.is_denominator for value in values]
         return [not d for d in denominators] if any(denominators) else None
-    if operation.kind is Kind.DIV:
-        divided = operation.argument("input")
+    if operation.kind in (Kind.DIV, Kind.SOLVE):
+        divided = operation.argument("input" if operation.kind is Kind.DIV else "other")
         return [operand is divided for operand, _ in operation.traced()]
     if operation.kind is Kind.SUB:
         signal = operation.argument("input")
@@ -53,13 +53,15 @@ class Normalisation:
         eps: what is added to the variance.
         centred: whether the mean is subtracted.
         over_samples: whether rows run over the samples, which then come second.
+        by_constants: whether it divides by constants, as by running statistics.
     """
 
-    rows: tuple[int, ...]
-    scale: tuple[int, ...]
-    eps: float
+    rows: tuple[int, ...] = ()
+    scale: tuple[int, ...] = ()
+    eps: float = 0.0
     centred: bool = True
     over_samples: bool = False
+    by_constants: bool = False
 
     def in_rows(self, tensor: Tensor) -> Tensor:
         """A tensor that lies as the norm's input, cut up into rows."""
@@ -82,7 +84,7 @@ class Normalisation:
 
 
 def normalisation(operation: Operation) -> Normalisation | None:
-    """How a fused norm normalises; None if it scales by constants: running statistics."""
+    """How a fused norm normalises; None if that is not known."""
     known = _NORMS.get(operation.name)
     return None if known is None else known(operation.arguments)
 
@@ -102,16 +104,16 @@ def _groups(arguments: Mapping[str, Any]) -> Normalisation:
     return Normalisation(rows, _of_channels(size), arguments.get("eps", 1e-5))
 
 
-def _channels(arguments: Mapping[str, Any]) -> Normalisation | None:
+def _channels(arguments: Mapping[str, Any]) -> Normalisation:
     if not arguments.get("use_input_stats", True):
-        return None
+        return Normalisation(by_constants=True)
     size = arguments["input"].size
     return Normalisation((size[0], size[1], -1), _of_channels(size), arguments.get("eps", 1e-5))
 
 
-def _batch(arguments: Mapping[str, Any]) -> Normalisation | None:
+def _batch(arguments: Mapping[str, Any]) -> Normalisation:
     if arguments.get("running_mean") is not None and not arguments.get("training"):
-        return None
+        return Normalisation(by_constants=True)
     size = arguments["input"].size
     eps = arguments.get("eps", 1e-5)
     return Normalisation((size[1], -1), _of_channels(size), eps, over_samples=True)
@@ -121,7 +123,7 @@ def _of_channels(size: torch.Size) -> tuple[int, ...]:
     return (-1, *[1] * (len(size) - 2))
 
 
-_NORMS: dict[str, Callable[[Mapping[str, Any]], Normalisation | None]] = {
+_NORMS: dict[str, Callable[[Mapping[str, Any]], Normalisation]] = {
     **dict.fromkeys(("layer_norm", "native_layer_norm"), lambda a: _features(a, centred=True)),
     **dict.fromkeys(("rms_norm", "fused_rms_norm"), lambda a: _features(a, centred=False)),
     "group_norm": _groups,

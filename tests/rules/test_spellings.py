@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from captum_transformer import AttnLRP, ConservativeLRP
+from captum_transformer import AttnLRP, ConservativeLRP, extend
 from captum_transformer.errors import ExplanationError, UnsupportedOperationError
 from tests.rules.by_hand import by_autograd, doubles, half, relevance, weigh
 
@@ -51,6 +51,10 @@ NORMS: dict[str, Function] = {
         x * (1 / (x.square().mean(-1, keepdim=True) + EPS)).sqrt() * GAIN
     ),
     "by size": lambda x: x / (x.norm(dim=-1, keepdim=True).square() / 6 + EPS).sqrt() * GAIN,
+    "solved for": lambda x: (
+        torch.linalg.solve_triangular(torch.diag_embed(1 / inverse(x)[..., 0]), x, upper=True)
+        * GAIN
+    ),
     "in place": lambda x: (x * 1.0).mul_(inverse(x)).mul_(GAIN),
     "other dtype": lambda x: (x.float() * inverse(x.to(GAIN))).to(x) * GAIN,
 }
@@ -186,6 +190,70 @@ def test_choices_and_lengths_of_two_signals_conserve(function):
     found = relevance(lambda x, y: weigh(function(x, y)), X, Y)
     torch.testing.assert_close(found, by_autograd(lambda x, y: weigh(function(x, y)), X, Y))
     torch.testing.assert_close(sum(found).sum(), weigh(function(X, Y)).sum())
+
+
+def sixth(x: Tensor) -> Tensor:
+    """The same value with a sixth of the gradient."""
+    return x / 6 + (x * 5 / 6).detach()
+
+
+def test_each_entry_of_a_product_along_a_dimension_gets_its_part():
+    (found,) = relevance(lambda x: weigh(x.prod(-1)), X)
+    (expected,) = by_autograd(lambda x: weigh(sixth(x).prod(-1)), X)
+    torch.testing.assert_close(found, expected)
+    (found,) = relevance(lambda x: weigh(x.cumprod(-1)), X)
+    torch.testing.assert_close(found.sum(), weigh(X.cumprod(-1)).sum())
+
+
+@pytest.mark.parametrize("method", ["var", "std"])
+def test_a_variance_is_the_mean_of_squares_that_it_is_written_as(method):
+    def written(x: Tensor) -> Tensor:
+        variance = (x - x.mean(-1, keepdim=True)).square().mean(-1)
+        return variance if method == "var" else variance.sqrt()
+
+    (expected,) = relevance(lambda x: weigh(written(x)), X)
+    (found,) = relevance(lambda x: weigh(getattr(x, method)(-1, correction=0)), X)
+    (both,) = relevance(
+        lambda x: weigh(getattr(torch, f"{method}_mean")(x, -1, correction=0)[0]), X
+    )
+    torch.testing.assert_close(found.sum(), expected.sum(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(both, found)
+
+
+def test_means_beside_variances_are_means():
+    (found,) = relevance(lambda x: weigh(torch.var_mean(x, -1)[1]), X)
+    torch.testing.assert_close(found, by_autograd(lambda x: weigh(x.mean(-1)), X)[0])
+
+
+STACKS: dict[str, tuple[Function, Function]] = {
+    "hstack": (lambda x: torch.hstack([x, x * 2]), lambda x: torch.cat([x, x * 2], 1)),
+    "vstack": (lambda x: torch.vstack([x, x * 2])[2:], lambda x: x * 2),
+    "column_stack": (lambda x: torch.column_stack([x, x * 2]), lambda x: torch.cat([x, x * 2], 1)),
+    "lerp_": (lambda x: (x * 1.0).lerp_(x * 3, 0.25), lambda x: x * 1.5),
+    "addcdiv_": (
+        lambda x: (x * 1.0).addcdiv_(x * 2, 1 + GAIN**2),
+        lambda x: x + 2 * x / (1 + GAIN**2),
+    ),
+}
+
+
+@pytest.mark.parametrize("method", PASSES)
+@pytest.mark.parametrize("name", STACKS)
+def test_functions_of_others_are_what_they_are_written_as(name, method):
+    written, plain = STACKS[name]
+    (found,) = PASSES[method](lambda x: weigh(written(x)), X)
+    torch.testing.assert_close(found, by_autograd(lambda x: weigh(plain(x)), X)[0])
+
+
+@pytest.mark.parametrize("make", [AttnLRP, ConservativeLRP])
+def test_a_norm_of_which_the_statistics_are_not_known_is_refused(make):
+    @extend.operation("input", extend.Kind.NORM)
+    def norm(x: Tensor) -> Tensor:
+        return x / x.amax(-1, keepdim=True)
+
+    explain = make(lambda x: norm(F.scaled_dot_product_attention(x, x, x)).flatten(1))
+    with pytest.raises(UnsupportedOperationError, match="what it divides by is not known"):
+        explain.attribute(X, target=0)
 
 
 def test_the_product_with_a_signal_as_addend_is_a_sum_and_a_product():

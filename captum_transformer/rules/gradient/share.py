@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from captum_transformer.trace.kinds import Role
+from captum_transformer.trace.nested import leaves
 from captum_transformer.trace.operation import Operand, Operation
 
 
@@ -30,6 +33,22 @@ def share_attention(operation: Operation) -> Any:
     return _divided(operation, {operand: parts[operand] for operand in signals})
 
 
+def share_by_degree(operation: Operation) -> Any:
+    """Runs a product of n entries, of which each gets an n-th part, or a variance, of squares.
+
+    Their degree n is how much faster they grow than their entries.
+    """
+    points = [operand.tensor.detach() for operand, _ in operation.traced()]
+    with torch.no_grad(), forward_ad.dual_level():
+        growing = [forward_ad.make_dual(x, x) for x in points]  # type: ignore[no-untyped-call]
+        grown = [forward_ad.unpack_dual(y).tangent for y in operation.replay(growing)]  # type: ignore[no-untyped-call]
+    result = operation.run(lambda operand: operand.tensor)
+    for output, growth in zip(leaves(Tensor, result), grown, strict=True):
+        degree = torch.where(output == 0, 1.0, growth / output).detach()
+        _divide_gradient(output, degree)
+    return result
+
+
 def _divided(operation: Operation, parts: Mapping[Operand, int]) -> Any:
     """Runs an operation so that the gradient of some operands is divided by a number."""
 
@@ -38,7 +57,12 @@ def _divided(operation: Operation, parts: Mapping[Operand, int]) -> Any:
         if number == 1:
             return operand.tensor
         alias = operand.tensor.view_as(operand.tensor)
-        alias.register_hook(lambda gradient: gradient / number)  # type: ignore[no-untyped-call]
-        return alias
+        return _divide_gradient(alias, number)
 
     return operation.run(tensor)
+
+
+def _divide_gradient(tensor: Tensor, by: int | Tensor) -> Tensor:
+    """From now on; where another output of an operation has a gradient, this one may have none."""
+    tensor.register_hook(lambda gradient: None if gradient is None else gradient / by)  # type: ignore[no-untyped-call]
+    return tensor

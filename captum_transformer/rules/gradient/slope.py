@@ -41,16 +41,17 @@ def hold_deviation(operation: Operation, *, hold_mean: bool = False) -> Any:
         hold_mean: hold the mean that it subtracts, too.
     """
     norm = normalisation(operation)
+    signal = operation.argument("input")
     if norm is None:
-        return NotImplemented
-    signal = operation.arguments["input"]
-    if any(operand is not signal for operand, _ in operation.traced()):
+        operation.refusal = unsupported(operation, "what it divides by is not known", "")
+    elif any(operand is not signal for operand, _ in operation.traced()):
         operation.refusal = unsupported(
             operation,
             "its weights depend on the inputs",
             "Normalise without weights, then multiply and add them: a product and a sum have "
             "rules; ",
         )
+    if norm is None or norm.by_constants or operation.refusal is not None:
         return NotImplemented
     return _HeldNorm.apply(signal.tensor, operation, norm, hold_mean)
 

@@ -22,7 +22,7 @@ from captum_transformer.rules.gradient.hold import (
     refuse_places,
     refuse_unknown,
 )
-from captum_transformer.rules.gradient.share import share, share_attention
+from captum_transformer.rules.gradient.share import share, share_attention, share_by_degree
 from captum_transformer.rules.gradient.slope import (
     hold_deviation,
     hold_deviation_and_mean,
@@ -46,6 +46,7 @@ LN: ForwardRules = {
     Kind.DIV: hold_statistic,
     Kind.MUL: hold_statistic,
     Kind.PRODUCT: hold_statistic,
+    Kind.SOLVE: hold_statistic,
 }
 LN_AND_MEAN: ForwardRules = {**LN, Kind.NORM: hold_deviation_and_mean, Kind.SUB: hold_statistic}
 # Achtibat et al. (ICML 2024), eq. 9 and 14.
@@ -54,6 +55,7 @@ DIVISORS: ForwardRules = {
     Kind.DIV: hold_divisor,
     Kind.MUL: hold_divisor,
     Kind.PRODUCT: hold_divisor,
+    Kind.SOLVE: hold_divisor,
 }
 IDENTITY: ForwardRules = {
     Kind.ENTRYWISE: identity,
@@ -68,6 +70,7 @@ UNIFORM: ForwardRules = {
     Kind.CONV: share,
     Kind.TRANSPOSED_CONV: share,
     Kind.SAMPLE: share,
+    Kind.DERIVED: share_by_degree,
 }
 
 
