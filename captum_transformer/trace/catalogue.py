@@ -244,7 +244,7 @@ TABLE: dict[Kind, str] = {
         linalg_vector_norm(input ord dim keepdim) linalg_matrix_norm(input ord dim keepdim)
         frobenius_norm(input dim keepdim) norm_except_dim(input/v pow dim)
         dist(input other p) cdist(input/x1 other/x2 p) pdist(input p)
-        pairwise_distance(input/x1 other/x2 p eps keepdim) hypot(input other)
+        pairwise_distance(input/x1 other/x2 p eps keepdim)
     """,
     Kind.DERIVED: """
         cumprod(input dim) prod(input dim) var(input dim) std(input dim) var_mean(input dim)
