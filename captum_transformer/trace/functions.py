@@ -3,15 +3,17 @@
 import inspect
 import operator
 import types
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 
+from captum_transformer.trace.bodies import COMPOSITES, WRITTEN_OUT, body_of, written_into
 from captum_transformer.trace.catalogue import ALIASES, ENTRIES, ROLES, UNKNOWN, Entry
 from captum_transformer.trace.kinds import Kind, Role
 
@@ -153,73 +155,12 @@ def _out_of_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]
     return function if found is None else found
 
 
-def _body(function: types.FunctionType) -> types.FunctionType:
-    """The function as if no argument asked for dispatch: what it calls is traced instead."""
-    scope = {**function.__globals__, "has_torch_function": lambda *_: False}
-    scope |= {
-        "has_torch_function_unary": lambda *_: False,
-        "has_torch_function_variadic": lambda *_: False,
-    }
-    body = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__)
-    body.__kwdefaults__ = function.__kwdefaults__
-    return body
-
-
-def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    x1, x2 = torch.broadcast_tensors(x1, x2)  # type: ignore[no-untyped-call]
-    return (F.normalize(x1, dim=dim, eps=eps) * F.normalize(x2, dim=dim, eps=eps)).sum(dim)
-
-
-def _glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 - its name in torch
-    signal, gate = input.split(input.shape[dim] // 2, dim)  # type: ignore[no-untyped-call]
-    gated: Tensor = signal * torch.sigmoid(gate)
-    return gated
-
-
-def _addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:  # noqa: A002
-    return input + value * (tensor1 / tensor2)
-
-
-def _lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:  # noqa: A002
-    return input + weight * (end - input)
-
-
-def _column_stack(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([t if t.ndim > 1 else t.reshape(-1, 1) for t in tensors], 1)
-
-
-def _hstack(tensors: Sequence[Tensor]) -> Tensor:
-    tensors = [t.reshape(1) if t.ndim == 0 else t for t in tensors]
-    return torch.cat(tensors, 0 if tensors[0].ndim == 1 else 1)
-
-
-def _vstack(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([t if t.ndim > 1 else t.reshape(1, -1) for t in tensors], 0)
-
-
-def _written_into(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function that writes its result into its first argument."""
-    return lambda input, *args, **kwargs: input.copy_(body(input, *args, **kwargs))  # noqa: A006
-
-
-# Functions of which the table needs no line, written in those that it has: products that they
-# hide, and tensors that are given for their shape or type alone.
-_WRITTEN_OUT: dict[str, Callable[..., Any]] = {
-    "cosine_similarity": _cosine_similarity,
-    "glu": _glu,
-    "addcdiv": _addcdiv,
-    "lerp": _lerp,
-    "column_stack": _column_stack,
-    "hstack": _hstack,
-    "vstack": _vstack,
-    "row_stack": _vstack,
-    "expand_as": lambda input, other: input.expand(other.shape),  # noqa: A006
-    "reshape_as": lambda input, other: input.reshape(other.shape),  # noqa: A006
-    "view_as": lambda input, other: input.view(other.shape),  # noqa: A006
-    "type_as": lambda input, other: input.to(other.device, other.dtype),  # noqa: A006
-}
-# Python composites that keep what matters inside: their bodies are traced, not they themselves.
-_COMPOSITES = frozenset({F.multi_head_attention_forward, F.normalize, F.local_response_norm})
+# What is called by these names, and not by underscores around them, as `__index__`.
+_PUBLIC = frozenset(
+    name
+    for name in ENTRIES
+    if name != "index" and any(callable(getattr(m, name, None)) for m in (Tensor, torch, F))
+)
 
 
 @cache
@@ -233,19 +174,40 @@ def describe(function: Callable[..., Any]) -> Function:
     own: Entry | None = getattr(function, ENTRY, None)
     if own is not None:
         return _described(function, name, own)
+    if isinstance(function, (OpOverload, OpOverloadPacket)):
+        return _kernel(function)
     dunder = raw.startswith("__")
     entry = ENTRIES.get(name, UNKNOWN)
     if raw in ("requires_grad_", "retain_grad", "__float__", "__int__", "__bool__"):
         entry = ENTRIES["requires_grad"]
     kind = entry.kind
-    if function in _COMPOSITES and isinstance(function, types.FunctionType):
-        return Function(name, kind, function, body=_body(function))
+    if function in COMPOSITES and isinstance(function, types.FunctionType):
+        return Function(name, kind, function, body=body_of(function))
     writes = raw.endswith("_") and not dunder and kind is not Kind.ASKS
     inplace = writes or raw in _IN_PLACE_OPERATORS or raw in ("__setitem__", "copy_")
-    if name in _WRITTEN_OUT:
-        body = _WRITTEN_OUT[name]
-        return Function(name, kind, function, body=_written_into(body) if inplace else body)
+    if name in WRITTEN_OUT:
+        body = WRITTEN_OUT[name]
+        return Function(name, kind, function, body=written_into(body) if inplace else body)
     return _described(function, name, entry, inplace=inplace)
+
+
+def _kernel(function: OpOverload | OpOverloadPacket) -> Function:
+    """A kernel, called through ``torch.ops``: known if it is torch's own, and public by its name.
+
+    Kernels of other libraries may have the name of a function of torch, and do something else.
+    """
+    kernel, _, overload = str(function).removeprefix("aten.").partition(".")
+    name = kernel.removesuffix("_")
+    written_elsewhere = overload.endswith("out")
+    known = isinstance(function, OpOverload) and function.namespace == "aten" and name in _PUBLIC
+    if not known or written_elsewhere:
+        return Function(str(function), Kind.UNKNOWN, function)
+    entry = ENTRIES[name]
+    schema: Any = function._schema
+    names = [argument.name for argument in schema.arguments]
+    parameters = tuple(entry.aliases.get(n) or ALIASES.get(n, n) for n in names)
+    described = _described(function, name, entry, inplace=kernel.endswith("_"))
+    return replace(described, parameters=parameters, rest=None)
 
 
 def _described(
