@@ -1,6 +1,15 @@
 """Where the relevance of a score goes: how much reaches the inputs, and what takes the rest."""
 
 import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+INPUTS = "inputs"
+# Of the total; less is not worth a line.
+SMALLEST = 5e-4
 
 
 class Reason(enum.Enum):
@@ -13,5 +22,131 @@ class Reason(enum.Enum):
     CONSTANT = "other constants"  # what a signal is compared with, learned values
     EPSILON = "vanishing denominators"
     ELSEWHERE = "what no input is in"
+    ACTIVATION = "activations"
+    REST = "the rest"
 
     __hash__ = object.__hash__
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one operation or input gets of the relevance.
+
+    Attributes:
+        taker: ``"inputs"``, or the reason why it reaches none.
+        source: the name of the input; the parameter or module that takes it, and the operation.
+        amount: for each sample, or for all together where they can't be told apart.
+    """
+
+    taker: str
+    source: str
+    amount: Tensor
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where the relevance of a call went.
+
+    All parts add up to the total, up to rounding. A part may be negative, and others add up to
+    more than the total then.
+
+    Attributes:
+        method: whose relevance it is.
+        total: the relevance that there was, for each sample: one, or the score.
+        parts: who got it.
+
+    Example:
+        >>> parts = (
+        ...     Part("inputs", "image", torch.tensor([0.7, 0.8])),
+        ...     Part("added constants", "pos_embed", torch.tensor([0.3, 0.2])),
+        ... )
+        >>> account = Account("LRP", torch.ones(2), parts)
+        >>> print(account)
+        LRP: where the relevance went, mean of 2 samples
+        total                1.0000   100.0 %
+        inputs               0.7500    75.0 %
+        added constants      0.2500    25.0 %
+          pos_embed          0.2500    25.0 %
+        >>> account.share("inputs")
+        0.75
+        >>> account.of("inputs")
+        tensor([0.7000, 0.8000])
+    """
+
+    method: str
+    total: Tensor
+    parts: tuple[Part, ...]
+
+    def of(self, taker: str) -> Tensor:
+        """What inputs, or a reason, got: ``(samples,)``; of all samples where they are mixed."""
+        return self._sum([part.amount for part in self.parts if part.taker == taker])
+
+    def share(self, taker: str) -> float:
+        """The same as a share of the total, of all samples together."""
+        return float(self.of(taker).sum() / self.total.sum())
+
+    def shares(self, *, by_source: bool = False) -> dict[str, float]:
+        """The share of the total that went to the inputs and to each reason, largest first.
+
+        Args:
+            by_source: tell modules and parameters apart: ``"added constants: pos_embed"``.
+        """
+        return self._by(lambda p: f"{p.taker}: {p.source}" if by_source else p.taker)
+
+    @property
+    def delta(self) -> Tensor:
+        """By how much conservation fails: the relevance of the inputs minus the total."""
+        missing = [-part.amount for part in self.parts if part.taker != INPUTS]
+        return self._sum(missing)
+
+    def __str__(self) -> str:
+        count = self.total.numel()
+        mean = float(self.total.sum()) / count
+        rows = [("total", 1.0), *self._rows()]
+        width = max(len(name) for name, _ in rows)
+        samples = f"mean of {count} samples" if count > 1 else "one sample"
+        lines = [
+            f"{name:<{width}}  {mean * share:>9.4f} {100 * share:>7.1f} %" for name, share in rows
+        ]
+        return "\n".join([f"{self.method}: where the relevance went, {samples}", *lines])
+
+    def _rows(self, most: int = 5) -> list[tuple[str, float]]:
+        """The lines of a table, each with its share; what rounds to nothing is left out."""
+        rows = []
+        by_source = self.shares(by_source=True)
+        for taker, share in self.shares().items():
+            prefix = f"{taker}: "
+            inner = [
+                (f"  {name.removeprefix(prefix)}", of_source)
+                for name, of_source in by_source.items()
+                if name.startswith(prefix) and abs(of_source) >= SMALLEST
+            ]
+            if taker != INPUTS and not inner:
+                continue
+            rows.append((taker, share))
+            if taker == INPUTS and len(inner) == 1:
+                continue
+            rows += inner[:most]
+            if len(inner) > most:
+                rest = sum(of_source for _, of_source in inner[most:])
+                rows.append((f"  {len(inner) - most} more", rest))
+        return rows
+
+    def _by(self, key: Callable[[Part], str]) -> dict[str, float]:
+        total = self.total.sum()
+        sums: dict[str, Tensor] = {}
+        for part in self.parts:
+            name = key(part)
+            sums[name] = sums.get(name, torch.zeros_like(total)) + part.amount.sum().to(total)
+        if not sums:
+            return {}
+        shares = dict(zip(sums, (torch.stack(list(sums.values())) / total).tolist(), strict=True))
+        return dict(sorted(shares.items(), key=lambda s: (not s[0].startswith(INPUTS), -abs(s[1]))))
+
+    def _sum(self, amounts: Sequence[Tensor]) -> Tensor:
+        if any(amount.shape != self.total.shape for amount in amounts):
+            amounts = [amount.sum() for amount in amounts]
+        zero = torch.zeros_like(self.total)
+        return sum(
+            (a.to(zero) for a in amounts), zero if not amounts or amounts[0].ndim else zero.sum()
+        )

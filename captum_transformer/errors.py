@@ -17,6 +17,10 @@ class UnsupportedOperationError(ExplanationError, NotImplementedError):
     """An operation on the way from the inputs to the output has no rule in the chosen method."""
 
 
+class ConservationError(ExplanationError):
+    """A rule hands on more or less relevance than it got, and does not say where the rest goes."""
+
+
 class AmbiguousOutputError(ExplanationError, ValueError):
     """The model returns no tensor, or several, that the target could select from."""
 

@@ -107,8 +107,9 @@ print(smooth.shape)
 # `TransformerAttribution(model, propagate_to_input=True)` follows the alpha-beta rule there. The
 # epsilon rule is $R_i = x_i \sum_j w_{ji} R_j / z_j$, with the output $z$ and a little something
 # against division by zero. A rule gets an operation and the relevance of its output, and returns
-# what goes on to each operand that the inputs reach. It is written for a *kind* of operation:
-# `F.linear`, `@` and `torch.einsum` are all products. All other kinds keep their rules.
+# what goes on to each operand that the inputs reach, and what it keeps, with the reason: relevance
+# that is lost without one is an error. It is written for a *kind* of operation: `F.linear`, `@` and
+# `torch.einsum` are all products. All other kinds keep their rules.
 
 
 # %%
@@ -120,8 +121,9 @@ def epsilon_rule(operation: extend.Operation, relevance: Tensor) -> list[Tensor 
     x = extend.in_full(signal)
     with torch.no_grad():
         (z,) = operation.replay([x])
-    (share,) = extend.transposed(operation, [x], [extend.ratio(relevance, z)])
-    return [None if share is None else x * share]
+    (slope,) = extend.transposed(operation, [x], [extend.ratio(relevance, z)])
+    share = torch.zeros_like(x) if slope is None else x * slope
+    return extend.Shares([share], {extend.Reason.BIAS: relevance.sum() - share.sum()})
 
 
 def epsilon_lrp(model: nn.Module) -> extend.RelevanceMethod:

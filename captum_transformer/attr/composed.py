@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
+from captum_transformer.account import Account
+from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.attr.attention_flow_method import Question
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
 from captum_transformer.attr.rollout_method import RolloutMethod
-from captum_transformer.attr.transformer_attribution import propagated_relevance
-from captum_transformer.attr.transformer_method import TransformerMethod
+from captum_transformer.attr.transformer_attribution import propagated_relevance, relevance_ledger
+from captum_transformer.attr.transformer_method import START
 from captum_transformer.calling import Arguments
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
@@ -24,7 +26,7 @@ from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mode import ForwardRules
 
 
-class RelevanceMethod(TransformerMethod):
+class RelevanceMethod(AccountableMethod):
     r"""Layer-wise relevance propagation down to the inputs, with rules of one's own.
 
     Operations follow the rules of full LRP, ``TransformerAttribution(propagate_to_input=True)``,
@@ -57,6 +59,10 @@ class RelevanceMethod(TransformerMethod):
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
         return propagated_relevance(forward, *forward.select(target), wanted, self.rules)
+
+    def _account(self, forward: TracedForward, target: Any) -> Account:
+        ledger = relevance_ledger(forward, *forward.select(target), self.rules)
+        return self._written_up(forward, ledger, START)
 
 
 class GradientMethod(GradientTimesInput):

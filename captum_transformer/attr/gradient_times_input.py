@@ -1,21 +1,26 @@
 """What the methods share whose relevance is gradient x input under some rule."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_transformer.attr.transformer_method import TransformerMethod
+from captum_transformer.account import INPUTS, Account, Part, Reason
+from captum_transformer.attr.accounting import AccountableMethod
+from captum_transformer.calling.arguments import Arguments
+from captum_transformer.rules.constants import of_activation, of_constants
 from captum_transformer.rules.flow.token_flow import TokenFlow
-from captum_transformer.trace.forward import TracedForward
+from captum_transformer.rules.ledger import Taken, added_up, total
+from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.history import History
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Operation, Value
 
 
-class GradientTimesInput(TransformerMethod):
+class GradientTimesInput(AccountableMethod):
     """A method whose relevance is the input times the gradient, which a rule has changed.
 
     Token ids get the relevance of the embeddings that were looked up for them, summed over the
@@ -69,6 +74,47 @@ class GradientTimesInput(TransformerMethod):
             relevance |= {value: selected.new_zeros(value.shape) for value in ids}
         return relevance
 
+    @contextmanager
+    def _traced_for_account(self, arguments: Arguments[Any]) -> Iterator[TracedForward]:
+        with traced_forward(
+            self.forward_func,
+            arguments,
+            keep=self._keep | {Kind.ENTRYWISE},
+            rules=self._forward_rules(arguments),
+            all_edges=True,
+        ) as forward:
+            yield forward
+
+    def _account(self, forward: TracedForward, target: Any) -> Account:
+        """Where gradient x input is not the score: what is added on the way has its share of it.
+
+        A constant that is added to a signal has its own value times the gradient there; the rest is
+        with activations, and with products and norms of which no factor is held constant.
+        """
+        selected, value = forward.select(target)
+        self._require_attention(forward.history(value))
+        _refuse(forward, selected, value)
+        score = selected.detach().to(accumulation_dtype(selected.dtype))
+        at_inputs = self._gradient_times_input(forward, selected)
+        parts = [
+            Part(INPUTS, name, total(value, at_inputs[value]))
+            for name, value in zip(forward.names, forward.values, strict=True)
+        ]
+        operations = [o for o in forward.tape.operations if o.edge is not None]
+        edges = [operation.edge for operation in operations if operation.edge is not None]
+        taken: list[Taken] = []
+        for operation, gradient in zip(operations, forward.gradients(selected, edges), strict=True):
+            if gradient is None:
+                continue
+            slope = gradient.to(accumulation_dtype(gradient.dtype))
+            taken += of_constants(operation, slope)
+            if not forward.has_rule_for(Kind.ENTRYWISE):  # which would keep all
+                taken += of_activation(operation, slope)
+        parts += self._parts(taken)
+        rest = score - added_up([part.amount for part in parts])
+        parts.append(Part(Reason.REST.value, _listed(operations), rest))
+        return Account(type(self).__name__, score, tuple(parts))
+
 
 def _refuse(forward: TracedForward, selected: Tensor, score: Value) -> None:
     """Raises if relevance arrives at an operation that the rules refuse."""
@@ -88,3 +134,21 @@ def _embedded(operation: Operation, gradient: Tensor) -> dict[Value, Tensor]:
         raise RuntimeError("the output of an embedding is always kept")
     dtype = accumulation_dtype(gradient.dtype)
     return {output: result.tensor.to(dtype) * gradient.to(dtype)}
+
+
+# What is no linear map of its signals, if none of them is held constant.
+_NOT_LINEAR = frozenset(
+    {Kind.SOFTMAX, Kind.LOG_SOFTMAX, Kind.NORM, Kind.RECIPROCAL, Kind.ATTENTION, Kind.MAXIMUM}
+    | {Kind.DISTANCE, Kind.DERIVED, Kind.SMOOTH_MAXIMUM, Kind.SAMPLE, Kind.SOLVE}
+)
+
+
+def _listed(operations: Sequence[Operation]) -> str:
+    """What may take a share that is not followed, such as products of signals."""
+    names = {
+        operation.name: None
+        for operation in operations
+        if operation.kind in _NOT_LINEAR or len(operation.traced()) > 1
+        if operation.kind not in (Kind.ADD, Kind.SUB, Kind.CONCATENATE, Kind.STACK)
+    }
+    return ", ".join(names) or "rounding"

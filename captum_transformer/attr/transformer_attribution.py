@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from captum_transformer.account import Account
+from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.attr.attention_flow_method import (
     Question,
     gradient_map,
@@ -13,9 +15,11 @@ from captum_transformer.attr.attention_flow_method import (
 )
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
 from captum_transformer.attr.transformer_method import START, scaled_back, seed
+from captum_transformer.errors import InvalidTargetError
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
-from captum_transformer.rules.propagate import propagate
+from captum_transformer.rules.ledger import Ledger
+from captum_transformer.rules.propagate import conserved
 from captum_transformer.rules.relevance.attention import attention_relevance
 from captum_transformer.rules.relevance.places import places_from
 from captum_transformer.rules.streams.update import RelevanceUpdate
@@ -26,7 +30,7 @@ from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Value
 
 
-class TransformerAttribution(RolloutMethod):
+class TransformerAttribution(RolloutMethod, AccountableMethod):
     r"""Relevance times gradient of the attention, rolled out over the layers.
 
     Relevance is propagated from the target by layer-wise relevance propagation (alpha = 1,
@@ -114,6 +118,12 @@ class TransformerAttribution(RolloutMethod):
         forward.history(value).require_attention()
         return propagated_relevance(forward, selected, value, wanted)
 
+    def _account(self, forward: TracedForward, target: Any) -> Account:
+        """Of the relevance that the maps are made from, carried on to the inputs."""
+        selected, value = forward.select(target)
+        forward.history(value).require_attention()
+        return self._written_up(forward, relevance_ledger(forward, selected, value), START)
+
     def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
         return relevance_map(question, calls, weighted=self.gradient_weighting)
 
@@ -133,16 +143,45 @@ def propagated_relevance(
     From a contrast: that of the one score minus that of the other, each by itself. Together they
     would start with a sum of zero, and normalised additions rescale to the sum that arrives.
     """
-    operation = value.operation
-    if operation is not None and operation.kind is Kind.CONTRAST:
+    if value.operation is not None and _is_contrast(value):
         target, rather_than = (
             propagated_relevance(forward, selected, side, wanted, changed)
-            for _, side in operation.traced()
+            for _, side in value.operation.traced()
         )
         return {value: target[value] - rather_than[value] for value in target}
+    reached, _ = _propagated(forward, selected, value, wanted, changed)
+    return scaled_back(reached)
+
+
+def relevance_ledger(
+    forward: TracedForward,
+    selected: Tensor,
+    value: Value,
+    changed: Mapping[Kind, Entry] = MappingProxyType({}),
+) -> Ledger:
+    """Where the relevance goes on its way to the inputs."""
+    if _is_contrast(value):
+        raise InvalidTargetError(
+            "The relevance of a contrast starts with one for each of its sides, which are "
+            "propagated one by one: ask for the account of each side."
+        )
+    return _propagated(forward, selected, value, forward.values, changed)[1]
+
+
+def _is_contrast(value: Value) -> bool:
+    return value.operation is not None and value.operation.kind is Kind.CONTRAST
+
+
+def _propagated(
+    forward: TracedForward,
+    selected: Tensor,
+    value: Value,
+    wanted: Sequence[Value],
+    changed: Mapping[Kind, Entry] = MappingProxyType({}),
+) -> tuple[dict[Value, Tensor], Ledger]:
     seeds = seed(selected, value, start=START)
     rules = relevance.for_places(places_from(value, forward.tape)) | changed
-    return scaled_back(propagate(forward.tape, seeds, rules, wanted))
+    return conserved(forward.tape, seeds, rules, wanted)
 
 
 def relevance_map(

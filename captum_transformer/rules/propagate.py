@@ -8,6 +8,7 @@ from torch import Tensor
 
 from captum_transformer.account import Reason
 from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.rules.ledger import Audit, Ledger
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.tape import Tape
@@ -34,15 +35,38 @@ class Shares(list["Tensor | None"]):
 Rule = Callable[[Operation, list[Tensor | None]], list[Tensor | None]]
 
 
-def propagate(
+def conserved(
     tape: Tape, seeds: Mapping[Value, Tensor], rule: Rule, wanted: Iterable[Value]
+) -> tuple[dict[Value, Tensor], Ledger]:
+    """As `propagate`, with an account of it.
+
+    Raises:
+        ConservationError: if a rule hands on another sum than it got, and does not own up to it.
+    """
+    wanted, ledger = list(wanted), Ledger()
+    arrived = propagate(tape, seeds, rule, wanted, ledger)
+    if not ledger.balances():
+        audit = Audit()
+        propagate(tape, seeds, rule, wanted, audit)
+        audit.blame()
+    return arrived, ledger
+
+
+def propagate(
+    tape: Tape,
+    seeds: Mapping[Value, Tensor],
+    rule: Rule,
+    wanted: Iterable[Value],
+    ledger: Ledger | None = None,
 ) -> dict[Value, Tensor]:
     """Carries the seeds backward along the tape and returns what arrives at the wanted values.
 
     Only what was made from a wanted value is visited. A wanted value that nothing reaches gets
-    zeros.
+    zeros. A ledger notes where it all goes.
     """
     wanted = list(wanted)
+    if ledger is not None:
+        ledger.start(seeds)
     sources = sum(1 << index for index in {value.index for value in wanted})
     arriving: dict[Value, Tensor] = dict(seeds)
     arrived: dict[Value, Tensor] = {}
@@ -53,16 +77,24 @@ def propagate(
         incoming = [arriving.pop(v, None) if v is not None else None for v in operation.outputs]
         if all(tensor is None for tensor in incoming):
             continue
-        arrived |= {
-            value: tensor
-            for value, tensor in zip(operation.outputs, incoming, strict=True)
-            if value is not None and value in asked and tensor is not None
-        }
+        reached = _reached(operation, incoming)
+        arrived |= {value: tensor for value, tensor in reached.items() if value in asked}
         if operation.index == first:
+            arriving |= reached
             break
-        for (_, value), share in zip(operation.traced(), rule(operation, incoming), strict=True):
-            if share is not None and (value in asked or value.ancestors & sources):
+        shares = rule(operation, incoming)
+        if ledger is not None:
+            ledger.passed(operation, incoming, shares)
+        for (_, value), share in zip(operation.traced(), shares, strict=True):
+            if share is None:
+                continue
+            if value in asked or value.ancestors & sources:
                 arriving[value] = arriving[value] + share if value in arriving else share
+            elif ledger is not None:
+                ledger.left(operation, value, share)
+    if ledger is not None:
+        for value, tensor in arriving.items():
+            ledger.end(value, tensor)
     for value in wanted:
         if value in arriving:
             arrived[value] = arriving[value]
@@ -70,6 +102,12 @@ def propagate(
             some = next(iter(seeds.values()))
             arrived[value] = some.new_zeros(value.shape)
     return arrived
+
+
+def _reached(operation: Operation, incoming: list[Tensor | None]) -> dict[Value, Tensor]:
+    """What arrived at each of an operation's outputs."""
+    pairs = zip(operation.outputs, incoming, strict=True)
+    return {value: t for value, t in pairs if value is not None and t is not None}
 
 
 def _step(value: Value) -> int:

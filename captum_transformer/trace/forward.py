@@ -65,6 +65,10 @@ class TracedForward:
         self._slopes: Sequence[Tensor | None] | None = None
         self._end = 0
 
+    def has_rule_for(self, kind: Kind) -> bool:
+        """Whether the method changes the gradient of operations of a kind."""
+        return kind in self._trace.rules
+
     def then(self, function: Callable[[Any], Any]) -> None:
         """Goes on from the output: what a function makes of it is the output from now on."""
         with self._trace:
@@ -200,6 +204,7 @@ def traced_forward(
     *,
     keep: frozenset[Kind] = frozenset(),
     rules: ForwardRules | None = None,
+    all_edges: bool = False,
 ) -> Iterator[TracedForward]:
     """Runs a model once under the trace; within the context its output can be explained.
 
@@ -208,12 +213,13 @@ def traced_forward(
         arguments: the tensors to explain, and what goes with them.
         keep: the kinds of operation whose operands are kept for the rules.
         rules: change the gradient of some operations.
+        all_edges: keep where every operation's output stands in the autograd graph.
     """
     inputs = arguments.inputs
     modules = modules_of(forward_func)
     names = {id(module): name or type(module).__name__ for name, module in modules}
     with explaining(forward_func, modules, list(inputs)):
-        trace = Trace(keep, names, rules)
+        trace = Trace(keep, names, rules, edges=all_edges)
         entered = tuple(_enter(tensor) for tensor in inputs)
         values = tuple(trace.enter_input(tensor) for tensor in entered)
         for value in values:

@@ -18,7 +18,7 @@ from captum_transformer.trace.functions import (
     describe,
     kind_of,
 )
-from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.layout import lay_out
 from captum_transformer.trace.nested import leaves, mapped
 from captum_transformer.trace.operation import Operand, Operation, Value
@@ -35,6 +35,9 @@ from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
 
 _ATTENDS = frozenset({Kind.ATTENTION, Kind.PRODUCT})
+# Of these it is said where in the model they are, beside those whose operands are kept: rules may
+# refuse them. The others are cheap and many.
+_NAMED = frozenset(Kind) - MOVES - {Kind.COPY, Kind.MUL, Kind.DIV} | {Kind.CONCATENATE, Kind.PAD}
 
 
 # A rule changes how autograd sees an operation, never what the operation computes. It runs the
@@ -53,10 +56,12 @@ class Trace(TorchFunctionMode):
         keep: the kinds of operation whose operands the rules will want to see.
         names: dotted module names by the modules' identity.
         rules: change the gradient of some operations, for the methods that are gradients.
+        edges: keep where every output stands in the autograd graph.
 
     Attributes:
         tape: what the inputs reach.
         calls: the attention calls among tokens.
+        rules: what changes the gradient of operations.
     """
 
     def __init__(
@@ -64,12 +69,15 @@ class Trace(TorchFunctionMode):
         keep: frozenset[Kind] = frozenset(),
         names: dict[int, str] | None = None,
         rules: ForwardRules | None = None,
+        *,
+        edges: bool = False,
     ) -> None:
         super().__init__()
         self.tape = Tape(keep, lay_out)
+        self._edges = edges
         self.calls: list[AttentionCall] = []
         self._names = names or {}
-        self._rules = rules or {}
+        self.rules = rules or {}
         self._samples = 0
 
     def enter_input(self, tensor: Tensor) -> Value:
@@ -183,6 +191,8 @@ class Trace(TorchFunctionMode):
         written = next(written_by(inplace, args, kwargs), None)
         if inplace and not function.inplace:
             operation.call = without_inplace(func)
+        if self._edges or kind in self.tape.keep or kind in _NAMED:
+            operation.module = self._calling_module()
         if kind in _ATTENDS:
             operation.pattern = recognise(operation)
         pattern = operation.pattern
@@ -219,7 +229,8 @@ class Trace(TorchFunctionMode):
             self._lay_out_learned(operation)
         if outputs[0] is not None and (kind is Kind.EMBEDDING or (keep and kind is Kind.PRODUCT)):
             operation.result = self.tape.operand(outputs[0], None, keep=True)
-        if outputs[0] is not None and (kind is Kind.EMBEDDING or pattern):
+        asked = self._edges or kind is Kind.EMBEDDING or pattern
+        if asked and outputs[0] is not None and outputs[0].requires_grad:
             operation.edge = get_gradient_edge(outputs[0])
         if pattern is not None and outputs[0] is not None:
             self._add_call(operation, pattern, outputs[0])
@@ -229,7 +240,7 @@ class Trace(TorchFunctionMode):
 
     def _by_rule(self, operation: Operation, written: Tensor | None) -> Any:
         """The result under the method's rule; `NotImplemented` if it has none that applies."""
-        rule, traced = self._rules.get(operation.kind), operation.traced()
+        rule, traced = self.rules.get(operation.kind), operation.traced()
         if rule is None or not traced or traced[0][1].holds_ids or not torch.is_grad_enabled():
             return NotImplemented
         if written is not None:
@@ -288,7 +299,8 @@ class _LaidOut:
 def _modules_on_stack() -> Iterator[nn.Module]:
     frame = sys._getframe(2)
     while frame is not None:
-        caller = frame.f_locals.get("self")
+        # A look at the names first: a frame's variables cost more.
+        caller = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames[:1] else None
         if isinstance(caller, nn.Module):
             yield caller
         if frame.f_back is None:

@@ -22,6 +22,10 @@ ONE_FORWARD_PASS = sorted(name for name in METHODS if "gamma" not in name)
 PICKS_BY_INDEX = {"GPT-2": 1}
 
 
+# Whether relevance was conserved is asked once, at the end.
+RELEVANCE = ("TransformerAttribution", "PartialLRP", "full LRP")
+
+
 class Reads(TorchDispatchMode):
     """Counts what a device would have to be waited for."""
 
@@ -55,4 +59,5 @@ def test_only_the_model_reads_back(name: str, method: str) -> None:
     arguments = Arguments(explained.inputs, explained.extra, explained.named)
     of_the_model = reads(lambda: arguments.call(explained.model, arguments.inputs))
     read = reads(lambda: explained.attribute(METHODS[method]))
-    assert read - of_the_model == PICKS_BY_INDEX.get(name, 0)
+    checked = method.startswith(RELEVANCE)
+    assert read - of_the_model == PICKS_BY_INDEX.get(name, 0) + checked

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from captum_transformer.account import Reason
 from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.rules.ledger import added_up
 from captum_transformer.rules.propagate import Shares, transposed
 from captum_transformer.rules.relevance.samples import Numbered, samples_of
-from captum_transformer.rules.relevance.totals import added_up, fitted
+from captum_transformer.rules.relevance.totals import fitted
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.nested import mapped

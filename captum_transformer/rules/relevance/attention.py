@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from captum_transformer.account import Reason
+from captum_transformer.rules.ledger import added_up
 from captum_transformer.rules.propagate import Shares, unsupported
 from captum_transformer.rules.relevance.linear import half_quotient
-from captum_transformer.rules.relevance.totals import added_up, remaining
+from captum_transformer.rules.relevance.totals import remaining
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.numeric import in_full, ratio

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from captum_transformer.account import Reason
+from captum_transformer.rules.ledger import added_up, total
 from captum_transformer.rules.propagate import Shares, transposed, unsupported
-from captum_transformer.rules.relevance.totals import constants, remaining, total
+from captum_transformer.rules.relevance.totals import constants, remaining
 from captum_transformer.trace.numeric import in_full, ratio
 from captum_transformer.trace.operation import Operand, Operation
 
@@ -34,16 +35,17 @@ def z_rule(
     points = [in_full(operand) for operand, _ in operation.traced()]
     with torch.no_grad():
         growth = operation.replay(points)[0]
-    return _shared(operation, relevance, points, growth.mul_(degree), among)
+    shares = _shared(operation, relevance, points, growth.mul_(degree), among)
+    bias = operation.argument("bias")
+    return shares if bias is None else _with_rest(shares, operation, relevance, Reason.BIAS)
 
 
 def terms(operation: Operation, relevance: Tensor) -> Shares:
     """The z-rule where constants among the operands are terms as signals are, and take a share."""
     shares = z_rule(operation, relevance)
-    if constants(operation):
-        taken = remaining(operation, [relevance], shares, Reason.CONSTANT)
-        shares.taken[Reason.CONSTANT] = taken[Reason.CONSTANT] - shares.taken[Reason.EPSILON]
-    return shares
+    if not constants(operation):
+        return shares
+    return _with_rest(shares, operation, relevance, Reason.CONSTANT)
 
 
 def length(operation: Operation, relevance: Tensor) -> Shares:
@@ -81,3 +83,10 @@ def _shared(
         raise unsupported(operation, "it depends on the inputs in a way that hands nothing on")
     lost = torch.addcmul(relevance, quotient, growth, value=-1)
     return Shares(shares, {Reason.EPSILON: total(operation.outputs[0], lost)})
+
+
+def _with_rest(shares: Shares, operation: Operation, relevance: Tensor, reason: Reason) -> Shares:
+    """The same shares, where what is not lost goes to a constant."""
+    (rest,) = remaining(operation, [relevance], shares, reason).values()
+    lost = shares.taken[Reason.EPSILON]
+    return Shares(shares, {Reason.EPSILON: lost, reason: added_up([rest, -lost])})

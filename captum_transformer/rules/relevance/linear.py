@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer.account import Reason
+from captum_transformer.rules.ledger import total, total_of_rows
 from captum_transformer.rules.propagate import Shares, transposed, unsupported
 from captum_transformer.rules.relevance.places import ANYWHERE, Places
-from captum_transformer.rules.relevance.totals import total, total_of_rows
 from captum_transformer.rules.relevance.weights import Weighting
 from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.numeric import EPSILON, in_full, ratio

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from captum_transformer.account import Reason
-from captum_transformer.trace.axis import Axis
+from captum_transformer.rules.ledger import added_up, total
 from captum_transformer.trace.kinds import Role
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
 
 
 def fitted(relevance: Tensor, operand: Operand) -> Tensor:
@@ -15,30 +15,6 @@ def fitted(relevance: Tensor, operand: Operand) -> Tensor:
     if relevance.shape == operand.size:
         return relevance
     return relevance.sum_to_size(operand.size)
-
-
-def total(value: Value | None, relevance: Tensor) -> Tensor:
-    """The sum of a value's relevance: ``(samples,)``; of all together where they aren't known."""
-    if value is None or value.samples is None:
-        return relevance.sum()
-    return value.samples.total(relevance)
-
-
-def total_of_rows(value: Value | None, sums: Tensor) -> Tensor:
-    """The same from the sum of each row of features, ``(..., 1)``."""
-    samples = None if value is None else value.samples
-    if value is None or samples is None or samples.inner % value.shape[-1]:
-        return sums.sum()
-    return Axis(samples.outer, samples.size, samples.inner // value.shape[-1]).total(sums)
-
-
-def added_up(totals: Sequence[Tensor]) -> Tensor:
-    """The sum of several totals, of which some may be of all samples together."""
-    by_sample = all(one.ndim for one in totals)
-    first, *others = totals if by_sample else [one.sum() for one in totals]
-    for other in others:
-        first = first + other
-    return first
 
 
 def remaining(

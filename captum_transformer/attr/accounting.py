@@ -1,0 +1,106 @@
+"""The account of a call: which part of the relevance reached the inputs, and what took the rest."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from captum_transformer.account import INPUTS, Account, Part, Reason
+from captum_transformer.attr.transformer_method import TransformerMethod
+from captum_transformer.calling.arguments import Arguments, Inputs
+from captum_transformer.calling.isolation import in_full_precision, modules_of
+from captum_transformer.calling.target import Target
+from captum_transformer.rules.ledger import Ledger, Taken, added_up
+from captum_transformer.rules.relevance.totals import constants
+from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.operation import Operation
+
+
+class AccountableMethod(TransformerMethod):
+    """A method that can say where the relevance of a score goes."""
+
+    def account(
+        self,
+        inputs: Inputs,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+    ) -> Account:
+        """Says which part of the relevance reaches the inputs, and what takes the rest.
+
+        Position embeddings, learned tokens, biases and masks are no inputs, so that what the score
+        owes to them is missing from the attributions.
+
+        Args:
+            inputs: as in :meth:`attribute`.
+            target: as in :meth:`attribute`.
+            additional_forward_args: as in :meth:`attribute`.
+            additional_forward_kwargs: as in :meth:`attribute`.
+
+        Returns:
+            The account; ``print`` shows it as a table.
+
+        Example:
+            >>> import timm, torch
+            >>> from captum_transformer import AttnLRP
+            >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+            >>> account = AttnLRP(model).account(torch.rand(2, 3, 32, 32), target=3)
+            >>> account.of("biases").shape
+            torch.Size([2])
+        """
+        arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
+        device = arguments.inputs[0].device
+        with self._traced_for_account(arguments) as forward, in_full_precision(device):
+            return self._account(forward, target)
+
+    @contextmanager
+    def _traced_for_account(self, arguments: Arguments[Any]) -> Iterator[TracedForward]:
+        with self._traced(arguments) as forward:
+            yield forward
+
+    @abstractmethod
+    def _account(self, forward: TracedForward, target: Any) -> Account:
+        """Where the relevance of the target's score goes."""
+
+    def _parts(self, taken: Iterable[Taken]) -> list[Part]:
+        """What was taken, by reason and by what took it."""
+        parameters = self._parameters()
+        amounts: dict[tuple[str, str], list[Tensor]] = {}
+        for operation, reason, amount in taken:
+            source = _source(operation, reason, parameters)
+            amounts.setdefault((reason.value, source), []).append(amount)
+        return [Part(*key, added_up(of).detach()) for key, of in amounts.items()]
+
+    def _parameters(self) -> dict[int, str]:
+        """The names of parameters and buffers, by where their numbers lie."""
+        found: dict[int, str] = {}
+        for prefix, module in modules_of(self.forward_func):
+            own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            for name, tensor in own:
+                found[tensor.untyped_storage().data_ptr()] = f"{prefix}.{name}".lstrip(".")
+        return found
+
+    def _written_up(self, forward: TracedForward, ledger: Ledger, scale: float) -> Account:
+        """The account that a pass along the tape has kept, whose start was scaled."""
+        names = dict(zip(forward.values, forward.names, strict=True))
+        ends = [
+            Part(INPUTS if value in names else Reason.ELSEWHERE.value, names.get(value, ""), amount)
+            for value, amount in ledger.ended
+        ]
+        parts = [
+            replace(part, amount=part.amount / scale)
+            for part in (*ends, *self._parts(ledger.taken))
+        ]
+        return Account(type(self).__name__, added_up(ledger.started) / scale, tuple(parts))
+
+
+def _source(operation: Operation, reason: Reason, parameters: Mapping[int, str]) -> str:
+    """The parameters that were added or joined, or else the operation and its module."""
+    named = [parameters.get(o.tensor.untyped_storage().data_ptr()) for o in constants(operation)]
+    if reason in (Reason.ADDED, Reason.JOINED, Reason.CONSTANT) and any(named):
+        return ", ".join(name for name in named if name)
+    return f"{operation.module} ({operation.name})" if operation.module else operation.name

@@ -1,0 +1,61 @@
+"""What constants have of a gradient x value: where something is added, a signal is not all."""
+
+import torch
+from torch import Tensor
+
+from captum_transformer.account import Reason
+from captum_transformer.rules.ledger import Taken, total
+from captum_transformer.rules.propagate import transposed
+from captum_transformer.rules.relevance.totals import constants
+from captum_transformer.trace.kinds import CONVOLUTIONS, MOVES, Kind, Role
+from captum_transformer.trace.numeric import in_full
+from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.views import views_of
+
+_AFFINE = CONVOLUTIONS | {Kind.PRODUCT, Kind.NORM}
+
+
+def of_constants(operation: Operation, slope: Tensor) -> list[Taken]:
+    """What the constants have that an operation adds to signals, or puts beside them.
+
+    They are what comes out where all signals are zero.
+
+    Args:
+        operation: the operation.
+        slope: the gradient at its output.
+    """
+    reason, output = _reason(operation), operation.outputs[0]
+    if reason is None or output is None:
+        return []
+    with torch.no_grad():
+        zeros = [slope.new_zeros(value.shape) for _, value in operation.traced()]
+        constant = operation.replay(zeros)[0]
+    # A mask of minus infinity has a gradient of zero.
+    amount = torch.where(slope == 0, torch.zeros_like(slope), constant * slope)
+    return [Taken(operation, reason, total(output, amount))]
+
+
+def of_activation(operation: Operation, slope: Tensor) -> list[Taken]:
+    """What an activation loses that is no straight line through zero: ``(f(x) - x f'(x)) g``."""
+    output, traced = operation.outputs[0], operation.traced()
+    if operation.kind is not Kind.ENTRYWISE or output is None or len(traced) > 1:
+        return []
+    x = in_full(traced[0][0])
+    with torch.no_grad():
+        result = operation.replay([x])[0]
+    (onto_signal,) = transposed(operation, [x], [slope])
+    handed = torch.zeros_like(x) if onto_signal is None else x * onto_signal
+    amount = result * slope - handed
+    return [Taken(operation, Reason.ACTIVATION, total(output, amount))]
+
+
+def _reason(operation: Operation) -> Reason | None:
+    kind = operation.kind
+    if kind in (Kind.ADD, Kind.SUB):
+        return Reason.ADDED if len(operation.traced()) == 1 else None
+    if kind in _AFFINE:
+        adds = any(operand.role in (Role.BIAS, Role.STATISTIC) for operand in operation.operands)
+        return Reason.BIAS if adds else None
+    if kind in MOVES and views_of(operation) is None:
+        return Reason.JOINED if constants(operation) else Reason.FILLED
+    return None

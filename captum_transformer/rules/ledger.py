@@ -1,0 +1,134 @@
+"""Adding up where something that is carried along the tape goes, without waiting for the device."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_transformer.account import Reason
+from captum_transformer.errors import ConservationError
+from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.operation import Operation, Value
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How much of the sum of absolute values may be rounding: about 1e-5 in single precision."""
+    return float(torch.finfo(dtype).eps ** 0.7)
+
+
+def total(value: Value | None, carried: Tensor) -> Tensor:
+    """The sum of what a value has: ``(samples,)``; of all together where they aren't known."""
+    if value is None or value.samples is None:
+        return carried.sum()
+    return value.samples.total(carried)
+
+
+def total_of_rows(value: Value | None, sums: Tensor) -> Tensor:
+    """The same from the sum of each row of features, ``(..., 1)``."""
+    samples = None if value is None else value.samples
+    if value is None or samples is None or samples.inner % value.shape[-1]:
+        return sums.sum()
+    return Axis(samples.outer, samples.size, samples.inner // value.shape[-1]).total(sums)
+
+
+def added_up(totals: Sequence[Tensor]) -> Tensor:
+    """The sum of several totals, of which some may be of all samples together."""
+    by_sample = all(one.ndim for one in totals)
+    first, *others = totals if by_sample else [one.sum() for one in totals]
+    for other in others:
+        first = first + other
+    return first
+
+
+class Taken(NamedTuple):
+    """What an operation hands on to nobody, and why."""
+
+    operation: Operation
+    reason: Reason
+    amount: Tensor
+
+
+class Ledger:
+    """What a pass started with, what was taken, and where it ended."""
+
+    def __init__(self) -> None:
+        self.started: list[Tensor] = []
+        self.taken: list[Taken] = []
+        self.ended: list[tuple[Value, Tensor]] = []
+        self._size: list[Tensor] = []
+
+    def start(self, seeds: Mapping[Value, Tensor]) -> None:
+        """Notes what there is to be carried."""
+        self.started = [total(value, seed) for value, seed in seeds.items()]
+        self._size = [torch.linalg.vector_norm(seed, 1) for seed in seeds.values()]
+
+    def passed(
+        self,
+        operation: Operation,
+        incoming: Sequence[Tensor | None],  # noqa: ARG002 - for those that look closer
+        shares: Sequence[Tensor | None],
+    ) -> None:
+        """Notes what an operation's rule owns up to."""
+        for reason, amount in getattr(shares, "taken", {}).items():
+            self.taken.append(Taken(operation, reason, amount))
+
+    def left(self, operation: Operation, value: Value, share: Tensor) -> None:
+        """Notes what goes to a value that nobody asks for."""
+        self.taken.append(Taken(operation, Reason.ELSEWHERE, total(value, share)))
+
+    def end(self, value: Value, arrived: Tensor) -> None:
+        """Notes where something is carried no further."""
+        self.ended.append((value, total(value, arrived)))
+        self._size.append(torch.linalg.vector_norm(arrived, 1))
+
+    def balances(self) -> bool:
+        """Whether all that was there went where it is known to have gone; waits for the device."""
+        some = self.started[0]
+        away = [*(taken.amount for taken in self.taken), *(amount for _, amount in self.ended)]
+        parts = [*self.started, *(-amount for amount in away)]
+        left = torch.cat([part.reshape(-1).to(some) for part in parts]).sum()
+        size = torch.stack([size.to(some) for size in self._size]).sum()
+        return not bool(left.abs() > size * tolerance(some.dtype))
+
+
+class Audit(Ledger):
+    """A ledger that also compares, operation by operation, which costs a look at every tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left: list[tuple[Operation, Tensor]] = []
+
+    def passed(
+        self,
+        operation: Operation,
+        incoming: Sequence[Tensor | None],
+        shares: Sequence[Tensor | None],
+    ) -> None:
+        """Notes by how much an operation's books fail to balance."""
+        super().passed(operation, incoming, shares)
+        arrived, handed = ([t for t in ts if t is not None] for ts in (incoming, shares))
+        taken = getattr(shares, "taken", {}).values()
+        away = [*(t.sum() for t in handed), *(t.sum() for t in taken)]
+        left = added_up([t.sum() for t in arrived] + [-t for t in away])
+        sizes = [sum(torch.linalg.vector_norm(t, 1) for t in ts) for ts in (arrived, handed)]
+        self._left.append((operation, left / torch.as_tensor(max(sizes))))
+
+    def blame(self) -> None:
+        """Raises if an operation is found that hands on another sum than it got."""
+        for operation, left in self._left:
+            if left.abs() > tolerance(left.dtype):
+                raise unbalanced(operation, float(left))
+
+
+def unbalanced(operation: Operation, left: float) -> ConservationError:
+    """The error for a rule that leaks."""
+    where = f" in `{operation.module}`" if operation.module else ""
+    shapes = [tuple(value.shape) for _, value in operation.traced()]
+    return ConservationError(
+        f"The rule for `{operation.name}`{where}, on tensors of shapes {shapes}, "
+        f"{'loses' if left > 0 else 'adds'} {abs(left):.2%} of the relevance (of its absolute "
+        "values) and does not say what takes it: the map would be wrong. A rule hands on all that "
+        "arrives, or returns `Shares` with what it keeps. If the rule is not yours, please report "
+        "it with the model that shows it."
+    )

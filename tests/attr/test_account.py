@@ -1,0 +1,182 @@
+"""Where the relevance of a score goes: shares by reason, by sample, and leaks that are found."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_transformer import (
+    AttnLRP,
+    ConservativeLRP,
+    Contrast,
+    PartialLRP,
+    TransformerAttribution,
+)
+from captum_transformer.account import INPUTS, Account, Reason
+from captum_transformer.calling import Arguments
+from captum_transformer.errors import ConservationError, InvalidTargetError
+from captum_transformer.rules import relevance
+from captum_transformer.rules.propagate import Shares, conserved
+from captum_transformer.rules.relevance import TABLE
+from captum_transformer.rules.table import Entry, Table
+from captum_transformer.trace import traced_forward
+from captum_transformer.trace.kinds import Kind
+from tests.attr.subjects import SUBJECTS, images, subject, timm_vit
+
+PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+
+
+class Small(nn.Module):
+    """A class token beside projected tokens, positions, one attention layer, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(6, 8)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.position = nn.Parameter(torch.randn(1, 5, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.project(x)], 1)
+        x = x + self.position
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.head(nn.functional.gelu(x[:, 0] + x[:, 1:].mean(1)))
+
+
+@pytest.fixture
+def small() -> tuple[Small, Tensor]:
+    torch.manual_seed(0)
+    model = Small().double().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model, torch.randn(3, 4, 6, dtype=torch.float64)
+
+
+def parts_add_up(account: Account) -> None:
+    added = sum(part.amount for part in account.parts)
+    torch.testing.assert_close(added, account.total, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(account.of(INPUTS) - account.total, account.delta)
+
+
+@pytest.mark.parametrize("method", [TransformerAttribution, ConservativeLRP, AttnLRP])
+def test_each_sample_has_an_account_of_its_own(small: Any, method: Callable[..., Any]) -> None:
+    model, x = small
+    together = method(model).account(x, 1)
+    parts_add_up(together)
+    for i in range(3):
+        alone = method(model).account(x[i : i + 1], 1)
+        for taker in together.shares():
+            torch.testing.assert_close(alone.of(taker), together.of(taker)[i : i + 1])
+
+
+def test_the_inputs_have_what_full_lrp_gives_them(small: Any) -> None:
+    model, x = small
+    method = TransformerAttribution(model, propagate_to_input=True)
+    account = method.account(x, 1)
+    torch.testing.assert_close(account.of(INPUTS), method.attribute(x, 1).sum((1, 2)))
+    shares = account.shares(by_source=True)
+    assert {"joined constants: token", "added constants: position"} <= set(shares)
+    assert account.total.tolist() == [1.0] * 3
+
+
+def test_the_account_explains_the_convergence_delta(small: Any) -> None:
+    model, x = small
+    method = ConservativeLRP(model)
+    account = method.account(x, 1)
+    _, delta = method.attribute(x, 1, return_convergence_delta=True)
+    torch.testing.assert_close(account.delta, delta)
+    assert account.of(Reason.REST.value).abs().max() < 1e-10
+    for taker in (Reason.BIAS, Reason.ADDED, Reason.JOINED, Reason.ACTIVATION):
+        assert account.of(taker.value).abs().min() > 1e-4
+
+
+def test_constants_have_their_value_times_the_gradient(small: Any) -> None:
+    model, x = small
+    account = AttnLRP(model).account(x, 1)
+    tokens: dict[str, Tensor] = {}
+    model.head.register_forward_pre_hook(lambda _, given: tokens.update(head=given[0]))
+    model(x)
+    of_head = model.head.bias[1].detach().expand(3)
+    (head,) = (part for part in account.parts if part.source == "head (linear)")
+    torch.testing.assert_close(head.amount, of_head)
+    assert head.taker == Reason.BIAS.value
+
+
+def test_shares_of_an_addition_by_hand() -> None:
+    term = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
+    x = torch.tensor([[1.0, 3.0], [2.0, 0.5]], dtype=torch.float64)
+    with traced_forward(lambda x: x + term, Arguments(x), keep=TABLE.keep) as forward:
+        value = forward.tape.find(forward.output)
+        seeds = {value: torch.ones_like(x)}
+        _, ledger = conserved(forward.tape, seeds, TABLE, forward.values)
+        (of_term,) = (t.amount for t in ledger.taken if t.reason is Reason.ADDED)
+    shares = torch.stack([x / (x + term), term / (x + term)]).sum(-1).abs()
+    torch.testing.assert_close(of_term, 2 * shares[1] / shares.sum(0), rtol=1e-6, atol=0)
+
+
+def leaking(kind: Kind, kept: float) -> Table:
+    """The table, with a rule that silently hands on less than it got."""
+    entry = TABLE.entries[kind]
+
+    def rule(operation: Any, incoming: Any) -> Shares:
+        shares = entry.rule(operation, incoming)
+        return Shares([s if s is None else s * kept for s in shares], shares.taken)
+
+    return TABLE | {kind: Entry(rule, keeps=entry.keeps)}
+
+
+@PRECISIONS
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        (Kind.NORM, "`layer_norm` in `fc_norm`"),
+        (Kind.ADD, "`add` in `blocks.1`"),
+        (Kind.ENTRYWISE, "`gelu` in `blocks.1.mlp.act`"),
+        (Kind.MEAN, "`mean`"),
+    ],
+)
+@pytest.mark.parametrize("kept", [0.99, 1.01])
+def test_a_rule_that_leaks_is_found_and_named(
+    monkeypatch: Any, kind: Kind, named: str, kept: float, dtype: torch.dtype
+) -> None:
+    model, pixels = timm_vit(global_pool="avg").to(dtype), images().to(dtype)
+    method = TransformerAttribution(model)
+    method.attribute(pixels, 1)  # the rules themselves are sound
+    rules = leaking(kind, kept)
+    monkeypatch.setattr(relevance, "for_places", lambda _: rules)
+    with pytest.raises(ConservationError, match=f"({named}).*(loses|adds) [01]\\.\\d\\d%"):
+        method.attribute(pixels, 1)
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_all_that_is_lost_is_owned_up_to(name: str) -> None:
+    explained = subject(name).map(lambda t: t.float() if t.is_floating_point() else t)
+    method = TransformerAttribution(explained.model.float())
+    account = method.account(
+        explained.inputs,
+        explained.target,
+        explained.extra,
+        additional_forward_kwargs=explained.named,
+    )
+    torch.testing.assert_close(account.total, torch.ones_like(account.total))
+    added = sum(part.amount.sum() for part in account.parts)
+    torch.testing.assert_close(added, account.total.sum(), rtol=1e-4, atol=1e-4)
+    assert abs(account.share(Reason.EPSILON.value)) < 0.5
+
+
+def test_a_contrast_has_no_account_of_relevance(small: Any) -> None:
+    model, x = small
+    with pytest.raises(InvalidTargetError, match="account of each side"):
+        TransformerAttribution(model).account(x, Contrast(0, 1))
+    parts_add_up(ConservativeLRP(model).account(x, Contrast(0, 1)))
+
+
+def test_partial_lrp_checks_its_relevance_too(monkeypatch: Any, small: Any) -> None:
+    model, x = small
+    rules = leaking(Kind.ADD, 0.9)
+    monkeypatch.setattr(relevance, "for_places", lambda _: rules)
+    with pytest.raises(ConservationError, match="`add`"):
+        PartialLRP(model).attribute_tokens(x, 1)
