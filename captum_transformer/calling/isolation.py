@@ -3,8 +3,7 @@
 import functools
 import inspect
 import operator
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from threading import get_ident
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+from captum_transformer.calling.uncompiled import uncompiled
 
 # The mode is put back by itself; parameters and submodules are not touched by running.
 _TORCHS_OWN = frozenset(
@@ -126,30 +127,13 @@ def _collect_attributes(item: Any, found: dict[int, tuple[str, nn.Module]], seen
             _collect(part, key, found, seen)
 
 
-def _compiled(function: Any, modules: list[tuple[str, nn.Module]]) -> bool:
-    # Not by `hasattr`, which takes a module long to deny, and which makes scripted ones compile
-    # a `forward` of their own.
-    attributes = [vars(module) for _, module in modules]
-    classes = {type(module) for _, module in modules}
-    forwards = [inspect.getattr_static(kind, "forward", None) for kind in classes]
-    forwards += [own["forward"] for own in attributes if "forward" in own]
-    return any(
-        hasattr(forward, "_torchdynamo_orig_callable") for forward in (function, *forwards)
-    ) or any(
-        "_orig_mod" in own.get("_modules", ()) or own.get("_compiled_call_impl") is not None
-        for own in attributes
-    )
-
-
 def _is_training(module: nn.Module) -> bool:
     # Frozen scripted modules have no mode any more.
     return getattr(module, "training", False)
 
 
 @contextmanager
-def explaining(
-    function: Callable[..., Any], modules: list[tuple[str, nn.Module]], tensors: list[Tensor]
-) -> Iterator[None]:
+def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> Iterator[None]:
     """Everything a forward pass needs to be explained, undone on leaving, also after an error.
 
     Gradients are on, whatever the caller's mode; every module is in evaluation mode; what modules
@@ -178,11 +162,7 @@ def explaining(
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.random.fork_rng(devices=devices))
-        if _compiled(function, modules):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(warnings.catch_warnings())
-            # It concerns hooks that compiled modules call twice; the one below does not mind.
-            warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")
+        stack.enter_context(uncompiled(module for _, module in modules))
         hook = register_module_forward_pre_hook(evaluate)
         try:
             for module in training:

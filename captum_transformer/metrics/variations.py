@@ -105,7 +105,7 @@ class Variations:
         shown = progress(batches, desc=description, total=total) if show_progress else batches
         outputs, numbers = [], []
         modules = modules_of(self.forward_func)
-        with explaining(self.forward_func, modules, list(self.tensors)), torch.no_grad():
+        with explaining(modules, list(self.tensors)), torch.no_grad():
             for tensors, variations in shown:
                 outputs.append(self._scores(tensors, variations % self.samples))
                 numbers.append(variations)

@@ -82,6 +82,8 @@ def propagate(
         if operation.index == first:
             arriving |= reached
             break
+        if operation.refusal is not None:
+            raise operation.refusal
         shares = rule(operation, incoming)
         if ledger is not None:
             ledger.passed(operation, incoming, shares)

@@ -16,15 +16,10 @@ from torch.autograd.graph import GradientEdge
 
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.blocks import row_blocks
 from captum_transformer.trace.numeric import accumulation_dtype, in_full
 from captum_transformer.trace.operation import Operand, Operation, Value
-
-# Entries of the probabilities that are computed at a time: what a CPU's cache holds, and elsewhere
-# enough to keep the device busy (256 MiB in float32).
-BLOCK_ENTRIES = {"cpu": 1 << 20}
-LARGE_BLOCK_ENTRIES = 1 << 26
-# Products of fewer rows are slow: with 16,384 keys, 8 rows take twice as long as a quarter of 32.
-LEAST_ROWS = 32
+from captum_transformer.trace.scoring import Scoring
 
 
 @dataclass(eq=False, slots=True)
@@ -101,11 +96,7 @@ class AttentionCall(ABC):
 
     def blocks(self) -> Iterator[slice]:
         """Blocks of query rows that fit the memory set aside for probabilities."""
-        *lead, queries, keys = self.map_shape()
-        entries = BLOCK_ENTRIES.get(self.value.device.type, LARGE_BLOCK_ENTRIES)
-        size = max(LEAST_ROWS, entries // max(1, math.prod(lead) * keys))
-        for start in range(0, queries, size):
-            yield slice(start, min(start + size, queries))
+        return row_blocks(self.map_shape(), self.value.device)
 
     def by_head(self, tensor: Tensor) -> Tensor:
         """Splits the leading axes of a ``(..., X, Y)`` tensor: ``(samples, heads, X, Y)``."""
@@ -180,11 +171,20 @@ class FusedAttention(AttentionCall):
 
     def probabilities(self, rows: slice) -> Tensor:
         products = self.queries(rows) @ self.keys().transpose(-1, -2)
-        return self.softmax(products, self.bias(rows))
+        return self.softmax(*self.scores(products, rows))
 
-    def softmax(self, products: Tensor, bias: Tensor | None) -> Tensor:
-        """The probabilities of products of queries and keys, and what is added to the scores."""
-        scores = products * self.scale
+    @property
+    def adds(self) -> bool:
+        """Whether something is added to the scores, beside what masks them."""
+        return self.mask is not None and self.mask.dtype != torch.bool
+
+    def scores(self, products: Tensor, rows: slice) -> tuple[Tensor, Tensor | None]:
+        """What products of queries and keys are turned into, and what is added to that."""
+        return products * self.scale, self.bias(rows)
+
+    @staticmethod
+    def softmax(scores: Tensor, bias: Tensor | None) -> Tensor:
+        """The probabilities of scores, and what is added to them."""
         if bias is not None:
             # A query that may attend to nothing gets zeros, as from the fused kernels.
             return torch.softmax(scores + bias, -1).nan_to_num(0.0)
@@ -199,6 +199,26 @@ class FusedAttention(AttentionCall):
         if tensor.ndim >= 3 and len(size) >= 3 and size[-3] not in (1, tensor.shape[-3]):
             tensor = tensor.reshape(*tensor.shape[:-3], size[-3], -1, *tensor.shape[-2:]).sum(-3)
         return tensor.sum_to_size(size)
+
+
+@dataclass(eq=False, slots=True)
+class FlexAttention(FusedAttention):
+    """A call of `flex_attention`: functions of the model's own change and mask the scores.
+
+    What they make of a score of zero counts as added to the scores, as a position bias is.
+    """
+
+    scoring: Scoring
+
+    @property
+    def adds(self) -> bool:
+        return True
+
+    def scores(self, products: Tensor, rows: slice) -> tuple[Tensor, Tensor | None]:
+        scores = products * self.scale
+        bias = self.scoring(torch.zeros_like(scores), rows)
+        changed = self.scoring(scores, rows) - bias
+        return torch.where(bias.isfinite(), changed, scores), bias
 
 
 @dataclass(eq=False, slots=True)

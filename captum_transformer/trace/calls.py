@@ -7,11 +7,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer.trace.flex import as_attention, flex_attend
 from captum_transformer.trace.functions import Function
 from captum_transformer.trace.indices import with_tensors
 from captum_transformer.trace.kinds import Kind
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 # By these names entries are picked with brackets.
 _BRACKETS = frozenset({"getitem", "setitem"})
@@ -19,15 +21,17 @@ _BRACKETS = frozenset({"getitem", "setitem"})
 
 def as_run(
     func: Callable[..., Any], function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Arguments:
-    """A call's arguments, changed where the trace runs it in another way than it is written."""
+) -> Call:
+    """A call, changed where the trace runs it in another way than it is written."""
+    if function.call is flex_attend:
+        return flex_attend, (), as_attention(function.bind(args, kwargs))
     if function.kind in (Kind.ATTENTION, Kind.NORM):
-        return _deterministic(func, function, args, kwargs)
+        return func, *_deterministic(func, function, args, kwargs)
     if function.kind is Kind.COPY:
-        return _like_another(function, args, kwargs)
+        return func, *_like_another(function, args, kwargs)
     if function.name in _BRACKETS:
-        return (args[0], with_tensors(args[1]), *args[2:]), kwargs
-    return args, kwargs
+        return func, (args[0], with_tensors(args[1]), *args[2:]), kwargs
+    return func, args, kwargs
 
 
 _BATCH_NORM = inspect.signature(F.batch_norm)

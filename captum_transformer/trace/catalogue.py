@@ -201,6 +201,8 @@ TABLE: dict[Kind, str] = {
     Kind.EMBEDDING: "embedding(weight index/input padding_idx)",
     Kind.ATTENTION: """
         scaled_dot_product_attention(query key value attn_mask dropout_p is_causal scale enable_gqa)
+        flex_attention(query key value score_mod block_mask scale kernel_options
+            score_mod_other_buffers mask_mod_other_buffers)
     """,
     Kind.SUM: "sum(input dim keepdim) nansum(input dim keepdim) trace(input)",
     Kind.MEAN: "mean(input dim keepdim) nanmean(input dim keepdim)",

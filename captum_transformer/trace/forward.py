@@ -218,7 +218,7 @@ def traced_forward(
     inputs = arguments.inputs
     modules = modules_of(forward_func)
     names = {id(module): name or type(module).__name__ for name, module in modules}
-    with explaining(forward_func, modules, list(inputs)):
+    with explaining(modules, list(inputs)):
         trace = Trace(keep, names, rules, edges=all_edges)
         entered = tuple(_enter(tensor) for tensor in inputs)
         values = tuple(trace.enter_input(tensor) for tensor in entered)

@@ -15,6 +15,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 from captum_transformer.trace.bodies import COMPOSITES, WRITTEN_OUT, body_of, written_into
 from captum_transformer.trace.catalogue import ALIASES, ENTRIES, ROLES, UNKNOWN, Entry
+from captum_transformer.trace.flex import flex_attend, requires_grad
 from captum_transformer.trace.kinds import Kind, Role
 
 # The attribute of a user's own operation that holds what it is.
@@ -155,6 +156,7 @@ def _out_of_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]
     return function if found is None else found
 
 
+_CALLED_INSTEAD = {"flex_attention": flex_attend}
 # What is called by these names, and not by underscores around them, as `__index__`.
 _PUBLIC = frozenset(
     name
@@ -181,6 +183,8 @@ def describe(function: Callable[..., Any]) -> Function:
     if raw in ("requires_grad_", "retain_grad", "__float__", "__int__", "__bool__"):
         entry = ENTRIES["requires_grad"]
     kind = entry.kind
+    if function == Tensor.requires_grad.__get__:  # type: ignore[attr-defined]
+        return Function(name, Kind.UNKNOWN, function, body=requires_grad)
     if function in COMPOSITES and isinstance(function, types.FunctionType):
         return Function(name, kind, function, body=body_of(function))
     writes = raw.endswith("_") and not dunder and kind is not Kind.ASKS
@@ -217,7 +221,7 @@ def _described(
     return Function(
         name,
         entry.kind,
-        _out_of_place(name, function) if inplace else function,
+        _CALLED_INSTEAD.get(name) or (_out_of_place(name, function) if inplace else function),
         _parameters(function, entry),
         entry.rest,
         entry.aliases,
@@ -263,3 +267,7 @@ def _signature(function: Callable[..., Any]) -> tuple[str, ...]:
 def made(name: str, kind: Kind, call: Callable[..., Any]) -> Function:
     """A function of the trace's own, such as a write into a view."""
     return Function(name, kind, call)
+
+
+# What FlexAttention returns beside its output.
+LOG_SUM_EXP = made("flex_attention's log-sum-exp", Kind.UNKNOWN, torch.logsumexp)

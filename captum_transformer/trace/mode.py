@@ -13,7 +13,9 @@ from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.calls import as_run, without_inplace
+from captum_transformer.trace.flex import log_sum_exp_is_used
 from captum_transformer.trace.functions import (
+    LOG_SUM_EXP,
     Function,
     describe,
     kind_of,
@@ -103,7 +105,7 @@ class Trace(TorchFunctionMode):
                 return function.body(*args, **kwargs)
         if function.kind is Kind.DROPOUT:
             return args[0] if args else kwargs["input"]
-        args, kwargs = as_run(func, function, args, kwargs)
+        func, args, kwargs = as_run(func, function, args, kwargs)
         operation = self._described(function, args, kwargs)
         traced = operation.traced()
         inplace = function.inplace or bool(operation.arguments.get("inplace"))
@@ -218,6 +220,9 @@ class Trace(TorchFunctionMode):
             if written is not None:
                 self.tape.release(written)
             return result
+        beside = outputs[1:] if pattern is not None else []
+        if pattern is not None:
+            outputs = outputs[:1]
         if operation.refusal is not None:
             operation.refused = [get_gradient_edge(t) for t in outputs if t is not None]
         summed = weighted_sum(operation, result.ndim) if kind is Kind.SUM else None
@@ -234,6 +239,11 @@ class Trace(TorchFunctionMode):
             operation.edge = get_gradient_edge(outputs[0])
         if pattern is not None and outputs[0] is not None:
             self._add_call(operation, pattern, outputs[0])
+            for tensor in beside:
+                if tensor is not None:
+                    held = list(pattern.held)
+                    sums = self.tape.record(LOG_SUM_EXP, tuple(held), held, [tensor])
+                    sums.refusal = log_sum_exp_is_used()
         if written is not None:
             self.tape.after_write(written)
         return result

@@ -1,9 +1,12 @@
 """How relevance is summed up and divided."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from captum_transformer.trace.operation import Operand
+if TYPE_CHECKING:
+    from captum_transformer.trace.operation import Operand
 
 # The stabiliser of the authors' code.
 EPSILON = 1e-9
@@ -14,7 +17,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def in_full(operand: Operand) -> Tensor:
+def in_full(operand: "Operand") -> Tensor:
     """An operand's data in the precision in which relevance is summed up."""
     return operand.tensor.to(accumulation_dtype(operand.dtype))
 

@@ -48,6 +48,8 @@ def with_gradient(result: Any) -> Any:
 
     Like any signal it may be written into, which autograd denies to leaves.
     """
+    if isinstance(result, tuple):
+        return (with_gradient(result[0]), *result[1:])
     if not isinstance(result, Tensor) or result.requires_grad or not torch.is_grad_enabled():
         return result
     return result.requires_grad_().clone() if result.is_floating_point() else result
@@ -61,7 +63,7 @@ def reached(tape: Tape, operation: Operation, result: Any) -> list[Tensor | None
     """
     traced = operation.traced()
     if not traced:
-        return [result]
+        return [result[0] if isinstance(result, tuple) else result]
     outputs: list[Tensor | None] = []
     some = False
     for entry in result if isinstance(result, (tuple, list)) else [result]:

@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from captum_transformer.trace.attention import ExplicitAttention, FusedAttention
+from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.trace.attention import ExplicitAttention, FlexAttention, FusedAttention
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.functions import made
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.scoring import INSTEAD
 
 CUT_PROBABILITIES = (
     "applies softmax probabilities that were cut up or rearranged, as of sliding windows in "
@@ -45,6 +47,13 @@ def recognise(operation: Operation) -> Pattern | None:
     """How an operation attends, of which all operands are at hand; None if it does not."""
     if operation.kind is Kind.ATTENTION:
         values = operation.arguments["value"]
+        for operand in operation.argument("captured", ()):
+            if operand.value is not None:
+                operation.refusal = UnsupportedOperationError(
+                    "`flex_attention`'s score_mod reads a tensor of shape "
+                    f"{tuple(operand.size)} that depends on the inputs, and what that gets of the "
+                    f"scores is not known. {INSTEAD}"
+                )
         return Pattern(tuple(o for o in operation.operands if o is not values))
     product = operation.contraction()
     if product is None or len(product.factors) != 2 or len(operation.operands) != 2:
@@ -180,21 +189,22 @@ def applies_cut_probabilities(operation: Operation) -> bool:
 
 def fused_attention(layer: int, module: str, operation: Operation) -> FusedAttention:
     """The attention call that an operation of fused attention is."""
-    kwargs = operation.arguments
-    query: Operand = kwargs["query"]
-    scale = kwargs.get("scale")
-    return FusedAttention(
-        layer=layer,
-        module=module,
-        operation=operation,
-        value=kwargs["value"],
-        value_order=None,
-        query=query,
-        key=kwargs["key"],
-        mask=kwargs.get("attn_mask"),
-        is_causal=bool(kwargs.get("is_causal", False)),
-        scale=query.size[-1] ** -0.5 if scale is None else float(scale),
-    )
+    arguments = operation.arguments
+    query: Operand = arguments["query"]
+    scale, scoring = arguments.get("scale"), arguments.get("scoring")
+    known = {
+        "layer": layer,
+        "module": module,
+        "operation": operation,
+        "value": arguments["value"],
+        "value_order": None,
+        "query": query,
+        "key": arguments["key"],
+        "mask": arguments.get("attn_mask"),
+        "is_causal": bool(arguments.get("is_causal", False)),
+        "scale": query.size[-1] ** -0.5 if scale is None else float(scale),
+    }
+    return FusedAttention(**known) if scoring is None else FlexAttention(**known, scoring=scoring)
 
 
 def explicit_attention(

@@ -37,7 +37,9 @@ def _address(tensor: Tensor) -> int:
 
 
 def _inside(tensor: Any) -> list[Tensor]:
-    """The tensors that a wrapper holds, as it tells torch.compile."""
+    """The tensors that a wrapper holds, as it tells torch.compile; one under `torch.vmap`."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return [torch._C._functorch.get_unwrapped(tensor)]
     flatten = getattr(tensor, "__tensor_flatten__", None)
     parts = [] if flatten is None else [getattr(tensor, name) for name in flatten()[0]]
     return [part for part in parts if isinstance(part, Tensor)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from captum_transformer.calling.uncompiled import uncompiled
 from tests.attr.subjects import METHODS, assert_close, images, timm_vit
 
 
@@ -73,3 +74,42 @@ def test_compiled_models(compiled: Callable[..., Any], backend: Backend) -> None
     assert_close(model(images()).detach(), scores)
     assert backend.graphs == graphs
     assert backend.runs == 2 * runs
+
+
+class CallsCompiled(nn.Module):
+    """A model that calls a function which was compiled by itself."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.vit = timm_vit()
+        self.call = [function]
+
+    def forward(self, x: Tensor) -> Any:
+        return self.vit(self.call[0](x))
+
+
+def test_functions_compiled_by_themselves(backend: Backend) -> None:
+    def doubled(x: Tensor) -> Tensor:
+        return nn.functional.gelu(2 * x)
+
+    expected = METHODS["AttnLRP"](CallsCompiled(doubled)).attribute(images(), 1)
+    model = CallsCompiled(torch.compile(doubled, backend=backend))
+    assert_close(METHODS["AttnLRP"](model).attribute(images(), 1), expected)
+    assert backend.graphs == 0
+
+    model(images())
+    assert backend.graphs == backend.runs == 1
+
+
+def test_explanations_that_overlap_leave_the_compiler_as_it_was(backend: Backend) -> None:
+    """As of two threads: the first to come goes first."""
+    compiled = torch.compile(torch.sin, backend=backend)
+    first, second = uncompiled(), uncompiled()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    compiled(torch.ones(2))
+    assert backend.runs == 0
+    second.__exit__(None, None, None)
+    compiled(torch.ones(2))
+    assert backend.runs == 1

@@ -126,7 +126,6 @@ def test_models_without_attention_are_refused(model: type[nn.Module], method: st
         assert "scaled_dot_product_attention" in said
         assert "softmax over keys" in said
         assert "flash-attn" in said
-        assert "flex_attention" in said
         assert "attn_implementation='sdpa'" in said
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from captum_transformer.calling import Arguments
 from captum_transformer.rules.propagate import propagate
 from captum_transformer.rules.relevance import TABLE
-from captum_transformer.trace import attention, traced_forward
+from captum_transformer.trace import blocks, traced_forward
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH = 3, 2, 4, 5, 6
 
@@ -50,8 +50,8 @@ def compare(call, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 @pytest.fixture(params=[1 << 26, 1], ids=["whole", "row by row"], autouse=True)
 def _blocks(request, monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK_ENTRIES", {"cpu": request.param})
-    monkeypatch.setattr(attention, "LEAST_ROWS", 1)
+    monkeypatch.setattr(blocks, "BLOCK_ENTRIES", {"cpu": request.param})
+    monkeypatch.setattr(blocks, "LEAST_ROWS", 1)
 
 
 def test_queries_keys_and_values(operands):

@@ -176,6 +176,8 @@ class TokenFlow:
         """What goes on to which value of a share of some sources, by the sources it is of."""
         kind, share = operation.kind, found[0]
         call: AttentionCall | None = operation.attention
+        if operation.refusal is not None:
+            raise operation.refusal
         if call is None and is_source(operation):
             raise _unread(operation)
         signals = receiving(operation)

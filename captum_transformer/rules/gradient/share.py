@@ -30,7 +30,7 @@ def share_attention(operation: Operation) -> Any:
     scores = 2 if {query, key} <= signals else 1
     outputs = 2 if value in signals and signals - {value} else 1
     parts = {query: scores * outputs, key: scores * outputs, value: outputs, mask: outputs}
-    return _divided(operation, {operand: parts[operand] for operand in signals})
+    return _divided(operation, {operand: parts.get(operand, 1) for operand in signals})
 
 
 def share_by_degree(operation: Operation) -> Any:

@@ -33,6 +33,14 @@ def identity(operation: Operation) -> Any:
     return _Activation.apply(traced[0][0].tensor, operation)
 
 
+def identity_of_scores(operation: Operation) -> Any:
+    """The identity rule for what a function of the model's own makes of attention scores."""
+    scoring = operation.argument("scoring")
+    if scoring is not None:
+        scoring.by_secant = True
+    return NotImplemented
+
+
 def hold_deviation(operation: Operation, *, hold_mean: bool = False) -> Any:
     """The LN rule (Ali et al., eq. 12) for fused norms: what they divide by is held.
 

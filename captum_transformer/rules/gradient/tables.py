@@ -27,6 +27,7 @@ from captum_transformer.rules.gradient.slope import (
     hold_deviation,
     hold_deviation_and_mean,
     identity,
+    identity_of_scores,
 )
 from captum_transformer.rules.gradient.softmax import without_empty_rows
 from captum_transformer.trace.kinds import Kind
@@ -58,6 +59,7 @@ DIVISORS: ForwardRules = {
     Kind.SOLVE: hold_divisor,
 }
 IDENTITY: ForwardRules = {
+    Kind.ATTENTION: identity_of_scores,
     Kind.ENTRYWISE: identity,
     Kind.RECIPROCAL: identity,
     Kind.MUL: hold_gate,

@@ -73,17 +73,18 @@ def _through_fused(
     to_mask = []
     sums: list[Tensor] = []
     for rows in call.blocks():
-        queries, bias = call.queries(rows), call.bias(rows)
+        queries = call.queries(rows)
         products = queries @ keys.transpose(-1, -2)
-        weights = call.softmax(products, bias)
+        scores, bias = call.scores(products, rows)
+        weights = call.softmax(scores, bias)
         to_values += weights.transpose(-1, -2) @ half[..., rows, :]
         relevance = (half[..., rows, :] @ values.transpose(-1, -2)).mul_(weights)
-        if bias is not None and mask is not None and mask.dtype != torch.bool:
-            parts = _parts_of_sum(products * call.scale, bias, relevance)
+        if bias is not None and call.adds:
+            parts = _parts_of_sum(scores, bias, relevance)
             totals = [_totals(call, part) for part in (*parts, relevance)]
             sums = [a + b for a, b in zip(sums, totals, strict=True)] if sums else totals
             relevance, onto_bias = parts
-            if mask.value is not None:
+            if mask is not None and mask.value is not None:
                 to_mask.append(onto_bias)
         onto_queries, onto_keys = _through_scores(call, queries, keys, products, relevance)
         to_queries[..., rows, :] = onto_queries

@@ -1,0 +1,64 @@
+"""Compiled code runs uncompiled while a forward pass is traced, which sees its calls only so."""
+
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import nn
+
+# `flex_attention` compiles itself, and imports the compiler no sooner.
+_COMPILES = ("torch._dynamo", "torch.nn.attention.flex_attention")
+
+
+class _Stance:
+    """The compiler's stance is one for all threads: the last one that leaves puts it back."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = torch.compiler.set_stance("force_eager")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before.__exit__(None, None, None)
+                self._before = None
+
+
+_STANCE = _Stance()
+
+
+@contextmanager
+def uncompiled(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """Whatever was compiled by `torch.compile` runs as it was written.
+
+    Args:
+        modules: those that will run, as far as they are known.
+
+    Example:
+        >>> double = torch.compile(lambda x: 2 * x)
+        >>> with uncompiled():
+        ...     double(torch.ones(2))
+        tensor([2., 2.])
+    """
+    if not any(name in sys.modules for name in _COMPILES):
+        yield
+        return
+    with ExitStack() as stack:
+        stack.enter_context(_STANCE)
+        if any("_orig_mod" in vars(module).get("_modules", ()) for module in modules):
+            stack.enter_context(warnings.catch_warnings())
+            # It concerns hooks that compiled modules call twice; that of `explaining` doesn't mind.
+            warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")
+        yield
