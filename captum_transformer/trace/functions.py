@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._ops import OpOverload, OpOverloadPacket
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 from captum_transformer.trace.bodies import COMPOSITES, WRITTEN_OUT, body_of, written_into
 from captum_transformer.trace.catalogue import ALIASES, ENTRIES, ROLES, UNKNOWN, Entry
@@ -156,7 +156,6 @@ def _out_of_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]
     return function if found is None else found
 
 
-_CALLED_INSTEAD = {"flex_attention": flex_attend}
 # What is called by these names, and not by underscores around them, as `__index__`.
 _PUBLIC = frozenset(
     name
@@ -178,6 +177,10 @@ def describe(function: Callable[..., Any]) -> Function:
         return _described(function, name, own)
     if isinstance(function, (OpOverload, OpOverloadPacket)):
         return _kernel(function)
+    if isinstance(function, HigherOrderOperator):
+        if name != "flex_attention":
+            return Function(name, Kind.UNKNOWN, function)
+        return replace(_described(function, name, ENTRIES[name]), call=flex_attend)
     dunder = raw.startswith("__")
     entry = ENTRIES.get(name, UNKNOWN)
     if raw in ("requires_grad_", "retain_grad", "__float__", "__int__", "__bool__"):
@@ -221,7 +224,7 @@ def _described(
     return Function(
         name,
         entry.kind,
-        _CALLED_INSTEAD.get(name) or (_out_of_place(name, function) if inplace else function),
+        _out_of_place(name, function) if inplace else function,
         _parameters(function, entry),
         entry.rest,
         entry.aliases,
