@@ -1,0 +1,238 @@
+"""Runs the passes on an operator and says what became of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.operators.database import Case, cases
+from benchmarks.operators.takers import taker_of
+from captum_transformer.attr.transformer_method import seed
+from captum_transformer.calling import Arguments
+from captum_transformer.errors import ExplanationError
+from captum_transformer.rules import flow, relevance
+from captum_transformer.rules.gradient import ATTN_LRP, conservative_lrp
+from captum_transformer.rules.propagate import propagate
+from captum_transformer.trace.forward import TracedForward, traced_forward
+from captum_transformer.trace.mode import ForwardRule, ForwardRules
+from captum_transformer.trace.operation import Operation
+
+_KEEP = flow.KEEP | relevance.KEEP
+_EXACT = 1e-6
+
+
+class WrongError(AssertionError):
+    """A pass hands on what is not so."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one pass on one case.
+
+    Attributes:
+        kind: "right", "taken" (a share, by what owns up to it), "by rule" (a part is held
+            constant), "refused" or "wrong".
+        why: what took the share or was held, the error's text, or what is wrong.
+        maps: what the inputs got.
+    """
+
+    kind: str
+    why: str = ""
+    maps: tuple[Tensor, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.why.partition('. ')[0]})" if self.why else self.kind
+
+
+def _trace(case: Case, forward: TracedForward) -> Outcome:
+    maps = _gradient(case, forward)
+    if not _same(maps, _plain_gradient(case)):
+        raise WrongError("the gradient is changed")
+    return Outcome("right", maps=maps)
+
+
+def _relevance(case: Case, forward: TracedForward) -> Outcome:
+    start = seed(*forward.select(None))
+    found = propagate(forward.tape, start, relevance.relevance_rule, forward.values)
+    return _conserved(case, tuple(found[value] for value in forward.values))
+
+
+def _token_flow(case: Case, forward: TracedForward) -> Outcome:
+    start = seed(*forward.select(None))
+    attend = flow.attend_with(lambda call, rows: call.probabilities(rows))
+    layers = {call.layer: attend for call in forward.calls}
+    found = flow.TokenFlow(forward.tape, layers)(start, forward.values)
+    maps = tuple(found[value] for value in forward.values)
+    # What holds several inputs gives its whole share to each of them.
+    shares = [_sums([share])[0] for share in maps]
+    if len(maps) > 1 and sum(shares) > 1 and max(shares) <= 1 + _EXACT:
+        return Outcome("right", maps=maps)
+    return _conserved(case, maps)
+
+
+# What is read off a forward pass whose gradient is left alone.
+_READ: dict[str, Callable[[Case, TracedForward], Outcome]] = {
+    "trace": _trace,
+    "relevance": _relevance,
+    "token flow": _token_flow,
+}
+# What changes the gradient of a forward pass.
+_RULES: dict[str, ForwardRules] = {"ConservativeLRP": conservative_lrp(), "AttnLRP": ATTN_LRP}
+PASSES = (*_READ, *_RULES)
+
+
+@dataclass
+class Verdict:
+    """What became of one pass on all cases of an operator.
+
+    Attributes:
+        counts: how many cases had each kind of outcome.
+        reasons: what took shares or was held, and why cases were refused, by kind.
+        wrong: what is wrong, by case.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, list[str]] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+
+    def add(self, case: Case, outcome: Outcome) -> None:
+        """Counts one more case."""
+        self.counts[outcome.kind] += 1
+        if outcome.kind == "wrong":
+            self.wrong[str(case)] = outcome.why
+        elif outcome.why and outcome.why not in self.reasons.setdefault(outcome.kind, []):
+            self.reasons[outcome.kind].append(outcome.why)
+
+    @property
+    def kind(self) -> str:
+        """The worst that happened, but refused only if all was."""
+        for kind in ("wrong", "by rule", "taken", "right"):
+            if self.counts[kind]:
+                return kind
+        return "refused"
+
+
+def verdicts(name: str) -> dict[str, Verdict]:
+    """What becomes of each pass on an operator."""
+    result = {what: Verdict() for what in PASSES}
+    found = cases(name)
+    seen = {case: outcomes(case) for case in found}
+    for case, of_passes in seen.items():
+        for what, outcome in of_passes.items():
+            result[what].add(case, outcome)
+    for other in found[0].spelled if found else []:
+        for what, outcome in outcomes(other).items():
+            expected = seen[found[0]][what]
+            if expected.kind != "wrong" and not _alike(outcome, expected):
+                result[what].add(other, Outcome("wrong", f"{outcome}, and else {expected}"))
+    return result
+
+
+def outcomes(case: Case) -> dict[str, Outcome]:
+    """What becomes of each pass on a case, whatever it raises."""
+    found: dict[str, Outcome] = {}
+
+    def read() -> Outcome:
+        with _traced(case) as forward:
+            found.update({w: _caught(partial(_READ[w], case, forward)) for w in _READ})
+        return found["trace"]
+
+    at_all = _caught(read)
+    found = {what: found.get(what, at_all) for what in _READ}
+    return found | {w: _caught(partial(_by_rule, case, _RULES[w])) for w in _RULES}
+
+
+def _caught(find: Callable[[], Outcome]) -> Outcome:
+    try:
+        return find()
+    except ExplanationError as error:
+        return Outcome("refused", str(error))
+    except WrongError as error:
+        return Outcome("wrong", str(error))
+    except Exception as error:
+        return Outcome("wrong", f"raises {type(error).__name__}: {str(error).splitlines()[0]}")
+
+
+@contextmanager
+def _traced(case: Case, rules: ForwardRules | None = None) -> Iterator[TracedForward]:
+    score, _ = case.plain
+    with traced_forward(case, Arguments(case.inputs), keep=_KEEP, rules=rules) as forward:
+        if not torch.allclose(forward.output.detach(), score, rtol=1e-9, atol=0):
+            raise WrongError(
+                f"the output is {float(forward.output):.4g}, and else {float(score):.4g}"
+            )
+        yield forward
+
+
+def _by_rule(case: Case, rules: ForwardRules) -> Outcome:
+    held: list[str] = []
+
+    def noted(rule: ForwardRule) -> ForwardRule:
+        def run(operation: Operation) -> Any:
+            result = rule(operation)
+            if result is not NotImplemented:
+                held.append(operation.name)
+            return result
+
+        return run
+
+    with _traced(case, {kind: noted(rule) for kind, rule in rules.items()}) as forward:
+        maps = _gradient(case, forward)
+    if _same(maps, _plain_gradient(case)):
+        return Outcome("right", maps=maps)
+    if not held:
+        raise WrongError("nothing is held, but the gradient is not autograd's")
+    total, magnitude = _sums(maps)
+    score = float(case.plain[0])
+    if len(case.operands) == 1 and abs(total - score) > _EXACT * max(magnitude, abs(score)):
+        raise WrongError(f"holds a part of {held[0]}, and gives {total / score:.4g} of the score")
+    return Outcome("by rule", ", ".join(dict.fromkeys(held)), maps)
+
+
+def _gradient(case: Case, forward: TracedForward) -> tuple[Tensor, ...]:
+    points = [edge for edge in forward.edges if edge is not None]
+    found = forward.gradients(forward.select(None)[0], points)
+    return tuple(
+        torch.zeros_like(tensor) if gradient is None else tensor * gradient
+        for tensor, gradient in zip(case.inputs, found, strict=True)
+    )
+
+
+def _plain_gradient(case: Case) -> tuple[Tensor, ...]:
+    return tuple(x * gradient for x, gradient in zip(case.inputs, case.plain[1], strict=True))
+
+
+def _conserved(case: Case, maps: tuple[Tensor, ...]) -> Outcome:
+    total, magnitude = _sums(maps)
+    if abs(total - 1) <= _EXACT * max(magnitude, 1.0):
+        return Outcome("right", maps=maps)
+    if (taker := taker_of(case)) is not None:
+        return Outcome("taken", taker, maps)
+    raise WrongError(f"hands on {total:.4g}")
+
+
+def _sums(maps: Sequence[Tensor]) -> tuple[float, float]:
+    """The sum of all, and that of their absolute values."""
+    if not all(bool(tensor.isfinite().all()) for tensor in maps):
+        raise WrongError("is not finite")
+    return tuple(float(sum(t.sum() for t in parts)) for parts in (maps, [t.abs() for t in maps]))
+
+
+def _same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    largest = max(float(tensor.abs().max()) for tensor in expected)
+    return all(
+        bool(((a - b).abs() <= _EXACT * max(largest, 1e-3)).all())
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def _alike(a: Outcome, b: Outcome) -> bool:
+    """The same map, or the same refusal."""
+    return a.kind == b.kind and (not a.maps or _same(a.maps, b.maps))
