@@ -75,8 +75,23 @@ class Case:
         """Whether an operand that could be explained is a constant."""
         return self.signals != self.operands
 
+    @property
+    def all_explained(self) -> bool:
+        """Whether no number that is an argument is a constant."""
+        others = [leaf for i, leaf in enumerate(self.leaves) if i not in self.signals]
+        return not any(
+            leaf.is_floating_point() if isinstance(leaf, Tensor) else isinstance(leaf, float)
+            for leaf in others
+        )
+
     def __call__(self, *inputs: Tensor) -> Tensor:
         """A weighted sum of all that can be differentiated, one for the sample."""
+        entries = self.entries(*inputs)
+        weights = torch.linspace(0.5, 1.5, len(entries), dtype=entries.dtype)
+        return (entries * weights).sum().reshape(1)
+
+    def entries(self, *inputs: Tensor) -> Tensor:
+        """All that can be differentiated, one after the other."""
         # Some operators write into their operands, such as running statistics.
         leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         for index, tensor in zip(self.signals, inputs, strict=True):
@@ -85,9 +100,16 @@ class Case:
         operand, args, kwargs = pytree.tree_unflatten(leaves, self.structure)
         results = pytree.tree_leaves(self.operator(operand, *args, **kwargs))
         parts = [_real(r).reshape(-1) for r in results if isinstance(r, Tensor) and r.requires_grad]
-        joined = torch.cat(parts) if len(parts) > 1 else parts[0]
-        weights = torch.linspace(0.5, 1.5, len(joined), dtype=joined.dtype)
-        return (joined * weights).sum().reshape(1)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    @property
+    def held(self) -> float:
+        """Which part of the result's entries are not the same whatever the inputs are."""
+        before, after = (
+            self.entries(*[(x * scale).requires_grad_() for x in self.inputs])
+            for scale in (1.0, 1.01)
+        )
+        return float((before != after).double().mean())
 
     @cached_property
     def plain(self) -> tuple[Tensor, tuple[Tensor, ...]]:

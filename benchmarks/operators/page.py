@@ -26,10 +26,11 @@ other names, as a method, in place, with NumPy's names of arguments.
 - *Relevance* (`TransformerAttribution`): what the operands get adds up to what the output starts
   with.
 - *Token flow* (`GenericAttentionRelevance`, `AttentionRollout` and others): so it does, but what
-  holds several of the operands gives its whole share to each.
+  holds several of the operands gives its whole share to each, and what holds none of them to none.
 - `ConservativeLRP` and `AttnLRP`: gradient x input, as autograd has it.
 
-✓: this holds. A letter: it holds but for a share that is taken by what is no input, see below.
+✓: this holds. A letter: it holds with a share that the pass says is taken by what is no input, see
+below.
 *Rule*: the method gives the operator another gradient than autograd, by its theory; if it has but
 one operand, the relevance adds up to the score. A number in brackets: refused, for the reason
 below; if there is a ✓ before it, only some of the samples. ✗: wrong; listed at the end.

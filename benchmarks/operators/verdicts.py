@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.operators.database import Case, cases
-from benchmarks.operators.takers import taker_of
+from captum_transformer.account import Reason
 from captum_transformer.attr.transformer_method import seed
 from captum_transformer.calling import Arguments
 from captum_transformer.errors import ExplanationError
@@ -24,8 +24,9 @@ from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.mode import ForwardRule, ForwardRules
 from captum_transformer.trace.operation import Operation
 
-_KEEP = flow.KEEP | relevance.KEEP
+_KEEP = flow.KEEP | relevance.TABLE.keep
 _EXACT = 1e-6
+_CONSTANTS = {Reason.BIAS, Reason.ADDED, Reason.JOINED, Reason.CONSTANT}
 
 
 class WrongError(AssertionError):
@@ -59,9 +60,17 @@ def _trace(case: Case, forward: TracedForward) -> Outcome:
 
 
 def _relevance(case: Case, forward: TracedForward) -> Outcome:
+    taken: Counter[Reason] = Counter()
+
+    def accounted(operation: Operation, incoming: list[Tensor | None]) -> list[Tensor | None]:
+        shares = relevance.TABLE(operation, incoming)
+        for reason, share in getattr(shares, "taken", {}).items():
+            taken[reason] += float(share.sum())
+        return shares
+
     start = seed(*forward.select(None))
-    found = propagate(forward.tape, start, relevance.relevance_rule, forward.values)
-    return _conserved(case, tuple(found[value] for value in forward.values))
+    found = propagate(forward.tape, start, accounted, forward.values)
+    return _conserved(case, tuple(found[value] for value in forward.values), taken)
 
 
 def _token_flow(case: Case, forward: TracedForward) -> Outcome:
@@ -70,11 +79,17 @@ def _token_flow(case: Case, forward: TracedForward) -> Outcome:
     layers = {call.layer: attend for call in forward.calls}
     found = flow.TokenFlow(forward.tape, layers)(start, forward.values)
     maps = tuple(found[value] for value in forward.values)
-    # What holds several inputs gives its whole share to each of them.
+    # What holds several inputs gives its whole share to each of them, and what holds none to none.
     shares = [_sums([share])[0] for share in maps]
-    if len(maps) > 1 and sum(shares) > 1 and max(shares) <= 1 + _EXACT:
+    if min(shares) < -_EXACT or max(shares) > 1 + _EXACT:
+        raise WrongError(f"gives the inputs {shares}")
+    if sum(shares) > 1 - _EXACT:
         return Outcome("right", maps=maps)
-    return _conserved(case, maps)
+    if forward.calls and case.has_constants:
+        return Outcome("taken", "constant keys and values", maps)
+    if sum(shares) > case.held - _EXACT:
+        return Outcome("taken", "entries that no operand is in", maps)
+    raise WrongError(f"gives the inputs {shares}, and they are in {case.held:.4g} of the entries")
 
 
 # What is read off a forward pass whose gradient is left alone.
@@ -209,13 +224,18 @@ def _plain_gradient(case: Case) -> tuple[Tensor, ...]:
     return tuple(x * gradient for x, gradient in zip(case.inputs, case.plain[1], strict=True))
 
 
-def _conserved(case: Case, maps: tuple[Tensor, ...]) -> Outcome:
+def _conserved(case: Case, maps: tuple[Tensor, ...], taken: Mapping[Reason, float]) -> Outcome:
     total, magnitude = _sums(maps)
-    if abs(total - 1) <= _EXACT * max(magnitude, 1.0):
-        return Outcome("right", maps=maps)
-    if (taker := taker_of(case)) is not None:
-        return Outcome("taken", taker, maps)
-    raise WrongError(f"hands on {total:.4g}")
+    close = _EXACT * max(magnitude, 1.0)
+    whole = total + sum(taken.values())
+    if not abs(whole - 1) <= close:
+        raise WrongError(f"hands on {total:.4g}, and owns up to {whole - total:.4g}")
+    takers = {reason for reason, share in taken.items() if abs(share) > close}
+    if takers & _CONSTANTS and case.all_explained:
+        raise WrongError(f"gives {total:.4g}, and the rest to constants, of which there are none")
+    if takers:
+        return Outcome("taken", ", ".join(sorted(reason.value for reason in takers)), maps)
+    return Outcome("right", maps=maps)
 
 
 def _sums(maps: Sequence[Tensor]) -> tuple[float, float]:

@@ -11,6 +11,8 @@ from benchmarks.operators.database import LEFT_OUT, OPERATORS, cases
 from benchmarks.operators.page import differences, page
 from benchmarks.operators.verdicts import PASSES, Outcome, Verdict, outcomes, verdicts
 from captum_transformer.rules import relevance
+from captum_transformer.rules.table import Entry
+from captum_transformer.trace.kinds import Kind
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operators.md").read_text()
 # The passes that are wrong today, by operator. A mend has to take them out; nothing may come in.
@@ -36,16 +38,16 @@ def test_the_database_is_as_large_as_torchs():
 
 
 def test_a_leak_is_seen(monkeypatch):
-    rule = relevance.relevance_rule
+    def leaking(operation, incoming):
+        return [
+            share / 2 for share in relevance.TABLE.entries[Kind.SOFTMAX].rule(operation, incoming)
+        ]
 
-    def leaking(operation, incoming, *args, **kwargs):
-        leaks = operation.name == "softmax"
-        return rule(operation, [i if i is None or not leaks else i / 2 for i in incoming])
-
-    monkeypatch.setattr(relevance, "relevance_rule", leaking)
+    leaky = relevance.TABLE | {Kind.SOFTMAX: Entry(leaking)}
+    monkeypatch.setattr(relevance, "TABLE", leaky)
     assert outcomes(cases("sin")[0])["relevance"].kind == "right"
     seen = outcomes(cases("softmax")[0])["relevance"]
-    assert (seen.kind, seen.why) == ("wrong", "hands on 0.5")
+    assert (seen.kind, seen.why) == ("wrong", "hands on 0.5, and owns up to 0")
 
 
 def test_a_gradient_by_rule_is_told_from_autograds():
@@ -66,7 +68,7 @@ def test_pages_are_compared():
         return {"add": {what: verdicts.get(what, _right()) for what in PASSES}}
 
     right, refused = row(), row(relevance=_of("refused", "`add` on tensors of shapes [(2,)]: why."))
-    wrong = row(AttnLRP=_of("wrong", "hands on 0.5"))
+    wrong = row(AttnLRP=_of("wrong", "hands on 0.5, and owns up to 0"))
     assert "| `add` | ✓ | [1] | ✓ | ✓ | ✓ |" in page(refused)
     assert "\n1. `...`: why.\n" in page(refused)
     assert "| relevance | 0 | 0 | 0 | 1 | 0 |" in page(refused)
