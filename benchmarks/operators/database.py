@@ -87,8 +87,7 @@ class Case:
     def __call__(self, *inputs: Tensor) -> Tensor:
         """A weighted sum of all that can be differentiated, one for the sample."""
         entries = self.entries(*inputs)
-        weights = torch.linspace(0.5, 1.5, len(entries), dtype=entries.dtype)
-        return (entries * weights).sum().reshape(1)
+        return (entries * _weights(entries)).sum().reshape(1)
 
     def entries(self, *inputs: Tensor) -> Tensor:
         """All that can be differentiated, one after the other."""
@@ -104,12 +103,12 @@ class Case:
 
     @property
     def held(self) -> float:
-        """Which part of the result's entries are not the same whatever the inputs are."""
+        """The weight of the entries that are not the same whatever the inputs are."""
         before, after = (
             self.entries(*[(x * scale).requires_grad_() for x in self.inputs])
             for scale in (1.0, 1.01)
         )
-        return float((before != after).double().mean())
+        return float(_weights(before)[before != after].sum() / _weights(before).sum())
 
     @cached_property
     def plain(self) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -186,6 +185,10 @@ def _operands(leaves: Iterable[Any]) -> tuple[int, ...]:
         for index, leaf in enumerate(leaves)
         if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.layout is torch.strided
     )
+
+
+def _weights(entries: Tensor) -> Tensor:
+    return torch.linspace(0.5, 1.5, len(entries), dtype=entries.dtype)
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -38,10 +38,10 @@ def test_the_database_is_as_large_as_torchs():
 
 
 def test_a_leak_is_seen(monkeypatch):
+    rule = relevance.TABLE.entries[Kind.SOFTMAX].rule
+
     def leaking(operation, incoming):
-        return [
-            share / 2 for share in relevance.TABLE.entries[Kind.SOFTMAX].rule(operation, incoming)
-        ]
+        return [share / 2 for share in rule(operation, incoming)]
 
     leaky = relevance.TABLE | {Kind.SOFTMAX: Entry(leaking)}
     monkeypatch.setattr(relevance, "TABLE", leaky)
@@ -72,7 +72,7 @@ def test_pages_are_compared():
     assert "| `add` | ✓ | [1] | ✓ | ✓ | ✓ |" in page(refused)
     assert "\n1. `...`: why.\n" in page(refused)
     assert "| relevance | 0 | 0 | 0 | 1 | 0 |" in page(refused)
-    assert "\n- add:0, AttnLRP: hands on 0.5.\n" in page(wrong)
+    assert f"\n- {cases('add')[0]}, AttnLRP: hands on 0.5.\n" in page(wrong)
     assert differences(page(right), page(right)) == differences(page(refused), page(refused)) == []
     assert differences(page(refused), page(right)) == ["add, relevance: [1], was ✓"]
     assert differences(page(wrong), page(wrong)) == ["add, AttnLRP: ✗, was ✗"]
