@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -91,23 +91,28 @@ class Case:
 
     def entries(self, *inputs: Tensor) -> Tensor:
         """All that can be differentiated, one after the other."""
+        results = self._results(inputs)
+        parts = [_real(results[index]).reshape(-1) for index in self._differentiable]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    @cached_property
+    def _differentiable(self) -> list[int]:
+        results = self._results([tensor.clone().requires_grad_() for tensor in self.inputs])
+        return [i for i, r in enumerate(results) if isinstance(r, Tensor) and r.requires_grad]
+
+    def _results(self, inputs: Sequence[Tensor]) -> list[Any]:
         # Some operators write into their operands, such as running statistics.
         leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         for index, tensor in zip(self.signals, inputs, strict=True):
             leaves[index] = tensor.squeeze(0)
         torch.manual_seed(0)
         operand, args, kwargs = pytree.tree_unflatten(leaves, self.structure)
-        results = pytree.tree_leaves(self.operator(operand, *args, **kwargs))
-        parts = [_real(r).reshape(-1) for r in results if isinstance(r, Tensor) and r.requires_grad]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        return pytree.tree_leaves(self.operator(operand, *args, **kwargs))
 
     @property
     def held(self) -> float:
         """The weight of the entries that are not the same whatever the inputs are."""
-        before, after = (
-            self.entries(*[(x * scale).requires_grad_() for x in self.inputs])
-            for scale in (1.0, 1.01)
-        )
+        before, after = (self.entries(*[x * scale for x in self.inputs]) for scale in (1.0, 1.01))
         return float(_weights(before)[before != after].sum() / _weights(before).sum())
 
     @cached_property
@@ -115,8 +120,8 @@ class Case:
         """The score and its gradients by autograd, without the trace."""
         entered = [tensor.clone().requires_grad_() for tensor in self.inputs]
         score = self(*entered)
-        gradients = torch.autograd.grad(score, entered, materialize_grads=True)
-        return score.detach(), gradients
+        # An error for an operand of which only the type or the shape counts.
+        return score.detach(), torch.autograd.grad(score, entered)
 
     @property
     def is_usable(self) -> bool:

@@ -229,7 +229,7 @@ def _conserved(case: Case, maps: tuple[Tensor, ...], taken: Mapping[Reason, floa
     close = _EXACT * max(magnitude, 1.0)
     whole = total + sum(taken.values())
     if not abs(whole - 1) <= close:
-        raise WrongError(f"hands on {total:.4g}, and owns up to {whole - total:.4g}")
+        raise WrongError(f"hands on {total:.4f}, and owns up to {whole - total:.4f}")
     takers = {reason for reason, share in taken.items() if abs(share) > close}
     if takers & _CONSTANTS and case.all_explained:
         raise WrongError(f"gives {total:.4g}, and the rest to constants, of which there are none")

@@ -47,7 +47,7 @@ def test_a_leak_is_seen(monkeypatch):
     monkeypatch.setattr(relevance, "TABLE", leaky)
     assert outcomes(cases("sin")[0])["relevance"].kind == "right"
     seen = outcomes(cases("softmax")[0])["relevance"]
-    assert (seen.kind, seen.why) == ("wrong", "hands on 0.5, and owns up to 0")
+    assert (seen.kind, seen.why) == ("wrong", "hands on 0.5000, and owns up to 0.0000")
 
 
 def test_a_gradient_by_rule_is_told_from_autograds():
@@ -68,7 +68,7 @@ def test_pages_are_compared():
         return {"add": {what: verdicts.get(what, _right()) for what in PASSES}}
 
     right, refused = row(), row(relevance=_of("refused", "`add` on tensors of shapes [(2,)]: why."))
-    wrong = row(AttnLRP=_of("wrong", "hands on 0.5, and owns up to 0"))
+    wrong = row(AttnLRP=_of("wrong", "hands on 0.5"))
     assert "| `add` | ✓ | [1] | ✓ | ✓ | ✓ |" in page(refused)
     assert "\n1. `...`: why.\n" in page(refused)
     assert "| relevance | 0 | 0 | 0 | 1 | 0 |" in page(refused)
