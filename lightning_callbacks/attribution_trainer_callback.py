@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from captum_transformer.calling.isolation import isolated
 from captum_transformer.visualization import MapOptions
 from lightning_callbacks.checks import (
     MethodFactory,
@@ -24,7 +25,6 @@ from lightning_callbacks.classes import ClassSlot
 from lightning_callbacks.failures import Failures
 from lightning_callbacks.faithfulness import Faithfulness
 from lightning_callbacks.fixed_samples import FixedSamples
-from lightning_callbacks.isolation import isolated
 from lightning_callbacks.loggers import Publisher, charts
 from lightning_callbacks.part import Part
 from lightning_callbacks.sample_explainer import SampleExplainer

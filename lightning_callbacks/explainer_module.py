@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer import TransformerMethod
+from captum_transformer.calling.isolation import undisturbed
 from lightning_callbacks.checks import MethodFactory, check_classes
 from lightning_callbacks.classes import ClassSlot, read_output
 from lightning_callbacks.data_sets.manifest import (
@@ -23,7 +24,6 @@ from lightning_callbacks.flavors import (
     MisconfigurationException,
     OtherLightningModule,
 )
-from lightning_callbacks.isolation import undisturbed
 from lightning_callbacks.samples import BatchToInputs, Samples, read_batch
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from captum_transformer.calling.isolation import isolated
 from lightning_callbacks.fixed_samples import FixedSamples, Share
 from lightning_callbacks.flavors import MisconfigurationException
-from lightning_callbacks.isolation import isolated
 from lightning_callbacks.samples import BatchToInputs
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from lightning_callbacks.isolation import undisturbed
+from captum_transformer.calling.isolation import undisturbed
 from lightning_callbacks.precision import in_single_precision, widened
 from lightning_callbacks.samples import Samples
 
@@ -80,7 +80,7 @@ class Surroundings:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """See `lightning_callbacks.isolation.undisturbed`."""
+        """See `captum_transformer.calling.isolation.undisturbed`."""
         with undisturbed(self.module, self.forward_context(), seed=self.seed):
             yield
 

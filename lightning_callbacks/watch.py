@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import nn
 
+from captum_transformer.calling.isolation import isolated
 from lightning_callbacks.failures import Failures
 from lightning_callbacks.fixed_samples import FixedSamples
-from lightning_callbacks.isolation import isolated
 from lightning_callbacks.report import LastMaps
 
 if TYPE_CHECKING:

@@ -2,83 +2,19 @@
 
 import functools
 import inspect
-import operator
+import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threading import get_ident
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from captum_transformer.calling.state import State
 from captum_transformer.calling.uncompiled import uncompiled
-
-# The mode is put back by itself; parameters and submodules are not touched by running.
-_TORCHS_OWN = frozenset(
-    name for name in vars(nn.Module()) if name != "_buffers" and "_hooks" not in name
-)
-
-
-class Attributes:
-    """Modules' own attributes, buffers and hooks, to be put back as they were.
-
-    Some models install hooks when they first run and note down that they did: both have to go, or
-    the next run would install them again. Some keep what they have computed in evaluation mode,
-    such as position biases, for as long as they stay in it. As the mode is switched behind their
-    back, they would go on using it after further training.
-
-    Attributes:
-        modules: those that are known, by their identity, and what they had.
-    """
-
-    def __init__(self) -> None:
-        self.modules: dict[int, tuple[nn.Module, dict[str, Any]]] = {}
-        self._filled: list[tuple[Any, Any]] = []
-        self._hooks_within: list[tuple[Any, Any]] = []
-        # Most containers are dictionaries of no hooks.
-        self._empty: list[Any] = []
-
-    def keep(self, module: nn.Module, *, within: bool = False) -> None:
-        """Notes down a module's attributes as they are.
-
-        Args:
-            module: the module.
-            within: whether the forward function is running already: then a hook may be its own,
-                and is not put back if it is removed.
-        """
-        values = vars(module).copy()
-        self.modules[id(module)] = module, values
-        for name, value in values.items():
-            if isinstance(value, (dict, list, set)) and name not in _TORCHS_OWN:
-                if within and "_hooks" in name:
-                    self._hooks_within.append((value, value.copy()))
-                elif value:
-                    self._filled.append((value, value.copy()))
-                else:
-                    self._empty.append(value)
-
-    def restore(self) -> None:
-        """Puts back what has changed; containers stay the same objects."""
-        for module, values in self.modules.values():
-            current = vars(module)
-            same = current.keys() == values.keys()
-            if same and all(map(operator.is_, current.values(), values.values())):
-                continue
-            for name in current.keys() - values.keys() - _TORCHS_OWN:
-                del current[name]
-            current.update({n: v for n, v in values.items() if n not in _TORCHS_OWN})
-        for container in filter(None, self._empty):
-            container.clear()
-        for hooks, earlier in self._hooks_within:
-            for key in hooks.keys() - earlier.keys():
-                del hooks[key]
-        for container, content in self._filled:
-            container.clear()
-            if isinstance(container, list):
-                container.extend(content)
-            else:
-                container.update(content)
 
 
 def modules_of(function: Any) -> list[tuple[str, nn.Module]]:
@@ -133,46 +69,165 @@ def _is_training(module: nn.Module) -> bool:
 
 
 @contextmanager
-def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> Iterator[None]:
+def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> Iterator[State]:
     """Everything a forward pass needs to be explained, undone on leaving, also after an error.
 
     Gradients are on, whatever the caller's mode; every module is in evaluation mode; what modules
     store in their attributes meanwhile, such as caches, is dropped, and so are hooks that they
-    install; the random state is put back; compiled code runs uncompiled.
+    install; the random state is put back; compiled code runs uncompiled. The modules' modes are
+    switched for all threads: one that trains the same model meanwhile trains without dropout.
+
+    Yields:
+        What wants to know of writes into the modules' tensors before they happen.
     """
     training = [module for _, module in modules if _is_training(module)]
-    attributes = Attributes()
+    state = State()
     for _, module in modules:
-        attributes.keep(module)
+        state.keep(module)
     thread = get_ident()
 
     def evaluate(module: nn.Module, _: Any) -> None:
         # For modules that can't be found beforehand, such as those of an object in a closure.
-        known = id(module) in attributes.modules
+        known = id(module) in state.modules
         if (known and not _is_training(module)) or get_ident() != thread:
             return
         if not known:
-            attributes.keep(module, within=True)
+            state.keep(module, within=True)
         if _is_training(module):
             training.append(module)
             module.training = False
 
-    devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(random_state({tensor.device for tensor in tensors}))
         stack.enter_context(uncompiled(module for _, module in modules))
         hook = register_module_forward_pre_hook(evaluate)
         try:
             for module in training:
                 module.training = False
-            yield
+            yield state
         finally:
             hook.remove()
             for module in training:
                 module.training = True
-            attributes.restore()
+            state.restore()
+
+
+@contextmanager
+def isolated(module: nn.Module, *, seed: int = 0) -> Iterator[None]:
+    """Evaluates a module and leaves no trace, whatever the body does and whether or not it raises.
+
+    Inside, every submodule is in evaluation mode, no parameter has a gradient, and the random
+    number generators of PyTorch (CPU and the module's devices), Python and NumPy start at `seed`.
+    On the way out each submodule's mode, the gradients (the same tensors, for they accumulate),
+    the buffers, other attributes such as counters and caches, and the generators are what they were
+    before.
+
+    Args:
+        module: The module.
+        seed: Where the generators start.
+
+    Example:
+        >>> layer = torch.nn.Dropout().train()
+        >>> with isolated(layer):
+        ...     layer.training
+        False
+        >>> layer.training
+        True
+    """
+    # The attribute and not `eval()` and `train()`: these may be overridden with side effects, and
+    # a module may keep a frozen part in evaluation mode on purpose.
+    modes = [(part, _is_training(part)) for part in module.modules()]
+    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+    with random_state({parameter.device for parameter, _ in gradients}, seed):
+        state = State(by_value=True)
+        with torch.inference_mode(mode=False):
+            for part, _ in modes:
+                state.keep(part)
+        try:
+            for part, training in modes:
+                if training:
+                    part.training = False
+            # A method that calls `backward` would otherwise add to what the optimizer will use.
+            for parameter, _ in gradients:
+                parameter.grad = None
+            yield
+        finally:
+            for part, training in modes:
+                if _is_training(part) != training:
+                    part.training = training
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            state.restore()
+
+
+@contextmanager
+def undisturbed(
+    module: nn.Module, forward_context: AbstractContextManager[None], *, seed: int = 0
+) -> Iterator[None]:
+    """`isolated`, with gradients even within inference mode, and without compiling anything.
+
+    A compiled module is run as it was before: compiling it anew for the shapes and the modes of an
+    explanation would use up the number of times that PyTorch compiles a function, and the training
+    would go on in other kernels.
+
+    Args:
+        module: The module.
+        forward_context: What a forward pass happens in, such as autocasting.
+        seed: Where the generators start.
+
+    Example:
+        >>> from contextlib import nullcontext
+        >>> with torch.inference_mode(), undisturbed(torch.nn.Dropout(), nullcontext()):
+        ...     torch.is_grad_enabled()
+        True
+    """
+    with (
+        isolated(module, seed=seed),
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        torch.compiler.set_stance("force_eager"),
+        forward_context,
+    ):
+        yield
+
+
+@contextmanager
+def random_state(devices: set[torch.device], seed: int | None = None) -> Iterator[None]:
+    """Puts back the generators of PyTorch (CPU and devices), Python and NumPy on leaving.
+
+    Args:
+        devices: The devices in use.
+        seed: Where the generators start; None for where they are.
+    """
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with ExitStack() as stack, torch.inference_mode(mode=False):
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            for device in devices - {torch.device("cpu"), torch.device("meta")}:
+                stack.enter_context(torch.random.fork_rng([device], device_type=device.type))
+                if seed is not None:
+                    _seed_device(device, seed)
+            if seed is not None:
+                # Not torch.manual_seed: it seeds the generators of all devices, and those that are
+                # not in use yet can't be restored.
+                torch.default_generator.manual_seed(seed)
+                random.seed(seed)
+                np.random.seed(seed % 2**32)  # noqa: NPY002
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _seed_device(device: torch.device, seed: int) -> None:
+    backend = torch.get_device_module(device)
+    if device.index is None:
+        backend.manual_seed(seed)
+    else:
+        with backend.device(device.index):
+            backend.manual_seed(seed)
 
 
 @contextmanager

@@ -218,8 +218,9 @@ def traced_forward(
     inputs = arguments.inputs
     modules = modules_of(forward_func)
     names = {id(module): name or type(module).__name__ for name, module in modules}
-    with explaining(modules, list(inputs)):
+    with explaining(modules, list(inputs)) as state:
         trace = Trace(keep, names, rules, edges=all_edges)
+        trace.tape.on_write = state.before_write
         entered = tuple(_enter(tensor) for tensor in inputs)
         values = tuple(trace.enter_input(tensor) for tensor in entered)
         for value in values:

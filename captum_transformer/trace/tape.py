@@ -29,11 +29,15 @@ class Tape:
     Args:
         keep: the kinds of operation whose operands' data is kept.
         lay_out: fills in where the axes lie in a new operation's outputs.
+
+    Attributes:
+        on_write: called with each tensor that is about to be written into.
     """
 
     def __init__(self, keep: frozenset[Kind], lay_out: Callable[[Operation], None]) -> None:
         self.keep = keep
         self._lay_out = lay_out
+        self.on_write: Callable[[Tensor], None] | None = None
         self.operations: list[Operation] = []
         self.values = 0
         self._held: dict[int, Value] = {}
@@ -127,6 +131,8 @@ class Tape:
 
     def before_write(self, tensor: Tensor) -> None:
         """Copies what operations hold of a storage that is about to be written into."""
+        if self.on_write is not None:
+            self.on_write(tensor)
         for key in memory_of(tensor):
             for operand in self._kept.pop(key, ()):
                 operand.data = operand.given.clone()

@@ -485,3 +485,47 @@ def test_hooks_of_the_forward_function_go_when_it_removes_them(holder: type) -> 
     hooks = dict(model._forward_hooks)
     GenericAttentionRelevance(holder(model).scores).attribute(torch.randn(2, 4, 8), 1)
     assert model._forward_hooks == hooks
+
+
+class WithBuffers(nn.Module):
+    """Writes into tensors of its own: buffers, attributes, and what these hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = timm_vit()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("keys", torch.zeros(3, CLASSES, dtype=torch.float64))
+        self.values = torch.zeros(3, CLASSES, dtype=torch.float64)
+        self.nested = {"layers": [(torch.zeros(3, dtype=torch.float64), [0])]}
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        scores = self.vit(pixels)
+        self.count += 1
+        self.keys[: len(scores)] = scores
+        self.values[0].copy_(scores[0])
+        tensor, numbers = self.nested["layers"][0]
+        tensor.add_(torch.rand(3))
+        numbers.append(random.random() + np.random.rand())  # noqa: NPY002
+        self.nested["layers"].append(scores)
+        return scores * self.count + self.keys[: len(scores)] * 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tensors_that_a_model_writes_into_are_as_they_were(method: str) -> None:
+    model = WithBuffers()
+    before = {name: (id(b), b.clone()) for name, b in model.named_buffers()}
+    numbers = model.nested["layers"][0][1]
+
+    with unchanged(nn.Module()):
+        first, again = (METHODS[method](model).attribute(images(), 1) for _ in "ab")
+
+    assert torch.equal(first, again)
+    for name, buffer in model.named_buffers():
+        assert id(buffer) == before[name][0]
+        assert torch.equal(buffer, before[name][1])
+    tensors = (*model.buffers(), model.values, model.nested["layers"][0][0])
+    assert not any(t.requires_grad or t.any() for t in tensors)
+    assert len(model.nested["layers"]) == 1
+    assert numbers == [0]
+    # The model goes on: what it holds is no part of a graph that is gone.
+    model(images()).sum().backward()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_callbacks.isolation import isolated
+from captum_transformer.calling.isolation import isolated
 
 
 def draws():
