@@ -11,6 +11,8 @@ _TORCHS_OWN = frozenset(
     name for name in vars(nn.Module()) if name != "_buffers" and "_hooks" not in name
 )
 
+_KEPT = (dict, list, set, tuple, Tensor)
+
 
 class State:
     """Modules' own attributes, buffers and hooks, with what containers among them hold.
@@ -51,18 +53,20 @@ class State:
         values = vars(module).copy()
         self.modules[id(module)] = module, values
         for name, value in values.items():
-            if name in _TORCHS_OWN:
+            if not isinstance(value, _KEPT) or name in _TORCHS_OWN:
                 continue
             if within and "_hooks" in name:
                 self._hooks_within.append((value, value.copy()))
-            elif isinstance(value, (dict, list, set, tuple, Tensor)):
+            elif not isinstance(value, Tensor) and not value:
+                self._empty.append(value)
+            else:
                 self._keep(value)
 
     def _keep(self, value: Any) -> None:
         if isinstance(value, Tensor):
             self._keep_tensor(value)
             return
-        if not value and not isinstance(value, tuple):
+        if not value:
             self._empty.append(value)
             return
         if id(value) in self._known:
@@ -71,7 +75,7 @@ class State:
         if not isinstance(value, tuple):
             self._filled.append((value, value.copy()))
         for part in value.values() if isinstance(value, dict) else value:
-            if isinstance(part, (dict, list, set, tuple, Tensor)):
+            if isinstance(part, _KEPT):
                 self._keep(part)
 
     def _keep_tensor(self, tensor: Tensor) -> None:
