@@ -1,5 +1,6 @@
 """What modules hold besides parameters and submodules, to be put back as it was."""
 
+import copy
 import operator
 from typing import Any
 
@@ -56,7 +57,7 @@ class State:
             if not isinstance(value, _KEPT) or name in _TORCHS_OWN:
                 continue
             if within and "_hooks" in name:
-                self._hooks_within.append((value, value.copy()))
+                self._hooks_within.append((value, copy.copy(value)))
             elif not isinstance(value, Tensor) and not value:
                 self._empty.append(value)
             else:
@@ -95,15 +96,15 @@ class State:
 
     def restore(self) -> None:
         """Puts back what has changed; containers and tensors stay the same objects."""
-        for module, values in self.modules.values():
+        for module, held in self.modules.values():
             current = vars(module)
-            same = current.keys() == values.keys()
-            if same and all(map(operator.is_, current.values(), values.values())):
+            same = current.keys() == held.keys()
+            if same and all(map(operator.is_, current.values(), held.values())):
                 continue
-            for name in current.keys() - values.keys() - _TORCHS_OWN:
+            for name in current.keys() - held.keys() - _TORCHS_OWN:
                 del current[name]
             # Not `setattr`, and only what has changed: compiled code watches its modules.
-            for name, value in values.items():
+            for name, value in held.items():
                 if name not in _TORCHS_OWN and current.get(name) is not value:
                     current[name] = value
         for container in filter(None, self._empty):
@@ -118,8 +119,8 @@ class State:
             else:
                 container.update(content)
         with torch.inference_mode(mode=False), torch.no_grad():
-            for tensor, copy in self._copies:
-                _write_back(tensor, copy)
+            for tensor, values in self._copies:
+                _write_back(tensor, values)
 
 
 def _write_back(tensor: Tensor, values: Tensor) -> None:
