@@ -187,7 +187,7 @@ def undisturbed(
         isolated(module, seed=seed),
         torch.inference_mode(mode=False),
         torch.enable_grad(),
-        torch.compiler.set_stance("force_eager"),
+        uncompiled(module.modules()),
         forward_context,
     ):
         yield
