@@ -14,19 +14,19 @@ class AttnLRP(GradientTimesInput):
     The relevance of the inputs is :math:`R_i = x_i \cdot \partial f_c / \partial x_i`, where the
     gradient is changed at
 
-    - products of two signals, :math:`Q K^\top`, :math:`A V` and the gates of an MLP: each factor
-      gets half (the uniform rule); the softmax keeps its own gradient, which is its first-order
-      Taylor expansion with a bias term;
+    - products of several signals, :math:`Q K^\top`, :math:`A V` and the gates of an MLP: each
+      factor gets the same share (the uniform rule); the softmax keeps its own gradient, which is
+      its first-order Taylor expansion with a bias term;
     - activations: the slope is :math:`f(x) / x` (the identity rule), also of those written in
       Python as ``x * gate(x)``. One that is not zero at zero, as a sigmoid that gates another
       signal, leaves all its relevance to an x that may all but vanish, and so magnifies it;
-    - LayerNorm and RMSNorm, fused or written in Python: what divides the signal is a constant (the
-      subtracted mean is not).
+    - norms, fused or written in Python, over features, channels, windows or samples: what divides
+      the signal is a constant (the subtracted mean is not). So is any divisor of a signal.
 
-    Linear maps, residual connections and rotary embeddings keep their gradient, which is LRP-0.
-    Unlike in ``ConservativeLRP`` queries and keys take part. Biases, also those of the softmax's
-    expansion, absorb relevance: the sum is not the score, and there is no convergence delta. It
-    costs one forward and one backward pass.
+    Linear maps, residual connections, rotary embeddings, maxima and lengths keep their gradient,
+    which is LRP-0. Unlike in ``ConservativeLRP`` queries and keys take part. Biases, also those of
+    the softmax's expansion, absorb relevance: the sum is not the score, and there is no convergence
+    delta. It costs one forward and one backward pass.
 
     The results are those of the authors' package ``lxt`` for language models. For vision
     Transformers the paper adds LRP-gamma in linear layers and convolutions, which is not done here.

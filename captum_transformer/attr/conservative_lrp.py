@@ -27,8 +27,9 @@ class ConservativeLRP(GradientTimesInput):
 
     - with the AH rule (eq. 11 of the paper) the attention probabilities, so that attention is a
       linear map of the values;
-    - with the LN rule (eq. 12) what divides the signal in a LayerNorm or RMSNorm, fused or written
-      in Python.
+    - with the LN rule (eq. 12) what divides the signal in a norm, fused or written in Python, over
+      features, channels, windows or samples. A divisor that is made entry by entry of the signal
+      itself, as in ``x / (1 + exp(-x))``, belongs to an activation and keeps its gradient.
 
     Then relevance is conserved but for biases and saturating activations. Without both rules it
     is plain gradient x input. It costs one forward and one backward pass; with ``gamma``
@@ -133,6 +134,7 @@ class ConservativeLRP(GradientTimesInput):
         Raises:
             NoAttentionError: if ``attention_rule`` is on and no attention can be seen.
             InvalidTargetError: if the target does not fit the output.
+            UnsupportedOperationError: if relevance arrives at an operation that is not known.
         """
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
         explain = self._attribute_inputs
