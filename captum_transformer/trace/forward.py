@@ -5,19 +5,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.checkpoint import CheckpointError
 
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.copies import copied, with_own_arguments
 from captum_transformer.calling.isolation import explaining, modules_of
+from captum_transformer.calling.refusals import refuse_sharded, refusing_scripted
 from captum_transformer.calling.target import Contrast, as_contrast, main_output, selected_scores
 from captum_transformer.errors import (
     ExplanationError,
     InvalidInputError,
-    UnseenOperationError,
 )
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.functions import made
@@ -218,6 +217,8 @@ def traced_forward(
     inputs = arguments.inputs
     modules = modules_of(forward_func)
     names = {id(module): name or type(module).__name__ for name, module in modules}
+    if Kind.PRODUCT in keep:
+        refuse_sharded(modules)
     with explaining(modules, list(inputs)) as state:
         trace = Trace(keep, names, rules, edges=all_edges)
         trace.tape.on_write = state.before_write
@@ -228,7 +229,7 @@ def traced_forward(
         edges = tuple(get_gradient_edge(t) if t.requires_grad else None for t in entered)
         forward = TracedForward(trace, inputs, values, edges, arguments.names(forward_func))
         try:
-            with _refusing_scripted(modules), trace:
+            with refusing_scripted(modules), trace:
                 forward.output = _run(forward_func, arguments, entered)
             forward.finish()
             yield forward
@@ -260,30 +261,6 @@ def _run(
                 "`copy.deepcopy(model)`, made outside; `torch.no_grad()` does no harm."
             ) from error
         raise
-
-
-@contextmanager
-def _refusing_scripted(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[None]:
-    """Raises as soon as a scripted module runs: neither its operations nor token ids are seen."""
-    scripted = {
-        id(module): name for name, module in modules if isinstance(module, torch.jit.ScriptModule)
-    }
-
-    def refuse(module: nn.Module, _: Any) -> None:
-        if id(module) in scripted:
-            name = scripted[id(module)]
-            raise UnseenOperationError(
-                f"{f'Module {name!r}' if name else 'The model'} is scripted or traced code of "
-                "`torch.jit`, inside which nothing can be seen. Explain the Python model that it "
-                "was made from."
-            )
-
-    hook = register_module_forward_pre_hook(refuse) if scripted else None
-    try:
-        yield
-    finally:
-        if hook is not None:
-            hook.remove()
 
 
 def lay_out_input(value: Value, samples: int) -> None:

@@ -1,0 +1,62 @@
+"""Models that can't be explained as they are: scripted code, and sharded weights."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from captum_transformer.errors import UnseenOperationError, UnsupportedOperationError
+
+
+def refuse_sharded(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raises if a parameter is a ``DTensor``: rules that read weights need whole ones.
+
+    Under FSDP2 weights are whole only while their module runs, and their memory is given back
+    before a rule reads them.
+
+    Raises:
+        UnsupportedOperationError: if there is one.
+    """
+    tensors = sys.modules.get("torch.distributed.tensor")
+    if tensors is None:
+        return
+    for name, module in modules:
+        for own, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, tensors.DTensor):
+                raise UnsupportedOperationError(
+                    f"The parameter {f'{name}.{own}'.lstrip('.')!r} is sharded (a DTensor), but "
+                    "this method's rules read whole weights after the forward pass. Under FSDP2 "
+                    "call `set_reshard_after_forward(False)`, `set_reshard_after_backward(False)` "
+                    "and `unshard()` of each sharded module on all ranks before you explain, and "
+                    "`reshard()` afterwards, or use a method that reads no weights, such as "
+                    "ConservativeLRP, AttnLRP or GenericAttentionRelevance. Under tensor parallelism explain a copy "
+                    "with whole weights."
+                )
+
+
+@contextmanager
+def refusing_scripted(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[None]:
+    """Raises as soon as a scripted module runs: neither its operations nor token ids are seen."""
+    scripted = {
+        id(module): name for name, module in modules if isinstance(module, torch.jit.ScriptModule)
+    }
+
+    def refuse(module: nn.Module, _: Any) -> None:
+        if id(module) in scripted:
+            name = scripted[id(module)]
+            raise UnseenOperationError(
+                f"{f'Module {name!r}' if name else 'The model'} is scripted or traced code of "
+                "`torch.jit`, inside which nothing can be seen. Explain the Python model that it "
+                "was made from."
+            )
+
+    hook = register_module_forward_pre_hook(refuse) if scripted else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()

@@ -1,0 +1,87 @@
+"""Sharded weights: methods that read none are exact, the others say what to do."""
+
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from captum_transformer.errors import UnseenOperationError, UnsupportedOperationError
+from tests.attr.subjects import METHODS, assert_close, embeddings, encoder
+
+READ_WEIGHTS = [name for name in METHODS if "Transformer" in name or "Partial" in name]
+READ_WEIGHTS += ["full LRP"]
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[DeviceMesh]:
+    with tempfile.NamedTemporaryFile() as file:
+        where = f"file://{file.name}"
+        distributed.init_process_group("gloo", init_method=where, rank=0, world_size=1)
+        yield init_device_mesh("cpu", (1,))
+        distributed.destroy_process_group()
+
+
+def sharded(mesh: DeviceMesh) -> tuple[nn.Module, list[nn.Module]]:
+    model = encoder().eval()
+    parts = [*model.encoder.layers, model]
+    for part in parts:
+        fully_shard(part, mesh=mesh)
+    return model, parts
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fully_sharded(mesh: DeviceMesh, method: str) -> None:
+    model, parts = sharded(mesh)
+    explain = METHODS[method](model)
+    expected = METHODS[method](encoder()).attribute(embeddings(), 1)
+
+    if method not in READ_WEIGHTS:
+        assert_close(explain.attribute(embeddings(), 1), expected)
+        return
+    with pytest.raises(UnsupportedOperationError, match="in_proj_weight' is sharded") as caught:
+        explain.attribute(embeddings(), 1)
+
+    # What it advises.
+    assert "unshard()" in str(caught.value)
+    for part in parts:
+        part.set_reshard_after_forward(False)
+        part.set_reshard_after_backward(False)
+        part.unshard()
+    assert_close(explain.attribute(embeddings(), 1), expected)
+    for part in parts:
+        part.reshard()
+    assert_close(model(embeddings()), encoder().eval()(embeddings()))
+
+
+class MLP(nn.Module):
+    """Attention without weights, and a block whose weights may be spread over processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down, self.head = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + torch.softmax(x @ x.mT, -1) @ x
+        return self.head((x + self.down(self.up(x).relu())).mean(1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tensor_parallel(mesh: DeviceMesh, method: str) -> None:
+    plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+    model = parallelize_module(MLP().double().eval(), mesh, plan)
+    explain = METHODS[method](model)
+
+    # What goes from whole tensors to sharded ones and back is hidden in custom functions.
+    error = UnsupportedOperationError if method in READ_WEIGHTS else UnseenOperationError
+    with pytest.raises(error, match=r"is sharded|can't see"):
+        explain.attribute(embeddings(), 1)
