@@ -1,5 +1,6 @@
 """Attribution methods for Transformers as a Captum plugin, on unmodified models."""
 
+from captum_transformer.account import Account
 from captum_transformer.attr import (
     AttentionGradCam,
     AttentionRollout,
@@ -17,6 +18,7 @@ from captum_transformer.description import Description, describe
 __version__ = "0.1.0"
 
 __all__ = [
+    "Account",
     "AttentionGradCam",
     "AttentionRollout",
     "AttnLRP",

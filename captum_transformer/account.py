@@ -141,7 +141,8 @@ class Account:
         if not sums:
             return {}
         shares = dict(zip(sums, (torch.stack(list(sums.values())) / total).tolist(), strict=True))
-        return dict(sorted(shares.items(), key=lambda s: (not s[0].startswith(INPUTS), -abs(s[1]))))
+        some = [s for s in shares.items() if s[1] or s[0].startswith(INPUTS)]
+        return dict(sorted(some, key=lambda s: (not s[0].startswith(INPUTS), -abs(s[1]))))
 
     def _sum(self, amounts: Sequence[Tensor]) -> Tensor:
         if any(amount.shape != self.total.shape for amount in amounts):

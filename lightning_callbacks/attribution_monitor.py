@@ -99,6 +99,9 @@ class AttributionMonitor(WatchedRuns):
         layers: Names of submodules, such as a Transformer's blocks. A histogram of what each
             method says of what enters them is logged under ``{prefix}/layers/{name}/{method}``, at
             the cost of an explanation each; see `lightning_callbacks.layer_relevance`.
+        account: Log where the relevance goes, too, as shares under
+            ``{prefix}/account/{taker}/{method}``: to the inputs, to biases, to position embeddings;
+            of the methods that have an `account`, at the cost of an explanation.
         on_error: What happens if a method or a logger fails: ``"warn"`` once and train on, or
             ``"raise"``.
         seed: Where the random number generators start each time that a method runs.
@@ -138,6 +141,7 @@ class AttributionMonitor(WatchedRuns):
         share_samples: bool = False,
         faithfulness: Faithfulness | None = None,
         layers: Sequence[str] = (),
+        account: bool = False,
         on_error: Literal["warn", "raise"] = "warn",
         seed: int = 0,
     ) -> None:
@@ -173,6 +177,7 @@ class AttributionMonitor(WatchedRuns):
             internal_batch_size=internal_batch_size,
             faithfulness=faithfulness,
             layers=tuple(layers),
+            account=account,
         )
         self._log: Log | None = None
 

@@ -61,6 +61,7 @@ class AttributionTrainerCallback(TrainerCallback):
         internal_batch_size: How many samples are explained at a time.
         faithfulness: How faithfulness is measured, or None.
         layers: The names of the submodules of which a histogram is logged for each method.
+        account: Log where the relevance goes, too, as an `AttributionMonitor` does.
         writer: Where to log: a ``SummaryWriter``, or the trainer's ``TensorBoardCallback``, so that
             everything lies in one run. By default a ``SummaryWriter`` in ``args.logging_dir``
             or, where that is no more, in ``TENSORBOARD_LOGGING_DIR``, or else in
@@ -95,6 +96,7 @@ class AttributionTrainerCallback(TrainerCallback):
         internal_batch_size: int | None = None,
         faithfulness: Faithfulness | None = None,
         layers: Sequence[str] = (),
+        account: bool = False,
         writer: Any = None,
         on_error: Literal["warn", "raise"] = "warn",
         seed: int = 0,
@@ -125,6 +127,7 @@ class AttributionTrainerCallback(TrainerCallback):
             internal_batch_size=internal_batch_size,
             faithfulness=faithfulness,
             layers=tuple(layers),
+            account=account,
         )
         self._watch = Watch("evaluate", prefix, every_n_evaluations)
         self._data: str | None = None

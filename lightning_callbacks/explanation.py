@@ -10,7 +10,8 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_transformer import TransformerMethod
+from captum_transformer import Account, TransformerMethod
+from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.visualization import to_map
 from lightning_callbacks.by_position import by_position
 from lightning_callbacks.samples import Samples
@@ -116,6 +117,47 @@ def _attribute(
         None if delta is None else delta.detach().float().reshape(len(samples), -1).abs().mean(1)
     )
     return attributions, None if deltas is None else deltas.tolist()
+
+
+def accounts(
+    method: Attribution,
+    samples: Samples,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    single: bool = False,
+    internal_batch_size: int | None = None,
+) -> list[Account]:
+    """Where the relevance of classes of samples goes; none of methods that keep no account.
+
+    Args:
+        method: A Captum method.
+        samples: The samples, on the model's device.
+        pairs: Sample numbers and class ids.
+        single: The model's output has no dimension for classes.
+        internal_batch_size: How many to explain at a time, if not as many as there are samples.
+
+    Returns:
+        An account for each batch.
+    """
+    if not isinstance(method, AccountableMethod):
+        return []
+    size = min(len(samples), internal_batch_size or len(samples))
+    unique = list(dict.fromkeys(pairs))
+    found = []
+    for start in range(0, len(unique), size):
+        part = unique[start : start + size]
+        chosen = samples.select([row for row, _ in part])
+        classes = torch.tensor([class_id for _, class_id in part], device=chosen.inputs[0].device)
+        inputs: Any = chosen.named_inputs or chosen.inputs
+        found.append(
+            method.account(
+                inputs,
+                None if single else classes,
+                chosen.additional_forward_args or None,
+                additional_forward_kwargs=chosen.additional_forward_kwargs or None,
+            )
+        )
+    return found
 
 
 def _as_tuple(result: Any) -> tuple[Tensor, ...]:

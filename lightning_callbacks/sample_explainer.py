@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_transformer.visualization import MapOptions
 from lightning_callbacks.checks import MethodFactory
 from lightning_callbacks.classes import ClassSlot, Predictions, read_output
-from lightning_callbacks.explanation import Explanation, explain
+from lightning_callbacks.explanation import Explanation, accounts, explain
 from lightning_callbacks.failures import Failures
 from lightning_callbacks.faithfulness import Faithfulness
 from lightning_callbacks.fixed_samples import FixedSamples
@@ -37,6 +37,7 @@ class SampleExplainer:
         internal_batch_size: How many samples are explained at a time.
         faithfulness: How faithfulness is measured, or None.
         layers: The names of the submodules of which a histogram is logged for each method.
+        account: Whether it is logged where the relevance goes.
     """
 
     methods: Mapping[str, MethodFactory]
@@ -49,6 +50,7 @@ class SampleExplainer:
     internal_batch_size: int | None = None
     faithfulness: Faithfulness | None = None
     layers: Sequence[str] = ()
+    account: bool = False
 
     def kinds(self) -> list[str]:
         """The kinds of numbers that are logged for each method."""
@@ -106,6 +108,32 @@ class SampleExplainer:
                     )
                 report.add(name, explanations, classes, samples, predictions, numbers)
                 self._explain_layers(name, surroundings, moved, pairs, predictions, report)
+                if self.account:
+                    self._account(name, surroundings, moved, pairs, predictions, report)
+
+    def _account(
+        self,
+        method: str,
+        surroundings: Surroundings,
+        samples: Samples,
+        pairs: Sequence[tuple[int, int]],
+        predictions: Predictions,
+        report: Report,
+    ) -> None:
+        with (
+            self.failures.tolerated(f"keep an account of the method {method!r}"),
+            surroundings.undisturbed(),
+        ):
+            found = accounts(
+                self.methods[method](surroundings.module),
+                samples,
+                pairs,
+                single=predictions.single,
+                internal_batch_size=self.internal_batch_size,
+            )
+            for account in found:
+                for taker, share in account.shares().items():
+                    report.number(f"account/{taker.replace(' ', '_')}", method, [share])
 
     def _explain_layers(
         self,

@@ -112,7 +112,7 @@ class GradientTimesInput(AccountableMethod):
                 taken += of_activation(operation, slope)
         parts += self._parts(taken)
         rest = score - added_up([part.amount for part in parts])
-        parts.append(Part(Reason.REST.value, _listed(operations), rest))
+        parts.append(Part(Reason.REST.value, _listed(forward, operations), rest))
         return Account(type(self).__name__, score, tuple(parts))
 
 
@@ -143,12 +143,13 @@ _NOT_LINEAR = frozenset(
 )
 
 
-def _listed(operations: Sequence[Operation]) -> str:
+def _listed(forward: TracedForward, operations: Sequence[Operation]) -> str:
     """What may take a share that is not followed, such as products of signals."""
     names = {
         operation.name: None
         for operation in operations
         if operation.kind in _NOT_LINEAR or len(operation.traced()) > 1
+        if operation.kind is not Kind.NORM or not forward.has_rule_for(Kind.NORM)
         if operation.kind not in (Kind.ADD, Kind.SUB, Kind.CONCATENATE, Kind.STACK)
     }
     return ", ".join(names) or "rounding"

@@ -5,6 +5,7 @@ picture by itself comes as a uint8 array ``(height, width, 3)``, what has axes a
 Matplotlib (`to_array` turns it into pixels), and texts also as HTML, Markdown or terminal text.
 """
 
+from captum_transformer.visualization.accounts import account_bars
 from captum_transformer.visualization.colors import POSITIVE_CMAP, SIGNED_CMAP
 from captum_transformer.visualization.detections import detections
 from captum_transformer.visualization.figure import to_array
@@ -35,6 +36,7 @@ __all__ = [
     "SIGNED_CMAP",
     "MapOptions",
     "ScaledMap",
+    "account_bars",
     "common_scale",
     "detections",
     "html_page",

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from captum_transformer.visualization import (
+    account_bars,
     common_scale,
     detections,
     image_and_text,
@@ -279,3 +280,12 @@ def test_the_style_of_the_user_is_kept():
     before = dict(mpl.rcParams)
     to_array(spectrogram(torch.rand(4, 8), torch.rand(8)))
     assert dict(mpl.rcParams) == before
+
+
+def test_bars_are_the_shares_and_the_rest_is_one():
+    shares = {"inputs": 0.5, "biases": 0.6, "added constants": -0.2, "activations": 0.1}
+    axes = account_bars(shares, most=3).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([50, 60, -10])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["inputs", "biases", "2 more"]
+    with pytest.raises(ValueError, match="no shares"):
+        account_bars({})
