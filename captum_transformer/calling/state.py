@@ -90,7 +90,11 @@ class State:
 
     def before_write(self, tensor: Tensor) -> None:
         """Copies the modules' tensors in whose memory a tensor lies that is about to be written."""
-        if self._tensors and _has_memory(tensor):
+        if not self._tensors:
+            return
+        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            tensor = torch._C._functorch.get_unwrapped(tensor)  # under `torch.vmap`
+        if _has_memory(tensor):
             for known in self._tensors.pop(tensor.untyped_storage()._cdata, ()):
                 self._copies.append((known, known.detach().clone()))
 
