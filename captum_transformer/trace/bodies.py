@@ -21,8 +21,30 @@ def body_of(function: types.FunctionType) -> types.FunctionType:
     return body
 
 
+def _broadcast_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
+    shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+    return tuple(tensor.expand(shape) for tensor in tensors)
+
+
+def _at_least(ndim: int) -> Callable[..., Any]:
+    def one(tensor: Tensor) -> Tensor:
+        missing = max(ndim - tensor.ndim, 0)
+        # As NumPy does: the last of three dimensions is added behind.
+        behind = int(missing > 0 and ndim == 3 and tensor.ndim > 0)
+        shape = (1,) * (missing - behind) + tuple(tensor.shape) + (1,) * behind
+        return tensor.reshape(shape) if missing else tensor
+
+    def all_of(*tensors: Any) -> Any:
+        if len(tensors) == 1 and isinstance(tensors[0], Tensor):
+            return one(tensors[0])
+        given = tensors[0] if len(tensors) == 1 else tensors
+        return tuple(map(one, given))
+
+    return all_of
+
+
 def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    x1, x2 = torch.broadcast_tensors(x1, x2)  # type: ignore[no-untyped-call]
+    x1, x2 = _broadcast_tensors(x1, x2)
     return (F.normalize(x1, dim=dim, eps=eps) * F.normalize(x2, dim=dim, eps=eps)).sum(dim)
 
 
@@ -62,6 +84,11 @@ def written_into(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
 # hide, and tensors that are given for their shape or type alone.
 WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "cosine_similarity": _cosine_similarity,
+    # Each result is of its own tensor alone.
+    "broadcast_tensors": _broadcast_tensors,
+    "atleast_1d": _at_least(1),
+    "atleast_2d": _at_least(2),
+    "atleast_3d": _at_least(3),
     "glu": _glu,
     "addcdiv": _addcdiv,
     "lerp": _lerp,

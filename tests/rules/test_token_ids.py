@@ -85,8 +85,7 @@ class Unread(Model):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_ids_beside_an_input_that_alone_counts_get_nothing(method):
+def test_ids_beside_an_input_that_alone_counts_are_refused(method):
     x = torch.rand(2, 4, WIDTH, dtype=torch.float64)
-    of_ids, of_embeddings = METHODS[method](Unread()).attribute((IDS, x), target=1)
-    assert not of_ids.any()
-    assert of_embeddings.any()
+    with pytest.raises(InvalidInputError, match="does not depend on 'ids'"):
+        METHODS[method](Unread()).attribute((IDS, x), target=1)
