@@ -33,8 +33,8 @@ def refuse_sharded(modules: Iterable[tuple[str, nn.Module]]) -> None:
                     "call `set_reshard_after_forward(False)`, `set_reshard_after_backward(False)` "
                     "and `unshard()` of each sharded module on all ranks before you explain, and "
                     "`reshard()` afterwards, or use a method that reads no weights, such as "
-                    "ConservativeLRP, AttnLRP or GenericAttentionRelevance. Under tensor parallelism explain a copy "
-                    "with whole weights."
+                    "ConservativeLRP, AttnLRP or GenericAttentionRelevance. Under tensor "
+                    "parallelism explain a copy with whole weights."
                 )
 
 
