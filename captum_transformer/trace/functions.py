@@ -220,7 +220,7 @@ def _kernel(function: OpOverload | OpOverloadPacket) -> Function:
 def _described(
     function: Callable[..., Any], name: str, entry: Entry, *, inplace: bool = False
 ) -> Function:
-    named = (*entry.parameters, *entry.aliases.values())
+    named = (*entry.parameters, *entry.aliases.values(), entry.rest)
     return Function(
         name,
         entry.kind,

@@ -11,7 +11,10 @@ from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.views import views_of
 
 _NEW_FEATURES = {Kind.EMBEDDING: -1, Kind.CONV: 1, Kind.TRANSPOSED_CONV: 1}
-_SUMS_DIMENSIONS = frozenset({Kind.SUM, Kind.MEAN})
+_ALWAYS_REDUCES = frozenset({Kind.SUM, Kind.MEAN})
+_MAY_REDUCE = frozenset(
+    {Kind.MAXIMUM, Kind.SMOOTH_MAXIMUM, Kind.CHOICE, Kind.DISTANCE, Kind.DERIVED}
+)
 
 
 def lay_out(operation: Operation) -> None:
@@ -220,8 +223,8 @@ def _kept(operation: Operation, source: Operand, axis: Axis, output: Value) -> A
     elif operation.kind is Kind.STACK:
         at = operation.dim(len(after), 0) or 0
         moved = dim + (at <= dim)
-    elif operation.kind in _SUMS_DIMENSIONS:
-        gone = _summed(operation, len(before))
+    elif _reduces(operation, before, after):
+        gone = _reduced(operation, len(before))
         if dim in gone:
             return None
         if len(after) < len(before):
@@ -264,7 +267,9 @@ def sums_over_features(operation: Operation) -> bool:
 def _with_features(operation: Operation, source: Operand, axis: Axis, output: Value) -> Axis | None:
     """A feature axis after an operation; features may be joined by others, or chosen from."""
     dim = axis.dim(source.size)
-    if dim is not None and dim == _chosen_along(operation) and axis.size == source.size[dim]:
+    same = len(source.size) == len(output.shape)
+    chosen = same and dim is not None and dim == _chosen_along(operation)
+    if dim is not None and chosen and axis.size == source.size[dim]:
         return Axis.of(output.shape, dim)
     joined = operation.kind is Kind.CONCATENATE and dim == operation.dim(len(source.size), 0)
     if dim is not None and joined and axis.size == source.size[dim]:
@@ -278,6 +283,9 @@ def chooses_features(operation: Operation) -> bool:
     if along is None:
         return False
     ((_, value),) = operation.traced()
+    output = operation.outputs[0]
+    if output is None or len(output.shape) < len(value.shape):
+        return False
     return along == len(value.shape) - 1 and Axis.of(value.shape, along) in value.features
 
 
@@ -288,9 +296,16 @@ def _chosen_along(operation: Operation) -> int | None:
     return operation.dim(len(operation.operands[0].size), -1)
 
 
-def _summed(operation: Operation, ndim: int) -> set[int]:
-    """The dimensions that a sum or mean runs over."""
-    dims = operation.argument("dim")
+def _reduces(operation: Operation, before: Sequence[int], after: Sequence[int]) -> bool:
+    """Whether dimensions go, or are of length one afterwards."""
+    if operation.kind not in _MAY_REDUCE:
+        return operation.kind in _ALWAYS_REDUCES
+    return len(after) < len(before) or bool(operation.argument("keepdim"))
+
+
+def _reduced(operation: Operation, ndim: int) -> set[int]:
+    """The dimensions that go."""
+    dims = operation.argument("dim", -1 if operation.kind is Kind.CHOICE else None)
     if dims is None or dims == ():
         return set(range(ndim))
     return {dim % ndim for dim in (dims if isinstance(dims, Iterable) else [dims])}
