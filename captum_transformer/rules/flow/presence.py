@@ -76,7 +76,7 @@ class Terms:
 
         None for those that all features hold.
         """
-        partly = key & self._sources.partly_held(value)
+        partly = key & self._partly_held(value)
         found: list[tuple[int, Tensor | None]] = [(key & ~partly, None)] if key & ~partly else []
         for alike in _divided(partly, self._sets(value, partly, counting=False)):
             terms = self._terms(value, alike, counting=False)
@@ -107,12 +107,16 @@ class Terms:
                 uniform[numbers] = uniform.get(numbers, 0) | alike
         yield from ((alike, list(numbers)) for numbers, alike in uniform.items())
 
+    def _partly_held(self, value: Value) -> int:
+        held = self._sources.of(value)
+        return held.by_features | held.by_stacked
+
     def _parts(self, value: Value, key: int, *, counting: bool) -> list[tuple[Value, int]]:
         """The values that an entry's terms are found in, each with the sources to look for."""
         operation = value.operation
         if operation is None or key & 1 << value.index or operation.attention is not None:
             return []
-        if not counting and not key & self._sources.partly_held(value):
+        if not counting and not key & self._partly_held(value):
             return []
         values = [source for _, source in receiving(operation)]
         if operation.kind in MOVES or (operation.kind in BY_ENTRY and len(values) == 1):

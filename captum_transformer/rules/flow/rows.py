@@ -1,7 +1,10 @@
 """Row normalisation: where tokens meet what attention has added to them, in every way of adding."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from captum_transformer.rules.flow.sources import Sources
 from captum_transformer.trace.attention import AttentionCall
@@ -112,6 +115,79 @@ class Rows:
             held |= part
         own = next((part for part in meeting.whole if part >> call & 1), meeting.shared)
         return bool(self._older(call) & held & ~(own | meeting.shared))
+
+
+class NormalisedRows:
+    """Divides shares by the sums of the rows of ``I + A``.
+
+    Args:
+        tape: the traced forward pass.
+        sums: the sum of each row of a call's map, ``(..., Q)``.
+        active: bit set of the calls that contribute.
+        reached: what reaches some values of shares that start at others, by skips alone.
+    """
+
+    def __init__(
+        self,
+        tape: Tape,
+        sums: Callable[[AttentionCall], Tensor],
+        active: int,
+        reached: Callable[[Mapping[Value, Tensor], Sequence[Value]], dict[Value, Tensor]],
+    ) -> None:
+        self._rows = tape.derived(Rows)
+        self._sums = sums
+        self._active = active
+        self._reached = reached
+
+    def met(self, operation: Operation, key: int, share: Tensor) -> list[tuple[int, Tensor]]:
+        """Divides a share, by the sources that it is of, where several signals meet."""
+        return self._divided(self._rows.at(operation), operation, key, share)
+
+    def parted(
+        self, operation: Operation, parts: list[int], key: int, share: Tensor
+    ) -> list[tuple[int, Tensor]]:
+        """The same where different features hold different sources."""
+        return self._divided(self._rows.between(parts), operation, key, share)
+
+    def beside_learned(self, operation: Operation, value: Value, share: Tensor) -> Tensor:
+        """The same where what attention gave is added to the learned tokens that attended."""
+        calls = self._rows.beside_learned(operation, value) & self._active
+        return share / (1 + self._sums_at(operation, calls, share)) if calls else share
+
+    def _divided(
+        self, layers: Sequence[Layer], operation: Operation, key: int, share: Tensor
+    ) -> list[tuple[int, Tensor]]:
+        pieces = [(key, share)]
+        for calls, base in layers:
+            # Where a skip goes around several layers, they have parted from it there.
+            if (calls | base) & ~key or not calls & self._active:
+                continue
+            total = 1 + self._sums_at(operation, calls & self._active, share)
+            pieces = [
+                (part, piece / divisor)
+                for whole, piece in pieces
+                for part, divisor in ((whole & (calls | base), total), (whole & ~(calls | base), 1))
+                if part
+            ]
+        return pieces
+
+    def _sums_at(self, operation: Operation, calls: int, like: Tensor) -> Tensor:
+        """The calls' row sums, carried forward to where their branch meets the skip.
+
+        Forward is the adjoint of backward: the derivative of what a share there makes of the row
+        sums at the calls.
+        """
+        output = next(value for value in operation.outputs if value is not None)
+        made = {call.output: call for call in map(self._rows.calls.__getitem__, bits(calls))}
+        probe = torch.zeros(output.shape, dtype=like.dtype, device=like.device, requires_grad=True)
+        with torch.enable_grad():
+            reached = self._reached({output: probe}, list(made))
+            total = torch.zeros((), dtype=like.dtype, device=like.device)
+            for value, call in made.items():
+                sums = self._sums(call).detach()
+                total = total + (call.outputs(reached[value]).sum(-1) * sums).sum()
+        (sums,) = torch.autograd.grad(total, probe)
+        return sums
 
 
 def bits(found: int) -> Iterator[int]:

@@ -22,10 +22,12 @@ def evenly(whole: Tensor, present: Tensor | None, size: torch.Size, dims: Sequen
         size: of what gets them.
         dims: the dimensions.
     """
+    even = whole / torch.Size(size[dim] for dim in dims).numel()
     if present is None:
-        count = torch.Size(size[dim] for dim in dims).numel()
-        return (whole / count).expand(size)
-    return present * quotient(whole, present.sum(list(dims), keepdim=True))
+        return even.expand(size)
+    total = present.sum(list(dims), keepdim=True)
+    # A token without any goes on to where it was joined to the others.
+    return torch.where(total == 0, even, present * quotient(whole, total))
 
 
 def quotient(share: Tensor, total: Tensor) -> Tensor:

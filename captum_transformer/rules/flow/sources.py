@@ -12,8 +12,9 @@ to one: where several signals that hold a source meet, `Meeting` says which of t
 """
 
 import functools
+import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from captum_transformer.trace.axis import Axis
@@ -41,30 +42,49 @@ class Meeting(NamedTuple):
     shared: int
 
 
+class Held(NamedTuple):
+    """What a value holds directly, as bit sets of the sources' indices.
+
+    Attributes:
+        sources: the sources that it holds.
+        by_features: those of them that only some features of a token hold.
+        by_stacked: those that only some of the signals in a stack hold.
+        by_tokens: those that only some tokens hold: others were joined to them.
+        by_picked: those that perhaps no token holds, where some were picked of such tokens.
+    """
+
+    sources: int
+    by_features: int = 0
+    by_stacked: int = 0
+    by_tokens: int = 0
+    by_picked: int = 0
+
+
 class Sources:
-    """What each value of a forward pass holds, as bit sets of the sources' indices.
+    """What each value of a forward pass holds.
 
     Args:
         tape: the traced forward pass.
+
+    Attributes:
+        values: the sources that are results of operations, with these.
     """
 
     def __init__(self, tape: Tape) -> None:
         self._operations = tape.operations
         self._read = 0
-        self._held: dict[Value, int] = {}
-        self._split: dict[Value, int] = {}
-        self._stacked: dict[Value, int] = {}
+        self._held: dict[Value, Held] = {}
         self._meetings: dict[Operation, Meeting] = {}
+        self.values: dict[Value, Operation] = {}
+
+    def of(self, value: Value) -> Held:
+        """What a value holds."""
+        self._read_on()
+        return self._known(value)
 
     def held(self, value: Value) -> int:
-        """The sources that a value holds directly."""
-        self._read_on()
-        return self._held.get(value, 1 << value.index if value.operation is None else 0)
-
-    def partly_held(self, value: Value) -> int:
-        """Those that only some of a token's features hold, or some of the signals in a stack."""
-        self._read_on()
-        return self._split.get(value, 0) | self._stacked.get(value, 0)
+        """The sources that a value holds."""
+        return self.of(value).sources
 
     def meeting(self, operation: Operation) -> Meeting | None:
         """What each signal gets where several meet; None where they do not."""
@@ -75,45 +95,54 @@ class Sources:
         while self._read < len(self._operations):
             operation = self._operations[self._read]
             self._read += 1
-            self._add(operation)
+            outputs = [output for output in operation.outputs if output is not None]
+            if is_source(operation):
+                self.values |= dict.fromkeys(outputs, operation)
+                self._held |= {output: Held(1 << output.index) for output in outputs}
+            else:
+                self._held |= dict.fromkeys(outputs, self._after(operation))
 
-    def _add(self, operation: Operation) -> None:
-        if is_source(operation):
-            self._held |= {v: 1 << v.index for v in operation.outputs if v is not None}
-            return
+    def _known(self, value: Value) -> Held:
+        return self._held.get(value) or Held(1 << value.index if value.operation is None else 0)
+
+    def _after(self, operation: Operation) -> Held:
         values = [value for _, value in receiving(operation)]
-        helds = [self._held.get(v, 1 << v.index if v.operation is None else 0) for v in values]
-        held = functools.reduce(operator.or_, helds, 0)
-        split = stacked = 0
+        before = [self._known(value) for value in values]
+        columns = zip(Held(0), *before, strict=True)
+        all_held, features, stacked, tokens, picked = (
+            functools.reduce(operator.or_, column) for column in columns
+        )
         if operation.kind in MOVES:
-            stacked = self._any(self._stacked, values)
-            split = self._any(self._split, values)
+            lacking = 0
             if len(operation.operands) > 1:
-                lacking = held if len(values) < len(operation.operands) else 0
-                lacking |= held & ~functools.reduce(operator.and_, helds, -1)
-                if operation.kind is Kind.STACK:
-                    stacked |= lacking
-                elif _joins_features(operation, values):
-                    split |= lacking
-        elif len(values) > 1:
-            self._meetings[operation] = _meeting(operation, values, helds)
-            if operation.kind in _JOINS:
-                split = self._any(self._split, values)
-                for value, sources in zip(values, helds, strict=True):
-                    split &= ~(sources & ~self._split.get(value, 0))
-        elif operation.kind in BY_ENTRY:
-            split, stacked = self._any(self._split, values), self._any(self._stacked, values)
-        for output in operation.outputs:
-            if output is not None:
-                self._held[output] = held
-                if split:
-                    self._split[output] = split
-                if stacked:
-                    self._stacked[output] = stacked
+                common = functools.reduce(operator.and_, (of.sources for of in before), all_held)
+                lacking = all_held & ~common if len(values) == len(operation.operands) else all_held
+            if operation.kind is Kind.STACK:
+                stacked |= lacking
+            elif lacking and _joins_features(operation, values):
+                features |= lacking
+            tokens |= lacking
+            if tokens and any(
+                _leaves_out(values, output) for output in operation.outputs if output
+            ):
+                picked |= tokens
+            return Held(all_held, features, stacked, tokens, picked)
+        if len(values) > 1:
+            self._meetings[operation] = _meeting(operation, values, [of.sources for of in before])
+            for of in before:
+                features &= of.by_features | ~of.sources
+            return Held(all_held, features if operation.kind in _JOINS else 0, 0, tokens, picked)
+        by_entry = operation.kind in BY_ENTRY
+        return Held(all_held, features * by_entry, stacked * by_entry, tokens, picked)
 
-    @staticmethod
-    def _any(sets: dict[Value, int], values: Iterable[Value]) -> int:
-        return functools.reduce(operator.or_, (sets.get(value, 0) for value in values), 0)
+
+def _leaves_out(values: Sequence[Value], output: Value) -> bool:
+    """Whether a rearrangement has fewer tokens than before."""
+    sizes = [value.shape.numel() for value in (output, *values)]
+    if all(value.features for value in (output, *values)):
+        widths = (math.prod(axis.size for axis in v.features) for v in (output, *values))
+        sizes = [size // width for size, width in zip(sizes, widths, strict=True)]
+    return sizes[0] < max(sizes)
 
 
 def is_source(operation: Operation) -> bool:
