@@ -22,7 +22,8 @@ def body_of(function: types.FunctionType) -> types.FunctionType:
 
 
 def _broadcast_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
-    shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+    shapes = (tensor.shape for tensor in tensors)
+    shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
     return tuple(tensor.expand(shape) for tensor in tensors)
 
 
