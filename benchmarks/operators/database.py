@@ -112,8 +112,12 @@ class Case:
     @property
     def held(self) -> float:
         """The weight of the entries that are not the same whatever the inputs are."""
-        before, after = (self.entries(*[x * scale for x in self.inputs]) for scale in (1.0, 1.01))
-        return float(_weights(before)[before != after].sum() / _weights(before).sum())
+        less, same, more = (
+            self.entries(*[x * scale for x in self.inputs]) for scale in (0.99, 1.0, 1.01)
+        )
+        # One side of a tie of two is not held by the other.
+        changed = (less != same) & (more != same)
+        return float(_weights(same)[changed].sum() / _weights(same).sum())
 
     @cached_property
     def plain(self) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer.trace.catalogue import ALIASES
+
 
 def body_of(function: types.FunctionType) -> types.FunctionType:
     """The function as if no argument asked for dispatch: what it calls is traced instead."""
@@ -74,6 +76,11 @@ def _hstack(tensors: Sequence[Tensor]) -> Tensor:
 
 def _vstack(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t if t.ndim > 1 else t.reshape(1, -1) for t in tensors], 0)
+
+
+def in_canonical_words(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function that also takes NumPy's names of arguments, as all of torch's do."""
+    return lambda *args, **kwargs: body(*args, **{ALIASES.get(k, k): a for k, a in kwargs.items()})
 
 
 def written_into(body: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
-from captum_transformer.trace.bodies import COMPOSITES, WRITTEN_OUT, body_of, written_into
+from captum_transformer.trace.bodies import (
+    COMPOSITES,
+    WRITTEN_OUT,
+    body_of,
+    in_canonical_words,
+    written_into,
+)
 from captum_transformer.trace.catalogue import ALIASES, ENTRIES, ROLES, UNKNOWN, Entry
 from captum_transformer.trace.flex import flex_attend, requires_grad
 from captum_transformer.trace.kinds import Kind, Role
@@ -193,7 +199,7 @@ def describe(function: Callable[..., Any]) -> Function:
     writes = raw.endswith("_") and not dunder and kind is not Kind.ASKS
     inplace = writes or raw in _IN_PLACE_OPERATORS or raw in ("__setitem__", "copy_")
     if name in WRITTEN_OUT:
-        body = WRITTEN_OUT[name]
+        body = in_canonical_words(WRITTEN_OUT[name])
         return Function(name, kind, function, body=written_into(body) if inplace else body)
     return _described(function, name, entry, inplace=inplace)
 

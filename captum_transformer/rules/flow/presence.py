@@ -186,9 +186,10 @@ def _filled(
 ) -> list[Tensor]:
     """The same as tensors that lie as an operation's signals do; ones where entries are alike."""
     filled = [source.blank(like.dtype).fill_(1) for _, source in operation.traced()]
-    for whole, part in zip(filled, parts, strict=True):
+    for place, (whole, part) in enumerate(zip(filled, parts, strict=True)):
         if isinstance(part, Tensor):
-            whole.copy_(part)
+            # An expanded tensor has no room for entries that differ.
+            filled[place] = part if 0 in whole.stride() else whole.copy_(part)
         elif part is not None:
             whole.fill_(part)
     return filled

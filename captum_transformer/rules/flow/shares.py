@@ -50,8 +50,10 @@ def by_entry(operation: Operation, operand: Operand, share: Tensor) -> Tensor:  
     return share.sum_to_size(operand.size)
 
 
-def looked_up(operation: Operation, operand: Operand, share: Tensor) -> Tensor:  # noqa: ARG001
+def looked_up(operation: Operation, operand: Operand, share: Tensor) -> Tensor:
     """A token id gets the share of all features that were looked up for it."""
+    if operand is operation.argument("weight"):
+        raise unsupported(operation, "the table that is looked up in depends on the inputs")
     return share.flatten(len(operand.size)).sum(-1)
 
 
@@ -65,6 +67,8 @@ def product(operation: Operation, operand: Operand, share: Tensor, held: Tensor 
     if letters is None or value is None:
         raise unsupported(operation, "it is no plain product over dimensions")
     summed = letters.summed(operand)
+    if operand is letters.addend:
+        return by_entry(operation, operand, share)
     declared = any(factor.role is Role.WEIGHT for factor in letters.factors)
     last = [len(value.shape) - 1]
     if declared or (mixes_features(value, summed) if value.features else summed == last):
@@ -144,8 +148,11 @@ def receptive_field(
     """Every entry of an output's receptive field gets an equal part of its share, padding none."""
     weight = next(o for o in operation.operands if o is not operand)
     groups: int = operation.argument("groups", 1)
-    channels = operand.size[1]
-    grouped = share.reshape(share.shape[0], groups, -1, *share.shape[2:]).sum(2)
+    single = len(operand.size) < len(weight.size)  # one sample, without an axis for it
+    size = torch.Size((1, *operand.size)) if single else operand.size
+    channels = size[1]
+    grouped = share.unsqueeze(0) if single else share
+    grouped = grouped.reshape(len(grouped), groups, -1, *grouped.shape[2:]).sum(2)
     names = {"stride": 1, "padding": 0, "dilation": 1}
     filters = (groups, channels // groups)
     if operation.kind is Kind.TRANSPOSED_CONV:
@@ -155,7 +162,9 @@ def receptive_field(
     arguments = {name: operation.argument(name, default) for name, default in names.items()}
     present = _present(operand, held, share)
     if present is None:
-        present = share.new_ones(1, *operand.size[1:])
+        present = share.new_ones(1, *size[1:])
+    elif single:
+        present = present.unsqueeze(0)
 
     def count(point: Tensor) -> Tensor:
         result: Tensor = operation.call(point, ones, None, **arguments, groups=groups)
@@ -163,13 +172,13 @@ def receptive_field(
 
     with torch.no_grad():
         counts = count(present)
-    blank = share.new_empty(operand.size).requires_grad_()
+    blank = share.new_empty(size).requires_grad_()
     with torch.enable_grad():
         output = count(blank)
     # What a transposed convolution leaves blank between its strides is made of nothing.
     pieces = quotient(grouped, counts)
     (result,) = torch.autograd.grad(output, blank, pieces, create_graph=share.requires_grad)
-    return result * present
+    return (result * present).reshape(operand.size)
 
 
 def summed(operation: Operation, operand: Operand, share: Tensor, held: Tensor | None) -> Tensor:
@@ -218,10 +227,11 @@ def pooled(operation: Operation, shares: list[Tensor | None]) -> list[Tensor | N
     share = shares[0]
     operands = [operand for operand, _ in operation.traced()]
     points = [in_full(operand) for operand in operands]
-    if len(points) != 1 or len(operation.outputs) != 1 or share is None:
+    mixes = operation.kind is Kind.POOL
+    if not mixes or len(points) != 1 or len(operation.outputs) != 1 or share is None:
         return transposed(operation, points, shares)
     present = None
-    if operation.kind is Kind.POOL and operation.argument("kernel_size") is not None:
+    if operation.argument("kernel_size") is not None:
         present = _present(operands[0], None, share)
     if present is None:
         present = torch.ones_like(points[0])

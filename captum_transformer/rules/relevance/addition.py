@@ -59,10 +59,10 @@ def with_addend(
         point for operand, point in zip(traced, points, strict=True) if operand is not addend
     ]
     with torch.no_grad():
-        product = alone.replay(factors)[0]
+        product = alone.replay(factors)[0] if factors else alone.run(in_full)
         term = operation.replay(points)[0] - product
     (onto_term, onto_product), totals, lost = _divided(operation, term, product, relevance)
-    of_product = rule(alone, onto_product)
+    of_product = rule(alone, onto_product) if factors else _constant(totals[1])
     shares: list[Tensor | None] = list(of_product)
     taken = {**of_product.taken}
     taken[Reason.EPSILON] = added_up([lost, taken[Reason.EPSILON]])
@@ -72,6 +72,10 @@ def with_addend(
     slope = transposed(operation, points, [ratio(onto_term, term)])[place]
     shares.insert(place, None if slope is None else points[place] * slope)
     return Shares(shares, taken)
+
+
+def _constant(relevance: Tensor) -> Shares:
+    return Shares([], {Reason.ADDED: relevance, Reason.EPSILON: torch.zeros_like(relevance)})
 
 
 def without_addend(operation: Operation) -> Operation:

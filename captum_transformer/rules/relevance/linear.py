@@ -89,7 +89,8 @@ def alpha_beta_rule(operation: Operation, relevance: Tensor) -> Shares:
     plain, absolute = without_bias(operation, _same), without_bias(operation, torch.abs)
     with torch.no_grad():
         product, magnitude = plain.replay([x])[0], absolute.replay([x.abs()])[0]
-    half, lost = half_quotient(relevance, product, magnitude, signal.size[-1])
+    terms = x.shape[-1] if x.ndim else 1
+    half, lost = half_quotient(relevance, product, magnitude, terms)
     (share,) = transposed(plain, [x], [half])
     (share_of_magnitude,) = transposed(absolute, [x.abs()], [half])
     if share is None or share_of_magnitude is None:

@@ -37,7 +37,7 @@ def weighting(operation: Operation) -> Weighting | None:
     scaled = operation.argument("alpha", 1) != 1 or operation.argument("beta", 1) != 1
     signal, weights = product.factors
     rows, matrix = product.letters
-    if signal.value is None or len(matrix) != 2 or scaled:
+    if signal.value is None or not rows or len(matrix) != 2 or scaled:
         return None
     if product.addend is not None and len(product.addend.size) != 1:
         return None
