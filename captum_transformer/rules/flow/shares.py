@@ -243,9 +243,9 @@ def pooled(operation: Operation, shares: list[Tensor | None]) -> list[Tensor | N
 
 def chosen(operation: Operation, shares: list[Tensor | None]) -> list[Tensor | None]:
     """The largest of a token's features, as of a router's experts, tell of all; others move."""
-    share = shares[0]
-    if share is None or not chooses_features(operation):
+    share, (operand, _) = shares[0], operation.traced()[0]
+    kept = share is not None and share.ndim == len(operand.size)
+    if share is None or not kept or not chooses_features(operation):
         return pooled(operation, shares)
-    ((operand, _),) = operation.traced()
     whole = share.sum(-1, keepdim=True)
     return [evenly(whole, _present(operand, None, share), operand.size, [-1])]
