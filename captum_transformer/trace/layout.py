@@ -158,11 +158,18 @@ def _holds(operation: Operation, before: Axis, source: Value, after: Axis, outpu
 
 
 def _picks_along_another(operation: Operation, axis: Axis, source: Value) -> bool:
-    """Whether indices move entries along one dimension only, and the axis is another one."""
-    along = operation.dim(len(source.shape))
+    """Whether indices move entries along other dimensions only."""
     dim = axis.dim(source.shape)
-    picks = operation.kind is Kind.MOVE and along is not None
-    return picks and dim is not None and dim != along
+    if operation.kind is not Kind.MOVE or dim is None:
+        return False
+    index = operation.argument("index")
+    if isinstance(index, tuple):
+        whole = index[: dim + 1]
+        return len(whole) == dim + 1 and all(
+            type(part) is slice and part == slice(None) for part in whole
+        )
+    along = operation.dim(len(source.shape))
+    return along is not None and dim != along
 
 
 def _looked_up(operation: Operation, source: Value, output: Value) -> Axis | None:
