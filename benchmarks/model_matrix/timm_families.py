@@ -249,9 +249,9 @@ TIMM = [
         "MobileViTv2",
         "mobilevitv2_050",
         {},
-        size=64,
+        size=128,
         not_conserved=GATED,
-        kind="linear attention",
+        kind="pooling by softmax weights",
     ),
     timm_family(
         "DaViT",

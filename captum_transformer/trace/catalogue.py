@@ -25,6 +25,7 @@ ROLES = {
     "sizes": Role.INDEX,
     "shape": Role.INDEX,
     "start": Role.INDEX,
+    "length": Role.INDEX,
     "mask": Role.MASK,
     "running_mean": Role.STATISTIC,
     "running_var": Role.STATISTIC,

@@ -122,13 +122,16 @@ def _carry_from(
         # Without some of the keys, such as an attention sink, they are probabilities still.
         kept_keys = None if view is None else keys.part_in_view(view)
         output.keys = kept_keys or _carried(operation, operand, keys, output, view)
-    if output.features or operation.kind in _NEW_FEATURES:
+    # What attends has a head's features of its values, and the heads of its probabilities.
+    both = operation.kind is Kind.PRODUCT
+    if (output.features and not both) or operation.kind in _NEW_FEATURES:
         return
     if view is not None:
         output.features = pieces_in_view(source.features, view)
     else:
         kept = [_with_features(operation, operand, axis, output) for axis in source.features]
-        output.features = tuple(axis for axis in kept if axis is not None)
+        found = (axis for axis in kept if axis is not None)
+        output.features = tuple(dict.fromkeys((*output.features, *found)))
 
 
 def _samples(
@@ -150,7 +153,7 @@ def _holds(operation: Operation, before: Axis, source: Value, after: Axis, outpu
     if not by_index or not one_to_one or _picks_along_another(operation, before, source):
         return True
     numbers = _numbers(operation, before.size)
-    sources = before.spread(numbers, source.shape)
+    sources = before.spread(numbers, source.shape).contiguous()
     with torch.no_grad():
         found, constant = (operation.replay([x])[0] for x in (sources, torch.zeros_like(sources)))
     expected = after.spread(numbers, output.shape)
@@ -175,14 +178,14 @@ def _picks_along_another(operation: Operation, axis: Axis, source: Value) -> boo
 def _looked_up(operation: Operation, source: Value, output: Value) -> Axis | None:
     """Where the samples went in an operation that rearranges by indices, as its entries tell."""
     one_to_one = len(operation.traced()) == len(operation.outputs) == 1
-    if source.samples is None or not one_to_one:
+    if source.samples is None or not one_to_one or views_of(operation) is not None:
         return None
     count, shape = source.samples.size, output.shape
     if shape.numel() < count:
         return None
     numbers = _numbers(operation, count)
     with torch.no_grad():
-        (found,) = operation.replay([source.samples.spread(numbers, source.shape)])
+        (found,) = operation.replay([source.samples.spread(numbers, source.shape).contiguous()])
     axes = (Axis.of(shape, dim, count) for dim, n in enumerate(shape) if n and n % count == 0)
     return next((axis for axis in axes if torch.equal(axis.spread(numbers, shape), found)), None)
 

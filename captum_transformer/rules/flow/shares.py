@@ -32,7 +32,9 @@ def evenly(whole: Tensor, present: Tensor | None, size: torch.Size, dims: Sequen
 
 def quotient(share: Tensor, total: Tensor) -> Tensor:
     """Shares for each unit of what they are divided among; none where there is nothing."""
-    return torch.where(total == 0, torch.zeros_like(share), share / total)
+    nothing = total == 0
+    # Nor is a derivative of this infinite times zero.
+    return (share / total.masked_fill(nothing, 1.0)).masked_fill(nothing, 0.0)
 
 
 def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
