@@ -11,7 +11,6 @@ from captum_transformer.errors import ConservationError
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.operation import Operation, Value
 
-
 # How much of the sum of absolute values may be rounding. Models compute parts of what they do in
 # single precision whatever theirs is, and quotients magnify rounding; what a wrong rule loses is
 # far more.
