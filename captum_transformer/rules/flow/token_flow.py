@@ -60,10 +60,9 @@ class TokenFlow:
             for operation in tape.operations
             if operation.attention is not None and operation.attention.layer in layers
         )
-        rows = None
+        self._rows = None
         if row_sums is not None:
-            rows = NormalisedRows(tape, row_sums, self._active, TokenFlow(tape, {}))
-        self._passed_on = Passing(self._sources, layers, self._starting, rows)
+            self._rows = NormalisedRows(tape, row_sums, self._active, TokenFlow(tape, {}))
 
     def __call__(
         self,
@@ -82,6 +81,8 @@ class TokenFlow:
         # A value that is no source has what arrives of any one source that it holds.
         read = {value: (held := self._sources.held(value)) & -held for value in wanted}
         self._counting = self._countable(read)
+        # Not an attribute: each would hold the other, and what the maps are made of would stay.
+        passed_on = Passing(self._sources, self._layers, self._starting, self._rows)
         arriving: dict[Value, Shares] = {}
         for value, share in seeds.items():
             _add(arriving, value, self._starting(value), share)
@@ -100,7 +101,7 @@ class TokenFlow:
                 break
             for key in keys:
                 of_key = [found.get(key) for found in incoming]
-                pieces = list(self._passed_on(operation, key, of_key))
+                pieces = list(passed_on(operation, key, of_key))
                 for value, part, share in pieces:
                     _add(arriving, value, part, share)
                 if taken is not None and operation.attention is None:
