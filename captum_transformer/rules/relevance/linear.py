@@ -17,6 +17,11 @@ from captum_transformer.trace.numeric import EPSILON, in_full, ratio
 from captum_transformer.trace.operation import Operand, Operation
 
 
+def rounding(dtype: torch.dtype, terms: int) -> float:
+    """How much of a sum's magnitude may be rounding."""
+    return float(4 * torch.finfo(dtype).eps * max(terms, 1) ** 0.5)
+
+
 def half_quotient(
     relevance: Tensor, product: Tensor, absolute: Tensor, terms: int
 ) -> tuple[Tensor, Tensor]:
@@ -34,7 +39,7 @@ def half_quotient(
     Returns:
         The half, and what of the relevance is lost thereby.
     """
-    noise = 4 * torch.finfo(product.dtype).eps * max(terms, 1) ** 0.5
+    noise = rounding(product.dtype, terms)
     twice_positive = product + absolute
     vanishes = twice_positive <= absolute.mul_(2 * noise)
     half = (relevance / (twice_positive + 2 * EPSILON)).masked_fill_(vanishes, 0.0)
@@ -136,7 +141,13 @@ def z_box_rule(operation: Operation, relevance: Tensor) -> Shares:
     ]
     with torch.no_grad():
         whole = torch.as_tensor(sum(sign * part.replay([point])[0] for point, part, sign in parts))
+    # Of an image of one colour nothing is left but rounding.
+    largest = torch.maximum(low.abs(), high.abs())
+    with torch.no_grad():
+        magnitude = without_bias(operation, torch.abs).replay([largest])[0]
+    terms = operation.arguments["weight"].size[1:].numel()
     quotient = ratio(relevance, whole)
+    quotient.masked_fill_(whole.abs() <= magnitude * rounding(whole.dtype, terms), 0.0)
     result = torch.zeros_like(x)
     for point, part, sign in parts:
         (share,) = transposed(part, [point], [quotient])
