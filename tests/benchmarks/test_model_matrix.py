@@ -13,8 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "model_matrix.md"
 KINDS = {f"{family.library} {family.name}": family for family in representatives()}
 GRADIENTS = {"ConservativeLRP", "AttnLRP"}
 REFUSED = {
-    # Its attention is a weighted sum that all tokens share: there is no map to multiply.
-    "timm MobileViTv2": set(METHODS) - {"full LRP", "ConservativeLRP", "AttnLRP"},
+    # Its weights are made of positions and contents at once: there is no map to multiply.
     "timm LambdaNet": set(METHODS) - {"full LRP", "ConservativeLRP", "AttnLRP"},
     # Without a softmax it can't be told what to hold.
     "timm EfficientViT, ReLU linear attention": set(METHODS) - {"full LRP", "AttnLRP"},

@@ -118,7 +118,8 @@ class TokenFlow:
         self._unread = wanted = found = 0
         for value, source in read.items():
             wanted |= 1 << value.index
-            found |= source
+            # Rows are divided by what all that a value holds adds up to.
+            found |= source if self._row_sums is None else self._sources.held(value)
         for output, operation in self._sources.values.items():
             if not output.ancestors & wanted:
                 continue
