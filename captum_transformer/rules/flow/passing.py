@@ -184,7 +184,7 @@ class Passing:
 
 
 def _unread(operation: Operation) -> UnsupportedOperationError:
-    """The error for what ties tokens and is no attention that can be read."""
+    """The error for operations that mix tokens but cannot be read as attention."""
     if applies_cut_probabilities(operation):
         return unsupported(operation, f"it {CUT_PROBABILITIES}")
     if operation.kind is Kind.UNKNOWN:
