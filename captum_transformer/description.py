@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from captum_transformer.calling.arguments import Arguments
-from captum_transformer.rules.flow.sources import Meeting, Sources
+from captum_transformer.rules.flow.sources import Junction, Sources
 from captum_transformer.trace.attention import AttentionCall, FusedAttention
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.mixing import named, unread_mixing
 from captum_transformer.trace.operation import Operation, Value
-from captum_transformer.trace.ties import named, unread_ties
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Description:
         inputs: the shape of each input, by its name.
         attention: the attention calls, in the order in which they ran.
         additions: the additions where attention meets what it is added to.
-        unread: operations that tie tokens and are no attention that can be read, by name and
+        unread: operations that mix tokens and are no attention that can be read, by name and
             shapes. Methods that need maps refuse a branch that has one.
     """
 
@@ -73,9 +73,11 @@ class Description:
         lines = [f"input {name}: {shape}" for name, shape in self.inputs.items()]
         for call in self.attention:
             place = "channels" if call.layer is None else f"layer {call.layer}"
-            ties = call.queries if call.queries == call.keys else f"{call.queries} to {call.keys}"
+            between = (
+                call.queries if call.queries == call.keys else f"{call.queries} to {call.keys}"
+            )
             kind = "fused" if call.fused else "written out"
-            lines.append(f"{place}: {call.module}, {call.shape}, {ties or 'features'}, {kind}")
+            lines.append(f"{place}: {call.module}, {call.shape}, {between or 'features'}, {kind}")
         for addition in self.additions:
             after = ", ".join(map(str, addition.after))
             lines.append(f"addition after {after}: {addition.read_as}, {addition.shape}")
@@ -121,7 +123,7 @@ def describe(
             {name: tuple(value.shape) for name, value in _named(forward).items()},
             tuple(_attention(forward)),
             tuple(_additions(forward)),
-            tuple(named(unread_ties(forward.tape.operations))),
+            tuple(named(unread_mixing(forward.tape.operations))),
         )
 
 
@@ -131,13 +133,13 @@ def _named(forward: TracedForward) -> dict[str, Value]:
 
 def _attention(forward: TracedForward) -> list[Attention]:
     streams = forward.whole.streams
-    ties = dict(zip(streams.calls, streams.ties(), strict=True))
+    pairs = dict(zip(streams.calls, streams.pairs(), strict=True))
     found = []
     for operation in forward.tape.operations:
         call: AttentionCall | None = operation.attention
         if call is None:
             continue
-        queries, keys = ties.get(call, ("", ""))
+        queries, keys = pairs.get(call, ("", ""))
         layer = None if call.among_channels else call.layer
         fused = isinstance(call, FusedAttention)
         found.append(Attention(layer, call.module, call.map_shape(), queries, keys, fused))
@@ -148,24 +150,24 @@ def _additions(forward: TracedForward) -> list[Addition]:
     sources = forward.tape.derived(Sources)
     found = []
     for operation in forward.tape.operations:
-        meeting = sources.meeting(operation)
-        if operation.kind not in (Kind.ADD, Kind.SUB) or meeting is None:
+        junction = sources.junction(operation)
+        if operation.kind not in (Kind.ADD, Kind.SUB) or junction is None:
             continue
         left, right = (value for _, value in operation.traced())
         added = [left.attention & ~right.attention, right.attention & ~left.attention]
         if any(added):
             layers = tuple(c.layer for c in forward.calls if (added[0] | added[1]) >> c.layer & 1)
-            read_as = _read_as(left, right, meeting)
+            read_as = _read_as(left, right, junction)
             found.append(Addition(layers, read_as, tuple(_output(operation).shape)))
     return found
 
 
-def _read_as(left: Value, right: Value, meeting: Meeting) -> str:
+def _read_as(left: Value, right: Value, junction: Junction) -> str:
     if left.descends_from(right.origin) or right.descends_from(left.origin):
         return "skip and branch"
     if left.attention & ~right.attention and right.attention & ~left.attention:
         return "parallel branches"
-    return "projected skip and branch" if all(meeting.whole) else "parallel branches"
+    return "projected skip and branch" if all(junction.whole) else "parallel branches"
 
 
 def _output(operation: Operation) -> Value:

@@ -21,7 +21,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from captum_transformer.account import Reason
 from captum_transformer.attr.attention_flow_method import (
-    Question,
+    Selection,
     gradient_map,
     output_gradients,
 )
@@ -52,10 +52,10 @@ __all__ = [
     "MapMethod",
     "Operand",
     "Operation",
-    "Question",
     "Reason",
     "RelevanceMethod",
     "Role",
+    "Selection",
     "Shares",
     "Value",
     "describe_function",

@@ -23,12 +23,12 @@ from lightning_callbacks.faithfulness import Faithfulness
 from lightning_callbacks.fixed_samples import FixedSamples
 from lightning_callbacks.given_samples import given_samples
 from lightning_callbacks.log import Log
+from lightning_callbacks.log_entries import LogEntries
 from lightning_callbacks.loggers import charts
-from lightning_callbacks.part import Part
+from lightning_callbacks.run_context import Precision, RunContext
 from lightning_callbacks.sample_explainer import SampleExplainer
 from lightning_callbacks.samples import BatchToInputs
-from lightning_callbacks.surroundings import Precision, Surroundings
-from lightning_callbacks.watch import Watch
+from lightning_callbacks.stage_runs import StageRuns
 from lightning_callbacks.watched_runs import WatchedRuns
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class AttributionMonitor(WatchedRuns):
         )
         check_precision(precision)
         super().__init__(
-            Watch("validate", prefix, every_n_validations), Watch("test", f"{prefix}_test")
+            StageRuns("validate", prefix, every_n_validations), StageRuns("test", f"{prefix}_test")
         )
         self.num_samples = num_samples
         self.samples = samples
@@ -188,8 +188,8 @@ class AttributionMonitor(WatchedRuns):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the number of validation runs, and which samples they are."""
-        watch = self._validation
-        return {"validation_runs": watch.runs, "samples": watch.known_samples()}
+        runs = self._validation
+        return {"validation_runs": runs.runs, "samples": runs.known_samples()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -209,9 +209,9 @@ class AttributionMonitor(WatchedRuns):
         check_whole(pl_module)
         layout = charts(self.prefix, self._explainer.kinds(), list(self.methods))
         self._log = Log(trainer, layout, self._failures, share=self.share_samples)
-        for watch in (self._validation, self._test):
-            if watch.fixed is None and self._log.takes_part:
-                watch.fixed = given_samples(
+        for runs in (self._validation, self._test):
+            if runs.fixed is None and self._log.takes_part:
+                runs.fixed = given_samples(
                     self.samples, pl_module, self._log.share, self.batch_to_inputs
                 )
 
@@ -243,39 +243,39 @@ class AttributionMonitor(WatchedRuns):
         check_layers(module, self._explainer.layers)
 
     @override
-    def _begin(self, trainer: Trainer, module: LightningModule, watch: Watch) -> None:
+    def _begin(self, trainer: Trainer, module: LightningModule, runs: StageRuns) -> None:
         if self._log is None:
             return
         self._check(module)
         self._log.collect()
-        if watch.fixed is None and self._log.takes_part:
-            loaders = trainer.test_dataloaders if watch is self._test else trainer.val_dataloaders
+        if runs.fixed is None and self._log.takes_part:
+            loaders = trainer.test_dataloaders if runs is self._test else trainer.val_dataloaders
             share = self._log.share_of(loaders)
-            watch.fixed = FixedSamples(self.num_samples, share, self.batch_to_inputs)
-        watch.begin()
+            runs.fixed = FixedSamples(self.num_samples, share, self.batch_to_inputs)
+        runs.begin()
 
     @override
     def _see(
         self,
         trainer: Trainer,
         module: LightningModule,
-        watch: Watch,
+        runs: StageRuns,
         batch: Any,
         dataloader_idx: int,
     ) -> None:
         if self._log is None:
             return
-        complete = watch.collect(
+        complete = runs.collect(
             batch,
             module,
             self._failures,
             from_first_loader=dataloader_idx == 0,
-            is_last=watch.is_last_batch(trainer),
+            is_last=runs.is_last_batch(trainer),
         )
-        if complete and watch.fixed is not None:
-            if watch is self._validation:
-                watch.compare(self._failures)
-            part = Part(watch.run, trainer.global_step)
-            surroundings = Surroundings.of(trainer, module, self.precision, self.seed)
-            self._explainer.explain(surroundings, watch.fixed, watch.last_maps, part, watch.prefix)
-            self._log.add(part)
+        if complete and runs.fixed is not None:
+            if runs is self._validation:
+                runs.compare(self._failures)
+            entries = LogEntries(runs.run, trainer.global_step)
+            context = RunContext.of(trainer, module, self.precision, self.seed)
+            self._explainer.explain(context, runs.fixed, runs.last_maps, entries, runs.prefix)
+            self._log.add(entries)

@@ -25,12 +25,12 @@ from lightning_callbacks.classes import ClassSlot
 from lightning_callbacks.failures import Failures
 from lightning_callbacks.faithfulness import Faithfulness
 from lightning_callbacks.fixed_samples import FixedSamples
+from lightning_callbacks.log_entries import LogEntries
 from lightning_callbacks.loggers import Publisher, charts
-from lightning_callbacks.part import Part
+from lightning_callbacks.run_context import RunContext
 from lightning_callbacks.sample_explainer import SampleExplainer
 from lightning_callbacks.samples import BatchToInputs
-from lightning_callbacks.surroundings import Surroundings
-from lightning_callbacks.watch import Watch
+from lightning_callbacks.stage_runs import StageRuns
 
 
 class AttributionTrainerCallback(TrainerCallback):
@@ -129,7 +129,7 @@ class AttributionTrainerCallback(TrainerCallback):
             layers=tuple(layers),
             account=account,
         )
-        self._watch = Watch("evaluate", prefix, every_n_evaluations)
+        self._runs = StageRuns("evaluate", prefix, every_n_evaluations)
         self._data: str | None = None
         self._laid_out = False
 
@@ -164,8 +164,8 @@ class AttributionTrainerCallback(TrainerCallback):
         saved = _stored(state).get(self.state_key)
         if saved is not None:
             attributes = saved["attributes"]
-            self._watch.runs = attributes["evaluations"]
-            self._watch.expected = attributes["samples"]
+            self._runs.runs = attributes["evaluations"]
+            self._runs.expected = attributes["samples"]
 
     def on_evaluate(
         self,
@@ -194,14 +194,14 @@ class AttributionTrainerCallback(TrainerCallback):
         self._data = data if self._data is None else self._data
         if model is None or data != self._data or not state.is_world_process_zero:
             return
-        watch = self._watch
-        watch.begin()
-        if watch.due:
+        runs = self._runs
+        runs.begin()
+        if runs.pending:
             # An evaluation without training has had no `on_train_begin`.
             self._check(model)
             self._explain(args, state, model, eval_dataloader, processing_class)
         # In the form of Transformers' `ExportableState`.
-        attributes = {"evaluations": watch.runs, "samples": watch.known_samples()}
+        attributes = {"evaluations": runs.runs, "samples": runs.known_samples()}
         _stored(state)[self.state_key] = {"args": {}, "attributes": attributes}
 
     def _check(self, model: nn.Module) -> None:
@@ -216,23 +216,23 @@ class AttributionTrainerCallback(TrainerCallback):
         loader: Any,
         tokenizer: Any,
     ) -> None:
-        watch = self._watch
-        if watch.fixed is None:
+        runs = self._runs
+        if runs.fixed is None:
             # Isolated, because data sets and collate functions may draw random numbers.
             with self._failures.tolerated("read the samples"), isolated(model):
-                watch.fixed = self._collected(model, loader, args.per_device_eval_batch_size)
-        if watch.fixed is None:
+                runs.fixed = self._collected(model, loader, args.per_device_eval_batch_size)
+        if runs.fixed is None:
             return
-        watch.compare(self._failures)
+        runs.compare(self._failures)
         to_tokens = self._explainer.to_tokens or getattr(tokenizer, "convert_ids_to_tokens", None)
         explainer = replace(self._explainer, to_tokens=to_tokens)
         device = next(model.parameters()).device
         # The trainer's own precision is in the model: its forward pass autocasts by itself.
-        surroundings = Surroundings(model, device, _as_it_is, nullcontext, self.seed)
-        part = Part(watch.run, state.global_step)
-        explainer.explain(surroundings, watch.fixed, watch.last_maps, part, self.prefix)
+        context = RunContext(model, device, _as_it_is, nullcontext, self.seed)
+        entries = LogEntries(runs.run, state.global_step)
+        explainer.explain(context, runs.fixed, runs.last_maps, entries, self.prefix)
         with self._failures.tolerated("log the explanations"):
-            self._publish(part, self._summary_writer(args))
+            self._publish(entries, self._summary_writer(args))
 
     def _collected(self, model: nn.Module, loader: Any, size: int) -> FixedSamples:
         if self.samples is not None:
@@ -247,14 +247,14 @@ class AttributionTrainerCallback(TrainerCallback):
         fixed.complete = True
         return fixed
 
-    def _publish(self, part: Part, writer: Any) -> None:
+    def _publish(self, entries: LogEntries, writer: Any) -> None:
         publisher = Publisher([_Board(writer)], "", self._failures)
         if not self._laid_out:
             explainer = self._explainer
             publisher.layout(charts(self.prefix, explainer.kinds(), list(explainer.methods)))
             self._laid_out = True
-        publisher.pictures(part)
-        publisher.numbers(part)
+        publisher.pictures(entries)
+        publisher.numbers(entries)
         writer.flush()
 
     def _summary_writer(self, args: TrainingArguments) -> Any:

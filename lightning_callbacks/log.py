@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_callbacks.failures import Failures
 from lightning_callbacks.fixed_samples import Share
+from lightning_callbacks.log_entries import LogEntries
 from lightning_callbacks.loggers import Publisher
-from lightning_callbacks.part import Part
 from lightning_callbacks.sharing import Collected, Mailbox
 
 if TYPE_CHECKING:
@@ -51,24 +51,24 @@ class Log:
         distributed = hasattr(getattr(loader, "sampler", None), "num_replicas")
         return Share(self.share.rank, self.share.world_size, distributed=distributed)
 
-    def add(self, part: Part) -> None:
+    def add(self, entries: LogEntries) -> None:
         """Takes what this process has made.
 
         Args:
-            part: Pictures and numbers of one run.
+            entries: Pictures and numbers of one run.
         """
         with self._failures.tolerated("log the explanations"):
             if self._trainer.is_global_zero:
-                self._collected.add(part, self._publish())
+                self._collected.add(entries, self._publish())
             elif self._mailbox is not None:
-                self._mailbox.send(part)
+                self._mailbox.send(entries)
 
     def collect(self) -> None:
         """Takes what other processes have made."""
         if self._mailbox is not None and self._trainer.is_global_zero:
             with self._failures.tolerated("log the explanations of other processes"):
-                for part in self._mailbox.receive():
-                    self._collected.add(part, self._publish())
+                for entries in self._mailbox.receive():
+                    self._collected.add(entries, self._publish())
 
     def finish(self) -> None:
         """Waits a while for the other processes, and logs what they made."""

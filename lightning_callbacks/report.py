@@ -14,7 +14,7 @@ from captum_transformer.metrics import rank_correlation
 from captum_transformer.visualization import MapOptions, log_attributions, log_token_attributions
 from lightning_callbacks.classes import ClassSlot, Predictions
 from lightning_callbacks.explanation import Explanation
-from lightning_callbacks.part import Part
+from lightning_callbacks.log_entries import LogEntries
 from lightning_callbacks.samples import Samples
 
 LastMaps: TypeAlias = "dict[tuple[str, ClassSlot, int], tuple[int, Tensor]]"
@@ -26,14 +26,14 @@ class Report:
     """Draws explanations, and compares them with those of the last run.
 
     Attributes:
-        part: Where pictures and numbers go.
+        entries: Where pictures and numbers go.
         prefix: The beginning of all tags.
         last_maps: The maps of the last run, which this one replaces.
         heatmap: How attributions of images are drawn.
         to_tokens: Turns the ids of a text into token strings.
     """
 
-    part: Part
+    entries: LogEntries
     prefix: str
     last_maps: LastMaps
     heatmap: MapOptions
@@ -94,7 +94,7 @@ class Report:
             method: The method that they are about.
             values: One per explanation.
         """
-        self.part.numbers[f"{self.prefix}/{kind}/{method}"] += values
+        self.entries.numbers[f"{self.prefix}/{kind}/{method}"] += values
 
     def distribution(self, layer: str, method: str, values: Tensor) -> None:
         """Adds values of which a histogram is logged.
@@ -105,7 +105,7 @@ class Report:
             values: The values, flat.
         """
         tag = f"{self.prefix}/layers/{layer}/{method}"
-        histograms = self.part.histograms
+        histograms = self.entries.histograms
         histograms[tag] = torch.cat([histograms[tag], values]) if tag in histograms else values
 
     def _compare(
@@ -130,22 +130,22 @@ class Report:
     ) -> None:
         if attributions[0].dim() == 3:
             log_attributions(
-                self.part,
+                self.entries,
                 self.prefix,
                 inputs,
                 {tag: torch.stack(list(attributions))},
-                global_step=self.part.step,
+                global_step=self.entries.step,
                 names=names,
                 captions=captions,
                 **self.heatmap,
             )
         else:
             log_token_attributions(
-                self.part,
+                self.entries,
                 self.prefix,
                 [self._tokens(item) for item in inputs],
                 {tag: attributions},
-                global_step=self.part.step,
+                global_step=self.entries.step,
                 names=names,
                 captions=captions,
                 table=True,

@@ -16,10 +16,10 @@ from lightning_callbacks.failures import Failures
 from lightning_callbacks.faithfulness import Faithfulness
 from lightning_callbacks.fixed_samples import FixedSamples
 from lightning_callbacks.layer_relevance import layer_relevance
-from lightning_callbacks.part import Part
+from lightning_callbacks.log_entries import LogEntries
 from lightning_callbacks.report import LastMaps, Report
+from lightning_callbacks.run_context import RunContext
 from lightning_callbacks.samples import Samples
-from lightning_callbacks.surroundings import Surroundings
 
 
 @dataclass(frozen=True)
@@ -59,32 +59,32 @@ class SampleExplainer:
 
     def explain(
         self,
-        surroundings: Surroundings,
+        context: RunContext,
         fixed: FixedSamples,
         last_maps: LastMaps,
-        part: Part,
+        entries: LogEntries,
         prefix: str,
     ) -> None:
         """Explains all samples, and tolerates what fails.
 
         Args:
-            surroundings: The model, and how it runs.
+            context: The model, and how it runs.
             fixed: The samples.
             last_maps: The maps of the last run, which are replaced.
-            part: Where pictures and numbers go.
+            entries: Where pictures and numbers go.
             prefix: The beginning of all tags.
         """
-        report = Report(part, prefix, last_maps, self.heatmap or MapOptions(), self.to_tokens)
+        report = Report(entries, prefix, last_maps, self.heatmap or MapOptions(), self.to_tokens)
         for samples, numbers in zip(fixed.batches, fixed.numbers, strict=True):
             with self.failures.tolerated("predict the samples' classes"):
-                self._explain_batch(surroundings, samples, numbers, report)
+                self._explain_batch(context, samples, numbers, report)
 
     def _explain_batch(
-        self, surroundings: Surroundings, samples: Samples, numbers: Sequence[int], report: Report
+        self, context: RunContext, samples: Samples, numbers: Sequence[int], report: Report
     ) -> None:
-        moved = surroundings.place(samples)
-        with surroundings.undisturbed(), torch.no_grad():
-            predictions = self._predict(surroundings, moved)
+        moved = context.place(samples)
+        with context.undisturbed(), torch.no_grad():
+            predictions = self._predict(context, moved)
         classes = {slot: predictions.classes(slot) for slot in self.classes}
         pairs = [
             (row, class_id)
@@ -94,27 +94,25 @@ class SampleExplainer:
         ]
         for name, factory in self.methods.items():
             with self.failures.tolerated(f"explain with the method {name!r}"):
-                with surroundings.undisturbed():
+                with context.undisturbed():
                     explanations = explain(
-                        factory(surroundings.module),
+                        factory(context.module),
                         moved,
                         pairs,
                         single=predictions.single,
                         internal_batch_size=self.internal_batch_size,
                     )
                 if self.faithfulness is not None:
-                    self._measure(
-                        self.faithfulness, name, surroundings, moved, explanations, report
-                    )
+                    self._measure(self.faithfulness, name, context, moved, explanations, report)
                 report.add(name, explanations, classes, samples, predictions, numbers)
-                self._explain_layers(name, surroundings, moved, pairs, predictions, report)
+                self._explain_layers(name, context, moved, pairs, predictions, report)
                 if self.account:
-                    self._account(name, surroundings, moved, pairs, predictions, report)
+                    self._account(name, context, moved, pairs, predictions, report)
 
     def _account(
         self,
         method: str,
-        surroundings: Surroundings,
+        context: RunContext,
         samples: Samples,
         pairs: Sequence[tuple[int, int]],
         predictions: Predictions,
@@ -122,10 +120,10 @@ class SampleExplainer:
     ) -> None:
         with (
             self.failures.tolerated(f"keep an account of the method {method!r}"),
-            surroundings.undisturbed(),
+            context.undisturbed(),
         ):
             found = accounts(
-                self.methods[method](surroundings.module),
+                self.methods[method](context.module),
                 samples,
                 pairs,
                 single=predictions.single,
@@ -138,7 +136,7 @@ class SampleExplainer:
     def _explain_layers(
         self,
         method: str,
-        surroundings: Surroundings,
+        context: RunContext,
         samples: Samples,
         pairs: Sequence[tuple[int, int]],
         predictions: Predictions,
@@ -147,10 +145,10 @@ class SampleExplainer:
         for layer in self.layers:
             with (
                 self.failures.tolerated(f"explain the layer {layer!r} with the method {method!r}"),
-                surroundings.undisturbed(),
+                context.undisturbed(),
             ):
                 relevance = layer_relevance(
-                    surroundings.module,
+                    context.module,
                     layer,
                     self.methods[method],
                     samples,
@@ -164,7 +162,7 @@ class SampleExplainer:
         self,
         faithfulness: Faithfulness,
         method: str,
-        surroundings: Surroundings,
+        context: RunContext,
         samples: Samples,
         explanations: Mapping[tuple[int, int], Explanation],
         report: Report,
@@ -173,7 +171,7 @@ class SampleExplainer:
         size = self.internal_batch_size or len(samples)
         with (
             self.failures.tolerated(f"measure the faithfulness of the method {method!r}"),
-            surroundings.undisturbed(),
+            context.undisturbed(),
             torch.no_grad(),
         ):
             for start in range(0, len(pairs), size):
@@ -182,14 +180,14 @@ class SampleExplainer:
                     samples,
                     some,
                     [explanations[pair].flat_map() for pair in some],
-                    lambda changed: self._predict(surroundings, changed).probabilities,
+                    lambda changed: self._predict(context, changed).probabilities,
                 )
                 for kind, values in zip(("deletion_auc", "insertion_auc"), areas, strict=True):
                     report.number(kind, method, values.tolist())
 
-    def _predict(self, surroundings: Surroundings, samples: Samples) -> Predictions:
+    def _predict(self, context: RunContext, samples: Samples) -> Predictions:
         return read_output(
-            samples.run(surroundings.module),
+            samples.run(context.module),
             samples.labels,
             class_names=self.class_names,
             probabilities=self.probabilities,

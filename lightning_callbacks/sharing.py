@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lightning_callbacks.log_entries import LogEntries
 from lightning_callbacks.loggers import Publisher
-from lightning_callbacks.part import Part
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -33,7 +33,7 @@ class Mailbox:
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Mailbox(folder, 1).send(Part("validate/0", 8))
+        ...     Mailbox(folder, 1).send(LogEntries("validate/0", 8))
         ...     Mailbox(folder, 0).receive()[0].step
         8
     """
@@ -60,19 +60,19 @@ class Mailbox:
             folder = tempfile.mkdtemp(prefix=".attribution_", dir=root)
         return cls(trainer.strategy.broadcast(folder), trainer.global_rank)
 
-    def send(self, part: Part) -> None:
-        """Leaves a part, whole or not at all.
+    def send(self, entries: LogEntries) -> None:
+        """Leaves entries, whole or not at all.
 
         Args:
-            part: What this process has made.
+            entries: What this process has made.
         """
         name = f"{self.rank:06d}_{self._sent:08d}"
         self._sent += 1
         unfinished = self.folder / f"{name}.unfinished"
-        torch.save({**vars(part), "numbers": dict(part.numbers)}, unfinished)
+        torch.save({**vars(entries), "numbers": dict(entries.numbers)}, unfinished)
         unfinished.rename(self.folder / f"{name}.part")
 
-    def receive(self) -> list[Part]:
+    def receive(self) -> list[LogEntries]:
         """Takes the parts that are there.
 
         Returns:
@@ -82,9 +82,9 @@ class Mailbox:
         for path in sorted(self.folder.glob("*.part")):
             fields = torch.load(path, weights_only=True)
             numbers = fields.pop("numbers")
-            part = Part(**fields)
-            part.numbers.update(numbers)
-            parts.append(part)
+            entries = LogEntries(**fields)
+            entries.numbers.update(numbers)
+            parts.append(entries)
             path.unlink()
         return parts
 
@@ -103,25 +103,25 @@ class Collected:
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
-        self._open: dict[str, list[Part]] = {}
+        self._open: dict[str, list[LogEntries]] = {}
 
     @property
     def waiting(self) -> bool:
         """Whether a part is missing of a run that another process is through with."""
         return bool(self._open)
 
-    def add(self, part: Part, publisher: Publisher) -> None:
-        """Takes a part.
+    def add(self, entries: LogEntries, publisher: Publisher) -> None:
+        """Takes the entries of a process.
 
         Args:
-            part: What a process has made.
+            entries: What a process has made.
             publisher: Where it goes.
         """
-        publisher.pictures(part)
-        parts = self._open.setdefault(part.run, [])
-        parts.append(part)
+        publisher.pictures(entries)
+        parts = self._open.setdefault(entries.run, [])
+        parts.append(entries)
         if len(parts) == self.world_size:
-            self._log(part.run, publisher)
+            self._log(entries.run, publisher)
 
     def finish(self, mailbox: Mailbox, publisher: Publisher, patience: float = PATIENCE) -> int:
         """Waits a while for what is missing, and logs the numbers of what has come.
@@ -136,8 +136,8 @@ class Collected:
         """
         end = time.monotonic() + patience
         while True:
-            for part in mailbox.receive():
-                self.add(part, publisher)
+            for entries in mailbox.receive():
+                self.add(entries, publisher)
             if not self.waiting or time.monotonic() > end:
                 break
             time.sleep(0.05)

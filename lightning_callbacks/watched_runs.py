@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from lightning_callbacks.flavors import Callback
-from lightning_callbacks.watch import Watch
+from lightning_callbacks.stage_runs import StageRuns
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -22,13 +22,13 @@ class WatchedRuns(Callback):
         test: What is kept of the test runs.
     """
 
-    def __init__(self, validation: Watch, test: Watch) -> None:
+    def __init__(self, validation: StageRuns, test: StageRuns) -> None:
         super().__init__()
         self._validation = validation
         self._test = test
 
     @abstractmethod
-    def _begin(self, trainer: Trainer, module: LightningModule, watch: Watch) -> None:
+    def _begin(self, trainer: Trainer, module: LightningModule, runs: StageRuns) -> None:
         """A run begins; sanity checks don't count."""
 
     @abstractmethod
@@ -36,7 +36,7 @@ class WatchedRuns(Callback):
         self,
         trainer: Trainer,
         module: LightningModule,
-        watch: Watch,
+        runs: StageRuns,
         batch: Any,
         dataloader_idx: int,
     ) -> None:

@@ -50,7 +50,7 @@ class ValueNormRollout(extend.MapMethod):
 
     def maps(
         self,
-        explained: extend.Question,  # noqa: ARG002
+        explained: extend.Selection,  # noqa: ARG002
         calls: Sequence[extend.AttentionCall],
     ) -> extend.MapBlock:
         norms = {call: call.values().norm(dim=-1)[..., None, :] for call in calls}

@@ -124,7 +124,7 @@ def _read_trace(row: Row, case: Case) -> None:
                 if rules is None:
                     attention = [o.attention for o in forward.tape.operations if o.attention]
                     row.calls = (len(forward.calls), len(attention) - len(forward.calls))
-                    ties = dict.fromkeys(forward.whole.streams.ties())
+                    ties = dict.fromkeys(forward.whole.streams.pairs())
                     row.streams = [q if q == k else f"{q} to {k}" for q, k in ties]
         except ExplanationError:
             continue

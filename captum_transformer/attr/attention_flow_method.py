@@ -20,7 +20,7 @@ from captum_transformer.trace.operation import Value
 from captum_transformer.trace.versions import Stream
 
 
-class Question(NamedTuple):
+class Selection(NamedTuple):
     """What is to be explained.
 
     Attributes:
@@ -100,31 +100,31 @@ class AttentionFlowMethod(TransformerMethod):
     def _relevance(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
-        return self._flowing(self._question(forward, target, wanted))
+        return self._flowing(self._selection(forward, target, wanted))
 
-    def _flowing(self, question: Question) -> dict[Value, Tensor]:
+    def _flowing(self, selection: Selection) -> dict[Value, Tensor]:
         """The token flow from the score to the wanted values."""
-        flow = self._flow(question)
-        flow.require_way(question.value, question.wanted)
-        seeds = seed(question.selected, question.value, start=START)
-        return scaled_back(flow(seeds, question.wanted))
+        flow = self._flow(selection)
+        flow.require_way(selection.value, selection.wanted)
+        seeds = seed(selection.selected, selection.value, start=START)
+        return scaled_back(flow(seeds, selection.wanted))
 
-    def _question(self, forward: TracedForward, target: Any, wanted: Sequence[Value]) -> Question:
-        question = Question(forward, *self._select(forward, target), wanted)
-        question.history.layers()
+    def _selection(self, forward: TracedForward, target: Any, wanted: Sequence[Value]) -> Selection:
+        selection = Selection(forward, *self._select(forward, target), wanted)
+        selection.history.layers()
         if self._reads_maps:
-            _warn_of_channels(question.history)
-        return question
+            _warn_of_channels(selection.history)
+        return selection
 
     def _select(self, forward: TracedForward, target: Any) -> tuple[Tensor, Value]:
         return forward.select(target, mean_if_none=not self._class_specific)
 
     @abstractmethod
-    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
+    def _maps(self, selection: Selection, calls: Sequence[AttentionCall]) -> MapBlock:
         """The method's map of each attention call."""
 
     @abstractmethod
-    def _flow(self, question: Question) -> TokenFlow:
+    def _flow(self, selection: Selection) -> TokenFlow:
         """The token flow with the method's maps."""
 
 

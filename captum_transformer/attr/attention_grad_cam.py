@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import (
-    Question,
+    Selection,
     gradient_map,
     output_gradients,
 )
@@ -64,8 +64,8 @@ class AttentionGradCam(SingleLayerMethod):
         self.pooling = pooling
         self.rescale = rescale
 
-    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
-        gradients = gradient_map(output_gradients(question.forward, question.selected, calls))
+    def _maps(self, selection: Selection, calls: Sequence[AttentionCall]) -> MapBlock:
+        gradients = gradient_map(output_gradients(selection.forward, selection.selected, calls))
         if self.pooling == "row":
             raise UnsupportedOperationError(
                 "pooling='row' gives one row, not a map: use pooling='map' or pooling='open'."
@@ -73,14 +73,14 @@ class AttentionGradCam(SingleLayerMethod):
         cams = {call: self._cam(call, gradients) for call in calls}
         return lambda call, rows: cams[call][..., rows, :]
 
-    def _flow(self, question: Question) -> TokenFlow:
+    def _flow(self, selection: Selection) -> TokenFlow:
         if self.pooling != "row":
-            return super()._flow(question)
-        forward, calls = question.forward, question.layer(self.layer)
-        gradients = gradient_map(output_gradients(forward, question.selected, calls))
+            return super()._flow(selection)
+        forward, calls = selection.forward, selection.layer(self.layer)
+        gradients = gradient_map(output_gradients(forward, selection.selected, calls))
 
         def attend(call: AttentionCall, shares: Tensor) -> Tensor:
-            columns = _token_columns(forward, call, question.wanted, shares)
+            columns = _token_columns(forward, call, selection.wanted, shares)
             return self._row(call, gradients, shares, columns)
 
         return TokenFlow(forward.tape, {call.layer: attend for call in calls}, skip=False)

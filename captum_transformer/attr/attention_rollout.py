@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from captum_transformer.attr.attention_flow_method import Question
+from captum_transformer.attr.attention_flow_method import Selection
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.maps import MapBlock
@@ -60,7 +60,7 @@ class AttentionRollout(RolloutMethod):
             propagation=propagation,
         )
 
-    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:  # noqa: ARG002
+    def _maps(self, selection: Selection, calls: Sequence[AttentionCall]) -> MapBlock:  # noqa: ARG002
         return lambda call, rows: call.probabilities(rows)
 
     def _update_rule(self) -> RolloutUpdate:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from captum_transformer.account import Account
 from captum_transformer.attr.accounting import AccountableMethod
-from captum_transformer.attr.attention_flow_method import Question
+from captum_transformer.attr.attention_flow_method import Selection
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
 from captum_transformer.attr.rollout_method import RolloutMethod
 from captum_transformer.attr.transformer_attribution import propagated_relevance, relevance_ledger
@@ -132,7 +132,7 @@ class MapMethod(RolloutMethod):
         return self.class_specific
 
     @abstractmethod
-    def maps(self, explained: Question, calls: Sequence[AttentionCall]) -> MapBlock:
+    def maps(self, explained: Selection, calls: Sequence[AttentionCall]) -> MapBlock:
         """The map of each attention call.
 
         Args:
@@ -143,8 +143,8 @@ class MapMethod(RolloutMethod):
             A function of a call and a slice of its queries: the map's rows ``(..., rows, keys)``.
         """
 
-    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
-        return self.maps(question, calls)
+    def _maps(self, selection: Selection, calls: Sequence[AttentionCall]) -> MapBlock:
+        return self.maps(selection, calls)
 
     def _update_rule(self) -> RolloutUpdate:
         return RolloutUpdate(normalize_rows=self.normalize_rows)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import (
-    Question,
+    Selection,
     gradient_map,
     output_gradients,
 )
@@ -99,8 +99,8 @@ class GenericAttentionRelevance(RolloutMethod):
         self.normalize = normalize
         self.contextualize = contextualize
 
-    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
-        forward, selected = question.forward, question.selected
+    def _maps(self, selection: Selection, calls: Sequence[AttentionCall]) -> MapBlock:
+        forward, selected = selection.forward, selection.selected
         gradients = gradient_map(output_gradients(forward, selected, calls))
 
         def block(call: AttentionCall, rows: slice) -> Tensor:

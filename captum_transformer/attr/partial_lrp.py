@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from captum_transformer.attr.attention_flow_method import Question
+from captum_transformer.attr.attention_flow_method import Selection
 from captum_transformer.attr.single_layer_method import SingleLayerMethod
 from captum_transformer.attr.transformer_attribution import relevance_map
 from captum_transformer.rules import flow, relevance
@@ -48,5 +48,5 @@ class PartialLRP(SingleLayerMethod):
         super().__init__(forward_func, layer=layer)
         self.gradient_weighting = gradient_weighting
 
-    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
-        return relevance_map(question, calls, weighted=self.gradient_weighting)
+    def _maps(self, selection: Selection, calls: Sequence[AttentionCall]) -> MapBlock:
+        return relevance_map(selection, calls, weighted=self.gradient_weighting)

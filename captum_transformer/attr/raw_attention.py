@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from captum_transformer.attr.attention_flow_method import Question
+from captum_transformer.attr.attention_flow_method import Selection
 from captum_transformer.attr.single_layer_method import SingleLayerMethod
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.trace.attention import AttentionCall
@@ -33,5 +33,5 @@ class RawAttention(SingleLayerMethod):
 
     _class_specific = False
 
-    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:  # noqa: ARG002
+    def _maps(self, selection: Selection, calls: Sequence[AttentionCall]) -> MapBlock:  # noqa: ARG002
         return lambda call, rows: call.probabilities(rows)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Question, row_sums
+from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Selection, row_sums
 from captum_transformer.attr.transformer_method import START, logged, scaled_back, seed
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.isolation import in_full_precision
@@ -92,36 +92,36 @@ class RolloutMethod(AttentionFlowMethod):
         """
         arguments = Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
         with self._traced(arguments) as forward:
-            question = self._question(forward, target, ())
+            selection = self._selection(forward, target, ())
             with in_full_precision(forward.inputs[0].device):
-                _refuse_shared_queries(question.history)
-                return self._relevancies(question).maps()
+                _refuse_shared_queries(selection.history)
+                return self._relevancies(selection).maps()
 
     def _relevance(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
         if self.propagation == "flow":
             return super()._relevance(forward, target, wanted)
-        question = self._question(forward, target, wanted)
-        _refuse_shared_queries(question.history)
-        if not question.history.streams.cross_attention:
-            return self._flowing(question)
-        at_start = self._relevancies(question).at_start(_read(question))
+        selection = self._selection(forward, target, wanted)
+        _refuse_shared_queries(selection.history)
+        if not selection.history.streams.cross_attention:
+            return self._flowing(selection)
+        at_start = self._relevancies(selection).at_start(_read(selection))
         return scaled_back(TokenFlow(forward.tape, {})(at_start, wanted))
 
-    def _relevancies(self, question: Question) -> Relevancies:
-        calls = question.from_layer(self.start_layer)
-        maps = self._maps(question, calls)
-        dtype = accumulation_dtype(question.selected.dtype)
+    def _relevancies(self, selection: Selection) -> Relevancies:
+        calls = selection.from_layer(self.start_layer)
+        maps = self._maps(selection, calls)
+        dtype = accumulation_dtype(selection.selected.dtype)
         return Relevancies(
-            question.forward, question.history, maps, self._update_rule(), calls, dtype
+            selection.forward, selection.history, maps, self._update_rule(), calls, dtype
         )
 
-    def _flow(self, question: Question) -> TokenFlow:
-        calls = question.from_layer(self.start_layer)
-        maps = self._maps(question, calls)
+    def _flow(self, selection: Selection) -> TokenFlow:
+        calls = selection.from_layer(self.start_layer)
+        maps = self._maps(selection, calls)
         return TokenFlow(
-            question.forward.tape,
+            selection.forward.tape,
             {call.layer: attend_with(maps) for call in calls},
             row_sums=(lambda call: row_sums(maps, call)) if self.normalize_rows else None,
         )
@@ -137,17 +137,17 @@ def _refuse_shared_queries(history: History) -> None:
         )
 
 
-def _read(question: Question) -> dict[Version, Tensor]:
+def _read(selection: Selection) -> dict[Version, Tensor]:
     """The shares of the tokens that the score is read from, ``(samples, tokens)``, by stream."""
-    forward = question.forward
-    versions = question.history.streams[question.value]
+    forward = selection.forward
+    versions = selection.history.streams[selection.value]
     if any(version.is_start for version in versions):
         raise UnsupportedOperationError(
             "The score depends on tokens that have not attended to any, beside others that have: "
             "the paper has no rule for that. Use `propagation='flow'`."
         )
     calls = {version: last_call(version) for version in versions}
-    seeds = seed(question.selected, question.value, start=START)
+    seeds = seed(selection.selected, selection.value, start=START)
     reached = TokenFlow(forward.tape, {})(seeds, [call.output for call in calls.values()])
     return {
         version: shares_of_queries(call, reached[call.output]) for version, call in calls.items()

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Question
+from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Selection
 from captum_transformer.attr.transformer_method import logged
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.isolation import in_full_precision
@@ -27,10 +27,10 @@ class SingleLayerMethod(AttentionFlowMethod):
         super().__init__(forward_func)
         self.layer = layer
 
-    def _flow(self, question: Question) -> TokenFlow:
-        calls = question.layer(self.layer)
-        attend = attend_with(self._maps(question, calls))
-        return TokenFlow(question.forward.tape, {call.layer: attend for call in calls}, skip=False)
+    def _flow(self, selection: Selection) -> TokenFlow:
+        calls = selection.layer(self.layer)
+        attend = attend_with(self._maps(selection, calls))
+        return TokenFlow(selection.forward.tape, {call.layer: attend for call in calls}, skip=False)
 
     @logged
     def relevance_maps(
@@ -54,7 +54,7 @@ class SingleLayerMethod(AttentionFlowMethod):
         Returns:
             ``{(queries, keys): map}`` with a map of shape ``(samples, queries, keys)``, or
             ``(samples, heads, queries, keys)``, under the names of the sets of tokens that the
-            layer ties; more than one map for several towers.
+            layer pairs; more than one map for several towers.
 
         Example:
             >>> import timm, torch
@@ -67,11 +67,11 @@ class SingleLayerMethod(AttentionFlowMethod):
         """
         arguments = Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
         with self._traced(arguments) as forward:
-            question = self._question(forward, target, ())
-            calls = question.layer(self.layer)
-            streams = question.history.streams
-            ties = dict(zip(streams.calls, streams.ties(), strict=True))
+            selection = self._selection(forward, target, ())
+            calls = selection.layer(self.layer)
+            streams = selection.history.streams
+            pairs = dict(zip(streams.calls, streams.pairs(), strict=True))
             with in_full_precision(forward.inputs[0].device):
-                maps = self._maps(question, calls)
+                maps = self._maps(selection, calls)
                 whole = averaged_over_heads if average_heads else by_heads
-                return {ties[call]: whole(maps, call).detach() for call in calls}
+                return {pairs[call]: whole(maps, call).detach() for call in calls}

@@ -9,7 +9,7 @@ from torch import Tensor
 from captum_transformer.account import Account
 from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.attr.attention_flow_method import (
-    Question,
+    Selection,
     gradient_map,
     output_gradients,
 )
@@ -21,7 +21,7 @@ from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.ledger import Ledger
 from captum_transformer.rules.propagate import conserved
 from captum_transformer.rules.relevance.attention import attention_relevance
-from captum_transformer.rules.relevance.places import places_from
+from captum_transformer.rules.relevance.sparsity import sparsity_from
 from captum_transformer.rules.streams.update import RelevanceUpdate
 from captum_transformer.rules.table import Entry
 from captum_transformer.trace.attention import AttentionCall
@@ -124,8 +124,8 @@ class TransformerAttribution(RolloutMethod, AccountableMethod):
         forward.history(value).require_attention()
         return self._written_up(forward, relevance_ledger(forward, selected, value), START)
 
-    def _maps(self, question: Question, calls: Sequence[AttentionCall]) -> MapBlock:
-        return relevance_map(question, calls, weighted=self.gradient_weighting)
+    def _maps(self, selection: Selection, calls: Sequence[AttentionCall]) -> MapBlock:
+        return relevance_map(selection, calls, weighted=self.gradient_weighting)
 
     def _update_rule(self) -> RelevanceUpdate:
         return RelevanceUpdate(normalize=self.normalize, normalize_rows=self.normalize_rows)
@@ -180,15 +180,15 @@ def _propagated(
     changed: Mapping[Kind, Entry] = MappingProxyType({}),
 ) -> tuple[dict[Value, Tensor], Ledger]:
     seeds = seed(selected, value, start=START)
-    rules = relevance.for_places(places_from(value, forward.tape)) | changed
+    rules = relevance.with_sparsity(sparsity_from(value, forward.tape)) | changed
     return conserved(forward.tape, seeds, rules, wanted)
 
 
 def relevance_map(
-    question: Question, calls: Sequence[AttentionCall], *, weighted: bool
+    selection: Selection, calls: Sequence[AttentionCall], *, weighted: bool
 ) -> MapBlock:
     """The positive relevance of the attention probabilities, times their gradient if weighted."""
-    forward, selected, value, _ = question
+    forward, selected, value, _ = selection
     reached = propagated_relevance(forward, selected, value, [call.output for call in calls])
     gradients = gradient_map(output_gradients(forward, selected, calls)) if weighted else None
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 
 from captum_transformer.errors import NoAttentionError
 from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.mixing import has_known_weights, named, unread_mixing
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.streams import Streams
-from captum_transformer.trace.ties import has_known_weights, named, unread_ties
 
 LINEAR_ATTENTION = (
     "No attention that can be read was seen in the forward pass, but other operations that tie "
@@ -40,7 +40,7 @@ class History:
         operations: these operations, in order.
         calls: the attention calls among tokens, in order.
         channel_calls: the attention calls among channels.
-        streams: the sets of tokens that the attention calls tie.
+        streams: the sets of tokens that the attention calls connect.
         is_warned_of: whether the user has been told already what methods leave out of it.
     """
 
@@ -59,7 +59,7 @@ class History:
     def require_attention(self, *, weights: bool = False) -> None:
         """Raises if there is nothing that a rule for attention could follow.
 
-        That is attention among tokens or among channels, or other operations that tie tokens.
+        That is attention among tokens or among channels, or other operations that mix tokens.
 
         Args:
             weights: ask for known weights of tokens, which linear attention may lack.
@@ -69,12 +69,12 @@ class History:
         """
         if self.calls or self.channel_calls:
             return
-        ties = unread_ties(self.operations)
-        if not ties:
+        mixing = unread_mixing(self.operations)
+        if not mixing:
             raise NoAttentionError(BESIDE if self._beside else NO_ATTENTION)
-        if weights and not any(map(has_known_weights, ties)):
+        if weights and not any(map(has_known_weights, mixing)):
             raise NoAttentionError(
-                LINEAR_ATTENTION.format(products=_listed(ties))
+                LINEAR_ATTENTION.format(products=_listed(mixing))
                 + "Which of their factors are the weights of tokens is not known, so these can't "
                 "be held constant. Use AttnLRP, or TransformerAttribution with "
                 "`propagate_to_input=True`; with `attention_rule=False` all factors count."
@@ -95,7 +95,7 @@ class History:
                 "there are "
             )
         else:
-            products = _listed(unread_ties(self.operations))
+            products = _listed(unread_mixing(self.operations))
             seen = LINEAR_ATTENTION.format(products=products) + "There are "
         raise NoAttentionError(
             f"{seen}no maps from token to token, and no tokens to sum over. Use `attribute` of "
@@ -120,7 +120,7 @@ def leading_to(values: Iterable[Value], start: int = 0) -> list[Operation]:
     return [found[index] for index in sorted(found)]
 
 
-def _listed(ties: list[Operation]) -> str:
+def _listed(mixing: list[Operation]) -> str:
     """The first of some operations."""
-    names = named(ties)
+    names = named(mixing)
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -82,16 +82,16 @@ def mixes_features(value: Value, summed: Sequence[int]) -> bool:
 
 
 def _mixtures(operation: Operation, traced: list[tuple[Operand, Value]]) -> int:
-    """What ties tokens in the operation's history, before it is known whether it is attention."""
+    """What mixes tokens in the operation's history, before it is known whether it is attention."""
     mixtures = 0
     for _, value in traced:
         mixtures |= value.mixtures
-    ties = operation.kind is Kind.TRANSFORM
+    mixes = operation.kind is Kind.TRANSFORM
     if len(traced) > 1 and operation.kind is Kind.PRODUCT:
-        ties = True
+        mixes = True
     elif len(traced) > 1 and operation.kind is Kind.MUL:
-        ties = len({value.weighs_tokens for _, value in traced}) > 1
-    return mixtures | 1 << operation.index if ties else mixtures
+        mixes = len({value.weighs_tokens for _, value in traced}) > 1
+    return mixtures | 1 << operation.index if mixes else mixtures
 
 
 def _carry(operation: Operation, output: Value, view: View | None) -> None:

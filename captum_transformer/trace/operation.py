@@ -41,7 +41,7 @@ class Value:
         features: where the features of its tokens lie in it, whole or split (into heads, say).
         ancestors: bit set of the values that it was made from.
         attention: bit set of the attention calls in its history.
-        mixtures: bit set of the operations in its history that tie tokens, and are no attention.
+        mixtures: bit set of the operations in its history that mix tokens, and are no attention.
         shape, stride, dtype, device: of the tensor.
         holds_ids: whether it holds token ids, which have no gradient.
         learned: whether no input reaches it: attention among learned queries, and what follows.

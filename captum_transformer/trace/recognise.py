@@ -17,7 +17,7 @@ from captum_transformer.trace.scoring import INSTEAD
 
 CUT_PROBABILITIES = (
     "applies softmax probabilities that were cut up or rearranged, as of sliding windows in "
-    "chunks, so which tokens each of them ties can't be read off"
+    "chunks, so which tokens each of them mixes can't be read off"
 )
 # How to permute a tensor; None stands for an axis of size one that it lacks.
 Order = tuple[int | None, ...] | None

@@ -1,4 +1,4 @@
-"""Token streams: which sets of tokens a model has, and which of them each attention call ties.
+"""Token streams: which sets of tokens a model has, and which of them each attention call connects.
 
 A stream starts where an input becomes tokens; learned queries that no input reaches are a stream
 of their own. Each attention call makes a new *version* of its queries' stream, and what is computed
@@ -61,10 +61,10 @@ class Streams:
 
     @property
     def cross_attention(self) -> bool:
-        """Whether any attention call ties two different streams."""
+        """Whether any attention call connects two different streams."""
         return any(version.is_cross_attention for version in self.calls.values())
 
-    def ties(self) -> list[tuple[str, str]]:
+    def pairs(self) -> list[tuple[str, str]]:
         """For each attention call the names of the streams of its queries and of its keys."""
         names = self.names()
         found = []

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_callbacks.failures import Failures
+from lightning_callbacks.log_entries import LogEntries
 from lightning_callbacks.loggers.png import PNGWriter
 from lightning_callbacks.loggers.writers import image_writers
-from lightning_callbacks.part import Part
 
 
 class Publisher:
@@ -32,33 +32,33 @@ class Publisher:
                 f"{self._writers[0].folder}. Use a TensorBoardLogger to step through them.",
             )
 
-    def pictures(self, part: Part) -> None:
+    def pictures(self, entries: LogEntries) -> None:
         """Writes everything but the numbers.
 
         Args:
-            part: What a process has made.
+            entries: What a process has made.
         """
         for writer in self._writers:
             with self._failures.tolerated(f"write to {type(writer).__name__}"):
-                for tag, image in part.images.items():
-                    writer.add_image(tag, image.numpy(), part.step, dataformats="HWC")
+                for tag, image in entries.images.items():
+                    writer.add_image(tag, image.numpy(), entries.step, dataformats="HWC")
                 if hasattr(writer, "add_text"):
-                    for tag, text in part.texts.items():
-                        writer.add_text(tag, text, part.step)
+                    for tag, text in entries.texts.items():
+                        writer.add_text(tag, text, entries.step)
                 if hasattr(writer, "add_histogram"):
-                    for tag, values in part.histograms.items():
-                        writer.add_histogram(tag, values, part.step)
+                    for tag, values in entries.histograms.items():
+                        writer.add_histogram(tag, values, entries.step)
 
-    def numbers(self, part: Part) -> None:
+    def numbers(self, entries: LogEntries) -> None:
         """Writes the means of the numbers.
 
         Args:
-            part: The numbers of all processes.
+            entries: The numbers of all processes.
         """
-        if means := part.means():
+        if means := entries.means():
             for logger in self.loggers:
                 with self._failures.tolerated(f"log numbers with {type(logger).__name__}"):
-                    logger.log_metrics(means, step=part.step)
+                    logger.log_metrics(means, step=entries.step)
 
     def layout(self, layout: Mapping[str, Mapping[str, list[Any]]]) -> None:
         """Tells TensorBoard which numbers belong into one chart of its page for custom scalars.

@@ -115,8 +115,8 @@ def streams(name: str, attention: str | None = None) -> list[str]:
     """Which tokens attend to which, as the trace has found."""
     given = subject(name, attention)
     with traced_forward(given.model, Arguments(given.inputs, None, given.named)) as forward:
-        ties = dict.fromkeys(forward.whole.streams.ties())
-    return [q if q == k else f"{q} to {k}" for q, k in ties]
+        pairs = dict.fromkeys(forward.whole.streams.pairs())
+    return [q if q == k else f"{q} to {k}" for q, k in pairs]
 
 
 def _row(name: str, method: str) -> Iterator[str]:

@@ -146,7 +146,7 @@ def test_a_rule_that_leaks_is_found_and_named(
     method = TransformerAttribution(model)
     method.attribute(pixels, 1)  # the rules themselves are sound
     rules = leaking(kind, kept)
-    monkeypatch.setattr(relevance, "for_places", lambda _: rules)
+    monkeypatch.setattr(relevance, "with_sparsity", lambda _: rules)
     with pytest.raises(ConservationError, match=f"({named}).*(loses|adds) [01]\\.\\d\\d%"):
         method.attribute(pixels, 1)
 
@@ -177,6 +177,6 @@ def test_a_contrast_has_no_account_of_relevance(small: Any) -> None:
 def test_partial_lrp_checks_its_relevance_too(monkeypatch: Any, small: Any) -> None:
     model, x = small
     rules = leaking(Kind.ADD, 0.9)
-    monkeypatch.setattr(relevance, "for_places", lambda _: rules)
+    monkeypatch.setattr(relevance, "with_sparsity", lambda _: rules)
     with pytest.raises(ConservationError, match="`add`"):
         PartialLRP(model).attribute_tokens(x, 1)

@@ -25,7 +25,7 @@ REFUSED = {
     "Transformers Perceiver": {"RawAttention", "AttentionGradCam", "PartialLRP"},
     # Its activation is a custom autograd function.
     "Transformers BLOOM": set(METHODS),
-    # Recurrences tie tokens without a map.
+    # Recurrences mix tokens without a map.
     "Transformers Qwen3-Next": set(METHODS) - GRADIENTS - {"full LRP"},
     "Transformers Jamba": set(METHODS) - GRADIENTS - {"full LRP"},
     # Its blocks of tokens overlap, so their maps can't be multiplied as matrices.

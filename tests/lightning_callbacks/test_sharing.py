@@ -3,8 +3,8 @@ import torch
 
 from lightning_callbacks.failures import Failures
 from lightning_callbacks.fixed_samples import FixedSamples, Share
+from lightning_callbacks.log_entries import LogEntries
 from lightning_callbacks.loggers import Publisher
-from lightning_callbacks.part import Part
 from lightning_callbacks.sharing import Collected, Mailbox
 
 
@@ -40,7 +40,7 @@ def test_identity_knows_a_sample_again():
 
 
 def part(run, step, value):
-    made = Part(run, step)
+    made = LogEntries(run, step)
     made.numbers["n"].append(value)
     made.images[f"image/{value}"] = torch.zeros(2, 2, 3, dtype=torch.uint8)
     return made

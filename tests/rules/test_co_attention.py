@@ -145,7 +145,7 @@ def test_relevance_takes_the_place_of_attention():
     model, inputs, target = given()
     method = TransformerAttribution(model)
     with method._traced(Arguments(inputs)) as forward:
-        question = method._question(forward, target, ())
+        question = method._selection(forward, target, ())
         blocks = relevance_map(question, forward.calls, weighted=True)
         one, two, *decoder = (
             call.by_head(blocks(call, slice(None))).mean(1).detach() for call in forward.calls

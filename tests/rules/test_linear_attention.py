@@ -121,7 +121,7 @@ def test_methods_with_maps_say_what_they_have_seen(method, model):
     seen = "matmul" if model is LinearAttention else "mul"
     x = torch.randn(2, 5, 8, dtype=torch.float64)
     for attribute in (method(model()).attribute, method(model()).attribute_tokens):
-        with pytest.raises(NoAttentionError, match=rf"tie tokens.*: `{seen}` on .*no maps from"):
+        with pytest.raises(NoAttentionError, match=rf"mix tokens.*: `{seen}` on .*no maps from"):
             attribute(x, 0)
 
 

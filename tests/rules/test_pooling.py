@@ -22,7 +22,7 @@ METHODS: list[Callable[..., Any]] = [
 def maps(method: Any, inputs: Tensor, target: int) -> list[Tensor]:
     """The method's map of each attention call, averaged over the heads."""
     with method._traced(Arguments(inputs)) as forward:
-        question = method._question(forward, target, ())
+        question = method._selection(forward, target, ())
         blocks = method._maps(question, forward.calls)
         return [call.by_head(blocks(call, slice(None))).mean(1).detach() for call in forward.calls]
 

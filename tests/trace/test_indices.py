@@ -13,7 +13,7 @@ from captum_transformer import (
     GenericAttentionRelevance,
     TransformerAttribution,
 )
-from captum_transformer.rules.relevance.places import _picked
+from captum_transformer.rules.relevance.sparsity import _picked
 from captum_transformer.trace.axis import View
 from captum_transformer.trace.indices import with_tensors
 from tests.trace.derivatives import derivative_of_the_tape

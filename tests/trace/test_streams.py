@@ -1,4 +1,4 @@
-"""Which tokens belong together, and which of them each attention call ties."""
+"""Which tokens belong together, and which of them each attention call connects."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -47,8 +47,8 @@ def streams(model: Callable[..., Any], *inputs: Tensor, read: Callable[[Streams]
         return read(forward.whole.streams)
 
 
-def ties(model: Callable[..., Any], *inputs: Tensor) -> Counter[tuple[str, str]]:
-    return Counter(streams(model, *inputs, read=Streams.ties))
+def pairs(model: Callable[..., Any], *inputs: Tensor) -> Counter[tuple[str, str]]:
+    return Counter(streams(model, *inputs, read=Streams.pairs))
 
 
 def segments(model: Callable[..., Any], *inputs: Tensor) -> dict[str, list[tuple[str, int]]]:
@@ -69,7 +69,7 @@ def pixels(size: int = 16) -> Tensor:
 def test_a_module_that_is_called_twice_ties_other_streams_each_time():
     case = load_case("lxmert_iccv21")
     with traced_forward(case.model, Arguments(case.inputs, case.extra)) as forward:
-        found = forward.whole.streams.ties()
+        found = forward.whole.streams.pairs()
         modules = [call.module for call in forward.calls]
 
     words, regions = "input_ids", "visual_feats"
@@ -81,7 +81,7 @@ def test_a_module_that_is_called_twice_ties_other_streams_each_time():
 def test_layers_that_share_their_weights():
     model = transformers.AlbertModel(transformers.AlbertConfig(**SIZES, embedding_size=8))
 
-    assert ties(model, IDS) == {("input_ids", "input_ids"): 2}
+    assert pairs(model, IDS) == {("input_ids", "input_ids"): 2}
 
 
 def test_segments_of_concatenated_tokens():
@@ -108,7 +108,7 @@ def test_features_that_are_added_are_the_same_tokens():
         def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
             return self.layer(features + self.boxes(boxes)).mean(1)
 
-    found = ties(Regions().eval(), torch.randn(2, 5, 16), torch.randn(2, 5, 4))
+    found = pairs(Regions().eval(), torch.randn(2, 5, 16), torch.randn(2, 5, 4))
     assert found == {("features+boxes", "features+boxes"): 1}
 
 
@@ -118,7 +118,7 @@ def test_a_condition_is_none_of_the_tokens_that_it_is_added_to():
         words = words + (words @ words.mT).softmax(-1) @ words
         return (words + (words @ regions.mT).softmax(-1) @ regions).mean(1)
 
-    found = ties(conditioned, torch.randn(2, 3, 16), torch.randn(2, 5, 16))
+    found = pairs(conditioned, torch.randn(2, 3, 16), torch.randn(2, 5, 16))
     assert found == {("words", "words"): 1, ("words", "regions"): 1}
 
 
@@ -139,8 +139,8 @@ def test_what_ties_queries_and_keys_makes_them_no_single_stream():
             return (words + weighed + (words @ regions.mT).softmax(-1) @ regions).mean(1)
 
     words, regions = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
-    assert ties(Weighed(), words, regions) == {("words", "regions"): 1}
-    assert ties(Additive(), words, regions)[("words", "regions")] == 1
+    assert pairs(Weighed(), words, regions) == {("words", "regions"): 1}
+    assert pairs(Additive(), words, regions)[("words", "regions")] == 1
 
 
 def test_tokens_put_behind_attended_ones_stay_apart():
@@ -154,7 +154,7 @@ def test_tokens_put_behind_attended_ones_stay_apart():
             return (regions + (regions @ sounds.mT).softmax(-1) @ sounds).mean(1) + memory.mean(1)
 
     given = (torch.randn(2, n, 16) for n in (3, 4, 5))
-    assert ties(Appended().eval(), *given) == {("words", "words"): 1, ("regions", "sounds"): 1}
+    assert pairs(Appended().eval(), *given) == {("words", "words"): 1, ("regions", "sounds"): 1}
 
 
 def test_an_encoder_and_a_decoder():
@@ -163,7 +163,7 @@ def test_an_encoder_and_a_decoder():
     def generate(input_ids: Tensor, decoder_input_ids: Tensor) -> Tensor:
         return model(input_ids=input_ids, decoder_input_ids=decoder_input_ids).logits
 
-    assert ties(generate, IDS, IDS[:, :3]) == {
+    assert pairs(generate, IDS, IDS[:, :3]) == {
         ("input_ids", "input_ids"): 2,
         ("decoder_input_ids", "decoder_input_ids"): 2,
         ("decoder_input_ids", "input_ids"): 2,
@@ -177,7 +177,7 @@ def test_a_decoder_whose_ids_are_no_input_has_learned_queries():
     def generate(input_ids: Tensor) -> Tensor:
         return model(input_ids=input_ids, decoder_input_ids=IDS[:, :3]).logits
 
-    assert ties(generate, IDS) == {
+    assert pairs(generate, IDS) == {
         ("input_ids", "input_ids"): 2,
         ("learned", "learned"): 2,
         ("learned", "input_ids"): 2,
@@ -187,7 +187,7 @@ def test_a_decoder_whose_ids_are_no_input_has_learned_queries():
 def test_two_streams_that_are_made_from_one_input():
     model = transformers.BartForSequenceClassification(transformers.BartConfig(**BART)).eval()
 
-    assert ties(model, IDS) == {
+    assert pairs(model, IDS) == {
         ("input_ids", "input_ids"): 2,
         ("input_ids (2)", "input_ids (2)"): 2,
         ("input_ids (2)", "input_ids"): 2,
@@ -199,7 +199,7 @@ def test_two_streams_that_are_made_from_one_input():
 def test_learned_queries_that_attend_to_each_other_first(attention: str):
     case = load_case("detr_iccv21", attention)
     with traced_forward(case.model, Arguments(case.inputs, case.extra)) as forward:
-        found = forward.whole.streams.ties()
+        found = forward.whole.streams.pairs()
 
     image, learned = "pixel_values", "learned"
     assert found == [(image, image)] * 3 + [(learned, learned), (learned, image)] * 3
@@ -211,7 +211,7 @@ def test_frozen_learned_queries_are_seen_too():
     trained = {p for p in model.parameters() if p.requires_grad}
     model.requires_grad_(False)
     try:
-        assert ties(model, case.inputs)[("learned", "learned")] == 3
+        assert pairs(model, case.inputs)[("learned", "learned")] == 3
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
@@ -223,7 +223,7 @@ def test_attention_pooling_is_no_cross_attention():
         class_token=False, num_classes=5,
     ).eval()  # fmt: skip
 
-    assert ties(model, pixels()) == {("x", "x"): 2, ("learned", "x"): 1}
+    assert pairs(model, pixels()) == {("x", "x"): 2, ("learned", "x"): 1}
     assert not has_cross_attention(model, pixels())
 
 
@@ -232,7 +232,7 @@ def test_class_attention_is_no_cross_attention():
         img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=5
     ).eval()
 
-    assert ties(model, pixels()) == {("x", "x"): 4}
+    assert pairs(model, pixels()) == {("x", "x"): 4}
     assert not has_cross_attention(model, pixels())
 
 
@@ -256,7 +256,7 @@ def test_latents_belong_to_what_they_read_first():
     model, tokens = Latents(), torch.randn(2, 7, 16)
 
     expected = {("learned", "tokens"): 2, ("learned", "learned"): 1}
-    assert ties(model, tokens) == expected
+    assert pairs(model, tokens) == expected
     assert not has_cross_attention(model, tokens)
 
 
@@ -292,7 +292,7 @@ def test_towers_that_go_on_together_are_a_stream_of_both():
 
     model, inputs = Fusion().eval(), (torch.randn(2, 5, 16), torch.randn(2, 3, 16))
     alone, both = [("image", "image"), ("text", "text")], ("image+text", "image+text")
-    assert streams(model, *inputs, read=Streams.ties) == [*alone, both, both]
+    assert streams(model, *inputs, read=Streams.pairs) == [*alone, both, both]
     assert not has_cross_attention(model, *inputs)
 
 
@@ -318,4 +318,4 @@ def test_softmax_over_constants_stays_a_constant_beside_a_signal():
             mixed = self.scores.expand(len(tokens), -1, -1).softmax(-1) @ tokens
             return (torch.softmax(mixed @ mixed.mT, -1) @ mixed).mean(1)
 
-    assert ties(Positions(), torch.randn(2, 5, 16)) == {("tokens", "tokens"): 1}
+    assert pairs(Positions(), torch.randn(2, 5, 16)) == {("tokens", "tokens"): 1}

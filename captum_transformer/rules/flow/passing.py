@@ -9,7 +9,7 @@ from captum_transformer.rules.flow import shares
 from captum_transformer.rules.flow.maps import Attend
 from captum_transformer.rules.flow.presence import Terms
 from captum_transformer.rules.flow.rows import NormalisedRows
-from captum_transformer.rules.flow.sources import Meeting, Sources, receiving
+from captum_transformer.rules.flow.sources import Junction, Sources, receiving
 from captum_transformer.rules.propagate import rearranged, unsupported
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
@@ -83,8 +83,8 @@ class Passing:
         if call is None and operation.outputs[0] in self._sources.values:
             raise _unread(operation)
         signals = receiving(operation)
-        meeting = self._sources.meeting(operation)
-        if call is None and meeting is None and kind in _MOVED:
+        junction = self._sources.junction(operation)
+        if call is None and junction is None and kind in _MOVED:
             parts = _MOVED[kind](operation, found)
             for (_, value), part in zip(signals, parts, strict=True):
                 if part is not None:
@@ -93,10 +93,10 @@ class Passing:
             raise unsupported(operation, "only a side output is used")
         elif call is not None:
             yield from self._attention(call, key, share)
-        elif meeting is not None:
+        elif junction is not None:
             pieces = [(key, share)] if self._rows is None else self._rows.met(operation, key, share)
             for own, piece in pieces:
-                yield from self._divided(operation, meeting, own, piece)
+                yield from self._divided(operation, junction, own, piece)
         elif kind in _BY_ENTRY:
             ((operand, value),) = signals
             if self._rows is not None:
@@ -143,22 +143,22 @@ class Passing:
                 yield value, alike, received
 
     def _divided(
-        self, operation: Operation, meeting: Meeting, key: int, share: Tensor
+        self, operation: Operation, junction: Junction, key: int, share: Tensor
     ) -> Iterator[Piece]:
         """What each of several signals gets that are added, multiplied or compared."""
         signals = receiving(operation)
         if operation.kind is Kind.SUM_AT_INDICES:
-            yield from self._divided_at_indices(operation, meeting, key, share)
+            yield from self._divided_at_indices(operation, junction, key, share)
             return
         place = _MEETING.get(operation.kind)
         if place is None:
             raise unsupported(operation, "which of its signals passes tokens on is not known")
-        for (operand, value), whole in zip(signals, meeting.whole, strict=True):
+        for (operand, value), whole in zip(signals, junction.whole, strict=True):
             if key & whole:
                 yield value, key & whole, place(operation, operand, share)
         values = [value for _, value in signals]
         terms = Terms(self._sources, share)
-        for alike, counts in terms.counted(values, key & meeting.shared, operation):
+        for alike, counts in terms.counted(values, key & junction.shared, operation):
             total = sum(counts)
             for (operand, value), count in zip(signals, counts, strict=True):
                 if isinstance(count, Tensor) or count:
@@ -166,12 +166,12 @@ class Passing:
                     yield value, alike, place(operation, operand, part)
 
     def _divided_at_indices(
-        self, operation: Operation, meeting: Meeting, key: int, share: Tensor
+        self, operation: Operation, junction: Junction, key: int, share: Tensor
     ) -> Iterator[Piece]:
         """The same where only some entries are added to, as with experts' outputs."""
         values = [value for _, value in receiving(operation)]
         nothing = [share.new_zeros(value.shape) for value in values]
-        for own, whole in enumerate((*meeting.whole, meeting.shared)):
+        for own, whole in enumerate((*junction.whole, junction.shared)):
             if key & whole:
                 held = [
                     None if own in (place, len(values)) else zero
@@ -198,6 +198,6 @@ def _unread(operation: Operation) -> UnsupportedOperationError:
     mixed = "several signals" if len(operation.traced()) > 1 else "a signal"
     return unsupported(
         operation,
-        f"it mixes {mixed}, and which of their tokens it ties is not known (attention must be a "
+        f"it mixes {mixed}, and which of their tokens it mixes is not known (attention must be a "
         "softmax over keys applied to values), so what its branch adds would be lost",
     )

@@ -121,12 +121,12 @@ class Terms:
         values = [source for _, source in receiving(operation)]
         if operation.kind in MOVES or (operation.kind in BY_ENTRY and len(values) == 1):
             return [(source, key) for source in values]
-        meeting = self._sources.meeting(operation)
-        if meeting is not None and (
+        junction = self._sources.junction(operation)
+        if junction is not None and (
             operation.kind in _ADDITIONS if counting else operation.kind in BY_ENTRY
         ):
-            pairs = zip(values, meeting.whole, strict=True)
-            parts = [(source, key & (whole | meeting.shared)) for source, whole in pairs]
+            pairs = zip(values, junction.whole, strict=True)
+            parts = [(source, key & (whole | junction.shared)) for source, whole in pairs]
             return [(source, part) for source, part in parts if part]
         return []
 

@@ -27,7 +27,7 @@ class Layer(NamedTuple):
 
 
 class Rows:
-    """Which layers are normalised at which meeting of signals: where they part from their base.
+    """Which layers are normalised at which junction of signals: where they part from their base.
 
     Args:
         tape: the traced forward pass.
@@ -101,20 +101,20 @@ class Rows:
         return self.calls[call].output.ancestors
 
     def _added_at(self, operation: Operation) -> list[Layer]:
-        meeting = self._sources.meeting(operation)
-        if meeting is None or sum(map(bool, meeting.whole)) + bool(meeting.shared) < 2:
+        junction = self._sources.junction(operation)
+        if junction is None or sum(map(bool, junction.whole)) + bool(junction.shared) < 2:
             return []
-        return self.between(meeting.whole, meeting.shared)
+        return self.between(junction.whole, junction.shared)
 
     def _parts_at(self, operation: Operation, call: int) -> bool:
-        meeting = self._sources.meeting(operation)
-        if meeting is None:
+        junction = self._sources.junction(operation)
+        if junction is None:
             return False
-        held = meeting.shared
-        for part in meeting.whole:
+        held = junction.shared
+        for part in junction.whole:
             held |= part
-        own = next((part for part in meeting.whole if part >> call & 1), meeting.shared)
-        return bool(self._older(call) & held & ~(own | meeting.shared))
+        own = next((part for part in junction.whole if part >> call & 1), junction.shared)
+        return bool(self._older(call) & held & ~(own | junction.shared))
 
 
 class NormalisedRows:

@@ -8,7 +8,7 @@ counted once, however many such paths there are:
 
 and behind an attention call with the map A it is A R(values). With a skip beside each call that is
 the papers' ``(I + A_L) ... (I + A_1)``. P says where in the source a token's share lies. It adds up
-to one: where several signals that hold a source meet, `Meeting` says which of them passes it on.
+to one: where several signals that hold a source meet, `Junction` says which of them passes it on.
 """
 
 import functools
@@ -30,7 +30,7 @@ _UNREADABLE = frozenset({Kind.TRANSFORM, Kind.SAMPLE, Kind.DERIVED, Kind.UNKNOWN
 _JOINS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV, Kind.MAXIMUM})
 
 
-class Meeting(NamedTuple):
+class Junction(NamedTuple):
     """Which sources each of several signals passes on that are added, multiplied or compared.
 
     Attributes:
@@ -74,7 +74,7 @@ class Sources:
         self._operations = tape.operations
         self._read = 0
         self._held: dict[Value, Held] = {}
-        self._meetings: dict[Operation, Meeting] = {}
+        self._junctions: dict[Operation, Junction] = {}
         self.values: dict[Value, Operation] = {}
 
     def of(self, value: Value) -> Held:
@@ -86,10 +86,10 @@ class Sources:
         """The sources that a value holds."""
         return self.of(value).sources
 
-    def meeting(self, operation: Operation) -> Meeting | None:
+    def junction(self, operation: Operation) -> Junction | None:
         """What each signal gets where several meet; None where they do not."""
         self._read_on()
-        return self._meetings.get(operation)
+        return self._junctions.get(operation)
 
     def _read_on(self) -> None:
         while self._read < len(self._operations):
@@ -133,7 +133,7 @@ class Sources:
                 picked |= tokens
             return Held(all_held, features, stacked, tokens, picked)
         if len(values) > 1:
-            self._meetings[operation] = _meeting(operation, values, [of.sources for of in before])
+            self._junctions[operation] = _junction(operation, values, [of.sources for of in before])
             for of in before:
                 features &= of.by_features | ~of.sources
             return Held(all_held, features if operation.kind in _JOINS else 0, 0, tokens, picked)
@@ -151,12 +151,12 @@ def _leaves_out(values: Sequence[Value], output: Value) -> bool:
 
 
 def is_source(operation: Operation) -> bool:
-    """Whether a flow starts anew behind it: attention among tokens, or what ties them unread."""
+    """Whether a flow starts anew behind it: attention among tokens, or what mixes them unread."""
     if operation.attention is not None:
         return not operation.attention.among_channels
     output = operation.outputs[0]
-    ties = output is not None and output.mixtures >> operation.index & 1
-    return operation.kind in _UNREADABLE or bool(ties and not sums_over_features(operation))
+    mixes = output is not None and output.mixtures >> operation.index & 1
+    return operation.kind in _UNREADABLE or bool(mixes and not sums_over_features(operation))
 
 
 def receiving(operation: Operation) -> list[tuple[Operand, Value]]:
@@ -181,7 +181,7 @@ def _joins_features(operation: Operation, values: Sequence[Value]) -> bool:
     return not all(v.features and Axis.of(v.shape, dim) not in v.features for v in values)
 
 
-def _meeting(operation: Operation, values: Sequence[Value], helds: Sequence[int]) -> Meeting:
+def _junction(operation: Operation, values: Sequence[Value], helds: Sequence[int]) -> Junction:
     """Gives each source to the signal that holds it.
 
     If several do, it goes to the one that the others were made of, as a skip, which is the token
@@ -205,7 +205,7 @@ def _meeting(operation: Operation, values: Sequence[Value], helds: Sequence[int]
             shared |= alike
         else:
             whole[owner] |= alike
-    return Meeting(tuple(whole), shared)
+    return Junction(tuple(whole), shared)
 
 
 def _owner(operation: Operation, holders: dict[int, Value], helds: Sequence[int]) -> int | None:

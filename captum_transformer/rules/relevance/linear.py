@@ -10,7 +10,7 @@ from torch import Tensor
 from captum_transformer.account import Reason
 from captum_transformer.rules.ledger import total, total_of_rows
 from captum_transformer.rules.propagate import Shares, transposed, unsupported
-from captum_transformer.rules.relevance.places import ANYWHERE, Places
+from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
 from captum_transformer.rules.relevance.weights import Weighting
 from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.numeric import EPSILON, in_full, ratio
@@ -47,7 +47,7 @@ def half_quotient(
 
 
 def linear_rule(
-    operation: Operation, rows: Weighting, relevance: Tensor, places: Places = ANYWHERE
+    operation: Operation, rows: Weighting, relevance: Tensor, sparsity: Sparsity = DENSE
 ) -> Shares:
     """The alpha-beta rule on rows that are multiplied by a matrix; the bias takes nothing.
 
@@ -55,12 +55,12 @@ def linear_rule(
         operation: what multiplies them.
         rows: these, and the matrix.
         relevance: what arrives at the output.
-        places: those outside of which that is zero. Only one row counts then, or one entry of it.
+        sparsity: that is zero outside these slices. One row counts then, or an entry of it.
     """
     signal, w = in_full(rows.signal), rows.matrix()
     outputs, inputs = w.shape
-    row = next((place for place in places if place.is_of_rows(outputs)), None)
-    column = next((p.at for p in places if p.axis.inner == 1 and p.axis.size == outputs), None)
+    row = next((s for s in sparsity if s.is_of_rows(outputs)), None)
+    column = next((s.at for s in sparsity if s.axis.inner == 1 and s.axis.size == outputs), None)
     # A class alone saves little: there is one row for each sample then.
     columns = slice(None) if row is None or column is None else slice(column, column + 1)
 

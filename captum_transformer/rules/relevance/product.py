@@ -12,12 +12,12 @@ from captum_transformer.rules.relevance.linear import (
     linear_rule,
     z_box_rule,
 )
-from captum_transformer.rules.relevance.places import ANYWHERE, Places
+from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
 from captum_transformer.rules.relevance.weights import weighting
 from captum_transformer.trace.operation import Operation
 
 
-def product(operation: Operation, relevance: Tensor, places: Places = ANYWHERE) -> Shares:
+def product(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE) -> Shares:
     """A signal that is multiplied by weights, or signals with each other; what is added to them.
 
     The bias of a linear map takes nothing.
@@ -25,14 +25,14 @@ def product(operation: Operation, relevance: Tensor, places: Places = ANYWHERE) 
     Args:
         operation: the product.
         relevance: what arrives at it.
-        places: those outside of which that is zero.
+        sparsity: that is zero outside these slices.
     """
     if _adds_a_term(operation):
         return with_addend(operation, relevance, _multiplied)
-    return _multiplied(operation, relevance, places)
+    return _multiplied(operation, relevance, sparsity)
 
 
-def _multiplied(operation: Operation, relevance: Tensor, places: Places = ANYWHERE) -> Shares:
+def _multiplied(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE) -> Shares:
     if operation.attention is not None:
         return attention_rule(operation, relevance)
     if len(operation.traced()) > 1:
@@ -40,7 +40,7 @@ def _multiplied(operation: Operation, relevance: Tensor, places: Places = ANYWHE
     rows = weighting(operation)
     if rows is None:
         return alpha_beta_rule(operation, relevance)
-    return linear_rule(operation, rows, relevance, places)
+    return linear_rule(operation, rows, relevance, sparsity)
 
 
 def convolution(operation: Operation, relevance: Tensor) -> Shares:

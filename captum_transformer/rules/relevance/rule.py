@@ -13,8 +13,8 @@ from captum_transformer.account import Reason
 from captum_transformer.rules.propagate import Rule, Shares, rearranged, transposed, unsupported
 from captum_transformer.rules.relevance.addition import addition
 from captum_transformer.rules.relevance.homogeneous import length, moment, terms, z_rule
-from captum_transformer.rules.relevance.places import ANYWHERE, Places
 from captum_transformer.rules.relevance.product import convolution, product
+from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
 from captum_transformer.rules.relevance.totals import constants, fitted, remaining
 from captum_transformer.rules.table import Entry, Table
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
@@ -132,12 +132,12 @@ TABLE = Table(
 )
 
 
-def for_places(places: Mapping[Value, Places]) -> Table:
-    """The table for a score that is read from certain places alone: see `places_from`."""
+def with_sparsity(sparsity: Mapping[Value, Sparsity]) -> Table:
+    """The table for a score that is read from a slice of a tensor: see `sparsity_from`."""
 
     def placed(operation: Operation, relevance: Tensor) -> Shares:
         output = operation.outputs[0]
-        known = ANYWHERE if output is None else places.get(output, ANYWHERE)
+        known = DENSE if output is None else sparsity.get(output, DENSE)
         return product(operation, relevance, known)
 
     return TABLE | {Kind.PRODUCT: Entry(one_output(placed), keeps=True)}

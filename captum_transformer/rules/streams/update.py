@@ -106,7 +106,7 @@ class RelevanceUpdate:
 
 @dataclass(frozen=True)
 class RolloutUpdate:
-    """Attention rollout within streams; the last cross-attention ties them.
+    """Attention rollout within streams; the last cross-attention connects them.
 
     Attributes:
         normalize_rows: divide the rows of ``I + A`` by their sums.

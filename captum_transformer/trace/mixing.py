@@ -1,4 +1,4 @@
-"""Operations that tie tokens to each other and are no attention that can be read."""
+"""Operations that mix tokens and are no attention that can be read."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.recognise import applies_cut_probabilities
 
 
-def unread_ties(operations: Sequence[Operation]) -> list[Operation]:
-    """Products of signals that tie tokens and end up in no attention call.
+def unread_mixing(operations: Sequence[Operation]) -> list[Operation]:
+    """Products of signals that mix tokens and end up in no attention call.
 
-    Products of queries and keys end up in one; similarities of two towers tie none of its tokens.
+    Products of queries and keys end up in one; similarities of two towers mix none of its tokens.
     """
     read = 0
     for operation in operations:
@@ -24,19 +24,19 @@ def unread_ties(operations: Sequence[Operation]) -> list[Operation]:
         operation
         for operation in operations
         if operation.attention is None
-        and _ties(operation)
+        and _mixes(operation)
         and not read >> operation.index & 1
         and not sums_over_features(operation)
     ]
 
 
-def _ties(operation: Operation) -> bool:
+def _mixes(operation: Operation) -> bool:
     output = operation.outputs[0] if operation.outputs else None
     return output is not None and bool(output.mixtures >> operation.index & 1)
 
 
 def has_known_weights(operation: Operation) -> bool:
-    """Whether the weights are known with which it ties tokens, so that they can be held constant.
+    """Whether the weights are known with which it mixes tokens, so that they can be held constant.
 
     They are softmax weights, applied entry by entry or cut up, or those of a Fourier transform.
     """

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from captum_transformer.calling import Arguments
 from captum_transformer.rules.propagate import propagate
-from captum_transformer.rules.relevance import TABLE, for_places
-from captum_transformer.rules.relevance.places import places_from
+from captum_transformer.rules.relevance import TABLE, with_sparsity
+from captum_transformer.rules.relevance.sparsity import sparsity_from
 from captum_transformer.trace import traced_forward
 
 TOKENS, WIDTH, CLASSES = 6, 5, 4
@@ -59,8 +59,8 @@ def propagated(function, tokens: Tensor, *, known: bool) -> tuple[Tensor, int]:
     """The relevance of the tokens, and how many multiplications it took."""
     with traced_forward(function, Arguments(tokens), keep=TABLE.keep) as forward:
         value = forward.tape.find(forward.output)
-        places = places_from(value, forward.tape) if known else {}
-        rule = for_places(places)
+        places = sparsity_from(value, forward.tape) if known else {}
+        rule = with_sparsity(places)
         seeds = {value: torch.ones_like(forward.output)}
         with FlopCounterMode(display=False) as flops:
             result = propagate(forward.tape, seeds, rule, forward.values)
@@ -96,5 +96,5 @@ def test_a_value_that_is_read_twice_has_no_place():
     with traced_forward(
         lambda x: (scores := model(x))[:, 0, 0] + scores.sum((1, 2)), Arguments(tokens)
     ) as forward:
-        found = places_from(forward.tape.find(forward.output), forward.tape)
+        found = sparsity_from(forward.tape.find(forward.output), forward.tape)
         assert not found[forward.values[0]]

@@ -17,11 +17,11 @@ from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.views import views_of
 
 
-class Place(NamedTuple):
+class NonzeroSlice(NamedTuple):
     """One index of an axis, outside of which all is zero.
 
     >>> import torch
-    >>> first = Place(Axis.of((2, 3, 4), dim=1), 0)
+    >>> first = NonzeroSlice(Axis.of((2, 3, 4), dim=1), 0)
     >>> first.of(torch.arange(24).view(2, 3, 4)).tolist()
     [[0, 1, 2, 3], [12, 13, 14, 15]]
     """
@@ -44,54 +44,54 @@ class Place(NamedTuple):
         """Whether it is some rows of this length, and not within a row."""
         return self.axis.inner % length == 0
 
-    def among_rows(self, before: int, after: int) -> "Place":
+    def among_rows(self, before: int, after: int) -> "NonzeroSlice":
         """The same where rows have another length."""
         outer, size, inner = self.axis
-        return Place(Axis(outer, size, inner // before * after), self.at)
+        return NonzeroSlice(Axis(outer, size, inner // before * after), self.at)
 
 
-Places = frozenset[Place]
-ANYWHERE: Places = frozenset()
+Sparsity = frozenset[NonzeroSlice]
+DENSE: Sparsity = frozenset()
 
 
-def places_from(start: Value, tape: Tape) -> dict[Value, Places]:
-    """For each value that relevance from a start can reach, the places where it can be.
+def sparsity_from(start: Value, tape: Tape) -> dict[Value, Sparsity]:
+    """For each value that relevance from a start can reach, the slices that it is in.
 
     It is zero outside of each of them.
     """
-    found = {start: ANYWHERE}
+    found = {start: DENSE}
     last = -1 if start.operation is None else start.operation.index
     for operation in reversed(tape.operations[: last + 1]):
         reached = [found[value] for value in operation.outputs if value in found]
         for _, value in operation.traced() if reached else ():
             single = len(operation.outputs) == 1
-            places = _before(operation, value, reached[0]) if single else ANYWHERE
-            found[value] = places & found.get(value, places)
+            sparsity = _before(operation, value, reached[0]) if single else DENSE
+            found[value] = sparsity & found.get(value, sparsity)
     return found
 
 
-def _before(operation: Operation, value: Value, places: Places) -> Places:
-    """The places in an operand of an operation, from those in its output."""
+def _before(operation: Operation, value: Value, sparsity: Sparsity) -> Sparsity:
+    """The slices of an operand of an operation, from those in its output."""
     output = operation.outputs[0]
     if output is None:
-        return ANYWHERE
+        return DENSE
     if operation.kind in BY_ENTRY and value.shape == output.shape:
-        return places
+        return sparsity
     if operation.kind is Kind.MOVE and (views := views_of(operation)) is not None:
         (view,) = views
         same = view.is_contiguous() and view.numel() == value.shape.numel()
-        return places if same else frozenset(_picked(view, value.shape))
+        return sparsity if same else frozenset(_picked(view, value.shape))
     if weighting(operation) is None:
-        return ANYWHERE
+        return DENSE
     lengths = output.shape[-1], value.shape[-1]
-    return frozenset(p.among_rows(*lengths) for p in places if p.is_of_rows(lengths[0]))
+    return frozenset(p.among_rows(*lengths) for p in sparsity if p.is_of_rows(lengths[0]))
 
 
-def _picked(view: View, shape: tuple[int, ...]) -> Iterator[Place]:
+def _picked(view: View, shape: tuple[int, ...]) -> Iterator[NonzeroSlice]:
     """Where the entries are of which a view of a contiguous tensor has one index of an axis."""
     for dim, length in enumerate(shape):
         axis = Axis.of(shape, dim)
         whole = axis.inner * length
         steps = [(n - 1) * s for n, s in zip(view.shape, view.stride, strict=True) if s % whole]
         if length > 1 and view.offset % axis.inner + sum(steps) < axis.inner:
-            yield Place(axis, view.offset // axis.inner % length)
+            yield NonzeroSlice(axis, view.offset // axis.inner % length)

@@ -14,7 +14,7 @@ from captum_transformer.visualization.canvas import Image
 
 
 @dataclass
-class Part:
+class LogEntries:
     """Pictures, texts, distributions and numbers of one run, with the face of a SummaryWriter.
 
     It is the same whether it goes to the loggers at once or comes from another process.
@@ -28,9 +28,9 @@ class Part:
         numbers: By tag the values of which the mean is logged.
 
     Example:
-        >>> part = Part("validate/0", 200)
-        >>> part.numbers["attribution/convergence_delta/lrp"] += [0.5, 1.5]
-        >>> part.means()
+        >>> entries = LogEntries("validate/0", 200)
+        >>> entries.numbers["attribution/convergence_delta/lrp"] += [0.5, 1.5]
+        >>> entries.means()
         {'attribution/convergence_delta/lrp': 1.0}
     """
 
@@ -77,11 +77,11 @@ class Part:
         """
         return {tag: sum(values) / len(values) for tag, values in self.numbers.items() if values}
 
-    def merge(self, other: Part) -> None:
+    def merge(self, other: LogEntries) -> None:
         """Takes over the numbers of another process's part of the same run.
 
         Args:
-            other: Its part.
+            other: Its entries.
         """
         for tag, values in other.numbers.items():
             self.numbers[tag] += values

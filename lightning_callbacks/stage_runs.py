@@ -19,7 +19,7 @@ Stage: TypeAlias = Literal["validate", "test", "evaluate"]
 
 
 @dataclass
-class Watch:
+class StageRuns:
     """The samples of one stage, and where its runs stand.
 
     Attributes:
@@ -30,12 +30,12 @@ class Watch:
         fixed: The samples, from the setup on.
         last_maps: The maps of the last run.
         runs: How many runs there have been.
-        due: Whether the present run is to be explained and hasn't been.
+        pending: Whether the present run is to be explained and hasn't been.
         expected: The identities of the samples that a checkpoint knows, until they are compared.
 
     Example:
-        >>> watch = Watch("validate", "attribution", every_n=2)
-        >>> [watch.begin() or watch.due for _ in range(4)]
+        >>> runs = StageRuns("validate", "attribution", every_n=2)
+        >>> [runs.begin() or runs.pending for _ in range(4)]
         [True, False, True, False]
     """
 
@@ -45,12 +45,12 @@ class Watch:
     fixed: FixedSamples | None = None
     last_maps: LastMaps = field(default_factory=dict)
     runs: int = 0
-    due: bool = False
+    pending: bool = False
     expected: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
         """Counts a run."""
-        self.due = self.runs % self.every_n == 0
+        self.pending = self.runs % self.every_n == 0
         self.runs += 1
         if self.fixed is not None:
             self.fixed.restart()
@@ -84,20 +84,20 @@ class Watch:
             is_last: Whether no batch follows.
 
         Returns:
-            True once in a run that is due: when all samples are there that there will be.
+            True once in a pending run: when all samples are there that there will be.
         """
         fixed = self.fixed
-        if fixed is None or not self.due:
+        if fixed is None or not self.pending:
             return False
         if not fixed.complete and from_first_loader:
             # A run whose batches can't be read is over, as if it had been explained.
-            self.due = False
+            self.pending = False
             with failures.tolerated("read the batch"), isolated(module):
                 fixed.collect(batch, module.forward)
-                self.due = True
-        if not self.due or not (fixed.complete or is_last or not from_first_loader):
+                self.pending = True
+        if not self.pending or not (fixed.complete or is_last or not from_first_loader):
             return False
-        self.due, fixed.complete = False, True
+        self.pending, fixed.complete = False, True
         return True
 
     def compare(self, failures: Failures) -> None:

@@ -22,7 +22,7 @@ Precision: TypeAlias = Literal["trainer", "float32"]
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RunContext:
     """What a model needs to run as it is validated, and how to leave it as it was.
 
     Attributes:
@@ -42,7 +42,7 @@ class Surroundings:
     @classmethod
     def of(
         cls, trainer: Trainer, module: LightningModule, precision: Precision, seed: int
-    ) -> Surroundings:
+    ) -> RunContext:
         """Those of a Lightning trainer.
 
         Args:
@@ -52,7 +52,7 @@ class Surroundings:
             seed: Where the random number generators start.
 
         Returns:
-            The surroundings.
+            The context.
         """
         plugin = trainer.precision_plugin
         single = precision == "float32"
