@@ -9,7 +9,7 @@ from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.streams import Streams
 
 LINEAR_ATTENTION = (
-    "No attention that can be read was seen in the forward pass, but other operations that tie "
+    "No attention that can be read was seen in the forward pass, but other operations that mix "
     "tokens, as in linear attention, sliding windows in chunks and Fourier transforms: {products}. "
 )
 NO_ATTENTION = (
