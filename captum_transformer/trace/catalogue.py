@@ -21,6 +21,7 @@ ROLES = {
     "weight": Role.WEIGHT,
     "bias": Role.BIAS,
     "index": Role.INDEX,
+    "brackets": Role.INDEX,
     "repeats": Role.INDEX,
     "sizes": Role.INDEX,
     "shape": Role.INDEX,
@@ -73,7 +74,7 @@ TABLE: dict[Kind, str] = {
         unsafe_chunk(input chunks dim)
         unsafe_split(input sizes/split_size/split_size_or_sections dim)
         unsafe_split_with_sizes(input sizes/split_sizes dim)
-        unbind(input dim) getitem(input index/idx/key) select(input dim at/index) iter(input)
+        unbind(input dim) getitem(input brackets/idx/key) select(input dim at/index) iter(input)
         narrow(input dim start length) narrow_copy(input dim start length)
         index_select(input dim index) take_along_dim(input index dim) gather(input dim index)
         take(input index) roll(input shifts dims) flip(input *dims) fliplr(input) flipud(input)

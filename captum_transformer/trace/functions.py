@@ -122,7 +122,8 @@ def kind_of(function: Function, arguments: Mapping[str, Any]) -> Kind:
     if by_arguments is not None:
         return by_arguments(arguments)
     if function.kind is Kind.MOVE and function.roles:
-        source, index = arguments.get("input"), arguments.get("index")
+        source = arguments.get("input")
+        index = arguments.get("index", arguments.get("brackets"))
         if getattr(source, "value", None) is None and _holds_ids(index):
             return Kind.EMBEDDING
     return function.kind

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from captum_transformer.trace.axis import Axis, View, pieces_in_view
+from captum_transformer.trace.indices import moved_dims
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind, Role
+from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.views import views_of
 
@@ -165,12 +167,8 @@ def _picks_along_another(operation: Operation, axis: Axis, source: Value) -> boo
     dim = axis.dim(source.shape)
     if operation.kind is not Kind.MOVE or dim is None:
         return False
-    index = operation.argument("index")
-    if isinstance(index, tuple):
-        whole = index[: dim + 1]
-        return len(whole) == dim + 1 and all(
-            type(part) is slice and part == slice(None) for part in whole
-        )
+    if operation.argument("brackets") is not None:
+        return _moved_by_brackets(operation, source.shape, dim) is not None
     along = operation.dim(len(source.shape))
     return along is not None and dim != along
 
@@ -226,7 +224,11 @@ def _kept(operation: Operation, source: Operand, axis: Axis, output: Value) -> A
     if any(dim == gone or axis.size == before[gone] == 1 for gone in contracted):
         return None
     moved: int | None = None
-    if product is not None:
+    if operation.argument("brackets") is not None:
+        moved = _moved_by_brackets(operation, before, dim)
+        if moved is None:
+            return None
+    elif product is not None:
         moved = product.moved(source, dim) if product.of(source) else None
         if moved is None:
             return axis.kept(before, after) if source is product.addend else None
@@ -246,6 +248,16 @@ def _kept(operation: Operation, source: Operand, axis: Axis, output: Value) -> A
             return None
         return Axis.of(after, moved, axis.size) if after[moved] == before[dim] else None
     return axis.kept(before, after)
+
+
+def _moved_by_brackets(operation: Operation, before: Sequence[int], dim: int) -> int | None:
+    """Where ``tensor[brackets]`` leaves a dimension; None if it picks along it."""
+
+    def shaped(operand: Operand) -> Tensor:
+        return torch.empty(operand.size, dtype=operand.dtype, device="meta")
+
+    brackets = mapped(shaped, Operand, operation.argument("brackets"))
+    return moved_dims(brackets, len(before))[dim]
 
 
 def _kept_within(

@@ -15,7 +15,7 @@ from captum_transformer import (
 )
 from captum_transformer.rules.relevance.sparsity import _picked
 from captum_transformer.trace.axis import View
-from captum_transformer.trace.indices import with_tensors
+from captum_transformer.trace.indices import moved_dims, with_tensors
 from tests.trace.derivatives import derivative_of_the_tape
 
 METHODS = [
@@ -164,3 +164,63 @@ def test_samples_may_change_places(index, method):
     found = method(Picking(index)).attribute(x, target=torch.tensor([0, 2]))
     expected = method(Picking(slice(None))).attribute(x, target=torch.tensor([2, 0]))
     torch.testing.assert_close(found, expected)
+
+
+MIXED = [
+    (slice(None), torch.zeros(2, 3).long()),
+    (torch.zeros(2, 3).long(), slice(None), torch.tensor([1, 0, 1])),
+    (torch.tensor([0, 1]), torch.tensor([2, 3])),
+    (torch.ones(3, 5).bool(),),
+    (slice(None), torch.ones(5, 7).bool(), torch.tensor(1)),
+    (slice(None), torch.tensor([0, 2]), 0),
+    (0, slice(None), torch.tensor([0, 2])),
+    (slice(None), True, torch.tensor([1, 2])),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+def test_where_brackets_leave_the_dimensions():
+    shape = (3, 5, 7, 11)
+    compared = 0
+    for index in (*INDICES, *MIXED):
+        try:
+            numbered = [
+                torch.arange(n).view([-1 if d == dim else 1 for d in range(4)]).expand(shape)[index]
+                for dim, n in enumerate(shape)
+            ]
+        except (IndexError, TypeError, ValueError):
+            continue
+        moved = moved_dims(with_tensors(index), 4)
+        for dim, numbers in enumerate(numbered):
+            along = [d for d, n in enumerate(numbers.shape) if n > 1 and numbers.diff(dim=d).any()]
+            if moved[dim] is None:
+                assert not any(numbers.shape[d] == shape[dim] for d in along), index
+            elif numbers.numel() and numbers.shape[moved[dim]] > 1:
+                assert along == [moved[dim]], index
+        compared += 1
+    assert compared > 1000
+
+
+@pytest.mark.parametrize("method", METHODS[2:])
+def test_tokens_picked_by_indices_keep_their_features(method):
+    """So that a product of them, behind a projection by `@`, is known to sum over features."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).double().eval()
+    projection = nn.Parameter(torch.randn(8, 6, dtype=torch.float64))
+    last = torch.tensor([2, 4])
+
+    def towers(x, y):
+        return layer(x)[:, 0] @ projection, layer(y)[torch.arange(2), last] @ projection
+
+    def by_product(x, y):
+        x, y = towers(x, y)
+        return (x @ y.T).diagonal()
+
+    def by_entries(x, y):
+        x, y = towers(x, y)
+        return (x * y).sum(-1)
+
+    inputs = torch.randn(2, 4, 8).double(), torch.randn(2, 5, 8).double()
+    found, expected = (method(f).attribute_tokens(inputs) for f in (by_product, by_entries))
+    torch.testing.assert_close(found, expected)
+    assert all(tokens.abs().sum() > 0 for tokens in expected)
