@@ -6,6 +6,7 @@ from torch import Tensor
 from captum_transformer.account import Reason
 from captum_transformer.rules.ledger import Taken, total
 from captum_transformer.rules.propagate import transposed
+from captum_transformer.rules.relevance.bias import adds_bias, adds_term
 from captum_transformer.rules.relevance.totals import constants
 from captum_transformer.trace.kinds import CONVOLUTIONS, MOVES, Kind, Role
 from captum_transformer.trace.numeric import in_full
@@ -52,10 +53,13 @@ def of_activation(operation: Operation, slope: Tensor) -> list[Taken]:
 def _reason(operation: Operation) -> Reason | None:
     kind = operation.kind
     if kind in (Kind.ADD, Kind.SUB):
-        return Reason.ADDED if len(operation.traced()) == 1 else None
+        if len(operation.traced()) > 1:
+            return None
+        bias = len(operation.operands) > 1 and adds_bias(operation)
+        return Reason.BIAS if bias else Reason.ADDED
     if kind in _AFFINE:
         adds = any(operand.role in (Role.BIAS, Role.STATISTIC) for operand in operation.operands)
-        return Reason.BIAS if adds else None
+        return (Reason.ADDED if adds_term(operation) else Reason.BIAS) if adds else None
     if kind in MOVES and views_of(operation) is None:
         return Reason.JOINED if constants(operation) else Reason.FILLED
     return None

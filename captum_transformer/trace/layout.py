@@ -10,9 +10,11 @@ from captum_transformer.trace.indices import moved_dims
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind, Role
 from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.statistics import softmax_dim
 from captum_transformer.trace.views import views_of
 
 _NEW_FEATURES = {Kind.EMBEDDING: -1, Kind.CONV: 1, Kind.TRANSPOSED_CONV: 1}
+_MAY_BE_SOFTMAX = frozenset({Kind.SOFTMAX, Kind.DIV, Kind.MUL, Kind.ENTRYWISE})
 _ALWAYS_REDUCES = frozenset({Kind.SUM, Kind.MEAN})
 _MAY_REDUCE = frozenset(
     {Kind.MAXIMUM, Kind.SMOOTH_MAXIMUM, Kind.CHOICE, Kind.DISTANCE, Kind.DERIVED}
@@ -36,8 +38,8 @@ def lay_out(operation: Operation) -> None:
         first.features = (Axis.of(first.shape, dim % len(first.shape)),)
     elif is_linear_layer(operation):
         first.features = _new_features(operation, first)
-    elif operation.kind is Kind.SOFTMAX:
-        first.keys = _softmax_axis(operation, first)
+    elif operation.kind in _MAY_BE_SOFTMAX and (along := softmax_dim(operation)) is not None:
+        first.keys = Axis.of(first.shape, along)
     if len(operation.outputs) == len(traced) == 1 and _keeps_all(operation, first, views):
         first.origin = traced[0][1].origin
 
@@ -198,11 +200,6 @@ def _numbers(operation: Operation, count: int) -> Tensor:
 def _appends(operation: Operation) -> bool:
     """Whether an operation adds dimensions behind those of its operand."""
     return operation.kind in (Kind.EMBEDDING, Kind.AS_REAL)
-
-
-def _softmax_axis(operation: Operation, output: Value) -> Axis | None:
-    dim = operation.dim(len(output.shape))
-    return None if dim is None else Axis.of(output.shape, dim)
 
 
 def _carried(

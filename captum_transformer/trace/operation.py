@@ -197,6 +197,7 @@ class Operation:
         refusal: why a method has no rule for it, raised if relevance arrives at its outputs.
         refused: these outputs, in the autograd graph.
         module: the name of the module that ran it.
+        shift: the operand of a sum that a softmax written by hand does not depend on.
     """
 
     index: int
@@ -215,6 +216,7 @@ class Operation:
     refusal: Exception | None = None
     refused: Sequence[GradientEdge] = ()
     module: str = ""
+    shift: Operand | None = None
     _traced: list[tuple[Operand, Value]] | None = None
     _contraction: Contraction | None = None
 
@@ -271,6 +273,7 @@ class Operation:
         self.args, self.kwargs, self.operands, self.outputs = (), {}, [], []
         self.arguments = {}
         self.result = self.edge = self.attention = self.pattern = self._contraction = None
+        self.shift = None
         self.refusal, self.refused = None, ()
         self._traced = []
 

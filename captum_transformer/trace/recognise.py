@@ -14,6 +14,7 @@ from captum_transformer.trace.functions import made
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.scoring import INSTEAD
+from captum_transformer.trace.statistics import softmax_dim
 
 CUT_PROBABILITIES = (
     "applies softmax probabilities that were cut up or rearranged, as of sliding windows in "
@@ -171,7 +172,7 @@ def are_probabilities(value: Value) -> bool:
     """Whether a value holds the entries of a softmax over tokens, however they are arranged."""
     while value.operation is not None:
         operation = value.operation
-        if operation.kind is Kind.SOFTMAX:
+        if softmax_dim(operation) is not None:
             return value.weighs_tokens
         traced = operation.traced()
         if len(traced) != 1 or not (operation.kind in MOVES or operation.kind is Kind.COPY):

@@ -1,46 +1,146 @@
 """Norms: what a fused one divides by, and which operands of a hand-written one do so."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Kind
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Operation, Value
 
+# Of these a norm makes its divisor, beside sums and means; other functions make a gate.
+_POWERS = frozenset("sqrt pow float_power square clamp clip clamp_min clamp_max".split())
+_ONE_BY_ONE = ENTRIES_ALONE | MOVES
 
-def is_mean_of(value: Value, signal: Value) -> bool:
-    """Whether ``value`` is the signal's own mean, broadcast, as in a hand-written LayerNorm."""
+
+def is_statistic_of(value: Value, signal: Value, kind: Kind) -> bool:
+    """Whether ``value`` is, say, the signal's own mean, as in a hand-written LayerNorm."""
     operation = value.origin.operation
-    if operation is None or operation.kind is not Kind.MEAN:
+    if operation is None or operation.kind is not kind:
         return False
     (_, source), *_ = operation.traced()
     return source.origin is signal.origin and value.shape[-1] == 1
 
 
-def signal_of(operation: Operation) -> list[bool] | None:
-    """For each traced operand, whether it is the signal of a hand-written norm's step.
+def is_divided(operation: Operation) -> list[bool] | None:
+    """For each traced operand, whether it is divided or shifted by the others.
 
-    None if the operation is no such step: then its operands are on a par.
+    None if the operation does nothing of the kind: then its operands are on a par.
     """
     values = [value for _, value in operation.traced()]
+    if operation.kind in (Kind.MUL, Kind.PRODUCT) and len(values) > 1:
+        are_signals = [not value.is_denominator for value in values]
+        return are_signals if any(are_signals) and not all(are_signals) else None
     if len(values) != 2:
         return None
-    if operation.kind in (Kind.MUL, Kind.PRODUCT):
-        denominators = [value.is_denominator for value in values]
-        return [not d for d in denominators] if any(denominators) else None
     if operation.kind in (Kind.DIV, Kind.SOLVE):
         divided = operation.argument("input" if operation.kind is Kind.DIV else "other")
         return [operand is divided for operand, _ in operation.traced()]
     if operation.kind is Kind.SUB:
         signal = operation.argument("input")
         (subtracted,) = (v for o, v in operation.traced() if o is not signal)
-        if is_mean_of(subtracted, signal.value):
+        kinds = (Kind.MEAN, Kind.SMOOTH_MAXIMUM)
+        if any(is_statistic_of(subtracted, signal.value, kind) for kind in kinds):
             return [operand is signal for operand, _ in operation.traced()]
     return None
+
+
+def signal_of(operation: Operation) -> list[bool] | None:
+    """For each traced operand, whether it is the signal of a hand-written norm's step.
+
+    None if the operation is no such step. What divides may be a gate: then it is none.
+    """
+    are_signals = is_divided(operation)
+    if are_signals is None or operation.kind is Kind.SUB:
+        return are_signals
+    parts = zip(operation.traced(), are_signals, strict=True)
+    gates = any(is_gate_by_formula(value) for (_, value), is_signal in parts if not is_signal)
+    return None if gates else are_signals
+
+
+def is_gate_by_formula(value: Value) -> bool:
+    """Whether a divisor is an activation of each entry, as ``1 + exp(-x)``, and no statistic."""
+    operation = value.operation
+    if operation is None or operation.kind not in _ONE_BY_ONE:
+        return False
+    if operation.kind is Kind.ENTRYWISE and operation.name not in _POWERS:
+        return True
+    return any(is_gate_by_formula(source) for _, source in operation.traced())
+
+
+def softmax_dim(operation: Operation) -> int | None:
+    """Along which dimension a softmax runs, also one that is written by hand; None if it is none.
+
+    That is exponentials over their sum, or the exponential of a logarithm of a softmax.
+    """
+    if operation.kind is Kind.SOFTMAX:
+        output = operation.outputs[0]
+        return None if output is None else operation.dim(len(output.shape))
+    if operation.kind is Kind.ENTRYWISE:
+        ((_, value), *_) = operation.traced()
+        return _dim_of_logarithm(value) if operation.name == "exp" else None
+    are_signals = is_divided(operation) if operation.kind in (Kind.DIV, Kind.MUL) else None
+    if are_signals is None or len(are_signals) != 2:
+        return None
+    value, divisor = (v for _, v in operation.traced()[:: 1 if are_signals[0] else -1])
+    scores, total = _exponent(value), _before(divisor, _TO_SUM).operation
+    if scores is None or total is None or total.kind not in (Kind.SUM, Kind.DISTANCE):
+        return None
+    same = _exponent(total.traced()[0][1]) is scores
+    dim = total.dim(len(value.shape)) if same else None
+    if dim is not None:
+        _leave_out_shifts(scores, dim - len(value.shape))
+    return dim
+
+
+_TO_SCORES = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV, Kind.COPY})
+_TO_SUM = MOVES | {Kind.COPY, Kind.ADD, Kind.ENTRYWISE, Kind.RECIPROCAL}
+
+
+def _before(value: Value, kinds: Collection[Kind]) -> Value:
+    """What some kinds of operation of one signal have made a value of."""
+    while (operation := value.operation) is not None and operation.kind in kinds:
+        traced = operation.traced()
+        if len(traced) != 1:
+            break
+        ((_, value),) = traced
+    return value
+
+
+def _exponent(value: Value) -> Value | None:
+    """Of what a value is the exponential function, masked perhaps."""
+    operation = _before(value, MOVES | {Kind.COPY, Kind.MUL}).operation
+    if operation is None or operation.name != "exp":
+        return None
+    return operation.traced()[0][1].origin
+
+
+def _leave_out_shifts(value: Value, dim: int) -> None:
+    """Notes what is added to all scores of a softmax alike, so that it does not depend on it."""
+    while (operation := value.operation) is not None and operation.kind in _TO_SCORES:
+        for operand in operation.operands if operation.kind in (Kind.ADD, Kind.SUB) else ():
+            known = operand.value is not None or operand.data is not None
+            if known and (len(operand.size) < -dim or operand.size[dim] == 1 < value.shape[dim]):
+                operation.shift = operand
+        left = [v for operand, v in operation.traced() if operand is not operation.shift]
+        if len(left) != 1:
+            return
+        (value,) = left
+
+
+def _dim_of_logarithm(value: Value) -> int | None:
+    operation = value.operation
+    if operation is not None and operation.kind is Kind.SUB and len(operation.traced()) == 2:
+        signal, subtracted = operation.argument("input"), operation.argument("other")
+        if not is_statistic_of(subtracted.value, signal.value, Kind.SMOOTH_MAXIMUM):
+            return None
+        operation = subtracted.value.origin.operation
+    elif operation is None or operation.kind is not Kind.LOG_SOFTMAX:
+        return None
+    return operation.dim(len(value.shape))
 
 
 @dataclass(frozen=True)

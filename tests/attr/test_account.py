@@ -180,3 +180,22 @@ def test_partial_lrp_checks_its_relevance_too(monkeypatch: Any, small: Any) -> N
     monkeypatch.setattr(relevance, "with_sparsity", lambda _: rules)
     with pytest.raises(ConservationError, match="`add`"):
         PartialLRP(model).attribute_tokens(x, 1)
+
+
+@pytest.mark.parametrize("method", [TransformerAttribution, ConservativeLRP, AttnLRP])
+def test_a_bias_is_one_in_every_spelling(small: Any, method: Callable[..., Any]) -> None:
+    model, x = small
+
+    class Written(nn.Module):
+        def __init__(self, layer: nn.Linear) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.layer.weight.T + self.layer.bias
+
+    expected = method(model).account(x, 1)
+    model.project, model.head = Written(model.project), Written(model.head)
+    found = method(model).account(x, 1)
+    for taker in (INPUTS, "biases", "added constants"):
+        torch.testing.assert_close(found.of(taker), expected.of(taker), rtol=1e-6, atol=1e-9)

@@ -1,5 +1,6 @@
 """Operands that count as constants: what divides a signal, and what weights or gates it."""
 
+import itertools
 from collections.abc import Collection
 from typing import Any
 
@@ -8,7 +9,12 @@ from captum_transformer.trace.gates import are_of_one_entry, is_gate, works_by_e
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.recognise import are_probabilities
-from captum_transformer.trace.statistics import signal_of
+from captum_transformer.trace.statistics import (
+    is_divided,
+    is_statistic_of,
+    signal_of,
+    softmax_dim,
+)
 
 _WITHOUT_AH = "With `attention_rule=False` they count as any other part of the gradient; "
 
@@ -20,30 +26,59 @@ def with_held(operation: Operation, held: Collection[Operand]) -> Any:
 
 def hold_divisor(operation: Operation) -> Any:
     """What divides a signal is held, in norms and in activations alike."""
-    parts = _signal_and_divisor(operation)
-    return NotImplemented if parts is None else with_held(operation, [parts[1][0]])
+    signals, divisors = _divided(operation)
+    if not divisors:
+        return NotImplemented
+    if softmax_dim(operation) is not None:
+        operation.refusal = unsupported(
+            operation,
+            "with the exponential before it, it is a softmax written by hand, and the rule is for "
+            "the whole",
+            "Call `torch.softmax`; ",
+        )
+    elif signal_of(operation) is None and not _of_one_entry(signals, divisors):
+        operation.refusal = unsupported(
+            operation,
+            "it divides by an activation of another signal, and the rule is for products",
+            "Multiply by the gate, as by `torch.sigmoid(x)`; ",
+        )
+    return with_held(operation, divisors)
 
 
 def hold_statistic(operation: Operation) -> Any:
     """The LN rule (Ali et al., eq. 12) for norms written in Python: what divides a signal is held.
 
-    So is the signal's mean that is subtracted, where a table has this rule for differences.
     A divisor that is made entry by entry of what the signal is made of belongs to an activation,
-    as in ``x / (1 + exp(-x))``, and not to a norm.
+    as in ``x / (1 + exp(-x))``, and not to a norm. Nor does a softmax's, written by hand.
     """
-    parts = _signal_and_divisor(operation)
-    if parts is None:
+    signals, divisors = _divided(operation)
+    is_norm = divisors and signal_of(operation) is not None and softmax_dim(operation) is None
+    if not is_norm or _of_one_entry(signals, divisors):
         return NotImplemented
-    (_, signal), (operand, divisor) = parts
-    return NotImplemented if are_of_one_entry(divisor, signal) else with_held(operation, [operand])
+    return with_held(operation, divisors)
 
 
-def _signal_and_divisor(operation: Operation) -> list[tuple[Operand, Value]] | None:
-    """The operands of a step of a norm, the signal first."""
-    are_signals = signal_of(operation)
-    if are_signals is None or not any(are_signals):
-        return None
-    return operation.traced()[:: 1 if are_signals[0] else -1]
+def hold_mean(operation: Operation) -> Any:
+    """The signal's own mean, which a norm written in Python subtracts, is held."""
+    signal, mean = operation.argument("input"), operation.argument("other")
+    if len(operation.traced()) != 2 or not is_statistic_of(mean.value, signal.value, Kind.MEAN):
+        return NotImplemented
+    return with_held(operation, [mean])
+
+
+def _divided(operation: Operation) -> tuple[dict[Operand, Value], dict[Operand, Value]]:
+    """The operands of a step of a norm: the signals, and what divides them."""
+    are_signals = is_divided(operation)
+    if are_signals is None:
+        return {}, {}
+    parts = list(zip(operation.traced(), are_signals, strict=True))
+    signals, divisors = (dict(t for t, is_one in parts if is_one is one) for one in (True, False))
+    return signals, divisors
+
+
+def _of_one_entry(signals: dict[Operand, Value], divisors: dict[Operand, Value]) -> bool:
+    pairs = itertools.product(divisors.values(), signals.values())
+    return all(are_of_one_entry(divisor, signal) for divisor, signal in pairs)
 
 
 def hold_gate(operation: Operation) -> Any:

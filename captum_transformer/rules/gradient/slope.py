@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_transformer.rules.propagate import unsupported
 from captum_transformer.trace.numeric import accumulation_dtype, ratio
 from captum_transformer.trace.operation import Operand, Operation
-from captum_transformer.trace.statistics import Normalisation, normalisation
+from captum_transformer.trace.statistics import Normalisation, normalisation, softmax_dim
 
 EPSILON = 1e-10
 # Saved beside what is needed: no native operation saves a tensor of this shape, so checkpointing,
@@ -30,6 +30,8 @@ def identity(operation: Operation) -> Any:
         )
     if len(traced) > 1 or not traced[0][0].dtype.is_floating_point:
         return NotImplemented
+    if softmax_dim(operation) is not None:
+        return NotImplemented  # of a logarithm of a softmax: the gradient is a softmax's own
     return _Activation.apply(traced[0][0].tensor, operation)
 
 

@@ -16,6 +16,7 @@ from captum_transformer.rules.gradient.gamma import FavourPositive, Gamma
 from captum_transformer.rules.gradient.hold import (
     hold_divisor,
     hold_gate,
+    hold_mean,
     hold_probabilities,
     hold_statistic,
     hold_weights,
@@ -49,7 +50,7 @@ LN: ForwardRules = {
     Kind.PRODUCT: hold_statistic,
     Kind.SOLVE: hold_statistic,
 }
-LN_AND_MEAN: ForwardRules = {**LN, Kind.NORM: hold_deviation_and_mean, Kind.SUB: hold_statistic}
+LN_AND_MEAN: ForwardRules = {**LN, Kind.NORM: hold_deviation_and_mean, Kind.SUB: hold_mean}
 # Achtibat et al. (ICML 2024), eq. 9 and 14.
 DIVISORS: ForwardRules = {
     Kind.NORM: hold_deviation,

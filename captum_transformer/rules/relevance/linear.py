@@ -1,7 +1,6 @@
 """Relevance through linear maps: the alpha-beta rule, and the z-B rule for pixels."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +10,7 @@ from captum_transformer.account import Reason
 from captum_transformer.rules.ledger import total, total_of_rows
 from captum_transformer.rules.propagate import Shares, transposed, unsupported
 from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
-from captum_transformer.rules.relevance.weights import Weighting
-from captum_transformer.trace.nested import mapped
+from captum_transformer.rules.relevance.weights import Weighting, exchanged
 from captum_transformer.trace.numeric import EPSILON, in_full, ratio
 from captum_transformer.trace.operation import Operand, Operation
 
@@ -114,11 +112,7 @@ def without_bias(operation: Operation, change: Callable[[Tensor], Tensor]) -> Op
         tensor = in_full(operand)
         return Operand(torch.zeros_like(tensor) if operand is addend else change(tensor), None)
 
-    return replace(
-        operation,
-        args=mapped(changed, Operand, operation.args),
-        kwargs=mapped(changed, Operand, operation.kwargs),
-    )
+    return exchanged(operation, changed)
 
 
 def is_first_convolution(operation: Operation) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_transformer.account import Reason
 from captum_transformer.rules.propagate import Rule, Shares, rearranged, transposed, unsupported
-from captum_transformer.rules.relevance.addition import addition
+from captum_transformer.rules.relevance.addition import addition, summed
 from captum_transformer.rules.relevance.homogeneous import length, moment, terms, z_rule
 from captum_transformer.rules.relevance.product import convolution, product
 from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
@@ -108,7 +108,6 @@ def one_output(rule: OneOutputRule) -> Rule:
 
 
 _PASSED_ON = BY_ENTRY - {Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV, Kind.CONTRAST}
-_SUMS = (Kind.SUM, Kind.MEAN, Kind.POOL, Kind.SUM_AT_INDICES)
 
 TABLE = Table(
     {
@@ -120,7 +119,8 @@ TABLE = Table(
         Kind.ATTENTION: Entry(one_output(product), keeps=True),
         Kind.PRODUCT: Entry(one_output(product), keeps=True),
         **dict.fromkeys(CONVOLUTIONS, Entry(one_output(convolution), keeps=True)),
-        **dict.fromkeys(_SUMS, Entry(one_output(terms), keeps=True)),
+        **dict.fromkeys((Kind.SUM, Kind.MEAN), Entry(one_output(summed), keeps=True)),
+        **dict.fromkeys((Kind.POOL, Kind.SUM_AT_INDICES), Entry(one_output(terms), keeps=True)),
         Kind.DISTANCE: Entry(one_output(length), keeps=True),
         Kind.DERIVED: Entry(one_output(moment), keeps=True),
         Kind.SOLVE: Entry(one_output(solved), keeps=True),

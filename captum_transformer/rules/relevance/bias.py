@@ -1,0 +1,98 @@
+"""Which constant is a bias: one that is added to what a linear map or a norm made, in any spelling.
+
+What ``F.linear(x, W, b)`` adds is a bias, so what ``x @ W + b`` adds is one, too. A position
+embedding is none: it differs from token to token, and the map does not.
+"""
+
+from collections.abc import Iterable
+
+from captum_transformer.rules.relevance.weights import applies_weights
+from captum_transformer.trace.axis import Axis, pieces_in_view
+from captum_transformer.trace.kinds import CONVOLUTIONS, Kind
+from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.statistics import normalisation, signal_of
+from captum_transformer.trace.views import views_of
+
+Axes = frozenset[Axis]
+_SCALES = frozenset({Kind.MUL, Kind.DIV, Kind.PRODUCT, Kind.COPY})
+
+
+def adds_bias(operation: Operation) -> bool:
+    """Whether all that an addition adds to its one signal is a bias, or one number."""
+    ((signal, value),) = operation.traced()
+    constants = (operand for operand in operation.operands if operand is not signal)
+    return all(_is_bias(constant, value, operation.outputs[0]) for constant in constants)
+
+
+def adds_term(operation: Operation) -> bool:
+    """Whether what is added to a product, in the same function, is more than a bias."""
+    addend, traced, output = operation.argument("bias"), operation.traced(), operation.outputs[0]
+    if addend is None or operation.kind in CONVOLUTIONS or output is None:
+        return addend is not None and len(traced) > 1
+    return addend.value is not None or not _is_bias(addend, output, output)
+
+
+def _is_bias(constant: Operand, onto: Value, output: Value | None) -> bool:
+    """Whether a constant differs only along the axes that weights made, or a norm normalised."""
+    if output is None or onto.shape != output.shape:
+        return False
+    dims = range(-len(constant.size), 0)
+    strides = constant.given.stride()
+    differs = _axes(onto, (dim for dim in dims if constant.size[dim] > 1 and strides[dim]))
+    return not differs or differs <= _own(onto)
+
+
+def _axes(value: Value, dims: Iterable[int]) -> Axes:
+    return frozenset(Axis.of(value.shape, dim % len(value.shape)) for dim in dims)
+
+
+def _own(value: Value) -> Axes:
+    """The axes of a value along which a bias may differ: none if no linear map or norm made it."""
+    operation = value.operation
+    if operation is None:
+        return frozenset()
+    if operation.kind is Kind.NORM:
+        return _normalised(operation, value)
+    traced, signal = operation.traced(), signal_of(operation) or [True]
+    signals = [t for t, is_signal in zip(traced, signal, strict=False) if is_signal]
+    if len(traced) != len(signal) or len(signals) != 1:
+        return frozenset()
+    ((operand, source),) = signals
+    product = operation.contraction()
+    if operation.kind in CONVOLUTIONS and operand is operation.argument("input"):
+        return _axes(value, [1 - len(operation.arguments["weight"].size)])
+    if product is not None and applies_weights(product, operand):
+        made = (letter not in product.of(operand) for letter in product.output)
+        return _axes(value, (dim for dim, is_new in enumerate(made) if is_new))
+    if len(traced) > 1:
+        divisors = [t for t in traced if t[0] is not operand]
+        return _divided_alike(operation, value, divisors) | frozenset(value.features)
+    if (views := views_of(operation)) is not None:
+        view = views[operation.outputs.index(value)]
+        return frozenset(pieces_in_view(tuple(_own(source)), view))
+    adds = operation.kind in (Kind.ADD, Kind.SUB) and adds_bias(operation)
+    if source.shape == value.shape and (adds or operation.kind in _SCALES):
+        return _own(source)
+    return frozenset()
+
+
+def _normalised(operation: Operation, value: Value) -> Axes:
+    """Where the weights of a fused norm lie."""
+    known = normalisation(operation)
+    if known is None or known.by_constants:
+        return _axes(value, [1]) if known is not None else frozenset()
+    scale = known.scale
+    return _axes(value, (dim for dim in range(-len(scale), 0) if scale[dim] != 1))
+
+
+def _divided_alike(
+    operation: Operation, value: Value, divisors: list[tuple[Operand, Value]]
+) -> Axes:
+    """The axes along which all is divided by the same number."""
+    product, differ = operation.contraction(), set[int | None]()
+    for operand, divisor in divisors:
+        behind = len(value.shape) - len(divisor.shape)
+        for dim, (length, step) in enumerate(zip(divisor.shape, divisor.stride, strict=True)):
+            if length > 1 and step:
+                differ.add(dim + behind if product is None else product.moved(operand, dim))
+    return _axes(value, set(range(len(value.shape))) - differ)

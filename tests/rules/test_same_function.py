@@ -1,0 +1,310 @@
+"""The same function, written in several ways, has the same relevance in every pass."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captum_transformer import (
+    AttentionRollout,
+    AttnLRP,
+    ConservativeLRP,
+    GenericAttentionRelevance,
+    PartialLRP,
+    TransformerAttribution,
+)
+from captum_transformer.calling import Arguments
+from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.rules.propagate import conserved
+from captum_transformer.rules.relevance import TABLE
+from captum_transformer.trace import traced_forward
+from tests.rules.by_hand import doubles, weigh
+
+Function = Callable[[Tensor], Tensor]
+X = doubles(2, 4, 6)
+BEFORE, W, V = doubles(6, 6, seed=1), doubles(6, 5, seed=2), doubles(6, 6, seed=3)
+BIAS, GAIN, EPS = doubles(5, seed=4), doubles(6, seed=5), 1e-5
+POSITIONS = doubles(4, 5, seed=6)
+
+
+def rms(x: Tensor) -> Tensor:
+    return torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS)
+
+
+def by_hand(x: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + EPS).sqrt()
+
+
+def exponentials(x: Tensor) -> Tensor:
+    powers = x.exp()
+    return powers / powers.sum(-1, keepdim=True)
+
+
+def gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+
+
+layer_norm = nn.LayerNorm(6).double()
+nn.init.normal_(layer_norm.weight), nn.init.normal_(layer_norm.bias)
+
+GROUPS: dict[str, dict[str, Function]] = {
+    "rms norm": {
+        "fused": lambda x: F.rms_norm(x, (6,), GAIN, EPS),
+        "product": lambda x: x * rms(x) * GAIN,
+        "einsum": lambda x: torch.einsum("bnd,bn,d->bnd", x, rms(x)[..., 0], GAIN),
+        "einsum of two": lambda x: torch.einsum("bnd,bnl->bnd", x, rms(x)) * GAIN,
+        "addcmul": lambda x: torch.addcmul(torch.zeros_like(GAIN), x, rms(x)) * GAIN,
+        "diagonal": lambda x: torch.diag_embed(rms(x)[..., 0]) @ x * GAIN,
+        "quotient": lambda x: x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * GAIN,
+        "norm": lambda x: x / (x.norm(dim=-1, keepdim=True).square() / 6 + EPS).sqrt() * GAIN,
+        "addcdiv": lambda x: (
+            torch.addcdiv(torch.zeros_like(x), x, (x.square().mean(-1, keepdim=True) + EPS).sqrt())
+            * GAIN
+        ),
+        "power": lambda x: x * (x.pow(2).mean(-1, keepdim=True) + EPS) ** -0.5 * GAIN,
+        "scaled gain": lambda x: x * (rms(x) * GAIN),
+    },
+    "length": {
+        "normalize": lambda x: F.normalize(x, dim=-1),
+        "quotient": lambda x: x / x.norm(dim=-1, keepdim=True),
+        "linalg": lambda x: x / torch.linalg.vector_norm(x, dim=-1, keepdim=True),
+        "linalg.norm": lambda x: x / torch.linalg.norm(x, dim=-1, keepdim=True),
+        "root": lambda x: x / x.square().sum(-1, keepdim=True).sqrt(),
+        "root of a product": lambda x: x / (x * x).sum(-1, keepdim=True).sqrt(),
+        "reciprocal": lambda x: x * x.norm(dim=-1, keepdim=True).reciprocal(),
+        "expanded": lambda x: x.div(x.norm(dim=-1, keepdim=True).expand_as(x)),
+    },
+    "layer norm": {
+        "module": layer_norm,
+        "functional": lambda x: F.layer_norm(x, (6,), layer_norm.weight, layer_norm.bias),
+        "by hand": lambda x: by_hand(x) * layer_norm.weight + layer_norm.bias,
+        "var": lambda x: (
+            (x - x.mean(-1, keepdim=True))
+            / torch.sqrt(x.var(-1, keepdim=True, correction=0) + EPS)
+            * layer_norm.weight
+            + layer_norm.bias
+        ),
+        "addcmul": lambda x: torch.addcmul(layer_norm.bias, by_hand(x), layer_norm.weight),
+    },
+    "linear layer": {
+        "linear": lambda x: F.linear(x, W.T, BIAS),
+        "matmul": lambda x: x @ W + BIAS,
+        "bias first": lambda x: BIAS + x @ W,
+        "in place": lambda x: (x @ W).add_(BIAS),
+        "subtracted": lambda x: x @ W - (-BIAS),
+        "two halves": lambda x: x @ W + BIAS / 2 + BIAS / 2,
+        "addmm": lambda x: torch.addmm(BIAS, x.flatten(0, 1), W).unflatten(0, (2, 4)),
+        "baddbmm": lambda x: torch.baddbmm(BIAS, x, W.expand(2, -1, -1)),
+        "einsum": lambda x: torch.einsum("bnd,de->bne", x, W) + BIAS,
+        "einsum, expanded": lambda x: torch.einsum("bnd,de->bne", x, W) + BIAS.expand(2, 4, 5),
+        "tensordot": lambda x: torch.tensordot(x, W, 1) + BIAS,
+        "convolution": lambda x: F.conv1d(x.mT, W.T[..., None], BIAS).mT,
+        "convolution and bias": lambda x: (F.conv1d(x.mT, W.T[..., None]) + BIAS[:, None]).mT,
+        "bias elsewhere": lambda x: ((x @ W).mT + BIAS[:, None]).mT,
+        "scaled": lambda x: (x @ (2 * W)) * 0.5 + BIAS,
+        "scaled before": lambda x: F.linear(x * 2, W.T / 2, BIAS),
+        "bias of heads": lambda x: ((x @ W).view(2, 4, 5, 1) + BIAS[:, None]).flatten(2),
+    },
+    "positions": {
+        "linear": lambda x: F.linear(x, W.T) + POSITIONS,
+        "first": lambda x: POSITIONS + x @ W,
+        "baddbmm": lambda x: torch.baddbmm(POSITIONS, x, W.expand(2, -1, -1)),
+        "subtracted": lambda x: x @ W - (-POSITIONS),
+        "repeated": lambda x: x @ W + POSITIONS.repeat(2, 1, 1),
+    },
+    "constant factor": {
+        "product": lambda x: (x @ V) * 0.5,
+        "quotient": lambda x: (x @ V) / 2,
+        "mul": lambda x: (x @ V).mul(0.5),
+        "div": lambda x: torch.div(x @ V, 2),
+        "tensor": lambda x: (x @ V) * torch.tensor(0.5, dtype=torch.float64),
+        "weights": lambda x: x @ (V / 2),
+        "einsum": lambda x: torch.einsum("bnd,->bnd", x @ V, torch.tensor(0.5, dtype=x.dtype)),
+        "mean of two": lambda x: (x @ V).unsqueeze(-1).expand(-1, -1, -1, 2).mean(-1) / 2,
+        "multiply": lambda x: torch.multiply(0.5, x @ V),
+    },
+    "difference": {
+        "difference": lambda x: x @ V - x,
+        "negative": lambda x: x @ V + (-x),
+        "neg": lambda x: x @ V + x.neg(),
+        "factor": lambda x: x @ V + x * -1,
+        "alpha": lambda x: torch.add(x @ V, x, alpha=-1),
+        "rsub": lambda x: torch.rsub(x, x @ V),
+        "turned around": lambda x: -(x - x @ V),
+        "lerp": lambda x: torch.addcmul(x @ V, x, -torch.ones(6, dtype=x.dtype)),
+    },
+    "twice": {
+        "sum": lambda x: x + x,
+        "product": lambda x: 2 * x,
+        "alpha": lambda x: torch.add(x, x, alpha=1),
+        "in place": lambda x: (x * 1.0).add_(x),
+        "stack": lambda x: torch.stack([x, x]).sum(0),
+        "addcmul": lambda x: torch.addcmul(x, x, torch.ones(6, dtype=x.dtype)),
+    },
+    "sum of two": {
+        "sum": lambda x: x @ V + x,
+        "stack": lambda x: torch.stack([x @ V, x]).sum(0),
+        "stack behind": lambda x: torch.stack([x, x @ V], -1).sum(-1),
+        "mean": lambda x: torch.stack([x @ V, x]).mean(0) * 2,
+        "python": lambda x: sum([x @ V, x]),
+        "baddbmm": lambda x: torch.baddbmm(x, x, V.expand(2, -1, -1)),
+    },
+    "mean": {
+        "mean": lambda x: x.mean(1),
+        "sum": lambda x: x.sum(1) / 4,
+        "factor": lambda x: x.sum(1) * 0.25,
+        "einsum": lambda x: torch.einsum("bnd->bd", x) / 4,
+        "pool": lambda x: F.adaptive_avg_pool1d(x.mT, 1)[..., 0],
+        "average pool": lambda x: F.avg_pool1d(x.mT, 4)[..., 0],
+        "masked": lambda x: (x * torch.ones(4, 1, dtype=x.dtype)).sum(1) / torch.ones(4).sum(),
+        "cumsum": lambda x: x.cumsum(1)[:, -1] / 4,
+    },
+    "gelu": {
+        "fused": F.gelu,
+        "formula": gelu,
+        "cdf": lambda x: x * torch.special.ndtr(x),
+        "gate first": lambda x: torch.special.ndtr(x) * x,
+    },
+    "silu": {
+        "fused": F.silu,
+        "gate": lambda x: x * x.sigmoid(),
+        "gate first": lambda x: x.sigmoid() * x,
+        "quotient": lambda x: x / (1 + torch.exp(-x)),
+        "einsum": lambda x: torch.einsum("bnd,bnd->bnd", x.sigmoid(), x),
+        "addcmul": lambda x: torch.addcmul(torch.zeros_like(GAIN), x.sigmoid(), x),
+    },
+    "relu": {
+        "fused": F.relu,
+        "clamp": lambda x: x.clamp(min=0),
+        "where": lambda x: torch.where(x > 0, x, 0.0),
+        "maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
+        "mask": lambda x: x * (x > 0),
+    },
+    "softmax": {
+        "fused": lambda x: x.softmax(-1),
+        "by hand": exponentials,
+        "shifted": lambda x: exponentials(x - x.amax(-1, keepdim=True)),
+        "shifted by a constant": lambda x: exponentials(x - x.amax(-1, keepdim=True).detach()),
+        "logarithm": lambda x: x.log_softmax(-1).exp(),
+        "logsumexp": lambda x: (x - x.logsumexp(-1, keepdim=True)).exp(),
+    },
+    "gated": {
+        "signal first": lambda x: (x @ V) * F.silu(x),
+        "gate first": lambda x: F.silu(x) * (x @ V),
+        "einsum": lambda x: torch.einsum("bnd,bnd->bnd", x @ V, F.silu(x)),
+        "addcmul": lambda x: torch.addcmul(torch.zeros_like(GAIN), x @ V, F.silu(x)),
+        "chunks": lambda x: torch.cat([x @ V, x], -1)[..., :6] * F.silu(x),
+    },
+    "sigmoid gate": {
+        "glu": lambda x: F.glu(torch.cat([x @ V, x], -1)),
+        "signal first": lambda x: (x @ V) * x.sigmoid(),
+        "gate first": lambda x: x.sigmoid() * (x @ V),
+        "quotient": lambda x: (x @ V) / (1 + torch.exp(-x)),
+        "reciprocal": lambda x: (x @ V) * (1 / (1 + torch.exp(-x))),
+    },
+}
+
+
+def lrp(function: Function) -> Tensor:
+    """From random relevance on, where the output is not zero, down to the input."""
+    with traced_forward(function, Arguments(X), keep=TABLE.keep) as forward:
+        value = forward.tape.find(forward.output)
+        seeds = {value: doubles(*value.shape, seed=9) * (forward.output != 0)}
+        arrived, _ = conserved(forward.tape, seeds, TABLE, forward.values)
+        return arrived[forward.values[0]]
+
+
+def conservative(function: Function) -> Tensor:
+    method = ConservativeLRP(lambda x: weigh(function(x)).flatten(1).sum(1), attention_rule=False)
+    return method.attribute(X)
+
+
+def attn_lrp(function: Function) -> Tensor:
+    return AttnLRP(lambda x: weigh(function(attended(x))).flatten(1).sum(1)).attribute(X)
+
+
+def partial_lrp(function: Function) -> Tensor:
+    """A map of the attention before the function, so that this is all that tells."""
+    method = PartialLRP(lambda x: weigh(function(attended(x))).flatten(1).sum(1))
+    (found,) = method.relevance_maps(X).values()
+    return found
+
+
+def attended(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x)
+
+
+PASSES: dict[str, Callable[[Function], Tensor]] = {
+    "LRP": lrp,
+    "ConservativeLRP": conservative,
+    "AttnLRP": attn_lrp,
+    "PartialLRP": partial_lrp,
+}
+# Rules for single functions are not one for all together, and that is said.
+REFUSED = {
+    ("AttnLRP", "softmax", "by hand"): "softmax written by hand",
+    ("AttnLRP", "softmax", "shifted"): "softmax written by hand",
+    ("AttnLRP", "softmax", "shifted by a constant"): "softmax written by hand",
+    ("AttnLRP", "sigmoid gate", "quotient"): "activation of another signal",
+    ("AttnLRP", "sigmoid gate", "reciprocal"): "activation of another signal",
+}
+PAIRS = [(group, name) for group, spellings in GROUPS.items() for name in list(spellings)[1:]]
+
+
+@pytest.mark.parametrize("method", PASSES)
+@pytest.mark.parametrize(("group", "name"), PAIRS)
+def test_the_same_function_has_the_same_relevance(group: str, name: str, method: str) -> None:
+    first, other = next(iter(GROUPS[group].values())), GROUPS[group][name]
+    torch.testing.assert_close(other(X), first(X))
+    explain, refusal = PASSES[method], REFUSED.get((method, group, name))
+    if refusal is not None:
+        with pytest.raises(UnsupportedOperationError, match=refusal):
+            explain(lambda x: other(x @ BEFORE))
+        return
+    found, expected = (explain(lambda x, f=f: f(x @ BEFORE)) for f in (other, first))
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+WEIGHTS: dict[str, Function] = {
+    "quotient": exponentials,
+    "shifted": lambda s: exponentials(s - s.amax(-1, keepdim=True)),
+    "shifted by a constant": lambda s: exponentials(s - s.detach().max(-1, keepdim=True)[0]),
+    "stabilised": lambda s: s.exp() / (s.exp().sum(-1, keepdim=True) + 1e-12),
+    "normalize": lambda s: F.normalize(s.exp(), p=1, dim=-1),
+    "reciprocal": lambda s: s.exp() * s.exp().sum(-1, keepdim=True).reciprocal(),
+    "logarithm": lambda s: s.log_softmax(-1).exp(),
+    "logsumexp": lambda s: (s - s.logsumexp(-1, keepdim=True)).exp(),
+}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        GenericAttentionRelevance,
+        TransformerAttribution,
+        ConservativeLRP,
+        AttentionRollout,
+        PartialLRP,
+    ],
+)
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
+def test_attention_with_a_softmax_by_hand_is_attention(weights: Function, method: Any) -> None:
+    def model(softmax: Function) -> Function:
+        def attend(x: Tensor) -> Tensor:
+            x = x + POSITIONS[:, :1]
+            x = x + softmax((x @ BEFORE) @ (x @ V).mT + POSITIONS[:, :4]) @ x
+            return x.mean(1) @ W
+
+        return attend
+
+    found, expected = (
+        method(model(softmax)).attribute(X, target=2)
+        for softmax in (weights, lambda scores: scores.softmax(-1))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
