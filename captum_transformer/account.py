@@ -1,7 +1,8 @@
 """Where the relevance of a score goes: how much reaches the inputs, and what takes the rest."""
 
 import enum
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,16 +83,18 @@ class Account:
         return self._sum([part.amount for part in self.parts if part.taker == taker])
 
     def share(self, taker: str) -> float:
-        """The same as a share of the total, of all samples together."""
-        return float(self.of(taker).sum() / self.total.sum())
+        """The same as a share of the total, of all samples together; NaN of a total of zero."""
+        return self._shares({taker: float(self.of(taker).sum())})[taker]
 
     def shares(self, *, by_source: bool = False) -> dict[str, float]:
         """The share of the total that went to the inputs and to each reason, largest first.
 
+        Nothing has a share of a total of zero: the shares are NaN then.
+
         Args:
             by_source: tell modules and parameters apart: ``"added constants: pos_embed"``.
         """
-        return self._by(lambda p: f"{p.taker}: {p.source}" if by_source else p.taker)
+        return self._shares(self._amounts(by_source=by_source))
 
     @property
     def delta(self) -> Tensor:
@@ -101,29 +104,31 @@ class Account:
 
     def __str__(self) -> str:
         count = self.total.numel()
-        mean = float(self.total.sum()) / count
-        rows = [("total", 1.0), *self._rows()]
+        total = float(self.total.sum())
+        rows = [("total", total), *self._rows(total)]
         width = max(len(name) for name, _ in rows)
         samples = f"mean of {count} samples" if count > 1 else "one sample"
         lines = [
-            f"{name:<{width}}  {mean * share:>9.4f} {100 * share:>7.1f} %" for name, share in rows
+            f"{name:<{width}}  {amount / count:>9.4f} {_percent(amount, total):>9}"
+            for name, amount in rows
         ]
         return "\n".join([f"{self.method}: where the relevance went, {samples}", *lines])
 
-    def _rows(self, most: int = 5) -> list[tuple[str, float]]:
-        """The lines of a table, each with its share; what rounds to nothing is left out."""
+    def _rows(self, total: float, most: int = 5) -> list[tuple[str, float]]:
+        """The lines of a table, each with its amount; what rounds to nothing is left out."""
         rows = []
-        by_source = self.shares(by_source=True)
-        for taker, share in self.shares().items():
+        by_source = self._amounts(by_source=True)
+        scale = abs(total) or max(map(abs, by_source.values()), default=0.0)
+        for taker, amount in self._amounts(by_source=False).items():
             prefix = f"{taker}: "
             inner = [
                 (f"  {name.removeprefix(prefix)}", of_source)
                 for name, of_source in by_source.items()
-                if name.startswith(prefix) and abs(of_source) >= SMALLEST
+                if name.startswith(prefix) and abs(of_source) >= SMALLEST * scale
             ]
             if taker != INPUTS and not inner:
                 continue
-            rows.append((taker, share))
+            rows.append((taker, amount))
             if taker == INPUTS and len(inner) == 1:
                 continue
             rows += inner[:most]
@@ -132,17 +137,22 @@ class Account:
                 rows.append((f"  {len(inner) - most} more", rest))
         return rows
 
-    def _by(self, key: Callable[[Part], str]) -> dict[str, float]:
-        total = self.total.sum()
+    def _amounts(self, *, by_source: bool) -> dict[str, float]:
+        """What each got of all samples together, the inputs and then the largest first."""
         sums: dict[str, Tensor] = {}
+        zero = torch.zeros_like(self.total.sum())
         for part in self.parts:
-            name = key(part)
-            sums[name] = sums.get(name, torch.zeros_like(total)) + part.amount.sum().to(total)
+            name = f"{part.taker}: {part.source}" if by_source else part.taker
+            sums[name] = sums.get(name, zero) + part.amount.sum().to(zero)
         if not sums:
             return {}
-        shares = dict(zip(sums, (torch.stack(list(sums.values())) / total).tolist(), strict=True))
-        some = [s for s in shares.items() if s[1] or s[0].startswith(INPUTS)]
-        return dict(sorted(some, key=lambda s: (not s[0].startswith(INPUTS), -abs(s[1]))))
+        amounts = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+        some = [a for a in amounts.items() if a[1] or a[0].startswith(INPUTS)]
+        return dict(sorted(some, key=lambda a: (not a[0].startswith(INPUTS), -abs(a[1]))))
+
+    def _shares(self, amounts: Mapping[str, float]) -> dict[str, float]:
+        total = float(self.total.sum())
+        return {name: _share(amount, total) for name, amount in amounts.items()}
 
     def _sum(self, amounts: Sequence[Tensor]) -> Tensor:
         if any(amount.shape != self.total.shape for amount in amounts):
@@ -151,3 +161,11 @@ class Account:
         return sum(
             (a.to(zero) for a in amounts), zero if not amounts or amounts[0].ndim else zero.sum()
         )
+
+
+def _share(amount: float, total: float) -> float:
+    return amount / total if total else math.nan
+
+
+def _percent(amount: float, total: float) -> str:
+    return f"{100 * amount / total:.1f} %" if total else "-"

@@ -111,7 +111,7 @@ class GradientTimesInput(AccountableMethod):
             if not forward.has_rule_for(Kind.ENTRYWISE):  # which would keep all
                 taken += of_activation(operation, slope)
         parts += self._parts(taken)
-        rest = score - added_up([part.amount for part in parts])
+        rest = added_up([score, *(-part.amount for part in parts)])
         parts.append(Part(Reason.REST.value, _listed(forward, operations), rest))
         return Account(type(self).__name__, score, tuple(parts))
 

@@ -1,12 +1,15 @@
 """Where the relevance of a score went, as bars."""
 
+import math
+import re
 from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
 from captum_transformer.visualization.figure import new_figure
 
-_BAR = 0.28
+# Inches of a bar, of each further line of its name, and of a letter; of the width for the names.
+_BAR, _LINE, _LETTER, _NAMES = 0.28, 0.15, 0.075, 0.45
 _FOR, _AGAINST, _INPUTS = "#d8604a", "#4a78b5", "#404040"
 
 
@@ -26,7 +29,8 @@ def account_bars(
         A Matplotlib figure; a bar to the left took less than nothing.
 
     Raises:
-        ValueError: If there is nothing to draw.
+        ValueError: If there is nothing to draw, or if a share is no number: nothing has a share of
+            a total of zero.
 
     Example:
         >>> shares = {"inputs": 0.71, "biases": 0.17, "added constants": 0.12}
@@ -40,21 +44,42 @@ def account_bars(
     if len(bars) > most:
         rest = bars[most - 1 :]
         bars = [*bars[: most - 1], (f"{len(rest)} more", sum(share for _, share in rest))]
-    figure = new_figure(width, 0.9 + _BAR * len(bars))
+    if wrong := [name for name, share in bars if not math.isfinite(share)]:
+        raise ValueError(
+            f"The shares of {', '.join(map(repr, wrong))} are no finite numbers: was the total "
+            "zero, or not finite itself? The amounts are in `account.parts`."
+        )
+    names = [_broken(name, int(_NAMES * width / _LETTER)) for name, _ in bars]
+    heights = [_BAR + _LINE * name.count("\n") for name in names]
+    figure = new_figure(width, 0.9 + sum(heights))
     axes = figure.add_subplot()
-    names = [name for name, _ in bars]
     values = [100 * share for _, share in bars]
     colors = [
         _INPUTS if name.startswith("inputs") else _FOR if value >= 0 else _AGAINST
         for name, value in zip(names, values, strict=True)
     ]
-    drawn = axes.barh(range(len(bars)), values, color=colors, height=0.7)
-    axes.bar_label(drawn, fmt="%.1f %%", padding=3, fontsize=8)
-    axes.set_yticks(range(len(bars)), names, fontsize=9)
-    axes.invert_yaxis()
+    places = [sum(heights[:i]) + height / 2 for i, height in enumerate(heights)]
+    axes.barh(places, values, color=colors, height=0.7 * _BAR)
+    axes.set_yticks(places, names, fontsize=9, parse_math=False)
+    axes.set_ylim(sum(heights), 0)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.margins(x=0.15)
-    axes.set_xlabel("share of the score's relevance in %", fontsize=9)
+    axes.margins(x=0.05)
+    # In a column of their own numbers lie over nothing else.
+    numbers = axes.secondary_yaxis("right")
+    numbers.set_yticks(places, [f"{value:.1f} %" for value in values], fontsize=8)
+    numbers.tick_params(length=0)
+    numbers.spines[:].set_visible(False)
+    figure.supxlabel("share of the score's relevance in %", fontsize=9)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.set_title(caption, fontsize=10, loc="left")
+    figure.suptitle(caption, fontsize=10, wrap=True, parse_math=False)
     return figure
+
+
+def _broken(name: str, most: int) -> str:
+    """A name in lines of at most some letters, broken behind what stands between words."""
+    lines = [""]
+    for word in re.findall(rf"[^ ._/,]{{0,{most - 1}}}[ ._/,]?", name):
+        if lines[-1] and len(lines[-1]) + len(word.rstrip()) > most:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(line.rstrip() for line in lines)

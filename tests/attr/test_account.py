@@ -1,5 +1,6 @@
 """Where the relevance of a score goes: shares by reason, by sample, and leaks that are found."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -199,3 +200,38 @@ def test_a_bias_is_one_in_every_spelling(small: Any, method: Callable[..., Any])
     found = method(model).account(x, 1)
     for taker in (INPUTS, "biases", "added constants"):
         torch.testing.assert_close(found.of(taker), expected.of(taker), rtol=1e-6, atol=1e-9)
+
+
+class Stacked(nn.Module):
+    """Samples that are prepared one by one, so that what is added there can't be told apart."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(torch.stack([(sample - 0.5) / 2 for sample in x]))
+
+
+@pytest.mark.parametrize("method", [ConservativeLRP, AttnLRP])
+def test_amounts_of_all_samples_together_count_once(small: Any, method: Callable[..., Any]) -> None:
+    model, x = small
+    together = method(Stacked(model)).account(x, 1)
+    added = sum(part.amount.sum() for part in together.parts)
+    torch.testing.assert_close(added, together.total.sum(), rtol=1e-5, atol=1e-5)
+    parts = method(lambda x: model((x - 0.5) / 2)).account(x, 1)
+    for taker, share in parts.shares().items():
+        assert together.shares().get(taker, 0.0) == pytest.approx(share, abs=1e-5)
+
+
+def test_of_nothing_there_are_amounts_but_no_shares(small: Any) -> None:
+    model, x = small
+    account = ConservativeLRP(lambda x: (score := model(x)) - score.detach()).account(x, 1)
+    assert not account.total.any()
+    table = str(account)
+    assert "nan" not in table
+    assert "inf" not in table
+    amount = float(account.of(INPUTS).sum()) / 3
+    assert f"{amount:.4f}         -" in table
+    assert all(math.isnan(share) for share in account.shares().values())
+    assert math.isnan(account.share(INPUTS))
