@@ -1,5 +1,6 @@
 """Functions that are traced by what they do inside: composites, and those written out here."""
 
+import functools
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -78,14 +79,68 @@ def _vstack(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t if t.ndim > 1 else t.reshape(1, -1) for t in tensors], 0)
 
 
+def _cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:  # noqa: A002
+    """As torch has it, along the first dimension of length three."""
+    input, other = _broadcast_tensors(input, other)  # noqa: A001
+    dim = list(input.shape).index(3) if dim is None else dim
+    forth, back = ((x.roll(-1, dim), x.roll(-2, dim)) for x in (input, other))
+    return forth[0] * back[1] - forth[1] * back[0]
+
+
+def _linalg_cross(input: Tensor, other: Tensor, *, dim: int = -1) -> Tensor:  # noqa: A002
+    return _cross(input, other, dim)
+
+
+def _diff(
+    input: Tensor,  # noqa: A002
+    n: int = 1,
+    dim: int = -1,
+    prepend: Tensor | None = None,
+    append: Tensor | None = None,
+) -> Tensor:
+    given = [part for part in (prepend, input, append) if part is not None]
+    result = torch.cat(given, dim) if len(given) > 1 else input
+    for _ in range(n):
+        length = result.shape[dim] - 1
+        result = result.narrow(dim, 1, length) - result.narrow(dim, 0, length)
+    return result
+
+
+def _multi_dot(tensors: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.matmul, tensors)
+
+
+def _kron(input: Tensor, other: Tensor) -> Tensor:  # noqa: A002
+    ndim = max(input.ndim, other.ndim)
+    (a, b) = ((1,) * (ndim - x.ndim) + tuple(x.shape) for x in (input, other))
+    left = input.reshape([n for length in a for n in (length, 1)])
+    right = other.reshape([n for length in b for n in (1, length)])
+    return (left * right).reshape([m * n for m, n in zip(a, b, strict=True)])
+
+
+def _trapezoid(y: Tensor, x: Tensor | None = None, *, dx: float = 1.0, dim: int = -1) -> Tensor:
+    length = y.shape[dim] - 1
+    if x is not None and x.ndim == 1:
+        x = x.reshape([-1] + [1] * (y.ndim - 1 - dim % y.ndim))
+    steps = dx if x is None else _diff(x, dim=dim)
+    means = (y.narrow(dim, 1, length) + y.narrow(dim, 0, length)) / 2
+    return (means * steps).sum(dim)
+
+
+def _renorm(input: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:  # noqa: A002
+    others = [d for d in range(input.ndim) if d != dim % input.ndim]
+    norm = torch.linalg.vector_norm(input, p, others, keepdim=True)
+    return torch.where(norm > maxnorm, input / (norm + 1e-7) * maxnorm, input)
+
+
 def in_canonical_words(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A function that also takes NumPy's names of arguments, as all of torch's do."""
     return lambda *args, **kwargs: body(*args, **{ALIASES.get(k, k): a for k, a in kwargs.items()})
 
 
 def written_into(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function that writes its result into its first argument."""
-    return lambda input, *args, **kwargs: input.copy_(body(input, *args, **kwargs))  # noqa: A006
+    """A function that writes its result into its first argument, of which autograd may need more."""
+    return lambda input, *args, **kwargs: input.copy_(body(input.clone(), *args, **kwargs))  # noqa: A006
 
 
 # Functions of which the table needs no line, written in those that it has: products that they
@@ -100,6 +155,16 @@ WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "glu": _glu,
     "addcdiv": _addcdiv,
     "lerp": _lerp,
+    "cross": _cross,
+    "linalg_cross": _linalg_cross,
+    "diff": _diff,
+    "linalg_multi_dot": _multi_dot,
+    "chain_matmul": lambda *matrices: _multi_dot(matrices),
+    "kron": _kron,
+    "trapezoid": _trapezoid,
+    "trapz": _trapezoid,
+    "renorm": _renorm,
+    "hypot": lambda input, other: (input.square() + other.square()).sqrt(),  # noqa: A006
     "column_stack": _column_stack,
     "hstack": _hstack,
     "vstack": _vstack,

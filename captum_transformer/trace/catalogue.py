@@ -251,13 +251,14 @@ TABLE: dict[Kind, str] = {
     """,
     Kind.DERIVED: """
         cumprod(input dim) prod(input dim) var(input dim) std(input dim) var_mean(input dim)
-        std_mean(input dim)
+        std_mean(input dim) inverse(input) linalg_inv(input/A) linalg_pinv(input) det(input)
+        linalg_det(input/A) matrix_power(input n) linalg_matrix_power(input n)
     """,
     Kind.SMOOTH_MAXIMUM: """
         logsumexp(input dim keepdim) special_logsumexp(input dim keepdim) logcumsumexp(input dim)
         logaddexp(input other) logaddexp2(input other)
     """,
-    Kind.SOLVE: "linalg_solve_triangular(input other/B)",
+    Kind.SOLVE: "linalg_solve_triangular(input other/B) linalg_solve(input/A other/B)",
     Kind.DATA: "data(input) set_data(input source)",
 }
 

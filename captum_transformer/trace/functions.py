@@ -23,6 +23,7 @@ from captum_transformer.trace.bodies import (
 from captum_transformer.trace.catalogue import ALIASES, ENTRIES, ROLES, UNKNOWN, Entry
 from captum_transformer.trace.flex import flex_attend, requires_grad
 from captum_transformer.trace.kinds import Kind, Role
+from captum_transformer.trace.losses import LOSSES
 
 # The attribute of a user's own operation that holds what it is.
 ENTRY = "__captum_transformer_entry__"
@@ -195,6 +196,8 @@ def describe(function: Callable[..., Any]) -> Function:
     kind = entry.kind
     if function == Tensor.requires_grad.__get__:  # type: ignore[attr-defined]
         return Function(name, Kind.UNKNOWN, function, body=requires_grad)
+    if function in LOSSES:
+        return Function(name, kind, function, body=LOSSES[function])
     if function in COMPOSITES and isinstance(function, types.FunctionType):
         return Function(name, kind, function, body=body_of(function))
     writes = raw.endswith("_") and not dunder and kind is not Kind.ASKS

@@ -1,0 +1,151 @@
+"""Losses, which models return as scores, written in functions that the table has."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _body(of: Callable[..., Any], losses: Callable[..., Any]) -> Callable[..., Tensor]:
+    """A loss from that of each entry: with torch's arguments, weighted and reduced as torch does.
+
+    Args:
+        of: torch's function.
+        losses: those of each entry, and what a mean divides by, if that is not their number.
+    """
+    signature = inspect.signature(of)
+
+    def loss(*args: Any, **kwargs: Any) -> Tensor:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        reduction = given.pop("reduction")
+        # What these said before there was `reduction`.
+        averaged, summed = given.pop("size_average", None), given.pop("reduce", None)
+        if averaged is not None or summed is not None:
+            reduction = "none" if summed is False else "sum" if averaged is False else "mean"
+        return _reduced(losses(**given), reduction, next(iter(given.values())))
+
+    return loss
+
+
+def _reduced(found: Any, reduction: str, first: Tensor) -> Tensor:
+    each: Tensor
+    each, weights = found if isinstance(found, tuple) else (found, None)
+    if reduction == "none":
+        return each
+    if reduction == "mean":
+        return each.mean() if weights is None else each.sum() / weights.sum()
+    if reduction in ("sum", "batchmean"):
+        return each.sum() / len(first) if reduction == "batchmean" else each.sum()
+    raise ValueError(f"{reduction} is not a valid value for reduction")
+
+
+def _weighted(each: Tensor, weight: Tensor | None) -> Any:
+    return each if weight is None else each * weight
+
+
+def _averaged(each: Tensor, weight: Tensor | None) -> Any:
+    """Of a weighted mean."""
+    return each if weight is None else (each * weight, weight.expand_as(each))
+
+
+def _rounded(input: Tensor, target: Tensor, beta: float) -> Tensor:  # noqa: A002
+    far = (input - target).abs()
+    near = far.square() / (2 * beta) if beta else far
+    return torch.where(far < beta, near, far - beta / 2)
+
+
+def _of_class(
+    input: Tensor,  # noqa: A002
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    smoothing: float = 0.0,
+) -> Any:
+    """Of logarithms of probabilities, whose classes come second, or first of a single sample."""
+    dim = min(input.ndim - 1, 1)
+    shape = [-1 if d == dim else 1 for d in range(input.ndim)]
+    of_classes = torch.ones_like(input[:1]).flatten()[:1] if weight is None else weight
+    of_classes = of_classes.expand(input.shape[dim])
+    ignored = target == ignore_index
+    ids = target.masked_fill(ignored, 0)
+    weights = of_classes.detach()[ids].masked_fill(ignored, 0.0)
+    each = -(input.gather(dim, ids.unsqueeze(dim)).squeeze(dim) * weights)
+    if smoothing:
+        even = -(input * of_classes.reshape(shape)).sum(dim).masked_fill(ignored, 0.0)
+        each = (1 - smoothing) * each + smoothing / input.shape[dim] * even
+    return each, weights
+
+
+def _cross_entropy(
+    input: Tensor,  # noqa: A002
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Any:
+    dim = min(input.ndim - 1, 1)
+    logarithms = input.log_softmax(dim)
+    if target.shape != input.shape:
+        return _of_class(logarithms, target, weight, ignore_index, label_smoothing)
+    classes = input.shape[dim]
+    target = target * (1 - label_smoothing) + label_smoothing / classes
+    shape = [-1 if d == dim else 1 for d in range(input.ndim)]
+    return -_weighted(logarithms * target, weight if weight is None else weight.reshape(shape)).sum(
+        dim
+    )
+
+
+def _binary(input: Tensor, target: Tensor, weight: Tensor | None) -> Any:  # noqa: A002
+    yes, no = input.log().clamp(min=-100), (1 - input).log().clamp(min=-100)
+    return _weighted(-(target * yes + (1 - target) * no), weight)
+
+
+def _binary_of_logits(
+    input: Tensor,  # noqa: A002
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+) -> Any:
+    yes = target if pos_weight is None else target * pos_weight
+    return _weighted(-(yes * F.logsigmoid(input) + (1 - target) * F.logsigmoid(-input)), weight)
+
+
+def _divergence(input: Tensor, target: Tensor, *, log_target: bool) -> Tensor:  # noqa: A002
+    if log_target:
+        return target.exp() * (target - input)
+    certain = target == 0
+    logarithms = target.masked_fill(certain, 1.0).log()
+    return (target * (logarithms - input)).masked_fill(certain, 0.0)
+
+
+def _of_cosine(input1: Tensor, input2: Tensor, target: Tensor, margin: float) -> Tensor:
+    cosine = F.cosine_similarity(input1, input2, dim=-1)
+    return torch.where(target > 0, 1 - cosine, (cosine - margin).clamp(min=0))
+
+
+def _huber(input: Tensor, target: Tensor, delta: float, weight: Tensor | None = None) -> Any:  # noqa: A002
+    return _averaged(delta * _rounded(input, target, delta), weight)
+
+
+_EACH: dict[Any, Callable[..., Any]] = {
+    F.cross_entropy: _cross_entropy,
+    F.nll_loss: _of_class,
+    F.mse_loss: lambda input, target, weight=None: _averaged((input - target).square(), weight),  # noqa: A006
+    F.l1_loss: lambda input, target, weight=None: _averaged((input - target).abs(), weight),  # noqa: A006
+    F.smooth_l1_loss: _rounded,
+    F.huber_loss: _huber,
+    F.binary_cross_entropy: _binary,
+    F.binary_cross_entropy_with_logits: _binary_of_logits,
+    F.kl_div: _divergence,
+    F.cosine_embedding_loss: _of_cosine,
+    F.margin_ranking_loss: lambda input1, input2, target, margin: (
+        margin - target * (input1 - input2)
+    ).clamp(min=0),
+    F.soft_margin_loss: lambda input, target: F.softplus(-target * input),  # noqa: A006
+}
+LOSSES = {function: _body(function, each) for function, each in _EACH.items()}

@@ -1,0 +1,130 @@
+"""Functions that the trace runs written out in others: the same values and the same gradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_transformer import AttnLRP, ConservativeLRP, GenericAttentionRelevance
+from captum_transformer.calling import Arguments
+from captum_transformer.rules.propagate import conserved
+from captum_transformer.rules.relevance import TABLE
+from captum_transformer.trace import traced_forward
+from captum_transformer.trace.kinds import Kind
+from tests.rules.by_hand import doubles
+
+X, Y = doubles(3, 4), doubles(3, 4, seed=1)
+SIGNS = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
+CLASSES = torch.tensor([2, 0, -100])
+WEIGHT = doubles(4, seed=2).abs()
+SHARES = Y.softmax(1)
+Function = Callable[..., Tensor]
+
+
+def of_pixels(x: Tensor, **kwargs: Any) -> Tensor:
+    return F.cross_entropy(x[..., None] * SIGNS[:2], CLASSES[:, None].expand(3, 2), **kwargs)
+
+
+LOSSES: dict[str, Function] = {
+    "cross entropy": lambda x, **k: F.cross_entropy(x, CLASSES, **k),
+    "cross entropy, weighted": lambda x, **k: F.cross_entropy(
+        x, CLASSES, WEIGHT, label_smoothing=0.1, **k
+    ),
+    "cross entropy of shares": lambda x, **k: F.cross_entropy(
+        x, SHARES, WEIGHT, label_smoothing=0.1, **k
+    ),
+    "cross entropy of one": lambda x, **k: F.cross_entropy(x[0], CLASSES[0], **k),
+    "cross entropy of pixels": of_pixels,
+    "nll": lambda x, **k: F.nll_loss(x.log_softmax(1), CLASSES, WEIGHT, **k),
+    "mse": lambda x, **k: F.mse_loss(x, Y, **k),
+    "l1": lambda x, **k: F.l1_loss(x, Y, **k),
+    "smooth l1": lambda x, **k: F.smooth_l1_loss(x, Y, beta=0.7, **k),
+    "huber": lambda x, **k: F.huber_loss(x, Y, delta=0.7, **k),
+    "bce": lambda x, **k: F.binary_cross_entropy(x.sigmoid(), SHARES, WEIGHT, **k),
+    "bce of logits": lambda x, **k: F.binary_cross_entropy_with_logits(
+        x, SHARES, WEIGHT, pos_weight=WEIGHT + 1, **k
+    ),
+    "kl": lambda x, **k: F.kl_div(x.log_softmax(1), SHARES * (SHARES > 0.1), **k),
+    "kl of logarithms": lambda x, **k: F.kl_div(
+        x.log_softmax(1), SHARES.log(), log_target=True, **k
+    ),
+    "cosine": lambda x, **k: F.cosine_embedding_loss(x, Y, SIGNS, margin=-0.9, **k),
+    "ranking": lambda x, **k: F.margin_ranking_loss(x[:, 0], Y[:, 0], SIGNS, margin=0.3, **k),
+    "soft margin": lambda x, **k: F.soft_margin_loss(x, Y.sign(), **k),
+}
+OTHERS: dict[str, Function] = {
+    "cross": lambda x: torch.cross(x[:, :3], Y[:, :3], dim=1),
+    "cross, first of three": lambda x: x.cross(Y),
+    "linalg.cross": lambda x: torch.linalg.cross(x[:, :3], Y[:, 1:]),
+    "diff": lambda x: x.diff(2, prepend=Y),
+    "diff of a matrix": lambda x: torch.diff(x.unsqueeze(-1), dim=-2),
+    "multi_dot": lambda x: torch.linalg.multi_dot([x, Y.mT, Y]),
+    "kron": lambda x: torch.kron(x, Y[0]),
+    "kron of matrices": lambda x: torch.kron(x[:2], Y),
+    "trapezoid": lambda x: torch.trapezoid(x, dx=0.5),
+    "trapezoid at places": lambda x: torch.trapezoid(x, Y[0]),
+    "renorm": lambda x: x.renorm(2, 0, 1.5),
+    "hypot": lambda x: torch.hypot(x, Y),
+    "inverse": lambda x: torch.linalg.inv(x[:, :3]),
+    "det": lambda x: x[:, :3].det(),
+    "matrix power": lambda x: torch.linalg.matrix_power(x[:, :3], 3),
+    "solve": lambda x: torch.linalg.solve(Y[:, :3], x),
+    "logcumsumexp": lambda x: x.logcumsumexp(1),
+    "outer": lambda x: torch.outer(x[0], Y[0]),
+}
+REDUCED = {
+    f"{name}, {reduction}": (lambda x, f=function, r=reduction: f(x, reduction=r))
+    for name, function in LOSSES.items()
+    for reduction in ("none", "mean", "sum")
+}
+ALL: dict[str, Function] = {
+    **OTHERS,
+    **REDUCED,
+    "kl, batchmean": lambda x: F.kl_div(x.log_softmax(1), SHARES, reduction="batchmean"),
+    "mse, as it was": lambda x: F.mse_loss(x, Y, size_average=False),
+    "mse, not reduced": lambda x: F.mse_loss(x, Y, reduce=False),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*reduction.*")
+@pytest.mark.parametrize("name", ALL)
+def test_values_and_gradients_are_those_of_torch(name: str) -> None:
+    function = ALL[name]
+    leaf = X.clone().requires_grad_()
+    expected = function(leaf)
+    (gradient,) = torch.autograd.grad(expected.sum(), leaf)
+    with traced_forward(function, Arguments(X)) as forward:
+        assert Kind.UNKNOWN not in {operation.kind for operation in forward.tape.operations}
+        torch.testing.assert_close(forward.output, expected)
+        (found,) = forward.gradients(forward.output, forward.edges)
+    torch.testing.assert_close(found, gradient)
+
+
+@pytest.mark.filterwarnings("ignore:.*reduction.*")
+@pytest.mark.parametrize("name", ALL)
+def test_relevance_goes_somewhere_known(name: str) -> None:
+    with traced_forward(ALL[name], Arguments(X), keep=TABLE.keep) as forward:
+        value = forward.tape.find(forward.output)
+        seeds = {value: torch.ones_like(forward.output)}
+        arrived, ledger = conserved(forward.tape, seeds, TABLE, forward.values)
+    taken = sum(part.amount.sum() for part in ledger.taken)
+    total = sum(part.sum() for part in arrived.values()) + taken
+    torch.testing.assert_close(total, value.shape.numel() * torch.ones_like(total))
+
+
+@pytest.mark.parametrize("method", [AttnLRP, ConservativeLRP, GenericAttentionRelevance])
+def test_a_loss_may_be_the_score(method: Callable[..., Any]) -> None:
+    def loss(x: Tensor) -> Tensor:
+        x = x + F.scaled_dot_product_attention(x, x, x)
+        return F.cross_entropy(x.mean(1), CLASSES.clamp(min=0), reduction="none")
+
+    def written(x: Tensor) -> Tensor:
+        x = x + F.scaled_dot_product_attention(x, x, x)
+        return -x.mean(1).log_softmax(1)[range(3), CLASSES.clamp(min=0)]
+
+    tokens = doubles(3, 5, 4)
+    found, expected = (method(model).attribute(tokens) for model in (loss, written))
+    torch.testing.assert_close(found, expected)
