@@ -139,7 +139,7 @@ def in_canonical_words(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def written_into(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function that writes its result into its first argument, of which autograd may need more."""
+    """A function that writes its result into its first argument, having read what that was."""
     return lambda input, *args, **kwargs: input.copy_(body(input.clone(), *args, **kwargs))  # noqa: A006
 
 
