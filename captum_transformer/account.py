@@ -3,7 +3,7 @@
 import enum
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,6 +102,11 @@ class Account:
         missing = [-part.amount for part in self.parts if part.taker != INPUTS]
         return self._sum(missing)
 
+    def __sub__(self, other: "Account") -> "Account":
+        """The account of a difference of two scores, part by part."""
+        less = (replace(part, amount=-part.amount) for part in other.parts)
+        return replace(self, total=self.total - other.total, parts=(*self.parts, *less))
+
     def __str__(self) -> str:
         count = self.total.numel()
         total = float(self.total.sum())
@@ -161,6 +166,29 @@ class Account:
         return sum(
             (a.to(zero) for a in amounts), zero if not amounts or amounts[0].ndim else zero.sum()
         )
+
+
+def joined(accounts: Sequence[Account]) -> Account:
+    """The account of all samples, from those of a few samples each."""
+    first, *others = accounts
+    if not others:
+        return first
+    keys = dict.fromkeys((part.taker, part.source) for a in accounts for part in a.parts)
+    parts = []
+    for key in keys:
+        amounts = [
+            a._sum([part.amount for part in a.parts if (part.taker, part.source) == key])  # noqa: SLF001
+            for a in accounts
+        ]
+        parts.append(Part(*key, _of_all(amounts)))
+    return replace(first, total=_of_all([a.total for a in accounts]), parts=tuple(parts))
+
+
+def _of_all(amounts: Sequence[Tensor]) -> Tensor:
+    """One for each sample; of all together where some samples can't be told apart."""
+    if all(amount.ndim for amount in amounts):
+        return torch.cat(list(amounts))
+    return torch.stack([amount.sum() for amount in amounts]).sum()
 
 
 def _share(amount: float, total: float) -> float:

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer.account import INPUTS, Account, Part, Reason
+from captum_transformer.account import INPUTS, Account, Part, Reason, joined
 from captum_transformer.attr.transformer_method import TransformerMethod
 from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.calling.isolation import in_full_precision, modules_of
-from captum_transformer.calling.target import Target
+from captum_transformer.calling.target import Target, target_of
 from captum_transformer.rules.ledger import Ledger, Taken, added_up
 from captum_transformer.rules.relevance.totals import constants
 from captum_transformer.trace.forward import TracedForward
@@ -29,6 +29,7 @@ class AccountableMethod(TransformerMethod):
         additional_forward_args: Any = None,
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
+        internal_batch_size: int | None = None,
     ) -> Account:
         """Says which part of the relevance reaches the inputs, and what takes the rest.
 
@@ -40,6 +41,7 @@ class AccountableMethod(TransformerMethod):
             target: as in :meth:`attribute`.
             additional_forward_args: as in :meth:`attribute`.
             additional_forward_kwargs: as in :meth:`attribute`.
+            internal_batch_size: as in :meth:`attribute`.
 
         Returns:
             The account; ``print`` shows it as a table.
@@ -53,9 +55,12 @@ class AccountableMethod(TransformerMethod):
             torch.Size([2])
         """
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
-        device = arguments.inputs[0].device
-        with self._traced_for_account(arguments) as forward, in_full_precision(device):
-            return self._account(forward, target)
+        accounts, device = [], arguments.inputs[0].device
+        for rows, batch in arguments.batches(internal_batch_size):
+            chosen: Any = target_of(target, rows, arguments.samples)
+            with self._traced_for_account(batch) as forward, in_full_precision(device):
+                accounts.append(self._account(forward, chosen))
+        return joined(accounts)
 
     @contextmanager
     def _traced_for_account(self, arguments: Arguments[Any]) -> Iterator[TracedForward]:
@@ -84,7 +89,7 @@ class AccountableMethod(TransformerMethod):
                 found[tensor.untyped_storage().data_ptr()] = f"{prefix}.{name}".lstrip(".")
         return found
 
-    def _written_up(self, forward: TracedForward, ledger: Ledger, scale: float) -> Account:
+    def written_up(self, forward: TracedForward, ledger: Ledger, scale: float) -> Account:
         """The account that a pass along the tape has kept, whose start was scaled."""
         names = dict(zip(forward.values, forward.names, strict=True))
         ends = [

@@ -11,8 +11,7 @@ from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.attr.attention_flow_method import Selection
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
 from captum_transformer.attr.rollout_method import RolloutMethod
-from captum_transformer.attr.transformer_attribution import propagated_relevance, relevance_ledger
-from captum_transformer.attr.transformer_method import START
+from captum_transformer.attr.transformer_attribution import propagated_relevance, relevance_account
 from captum_transformer.calling import Arguments
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
@@ -61,8 +60,7 @@ class RelevanceMethod(AccountableMethod):
         return propagated_relevance(forward, *forward.select(target), wanted, self.rules)
 
     def _account(self, forward: TracedForward, target: Any) -> Account:
-        ledger = relevance_ledger(forward, *forward.select(target), self.rules)
-        return self._written_up(forward, ledger, START)
+        return relevance_account(self, forward, *forward.select(target), self.rules)
 
 
 class GradientMethod(GradientTimesInput):

@@ -15,7 +15,6 @@ from captum_transformer.attr.attention_flow_method import (
 )
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
 from captum_transformer.attr.transformer_method import START, scaled_back, seed
-from captum_transformer.errors import InvalidTargetError
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.ledger import Ledger
@@ -122,7 +121,7 @@ class TransformerAttribution(RolloutMethod, AccountableMethod):
         """Of the relevance that the maps are made from, carried on to the inputs."""
         selected, value = forward.select(target)
         forward.history(value).require_attention()
-        return self._written_up(forward, relevance_ledger(forward, selected, value), START)
+        return relevance_account(self, forward, selected, value)
 
     def _maps(self, selection: Selection, calls: Sequence[AttentionCall]) -> MapBlock:
         return relevance_map(selection, calls, weighted=self.gradient_weighting)
@@ -153,19 +152,22 @@ def propagated_relevance(
     return scaled_back(reached)
 
 
-def relevance_ledger(
+def relevance_account(
+    method: AccountableMethod,
     forward: TracedForward,
     selected: Tensor,
     value: Value,
     changed: Mapping[Kind, Entry] = MappingProxyType({}),
-) -> Ledger:
-    """Where the relevance goes on its way to the inputs."""
-    if _is_contrast(value):
-        raise InvalidTargetError(
-            "The relevance of a contrast starts with one for each of its sides, which are "
-            "propagated one by one: ask for the account of each side."
+) -> Account:
+    """Where the relevance goes on its way to the inputs; of a contrast, side by side."""
+    if value.operation is not None and _is_contrast(value):
+        target, rather_than = (
+            relevance_account(method, forward, selected, side, changed)
+            for _, side in value.operation.traced()
         )
-    return _propagated(forward, selected, value, forward.values, changed)[1]
+        return target - rather_than
+    _, ledger = _propagated(forward, selected, value, forward.values, changed)
+    return method.written_up(forward, ledger, START)
 
 
 def _is_contrast(value: Value) -> bool:

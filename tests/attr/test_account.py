@@ -17,7 +17,7 @@ from captum_transformer import (
 )
 from captum_transformer.account import INPUTS, Account, Reason
 from captum_transformer.calling import Arguments
-from captum_transformer.errors import ConservationError, InvalidTargetError
+from captum_transformer.errors import ConservationError
 from captum_transformer.rules import relevance
 from captum_transformer.rules.propagate import Shares, conserved
 from captum_transformer.rules.relevance import TABLE
@@ -168,11 +168,31 @@ def test_all_that_is_lost_is_owned_up_to(name: str) -> None:
     assert abs(account.share(Reason.EPSILON.value)) < 0.5
 
 
-def test_a_contrast_has_no_account_of_relevance(small: Any) -> None:
+@pytest.mark.parametrize("method", [TransformerAttribution, ConservativeLRP, AttnLRP])
+def test_the_account_of_a_contrast_is_that_of_one_side_less_the_other(
+    small: Any, method: Callable[..., Any]
+) -> None:
     model, x = small
-    with pytest.raises(InvalidTargetError, match="account of each side"):
-        TransformerAttribution(model).account(x, Contrast(0, 1))
-    parts_add_up(ConservativeLRP(model).account(x, Contrast(0, 1)))
+    explain = method(model)
+    found, target, other = (explain.account(x, t) for t in (Contrast(0, 1), 0, 1))
+    parts_add_up(found)
+    for taker in target.shares():
+        if taker != Reason.REST.value:
+            torch.testing.assert_close(found.of(taker), target.of(taker) - other.of(taker))
+
+
+@pytest.mark.parametrize("target", [1, torch.tensor([0, 2, 1]), Contrast(0, [1, 2, 1])])
+@pytest.mark.parametrize("method", [TransformerAttribution, ConservativeLRP, AttnLRP])
+def test_an_account_is_the_same_a_few_samples_at_a_time(
+    small: Any, method: Callable[..., Any], target: Any
+) -> None:
+    model, x = small
+    together = method(model).account(x, target)
+    for size in (1, 2):
+        found = method(model).account(x, target, internal_batch_size=size)
+        torch.testing.assert_close(found.total, together.total)
+        for taker in {part.taker for part in (*found.parts, *together.parts)}:
+            torch.testing.assert_close(found.of(taker), together.of(taker), rtol=1e-6, atol=1e-9)
 
 
 def test_partial_lrp_checks_its_relevance_too(monkeypatch: Any, small: Any) -> None:
