@@ -3,6 +3,7 @@
 import functools
 import inspect
 import random
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threading import get_ident
@@ -68,14 +69,22 @@ def _is_training(module: nn.Module) -> bool:
     return getattr(module, "training", False)
 
 
+def _leave_out_backward_hooks(module: nn.Module) -> None:
+    """Until the module's state is put back."""
+    for name in ("_backward_hooks", "_backward_pre_hooks"):
+        if vars(module).get(name):
+            setattr(module, name, OrderedDict())
+
+
 @contextmanager
 def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> Iterator[State]:
     """Everything a forward pass needs to be explained, undone on leaving, also after an error.
 
     Gradients are on, whatever the caller's mode; every module is in evaluation mode; what modules
     store in their attributes meanwhile, such as caches, is dropped, and so are hooks that they
-    install; the random state is put back; compiled code runs uncompiled. The modules' modes are
-    switched for all threads: one that trains the same model meanwhile trains without dropout.
+    install; modules' backward hooks, which are for training and may change gradients, don't run;
+    the random state is put back; compiled code runs uncompiled. The modules' modes are switched for
+    all threads: one that trains the same model meanwhile trains without dropout.
 
     Yields:
         What wants to know of writes into the modules' tensors before they happen.
@@ -84,6 +93,7 @@ def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> I
     state = State()
     for _, module in modules:
         state.keep(module)
+        _leave_out_backward_hooks(module)
     thread = get_ident()
 
     def evaluate(module: nn.Module, _: Any) -> None:
@@ -93,6 +103,7 @@ def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> I
             return
         if not known:
             state.keep(module, within=True)
+            _leave_out_backward_hooks(module)
         if _is_training(module):
             training.append(module)
             module.training = False

@@ -10,7 +10,8 @@ from captum_transformer.account import Reason
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.ledger import Audit, Ledger
 from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.lookups import features_begin, summed_over_features
+from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.views import views_of
 
@@ -176,6 +177,26 @@ def _in_order(operation: Operation, cotangent: Tensor) -> Tensor | None:
 
 
 _BY_GRADIENT = "ConservativeLRP needs no rules for single operations and may serve instead; "
+
+
+def share_of_ids(operation: Operation, ids: Operand, of_features: Tensor) -> Tensor:
+    """What token ids get of what their embedding has: the sum over its features.
+
+    Args:
+        operation: the lookup.
+        ids: its ids.
+        of_features: what each feature has.
+
+    Raises:
+        UnsupportedOperationError: if it isn't known which features are of which id.
+    """
+    if features_begin(operation) is None:
+        raise unsupported(
+            operation,
+            "the features of an embedding are not its last dimensions",
+            "Look the ids up as in `table[ids]`, and permute the result. ",
+        )
+    return summed_over_features(ids, of_features)
 
 
 def unsupported(

@@ -165,6 +165,7 @@ WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "trapz": _trapezoid,
     "renorm": _renorm,
     "hypot": lambda input, other: (input.square() + other.square()).sqrt(),  # noqa: A006
+    "zero": lambda input: torch.fill(input, 0),  # noqa: A006
     "column_stack": _column_stack,
     "hstack": _hstack,
     "vstack": _vstack,

@@ -42,7 +42,7 @@ TABLE: dict[Kind, str] = {
         size numel nelement stride storage_offset is_contiguous is_floating_point is_complex
         is_signed element_size get_device data_ptr untyped_storage storage is_same_size is_pinned
         is_inference is_conj is_neg is_set_to is_shared dim_order has_names len hash repr format
-        set_grad_enabled requires_grad_ retain_grad register_hook item tolist numpy array bool
+        set_grad_enabled requires_grad_ retain_grad item tolist numpy array bool
         float_ int_ index contains base backward_hooks retains_grad version
         post_accumulate_grad_hooks register_post_accumulate_grad_hook is_view is_distributed
         is_nonzero storage_type reduce_ex deepcopy dlpack dlpack_device cdata backward
@@ -94,7 +94,7 @@ TABLE: dict[Kind, str] = {
         copy(input source) select_scatter(input source dim at/index)
         slice_scatter(input source dim start end step) diagonal_scatter(input source offset)
         fft_fftshift(input dim) fft_ifftshift(input dim) resize(input *shape) fill(input value)
-        zero(input) fill_diagonal(input value) vander(input/x) unravel_index(index shape)
+        fill_diagonal(input value) vander(input/x) unravel_index(index shape)
         view_copy(input *shape) expand_copy(input *shape) permute_copy(input *dims) t_copy(input)
         transpose_copy(input dim0 dim1) squeeze_copy(input *dim) unsqueeze_copy(input dim)
         select_copy(input dim at/index) slice_copy(input dim start end step)
@@ -259,7 +259,7 @@ TABLE: dict[Kind, str] = {
         logaddexp(input other) logaddexp2(input other)
     """,
     Kind.SOLVE: "linalg_solve_triangular(input other/B) linalg_solve(input/A other/B)",
-    Kind.DATA: "data(input) set_data(input source)",
+    Kind.DATA: "data(input) set_data(input source) register_hook(input hook)",
 }
 
 

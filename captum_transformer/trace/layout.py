@@ -8,12 +8,13 @@ from torch import Tensor
 from captum_transformer.trace.axis import Axis, View, pieces_in_view
 from captum_transformer.trace.indices import moved_dims
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind, Role
+from captum_transformer.trace.lookups import features_begin
 from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.statistics import softmax_dim
 from captum_transformer.trace.views import views_of
 
-_NEW_FEATURES = {Kind.EMBEDDING: -1, Kind.CONV: 1, Kind.TRANSPOSED_CONV: 1}
+_NEW_FEATURES = CONVOLUTIONS | {Kind.EMBEDDING}
 _MAY_BE_SOFTMAX = frozenset({Kind.SOFTMAX, Kind.DIV, Kind.MUL, Kind.ENTRYWISE})
 _ALWAYS_REDUCES = frozenset({Kind.SUM, Kind.MEAN})
 _MAY_REDUCE = frozenset(
@@ -33,9 +34,12 @@ def lay_out(operation: Operation) -> None:
     first = operation.outputs[0]
     if first is None:
         return
-    if operation.kind in _NEW_FEATURES:
-        dim = _NEW_FEATURES[operation.kind]
-        first.features = (Axis.of(first.shape, dim % len(first.shape)),)
+    if operation.kind is Kind.EMBEDDING:
+        begin = features_begin(operation)
+        dims = range(len(first.shape) if begin is None else begin, len(first.shape))
+        first.features = tuple(Axis.of(first.shape, dim) for dim in dims)
+    elif operation.kind in CONVOLUTIONS:
+        first.features = (Axis.of(first.shape, 1),)
     elif is_linear_layer(operation):
         first.features = _new_features(operation, first)
     elif operation.kind in _MAY_BE_SOFTMAX and (along := softmax_dim(operation)) is not None:
@@ -199,7 +203,7 @@ def _numbers(operation: Operation, count: int) -> Tensor:
 
 def _appends(operation: Operation) -> bool:
     """Whether an operation adds dimensions behind those of its operand."""
-    return operation.kind in (Kind.EMBEDDING, Kind.AS_REAL)
+    return operation.kind is Kind.AS_REAL
 
 
 def _carried(
@@ -221,6 +225,8 @@ def _kept(operation: Operation, source: Operand, axis: Axis, output: Value) -> A
     if any(dim == gone or axis.size == before[gone] == 1 for gone in contracted):
         return None
     moved: int | None = None
+    if operation.kind is Kind.EMBEDDING:
+        return None if features_begin(operation) is None else axis.kept(before, after)
     if operation.argument("brackets") is not None:
         moved = _moved_by_brackets(operation, before, dim)
         if moved is None:

@@ -35,6 +35,7 @@ from captum_transformer.trace.recognise import (
 )
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
+from captum_transformer.trace.writes import that_only_looks
 
 _ATTENDS = frozenset({Kind.ATTENTION, Kind.PRODUCT})
 # Of these it is said where in the model they are, beside those whose operands are kept: rules may
@@ -114,6 +115,8 @@ class Trace(TorchFunctionMode):
                 self.tape.before_write(written)
             return func(*args, **kwargs)
         if function.kind is Kind.DATA:
+            if "hook" in operation.arguments:
+                return args[0].register_hook(that_only_looks(operation.arguments["hook"]))
             if "source" not in operation.arguments:
                 # The same, but a write into it can be seen.
                 return args[0].detach()

@@ -63,6 +63,9 @@ class Stream:
         mine, others = self.root, other.root
         if mine is others:
             return
+        if mine in others.pieces or others in mine.pieces:
+            # A concatenation is not one of its own pieces, although that may be added to a part.
+            return
         mine.names += [name for name in others.names if name not in mine.names]
         mine.segments = mine.segments or others.segments
         others.same_as = mine

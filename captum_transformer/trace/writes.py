@@ -1,10 +1,12 @@
 """What the trace knows of writes into views, and of the views that hooks of torch's own make."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from torch import Tensor
 
+from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.functions import made
 from captum_transformer.trace.kinds import Kind
 
@@ -25,6 +27,21 @@ def is_hook(node: Any) -> bool:
     return (
         f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}" in _HOOKS
     )
+
+
+def that_only_looks(hook: Callable[[Tensor], Any]) -> Callable[[Tensor], None]:
+    """A tensor's hook that raises if it replaces the gradient, which rules read as it is."""
+
+    def looking(gradient: Tensor) -> None:
+        replaced = hook(gradient)
+        if replaced is not None and replaced is not gradient:
+            raise UnseenOperationError(
+                "The model registers a hook on a tensor that replaces its gradient (for gradient "
+                "reversal or clipping, say). Explanations would be of another function than the "
+                "one that the model computes. Leave the hook out while it is explained."
+            )
+
+    return looking
 
 
 def _write_view(

@@ -185,6 +185,38 @@ def test_hooks_on_modules_and_tensors_change_nothing(method, x):
 
 
 @pytest.mark.parametrize(
+    "register",
+    [
+        lambda module: module.register_full_backward_hook(lambda _, before, __: (-before[0],)),
+        lambda module: module.register_full_backward_pre_hook(lambda _, after: (-after[0],)),
+    ],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_hooks_that_change_gradients_do_not_run(method, register, x):
+    """They are there for training: for gradient reversal, or clipping."""
+    hooked = Changed(lambda x: x)
+    expected = method(hooked).attribute(x, target=1)
+    register(hooked.embed)
+    torch.testing.assert_close(method(hooked).attribute(x, target=1), expected)
+    training = x.clone().requires_grad_()
+    (reversed_gradient,) = torch.autograd.grad(hooked(training)[:, 1].sum(), training)
+    hooked.embed._backward_hooks.clear()
+    hooked.embed._backward_pre_hooks.clear()
+    (gradient,) = torch.autograd.grad(hooked(training)[:, 1].sum(), training)
+    torch.testing.assert_close(reversed_gradient, -gradient)
+
+
+@pytest.mark.parametrize("method", [ConservativeLRP, AttnLRP])
+def test_a_hook_on_a_tensor_that_replaces_its_gradient_is_refused(method, x):
+    def reverse(x):
+        x.register_hook(lambda gradient: -gradient)
+        return x
+
+    with pytest.raises(UnseenOperationError, match="hook on a tensor that replaces its gradient"):
+        method(Changed(reverse)).attribute(x, target=1)
+
+
+@pytest.mark.parametrize(
     "write",
     [
         lambda x: x.data.mul_(2),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.rules.flow.presence import at_indices, signal
-from captum_transformer.rules.propagate import rearranged, transposed, unsupported
+from captum_transformer.rules.propagate import rearranged, share_of_ids, transposed, unsupported
 from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.layout import chooses_features, mixes_features
 from captum_transformer.trace.numeric import in_full
@@ -56,7 +56,7 @@ def looked_up(operation: Operation, operand: Operand, share: Tensor) -> Tensor:
     """A token id gets the share of all features that were looked up for it."""
     if operand is operation.argument("weight"):
         raise unsupported(operation, "the table that is looked up in depends on the inputs")
-    return share.flatten(len(operand.size)).sum(-1)
+    return share_of_ids(operation, operand, share)
 
 
 def product(operation: Operation, operand: Operand, share: Tensor, held: Tensor | None) -> Tensor:

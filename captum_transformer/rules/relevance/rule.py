@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from captum_transformer.account import Reason
-from captum_transformer.rules.propagate import Rule, Shares, rearranged, transposed, unsupported
+from captum_transformer.rules.propagate import (
+    Rule,
+    Shares,
+    rearranged,
+    share_of_ids,
+    transposed,
+    unsupported,
+)
 from captum_transformer.rules.relevance.addition import addition, summed
 from captum_transformer.rules.relevance.homogeneous import length, moment, terms, z_rule
 from captum_transformer.rules.relevance.product import convolution, product
@@ -74,9 +81,7 @@ def looked_up(operation: Operation, relevance: Tensor) -> Shares:
     """The relevance of an embedding, summed over its features, is that of the token id."""
     traced = operation.traced()
     (ids, _), *_ = traced
-    if relevance.shape[: len(ids.size)] != ids.size:
-        raise unsupported(operation, "the features of an embedding are not its last dimensions")
-    of_id = relevance.flatten(len(ids.size)).sum(-1) / len(traced)
+    of_id = share_of_ids(operation, ids, relevance) / len(traced)
     return Shares(of_id for _ in traced)
 
 
