@@ -21,6 +21,10 @@ class ConservationError(ExplanationError):
     """A rule hands on more or less relevance than it got, and does not say where the rest goes."""
 
 
+class InvalidRuleError(ExplanationError, ValueError):
+    """What a rule or a map of one's own returns does not fit the operation that it is for."""
+
+
 class AmbiguousOutputError(ExplanationError, ValueError):
     """The model returns no tensor, or several, that the target could select from."""
 

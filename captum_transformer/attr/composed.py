@@ -13,6 +13,7 @@ from captum_transformer.attr.gradient_times_input import GradientTimesInput
 from captum_transformer.attr.rollout_method import RolloutMethod
 from captum_transformer.attr.transformer_attribution import propagated_relevance, relevance_account
 from captum_transformer.calling import Arguments
+from captum_transformer.errors import InvalidRuleError
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.gradient.tables import COMMON, joined
@@ -142,7 +143,22 @@ class MapMethod(RolloutMethod):
         """
 
     def _maps(self, selection: Selection, calls: Sequence[AttentionCall]) -> MapBlock:
-        return self.maps(selection, calls)
+        maps = self.maps(selection, calls)
+
+        def fitting(call: AttentionCall, rows: slice) -> Tensor:
+            found: object = maps(call, rows)
+            *lead, queries, keys = call.map_shape()
+            expected = (*lead, len(range(queries)[rows]), keys)
+            if isinstance(found, Tensor) and found.shape == expected:
+                return found
+            given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InvalidRuleError(
+                f"`maps` of {type(self).__name__} returned {given} for queries {rows.start} to "
+                f"{rows.stop} of attention call {call.layer} ({call.module}). It has to return the "
+                f"rows of the map, a tensor of the shape {expected}."
+            )
+
+        return fitting
 
     def _update_rule(self) -> RolloutUpdate:
         return RolloutUpdate(normalize_rows=self.normalize_rows)

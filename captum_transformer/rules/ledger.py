@@ -91,7 +91,7 @@ class Ledger:
         parts = [*self.started, *(-amount for amount in away)]
         left = torch.cat([part.reshape(-1).to(some) for part in parts]).sum()
         size = torch.stack([size.to(some) for size in self._size]).sum()
-        return not bool(left.abs() > size * ROUNDING)
+        return bool((left.abs() <= size * ROUNDING) & left.isfinite())
 
 
 class Audit(Ledger):
@@ -113,6 +113,10 @@ class Audit(Ledger):
         taken = getattr(shares, "taken", {}).values()
         away = [*(t.sum() for t in handed), *(t.sum() for t in taken)]
         left = added_up([t.sum() for t in arrived] + [-t for t in away])
+        if not all(bool(t.isfinite().all()) for t in (*handed, *taken)):
+            if all(bool(t.isfinite().all()) for t in arrived) and _is_finite(operation):
+                raise _not_finite(operation)
+            return  # there was none to begin with, in the relevance or in the model
         sizes = [sum(torch.linalg.vector_norm(t, 1) for t in ts) for ts in (arrived, handed)]
         self._left.append((operation, left / torch.as_tensor(max(sizes))))
 
@@ -120,17 +124,38 @@ class Audit(Ledger):
         """Raises if an operation is found that hands on another sum than it got."""
         for operation, left in self._left:
             if left.abs() > ROUNDING_OF_OPERATION:
-                raise unbalanced(operation, float(left))
+                raise _unbalanced(operation, float(left))
 
 
-def unbalanced(operation: Operation, left: float) -> ConservationError:
+def _is_finite(operation: Operation) -> bool:
+    """Whether the signals that its rule may read, and what is made of them, are all numbers."""
+    operands = [operand for operand, _ in operation.traced()]
+    if any(operand.data is None for operand in operands):
+        return True  # and the rule can't read them
+    signals = [operand.tensor for operand in operands]
+    outputs = [out for out in operation.replay(signals) if isinstance(out, Tensor)]
+    return all(bool(tensor.isfinite().all()) for tensor in (*signals, *outputs))
+
+
+_WHAT_RULES_DO = (
+    "A rule hands on all that arrives, or returns `Shares` with what it keeps. If the rule is not "
+    "yours, please report it with the model that shows it."
+)
+
+
+def _unbalanced(operation: Operation, left: float) -> ConservationError:
     """The error for a rule that leaks."""
-    where = f" in `{operation.module}`" if operation.module else ""
-    shapes = [tuple(value.shape) for _, value in operation.traced()]
     return ConservationError(
-        f"The rule for `{operation.name}`{where}, on tensors of shapes {shapes}, "
-        f"{'loses' if left > 0 else 'adds'} {abs(left):.2%} of the relevance (of its absolute "
-        "values) and does not say what takes it: the map would be wrong. A rule hands on all that "
-        "arrives, or returns `Shares` with what it keeps. If the rule is not yours, please report "
-        "it with the model that shows it."
+        f"The rule for {operation.described} {'loses' if left > 0 else 'adds'} {abs(left):.2%} of "
+        "the relevance (of its absolute values) and does not say what takes it: the map would be "
+        f"wrong. {_WHAT_RULES_DO}"
+    )
+
+
+def _not_finite(operation: Operation) -> ConservationError:
+    """The error for a rule that divides by zero, say."""
+    return ConservationError(
+        f"The rule for {operation.described} makes NaN or infinite relevance of relevance and "
+        "signals that are finite. Divide by what may be zero with `captum_transformer.extend.ratio`"
+        f". {_WHAT_RULES_DO}"
     )

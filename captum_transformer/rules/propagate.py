@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.account import Reason
-from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.errors import InvalidRuleError, UnsupportedOperationError
 from captum_transformer.rules.ledger import Audit, Ledger
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.lookups import features_begin, summed_over_features
@@ -42,7 +42,8 @@ def conserved(
     """As `propagate`, with an account of it.
 
     Raises:
-        ConservationError: if a rule hands on another sum than it got, and does not own up to it.
+        ConservationError: if a rule hands on another sum than it got, and does not own up to it, or
+            makes no number of numbers.
     """
     wanted, ledger = list(wanted), Ledger()
     arrived = propagate(tape, seeds, rule, wanted, ledger)
@@ -64,6 +65,9 @@ def propagate(
 
     Only what was made from a wanted value is visited. A wanted value that nothing reaches gets
     zeros. A ledger notes where it all goes.
+
+    Raises:
+        InvalidRuleError: if what a rule returns is not one share for each operand, of its shape.
     """
     wanted = list(wanted)
     if ledger is not None:
@@ -86,6 +90,7 @@ def propagate(
         if operation.refusal is not None:
             raise operation.refusal
         shares = rule(operation, incoming)
+        _require_fitting(operation, shares)
         if ledger is not None:
             ledger.passed(operation, incoming, shares)
         for (_, value), share in zip(operation.traced(), shares, strict=True):
@@ -105,6 +110,27 @@ def propagate(
             some = next(iter(seeds.values()))
             arrived[value] = some.new_zeros(value.shape)
     return arrived
+
+
+def _require_fitting(operation: Operation, shares: object) -> None:
+    """Raises unless there is one share for each traced operand, of its shape."""
+    traced = operation.traced()
+    if isinstance(shares, list) and len(shares) == len(traced):
+        for share, (_, value) in zip(shares, traced, strict=True):
+            if share is not None and getattr(share, "shape", None) != value.shape:
+                break
+        else:
+            return
+    given = (
+        f"shares {[tuple(s.shape) if isinstance(s, Tensor) else s for s in shares]}"
+        if isinstance(shares, (list, tuple))
+        else f"a {type(shares).__name__}"
+    )
+    raise InvalidRuleError(
+        f"The rule for {operation.described} returned {given}. It has to return a list, or "
+        f"`Shares`, of one share for each of the {len(traced)} operands in `operation.traced()`, a "
+        f"tensor of the operand's shape or None: {[tuple(value.shape) for _, value in traced]}."
+    )
 
 
 def _reached(operation: Operation, incoming: list[Tensor | None]) -> dict[Value, Tensor]:
@@ -203,15 +229,13 @@ def unsupported(
     operation: Operation, why: str, instead: str = _BY_GRADIENT
 ) -> UnsupportedOperationError:
     """The error for an operation that has no rule, with what may serve instead."""
-    shapes = [tuple(value.shape) for _, value in operation.traced()]
-    where = f" in `{operation.module}`" if operation.module else ""
     if operation.kind is Kind.UNKNOWN:
         return UnsupportedOperationError(
-            f"`{operation.name}` on tensors of shapes {shapes}{where} is not in the table of "
-            "operations, so what it does with relevance is not known. Say what it is by "
+            f"{operation.described} is not in the table of operations, so what it does with "
+            "relevance is not known. Say what it is by "
             "`captum_transformer.extend.describe_function`."
         )
     return UnsupportedOperationError(
-        f"There is no rule for `{operation.name}` on tensors of shapes {shapes}{where}: {why}. "
-        f"{instead}CONTRIBUTING.md says how to add a rule."
+        f"There is no rule for {operation.described}: {why}. {instead}CONTRIBUTING.md says how to "
+        "add a rule."
     )

@@ -225,6 +225,13 @@ class Operation:
         """The function's bare name, for people to read."""
         return self.function.name
 
+    @property
+    def described(self) -> str:
+        """What it is and where, for the messages of errors."""
+        shapes = [tuple(value.shape) for _, value in self.traced()]
+        where = f" in `{self.module}`" if self.module else ""
+        return f"`{self.name}`{where}, on tensors of shapes {shapes}"
+
     def argument(self, name: str, default: Any = None) -> Any:
         """What was given for an argument, by its canonical name."""
         return self.arguments.get(name, default)
