@@ -31,6 +31,7 @@ from captum_transformer.rules.gradient.tables import AH, IDENTITY, LN, UNIFORM, 
 from captum_transformer.rules.propagate import Shares, transposed
 from captum_transformer.rules.relevance.homogeneous import z_rule
 from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.bodies import WRITTEN_OUT
 from captum_transformer.trace.catalogue import ENTRIES, entry_of
 from captum_transformer.trace.functions import ENTRY, bare_name, describe
 from captum_transformer.trace.kinds import Does, Kind, Role
@@ -130,6 +131,8 @@ def describe_function(
             f"`{name}` is in the table already, as {ENTRIES[name].kind.name}. A method that treats "
             "it in another way changes the rule for its kind."
         )
+    if name in WRITTEN_OUT:
+        raise ValueError(f"`{name}` is known already: it is explained as what it is made of.")
     ENTRIES[name] = entry_of(kind, arguments)
     describe.cache_clear()
     return DescribedFunction(name)

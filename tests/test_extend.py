@@ -102,26 +102,28 @@ def test_outside_of_explanations_it_does_what_it_did():
 
 
 def rare(x: Tensor) -> Tensor:
-    return torch.hypot(x, torch.ones_like(x))
+    return torch.atan2(x, torch.ones_like(x))
 
 
 @methods
 def test_a_described_torch_function_has_a_rule_in_all_passes(method):
     expected = method(Model(extend.operation("input", extend.Kind.ENTRYWISE)(rare)))
-    with extend.describe_function(torch.hypot, "input other", extend.Kind.ENTRYWISE):
+    with extend.describe_function(torch.atan2, "input other", extend.Kind.ENTRYWISE):
         found = method(Model(rare)).attribute(tokens(), 1)
     torch.testing.assert_close(found, expected.attribute(tokens(), 1))
 
 
 @methods
 def test_a_function_that_is_described_no_more_is_refused(method):
-    with pytest.raises(UnsupportedOperationError, match="`hypot`"):
+    with pytest.raises(UnsupportedOperationError, match="`atan2`"):
         method(Model(rare)).attribute(tokens(), 1)
 
 
 def test_what_the_table_has_is_not_described_again():
     with pytest.raises(ValueError, match="`relu` is in the table already, as HOMOGENEOUS"):
         extend.describe_function(torch.relu, "input", extend.Kind.MOVE)
+    with pytest.raises(ValueError, match="`lerp` is known already"):
+        extend.describe_function(torch.lerp, "input other weight", extend.Kind.ENTRYWISE)
 
 
 # Operations of one signal, of two, and of a signal and constants.

@@ -20,13 +20,7 @@ if TYPE_CHECKING:
     from captum_transformer.trace.recognise import Pattern
 
 # A denominator stays one where these rearrange, scale or raise it.
-_KEEPS_DENOMINATORS = MOVES | {
-    Kind.COPY,
-    Kind.ENTRYWISE,
-    Kind.HOMOGENEOUS,
-    Kind.MUL,
-    Kind.DIV,
-}
+_KEEPS_DENOMINATORS = MOVES | {Kind.COPY, Kind.ENTRYWISE, Kind.HOMOGENEOUS, Kind.MUL, Kind.DIV}
 
 
 class Value:
