@@ -79,10 +79,15 @@ class Case:
     def all_explained(self) -> bool:
         """Whether no number that is an argument is a constant."""
         others = [leaf for i, leaf in enumerate(self.leaves) if i not in self.signals]
-        return not any(
+        return not self.is_masked and not any(
             leaf.is_floating_point() if isinstance(leaf, Tensor) else isinstance(leaf, float)
             for leaf in others
         )
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether an argument says which entries count: the others are constants in their place."""
+        return any(isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in self.leaves)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """A weighted sum of all that can be differentiated, one for the sample."""

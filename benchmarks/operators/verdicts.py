@@ -77,7 +77,7 @@ def _token_flow(case: Case, forward: TracedForward) -> Outcome:
     start = seed(*forward.select(None))
     attend = flow.attend_with(lambda call, rows: call.probabilities(rows))
     layers = {call.layer: attend for call in forward.calls}
-    found = flow.TokenFlow(forward.tape, layers)(start, forward.values)
+    found, ledger = flow.TokenFlow(forward.tape, layers).conserved(start, forward.values)
     maps = tuple(found[value] for value in forward.values)
     # What holds several inputs gives its whole share to each of them, and what holds none to none.
     shares = [_sums([share])[0] for share in maps]
@@ -85,11 +85,12 @@ def _token_flow(case: Case, forward: TracedForward) -> Outcome:
         raise WrongError(f"gives the inputs {shares}")
     if sum(shares) > 1 - _EXACT:
         return Outcome("right", maps=maps)
-    if forward.calls and case.has_constants:
-        return Outcome("taken", "constant keys and values", maps)
-    if sum(shares) > case.held - _EXACT:
-        return Outcome("taken", "entries that no operand is in", maps)
-    raise WrongError(f"gives the inputs {shares}, and they are in {case.held:.4g} of the entries")
+    if sum(shares) < case.held - _EXACT and not (forward.calls and case.has_constants):
+        raise WrongError(
+            f"gives the inputs {shares}, and they are in {case.held:.4g} of the entries"
+        )
+    takers = {taken.reason.value for taken in ledger.taken if taken.amount.sum() > _EXACT}
+    return Outcome("taken", ", ".join(sorted(takers)), maps)
 
 
 # What is read off a forward pass whose gradient is left alone.
@@ -206,7 +207,9 @@ def _by_rule(case: Case, rules: ForwardRules) -> Outcome:
         raise WrongError("nothing is held, but the gradient is not autograd's")
     total, magnitude = _sums(maps)
     score = float(case.plain[0])
-    if len(case.operands) == 1 and abs(total - score) > _EXACT * max(magnitude, abs(score)):
+    # An entry of zero has no part of what is made of it, and what a mask puts in has one.
+    whole = len(case.operands) == 1 and not case.is_masked and bool(case.inputs[0].all())
+    if whole and abs(total - score) > _EXACT * max(magnitude, abs(score)):
         raise WrongError(f"holds a part of {held[0]}, and gives {total / score:.4g} of the score")
     return Outcome("by rule", ", ".join(dict.fromkeys(held)), maps)
 

@@ -107,7 +107,7 @@ class AttentionFlowMethod(TransformerMethod):
         flow = self._flow(selection)
         flow.require_way(selection.value, selection.wanted)
         seeds = seed(selection.selected, selection.value, start=START)
-        return scaled_back(flow(seeds, selection.wanted))
+        return scaled_back(flow.conserved(seeds, selection.wanted)[0])
 
     def _selection(self, forward: TracedForward, target: Any, wanted: Sequence[Value]) -> Selection:
         selection = Selection(forward, *self._select(forward, target), wanted)

@@ -13,7 +13,7 @@ from captum_transformer.attr.attention_flow_method import (
 )
 from captum_transformer.attr.single_layer_method import SingleLayerMethod
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.flow.maps import MapBlock
+from captum_transformer.rules.flow.maps import Attended, MapBlock
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
@@ -79,7 +79,7 @@ class AttentionGradCam(SingleLayerMethod):
         forward, calls = selection.forward, selection.layer(self.layer)
         gradients = gradient_map(output_gradients(forward, selection.selected, calls))
 
-        def attend(call: AttentionCall, shares: Tensor) -> Tensor:
+        def attend(call: AttentionCall, shares: Tensor) -> Attended:
             columns = _token_columns(forward, call, selection.wanted, shares)
             return self._row(call, gradients, shares, columns)
 
@@ -111,7 +111,7 @@ class AttentionGradCam(SingleLayerMethod):
 
     def _row(
         self, call: AttentionCall, gradients: MapBlock, shares: Tensor, columns: Tensor
-    ) -> Tensor:
+    ) -> Attended:
         mean_gradient = attended = torch.zeros((), dtype=shares.dtype, device=shares.device)
         for rows in call.blocks():
             share = shares[..., rows].unsqueeze(-2)
@@ -130,7 +130,8 @@ class AttentionGradCam(SingleLayerMethod):
             scaled = _scaled(cam - low, cam.masked_fill(~kept, 0.0).amax(-1, keepdim=True) - low)
         total = call.by_head(shares.unsqueeze(-2)).sum((1, 3), keepdim=True)
         scaled = scaled.masked_fill(~kept, 0.0) * total
-        return _to_heads(call, scaled, attended).squeeze(-2)
+        keys = _to_heads(call, scaled, attended).squeeze(-2)
+        return Attended(keys, total.sum(), scaled.sum())
 
 
 def _token_columns(

@@ -107,7 +107,7 @@ class RolloutMethod(AttentionFlowMethod):
         if not selection.history.streams.cross_attention:
             return self._flowing(selection)
         at_start = self._relevancies(selection).at_start(_read(selection))
-        return scaled_back(TokenFlow(forward.tape, {})(at_start, wanted))
+        return scaled_back(TokenFlow(forward.tape, {}).conserved(at_start, wanted)[0])
 
     def _relevancies(self, selection: Selection) -> Relevancies:
         calls = selection.from_layer(self.start_layer)

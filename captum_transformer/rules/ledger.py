@@ -1,7 +1,7 @@
 """Adding up where something that is carried along the tape goes, without waiting for the device."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from captum_transformer.errors import ConservationError
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.operation import Operation, Value
 
+Result = TypeVar("Result")
 # How much of the sum of absolute values may be rounding. Models compute parts of what they do in
 # single precision whatever theirs is, and quotients magnify rounding; what a wrong rule loses is
 # far more.
@@ -59,6 +60,7 @@ class Ledger:
         self.taken: list[Taken] = []
         self.ended: list[tuple[Value, Tensor]] = []
         self._size: list[Tensor] = []
+        self._compared: list[tuple[Operation, Tensor, Tensor]] = []
 
     def start(self, seeds: Mapping[Value, Tensor]) -> None:
         """Notes what there is to be carried."""
@@ -74,6 +76,10 @@ class Ledger:
         """Notes what an operation's rule owns up to."""
         for reason, amount in getattr(shares, "taken", {}).items():
             self.taken.append(Taken(operation, reason, amount))
+
+    def compare(self, operation: Operation, expected: Tensor, found: Tensor, size: Tensor) -> None:
+        """Notes two sums that must be the same, and how large what they are sums of is."""
+        self._compared.append((operation, expected - found, size * ROUNDING_OF_OPERATION))
 
     def left(self, operation: Operation, value: Value, share: Tensor) -> None:
         """Notes what goes to a value that nobody asks for."""
@@ -91,15 +97,13 @@ class Ledger:
         parts = [*self.started, *(-amount for amount in away)]
         left = torch.cat([part.reshape(-1).to(some) for part in parts]).sum()
         size = torch.stack([size.to(some) for size in self._size]).sum()
-        return bool((left.abs() <= size * ROUNDING) & left.isfinite())
+        pairs = [(left, size * ROUNDING), *((one, most) for _, one, most in self._compared)]
+        lefts, mosts = (torch.stack([t.to(some) for t in ts]) for ts in zip(*pairs, strict=True))
+        return bool(((lefts.abs() <= mosts) & lefts.isfinite()).all())
 
 
 class Audit(Ledger):
     """A ledger that also compares, operation by operation, which costs a look at every tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._left: list[tuple[Operation, Tensor]] = []
 
     def passed(
         self,
@@ -118,13 +122,28 @@ class Audit(Ledger):
                 raise _not_finite(operation)
             return  # there was none to begin with, in the relevance or in the model
         sizes = [sum(torch.linalg.vector_norm(t, 1) for t in ts) for ts in (arrived, handed)]
-        self._left.append((operation, left / torch.as_tensor(max(sizes))))
+        self.compare(operation, left, torch.zeros_like(left), torch.as_tensor(max(sizes)))
 
     def blame(self) -> None:
         """Raises if an operation is found that hands on another sum than it got."""
-        for operation, left in self._left:
-            if left.abs() > ROUNDING_OF_OPERATION:
-                raise _unbalanced(operation, float(left))
+        for operation, left, most in self._compared:
+            if left.abs() > most:
+                raise _unbalanced(operation, float(left / most) * ROUNDING_OF_OPERATION)
+
+
+def balanced(run: Callable[[Ledger], Result]) -> tuple[Result, Ledger]:
+    """What a pass finds, with its ledger; if that does not balance, it runs again with an audit.
+
+    Raises:
+        ConservationError: if an operation hands on another sum than it got without a reason.
+    """
+    ledger = Ledger()
+    result = run(ledger)
+    if not ledger.balances():
+        audit = Audit()
+        run(audit)
+        audit.blame()
+    return result, ledger
 
 
 def _is_finite(operation: Operation) -> bool:

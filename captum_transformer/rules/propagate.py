@@ -8,7 +8,7 @@ from torch import Tensor
 
 from captum_transformer.account import Reason
 from captum_transformer.errors import InvalidRuleError, UnsupportedOperationError
-from captum_transformer.rules.ledger import Audit, Ledger
+from captum_transformer.rules.ledger import Ledger, balanced
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.lookups import features_begin, summed_over_features
 from captum_transformer.trace.operation import Operand, Operation, Value
@@ -45,13 +45,8 @@ def conserved(
         ConservationError: if a rule hands on another sum than it got, and does not own up to it, or
             makes no number of numbers.
     """
-    wanted, ledger = list(wanted), Ledger()
-    arrived = propagate(tape, seeds, rule, wanted, ledger)
-    if not ledger.balances():
-        audit = Audit()
-        propagate(tape, seeds, rule, wanted, audit)
-        audit.blame()
-    return arrived, ledger
+    wanted = list(wanted)
+    return balanced(lambda ledger: propagate(tape, seeds, rule, wanted, ledger))
 
 
 def propagate(

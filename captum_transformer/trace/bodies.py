@@ -66,6 +66,12 @@ def _lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:  # noqa
     return input + weight * (end - input)
 
 
+def _pdist(input: Tensor, p: float = 2.0) -> Tensor:  # noqa: A002
+    one, other = torch.triu_indices(len(input), len(input), 1, device=input.device)
+    distances: Tensor = torch.linalg.vector_norm(input[one] - input[other], p, -1)
+    return distances
+
+
 def _column_stack(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t if t.ndim > 1 else t.reshape(-1, 1) for t in tensors], 1)
 
@@ -166,6 +172,7 @@ WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "renorm": _renorm,
     "hypot": lambda input, other: (input.square() + other.square()).sqrt(),  # noqa: A006
     "zero": lambda input: torch.fill(input, 0),  # noqa: A006
+    "pdist": _pdist,
     "column_stack": _column_stack,
     "hstack": _hstack,
     "vstack": _vstack,

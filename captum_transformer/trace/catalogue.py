@@ -116,7 +116,7 @@ TABLE: dict[Kind, str] = {
         to(input dtype) type(input dtype) float(input) half(input) bfloat16(input) double(input)
         cpu(input) cuda(input) xpu(input) mps(input) pin_memory(input) positive(input)
         long(input) int(input) short(input) char(input) byte(input)
-        resolve_conj(input) resolve_neg(input) real(input)
+        resolve_conj(input) resolve_neg(input) real(input) conj(input) conj_physical(input)
     """,
     Kind.ENTRYWISE: """
         sinh(input) cosh(input) tan(input) asin(input) acos(input) atan(input) asinh(input)
@@ -209,6 +209,7 @@ TABLE: dict[Kind, str] = {
     Kind.MEAN: "mean(input dim keepdim) nanmean(input dim keepdim)",
     Kind.SUM_AT_INDICES: """
         index_add(input dim index source alpha) scatter_add(input dim index source)
+        scatter_reduce(input dim index source reduce)
     """,
     Kind.POOL: """
         avg_pool1d(input kernel_size) avg_pool2d(input kernel_size) avg_pool3d(input kernel_size)
@@ -246,7 +247,7 @@ TABLE: dict[Kind, str] = {
         norm(input p dim keepdim) linalg_norm(input ord dim keepdim)
         linalg_vector_norm(input ord dim keepdim) linalg_matrix_norm(input ord dim keepdim)
         frobenius_norm(input dim keepdim) norm_except_dim(input/v pow dim)
-        dist(input other p) cdist(input/x1 other/x2 p) pdist(input p)
+        dist(input other p) cdist(input/x1 other/x2 p)
         pairwise_distance(input/x1 other/x2 p eps keepdim)
     """,
     Kind.DERIVED: """

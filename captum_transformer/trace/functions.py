@@ -3,7 +3,7 @@
 import inspect
 import operator
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -146,7 +146,21 @@ def _copy(tensor: Tensor, source: Tensor, *_: Any, **__: Any) -> Tensor:
     return source.expand_as(tensor)
 
 
+def _as_strided_scatter(
+    input: Tensor,  # noqa: A002
+    src: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    storage_offset: int = 0,
+) -> Tensor:
+    """As torch's, whose derivative for the tensor that is written into is wrong."""
+    result = input.clone()
+    result.as_strided(size, stride, storage_offset).copy_(src)
+    return result
+
+
 _OUT_OF_PLACE: dict[str, Callable[..., Any]] = {
+    "as_strided_scatter": _as_strided_scatter,
     "setitem": _setitem,
     "copy": _copy,
     "truediv": operator.truediv,
@@ -234,7 +248,7 @@ def _described(
     return Function(
         name,
         entry.kind,
-        _out_of_place(name, function) if inplace else function,
+        _out_of_place(name, function) if inplace or name in _OUT_OF_PLACE else function,
         _parameters(function, entry),
         entry.rest,
         entry.aliases,

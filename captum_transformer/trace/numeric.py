@@ -31,3 +31,9 @@ def ratio(numerator: Tensor, denominator: Tensor, epsilon: float | Tensor = EPSI
     else:
         stable.masked_fill_(vanishes, epsilon)
     return (numerator / stable).masked_fill_(denominator == 0, 0.0)
+
+
+def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """``numerator / denominator``; zero, and with a derivative of zero, for a zero below."""
+    nothing = denominator == 0
+    return (numerator / denominator.masked_fill(nothing, 1.0)).masked_fill(nothing, 0.0)

@@ -1,14 +1,24 @@
 """No share ends in silence: what reaches no input was joined to the tokens, and is known."""
 
+from collections import Counter
+from functools import partialmethod
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
+from captum_transformer import AttentionRollout, GenericAttentionRelevance, RawAttention
 from captum_transformer.account import Reason
 from captum_transformer.calling import Arguments
-from captum_transformer.rules.flow.maps import attend_with
+from captum_transformer.errors import ConservationError
+from captum_transformer.rules.flow import maps
+from captum_transformer.rules.flow.passing import Passing
 from captum_transformer.rules.flow.token_flow import KEEP, TokenFlow
+from captum_transformer.rules.ledger import Audit
 from captum_transformer.trace import traced_forward
-from tests.attr.subjects import SUBJECTS, subject
+from captum_transformer.trace.kinds import Kind
+from tests.attr.subjects import SUBJECTS, subject, timm_vit
 from tests.flow.graphs import drawn, tokens
 
 
@@ -17,13 +27,17 @@ def flow(model, arguments, score, *, skip=True):
     with traced_forward(model, arguments, keep=KEEP) as forward:
         selected, value = forward.select(score)
         layers = {
-            call.layer: attend_with(lambda call, rows: call.probabilities(rows))
+            call.layer: maps.attend_with(lambda call, rows: call.probabilities(rows))
             for call in forward.calls
         }
-        taken = {}
         seeds = {value: torch.ones(value.shape, dtype=selected.dtype)}
-        every = TokenFlow(forward.tape, layers, skip=skip)
-        reached = every(seeds, forward.values, taken)
+        audit = Audit()
+        reached = TokenFlow(forward.tape, layers, skip=skip)(seeds, forward.values, audit)
+        assert audit.balances()
+        audit.blame()
+        taken = Counter()
+        for _, reason, amount in audit.taken:
+            taken[reason] += float(amount.sum())
     return [float(reached[value].sum()) for value in forward.values], taken
 
 
@@ -47,3 +61,67 @@ def test_nothing_is_lost_in_models(name):
     arguments = Arguments(given.inputs, given.extra, given.named)
     found, taken = flow(given.model, arguments, given.target)
     assert abs(taken.get(Reason.ELSEWHERE, 0)) < 1e-6 * sum(found)
+
+
+def half(pieces):
+    return [(value, key, share / 2) for value, key, share in pieces]
+
+
+def moved(self, operation, key, found, *, of, rule=Passing._moved):
+    pieces = list(rule(self, operation, key, found))
+    return half(pieces) if operation.kind is of else pieces
+
+
+def attended(self, call, key, share, *, rule=Passing._attention):
+    return half(rule(self, call, key, share))
+
+
+def without_the_first_query(maps, call, shares, rows, *, rule=maps._through):
+    return rule(maps, call, shares, slice(rows.start + 1, rows.stop))
+
+
+def with_half_a_map(maps, call, shares, rows, *, rule=maps._through):
+    found = rule(maps, call, shares, rows)
+    return found._replace(keys=found.keys / 2)
+
+
+def divided(self, operation, key, of, share, *, rule=Passing._divided):
+    pieces = list(rule(self, operation, key, of, share))
+    return half(pieces) if operation.kind is Kind.CONV else pieces
+
+
+def unsaid(self, *_):
+    """What constants have is not taken down."""
+
+
+LEAKS = {
+    "attention's values": (Passing, "_attention", attended),
+    "attention's queries": (maps, "_through", without_the_first_query),
+    "attention's map": (maps, "_through", with_half_a_map),
+    "join": (Passing, "_moved", partialmethod(moved, of=Kind.CONCATENATE)),
+    "join, constant": (Passing, "_keep_of_constants", unsaid),
+    "pad": (Passing, "_moved", partialmethod(moved, of=Kind.PAD)),
+    "patches": (Passing, "_divided", divided),
+}
+
+
+class Padded(nn.Module):
+    """A class token is joined, and zeros are padded that are cut off again."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.vit = timm_vit()
+
+    def forward(self, x):
+        return self.vit(F.pad(x, (0, 4, 0, 0)))
+
+
+@pytest.mark.parametrize("method", [GenericAttentionRelevance, RawAttention, AttentionRollout])
+@pytest.mark.parametrize("leak", LEAKS)
+def test_a_leak_raises(leak, method, monkeypatch):
+    x = torch.randn(2, 3, 8, 8).double()
+    assert method(Padded()).attribute(x, 1).any()
+    monkeypatch.setattr(*LEAKS[leak])
+    with pytest.raises(ConservationError):
+        method(Padded()).attribute(x, 1)

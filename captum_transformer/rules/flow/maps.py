@@ -1,7 +1,7 @@
 """Maps from token to token, a block of queries at a time, and what attention does with them."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,28 +12,45 @@ from captum_transformer.trace.attention import AttentionCall
 MapBlock = Callable[[AttentionCall, slice], Tensor]
 
 
+class Attended(NamedTuple):
+    """What an attention call makes of the shares of its queries.
+
+    Attributes:
+        keys: the shares of the keys' values, ``(..., K)``.
+        read: the sum of the queries' shares that it has read.
+        made: the sum of what it has made of them, as the sums of the map's rows tell.
+    """
+
+    keys: Tensor
+    read: Tensor
+    made: Tensor
+
+
 class Attend(Protocol):
     """What an attention call does with the shares of its queries."""
 
-    def __call__(self, call: AttentionCall, shares: Tensor) -> Tensor:
+    def __call__(self, call: AttentionCall, shares: Tensor) -> Attended:
         """From the queries' shares ``(..., Q)`` to those of the keys' values ``(..., K)``."""
 
 
 def attend_with(maps: MapBlock) -> Attend:
     """Attention that hands shares over by a map ``(..., rows, K)``, computed block by block."""
 
-    def attend(call: AttentionCall, shares: Tensor) -> Tensor:
+    def attend(call: AttentionCall, shares: Tensor) -> Attended:
         blocks = call.blocks()
-        total = _through(maps, call, shares, next(blocks))
+        keys, read, made = _through(maps, call, shares, next(blocks))
         for rows in blocks:
-            total = total + _through(maps, call, shares, rows)
-        return total
+            further = _through(maps, call, shares, rows)
+            keys, read, made = keys + further.keys, read + further.read, made + further.made
+        return Attended(keys, read, made)
 
     return attend
 
 
-def _through(maps: MapBlock, call: AttentionCall, shares: Tensor, rows: slice) -> Tensor:
-    return (shares[..., rows].unsqueeze(-2) @ maps(call, rows).to(shares.dtype)).squeeze(-2)
+def _through(maps: MapBlock, call: AttentionCall, shares: Tensor, rows: slice) -> Attended:
+    block, share = maps(call, rows).to(shares.dtype), shares[..., rows]
+    keys = (share.unsqueeze(-2) @ block).squeeze(-2)
+    return Attended(keys, share.sum(), (share * block.sum(-1)).sum())
 
 
 def by_heads(maps: MapBlock, call: AttentionCall) -> Tensor:

@@ -4,50 +4,49 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
+from captum_transformer.account import Reason
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow import shares
-from captum_transformer.rules.flow.maps import Attend
-from captum_transformer.rules.flow.presence import Terms
+from captum_transformer.rules.flow.books import Kept, Piece
+from captum_transformer.rules.flow.maps import Attend, Attended
+from captum_transformer.rules.flow.presence import Terms, constant_entries
 from captum_transformer.rules.flow.rows import NormalisedRows
+from captum_transformer.rules.flow.shares import Divided
 from captum_transformer.rules.flow.sources import Junction, Sources, receiving
+from captum_transformer.rules.ledger import total
 from captum_transformer.rules.propagate import rearranged, unsupported
+from captum_transformer.rules.relevance.totals import constants
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
+from captum_transformer.trace.numeric import quotient
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.recognise import CUT_PROBABILITIES, applies_cut_probabilities
 
-# What goes to operands that are moved or picked from.
-_MOVED: dict[Kind, Callable[[Operation, list[Tensor | None]], list[Tensor | None]]] = {
-    **dict.fromkeys(MOVES, rearranged),
-    Kind.POOL: shares.pooled,
-    Kind.MAXIMUM: shares.pooled,
-    Kind.CHOICE: shares.chosen,
-}
+_PICKED = frozenset({Kind.MAXIMUM, Kind.CHOICE})
+Rule = Callable[[Operation, Operand, Tensor, Tensor | None], Divided]
 # What goes to one signal, entry by entry.
-_BY_ENTRY: dict[Kind, Callable[[Operation, Operand, Tensor], Tensor]] = {
+_BY_ENTRY: dict[Kind, Rule] = {
     **dict.fromkeys(BY_ENTRY, shares.by_entry),
     Kind.EMBEDDING: shares.looked_up,
 }
 # What goes to one signal of which several entries make one, and only some may hold a source.
-_MIXED: dict[Kind, Callable[[Operation, Operand, Tensor, Tensor | None], Tensor]] = {
+_MIXED: dict[Kind, Rule] = {
     Kind.PRODUCT: shares.product,
     **dict.fromkeys(CONVOLUTIONS, shares.receptive_field),
-    Kind.SUM: shares.summed,
-    Kind.MEAN: shares.summed,
+    **dict.fromkeys((Kind.SUM, Kind.MEAN, Kind.POOL), shares.summed),
     Kind.DISTANCE: shares.far,
-    Kind.SUM_AT_INDICES: shares.added_at_indices,
+    Kind.SUM_AT_INDICES: lambda operation, _, share, held: shares.summed_at_indices(
+        operation, share, [held]
+    ),
 }
 # What each of several signals gets of a share that is its own.
-_MEETING: dict[Kind, Callable[[Operation, Operand, Tensor], Tensor]] = {
+_MEETING: dict[Kind, Rule] = {
     **dict.fromkeys(
         (Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV, Kind.CONTRAST, Kind.MAXIMUM), shares.by_entry
     ),
     Kind.PRODUCT: shares.compared,
     Kind.DISTANCE: shares.far,
 }
-
-# Where a share goes, the sources that it is of, and the share.
-Piece = tuple[Value, int, Tensor]
 
 
 class Passing:
@@ -58,6 +57,11 @@ class Passing:
         layers: what each attention call that contributes does.
         starting: the sources whose shares start at the values of such a call.
         rows: divides shares by the sums of rows; None not to.
+        wanted: the sources that are asked for, if it is noted what is handed on to nobody.
+
+    Attributes:
+        kept: what the operation has handed on to nobody.
+        attended: what it has made of the shares, if it is an attention call.
     """
 
     def __init__(
@@ -66,11 +70,15 @@ class Passing:
         layers: Mapping[int, Attend],
         starting: Callable[[Value], int],
         rows: NormalisedRows | None,
+        wanted: int | None,
     ) -> None:
         self._sources = sources
         self._layers = layers
         self._starting = starting
         self._rows = rows
+        self._wanted = wanted
+        self.kept: list[Kept] = []
+        self.attended: Attended | None = None
 
     def __call__(
         self, operation: Operation, key: int, found: list[Tensor | None]
@@ -78,62 +86,134 @@ class Passing:
         """What goes on to which value of a share of some sources, by the sources it is of."""
         kind, share = operation.kind, found[0]
         call: AttentionCall | None = operation.attention
+        self.kept, self.attended = [], None
         if operation.refusal is not None:
             raise operation.refusal
         if call is None and operation.outputs[0] in self._sources.values:
             raise _unread(operation)
         signals = receiving(operation)
         junction = self._sources.junction(operation)
-        if call is None and junction is None and kind in _MOVED:
-            parts = _MOVED[kind](operation, found)
-            for (_, value), part in zip(signals, parts, strict=True):
-                if part is not None:
-                    yield value, key & self._sources.held(value), part
+        if call is None and junction is None and (kind in MOVES or kind in _PICKED):
+            yield from self._moved(operation, key, found)
         elif share is None:
             raise unsupported(operation, "only a side output is used")
         elif call is not None:
             yield from self._attention(call, key, share)
         elif junction is not None:
-            pieces = [(key, share)] if self._rows is None else self._rows.met(operation, key, share)
+            pieces = [(key, share)]
+            if self._rows is not None:
+                pieces = self._normalised(share, self._rows.met(operation, key, share))
             for own, piece in pieces:
-                yield from self._divided(operation, junction, own, piece)
+                yield from self._met(operation, junction, own, piece)
         elif kind in _BY_ENTRY:
             ((operand, value),) = signals
             if self._rows is not None:
-                share = self._rows.beside_learned(operation, value, share)
-            yield value, key, _BY_ENTRY[kind](operation, operand, share)
+                normalised = self._rows.beside_learned(operation, value, share)
+                ((_, share),) = self._normalised(share, [(key, normalised)])
+            divided = _BY_ENTRY[kind](operation, operand, share, None)
+            yield from self._divided(operation, key, divided, share)
         elif kind in _MIXED:
             ((operand, value),) = signals
             holding = Terms(self._sources, share).holding(value, key)
             pieces = [(key, share)]
             if self._rows is not None and len(holding) > 1:
-                pieces = self._rows.parted(operation, [own for own, _ in holding], key, share)
+                alike = [own for own, _ in holding]
+                pieces = self._normalised(share, self._rows.parted(operation, alike, key, share))
             for some, piece in pieces:
-                for alike, present in holding:
-                    own = alike & some
-                    if own:
-                        yield value, own, _MIXED[kind](operation, operand, piece, present)
+                for own, present in holding:
+                    if own & some:
+                        divided = _MIXED[kind](operation, operand, piece, present)
+                        yield from self._divided(operation, own & some, divided, piece)
         else:
             raise unsupported(operation, "whether it keeps tokens apart is not known")
 
+    def _divided(
+        self, operation: Operation, key: int, divided: Divided, share: Tensor
+    ) -> Iterator[Piece]:
+        """What signals get of a divided share; entries that are made of none of them get none."""
+        if divided.among is not None:
+            reason = Reason.CONSTANT if constants(operation) else Reason.FILLED
+            self._keep(reason, key, operation.outputs[0], share, divided.among == 0)
+        for (_, value), part in zip(receiving(operation), divided.parts, strict=True):
+            yield value, key & self._sources.held(value), part
+
+    def _keep(
+        self,
+        reason: Reason | None,
+        key: int,
+        value: Value | None,
+        share: Tensor,
+        where: Tensor | int = 1,
+    ) -> None:
+        """Notes what of a share at a value is handed on to nobody."""
+        if self._wanted is not None and key:
+            self.kept.append(Kept(reason, key, total(value, share * where)))
+
+    def _moved(self, operation: Operation, key: int, found: list[Tensor | None]) -> Iterator[Piece]:
+        """What was rearranged goes back; what constants and other tokens bring along is theirs."""
+        if operation.kind in MOVES:
+            parts = rearranged(operation, found)
+            self._keep_of_constants(operation, key, found)
+        else:
+            parts, chosen = shares.selected(operation, found)
+            for of_constant in chosen:
+                self._keep(Reason.CONSTANT, key, None, of_constant)
+        for (_, value), part in zip(receiving(operation), parts, strict=True):
+            if part is None:
+                continue
+            held = self._sources.held(value)
+            if key & held:
+                yield value, key & held, part
+            # Tokens of another input have a share of their own, and never held this one.
+            reason = None if held & (self._wanted or 0) else Reason.JOINED
+            self._keep(reason, key & ~held, value, part)
+
+    def _keep_of_constants(
+        self, operation: Operation, key: int, found: list[Tensor | None]
+    ) -> None:
+        if self._wanted is None:
+            return
+        entries = constant_entries(operation, next(s for s in found if s is not None))
+        reason = Reason.JOINED if constants(operation) else Reason.FILLED
+        for value, share, constant in zip(operation.outputs, found, entries, strict=False):
+            if share is not None and constant is not None:
+                self._keep(reason, key, value, share, constant)
+
+    def _normalised(
+        self, share: Tensor, pieces: list[tuple[int, Tensor]]
+    ) -> list[tuple[int, Tensor]]:
+        """Notes by how much a share was divided where rows are normalised."""
+        for part, piece in pieces:
+            if piece is not share:
+                self._keep(None, part, None, share - piece)
+        return pieces
+
     def _attention(self, call: AttentionCall, key: int, share: Tensor) -> Iterator[Piece]:
         value = call.value.value
-        if value is None:
-            return
-        width = call.values_width()
-        if call.among_channels:
+        if call.among_channels and value is not None:
             # Its weights, held constant, mix features of one token: a linear map like any other.
             mixed = call.outputs(share).sum(-2, keepdim=True) / call.map_shape()[-1]
+            received = call.to_values(mixed.expand(*mixed.shape[:-2], call.map_shape()[-1], -1))
             key &= self._sources.held(value)
-            keys = mixed.expand(*mixed.shape[:-2], call.map_shape()[-1], mixed.shape[-1])
         else:
             attend = self._layers.get(call.layer)
             if attend is None:
+                self._keep(None, key, None, share)
                 return
-            key = self._starting(value)
-            keys = attend(call, call.outputs(share).sum(-1)).unsqueeze(-1) / width
-            keys = keys.expand(*keys.shape[:-1], width)
-        received = call.to_values(keys)
+            attended = attend(call, call.outputs(share).sum(-1))
+            came, key = key.bit_count(), 0 if value is None else self._starting(value)
+            read, made = attended.read * came, attended.made * max(key.bit_count(), 1)
+            self.attended = Attended(attended.keys, read, made)
+            self.kept.append(Kept(None, 1, read - made))
+            if not key or value is None:
+                # Queries descend from inputs, and what they attend to does not.
+                reason = Reason.CONSTANT if value is None else Reason.ELSEWHERE
+                some = self._wanted or 0
+                self._keep(reason, some & -some, None, attended.keys)
+                return
+            width = call.values_width()
+            keys = attended.keys.unsqueeze(-1) / width
+            received = call.to_values(keys.expand(*keys.shape[:-1], width))
         dims = [dim for axis in value.features if (dim := axis.dim(value.shape)) is not None]
         for alike, present in Terms(self._sources, share).holding(value, key):
             if present is not None:
@@ -142,30 +222,31 @@ class Passing:
             else:
                 yield value, alike, received
 
-    def _divided(
+    def _met(
         self, operation: Operation, junction: Junction, key: int, share: Tensor
     ) -> Iterator[Piece]:
         """What each of several signals gets that are added, multiplied or compared."""
         signals = receiving(operation)
         if operation.kind is Kind.SUM_AT_INDICES:
-            yield from self._divided_at_indices(operation, junction, key, share)
+            yield from self._met_at_indices(operation, junction, key, share)
             return
         place = _MEETING.get(operation.kind)
         if place is None:
             raise unsupported(operation, "which of its signals passes tokens on is not known")
         for (operand, value), whole in zip(signals, junction.whole, strict=True):
             if key & whole:
-                yield value, key & whole, place(operation, operand, share)
+                yield value, key & whole, place(operation, operand, share, None).parts[0]
         values = [value for _, value in signals]
         terms = Terms(self._sources, share)
         for alike, counts in terms.counted(values, key & junction.shared, operation):
-            total = sum(counts)
+            among = share.new_ones(()) * sum(counts)
+            self._keep(Reason.JOINED, alike, operation.outputs[0], share, among == 0)
             for (operand, value), count in zip(signals, counts, strict=True):
                 if isinstance(count, Tensor) or count:
-                    part = shares.quotient(share * count, share.new_ones(()) * total)
-                    yield value, alike, place(operation, operand, part)
+                    part = quotient(share * count, among)
+                    yield value, alike, place(operation, operand, part, None).parts[0]
 
-    def _divided_at_indices(
+    def _met_at_indices(
         self, operation: Operation, junction: Junction, key: int, share: Tensor
     ) -> Iterator[Piece]:
         """The same where only some entries are added to, as with experts' outputs."""
@@ -177,10 +258,8 @@ class Passing:
                     None if own in (place, len(values)) else zero
                     for place, zero in enumerate(nothing)
                 ]
-                parts = shares.summed_at_indices(operation, share, held)
-                for value, part in zip(values, parts, strict=True):
-                    if part is not None:
-                        yield value, key & whole & self._sources.held(value), part
+                divided = shares.summed_at_indices(operation, share, held)
+                yield from self._divided(operation, key & whole, divided, share)
 
 
 def _unread(operation: Operation) -> UnsupportedOperationError:

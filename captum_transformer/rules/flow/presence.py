@@ -1,6 +1,8 @@
 """Which entries of a value a share may go to: those that hold its source, and no constants."""
 
+import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -8,8 +10,10 @@ from torch import Tensor
 from captum_transformer.rules.flow.sources import Sources, receiving
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.views import views_of
 
 _ADDITIONS = frozenset({Kind.ADD, Kind.SUB})
+_WHOLE = frozenset({Kind.AS_COMPLEX, Kind.AS_REAL})
 
 
 def signal(operand: Operand, like: Tensor, *, weighted: bool = False) -> Tensor | None:
@@ -34,10 +38,11 @@ def signal(operand: Operand, like: Tensor, *, weighted: bool = False) -> Tensor 
     traced = operation.traced()
     if weighted and operation.kind is Kind.SUM_AT_INDICES:
         parts = [signal(source, like, weighted=True) for source, _ in traced]
-        return at_indices(operation, _filled(operation, parts, like))
+        with torch.no_grad():
+            return at_indices(operation, _filled(operation, parts, like))
     if operation.kind in MOVES:
         parts = [signal(source, like, weighted=weighted) for source, _ in traced]
-        if not _has_constants(operation) and all(part is None for part in parts):
+        if not has_constants(operation) and all(part is None for part in parts):
             return None
         return _carried(operation, value, _filled(operation, parts, like))
     if operation.kind not in BY_ENTRY or len(traced) != 1:
@@ -51,11 +56,14 @@ def signal(operand: Operand, like: Tensor, *, weighted: bool = False) -> Tensor 
     return None if part is None else part.expand(value.shape)
 
 
-def at_indices(operation: Operation, weights: list[Tensor]) -> Tensor:
+def at_indices(operation: Operation, weights: Sequence[Tensor]) -> Tensor:
     """The weight of each sum of a sum at indices; the constant that they are added to has none."""
+    # Terms that are subtracted are terms.
+    others = {name: value for name, value in operation.kwargs.items() if name != "alpha"}
+    added = replace(operation, kwargs=others)
+    total: Tensor = added.replay(weights)[0]
     with torch.no_grad():
-        total: Tensor = operation.replay(weights)[0]
-        constant: Tensor = operation.replay([torch.zeros_like(weight) for weight in weights])[0]
+        constant: Tensor = added.replay([torch.zeros_like(weight) for weight in weights])[0]
     return total - constant
 
 
@@ -152,7 +160,7 @@ class Terms:
             return 1
         terms = [self._terms(source, of, counting=counting) for source, of in parts]
         if operation.kind in MOVES:
-            first, constants = terms[0], _has_constants(operation)
+            first, constants = terms[0], has_constants(operation)
             if not constants and isinstance(first, int) and all(term is first for term in terms):
                 return first
             return _carried(operation, value, _filled(operation, terms, self._like))
@@ -164,7 +172,7 @@ class Terms:
         return total.expand(value.shape)
 
 
-def _has_constants(operation: Operation) -> bool:
+def has_constants(operation: Operation) -> bool:
     """Whether a rearrangement has entries, or leaves some out, as constants say."""
     if operation.kind is Kind.PAD:
         # Models whose windows may reach over the edge pad by no entries where they don't.
@@ -201,4 +209,18 @@ def _carried(operation: Operation, value: Value, parts: list[Tensor]) -> Tensor:
     with torch.no_grad():
         given: Tensor = operation.replay(parts)[place]
         absent = operation.replay([torch.zeros_like(part) for part in parts])[place]
-        return torch.where(given != absent, given, torch.zeros_like(given))
+        return given.masked_fill(given == absent, 0.0)
+
+
+def constant_entries(operation: Operation, like: Tensor) -> list[Tensor | None]:
+    """For each output of a rearrangement one where a constant is, and zero elsewhere."""
+    if views_of(operation) is not None or operation.kind in _WHOLE:
+        return []
+    if operation.kind in (Kind.CONCATENATE, Kind.STACK, Kind.PAD) and not has_constants(operation):
+        return []
+    # What is filled in, such as the lowest number there is, must fit the precision.
+    dtypes = [v.dtype for _, v in operation.traced() if v.dtype.is_floating_point]
+    dtype = functools.reduce(torch.promote_types, dtypes, like.dtype)
+    ones = _filled(operation, [None] * len(operation.traced()), like.new_empty((), dtype=dtype))
+    outputs = operation.outputs
+    return [value if value is None else 1 - _carried(operation, value, ones) for value in outputs]

@@ -1,16 +1,33 @@
 """How each kind of operation divides a share among the entries that its output is made of."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from captum_transformer.rules.flow.presence import at_indices, signal
-from captum_transformer.rules.propagate import rearranged, share_of_ids, transposed, unsupported
+from captum_transformer.rules.propagate import share_of_ids, transposed, unsupported
+from captum_transformer.rules.relevance.totals import constants
+from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.layout import chooses_features, mixes_features
-from captum_transformer.trace.numeric import in_full
-from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.numeric import in_full, quotient
+from captum_transformer.trace.operation import Operand, Operation, Value
+
+
+class Divided(NamedTuple):
+    """A share of an output, divided.
+
+    Attributes:
+        parts: what each signal gets.
+        among: how much of the signals each entry of the output is made of: where that is zero,
+            none gets its share. None if there is no such entry.
+    """
+
+    parts: list[Tensor]
+    among: Tensor | None = None
 
 
 def evenly(whole: Tensor, present: Tensor | None, size: torch.Size, dims: Sequence[int]) -> Tensor:
@@ -30,53 +47,76 @@ def evenly(whole: Tensor, present: Tensor | None, size: torch.Size, dims: Sequen
     return torch.where(total == 0, even, present * quotient(whole, total))
 
 
-def quotient(share: Tensor, total: Tensor) -> Tensor:
-    """Shares for each unit of what they are divided among; none where there is nothing."""
-    nothing = total == 0
-    # Nor is a derivative of this infinite times zero.
-    return (share / total.masked_fill(nothing, 1.0)).masked_fill(nothing, 0.0)
+def divided(
+    made: Callable[[list[Tensor]], Tensor], points: Sequence[Tensor], share: Tensor
+) -> Divided:
+    """Divides shares by the part that each entry of some points has in what is made of them.
+
+    Args:
+        made: a sum with positive weights, or what grows in proportion as one does.
+        points: how much of each signal there is at each entry.
+        share: what is divided, which lies as the sum does.
+    """
+    with torch.enable_grad():
+        leaves = [point.clone().requires_grad_() for point in points]
+        output = made(leaves)
+    among = output.detach()
+    pieces = quotient(share, among)
+    found = torch.autograd.grad(output, leaves, pieces, create_graph=share.requires_grad)
+    return Divided([part * point for part, point in zip(found, points, strict=True)], among)
 
 
-def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    return other if one is None else one if other is None else one * other
+def _present(
+    operand: Operand, held: Tensor | None, like: Tensor, *, weighted: bool = False
+) -> Tensor | None:
+    """How much of the signal that holds the share's source each entry carries; None: all alike."""
+    found = signal(operand, like, weighted=weighted)
+    if found is not None and not weighted:
+        found = (found != 0).to(like.dtype)
+    return held if found is None else found if held is None else found * held
 
 
-def _present(operand: Operand, held: Tensor | None, like: Tensor) -> Tensor | None:
-    """One for the entries that are of the signal and hold what the share is of."""
-    weight = signal(operand, like)
-    return held if weight is None else _both(held, (weight != 0).to(like.dtype))
+def _filled(operand: Operand, held: Tensor | None, like: Tensor, *, weighted: bool) -> Tensor:
+    present = _present(operand, held, like, weighted=weighted)
+    return like.new_ones(()).expand(operand.size) if present is None else present
 
 
-def by_entry(operation: Operation, operand: Operand, share: Tensor) -> Tensor:  # noqa: ARG001
+def by_entry(
+    operation: Operation,  # noqa: ARG001
+    operand: Operand,
+    share: Tensor,
+    held: Tensor | None = None,  # noqa: ARG001
+) -> Divided:
     """A share stays at its entry; what was repeated gets all of it."""
-    return share.sum_to_size(operand.size)
+    return Divided([share.sum_to_size(operand.size)])
 
 
-def looked_up(operation: Operation, operand: Operand, share: Tensor) -> Tensor:
+def looked_up(
+    operation: Operation,
+    operand: Operand,
+    share: Tensor,
+    held: Tensor | None = None,  # noqa: ARG001
+) -> Divided:
     """A token id gets the share of all features that were looked up for it."""
     if operand is operation.argument("weight"):
         raise unsupported(operation, "the table that is looked up in depends on the inputs")
-    return share_of_ids(operation, operand, share)
+    return Divided([share_of_ids(operation, operand, share)])
 
 
-def product(operation: Operation, operand: Operand, share: Tensor, held: Tensor | None) -> Tensor:
+def product(operation: Operation, operand: Operand, share: Tensor, held: Tensor | None) -> Divided:
     """A product with constants: weights on features keep tokens apart, a matrix of tokens mixes.
 
     Each entry gets an equal part of what its token's features are made into, and of what tokens
     are made into a part by its weight.
     """
-    letters, value = operation.contraction(), operand.value
-    if letters is None or value is None:
-        raise unsupported(operation, "it is no plain product over dimensions")
+    letters, value = _letters(operation), operand.value
     summed = letters.summed(operand)
-    if operand is letters.addend:
+    if operand is letters.addend or value is None:
         return by_entry(operation, operand, share)
     declared = any(factor.role is Role.WEIGHT for factor in letters.factors)
     last = [len(value.shape) - 1]
     if declared or (mixes_features(value, summed) if value.features else summed == last):
-        whole = _before_product(operation, operand, share)
-        return evenly(whole, _present(operand, held, share), operand.size, summed)
-    present = _present(operand, held, share)
+        return compared(operation, operand, share, _present(operand, held, share))
 
     def constant(other: Operand) -> Tensor:
         tensor = other.like(share.dtype)
@@ -84,170 +124,117 @@ def product(operation: Operation, operand: Operand, share: Tensor, held: Tensor 
             return torch.zeros_like(tensor)
         return tensor.abs() if other in letters.factors else tensor
 
-    def weighted(point: Tensor) -> Tensor:
-        result: Tensor = operation.run(lambda o: point if o is operand else constant(o))
+    def weighted(points: list[Tensor]) -> Tensor:
+        result: Tensor = operation.run(lambda o: points[0] if o is operand else constant(o))
         return result
 
-    ones = share.new_ones(()).expand(value.shape) if present is None else present
-    return _divided(weighted, ones, share)
+    return divided(weighted, [_filled(operand, held, share, weighted=False)], share)
 
 
-def compared(operation: Operation, operand: Operand, share: Tensor) -> Tensor:
+def compared(
+    operation: Operation, operand: Operand, share: Tensor, present: Tensor | None = None
+) -> Divided:
     """How similar two signals are, such as an image and a text: the features that are summed."""
-    letters = operation.contraction()
-    if letters is None or operand.value is None:
-        raise unsupported(operation, "it is no plain product over dimensions")
-    whole = _before_product(operation, operand, share)
-    return evenly(whole, None, operand.size, letters.summed(operand))
-
-
-def _before_product(operation: Operation, operand: Operand, share: Tensor) -> Tensor:
-    """The share of a product at one of its factors, of size one along what is summed over."""
-    letters = operation.contraction()
-    if letters is None:
-        raise unsupported(operation, "it is no plain product over dimensions")
-    own = letters.of(operand)
+    letters = _letters(operation)
+    own, summed = letters.of(operand), letters.summed(operand)
     others = [dim for dim, letter in enumerate(letters.output) if letter not in own]
     share = share.sum(others) if others else share
     left = [letter for letter in letters.output if letter in own]
     share = share.permute([left.index(letter) for letter in own if letter in left])
-    for dim in letters.summed(operand):
+    for dim in summed:
         share = share.unsqueeze(dim)
-    kept = [1 if d in letters.summed(operand) else n for d, n in enumerate(operand.size)]
-    return share.sum_to_size(kept)
+    whole = share.sum_to_size([1 if d in summed else n for d, n in enumerate(operand.size)])
+    return Divided([evenly(whole, present, operand.size, summed)])
+
+
+def _letters(operation: Operation) -> Contraction:
+    letters = operation.contraction()
+    if letters is None:
+        raise unsupported(operation, "it is no plain product over dimensions")
+    return letters
 
 
 def far(
     operation: Operation, operand: Operand, share: Tensor, held: Tensor | None = None
-) -> Tensor:
+) -> Divided:
     """How long a signal is, or how far from another: evenly to the features of that."""
+    order = operation.argument("p", operation.argument("ord"))
+    if isinstance(order, (int, float)) and order <= 0:
+        raise unsupported(operation, "a norm of this order does not grow with all entries alike")
     # Far from zero in all features alike, each has an equal part.
-    point = share.new_full((), 2.0**20).expand(operand.size)
-    point = point if held is None else point * held
+    point = 2.0**20 * _filled(operand, held, share, weighted=False)
 
-    def length(point: Tensor) -> Tensor:
+    def length(points: list[Tensor]) -> Tensor:
         result: Tensor = operation.run(
-            lambda o: point if o is operand else share.new_zeros(()).expand(o.size)
+            lambda o: points[0] if o is operand else share.new_zeros(()).expand(o.size)
         )
         return result
 
-    return _divided(length, point, share)
-
-
-def _divided(made: Callable[[Tensor], Tensor], point: Tensor, share: Tensor) -> Tensor:
-    """Divides shares by the part that each entry of a point has in what is made of it."""
-    with torch.enable_grad():
-        leaf = point.clone().requires_grad_()
-        output = made(leaf)
-    pieces = quotient(share, output.detach())
-    (part,) = torch.autograd.grad(output, leaf, pieces, create_graph=share.requires_grad)
-    return part * point
+    return divided(length, [point], share)
 
 
 def receptive_field(
     operation: Operation, operand: Operand, share: Tensor, held: Tensor | None
-) -> Tensor:
+) -> Divided:
     """Every entry of an output's receptive field gets an equal part of its share, padding none."""
     weight = next(o for o in operation.operands if o is not operand)
     groups: int = operation.argument("groups", 1)
     single = len(operand.size) < len(weight.size)  # one sample, without an axis for it
-    size = torch.Size((1, *operand.size)) if single else operand.size
-    channels = size[1]
-    grouped = share.unsqueeze(0) if single else share
-    grouped = grouped.reshape(len(grouped), groups, -1, *grouped.shape[2:]).sum(2)
+    whole = share.unsqueeze(0) if single else share
+    # All filters of a group are alike here: one stands for them.
+    each = whole.shape[1] // groups
+    grouped = whole.reshape(len(whole), groups, each, *whole.shape[2:]).sum(2)
     names = {"stride": 1, "padding": 0, "dilation": 1}
+    channels = operand.size[0 if single else 1]
     filters = (groups, channels // groups)
     if operation.kind is Kind.TRANSPOSED_CONV:
         names |= {"output_padding": 0}
         filters = (channels, 1)
     ones = share.new_ones(*filters, *weight.size[2:])
     arguments = {name: operation.argument(name, default) for name, default in names.items()}
-    present = _present(operand, held, share)
-    if present is None:
-        present = share.new_ones(1, *size[1:])
-    elif single:
-        present = present.unsqueeze(0)
 
-    def count(point: Tensor) -> Tensor:
+    def count(points: list[Tensor]) -> Tensor:
+        point = points[0].unsqueeze(0) if single else points[0]
         result: Tensor = operation.call(point, ones, None, **arguments, groups=groups)
         return result
 
-    with torch.no_grad():
-        counts = count(present)
-    blank = share.new_empty(size).requires_grad_()
-    with torch.enable_grad():
-        output = count(blank)
+    parts, among = divided(count, [_filled(operand, held, share, weighted=False)], grouped)
     # What a transposed convolution leaves blank between its strides is made of nothing.
-    pieces = quotient(grouped, counts)
-    (result,) = torch.autograd.grad(output, blank, pieces, create_graph=share.requires_grad)
-    return (result * present).reshape(operand.size)
+    of_each = among if among is None else among.repeat_interleave(each, 1).reshape(share.shape)
+    return Divided(parts, of_each)
 
 
-def summed(operation: Operation, operand: Operand, share: Tensor, held: Tensor | None) -> Tensor:
+def summed(operation: Operation, operand: Operand, share: Tensor, held: Tensor | None) -> Divided:
     """The terms get equal parts; masked or weighted ones in proportion to their weight."""
-    weights = _both(signal(operand, share, weighted=True), held)
-    if weights is None:
-        weights = share.new_ones(operand.size)
-    with torch.no_grad():
-        total = operation.replay([weights])[0]
-    (part,) = rearranged(operation, [quotient(share, total)])
-    if part is None:
-        raise unsupported(operation, "the sum does not depend on its operand")
-    return weights * part
+    weights = _filled(operand, held, share, weighted=True)
+    return divided(lambda points: operation.replay(points)[0], [weights], share)
 
 
 def summed_at_indices(
-    operation: Operation, share: Tensor, held: list[Tensor | None]
-) -> list[Tensor | None]:
+    operation: Operation, share: Tensor, held: Sequence[Tensor | None]
+) -> Divided:
     """The same where indices say which sum each term belongs to, as with experts' outputs."""
-    weights = []
-    for (operand, _), terms in zip(operation.traced(), held, strict=True):
-        weight = _both(signal(operand, share, weighted=True), terms)
-        weights.append(share.new_ones(operand.size) if weight is None else weight)
-    parts = transposed(operation, weights, [quotient(share, at_indices(operation, weights))])
-    return [None if p is None else w * p for w, p in zip(weights, parts, strict=True)]
+    weights = [
+        _filled(operand, terms, share, weighted=True)
+        for (operand, _), terms in zip(operation.traced(), held, strict=True)
+    ]
+    return divided(lambda points: at_indices(operation, points), weights, share)
 
 
-def added_at_indices(
-    operation: Operation,
-    operand: Operand,  # noqa: ARG001 - the only one
-    share: Tensor,
-    held: Tensor | None,
-) -> Tensor:
-    """The same beside a constant."""
-    (part,) = summed_at_indices(operation, share, [held])
-    if part is None:
-        raise unsupported(operation, "the sum does not depend on its operand")
-    return part
+def selected(
+    operation: Operation, shares: list[Tensor | None]
+) -> tuple[list[Tensor | None], list[Tensor]]:
+    """The entries that were chosen get all, and constants the shares where they were chosen.
 
-
-def pooled(operation: Operation, shares: list[Tensor | None]) -> list[Tensor | None]:
-    """Each output's share, by the part that an entry has in it: all of it for a maximum.
-
-    What was padded is no entry: the others of its window share alone.
+    The largest of a token's features, as of a router's experts, stand for all of them.
     """
-    share = shares[0]
-    operands = [operand for operand, _ in operation.traced()]
-    points = [in_full(operand) for operand in operands]
-    mixes = operation.kind is Kind.POOL
-    if not mixes or len(points) != 1 or len(operation.outputs) != 1 or share is None:
-        return transposed(operation, points, shares)
-    present = None
-    if operation.argument("kernel_size") is not None:
-        present = _present(operands[0], None, share)
-    if present is None:
-        present = torch.ones_like(points[0])
-    with torch.no_grad():
-        (whole,) = operation.replay([present])
-    (part,) = transposed(operation, points, [quotient(share, whole)])
-    return [None if part is None else part * present]
-
-
-def chosen(operation: Operation, shares: list[Tensor | None]) -> list[Tensor | None]:
-    """The largest of a token's features, as of a router's experts, tell of all; others move."""
     share, (operand, _) = shares[0], operation.traced()[0]
     kept = share is not None and share.ndim == len(operand.size)
-    if share is None or not kept or not chooses_features(operation):
-        return pooled(operation, shares)
-    whole = share.sum(-1, keepdim=True)
-    return [evenly(whole, _present(operand, None, share), operand.size, [-1])]
+    if share is not None and kept and chooses_features(operation):
+        whole = share.sum(-1, keepdim=True)
+        return [evenly(whole, _present(operand, None, share), operand.size, [-1])], []
+    signals = operation.traced()
+    others = [(o, Value(-1, o.tensor)) for o in constants(operation)]
+    both = replace(operation, _traced=[*signals, *others])
+    parts = transposed(both, [in_full(o) for o, _ in both.traced()], shares)
+    return parts[: len(signals)], [part for part in parts[len(signals) :] if part is not None]

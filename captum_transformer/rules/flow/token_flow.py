@@ -13,18 +13,20 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from captum_transformer.account import Reason
 from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.rules.flow.books import Books
 from captum_transformer.rules.flow.maps import Attend
 from captum_transformer.rules.flow.passing import Passing
 from captum_transformer.rules.flow.rows import NormalisedRows
 from captum_transformer.rules.flow.sources import Sources
+from captum_transformer.rules.ledger import Ledger, balanced
 from captum_transformer.trace.attention import AttentionCall
-from captum_transformer.trace.kinds import MOVES, Kind
+from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.numeric import quotient
 from captum_transformer.trace.operation import Value
 from captum_transformer.trace.tape import Tape
 
-KEEP = frozenset({Kind.POOL, Kind.MAXIMUM, Kind.CHOICE})
+KEEP = frozenset({Kind.MAXIMUM, Kind.CHOICE})
 
 # Shares by the sources that they are of. No source is in two of one token's keys twice.
 Shares = dict[int, Tensor]
@@ -68,50 +70,70 @@ class TokenFlow:
         self,
         seeds: Mapping[Value, Tensor],
         wanted: Sequence[Value],
-        taken: dict[Reason, Tensor] | None = None,
+        ledger: Ledger | None = None,
     ) -> dict[Value, Tensor]:
         """What reaches the wanted values of what starts at the seeds.
 
         Args:
             seeds: shares to start with.
             wanted: the values.
-            taken: gets, by reason, the sum of what reaches none of them: of each source what lies
-                at tokens that do not hold it, where these were joined to others that do.
+            ledger: gets what reaches them and what takes the rest, if given.
         """
         # A value that is no source has what arrives of any one source that it holds.
         read = {value: (held := self._sources.held(value)) & -held for value in wanted}
         self._counting = self._countable(read)
+        asked = functools.reduce(operator.or_, read.values(), 0)
         # Not an attribute: each would hold the other, and what the maps are made of would stay.
-        passed_on = Passing(self._sources, self._layers, self._starting, self._rows)
+        noted = None if ledger is None else asked
+        passed_on = Passing(self._sources, self._layers, self._starting, self._rows, noted)
+        starting = {value: self._starting(value) for value in seeds}
+        books = None if ledger is None else Books(ledger, asked)
+        if books is not None:
+            books.start(seeds, starting)
         arriving: dict[Value, Shares] = {}
         for value, share in seeds.items():
-            _add(arriving, value, self._starting(value), share)
+            _add(arriving, value, starting[value], share)
         arrived: dict[Value, Tensor] = {}
+        ended: list[tuple[Value, Shares]] = []
         first = min((_step(value) for value in read), default=0)
         last = max(_step(value) for value in seeds)
         for operation in reversed(self._tape.operations[max(first, 0) : last + 1]):
             incoming = [arriving.pop(v, {}) if v is not None else {} for v in operation.outputs]
-            keys = dict.fromkeys(key for found in incoming for key in found)
-            if not keys:
-                continue
-            for output, found in zip(operation.outputs, incoming, strict=True):
+            for place, output in enumerate(operation.outputs):
                 if output in read:
-                    arrived[output] = _total(found, read[output], output, seeds)
-            if operation.index == first:
-                break
-            for key in keys:
+                    arrived[output] = _total(incoming[place], read[output], output, seeds)
+                if output is not None and (
+                    operation.index == first
+                    or (output in read and not any(map(output.descends_from, read)))
+                ):
+                    ended.append((output, incoming[place]))
+                    incoming[place] = {}
+            for key in dict.fromkeys(key for found in incoming for key in found):
                 of_key = [found.get(key) for found in incoming]
                 pieces = list(passed_on(operation, key, of_key))
                 for value, part, share in pieces:
                     _add(arriving, value, part, share)
-                if taken is not None and operation.attention is None:
-                    reason = Reason.JOINED if operation.kind in MOVES else Reason.ELSEWHERE
-                    lost = _lost(read, key, of_key, pieces)
-                    taken[reason] = taken[reason] + lost if reason in taken else lost
+                if books is not None:
+                    kept, attended = passed_on.kept, passed_on.attended
+                    books.passed(operation, key, of_key, pieces, kept, attended)
         for value, source in read.items():
             if value not in arrived:
                 arrived[value] = _total(arriving.get(value, {}), source, value, seeds)
+        if books is not None:
+            for value, found in (*ended, *arriving.items()):
+                for key, share in found.items():
+                    books.end(value, read.get(value, 0), key, share)
         return arrived
+
+    def conserved(
+        self, seeds: Mapping[Value, Tensor], wanted: Sequence[Value]
+    ) -> tuple[dict[Value, Tensor], Ledger]:
+        """The same, with an account of it.
+
+        Raises:
+            ConservationError: if a rule hands on another sum than it got without a reason.
+        """
+        return balanced(lambda ledger: self(seeds, wanted, ledger))
 
     def _countable(self, read: Mapping[Value, int]) -> int:
         """The sources that lead to wanted values, or to an error."""
@@ -193,10 +215,7 @@ class TokenFlow:
         )
         with torch.enable_grad():
             reached = self({tokens: probe}, [source])[source]
-            parts = torch.where(
-                reached == 0, torch.zeros_like(relevance), relevance / reached.detach()
-            )
-            total = (reached * parts.detach()).sum()
+            total = (reached * quotient(relevance, reached.detach())).sum()
         (result,) = torch.autograd.grad(total, probe)
         return result
 
@@ -219,17 +238,3 @@ def _total(found: Shares, source: int, value: Value, seeds: Mapping[Value, Tenso
 
 def _step(value: Value) -> int:
     return -1 if value.operation is None else value.operation.index
-
-
-def _lost(
-    read: Mapping[Value, int],
-    key: int,
-    found: list[Tensor | None],
-    pieces: Sequence[tuple[Value, int, Tensor]],
-) -> Tensor:
-    """What an operation has not handed on of wanted sources' shares."""
-    before = torch.stack([share.sum() for share in found if share is not None]).sum()
-    lost = torch.zeros_like(before)
-    for source in {source for source in read.values() if source & key}:
-        lost = lost + before - sum(share.sum() for _, part, share in pieces if part & source)
-    return lost

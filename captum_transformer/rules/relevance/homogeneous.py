@@ -13,6 +13,7 @@ from captum_transformer.account import Reason
 from captum_transformer.rules.ledger import added_up, total
 from captum_transformer.rules.propagate import Shares, transposed, unsupported
 from captum_transformer.rules.relevance.totals import constants, remaining
+from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import in_full, ratio
 from captum_transformer.trace.operation import Operand, Operation
 
@@ -79,6 +80,9 @@ def _shared(
         point * slope if slope is not None and (among is None or operand in among) else None
         for operand, point, slope in zip(operands, points, slopes, strict=True)
     ]
+    if operation.kind is Kind.DISTANCE:  # from which a mask leaves entries out as infinite ones
+        pairs = zip(shares, slopes, strict=True)
+        shares = [None if s is None or d is None else s.masked_fill(d == 0, 0.0) for s, d in pairs]
     if all(share is None for share in shares):
         raise unsupported(operation, "it depends on the inputs in a way that hands nothing on")
     lost = torch.addcmul(relevance, quotient, growth, value=-1)
