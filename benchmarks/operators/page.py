@@ -15,30 +15,38 @@ Row = Mapping[str, Verdict]
 
 HEAD = """# Operators
 
-What becomes of the operators that PyTorch tests itself with: the {count} of its database that take
-floating point numbers and have a derivative, with torch {torch}. Written by
-`python -m benchmarks.operators` (in the repository's root). Each is run on up to three of its
-samples in the database, once with its first operand explained and the others constant, and once
-with all operands explained; and one sample is written in all ways that torch has for it: by its
-other names, as a method, in place, with NumPy's names of arguments.
+How each method handles the operators that PyTorch tests itself with: the {count} operators in its
+database that take floating point numbers and have a derivative (torch {torch}). To write this page
+again, run `python -m benchmarks.operators` in the root of the repository. Each operator is run on
+up to three of its samples, once with only its first operand explained and once with all of them.
+One of the samples is also run in every other spelling that torch has: under other names, as a
+method, in place, and with NumPy's argument names.
 
-- *Trace*: the output and autograd's gradient are what they are without the trace.
-- *Relevance* (`TransformerAttribution`): what the operands get adds up to what the output starts
-  with.
-- *Token flow* (`GenericAttentionRelevance`, `AttentionRollout` and others): so it does, but what
-  holds several of the operands gives its whole share to each, and what holds none of them to none.
-- `ConservativeLRP` and `AttnLRP`: gradient x input, as autograd has it.
+What is checked:
 
-✓: this holds. A letter: it holds with a share that the pass says is taken by what is no input, see
-below.
-*Rule*: the method gives the operator another gradient than autograd, by its theory; if it has but
-one operand, the relevance adds up to the score. A number in brackets: refused, for the reason
-below; if there is a ✓ before it, only some of the samples. ✗: wrong; listed at the end.
+- *Trace*: the trace changes neither the output nor the gradient.
+- *Relevance* (`TransformerAttribution`): the relevance of the operands adds up to that of the
+  output.
+- *Token flow* (`GenericAttentionRelevance`, `AttentionRollout` and others): the shares of the
+  operands add up to the output's. An entry made from several operands gives its whole share to each
+  of them.
+- `ConservativeLRP` and `AttnLRP`: the relevance is gradient x input.
+
+How to read the table:
+
+- ✓: right in all samples.
+- ✓ and a letter: right, but constants take a share, such as masked entries or a bias. The letters
+  are explained below the table.
+- rule: the method deliberately changes the gradient of this operator. If the operator has only one
+  operand, its relevance adds up to the score (entries that are zero, and masked ones, aside).
+- A number in brackets: refused with an error; the reasons are listed below. After a ✓, only some
+  samples are refused.
+- ✗: wrong; listed at the end.
 
 """
 _KINDS = {
     "right": "✓",
-    "taken": "✓, a share is taken",
+    "taken": "✓, constants take a share",
     "by rule": "rule",
     "refused": "refused",
     "wrong": "✗",
@@ -61,7 +69,7 @@ def page(rows: Mapping[str, Row]) -> str:
         "\n",
     ]
     for title, texts in (
-        ("Shares taken", [f"- {_letter(i)}: {taker}.\n" for i, taker in enumerate(takers)]),
+        ("What constants take", [f"- {_letter(i)}: {taker}.\n" for i, taker in enumerate(takers)]),
         ("Refused", [f"{i}. {refusal}\n" for i, refusal in enumerate(refusals, 1)]),
         ("Wrong", list(_wrong(rows))),
         ("Left out", [f"- `{name}`: {reason}.\n" for name, reason in LEFT_OUT.items()]),

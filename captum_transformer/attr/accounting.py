@@ -91,16 +91,19 @@ class AccountableMethod(TransformerMethod):
 
     def written_up(self, forward: TracedForward, ledger: Ledger, scale: float) -> Account:
         """The account that a pass along the tape has kept, whose start was scaled."""
+        parts = self._entries(forward, ledger, scale)
+        return Account(type(self).__name__, added_up(ledger.started) / scale, parts)
+
+    def _entries(self, forward: TracedForward, ledger: Ledger, scale: float) -> tuple[Part, ...]:
         names = dict(zip(forward.values, forward.names, strict=True))
         ends = [
             Part(INPUTS if value in names else Reason.ELSEWHERE.value, names.get(value, ""), amount)
             for value, amount in ledger.ended
         ]
-        parts = [
+        return tuple(
             replace(part, amount=part.amount / scale)
             for part in (*ends, *self._parts(ledger.taken))
-        ]
-        return Account(type(self).__name__, added_up(ledger.started) / scale, tuple(parts))
+        )
 
 
 def _source(operation: Operation, reason: Reason, parameters: Mapping[int, str]) -> str:

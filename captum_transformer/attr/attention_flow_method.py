@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_transformer.attr.transformer_method import START, TransformerMethod, scaled_back, seed
+from captum_transformer.account import Account
+from captum_transformer.attr.accounting import AccountableMethod
+from captum_transformer.attr.transformer_method import START, scaled_back, seed
 from captum_transformer.errors import InvalidLayerError
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.flow.token_flow import TokenFlow
+from captum_transformer.rules.ledger import Ledger, added_up
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.history import History
@@ -79,7 +82,7 @@ def _place(index: int, tower: Sequence[AttentionCall], name: str) -> int:
     return index % len(tower)
 
 
-class AttentionFlowMethod(TransformerMethod):
+class AttentionFlowMethod(AccountableMethod):
     """A method whose relevance is the target's token flow through some map of each attention call.
 
     The flow goes on through the operation that made the tokens: a token's relevance is spread
@@ -100,14 +103,20 @@ class AttentionFlowMethod(TransformerMethod):
     def _relevance(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
-        return self._flowing(self._selection(forward, target, wanted))
+        return scaled_back(self._carried(self._selection(forward, target, wanted))[0])
 
-    def _flowing(self, selection: Selection) -> dict[Value, Tensor]:
-        """The token flow from the score to the wanted values."""
+    def _account(self, forward: TracedForward, target: Any) -> Account:
+        """Of the row of relevance that the score is read from: its sum over all tokens."""
+        selection = self._selection(forward, target, forward.values)
+        parts = self._entries(forward, self._carried(selection)[1], START)
+        return Account(type(self).__name__, added_up([part.amount for part in parts]), parts)
+
+    def _carried(self, selection: Selection) -> tuple[dict[Value, Tensor], Ledger]:
+        """What the token flow carries from the score to the wanted values, and its ledger."""
         flow = self._flow(selection)
         flow.require_way(selection.value, selection.wanted)
         seeds = seed(selection.selected, selection.value, start=START)
-        return scaled_back(flow.conserved(seeds, selection.wanted)[0])
+        return flow.conserved(seeds, selection.wanted)
 
     def _selection(self, forward: TracedForward, target: Any, wanted: Sequence[Value]) -> Selection:
         selection = Selection(forward, *self._select(forward, target), wanted)

@@ -1,22 +1,22 @@
 """What the methods share that multiply their attention maps over all layers."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Selection, row_sums
-from captum_transformer.attr.transformer_method import START, logged, scaled_back, seed
+from captum_transformer.attr.transformer_method import START, logged, seed
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.target import Target
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.maps import attend_with
 from captum_transformer.rules.flow.token_flow import TokenFlow
+from captum_transformer.rules.ledger import Ledger
 from captum_transformer.rules.streams.relevancies import Relevancies, last_call, shares_of_queries
 from captum_transformer.rules.streams.update import UpdateRule
-from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.history import History
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Value
@@ -97,17 +97,14 @@ class RolloutMethod(AttentionFlowMethod):
                 _refuse_shared_queries(selection.history)
                 return self._relevancies(selection).maps()
 
-    def _relevance(
-        self, forward: TracedForward, target: Any, wanted: Sequence[Value]
-    ) -> dict[Value, Tensor]:
+    def _carried(self, selection: Selection) -> tuple[dict[Value, Tensor], Ledger]:
         if self.propagation == "flow":
-            return super()._relevance(forward, target, wanted)
-        selection = self._selection(forward, target, wanted)
+            return super()._carried(selection)
         _refuse_shared_queries(selection.history)
         if not selection.history.streams.cross_attention:
-            return self._flowing(selection)
+            return super()._carried(selection)
         at_start = self._relevancies(selection).at_start(_read(selection))
-        return scaled_back(TokenFlow(forward.tape, {}).conserved(at_start, wanted)[0])
+        return TokenFlow(selection.forward.tape, {}).conserved(at_start, selection.wanted)
 
     def _relevancies(self, selection: Selection) -> Relevancies:
         calls = selection.from_layer(self.start_layer)

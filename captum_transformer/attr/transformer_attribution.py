@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.account import Account
-from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.attr.attention_flow_method import (
     Selection,
     gradient_map,
@@ -29,7 +28,7 @@ from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Value
 
 
-class TransformerAttribution(RolloutMethod, AccountableMethod):
+class TransformerAttribution(RolloutMethod):
     r"""Relevance times gradient of the attention, rolled out over the layers.
 
     Relevance is propagated from the target by layer-wise relevance propagation (alpha = 1,

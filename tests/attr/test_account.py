@@ -7,12 +7,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from captum_transformer import (
+    AttentionGradCam,
+    AttentionRollout,
     AttnLRP,
     ConservativeLRP,
     Contrast,
+    GenericAttentionRelevance,
     PartialLRP,
+    RawAttention,
     TransformerAttribution,
 )
 from captum_transformer.account import INPUTS, Account, Reason
@@ -255,3 +260,71 @@ def test_of_nothing_there_are_amounts_but_no_shares(small: Any) -> None:
     assert f"{amount:.4f}         -" in table
     assert all(math.isnan(share) for share in account.shares().values())
     assert math.isnan(account.share(INPUTS))
+
+
+class TestOfTheRowThatTheScoreIsReadFrom:
+    """The methods that read attention maps: their account is that of one row."""
+
+    @pytest.mark.parametrize("method", [GenericAttentionRelevance, AttentionRollout])
+    def test_the_class_token_has_its_own_column(self, method: Callable[..., Any]) -> None:
+        explained, x = method(timm_vit()), images()
+        account = explained.account(x, 1)
+        row = explained.relevance_maps(x, 1)["x", "x"][:, 0]
+        torch.testing.assert_close(account.total, row.sum(-1))
+        torch.testing.assert_close(account.of(Reason.JOINED.value), row[:, 0])
+        torch.testing.assert_close(account.of(INPUTS), explained.attribute(x, 1).sum((1, 2, 3)))
+        assert "joined constants: cls_token" in account.shares(by_source=True)
+
+    @pytest.mark.parametrize("method", [RawAttention, PartialLRP, AttentionGradCam])
+    def test_of_one_layer(self, method: Callable[..., Any]) -> None:
+        explained, x = method(timm_vit()), images()
+        account = explained.account(x, 1)
+        torch.testing.assert_close(account.of(INPUTS), explained.attribute(x, 1).sum((1, 2, 3)))
+        if method is RawAttention:
+            torch.testing.assert_close(account.total, torch.ones_like(account.total))
+        if method is not AttentionGradCam:  # which leaves learned tokens out
+            row = explained.relevance_maps(x, 1)["x", "x"][:, 0]
+            torch.testing.assert_close(account.of(Reason.JOINED.value), row[:, 0])
+
+    @pytest.mark.parametrize("name", SUBJECTS)
+    def test_of_models(self, name: str) -> None:
+        given = subject(name)
+        method = GenericAttentionRelevance(given.model)
+        arguments = {"additional_forward_kwargs": given.named}
+        account = method.account(given.inputs, given.target, given.extra, **arguments)
+        maps = method.attribute(given.inputs, given.target, given.extra, **arguments)
+        parts_add_up(account)
+        reached = sum(tensor.sum() for tensor in pytree.tree_leaves(maps))
+        torch.testing.assert_close(account.of(INPUTS).sum(), reached)
+        if not set(account.shares()) - {INPUTS}:
+            torch.testing.assert_close(account.total, account.of(INPUTS))
+
+    def test_inputs_that_are_joined_have_their_own_tokens(self, small: Any) -> None:
+        """Neither takes anything of the other one."""
+        model, x = small
+
+        def joined(left: Tensor, right: Tensor) -> Tensor:
+            return model(torch.cat([left, right], 1))
+
+        method = GenericAttentionRelevance(joined)
+        account = method.account((x[:, :1], x[:, 1:]), 1)
+        whole = GenericAttentionRelevance(model).account(x, 1)
+        torch.testing.assert_close(account.total, whole.total)
+        torch.testing.assert_close(account.of(INPUTS), whole.of(INPUTS))
+
+    def test_constant_keys_and_values(self, small: Any) -> None:
+        """Queries that attend to learned tokens alone: all that attention gives is theirs."""
+        model, x = small
+        memory = torch.randn(1, 5, 8, dtype=torch.float64)
+
+        def attending(x: Tensor) -> Tensor:
+            queries = model.project(x)
+            keys = memory.expand(len(x), -1, -1)
+            added = model.attention(queries, keys, keys, need_weights=False)[0]
+            return model.head((queries + added).mean(1))
+
+        account = AttentionRollout(attending, normalize_rows=False).account(x, 1)
+        ones = torch.ones_like(account.total)
+        torch.testing.assert_close(account.total, 2 * ones)
+        torch.testing.assert_close(account.of(INPUTS), ones)
+        torch.testing.assert_close(account.of(Reason.CONSTANT.value), ones)

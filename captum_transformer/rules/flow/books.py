@@ -86,13 +86,11 @@ class Books:
         self, operation: Operation | None, reason: Reason | None, key: int, amount: Tensor
     ) -> None:
         counted = 0
-        if operation is not None and reason is not None:
-            counted = (key & self._wanted).bit_count()
-        if operation is not None and reason is not None and counted:
-            self._ledger.taken.append(Taken(operation, reason, amount * counted))
-        others = key.bit_count() - counted
-        if others:
-            self._ledger.started.append(amount.sum() * -others)
+        if operation is not None and reason is not None and key & self._wanted:
+            # A token that no input is in has one share, however many inputs there are.
+            counted = 1
+            self._ledger.taken.append(Taken(operation, reason, amount))
+        self._ledger.started.append(amount.sum() * (counted - key.bit_count()))
 
 
 def _sums(shares: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:

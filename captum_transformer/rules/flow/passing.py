@@ -209,7 +209,7 @@ class Passing:
                 # Queries descend from inputs, and what they attend to does not.
                 reason = Reason.CONSTANT if value is None else Reason.ELSEWHERE
                 some = self._wanted or 0
-                self._keep(reason, some & -some, None, attended.keys)
+                self.kept.append(Kept(reason, some & -some, _by_sample(call, attended.keys)))
                 return
             width = call.values_width()
             keys = attended.keys.unsqueeze(-1) / width
@@ -260,6 +260,12 @@ class Passing:
                 ]
                 divided = shares.summed_at_indices(operation, share, held)
                 yield from self._divided(operation, key & whole, divided, share)
+
+
+def _by_sample(call: AttentionCall, keys: Tensor) -> Tensor:
+    samples = call.output.samples
+    known = samples is not None and samples.outer == 1
+    return keys.reshape(samples.size, -1).sum(1) if samples is not None and known else keys.sum()
 
 
 def _unread(operation: Operation) -> UnsupportedOperationError:
