@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.account import Account
+from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.attr.attention_flow_method import (
     Selection,
     gradient_map,
