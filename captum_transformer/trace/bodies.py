@@ -63,7 +63,7 @@ def _addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 
 
 
 def _lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:  # noqa: A002
-    return input + weight * (end - input)
+    return (1 - weight) * input + weight * end  # each has its own part; none is a skip
 
 
 def _pdist(input: Tensor, p: float = 2.0) -> Tensor:  # noqa: A002

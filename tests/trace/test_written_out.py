@@ -8,11 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer import AttnLRP, ConservativeLRP, GenericAttentionRelevance
+from captum_transformer import (
+    AttentionRollout,
+    AttnLRP,
+    ConservativeLRP,
+    GenericAttentionRelevance,
+)
 from captum_transformer.calling import Arguments
 from captum_transformer.rules.propagate import conserved
 from captum_transformer.rules.relevance import TABLE
 from captum_transformer.trace import traced_forward
+from captum_transformer.trace.bodies import WRITTEN_OUT
 from captum_transformer.trace.kinds import Kind
 from tests.rules.by_hand import doubles
 
@@ -127,4 +133,102 @@ def test_a_loss_may_be_the_score(method: Callable[..., Any]) -> None:
 
     tokens = doubles(3, 5, 4)
     found, expected = (method(model).attribute(tokens) for model in (loss, written))
+    torch.testing.assert_close(found, expected)
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.norm(dim=1, keepdim=True)
+
+
+def crossed(a: Tensor, b: Tensor) -> Tensor:
+    pairs = ((1, 2), (2, 0), (0, 1))
+    return torch.stack([a[:, i] * b[:, j] - a[:, j] * b[:, i] for i, j in pairs], 1)
+
+
+W, V = doubles(4, 4), doubles(4, 4, seed=3)
+Spelling = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
+# Each function of the first token and of the mean of the others, and the same by hand.
+SPELLED: dict[str, Spelling] = {
+    "lerp": (lambda a, b: torch.lerp(a, b, 0.5), lambda a, b: 0.5 * a + 0.5 * b),
+    "lerp all the way": (lambda a, b: a.lerp(b, 1.0), lambda a, b: 0.0 * a + 1.0 * b),
+    "lerp of weights": (lambda a, b: a.lerp(b, WEIGHT), lambda a, b: (1 - WEIGHT) * a + WEIGHT * b),
+    "addcdiv": (lambda a, b: torch.addcdiv(a, b, WEIGHT), lambda a, b: a + b / WEIGHT),
+    "glu": (lambda a, b: F.glu(torch.cat([a, b], 1)), lambda a, b: a * b.sigmoid()),
+    "cosine_similarity": (
+        lambda a, b: F.cosine_similarity(a, b)[:, None],
+        lambda a, b: (unit(a) * unit(b)).sum(1, keepdim=True),
+    ),
+    "broadcast_tensors": (
+        lambda a, b: sum(torch.broadcast_tensors(a[:, None], b[..., None])),
+        lambda a, b: a[:, None].expand(3, 4, 4) + b[..., None].expand(3, 4, 4),
+    ),
+    "atleast_1d": (lambda a, b: torch.atleast_1d(a) + b, lambda a, b: a + b),
+    "atleast_2d": (lambda a, b: sum(torch.atleast_2d(a, b)), lambda a, b: a + b),
+    "atleast_3d": (lambda a, b: a + torch.atleast_3d(b)[..., 0], lambda a, b: a + b),
+    "cross": (
+        lambda a, b: torch.cross(a[:, 1:], b[:, 1:], dim=1),
+        lambda a, b: crossed(a[:, 1:], b[:, 1:]),
+    ),
+    "linalg_cross": (
+        lambda a, b: torch.linalg.cross(a[:, 1:], b[:, 1:]),
+        lambda a, b: crossed(a[:, 1:], b[:, 1:]),
+    ),
+    "diff": (lambda a, b: torch.stack([a, b], 1).diff(dim=1), lambda a, b: (b - a)[:, None]),
+    "linalg_multi_dot": (
+        lambda a, b: torch.linalg.multi_dot([a + b, W, V]),
+        lambda a, b: (a + b) @ W @ V,
+    ),
+    "chain_matmul": (lambda a, b: torch.chain_matmul(a + b, W, V), lambda a, b: (a + b) @ W @ V),
+    "kron": (
+        lambda a, b: torch.kron(a + b, W[:1]),
+        lambda a, b: ((a + b)[:, :, None] * W[0]).flatten(1),
+    ),
+    "trapezoid": (
+        lambda a, b: torch.trapezoid(torch.stack([a, b, a], 1), dim=1),
+        lambda a, b: (a + b) / 2 + (b + a) / 2,
+    ),
+    "trapz": (
+        lambda a, b: torch.trapz(torch.stack([a, b], 1), dim=1),
+        lambda a, b: (a + b) / 2,
+    ),
+    "renorm": (lambda a, b: (a + b).renorm(2, 0, 1e-3), lambda a, b: unit(a + b) * 1e-3),
+    "hypot": (torch.hypot, lambda a, b: (a * a + b * b) ** 0.5),
+    "zero": (lambda a, b: a.clone().zero_() + b, lambda a, b: torch.zeros_like(a) + b),
+    "column_stack": (lambda a, b: torch.column_stack([a, b]), lambda a, b: torch.cat([a, b], 1)),
+    "hstack": (lambda a, b: torch.hstack([a, b]), lambda a, b: torch.cat([a, b], 1)),
+    "vstack": (lambda a, b: torch.vstack([a, b])[3:], lambda a, b: b),
+    "row_stack": (lambda a, b: torch.vstack([a, b])[:3], lambda a, b: a),
+    "expand_as": (lambda a, b: a + b[:, :1].expand_as(a), lambda a, b: a + b[:, :1].expand(3, 4)),
+    "reshape_as": (lambda a, b: a + b.reshape_as(a), lambda a, b: a + b),
+    "view_as": (lambda a, b: a + b.view_as(a), lambda a, b: a + b),
+    "type_as": (lambda a, b: a + b.type_as(a), lambda a, b: a + b),
+}
+
+
+def test_each_is_spelled_out_by_hand() -> None:
+    assert {name.split()[0] for name in SPELLED} == set(WRITTEN_OUT)
+
+
+WRITTEN_OVER = pytest.param(
+    "zero",
+    marks=pytest.mark.xfail(
+        strict=True, reason="a signal that is written over still counts as a term of a sum"
+    ),
+)
+
+
+@pytest.mark.parametrize("name", [WRITTEN_OVER if name == "zero" else name for name in SPELLED])
+@pytest.mark.parametrize("method", [AttentionRollout, GenericAttentionRelevance])
+def test_tokens_have_the_shares_of_the_same_by_hand(name: str, method: Callable[..., Any]) -> None:
+    def score(how: Callable[[Tensor, Tensor], Tensor]) -> Function:
+        def model(x: Tensor) -> Tensor:
+            x = x + F.scaled_dot_product_attention(x, x, x)
+            return how(x[:, 0], x[:, 1:].mean(1)).flatten(1).sum(1)
+
+        return model
+
+    tokens = doubles(3, 5, 4)
+    of_torch, by_hand = map(score, SPELLED[name])
+    torch.testing.assert_close(of_torch(tokens), by_hand(tokens))
+    found, expected = (method(model).attribute(tokens) for model in (of_torch, by_hand))
     torch.testing.assert_close(found, expected)
