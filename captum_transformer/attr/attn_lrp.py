@@ -18,10 +18,9 @@ class AttnLRP(GradientTimesInput):
       factor gets the same share (the uniform rule); the softmax keeps its own gradient, which is
       its first-order Taylor expansion with a bias term;
     - activations: the slope is :math:`f(x) / x` (the identity rule), also of those written in
-      Python as ``x * gate(x)``, whose gate is that slope: nothing is divided there, and the
-      authors' 1e-10 in the denominator has no place (the results are theirs to 1e-9). One that is not zero
-      at zero, as a sigmoid that gates another signal, leaves all its relevance to an x that may all
-      but vanish, and so magnifies it;
+      Python as ``x * gate(x)``, where the gate is that slope, and no stabiliser is needed (the
+      results are the authors' to 1e-9). One that is not zero at zero, as a sigmoid that gates
+      another signal, leaves all its relevance to an x that may all but vanish, and so magnifies it;
     - norms, fused or written in Python, over features, channels, windows or samples: what divides
       the signal is a constant (the subtracted mean is not). So is any divisor of a signal, but for
       two that are refused: an activation of another signal, and the sum of a softmax by hand.
