@@ -193,6 +193,12 @@ SPELLED: dict[str, Spelling] = {
     ),
     "renorm": (lambda a, b: (a + b).renorm(2, 0, 1e-3), lambda a, b: unit(a + b) * 1e-3),
     "hypot": (torch.hypot, lambda a, b: (a * a + b * b) ** 0.5),
+    "pdist": (
+        lambda a, b: torch.stack(
+            [torch.pdist(torch.stack(pair)) for pair in zip(a, b, strict=True)]
+        ),
+        lambda a, b: torch.stack([(p - q).norm()[None] for p, q in zip(a, b, strict=True)]),
+    ),
     "zero": (lambda a, b: a.clone().zero_() + b, lambda a, b: torch.zeros_like(a) + b),
     "column_stack": (lambda a, b: torch.column_stack([a, b]), lambda a, b: torch.cat([a, b], 1)),
     "hstack": (lambda a, b: torch.hstack([a, b]), lambda a, b: torch.cat([a, b], 1)),
@@ -209,17 +215,22 @@ def test_each_is_spelled_out_by_hand() -> None:
     assert {name.split()[0] for name in SPELLED} == set(WRITTEN_OUT)
 
 
-WRITTEN_OVER = pytest.param(
-    "zero",
-    marks=pytest.mark.xfail(
-        strict=True, reason="a signal that is written over still counts as a term of a sum"
-    ),
-)
+# Faults of the token flow that these functions show, and that any spelling of theirs has.
+KNOWN = {
+    ("zero", AttentionRollout): "a signal that is written over counts as a term of a sum",
+    ("zero", GenericAttentionRelevance): "a signal that is written over counts as a term of a sum",
+    ("pdist", AttentionRollout): "tokens that are picked by lists of indices count twice in a sum",
+}
 
 
-@pytest.mark.parametrize("name", [WRITTEN_OVER if name == "zero" else name for name in SPELLED])
+@pytest.mark.parametrize("name", SPELLED)
 @pytest.mark.parametrize("method", [AttentionRollout, GenericAttentionRelevance])
-def test_tokens_have_the_shares_of_the_same_by_hand(name: str, method: Callable[..., Any]) -> None:
+def test_tokens_have_the_shares_of_the_same_by_hand(
+    name: str, method: Callable[..., Any], request: pytest.FixtureRequest
+) -> None:
+    if (name, method) in KNOWN:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=KNOWN[name, method]))
+
     def score(how: Callable[[Tensor, Tensor], Tensor]) -> Function:
         def model(x: Tensor) -> Tensor:
             x = x + F.scaled_dot_product_attention(x, x, x)
