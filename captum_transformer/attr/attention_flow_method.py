@@ -1,8 +1,8 @@
 """What the methods that hand relevance from token to token by attention maps share."""
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -44,17 +44,19 @@ class Selection(NamedTuple):
         return self.forward.history(self.value)
 
     def from_layer(self, start_layer: int) -> list[AttentionCall]:
-        """The attention calls from a layer on; each tower of the model counts its own.
+        """The attention calls from a layer on; each tower of the model counts its own layers.
 
         Raises:
             InvalidLayerError: if a tower has no such layer.
         """
-        towers = self._towers().values()
-        kept = [tower[_place(start_layer, tower, "start_layer") :] for tower in towers]
-        return sorted((call for tower in kept for call in tower), key=lambda call: call.layer)
+        kept: list[AttentionCall] = []
+        for tower in self._towers().values():
+            layers = _layers(tower, from_last=start_layer < 0)
+            kept += chain.from_iterable(layers[_place(start_layer, layers, "start_layer") :])
+        return sorted(kept, key=lambda call: call.layer)
 
     def layer(self, index: int) -> list[AttentionCall]:
-        """One attention call of each tower that the score is read from.
+        """The attention calls of a layer of each tower that the score is read from.
 
         Raises:
             InvalidLayerError: if a tower has no such layer.
@@ -62,7 +64,11 @@ class Selection(NamedTuple):
         towers = self._towers()
         read = {version.its_tower for version in self.history.streams[self.value]}
         chosen = [tower for stream, tower in towers.items() if stream in read]
-        return [tower[_place(index, tower, "layer")] for tower in chosen or towers.values()]
+        found: list[AttentionCall] = []
+        for tower in chosen or towers.values():
+            layers = _layers(tower, from_last=index < 0)
+            found += layers[_place(index, layers, "layer")]
+        return sorted(found, key=lambda call: call.layer)
 
     def _towers(self) -> dict[Stream, list[AttentionCall]]:
         """The attention calls that the score depends on, by the tower that they belong to."""
@@ -72,14 +78,40 @@ class Selection(NamedTuple):
         return towers
 
 
-def _place(index: int, tower: Sequence[AttentionCall], name: str) -> int:
-    if index not in range(-len(tower), len(tower)):
-        raise InvalidLayerError(
-            f"{name}={index!r} was asked for, but the forward pass has {len(tower)} attention "
-            f"calls (in the tower of {tower[-1].module!r}): choose from {-len(tower)} to "
-            f"{len(tower) - 1}."
+def _layers(tower: Sequence[AttentionCall], *, from_last: bool) -> list[list[AttentionCall]]:
+    """The attention calls of a tower, layer by layer.
+
+    Calls that don't depend on each other are one layer: branches side by side, and heads, samples
+    or queries that a model computes one after the other.
+
+    Args:
+        tower: the calls, in their order.
+        from_last: count from the last layer, where not all branches have as many.
+    """
+    steps: dict[AttentionCall, int] = {}
+    for call in reversed(tower) if from_last else tower:
+        further = (
+            step
+            for other, step in steps.items()
+            if (other if from_last else call).output.descends_from(
+                (call if from_last else other).output
+            )
         )
-    return index % len(tower)
+        steps[call] = max(further, default=-1) + 1
+    layers: list[list[AttentionCall]] = [[] for _ in range(max(steps.values()) + 1)]
+    for call, step in steps.items():
+        layers[step].append(call)
+    return layers[::-1] if from_last else layers
+
+
+def _place(index: int, layers: Sequence[Sequence[AttentionCall]], name: str) -> int:
+    if index not in range(-len(layers), len(layers)):
+        raise InvalidLayerError(
+            f"{name}={index!r} was asked for, but the forward pass has {len(layers)} layers of "
+            f"attention (in the tower of {layers[-1][-1].module!r}): choose from {-len(layers)} to "
+            f"{len(layers) - 1}."
+        )
+    return index % len(layers)
 
 
 class AttentionFlowMethod(AccountableMethod):
@@ -144,17 +176,14 @@ def _warn_of_channels(history: History) -> None:
     with: it keeps tokens apart, as an MLP does.
     """
     count, among_tokens = len(history.channel_calls), len(history.calls)
-    if count and among_tokens and not history.is_warned_of:
-        history.is_warned_of = True
-        warnings.warn(
+    if count and among_tokens:
+        history.warn_once(
             f"{count} of {count + among_tokens} attention calls are among channels, not among "
             "tokens (as in XCiT and DaViT). With their weights taken as constants they mix the "
             "features of each token by itself, so no map has them, and what they add to a token "
             "counts as the token's own. How tokens act on each other through these weights is "
             "left out: AttnLRP, or TransformerAttribution with `propagate_to_input=True`, "
-            "follows that too.",
-            UserWarning,
-            stacklevel=1,
+            "follows that too."
         )
 
 

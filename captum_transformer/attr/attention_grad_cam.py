@@ -75,8 +75,9 @@ class AttentionGradCam(SingleLayerMethod):
 
     def _flow(self, selection: Selection) -> TokenFlow:
         if self.pooling != "row":
+            self._pairs(selection)
             return super()._flow(selection)
-        forward, calls = selection.forward, selection.layer(self.layer)
+        forward, calls = selection.forward, list(self._pairs(selection))
         gradients = gradient_map(output_gradients(forward, selection.selected, calls))
 
         def attend(call: AttentionCall, shares: Tensor) -> Attended:

@@ -10,8 +10,10 @@ from captum_transformer.attr.transformer_method import logged
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.target import Target
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.maps import attend_with, averaged_over_heads, by_heads
 from captum_transformer.rules.flow.token_flow import TokenFlow
+from captum_transformer.trace.attention import AttentionCall
 
 
 class SingleLayerMethod(AttentionFlowMethod):
@@ -19,8 +21,9 @@ class SingleLayerMethod(AttentionFlowMethod):
 
     Args:
         forward_func: the model or any callable that runs one.
-        layer: which attention call, among those that the target depends on; negative counts from
-            the last. In a model of several towers that the target is read from, each has its own.
+        layer: which layer of attention calls, among those that the target depends on; negative
+            counts from the last. Calls that don't depend on each other are one layer. In a model of
+            several towers that the target is read from, each has its own layers.
     """
 
     def __init__(self, forward_func: Callable[..., Any], *, layer: int = -1) -> None:
@@ -31,6 +34,24 @@ class SingleLayerMethod(AttentionFlowMethod):
         calls = selection.layer(self.layer)
         attend = attend_with(self._maps(selection, calls))
         return TokenFlow(selection.forward.tape, {call.layer: attend for call in calls}, skip=False)
+
+    def _pairs(self, selection: Selection) -> dict[AttentionCall, tuple[str, str]]:
+        """The layer's attention calls, with the names of the sets of tokens that each pairs.
+
+        Raises:
+            UnsupportedOperationError: if several of them pair the same tokens.
+        """
+        streams = selection.history.streams
+        names = dict(zip(streams.calls, streams.pairs(), strict=True))
+        pairs = {call: names[call] for call in selection.layer(self.layer)}
+        if len(set(pairs.values())) < len(pairs):
+            raise UnsupportedOperationError(
+                f"The layer has {len(pairs)} attention calls side by side on the same tokens, as "
+                "where branches, heads, samples or queries are computed one by one: there are "
+                f"maps of {[call.map_shape() for call in pairs]}, so it has no map of its own. "
+                "RawAttention and PartialLRP can `attribute` it: they add up what each hands on."
+            )
+        return pairs
 
     @logged
     def relevance_maps(
@@ -56,6 +77,9 @@ class SingleLayerMethod(AttentionFlowMethod):
             ``(samples, heads, queries, keys)``, under the names of the sets of tokens that the
             layer pairs; more than one map for several towers.
 
+        Raises:
+            UnsupportedOperationError: if several calls of the layer pair the same tokens.
+
         Example:
             >>> import timm, torch
             >>> from captum_transformer import RawAttention
@@ -68,10 +92,8 @@ class SingleLayerMethod(AttentionFlowMethod):
         arguments = Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
         with self._traced(arguments) as forward:
             selection = self._selection(forward, target, ())
-            calls = selection.layer(self.layer)
-            streams = selection.history.streams
-            pairs = dict(zip(streams.calls, streams.pairs(), strict=True))
+            pairs = self._pairs(selection)
             with in_full_precision(forward.inputs[0].device):
-                maps = self._maps(selection, calls)
+                maps = self._maps(selection, list(pairs))
                 whole = averaged_over_heads if average_heads else by_heads
-                return {pairs[call]: whole(maps, call).detach() for call in calls}
+                return {pair: whole(maps, call).detach() for call, pair in pairs.items()}

@@ -1,5 +1,6 @@
 """What of a forward pass a score descends from; branches beside it do not matter."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 
 from captum_transformer.errors import NoAttentionError
@@ -28,6 +29,13 @@ BESIDE = (
 )
 
 
+WEIGHTS_UNKNOWN = (
+    "The model has attention whose weights are held constant, and other products of signals that "
+    "may mix tokens, as in linear attention and state space models: {products}. Which of their "
+    "factors are weights is not known, so all of them count, as with `attention_rule=False`."
+)
+
+
 class History:
     """The operations that lead to a score, and the attention calls and streams among them.
 
@@ -41,7 +49,6 @@ class History:
         calls: the attention calls among tokens, in order.
         channel_calls: the attention calls among channels.
         streams: the sets of tokens that the attention calls connect.
-        is_warned_of: whether the user has been told already what methods leave out of it.
     """
 
     def __init__(
@@ -53,7 +60,7 @@ class History:
         self.channel_calls: list[AttentionCall] = [c for c in attention if c.among_channels]
         self.streams = Streams(inputs)
         self.streams.read(self.operations)
-        self.is_warned_of = False
+        self._is_warned_of = False
         self._beside = beside
 
     def require_attention(self, *, weights: bool = False) -> None:
@@ -62,23 +69,34 @@ class History:
         That is attention among tokens or among channels, or other operations that mix tokens.
 
         Args:
-            weights: ask for known weights of tokens, which linear attention may lack.
+            weights: ask for known weights of tokens, which linear attention may lack. Warns if
+                some are known, and others are not.
 
         Raises:
             NoAttentionError: if there is nothing.
         """
-        if self.calls or self.channel_calls:
+        calls = self.calls or self.channel_calls
+        if calls and not weights:
             return
         mixing = unread_mixing(self.operations)
-        if not mixing:
+        unknown = [operation for operation in mixing if not has_known_weights(operation)]
+        if not calls and not mixing:
             raise NoAttentionError(BESIDE if self._beside else NO_ATTENTION)
-        if weights and not any(map(has_known_weights, mixing)):
+        if weights and unknown and (calls or len(unknown) < len(mixing)):
+            self.warn_once(WEIGHTS_UNKNOWN.format(products=_listed(unknown)))
+        elif weights and unknown:
             raise NoAttentionError(
                 LINEAR_ATTENTION.format(products=_listed(mixing))
                 + "Which of their factors are the weights of tokens is not known, so these can't "
                 "be held constant. Use AttnLRP, or TransformerAttribution with "
                 "`propagate_to_input=True`; with `attention_rule=False` all factors count."
             )
+
+    def warn_once(self, message: str) -> None:
+        """Warns of what a method leaves out, if nothing has been said yet."""
+        if not self._is_warned_of:
+            self._is_warned_of = True
+            warnings.warn(message, UserWarning, stacklevel=1)
 
     def layers(self) -> list[AttentionCall]:
         """The attention calls among tokens.

@@ -6,6 +6,7 @@ from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.layout import sums_over_features
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.recognise import applies_cut_probabilities
+from captum_transformer.trace.streams import query_value
 
 
 def unread_mixing(operations: Sequence[Operation]) -> list[Operation]:
@@ -15,9 +16,15 @@ def unread_mixing(operations: Sequence[Operation]) -> list[Operation]:
     """
     read = 0
     for operation in operations:
-        if operation.attention is not None:
+        call = operation.attention
+        if call is not None:
+            found = earlier = 0
             for _, value in operation.traced():
-                read |= value.mixtures
+                found |= value.mixtures
+            # What queries and values were made of has mixed tokens before, and is not read here.
+            for made in filter(None, (query_value(call), call.value.value)):
+                earlier |= made.mixtures
+            read |= found & ~earlier
             if operation.pattern is not None and operation.pattern.product is not None:
                 read |= 1 << operation.pattern.product.index
     return [

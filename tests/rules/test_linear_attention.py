@@ -1,5 +1,7 @@
 """Attention that is no softmax over keys times a matrix of values: which rules can follow it."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -170,3 +172,25 @@ def test_each_factor_of_linear_attention_gets_its_part():
     score = model.head((sum(parts) / norm).mean(1))[:, 1].sum()
     expected = (x * torch.autograd.grad(score, leaf)[0]).detach()
     torch.testing.assert_close(AttnLRP(model).attribute(x, 1), expected)
+
+
+def test_weights_that_are_not_known_beside_attention_are_warned_of():
+    class Hybrid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.attention = nn.Linear(8, 24), nn.Linear(8, 24)
+            self.double()
+
+        def forward(self, x):
+            q, k, v = self.linear(x).chunk(3, -1)
+            x = x + q @ (k.mT @ v)
+            q, k, v = self.attention(x).chunk(3, -1)
+            return (x + (q @ k.mT).softmax(-1) @ v).mean(1)
+
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    with pytest.warns(UserWarning, match=r"held constant, and other products.*`matmul`"):
+        ConservativeLRP(Hybrid()).attribute(x, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ConservativeLRP(Hybrid(), attention_rule=False).attribute(x, 0)
+        AttnLRP(Hybrid()).attribute(x, 0)
