@@ -429,8 +429,9 @@ class WeightedTokens(Model):
         return x + block.out((q[..., :1].softmax(-2) * k).cumsum(-2) * v), None
 
 
+@pytest.mark.filterwarnings("ignore:The model has attention whose weights are held constant")
 @pytest.mark.parametrize("model", [LinearAttention, WeightedTokens])
-def test_a_branch_that_ties_tokens_unread_is_refused(model):
+def test_a_branch_that_mixes_tokens_unread_is_refused(model):
     class AfterAttention(model):
         def block(self, block, x):
             return (Model if block is self.blocks[0] else model).block(self, block, x)
@@ -443,7 +444,7 @@ def test_a_branch_that_ties_tokens_unread_is_refused(model):
 
 def test_a_layer_that_does_not_exist_is_refused():
     x = torch.randn(1, TOKENS, WIDTH, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"layer=2 was asked for, but .* 2 attention calls"):
+    with pytest.raises(ValueError, match=r"layer=2 was asked for, but .* 2 layers of attention"):
         RawAttention(Model(), layer=2).attribute(x, 0)
 
 

@@ -97,6 +97,7 @@ def of_one_another(x: Tensor) -> Tensor:
     return first.flip(1) @ second.flip(1).unsqueeze(1).squeeze(1)
 
 
+@pytest.mark.filterwarnings("ignore:The model has attention whose weights are held constant")
 def test_products_of_probabilities_with_one_another_are_refused():
     def model(x: Tensor) -> Tensor:
         attended = (x @ x.mT).softmax(-1) @ x
