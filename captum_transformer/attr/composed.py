@@ -16,7 +16,7 @@ from captum_transformer.calling import Arguments
 from captum_transformer.errors import InvalidRuleError
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
-from captum_transformer.rules.gradient.tables import COMMON, joined
+from captum_transformer.rules.gradient.tables import method
 from captum_transformer.rules.relevance.rule import OneOutputRule, one_output
 from captum_transformer.rules.streams.update import RolloutUpdate
 from captum_transformer.rules.table import Entry
@@ -88,7 +88,7 @@ class GradientMethod(GradientTimesInput):
 
     def __init__(self, forward_func: Callable[..., Any], rules: ForwardRules) -> None:
         super().__init__(forward_func)
-        self.rules = joined(COMMON, rules)
+        self.rules = method(rules)
 
     def _require_attention(self, history: History) -> None:
         """The rules need none."""

@@ -305,6 +305,19 @@ def test_what_the_table_lacks_is_refused_where_the_score_depends_on_it(method):
     assert explain.attribute(X, target=23).any()
 
 
+def test_the_plain_gradient_is_right_for_unknown_functions_too():
+    def model(x: Tensor) -> Tensor:
+        return unknown(F.scaled_dot_product_attention(x, x, x))
+
+    plain = ConservativeLRP(model, attention_rule=False, layer_norm_rule=False)
+    composed = extend.GradientMethod(model, {})
+    (expected,) = by_autograd(lambda x: model(x)[:, 2], X)
+    for method in (plain, composed):
+        torch.testing.assert_close(method.attribute(X, target=2), expected)
+    with pytest.raises(UnsupportedOperationError, match="not in the table"):
+        extend.GradientMethod(model, extend.LN).attribute(X, target=2)
+
+
 def test_what_makes_one_entry_of_two_signals_in_an_unknown_way_is_refused():
     explain = AttnLRP(lambda x, y: F.scaled_dot_product_attention(x, x, x.exp() ** y).flatten(1))
     with pytest.raises(UnsupportedOperationError, match=r"`pow`.*which of several signals"):

@@ -3,7 +3,7 @@
 A rule runs an operation and gives what it always gives, to the last bit; only what autograd sees of
 it is another. What a table has no rule for keeps its gradient: linear maps and sums (LRP-0), what
 selects or scales entries, and where a function is neither, its first-order expansion, of which the
-constant term takes the rest. What the table of operations lacks is refused.
+constant term takes the rest. What the table of operations lacks is refused, if there are rules.
 
 A method is some rules joined, and `joined` asks the first ones first.
 """
@@ -35,7 +35,8 @@ from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mode import ForwardRule, ForwardRules
 from captum_transformer.trace.operation import Operation
 
-COMMON: ForwardRules = {Kind.UNKNOWN: refuse_unknown, Kind.SOFTMAX: without_empty_rows}
+_PLAIN: ForwardRules = {Kind.SOFTMAX: without_empty_rows}
+_UNKNOWN: ForwardRules = {Kind.UNKNOWN: refuse_unknown}
 # Ali et al. (ICML 2022), eq. 11 and 12.
 AH: ForwardRules = {
     Kind.ATTENTION: hold_probabilities,
@@ -86,6 +87,15 @@ def joined(*tables: ForwardRules) -> ForwardRules:
     return {kind: of[0] if len(of) == 1 else _First(of) for kind, of in rules.items()}
 
 
+def method(*tables: ForwardRules) -> ForwardRules:
+    """The table of a method with these rules.
+
+    What an unknown function does, a norm or attention perhaps, may be what a rule is for. A method
+    without any rule takes its gradient, which is right for every function.
+    """
+    return joined(_PLAIN, *([_UNKNOWN, *tables] if any(tables) else ()))
+
+
 class _First:
     """The first of some rules that applies."""
 
@@ -100,7 +110,7 @@ class _First:
         return NotImplemented
 
 
-ATTN_LRP = joined(COMMON, DIVISORS, IDENTITY, UNIFORM)
+ATTN_LRP = method(DIVISORS, IDENTITY, UNIFORM)
 
 
 def conservative_lrp(
@@ -118,11 +128,11 @@ def conservative_lrp(
         hold_mean: with the LN rule, hold the mean that a LayerNorm subtracts constant, too.
         gammas: LRP-gamma for linear layers, by the place of their operation on the tape.
     """
-    tables = [COMMON]
+    tables = []
     if attention_rule:
         tables.append(AH)
     if gammas:
         tables.append({Kind.PRODUCT: FavourPositive(gammas)})
     if layer_norm_rule:
         tables.append(LN_AND_MEAN if hold_mean else LN)
-    return joined(*tables)
+    return method(*tables)
