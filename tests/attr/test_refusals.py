@@ -222,7 +222,7 @@ def test_attention_that_is_seen_beside_hidden_attention_is_refused() -> None:
     ],
 )
 def test_layers_that_do_not_exist(method: Method) -> None:
-    with pytest.raises(InvalidLayerError, match=r"2 attention calls .*: choose from -2 to 1"):
+    with pytest.raises(InvalidLayerError, match=r"2 layers of attention .*: choose from -2 to 1"):
         method(subject("timm ViT").model).attribute(images(), 1)
 
 
