@@ -20,7 +20,6 @@ from captum_transformer.rules.streams.update import UpdateRule
 from captum_transformer.trace.history import History
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Value
-from captum_transformer.trace.streams import shares_queries
 from captum_transformer.trace.versions import Version
 
 Propagation = Literal["paper", "flow"]
@@ -126,11 +125,12 @@ class RolloutMethod(AttentionFlowMethod):
 
 def _refuse_shared_queries(history: History) -> None:
     """Learned queries may have attended to each other before they were repeated for each sample."""
-    if any(map(shares_queries, history.calls)):
+    outputs = [call.output for call in history.calls]
+    if any(output.learned and output.samples is None for output in outputs):
         raise UnsupportedOperationError(
-            "Learned queries attended to each other once for all samples, but the paper's rules "
-            "ask for what they got of it, which differs from sample to sample. Explain the samples "
-            "one by one, or use `propagation='flow'`."
+            "Learned queries attended to each other once for all samples, or it is not known where "
+            "these lie, but the paper's rules ask for what they got of it, which differs from "
+            "sample to sample. Explain the samples one by one, or use `propagation='flow'`."
         )
 
 

@@ -60,7 +60,7 @@ class AttentionCall(ABC):
         if value is None:
             return False
         keys = -2 % len(value.shape) if self.value_order is None else self.value_order[-2]
-        return keys is not None and Axis.of(value.shape, keys) in value.features
+        return keys is not None and Axis.of(value.shape, keys) in (value.features or ())
 
     @property
     def edge(self) -> GradientEdge:

@@ -4,7 +4,7 @@ The layers of a model ask the same of the same shapes, so answers are kept.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -75,6 +75,19 @@ class Axis(NamedTuple):
         size = shape[dim] if size is None else size
         rest = math.prod(shape[dim + 1 :]) * (shape[dim] // size)
         return cls(math.prod(shape[:dim]), size, rest)
+
+    @classmethod
+    def parts(cls, shape: tuple[int, ...], size: int) -> "Iterator[Axis]":
+        """The axes of a size that are a dimension, or the first or last part of what it holds.
+
+        >>> list(Axis.parts((2, 6), size=3))
+        [Axis(outer=2, size=3, inner=2), Axis(outer=4, size=3, inner=1)]
+        """
+        for dim, length in enumerate(shape):
+            if length and length % size == 0:
+                first = cls.of(shape, dim, size)
+                last = cls(first.outer * length // size, size, math.prod(shape[dim + 1 :]))
+                yield from dict.fromkeys((first, last))
 
     @lru_cache(maxsize=4096)  # noqa: B019 - an axis is three numbers
     def dim(self, shape: tuple[int, ...]) -> int | None:

@@ -225,7 +225,7 @@ def traced_forward(
         entered = tuple(_enter(tensor) for tensor in inputs)
         values = tuple(trace.enter_input(tensor) for tensor in entered)
         for value in values:
-            lay_out_input(value, samples=arguments.samples)
+            value.samples = Axis.of(value.shape, 0, arguments.samples)
         edges = tuple(get_gradient_edge(t) if t.requires_grad else None for t in entered)
         forward = TracedForward(trace, inputs, values, edges, arguments.names(forward_func))
         try:
@@ -261,14 +261,6 @@ def _run(
                 "`copy.deepcopy(model)`, made outside; `torch.no_grad()` does no harm."
             ) from error
         raise
-
-
-def lay_out_input(value: Value, samples: int) -> None:
-    """Says where the samples and the features lie in an input."""
-    shape = value.shape
-    value.samples = Axis.of(shape, 0, samples)
-    if len(shape) >= 3 and not value.holds_ids:
-        value.features = (Axis.of(shape, 2 if len(shape) == 3 else 1),)
 
 
 def _enter(tensor: Tensor) -> Tensor:

@@ -75,7 +75,8 @@ class Role(enum.Enum):
     SIGNAL = enum.auto()
     WEIGHT = enum.auto()
     BIAS = enum.auto()
-    INDEX = enum.auto()
+    INDEX = enum.auto()  # which entries go where
+    EXTENT = enum.auto()  # how much of a tensor, in which shape: numbers, given as tensors
     MASK = enum.auto()
     STATISTIC = enum.auto()
 

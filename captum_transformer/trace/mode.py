@@ -11,7 +11,6 @@ from torch.overrides import TorchFunctionMode
 
 from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.attention import AttentionCall
-from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.calls import as_run, without_inplace
 from captum_transformer.trace.flex import log_sum_exp_is_used
 from captum_transformer.trace.functions import (
@@ -81,12 +80,10 @@ class Trace(TorchFunctionMode):
         self.calls: list[AttentionCall] = []
         self._names = names or {}
         self.rules = rules or {}
-        self._samples = 0
 
     def enter_input(self, tensor: Tensor) -> Value:
-        """Makes a tensor, samples first, an input of the trace."""
+        """Makes a tensor an input of the trace."""
         value = self.tape.new_value(tensor)
-        self._samples = tensor.shape[0]
         self.tape.add_root(tensor)
         return value
 
@@ -233,8 +230,6 @@ class Trace(TorchFunctionMode):
             operation, pattern, keep = summed, summed.pattern, True
             kind = operation.kind
         self.tape.append(operation, outputs)
-        if not operation.traced():
-            self._lay_out_learned(operation)
         if outputs[0] is not None and (kind is Kind.EMBEDDING or (keep and kind is Kind.PRODUCT)):
             operation.result = self.tape.operand(outputs[0], None, keep=True)
         asked = self._edges or kind is Kind.EMBEDDING or pattern
@@ -263,16 +258,6 @@ class Trace(TorchFunctionMode):
                     operand.data = written.clone()
         return rule(operation)
 
-    def _lay_out_learned(self, operation: Operation) -> None:
-        output = operation.outputs[0]
-        if output is None:
-            raise RuntimeError("attention among learned queries is always recorded")
-        if output.shape[0] and output.shape[0] % self._samples == 0:
-            # It looks so; where its tokens attend to signals it is seen whether it is.
-            output.samples = Axis.of(output.shape, 0, self._samples)
-        if operation.kind is Kind.ATTENTION:
-            output.features = (Axis.of(output.shape, len(output.shape) - 1),)
-
     def _add_call(self, operation: Operation, pattern: Pattern, output: Tensor) -> None:
         layer, module = len(self.calls), self._calling_module()
         call: AttentionCall
@@ -281,8 +266,6 @@ class Trace(TorchFunctionMode):
         else:
             call = explicit_attention(layer, module, operation, pattern)
         operation.attention = call
-        # Products of queries and keys have come to their end; what the values are made of has not.
-        call.output.mixtures = call.value.value.mixtures if call.value.value is not None else 0
         operation.result = self.tape.operand(output, None, keep=True)
         if call.among_channels:
             call.layer = -1

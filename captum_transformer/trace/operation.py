@@ -19,6 +19,7 @@ from captum_transformer.trace.storages import dense
 if TYPE_CHECKING:
     from captum_transformer.trace.recognise import Pattern
 
+Features = tuple[Axis, ...] | None
 # A denominator stays one where these rearrange, scale or raise it.
 _KEEPS_DENOMINATORS = MOVES | {Kind.COPY, Kind.ENTRYWISE, Kind.HOMOGENEOUS, Kind.MUL, Kind.DIV}
 
@@ -32,7 +33,8 @@ class Value:
         version: how often the tensor had been written into when it came to hold this value.
         operation: what produced it; None for an input.
         samples: where the samples of the batch lie in it.
-        features: where the features of its tokens lie in it, whole or split (into heads, say).
+        features: where the features of its tokens lie in it, whole or split (into heads, say);
+            None as long as that is unknown.
         ancestors: bit set of the values that it was made from.
         attention: bit set of the attention calls in its history.
         mixtures: bit set of the operations in its history that mix tokens, and are no attention.
@@ -75,7 +77,7 @@ class Value:
         self.learned = False
         self.operation: Operation | None = None
         self.samples: Axis | None = None
-        self.features: tuple[Axis, ...] = ()
+        self.features: Features = None
         self.keys: Axis | None = None
         self.ancestors = 0
         self.attention = 0
@@ -97,7 +99,7 @@ class Value:
     @property
     def weighs_tokens(self) -> bool:
         """Whether it holds softmax weights of tokens, and not of features."""
-        return self.keys is not None and self.keys not in self.features
+        return self.keys is not None and self.keys not in (self.features or ())
 
     def blank(self, dtype: torch.dtype) -> Tensor:
         """A tensor of the same layout for replays in which the entries don't matter."""
@@ -242,11 +244,6 @@ class Operation:
         if self._traced is None:
             self._traced = [(o, o.value) for o in self.operands if o.value is not None]
         return self._traced
-
-    @property
-    def is_linear(self) -> bool:
-        """Whether it multiplies one signal with constants."""
-        return self.kind is Kind.PRODUCT and len(self.traced()) == 1
 
     @property
     def spreads(self) -> bool:

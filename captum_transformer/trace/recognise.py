@@ -14,7 +14,7 @@ from captum_transformer.trace.functions import made
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.scoring import INSTEAD
-from captum_transformer.trace.statistics import softmax_dim
+from captum_transformer.trace.statistics import signal_of, softmax_dim
 
 CUT_PROBABILITIES = (
     "applies softmax probabilities that were cut up or rearranged, as of sliding windows in "
@@ -152,7 +152,7 @@ def _applies(product: Contraction, weights: int) -> Pattern | None:
     probabilities, signal = applied.value, other.value
     if probabilities is None or probabilities.keys is None:
         return None
-    if not probabilities.learned if signal is None else signal.keys is not None:
+    if not probabilities.learned if signal is None else _are_weights(signal):
         return None
     orders = _orders(product, weights)
     if orders is None:
@@ -178,6 +178,26 @@ def are_probabilities(value: Value) -> bool:
         if len(traced) != 1 or not (operation.kind in MOVES or operation.kind is Kind.COPY):
             return False
         ((_, value),) = traced
+    return False
+
+
+def _are_weights(value: Value) -> bool:
+    return value.keys is not None and not is_weighted_signal(value)
+
+
+def is_weighted_signal(value: Value) -> bool:
+    """Whether softmax weights have been multiplied, in what a value is made of, with a signal."""
+    pending = [value]
+    while pending:
+        operation = pending.pop().operation
+        if operation is None or softmax_dim(operation) is not None:
+            continue
+        traced = operation.traced()
+        are_signals = signal_of(operation) or [True] * len(traced)
+        sources = [v for (_, v), is_one in zip(traced, are_signals, strict=True) if is_one]
+        if any(source.keys is None for source in sources):
+            return True
+        pending += sources
     return False
 
 

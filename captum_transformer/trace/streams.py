@@ -9,7 +9,7 @@ called twice, need no special care.
 from collections.abc import Iterable, Mapping, Sequence
 
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
-from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.versions import LEARNED, Segment, Stream, Version, Versions
@@ -174,32 +174,11 @@ def query_value(call: AttentionCall) -> Value | None:
     return weights
 
 
-def shares_queries(call: AttentionCall) -> bool:
-    """Whether its queries are learned tokens that attended to each other once for all samples.
-
-    What they got of it differs from sample to sample only if they were repeated before. Then their
-    samples lie as those of what they attend to now.
-    """
-    query, output = query_value(call), call.output
-    if query is None or output.learned or not (query.learned and query.attention):
-        return False
-    places = [
-        None if value.samples is None else _from_behind(value.samples, value.shape)
-        for value in (query, output)
-    ]
-    return None in places or places[0] != places[1]
-
-
-def _from_behind(axis: Axis, shape: tuple[int, ...]) -> int | None:
-    dim = axis.dim(shape)
-    return None if dim is None else dim - len(shape)
-
-
 def _joins_features(operation: Operation) -> bool:
     """Whether a concatenation is along features or samples, so that no tokens are added."""
     dim = operation.argument("dim", 0)
     values = [value for _, value in operation.carried()]
-    axes = [(value, axis) for value in values for axis in (*value.features, value.samples)]
+    axes = [(value, axis) for value in values for axis in (*(value.features or ()), value.samples)]
     return any(
         axis is not None and axis.dim(value.shape) == dim % len(value.shape) for value, axis in axes
     )
@@ -251,7 +230,7 @@ def _of_tokens(operation: Operation, carried: Sequence[Versions]) -> Sequence[Ve
 
 def _is_repeated(size: Sequence[int], output: Value) -> bool:
     """Whether an operand is broadcast along any other dimension than that of the features."""
-    features = {axis.dim(output.shape) for axis in output.features}
+    features = feature_dims(output)
     padded = (1,) * (len(output.shape) - len(size)) + tuple(size)
     return any(
         length != whole and dim not in features

@@ -28,13 +28,13 @@ class Tape:
 
     Args:
         keep: the kinds of operation whose operands' data is kept.
-        lay_out: fills in where the axes lie in a new operation's outputs.
+        lay_out: fills in where the axes lie in the outputs of the last of some operations.
 
     Attributes:
         on_write: called with each tensor that is about to be written into.
     """
 
-    def __init__(self, keep: frozenset[Kind], lay_out: Callable[[Operation], None]) -> None:
+    def __init__(self, keep: frozenset[Kind], lay_out: Callable[[list[Operation]], None]) -> None:
         self.keep = keep
         self._lay_out = lay_out
         self.on_write: Callable[[Tensor], None] | None = None
@@ -221,7 +221,7 @@ class Tape:
             value.ancestors, value.attention = ancestors, attention
             value.learned = learned
             operation.outputs.append(value)
-        self._lay_out(operation)
+        self._lay_out(self.operations)
 
     def derived(self, build: "Callable[[Tape], Derived]") -> Derived:
         """What is read off the tape for several passes, built once."""

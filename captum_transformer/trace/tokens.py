@@ -6,11 +6,10 @@ from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import AttentionCall
-from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.features import feature_dims, is_linear_layer, keeps_features
 from captum_transformer.trace.history import History
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
-from captum_transformer.trace.layout import is_linear_layer
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
@@ -41,16 +40,6 @@ def token_value(source: Value, history: History) -> Value:
     """
     if source.holds_ids:
         return source
-    tokens = _made_from(source, history)
-    if tokens is source or not _known_features(tokens):
-        # What the model mixes first are features of a token; the number of axes tells nothing.
-        mixed = _mixed_dims(tokens, history)
-        if mixed:
-            tokens.features = tuple(Axis.of(tokens.shape, dim) for dim in mixed)
-    return tokens
-
-
-def _made_from(source: Value, history: History) -> Value:
     entering = [
         value
         for call in history.layers()
@@ -71,50 +60,13 @@ def _made_from(source: Value, history: History) -> Value:
         if past is None:
             return tokens
         tokens = _common(tokens, past, source)
-    if len(source.shape) == 3:
+    if any(_walk_back(value, source) is source for value in entering):
         return source
     raise UnsupportedOperationError(
         f"The input of shape {tuple(source.shape)} is turned into tokens more than once, as in a "
         "model of two branches or where a model runs twice. Use `attribute`, which sums up over "
         "all of them."
     )
-
-
-def _known_features(value: Value) -> list[int]:
-    """The dimensions of a token's features."""
-    return [dim for axis in value.features if (dim := axis.dim(value.shape)) is not None]
-
-
-def _mixed_dims(value: Value, history: History) -> list[int]:
-    """The dimensions that a layer of the model mixes first, of a value or one made entry by entry.
-
-    A linear layer, a convolution or a norm over features says which these are, and so does a
-    product of queries and keys.
-    """
-    same = {value}
-    for operation in history.operations:
-        for operand, traced in operation.traced():
-            if traced in same:
-                if dims := _mixes(operation, operand):
-                    return dims
-                if operation.kind in BY_ENTRY:
-                    same |= {o for o in operation.outputs if o and o.shape == value.shape}
-    return []
-
-
-def _mixes(operation: Operation, operand: Operand) -> list[int]:
-    """The dimensions of an operand that an operation mixes as features of each token."""
-    ndim = len(operand.size)
-    if operation.kind in CONVOLUTIONS:
-        return [1]
-    if operation.kind is Kind.ATTENTION:
-        return [ndim - 1]
-    if operation.kind is Kind.NORM and (shape := operation.argument("normalized_shape")):
-        return list(range(ndim - len(shape), ndim))
-    product = operation.contraction()
-    if product is None or operand not in product.factors:
-        return []
-    return product.summed(operand)
 
 
 def _is_of(value: Value, tokens: Value) -> bool:
@@ -154,7 +106,7 @@ def _common(one: Value, other: Value, source: Value) -> Value:
 
 def _walk_back(value: Value, source: Value) -> Value:
     """The last value that everything passes through before tokens are made from the source."""
-    frontier, tokens, projected = {value}, value, False
+    frontier, tokens, projected, kept = {value}, value, False, source.features is not None
     embedded: Value | None = None
     while source not in frontier:
         if len(frontier) == 1:
@@ -172,11 +124,10 @@ def _walk_back(value: Value, source: Value) -> Value:
         projected = projected or linear or operation.kind in CONVOLUTIONS
         if linear and not frontier:
             embedded = latest
+        kept = kept and keeps_features(operation, latest)
         frontier.update(_parents(operation, source))
-    if len(source.shape) == 3:
-        return source
     # Patches may be cut out by rearranging pixels, which are no tokens before they are projected.
-    return embedded or tokens
+    return source if kept else embedded or tokens
 
 
 def _parents(operation: Operation, source: Value) -> list[Value]:
@@ -203,13 +154,13 @@ def per_token(relevance: Tensor, value: Value) -> Tensor:
     """
     if value.holds_ids:
         return relevance
-    dims = _known_features(value)
-    if not dims:
+    if value.features is None:
         raise UnsupportedOperationError(
             f"Which entries are one token's features is not known in the tokens of shape "
             f"{tuple(value.shape)}. Use `attribute`, and sum up as you know them to lie."
         )
-    relevance = relevance.sum(dims)
+    dims = feature_dims(value)
+    relevance = relevance.sum(dims) if dims else relevance
     if value.samples is None or value.samples.outer != 1:
         raise UnsupportedOperationError(
             f"Can't tell the samples apart in the tokens of shape {tuple(value.shape)}; explain "
@@ -223,7 +174,7 @@ def spread_over_tokens(shares: Tensor, value: Value) -> Tensor:
 
     The way back from `per_token`.
     """
-    features = {dim for axis in value.features if (dim := axis.dim(value.shape)) is not None}
+    features = feature_dims(value)
     layout = [1 if dim in features else length for dim, length in enumerate(value.shape)]
     copies = math.prod(layout) // shares.numel()
     samples = value.samples

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.trace.axis import View
-from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
 
 # An argument that can be a key: its type, and what it consists of.
@@ -21,9 +21,11 @@ _Frozen = tuple[Any, ...]
 def views_of(operation: Operation) -> tuple[View, ...] | None:
     """The outputs of a view operation over its one operand; None if it is none."""
     traced = operation.traced()
-    if operation.kind is not Kind.MOVE or len(operation.operands) > 1 or len(traced) != 1:
+    if operation.kind is not Kind.MOVE or len(traced) != 1:
         return None
-    ((_, value),) = traced
+    ((signal, value),) = traced
+    if any(o is not signal and o.role is not Role.EXTENT for o in operation.operands):
+        return None
     arguments = _frozen(operation.args), _frozen(tuple(operation.kwargs.items()))
     return _lie(operation.call, tuple(value.shape), *arguments)
 
@@ -44,7 +46,8 @@ def _lie(
 
 def _frozen(argument: Any) -> _Frozen:
     if isinstance(argument, Operand):
-        return (Operand,)
+        # torch has read a number of the model's own by now, too.
+        return _frozen(argument.tensor.tolist()) if argument.role is Role.EXTENT else (Operand,)
     if isinstance(argument, slice):
         return (slice, argument.start, argument.stop, argument.step)
     if isinstance(argument, (tuple, list)):

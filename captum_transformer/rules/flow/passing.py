@@ -17,6 +17,7 @@ from captum_transformer.rules.ledger import total
 from captum_transformer.rules.propagate import rearranged, unsupported
 from captum_transformer.rules.relevance.totals import constants
 from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
 from captum_transformer.trace.numeric import quotient
 from captum_transformer.trace.operation import Operand, Operation, Value
@@ -214,7 +215,7 @@ class Passing:
             width = call.values_width()
             keys = attended.keys.unsqueeze(-1) / width
             received = call.to_values(keys.expand(*keys.shape[:-1], width))
-        dims = [dim for axis in value.features if (dim := axis.dim(value.shape)) is not None]
+        dims = feature_dims(value)
         for alike, present in Terms(self._sources, share).holding(value, key):
             if present is not None:
                 whole = received.sum(dims, keepdim=True)

@@ -11,8 +11,8 @@ from captum_transformer.rules.flow.presence import at_indices, signal
 from captum_transformer.rules.propagate import share_of_ids, transposed, unsupported
 from captum_transformer.rules.relevance.totals import constants
 from captum_transformer.trace.contraction import Contraction
+from captum_transformer.trace.features import chooses_features, mixes_features
 from captum_transformer.trace.kinds import Kind, Role
-from captum_transformer.trace.layout import chooses_features, mixes_features
 from captum_transformer.trace.numeric import in_full, quotient
 from captum_transformer.trace.operation import Operand, Operation, Value
 
@@ -114,8 +114,13 @@ def product(operation: Operation, operand: Operand, share: Tensor, held: Tensor 
     if operand is letters.addend or value is None:
         return by_entry(operation, operand, share)
     declared = any(factor.role is Role.WEIGHT for factor in letters.factors)
-    last = [len(value.shape) - 1]
-    if declared or (mixes_features(value, summed) if value.features else summed == last):
+    if not declared and value.features is None:
+        raise unsupported(
+            operation,
+            "whether it mixes features of each token or tokens is not known: no operation before "
+            "says which dimensions are features",
+        )
+    if declared or mixes_features(value, summed):
         return compared(operation, operand, share, _present(operand, held, share))
 
     def constant(other: Operand) -> Tensor:

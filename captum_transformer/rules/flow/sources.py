@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.features import sums_over_features
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Does, Kind
-from captum_transformer.trace.layout import sums_over_features
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.tape import Tape
@@ -145,7 +145,7 @@ def _leaves_out(values: Sequence[Value], output: Value) -> bool:
     """Whether a rearrangement has fewer tokens than before."""
     sizes = [value.shape.numel() for value in (output, *values)]
     if all(value.features for value in (output, *values)):
-        widths = (math.prod(axis.size for axis in v.features) for v in (output, *values))
+        widths = (math.prod(axis.size for axis in v.features or ()) for v in (output, *values))
         sizes = [size // width for size, width in zip(sizes, widths, strict=True)]
     return sizes[0] < max(sizes)
 

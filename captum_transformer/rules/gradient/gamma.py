@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.rules.propagate import unsupported
+from captum_transformer.trace.features import is_linear_layer
 from captum_transformer.trace.operation import Operation
 
 
@@ -39,7 +40,7 @@ class FavourPositive:
         gamma = self.gammas.get(operation.index)
         if gamma is None:
             return NotImplemented
-        if not operation.is_linear:
+        if not is_linear_layer(operation):
             operation.refusal = unsupported(
                 operation, "LRP-gamma is for weights that the inputs don't reach", "Use gamma=0; "
             )

@@ -66,7 +66,7 @@ def _own(value: Value) -> Axes:
         return _axes(value, (dim for dim, is_new in enumerate(made) if is_new))
     if len(traced) > 1:
         divisors = [t for t in traced if t[0] is not operand]
-        return _divided_alike(operation, value, divisors) | frozenset(value.features)
+        return _divided_alike(operation, value, divisors) | frozenset(value.features or ())
     if (views := views_of(operation)) is not None:
         view = views[operation.outputs.index(value)]
         return frozenset(pieces_in_view(tuple(_own(source)), view))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from captum_transformer.rules.relevance.linear import without_bias
 from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.features import chooses_features
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
-from captum_transformer.trace.layout import chooses_features
 from captum_transformer.trace.operation import Operation, Value
 
 _SUMS = frozenset({Kind.PRODUCT, Kind.SUM, Kind.MEAN, Kind.SUM_AT_INDICES})
@@ -101,7 +101,7 @@ def _followed(operation: Operation, numbers: list[Tensor]) -> list[Tensor] | Non
 def _of_rows(operation: Operation) -> bool:
     """Whether it multiplies each row of a signal by the same matrix."""
     product = operation.contraction()
-    if product is None or not operation.is_linear:
+    if product is None or len(operation.traced()) != 1:
         return False
     ((operand, _),) = operation.traced()
     return product.of(operand)[:-1] == product.output[:-1] and len(product.summed(operand)) == 1

@@ -1,0 +1,290 @@
+"""Where the features of tokens lie in a value, as the operations say that mix them.
+
+Nothing of an input tells which of its dimensions holds features: the first operation does that
+mixes them, and then it is known of all that was made of the input before. Until then it is unknown
+(None), which is something else than having none (an empty tuple), as numbers that are a token each.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from captum_transformer.trace.axis import Axis, View, pieces_in_view
+from captum_transformer.trace.dimensions import carried
+from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind, Role
+from captum_transformer.trace.lookups import features_begin
+from captum_transformer.trace.operation import Features, Operand, Operation, Value
+from captum_transformer.trace.views import views_of
+
+# Where these meet, features lie beside features.
+_ALIGNED = (BY_ENTRY - {Kind.MUL, Kind.DIV}) | {Kind.CONCATENATE, Kind.STACK}
+
+
+def place_features(operation: Operation, output: Value, view: View | None) -> None:
+    """Says where the features lie in an output, from those of the operands."""
+    if output is operation.outputs[0]:
+        new = _new_features(operation, output)
+        if new is not None:
+            output.features = new
+            return
+    sources = operation.traced()
+    # What attends has a head's features of its values, and the heads of its probabilities.
+    several = operation.kind is Kind.PRODUCT
+    found: dict[Axis, None] = {}
+    known = False
+    for operand, source in sources:
+        if source.features is None or (found and not several):
+            continue
+        after = _after(operation, operand, source, output, view)
+        known |= after is not None
+        found |= dict.fromkeys(after or ())
+    output.features = tuple(found) if known else None
+
+
+def _after(
+    operation: Operation, operand: Operand, source: Value, output: Value, view: View | None
+) -> Features:
+    """The features of an output that are those of an operand; None if they can't be followed."""
+    features = source.features or ()
+    if operation.kind in BY_ENTRY and source.shape == output.shape and source.features is not None:
+        return features
+    if view is not None:
+        after = pieces_in_view(features, view)
+    else:
+        kept = (_image(operation, operand, axis, output) for axis in features)
+        after = tuple(axis for axis in kept if axis is not None)
+    return None if features and not after and operation.kind in MOVES else after
+
+
+def _image(operation: Operation, operand: Operand, axis: Axis, output: Value) -> Axis | None:
+    """A feature axis after an operation; features may be joined by others, or chosen from."""
+    dim = axis.dim(operand.size)
+    joined = operation.kind is Kind.CONCATENATE and dim == operation.dim(len(operand.size), 0)
+    same = len(operand.size) == len(output.shape)
+    chosen = same and dim is not None and dim == _chosen_along(operation)
+    if dim is not None and (joined or chosen) and axis.size == operand.size[dim]:
+        return Axis.of(output.shape, dim)
+    return carried(operation, operand, axis, output, None)
+
+
+def _new_features(operation: Operation, output: Value) -> tuple[Axis, ...] | None:
+    """The features that an operation makes; None if it makes none."""
+    ndim = len(output.shape)
+    if operation.kind is Kind.EMBEDDING and (begin := features_begin(operation)) is not None:
+        return tuple(Axis.of(output.shape, dim) for dim in range(begin, ndim))
+    if operation.kind in CONVOLUTIONS:
+        return (Axis.of(output.shape, ndim - len(operation.argument("weight").size) + 1),)
+    if operation.kind is Kind.ATTENTION and not operation.traced():
+        return (Axis.of(output.shape, ndim - 1),)
+    product = operation.contraction()
+    if product is None or not is_linear_layer(operation):
+        return None
+    ((operand, _),) = operation.traced()
+    own = product.of(operand)
+    new = [dim for dim, letter in enumerate(product.output) if letter not in own]
+    return tuple(Axis.of(output.shape, dim) for dim in new)
+
+
+def is_linear_layer(operation: Operation) -> bool:
+    """Whether it multiplies each token's features with the same constants.
+
+    Constants that differ from sample to sample or from token to token, such as learned queries
+    that have been repeated, are no weights of a layer.
+    """
+    product, traced = operation.contraction(), operation.traced()
+    if product is None or len(traced) != 1:
+        return False
+    ((operand, value),) = traced
+    summed = product.summed(operand)
+    if any(factor.role is Role.WEIGHT for factor in product.factors):
+        return True
+    others = "".join(product.of(factor) for factor in product.factors if factor is not operand)
+    shared = [dim for dim, letter in enumerate(product.of(operand)) if letter in others]
+    return bool(summed) and shared == summed and mixes_features(value, summed)
+
+
+def mixes_features(value: Value, summed: Sequence[int]) -> bool:
+    """Whether dimensions that a product sums over are features of each token by itself."""
+    return set(summed) <= set(feature_dims(value))
+
+
+def feature_dims(value: Value) -> list[int]:
+    """The dimensions that hold features of a token, where these are known."""
+    axes = value.features or ()
+    return [dim for axis in axes if (dim := axis.dim(value.shape)) is not None]
+
+
+def learn_features(operation: Operation) -> list[Value]:
+    """Takes from an operation which dimensions of its operands are features, if that was unknown.
+
+    Returns:
+        The values of which it is known now.
+    """
+    found = []
+    for value, features in _told(operation):
+        pending = [(value, features)]
+        while pending:
+            value, features = pending.pop()
+            if value.features is not None:
+                continue
+            value.features = features
+            found.append(value)
+            made = value.operation
+            if made is not None:
+                view = _view(made, value)
+                pending += [
+                    (source, before)
+                    for operand, source in made.traced()
+                    if source.features is None
+                    and (before := _before(made, operand, source, value, view)) is not None
+                ]
+    return found
+
+
+def _told(operation: Operation) -> Iterator[tuple[Value, tuple[Axis, ...]]]:
+    """Values of which an operation says which of their dimensions are features."""
+    for operand, value in operation.traced():
+        if value.features is None:
+            dims = _mixed(operation, operand)
+            if dims:
+                yield value, tuple(Axis.of(value.shape, dim) for dim in dims)
+    output = operation.outputs[0]
+    if operation.kind in _ALIGNED and output is not None and output.features is not None:
+        for operand, value in operation.traced():
+            before = _before(operation, operand, value, output, None)
+            if before is not None:
+                yield value, before
+    if operation.pattern is not None and operation.kind is Kind.PRODUCT:
+        product = _scores(operation.operands[operation.pattern.weights].value)
+        if product is not None:
+            for operand, value in product.traced():
+                letters = product.contraction()
+                if letters is not None:
+                    yield value, tuple(Axis.of(value.shape, d) for d in letters.summed(operand))
+
+
+def _scores(probabilities: Value | None) -> Operation | None:
+    """The product of queries and keys that attention probabilities were made of."""
+    while probabilities is not None and probabilities.operation is not None:
+        operation = probabilities.operation
+        if operation.kind is Kind.PRODUCT:
+            return operation if len(operation.traced()) > 1 else None
+        traced = operation.traced()
+        probabilities = traced[0][1] if traced else None
+    return None
+
+
+def _mixed(operation: Operation, operand: Operand) -> list[int]:
+    """The dimensions of an operand that an operation mixes as features of each token."""
+    ndim = len(operand.size)
+    if operation.kind in CONVOLUTIONS:
+        return [ndim - len(operation.argument("weight").size) + 1]
+    if operation.kind is Kind.ATTENTION:
+        return [ndim - 1]
+    if operation.kind is Kind.NORM:
+        shape = operation.argument("normalized_shape")
+        if shape is None:
+            return [1]
+        return [ndim - 1] if isinstance(shape, int) or len(shape) == 1 else []
+    product = operation.contraction()
+    if product is None:
+        return []
+    if operation.pattern is not None:
+        weights = operation.operands[operation.pattern.weights]
+        return [] if operand is weights else _of_values(operation)
+    return product.summed(operand) if is_linear_layer(operation) else []
+
+
+def _of_values(operation: Operation) -> list[int]:
+    """The dimension of features of the values that attention probabilities are multiplied with."""
+    pattern = operation.pattern
+    if pattern is None:
+        return []
+    if pattern.value_order is None:
+        return [len(operation.operands[1 - pattern.weights].size) - 1]
+    return [] if pattern.value_order[-1] is None else [pattern.value_order[-1]]
+
+
+def _view(operation: Operation, output: Value) -> View | None:
+    views = views_of(operation) if operation.kind in MOVES else None
+    return None if views is None else views[operation.outputs.index(output)]
+
+
+def _before(
+    operation: Operation, operand: Operand, source: Value, output: Value, view: View | None
+) -> Features:
+    """Where features of an output lie in an operand; None if they are part of a dimension there."""
+    features = _longer(output.features)
+    if not features and not (operation.kind in MOVES or operation.kind in BY_ENTRY):
+        return None
+    product = operation.contraction()
+    if product is not None and len(operation.traced()) == 1:
+        own = product.of(operand)
+        new = {dim for dim, letter in enumerate(product.output) if letter not in own}
+        if {axis.dim(output.shape) for axis in features} & new:
+            return tuple(Axis.of(source.shape, dim) for dim in product.summed(operand))
+    found: list[Axis] = []
+    for dim, length in enumerate(source.shape):
+        axis = Axis.of(source.shape, dim) if length > 1 else None
+        if axis is None:
+            continue
+        if view is not None:
+            after = set(pieces_in_view((axis,), view))
+        else:
+            after = {image for image in [_image(operation, operand, axis, output)] if image}
+        if after & features:
+            if not after <= features:
+                return None
+            found.append(axis)
+            features -= after
+    broadcast = operation.kind in BY_ENTRY and source.shape != output.shape
+    return tuple(found) if not features or broadcast else None
+
+
+def keeps_features(operation: Operation, output: Value) -> bool:
+    """Whether an operation that rearranges leaves the features of a token what they were."""
+    if operation.kind not in MOVES:
+        return True
+    view = _view(operation, output)
+    return any(
+        source.features is not None
+        and _longer(_after(operation, operand, source, output, view)) == _longer(output.features)
+        for operand, source in operation.traced()
+    )
+
+
+def _longer(axes: Features) -> set[Axis]:
+    """The axes that are more than one long: one entry is no rearrangement."""
+    return {axis for axis in axes or () if axis.size > 1}
+
+
+def sums_over_features(operation: Operation) -> bool:
+    """Whether it multiplies two signals and sums over all their features, and nothing else.
+
+    A product that leaves features of one of them hands on its tokens, as linear attention does.
+    """
+    product = operation.contraction()
+    if product is None or len(product.factors) != 2 or len(operation.traced()) != 2:
+        return False
+    for operand, value in operation.traced():
+        gone = product.summed(operand)
+        if {Axis.of(value.shape, dim) for dim in gone} != set(value.features or ()):
+            return False
+    return True
+
+
+def chooses_features(operation: Operation) -> bool:
+    """Whether it picks the largest of each token's last features, as of a router's experts."""
+    along = _chosen_along(operation)
+    if along is None:
+        return False
+    ((_, value),) = operation.traced()
+    output = operation.outputs[0]
+    if output is None or len(output.shape) < len(value.shape):
+        return False
+    return along == len(value.shape) - 1 and Axis.of(value.shape, along) in (value.features or ())
+
+
+def _chosen_along(operation: Operation) -> int | None:
+    """The dimension along which an operation picks entries by their size, if it does."""
+    if operation.kind is not Kind.CHOICE:
+        return None
+    return operation.dim(len(operation.operands[0].size), -1)

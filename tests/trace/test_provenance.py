@@ -1,0 +1,371 @@
+"""Samples and features lie where operations say, whatever the shape of what is given."""
+
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_transformer import (
+    AttnLRP,
+    ConservativeLRP,
+    GenericAttentionRelevance,
+    TransformerAttribution,
+)
+from captum_transformer.calling import Arguments
+from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.trace import traced_forward
+from captum_transformer.trace.kinds import Role
+from tests.attr.subjects import assert_close, drawn, with_random_weights
+
+Spelling = Callable[[Tensor], Tensor]
+WIDTH = 6
+
+
+class Layout:
+    """An order of the dimensions of tokens ``(samples, *grid, features)``.
+
+    Args:
+        samples: how many there are.
+        grid: the lengths of the dimensions of tokens.
+        features: how many a token has.
+        order: where each dimension goes.
+    """
+
+    def __init__(self, samples: int, grid: tuple[int, ...], features: int, order: tuple[int, ...]):
+        self.shape = (samples, *grid, features)
+        self.order = order
+
+    def given(self, tokens: Tensor) -> Tensor:
+        """Tokens ``(samples, tokens, features)`` in this layout."""
+        return tokens.reshape(self.shape).permute(self.order).contiguous()
+
+    def tokens(self, given: Tensor) -> Tensor:
+        """The way back, in the ways in which models write it."""
+        back = [self.order.index(dim) for dim in range(len(self.order))]
+        return given.permute(back).flatten(1, -2)
+
+
+def layouts(seed: int) -> Layout:
+    """A random layout, samples first, often with dimensions of equal length."""
+    draw = random.Random(seed)
+    grid = tuple(draw.choice((2, 3, 4)) for _ in range(draw.choice((1, 1, 2, 3))))
+    order = list(range(1, len(grid) + 2))
+    while True:
+        draw.shuffle(order)
+        # A grid is read in row-major order, wherever the features stand.
+        if [dim for dim in order if dim <= len(grid)] == sorted(range(1, len(grid) + 1)):
+            break
+    return Layout(draw.choice((2, 3)), grid, draw.choice((2, 3, 4, 6)), (0, *order))
+
+
+class Model(nn.Module):
+    """Two layers of attention on tokens whose features are mixed first by one of many spellings."""
+
+    def __init__(self, first: str, features: int) -> None:
+        super().__init__()
+        self.first = first
+        self.gain, self.norm = nn.Parameter(torch.ones(features)), nn.LayerNorm(features)
+        self.into = nn.Linear(features, WIDTH)
+        self.attend = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+        self.query = nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, 5)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        weight, bias = self.into.weight, self.into.bias
+        spellings: dict[str, Spelling] = {
+            "linear": self.into,
+            "matmul": lambda x: x @ weight.mT + bias,
+            "einsum": lambda x: torch.einsum("bnd,ed->bne", x, weight) + bias,
+            "tensordot": lambda x: torch.tensordot(x, weight, ([2], [1])) + bias,
+            "convolution": lambda x: nn.functional.conv1d(x.mT, weight[..., None], bias).mT,
+            "norm": lambda x: self.into(self.norm(x)),
+            "norm by hand": lambda x: self.into(
+                x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 0.1) * self.gain
+            ),
+            "skip": lambda x: torch.cat([x, torch.relu(x)], -1) @ torch.cat([weight.mT, weight.mT]),
+            "gate": lambda x: self.into(x * torch.sigmoid(x)),
+        }
+        return spellings[self.first](x)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.mixed(tokens)
+        x = x + self.attend(x, x, x)[0]
+        x = x + (self.query(x) @ x.mT).softmax(-1) @ x
+        return self.head(x.mean(1))
+
+
+FIRST = [*"linear matmul einsum tensordot convolution norm skip gate".split(), "norm by hand"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("first", FIRST)
+def test_the_shape_of_an_input_tells_nothing(first: str, seed: int):
+    layout = layouts(seed)
+    samples, *grid, features = layout.shape
+    model = with_random_weights(Model(first, features))
+    tokens = drawn(samples, torch.Size(grid).numel(), features, seed=seed)
+
+    def other(given: Tensor) -> Tensor:
+        return model(layout.tokens(given))
+
+    given = layout.given(tokens)
+    for method in (GenericAttentionRelevance, AttnLRP):
+        expected = method(model).attribute(tokens, 1)
+        assert_close(method(other).attribute(given, 1), layout.given(expected))
+        assert_close(method(other).attribute_tokens(given, 1), expected.sum(-1))
+    with traced_forward(other, Arguments(given)) as forward:
+        (value,) = forward.values
+        assert value.features is not None
+        found = [axis.dim(value.shape) for axis in value.features]
+        assert found == [layout.order.index(len(grid) + 1)]
+
+
+class Cross(nn.Module):
+    """Words attend to regions; the position of these comes as an input of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Linear(3, WIDTH)
+        self.own, self.cross = (nn.MultiheadAttention(WIDTH, 2, batch_first=True) for _ in "12")
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, words: Tensor, regions: Tensor, places: Tensor) -> Tensor:
+        regions = regions + self.places(places)
+        regions = regions + self.own(regions, regions, regions)[0]
+        return self.head((words + self.cross(words, regions, regions)[0]).mean(1))
+
+
+@pytest.mark.parametrize("swapped", list(itertools.product((False, True), repeat=3)))
+def test_streams_whose_features_lie_first(swapped: tuple[bool, ...]):
+    model = with_random_weights(Cross())
+    given = drawn(2, 3, WIDTH, seed=1), drawn(2, 4, WIDTH, seed=2), drawn(2, 4, 3, seed=3)
+
+    def turned(tensors: Any) -> tuple[Tensor, ...]:
+        return tuple(t.mT if turn else t for t, turn in zip(tensors, swapped, strict=True))
+
+    def other(words: Tensor, regions: Tensor, places: Tensor) -> Tensor:
+        return model(*turned((words, regions, places)))
+
+    expected = GenericAttentionRelevance(model).attribute(given, 1)
+    method = GenericAttentionRelevance(other)
+    assert_close(method.attribute(turned(given), 1), turned(expected))
+    sums = tuple(part.sum(-1) for part in expected)
+    assert_close(method.attribute_tokens(turned(given), 1), sums)
+
+
+def test_a_number_for_each_token():
+    class Series(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.head = nn.Linear(1, WIDTH), nn.Linear(WIDTH, 5)
+            self.layer = nn.TransformerEncoderLayer(WIDTH, 2, 12, batch_first=True)
+
+        def forward(self, series: Tensor) -> Tensor:
+            return self.head(self.layer(self.into(series.unsqueeze(-1))).mean(1))
+
+    method = GenericAttentionRelevance(with_random_weights(Series()))
+    series = drawn(2, 7, seed=1)
+    assert_close(method.attribute_tokens(series, 1), method.attribute(series, 1))
+
+
+def test_whether_constants_mix_features_is_said_by_what_follows():
+    class Pooled(nn.Module):
+        """A matrix of constants that may stand for a layer on features or on tokens."""
+
+        def __init__(self, of_tokens: bool) -> None:
+            super().__init__()
+            self.of_tokens = of_tokens
+            self.matrix = nn.Parameter(torch.empty(4, 4))
+            self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.matrix @ x if self.of_tokens else x @ self.matrix
+            return self.attend(x, x, x)[0].mean(1)
+
+    x = drawn(2, 4, 4, seed=1)
+    for of_tokens in (False, True):
+        model = with_random_weights(Pooled(of_tokens))
+        with traced_forward(model, Arguments(x)) as forward:
+            (value,) = forward.values
+            assert value.features is not None
+            assert [axis.dim(value.shape) for axis in value.features] == [2]
+        found = GenericAttentionRelevance(model).attribute(x, 1)
+        by_token = found.sum(-1, keepdim=True) / 4
+        assert_close(found, by_token.expand_as(found))
+
+
+def test_features_that_nothing_mixes_are_unknown():
+    def model(x: Tensor, y: Tensor) -> Tensor:
+        score = (x @ x.mT).softmax(-1) @ x
+        return score.sum((1, 2)) + (torch.ones(3, 4, dtype=y.dtype) @ y).sum((1, 2))
+
+    x, y = drawn(2, 5, 6, seed=1), drawn(2, 4, 4, seed=2)
+    with pytest.raises(UnsupportedOperationError, match=r"`r?matmul`.* which dimensions are feat"):
+        GenericAttentionRelevance(model).attribute((x, y))
+
+
+REPEATED: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "expanded": lambda queries, samples: queries.expand(samples, -1, -1),
+    "repeated": lambda queries, samples: queries.repeat(samples, 1, 1),
+    "stacked": lambda queries, samples: torch.stack([queries[0]] * samples),
+    "joined": lambda queries, samples: torch.cat([queries] * samples),
+    "by a product": lambda queries, samples: torch.einsum(
+        "b,qd->bqd", torch.ones(samples, dtype=queries.dtype), queries[0]
+    ),
+    "added": lambda queries, samples: queries + torch.zeros(samples, 1, 1),
+    "picked": lambda queries, samples: queries[torch.zeros(samples, dtype=torch.long)],
+    "second": lambda queries, samples: (
+        queries.mT.repeat(1, 1, samples).view(WIDTH, samples, -1).permute(1, 2, 0)
+    ),
+}
+AFTERWARDS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "broadcast": lambda queries, _: queries,
+    "without a dimension": lambda queries, _: queries[0],
+    **REPEATED,
+}
+
+
+class Queries(nn.Module):
+    """Learned queries attend to each other before or after they are repeated for each sample."""
+
+    def __init__(self, number: int, before: str, afterwards: str, samples_second: bool) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.empty(1, number, WIDTH))
+        self.before, self.afterwards, self.second = before, afterwards, samples_second
+        self.own = nn.MultiheadAttention(WIDTH, 2, batch_first=not samples_second)
+        self.project, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = AFTERWARDS[self.before](self.queries, len(x))
+        queries = queries.transpose(0, 1) if self.second else queries
+        queries = queries + self.own(queries, queries, queries)[0]
+        queries = queries.transpose(0, 1) if self.second else queries
+        if self.before == "broadcast":
+            queries = AFTERWARDS[self.afterwards](queries, len(x))
+        x = (self.project(queries) @ x.mT).softmax(-1) @ x + queries
+        return self.head(x).mean(1)
+
+
+def spellings_of_queries() -> list[tuple[int, int, str, str, bool]]:
+    draw = random.Random(0)
+    found = []
+    for before, second in itertools.product(("broadcast", *REPEATED), (False, True)):
+        for afterwards in draw.sample(list(AFTERWARDS), 3 if before == "broadcast" else 1):
+            samples = draw.choice((2, 3))
+            found.append((samples, samples * draw.choice((1, 2)), before, afterwards, second))
+    return found
+
+
+@pytest.mark.parametrize("given", spellings_of_queries(), ids=str)
+def test_samples_of_learned_queries_lie_where_they_meet_signals(given: Any):
+    samples, number, before, *_ = given
+    model = with_random_weights(Queries(*given[1:]))
+    x = drawn(samples, 5, WIDTH, seed=1)
+    method = GenericAttentionRelevance(model)
+    alone = torch.cat([method.attribute(one, 1) for one in x.split(1)])
+    if before == "broadcast":
+        # What each sample has of the queries' own attention is not asked for in a batch.
+        with pytest.raises(UnsupportedOperationError, match="once for all samples"):
+            method.attribute(x, 1)
+    else:
+        assert_close(method.attribute(x, 1), alone)
+        maps = method.relevance_maps(x, 1)["learned", "x"]
+        assert maps.shape == (samples, number, 5)
+
+
+WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "one a token": lambda scores, h: scores[..., :1].softmax(1) * h,
+    "one a feature": lambda scores, h: scores.softmax(1) * h,
+    "expanded": lambda scores, h: h * scores[..., :1].softmax(1).expand_as(h),
+    "features first": lambda scores, h: (scores.mT.softmax(-1) * h.mT).mT,
+    "by a head": lambda scores, h: (
+        scores.unflatten(2, (2, 3))[..., :1].softmax(1) * h.unflatten(2, (2, 3))
+    ).flatten(2),
+}
+GO_ON: dict[str, Callable[[Tensor, Tensor, nn.Module], Tensor]] = {
+    "skip": lambda weighted, x, _: x + weighted,
+    "linear": lambda weighted, _, layer: layer(weighted),
+    "linear, then skip": lambda weighted, x, layer: layer(weighted) + x,
+    "scaled": lambda weighted, _, __: 3 * weighted,
+    "joined": lambda weighted, x, layer: torch.cat([weighted[..., :3], x[..., 3:]], -1),
+    "gated": lambda weighted, x, layer: layer(weighted) * x,
+}
+
+
+class Weighted(nn.Module):
+    """A signal with softmax weights that is not summed up, before attention."""
+
+    def __init__(self, weights: str, then: str, hold: bool = False) -> None:
+        super().__init__()
+        self.weights, self.then, self.hold = WEIGHTS[weights], GO_ON[then], hold
+        self.scores, self.layer = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH, bias=False)
+        self.query, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.scores(x)
+        y = self.then(self.weights(scores.detach() if self.hold else scores, x), x, self.layer)
+        probabilities = (self.query(y) @ y.mT).softmax(-1)
+        probabilities = probabilities.detach() if self.hold else probabilities
+        return self.head((probabilities @ y).mean(1))
+
+
+@pytest.mark.parametrize("then", GO_ON)
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_a_weighted_signal_holds_no_probabilities(weights: str, then: str):
+    model = with_random_weights(Weighted(weights, then))
+    held = with_random_weights(Weighted(weights, then, hold=True))
+    x = drawn(2, 4, WIDTH, seed=1).requires_grad_()
+
+    with traced_forward(model, Arguments(x.detach())) as forward:
+        assert len(forward.calls) == 1
+    (gradient,) = torch.autograd.grad(held(x)[:, 1].sum(), x)
+    assert_close(ConservativeLRP(model).attribute(x.detach(), 1), (x * gradient).detach())
+    assert TransformerAttribution(model, propagate_to_input=True).attribute(x.detach(), 1).any()
+
+
+def test_gates_and_masks_leave_probabilities_what_they_are():
+    gates: dict[str, Spelling] = {
+        "masked": lambda p: p * torch.ones(4, dtype=p.dtype),
+        "gated by head": lambda p: p * p.mean((2, 3), keepdim=True).sigmoid(),
+        "normalised": lambda p: p / p.sum(-1, keepdim=True),
+        "mixed heads": lambda p: torch.einsum("bhqk,hg->bgqk", p, torch.ones(2, 2, dtype=p.dtype)),
+        "differential": lambda p: p - p.flip(1),
+        "squared": lambda p: p.square(),
+    }
+    for name, gate in gates.items():
+
+        def model(x: Tensor, gate: Spelling = gate) -> Tensor:
+            heads = x.unflatten(2, (2, 3)).transpose(1, 2)
+            return (gate((heads @ heads.mT).softmax(-1)) @ heads).sum((1, 2))
+
+        with traced_forward(model, Arguments(drawn(2, 4, WIDTH))) as forward:
+            assert len(forward.calls) == 1, name
+
+
+def test_a_shape_that_is_given_as_a_tensor_is_no_index():
+    two, three = torch.tensor(2), torch.tensor(3)
+    views: dict[str, Spelling] = {
+        "view": lambda x: x.view(two, -1, 2),
+        "reshape": lambda x: x.reshape(two, three, 4),
+        "expand": lambda x: x[:, None].expand(-1, three, -1, -1),
+        "narrow": lambda x: x.narrow(1, three - 3, three),
+        "unflatten": lambda x: x.unflatten(1, (three, two)),
+        "split": lambda x: x.split_with_sizes([two, two + 2], 1)[1],
+        "tensor_split": lambda x: x.tensor_split(torch.tensor([2, 3]), 1)[2],
+    }
+    x = drawn(2, 6, 2)
+    for name, view in views.items():
+        with traced_forward(view, Arguments(x)) as forward:
+            operation = forward.tape.operations[-1]
+            value = forward.tape.find(forward.output)
+            assert value is not None, name
+            assert value.samples is not None, name
+            numbers = value.samples.spread(torch.arange(2), value.shape)
+        expected = torch.arange(2)[:, None, None].expand(x.shape)
+        assert torch.equal(numbers, view(expected)), name
+        roles = {operand.role for operand in operation.operands}
+        assert roles <= {Role.SIGNAL, Role.EXTENT}, name
