@@ -44,7 +44,7 @@ def signal(operand: Operand, like: Tensor, *, weighted: bool = False) -> Tensor 
         parts = [signal(source, like, weighted=weighted) for source, _ in traced]
         if not has_constants(operation) and all(part is None for part in parts):
             return None
-        return _carried(operation, value, _filled(operation, parts, like))
+        return _carried(operation, value, parts, like)
     if operation.kind not in BY_ENTRY or len(traced) != 1:
         return None
     part = signal(traced[0][0], like, weighted=weighted)
@@ -163,7 +163,7 @@ class Terms:
             first, constants = terms[0], has_constants(operation)
             if not constants and isinstance(first, int) and all(term is first for term in terms):
                 return first
-            return _carried(operation, value, _filled(operation, terms, self._like))
+            return _carried(operation, value, terms, self._like)
         total = terms[0]
         for term in terms[1:]:
             total = total + term
@@ -203,12 +203,14 @@ def _filled(
     return filled
 
 
-def _carried(operation: Operation, value: Value, parts: list[Tensor]) -> Tensor:
+def _carried(
+    operation: Operation, value: Value, parts: Sequence[Tensor | int | None], like: Tensor
+) -> Tensor:
     """What the entries of a rearrangement bring along; constants among them nothing."""
-    place = operation.outputs.index(value)
+    place, given_parts = operation.outputs.index(value), _filled(operation, parts, like)
     with torch.no_grad():
-        given: Tensor = operation.replay(parts)[place]
-        absent = operation.replay([torch.zeros_like(part) for part in parts])[place]
+        given: Tensor = operation.replay(given_parts)[place]
+        absent = operation.replay([torch.zeros_like(part) for part in given_parts])[place]
         return given.masked_fill(given == absent, 0.0)
 
 
@@ -220,7 +222,6 @@ def constant_entries(operation: Operation, like: Tensor) -> list[Tensor | None]:
         return []
     # What is filled in, such as the lowest number there is, must fit the precision.
     dtypes = [v.dtype for _, v in operation.traced() if v.dtype.is_floating_point]
-    dtype = functools.reduce(torch.promote_types, dtypes, like.dtype)
-    ones = _filled(operation, [None] * len(operation.traced()), like.new_empty((), dtype=dtype))
-    outputs = operation.outputs
-    return [value if value is None else 1 - _carried(operation, value, ones) for value in outputs]
+    like = like.new_empty((), dtype=functools.reduce(torch.promote_types, dtypes, like.dtype))
+    ones = [1] * len(operation.traced())
+    return [o if o is None else 1 - _carried(operation, o, ones, like) for o in operation.outputs]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.flow.sources import Sources
+from captum_transformer.rules.flow.sources import Junction, Sources
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
@@ -62,25 +62,16 @@ class Rows:
 
     def between(self, parts: Sequence[int], shared: int = 0) -> list[Layer]:
         """The layers of which a call is in one part of some sources, and something older is not."""
-        held = shared
-        for part in parts:
-            held |= part
+        held = Junction(tuple(parts), shared).held
+        older = {call: self._older(call) & held for call in bits(held) if call in self.calls}
         bases = {
-            base
+            older[call]
             for part in parts
             for call in bits(part)
-            if call in self.calls and (base := self._older(call) & held) & ~(part | shared)
+            if call in older and older[call] & ~(part | shared)
         }
         return [
-            Layer(
-                sum(
-                    1 << call
-                    for call in bits(held)
-                    if call in self.calls and self._older(call) & held == base
-                ),
-                base,
-            )
-            for base in bases
+            Layer(sum(1 << call for call in older if older[call] == base), base) for base in bases
         ]
 
     def beside_learned(self, operation: Operation, branch: Value) -> int:
@@ -110,11 +101,8 @@ class Rows:
         junction = self._sources.junction(operation)
         if junction is None:
             return False
-        held = junction.shared
-        for part in junction.whole:
-            held |= part
         own = next((part for part in junction.whole if part >> call & 1), junction.shared)
-        return bool(self._older(call) & held & ~(own | junction.shared))
+        return bool(self._older(call) & junction.held & ~(own | junction.shared))
 
 
 class NormalisedRows:

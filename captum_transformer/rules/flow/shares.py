@@ -81,22 +81,12 @@ def _filled(operand: Operand, held: Tensor | None, like: Tensor, *, weighted: bo
     return like.new_ones(()).expand(operand.size) if present is None else present
 
 
-def by_entry(
-    operation: Operation,  # noqa: ARG001
-    operand: Operand,
-    share: Tensor,
-    held: Tensor | None = None,  # noqa: ARG001
-) -> Divided:
+def by_entry(_: Operation, operand: Operand, share: Tensor, *__: Tensor | None) -> Divided:
     """A share stays at its entry; what was repeated gets all of it."""
     return Divided([share.sum_to_size(operand.size)])
 
 
-def looked_up(
-    operation: Operation,
-    operand: Operand,
-    share: Tensor,
-    held: Tensor | None = None,  # noqa: ARG001
-) -> Divided:
+def looked_up(operation: Operation, operand: Operand, share: Tensor, *_: Tensor | None) -> Divided:
     """A token id gets the share of all features that were looked up for it."""
     if operand is operation.argument("weight"):
         raise unsupported(operation, "the table that is looked up in depends on the inputs")

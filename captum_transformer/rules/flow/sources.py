@@ -41,6 +41,11 @@ class Junction(NamedTuple):
     whole: tuple[int, ...]
     shared: int
 
+    @property
+    def held(self) -> int:
+        """The sources that any of the signals holds."""
+        return functools.reduce(operator.or_, self.whole, self.shared)
+
 
 class Held(NamedTuple):
     """What a value holds directly, as bit sets of the sources' indices.
