@@ -12,7 +12,8 @@ any time.
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -32,7 +33,7 @@ from captum_transformer.rules.propagate import Shares, transposed
 from captum_transformer.rules.relevance.homogeneous import z_rule
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.bodies import WRITTEN_OUT
-from captum_transformer.trace.catalogue import ENTRIES, entry_of
+from captum_transformer.trace.catalogue import ENTRIES, Entry, entry_of
 from captum_transformer.trace.functions import ENTRY, bare_name, describe
 from captum_transformer.trace.kinds import Does, Kind, Role
 from captum_transformer.trace.nested import leaves
@@ -69,6 +70,8 @@ __all__ = [
     "transposed",
     "z_rule",
 ]
+
+_SIGNALS = frozenset({"query", "key", "value"})
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -139,19 +142,35 @@ def describe_function(
 
 
 def operation(
-    arguments: str, kind: Kind
+    arguments: str, kind: Kind, *, layout: str | None = None
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
     """Makes a Python function one operation for the trace, whatever it does inside.
 
     Its gradient is the one that autograd has for it: that of a custom ``autograd.Function``, say.
     A model that calls such a Function is explained when the decorated function takes its place.
 
+    Of attention the arguments are ``query``, ``key`` and ``value``, and, if it has them,
+    ``attn_mask``, ``dropout_p``, ``is_causal`` and ``scale``, as in
+    :func:`torch.nn.functional.scaled_dot_product_attention`. What the function computes is compared
+    with that, and refused if it is something else. For the flash-attn package::
+
+        flash = extend.operation(
+            "query/q key/k value/v dropout_p scale/softmax_scale is_causal/causal",
+            extend.Kind.ATTENTION,
+            layout="samples tokens heads features",
+        )(flash_attn.flash_attn_func)
+
     Args:
         arguments: the canonical names of its arguments, as in :func:`describe_function`.
         kind: what it is, see :class:`Kind`.
+        layout: for attention whose queries, keys, values and outputs do not lie as
+            ``"samples heads tokens features"``: the names of their dimensions.
 
     Returns:
         A decorator. Outside of explanations the function does what it did.
+
+    Raises:
+        ValueError: if a layout is given for another kind, or has no heads, tokens and features.
 
     Example:
         >>> import torch
@@ -170,17 +189,75 @@ def operation(
         >>> cubed(torch.tensor([3.0]))
         tensor([27.])
     """
+    entry = entry_of(kind, arguments)
+    if kind is Kind.ATTENTION and not _SIGNALS.issubset(entry.parameters):
+        raise ValueError(f"Attention has arguments query, key and value, got {arguments!r}.")
+    order = back = None
+    if layout is not None:
+        order, back = _orders(kind, layout.split())
 
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        if order is None or back is None:
+            return _seen(function, entry)
+        canonical = _seen(_permuted(function, entry, back, order), entry)
+        in_trace = _permuted(canonical, entry, order, back)
+
         @functools.wraps(function)
         def called(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
             tensors = tuple(leaves(Tensor, (args, kwargs)))
-            if has_torch_function(tensors):
-                result: Result = handle_torch_function(called, tensors, *args, **kwargs)
-                return result
-            return function(*args, **kwargs)
+            run = in_trace if has_torch_function(tensors) else function
+            return run(*args, **kwargs)
 
-        setattr(called, ENTRY, entry_of(kind, arguments))
         return called
 
     return decorate
+
+
+def _seen(function: Callable[Parameters, Result], entry: Entry) -> Callable[Parameters, Result]:
+    """The function, which the trace sees as what an entry says."""
+
+    @functools.wraps(function)
+    def called(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        tensors = tuple(leaves(Tensor, (args, kwargs)))
+        if has_torch_function(tensors):
+            result: Result = handle_torch_function(called, tensors, *args, **kwargs)
+            return result
+        return function(*args, **kwargs)
+
+    setattr(called, ENTRY, entry)
+    return called
+
+
+def _orders(kind: Kind, names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """How to permute from a layout of attention to the canonical one, and back."""
+    last = ["heads", "tokens", "features"]
+    lead = [name for name in names if name not in last]
+    if kind is not Kind.ATTENTION or sorted(names) != sorted({*lead, *last}):
+        raise ValueError(
+            "A layout names each dimension of attention once, heads, tokens and features among "
+            f"them, as 'samples tokens heads features'; got {' '.join(names)!r} for {kind.name}."
+        )
+    canonical = [*lead, *last]
+    return [names.index(n) for n in canonical], [canonical.index(n) for n in names]
+
+
+def _permuted(
+    function: Callable[Parameters, Result], entry: Entry, forth: list[int], back: list[int]
+) -> Callable[Parameters, Result]:
+    """The function of signals that lie otherwise; its result does, too."""
+
+    @functools.wraps(function)
+    def called(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        def turned(name: str, argument: Any) -> Any:
+            return argument.permute(forth) if name in _SIGNALS else argument
+
+        names = itertools.chain(entry.parameters, itertools.repeat(""))
+        given: Any = [turned(*pair) for pair in zip(names, args, strict=False)]
+        named: Any = {n: turned(entry.aliases.get(n, n), a) for n, a in kwargs.items()}
+        result: Any = function(*given, **named)
+        if isinstance(result, tuple):
+            return (result[0].permute(back), *result[1:])  # type: ignore[return-value]
+        permuted: Result = result.permute(back)
+        return permuted
+
+    return called

@@ -42,12 +42,28 @@ def _deterministic(
 ) -> Arguments:
     """Switches off what makes a forward pass random, or dependent on the rest of the batch."""
     if function.kind is Kind.ATTENTION:
-        return (), {**function.bind(args, kwargs), "dropout_p": 0.0}
+        return _without_dropout(function, args, kwargs)
     if func is F.batch_norm:
         bound = dict(_BATCH_NORM.bind(*args, **kwargs).arguments)
         if bound.get("running_mean") is not None:
             return (), {**bound, "training": False}
     return args, kwargs
+
+
+def _without_dropout(
+    function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Arguments:
+    """The arguments as they were given, but for the probability of dropout."""
+    parameters, aliases = function.parameters, function.aliases
+    given = tuple(
+        0.0 if parameters[i : i + 1] == ("dropout_p",) else argument
+        for i, argument in enumerate(args)
+    )
+    named = {
+        name: 0.0 if aliases.get(name, name) == "dropout_p" else argument
+        for name, argument in kwargs.items()
+    }
+    return given, named
 
 
 def _like_another(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:

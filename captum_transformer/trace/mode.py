@@ -14,6 +14,7 @@ from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.calls import as_run, without_inplace
 from captum_transformer.trace.flex import log_sum_exp_is_used
 from captum_transformer.trace.functions import (
+    ENTRY,
     LOG_SUM_EXP,
     Function,
     describe,
@@ -30,6 +31,7 @@ from captum_transformer.trace.recognise import (
     fused_attention,
     is_weighted,
     recognise,
+    require_described,
     weighted_sum,
 )
 from captum_transformer.trace.streams import query_value
@@ -263,6 +265,8 @@ class Trace(TorchFunctionMode):
         call: AttentionCall
         if operation.kind is Kind.ATTENTION:
             call = fused_attention(layer, module, operation)
+            if hasattr(operation.call, ENTRY):
+                require_described(call, output.detach())
         else:
             call = explicit_attention(layer, module, operation, pattern)
         operation.attention = call

@@ -4,6 +4,7 @@ import string
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
@@ -226,6 +227,36 @@ def fused_attention(layer: int, module: str, operation: Operation) -> FusedAtten
         "scale": query.size[-1] ** -0.5 if scale is None else float(scale),
     }
     return FusedAttention(**known) if scoring is None else FlexAttention(**known, scoring=scoring)
+
+
+def require_described(call: FusedAttention, output: Tensor) -> None:
+    """Makes sure that a function of the user's own attends as it was described to do.
+
+    Raises:
+        UnsupportedOperationError: if its output is not what the probabilities make of the values.
+    """
+    name, known = call.operation.name, call.output.dtype
+    shapes = [tuple(o.size) for o in (call.query, call.key, call.value)]
+    tolerance = max(1e-3, 8 * torch.finfo(known).eps)
+    try:
+        values = call.values()
+        for rows in call.blocks():
+            expected = call.probabilities(rows) @ values
+            off = torch.linalg.vector_norm(output[..., rows, :] - expected)
+            if not bool(off <= tolerance * torch.linalg.vector_norm(expected)):
+                break
+        else:
+            return
+    except RuntimeError:
+        pass  # the shapes do not go together
+    raise UnsupportedOperationError(
+        f"`{name}` is described as attention, but from queries, keys and values of shapes {shapes} "
+        "it makes something else than softmax(scale * query @ key.T + attn_mask) @ value. Are "
+        "these (..., heads, tokens, features)? If not, say how they lie, by `layout` of "
+        "`captum_transformer.extend.operation`. Are its scale, its mask and whether it is causal "
+        "declared by their canonical names, `scale`, `attn_mask` and `is_causal`? Windows, caps of "
+        "scores and sequences in one tensor have no description."
+    )
 
 
 def explicit_attention(
