@@ -64,10 +64,12 @@ TABLE: dict[Kind, str] = {
         flatten(input start_dim end_dim) unflatten(input dim sizes) squeeze(input *dim)
         unsqueeze(input dim) expand(input *shape/size) broadcast_to(input shape/size)
         repeat(input *repeats)
-        tile(input *repeats) repeat_interleave(input repeats dim)
-        chunk(input chunks dim) split(input sizes/split_size/split_size_or_sections dim)
+        tile(input *repeats/dims) repeat_interleave(input repeats dim)
+        chunk(input chunks dim)
+        split(input sizes/split_size/split_sizes/split_size_or_sections dim)
         split_with_sizes(input sizes/split_sizes dim)
-        tensor_split(input sizes/sections/indices/indices_or_sections dim)
+        tensor_split(input sizes/sections/indices/indices_or_sections/tensor_indices_or_sections
+            dim)
         hsplit(input sizes/sections/indices/indices_or_sections)
         vsplit(input sizes/sections/indices/indices_or_sections)
         dsplit(input sizes/sections/indices/indices_or_sections)
@@ -93,11 +95,12 @@ TABLE: dict[Kind, str] = {
         block_diag(*tensors) cartesian_prod(*tensors) combinations(input r)
         copy(input source) select_scatter(input source dim at/index)
         slice_scatter(input source dim start end step) diagonal_scatter(input source offset)
-        fft_fftshift(input dim) fft_ifftshift(input dim) resize(input *shape) fill(input value)
+        fft_fftshift(input dim) fft_ifftshift(input dim) resize(input *shape/size) fill(input value)
         fill_diagonal(input value) vander(input/x) unravel_index(index shape)
-        view_copy(input *shape) expand_copy(input *shape) permute_copy(input *dims) t_copy(input)
-        transpose_copy(input dim0 dim1) squeeze_copy(input *dim) unsqueeze_copy(input dim)
-        select_copy(input dim at/index) slice_copy(input dim start end step)
+        view_copy(input *shape/size/dtype) expand_copy(input *shape/size)
+        permute_copy(input *dims) t_copy(input) transpose_copy(input dim0 dim1)
+        squeeze_copy(input *dim) unsqueeze_copy(input dim) select_copy(input dim at/index)
+        slice(input dim start end step) slice_copy(input dim start end step)
         split_copy(input sizes/split_size dim) split_with_sizes_copy(input sizes/split_sizes dim)
         unbind_copy(input dim)
         unfold_copy(input dimension size step) diagonal_copy(input offset dim1 dim2)
@@ -179,7 +182,7 @@ TABLE: dict[Kind, str] = {
         vdot(input other) inner(input other) outer(input other/vec2) ger(input other/vec2)
         linalg_matmul(input other) linalg_vecdot(input/x other/y dim)
         tensordot(input/a other/b dims)
-        einsum(equation *operands) bilinear(input/input1 other/input2 weight bias)
+        einsum(equation *operands/tensors) bilinear(input/input1 other/input2 weight bias)
         addmm(bias/input input/mat1 other/mat2 beta alpha)
         addmv(bias/input input/mat other/vec beta alpha)
         addr(bias/input input/vec1 other/vec2 beta alpha)
@@ -216,7 +219,7 @@ TABLE: dict[Kind, str] = {
         adaptive_avg_pool1d(input output_size) adaptive_avg_pool2d(input output_size)
         adaptive_avg_pool3d(input output_size) interpolate(input size) upsample(input size)
         cumsum(input dim) fold(input output_size) col2im(input output_size)
-        sum_to_size(input *shape) upsample_nearest(input size) upsample_bilinear(input size)
+        sum_to_size(input *shape/size) upsample_nearest(input size) upsample_bilinear(input size)
     """,
     Kind.MAXIMUM: """
         max_pool1d(input kernel_size) max_pool2d(input kernel_size) max_pool3d(input kernel_size)
@@ -278,6 +281,15 @@ class Entry(NamedTuple):
     parameters: tuple[str, ...]
     rest: str | None
     aliases: Mapping[str, str]
+
+    def canonical(self, name: str) -> str:
+        """The canonical name of an argument; kernels call the first one ``self``.
+
+        >>> ENTRIES["addmm"].canonical("self"), ENTRIES["add"].canonical("self")
+        ('bias', 'input')
+        """
+        usual = ALIASES.get(name, name)
+        return self.aliases.get(name) or self.aliases.get(usual, usual)
 
 
 def entry_of(kind: Kind, arguments: str) -> Entry:

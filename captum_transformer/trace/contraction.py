@@ -125,6 +125,8 @@ def _tensordot(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
     left, right = _two(arguments)
     a, b = len(left.size), len(right.size)
     dims = arguments.get("dims", 2)
+    if "dims_self" in arguments:  # as the kernel has them
+        dims = arguments["dims_self"], arguments["dims_other"]
     pairs = (range(a - dims, a), range(dims)) if isinstance(dims, int) else dims
     ours, theirs = list(_BATCH[:a]), list(string.ascii_lowercase[:b])
     for i, j in zip(*pairs, strict=True):

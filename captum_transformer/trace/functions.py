@@ -182,8 +182,8 @@ def _out_of_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]
 _PUBLIC = frozenset(
     name
     for name in ENTRIES
-    if name != "index" and any(callable(getattr(m, name, None)) for m in (Tensor, torch, F))
-)
+    if name != "index" and any(getattr(m, name, None) is not None for m in (Tensor, torch, F))
+) | {"slice"}  # brackets, as `torch.export` writes them
 
 
 @cache
@@ -236,7 +236,7 @@ def _kernel(function: OpOverload | OpOverloadPacket) -> Function:
     entry = ENTRIES[name]
     schema: Any = function._schema
     names = [argument.name for argument in schema.arguments]
-    parameters = tuple(entry.aliases.get(n) or ALIASES.get(n, n) for n in names)
+    parameters = tuple(map(entry.canonical, names))
     described = _described(function, name, entry, inplace=kernel.endswith("_"))
     return replace(described, parameters=parameters, rest=None)
 
@@ -281,7 +281,7 @@ def _parameters(function: Callable[..., Any], entry: Entry) -> tuple[str, ...]:
     signature = _signature(function)
     if getattr(function, "__module__", None) != F.__name__ or not signature or "args" in signature:
         return entry.parameters
-    return tuple(entry.aliases.get(n) or ALIASES.get(n, n) for n in signature)
+    return tuple(map(entry.canonical, signature))
 
 
 def _signature(function: Callable[..., Any]) -> tuple[str, ...]:

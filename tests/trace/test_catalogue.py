@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from captum_transformer.trace.catalogue import ALIASES, ENTRIES
-from captum_transformer.trace.functions import describe
+from captum_transformer.trace.functions import _PUBLIC, describe
 from captum_transformer.trace.kinds import Kind
 
 
@@ -94,3 +94,23 @@ SPELLINGS = [
 @pytest.mark.parametrize("spellings", SPELLINGS, ids=lambda s: s[0].__name__)
 def test_all_spellings_are_of_one_kind(spellings):
     assert len({describe(function).kind for function in spellings}) == 1
+
+
+# What a kernel has under no name of the table: it is that of another overload, or only torch's.
+_OF_TORCH_ALONE = {"dim", "keepdim", "reduce", "dtype"}
+_IN_ANOTHER_WAY = {"einsum", "tensordot", "scatter", "where", "repeat_interleave", "to"}
+
+
+def test_kernels_have_the_arguments_of_their_functions() -> None:
+    for name in sorted(_PUBLIC - _IN_ANOTHER_WAY):
+        entry, packet = ENTRIES[name], getattr(torch.ops.aten, name, None)
+        if entry.kind is Kind.ASKS or packet is None:
+            continue
+        for overload in map(packet.__getattr__, packet.overloads()):
+            function = describe(overload)
+            of_tensors = any("Tensor" in str(a.type) for a in overload._schema.arguments)
+            if function.kind is Kind.UNKNOWN or not of_tensors:
+                continue
+            expected = {*entry.parameters, *([entry.rest] if entry.rest else [])}
+            assert expected - _OF_TORCH_ALONE <= {*function.parameters}, str(overload)
+            assert len({*function.parameters}) == len(function.parameters), str(overload)

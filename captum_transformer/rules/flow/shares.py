@@ -168,6 +168,9 @@ def far(
     return divided(length, [point], share)
 
 
+_STEPS = frozenset({"stride", "padding", "output_padding", "dilation"})
+
+
 def receptive_field(
     operation: Operation, operand: Operand, share: Tensor, held: Tensor | None
 ) -> Divided:
@@ -179,14 +182,13 @@ def receptive_field(
     # All filters of a group are alike here: one stands for them.
     each = whole.shape[1] // groups
     grouped = whole.reshape(len(whole), groups, each, *whole.shape[2:]).sum(2)
-    names = {"stride": 1, "padding": 0, "dilation": 1}
     channels = operand.size[0 if single else 1]
     filters = (groups, channels // groups)
     if operation.kind is Kind.TRANSPOSED_CONV:
-        names |= {"output_padding": 0}
         filters = (channels, 1)
     ones = share.new_ones(*filters, *weight.size[2:])
-    arguments = {name: operation.argument(name, default) for name, default in names.items()}
+    # As they were given: kernels that are called by themselves take no number for a list.
+    arguments = {name: given for name, given in operation.arguments.items() if name in _STEPS}
 
     def count(points: list[Tensor]) -> Tensor:
         point = points[0].unsqueeze(0) if single else points[0]
