@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeAlias
 
 from captum._utils.common import _select_targets
@@ -119,7 +120,7 @@ def _select_from(output: Tensor, target: Any) -> Tensor:
     if isinstance(target, Tensor) and target.device != output.device:
         target = target.to(output.device)
     try:
-        selected = _select_targets(output, target)
+        selected = _select_targets(output, _of_python(target))
     except ExplanationError:
         raise
     except (AssertionError, IndexError, RuntimeError, TypeError) as reason:
@@ -135,6 +136,13 @@ def _select_from(output: Tensor, target: Any) -> Tensor:
             + ("Give a target." if target is None else "Give a tuple of indices.")
         )
     return selected.reshape(-1)
+
+
+def _of_python(target: Any) -> Any:
+    """A target with Python's integers in the place of NumPy's."""
+    if isinstance(target, (list, tuple)):
+        return type(target)(map(_of_python, target))
+    return int(target) if isinstance(target, Integral) else target
 
 
 def _short(target: Any) -> str:

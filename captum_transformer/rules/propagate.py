@@ -227,8 +227,9 @@ def unsupported(
     if operation.kind is Kind.UNKNOWN:
         return UnsupportedOperationError(
             f"{operation.described} is not in the table of operations, so what it does with "
-            "relevance is not known. Say what it is by "
-            "`captum_transformer.extend.describe_function`."
+            "relevance is not known. If it is of one of the kinds in "
+            "`captum_transformer.extend.Kind`, say so by `extend.describe_function`; if not, as a "
+            "recurrent layer or a solver, write it in torch functions that are."
         )
     return UnsupportedOperationError(
         f"There is no rule for {operation.described}: {why}. {instead}CONTRIBUTING.md says how to "

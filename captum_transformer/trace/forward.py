@@ -116,7 +116,7 @@ class TracedForward:
                 "The chosen output does not depend on any of the inputs in a differentiable way: "
                 "there is nothing to explain. Pass the tensors that the prediction depends on as "
                 "`inputs` (not as `additional_forward_args`). If these are the inputs, the model "
-                "cuts them off itself, by `torch.no_grad()` or `detach`."
+                f"cuts them off itself, by `torch.no_grad()` or `detach`.{self._of_integers()}"
             )
         return selected, value
 
@@ -132,7 +132,18 @@ class TracedForward:
                 "differentiable way. Pass what is not to be explained as one of "
                 "`additional_forward_args` or `additional_forward_kwargs`. If the model should "
                 "depend on it, it cuts it off itself, by `torch.no_grad()` or `detach`, say."
+                f"{self._of_integers()}"
             )
+
+    def _of_integers(self) -> str:
+        names = [repr(name) for name, value in self._named.items() if value.holds_ids]
+        if not names:
+            return ""
+        return (
+            f" Integers, as in {' and '.join(names)}, are taken for token ids, which count where "
+            "embeddings are looked up for them: pass pixels and other values as floating point "
+            "numbers."
+        )
 
     def _difference(self, contrast: Contrast) -> Tensor:
         """The difference of two scores, on the tape as a contrast and not as a subtraction."""

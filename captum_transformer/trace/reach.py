@@ -80,9 +80,15 @@ def reached(tape: Tape, operation: Operation, result: Any) -> list[Tensor | None
 def _of_signals(operation: Operation, output: Any) -> Tensor | None:
     if not isinstance(output, Tensor) or not output.requires_grad:
         return None
-    # Complex numbers are pairs of features that are turned by a constant (rotary embeddings), or
-    # spectra.
-    return None if output.is_complex() and operation.kind not in _COMPLEX else output
+    if output.is_complex() and operation.kind not in _COMPLEX:
+        # Complex numbers are pairs of features that are turned by a constant (rotary embeddings),
+        # or spectra.
+        operation.refusal = UnsupportedOperationError(
+            f"{operation.described} makes complex numbers, which are followed only where they are "
+            "moved, multiplied or transformed (rotary embeddings, spectra): what each of the "
+            "signals has of them is not known. Write it with real numbers."
+        )
+    return output
 
 
 def _of_ids(tape: Tape, kind: Kind, output: Any) -> Tensor | None:

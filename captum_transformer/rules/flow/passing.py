@@ -91,7 +91,7 @@ class Passing:
         if operation.refusal is not None:
             raise operation.refusal
         if call is None and operation.outputs[0] in self._sources.values:
-            raise _unread(operation)
+            raise unread(operation)
         signals = receiving(operation)
         junction = self._sources.junction(operation)
         if call is None and junction is None and (kind in MOVES or kind in _PICKED):
@@ -269,7 +269,7 @@ def _by_sample(call: AttentionCall, keys: Tensor) -> Tensor:
     return keys.reshape(samples.size, -1).sum(1) if samples is not None and known else keys.sum()
 
 
-def _unread(operation: Operation) -> UnsupportedOperationError:
+def unread(operation: Operation) -> UnsupportedOperationError:
     """The error for operations that mix tokens but cannot be read as attention."""
     if applies_cut_probabilities(operation):
         return unsupported(operation, f"it {CUT_PROBABILITIES}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.books import Books
 from captum_transformer.rules.flow.maps import Attend
-from captum_transformer.rules.flow.passing import Passing
+from captum_transformer.rules.flow.passing import Passing, unread
 from captum_transformer.rules.flow.rows import NormalisedRows
 from captum_transformer.rules.flow.sources import Sources
 from captum_transformer.rules.ledger import Ledger, balanced
@@ -172,6 +172,11 @@ class TokenFlow:
         values = [value for value in (*ends, *([start] if self._skip else [])) if value is not None]
         made = any(v is earlier or v.descends_from(earlier) for v in values for earlier in wanted)
         if made and not any(self._has_way(value, wanted) for value in values):
+            for value in values:
+                for output, operation in self._sources.values.items():
+                    held = self._sources.held(value) >> output.index & 1
+                    if held and operation.attention is None:
+                        raise unread(operation)
             raise UnsupportedOperationError(
                 "The tokens of the chosen attention layers were made of the inputs by earlier "
                 "attention without a skip beside it (as where LeViT merges tokens, or where a "
