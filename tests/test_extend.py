@@ -14,12 +14,14 @@ from captum_transformer import (
     TransformerAttribution,
     extend,
 )
+from captum_transformer.calling.arguments import Arguments
 from captum_transformer.errors import (
     ConservationError,
     InvalidRuleError,
     UnseenOperationError,
     UnsupportedOperationError,
 )
+from captum_transformer.trace import traced_forward
 
 METHODS = {
     "AttnLRP": AttnLRP,
@@ -86,6 +88,17 @@ def tokens() -> Tensor:
 def test_a_function_of_ones_own_is_an_operation_like_any_other(method):
     found = method(Model(cubed, weighed)).attribute(tokens(), 1)
     torch.testing.assert_close(found, method(Model(lambda x: x**3)).attribute(tokens(), 1))
+
+
+def test_the_name_of_ones_own_function_does_not_matter():
+    @extend.operation("input exponent", extend.Kind.HOMOGENEOUS)
+    def pow(x, exponent):  # noqa: A001 - torch's is a denominator for such exponents
+        return x.abs() ** -exponent
+
+    with traced_forward(lambda x: pow(x, -1), Arguments(torch.ones(1, 2))) as forward:
+        assert [operation.kind for operation in forward.tape.operations] == [
+            extend.Kind.HOMOGENEOUS
+        ]
 
 
 @methods

@@ -77,10 +77,14 @@ def propagate(
         incoming = [arriving.pop(v, None) if v is not None else None for v in operation.outputs]
         if all(tensor is None for tensor in incoming):
             continue
-        reached = _reached(operation, incoming)
-        arrived |= {value: tensor for value, tensor in reached.items() if value in asked}
+        for value, tensor in zip(operation.outputs, incoming, strict=True):
+            if value is None or tensor is None:
+                continue
+            if value in asked:
+                arrived[value] = tensor
+            if operation.index == first:
+                arriving[value] = tensor
         if operation.index == first:
-            arriving |= reached
             break
         if operation.refusal is not None:
             raise operation.refusal
@@ -126,12 +130,6 @@ def _require_fitting(operation: Operation, shares: object) -> None:
         f"`Shares`, of one share for each of the {len(traced)} operands in `operation.traced()`, a "
         f"tensor of the operand's shape or None: {[tuple(value.shape) for _, value in traced]}."
     )
-
-
-def _reached(operation: Operation, incoming: list[Tensor | None]) -> dict[Value, Tensor]:
-    """What arrived at each of an operation's outputs."""
-    pairs = zip(operation.outputs, incoming, strict=True)
-    return {value: t for value, t in pairs if value is not None and t is not None}
 
 
 def _step(value: Value) -> int:

@@ -1,20 +1,26 @@
 """Calls as the trace runs them: without chance, and spelled so that rules can read them."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.flex import as_attention, flex_attend
 from captum_transformer.trace.functions import Function
 from captum_transformer.trace.indices import with_tensors
 from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.writes import that_only_looks
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
+_MAY_CHANGE = frozenset({Kind.ATTENTION, Kind.NORM, Kind.COPY, Kind.MOVE})
 # By these names entries are picked with brackets.
 _BRACKETS = frozenset({"getitem", "setitem"})
 
@@ -23,6 +29,8 @@ def as_run(
     func: Callable[..., Any], function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Call:
     """A call, changed where the trace runs it in another way than it is written."""
+    if function.kind not in _MAY_CHANGE:
+        return func, args, kwargs
     if function.call is flex_attend:
         return flex_attend, (), as_attention(function.bind(args, kwargs))
     if function.kind in (Kind.ATTENTION, Kind.NORM):
@@ -86,3 +94,34 @@ def without_inplace(func: Callable[..., Any]) -> Callable[..., Any]:
         return func(**{**bound.arguments, "inplace": False})
 
     return call
+
+
+def past_autograd(operation: Operation, tensor: Tensor, *_: Any) -> Any:
+    """What comes of a call that writes, reads or changes gradients where autograd does not see."""
+    if "hook" in operation.arguments:
+        hook = that_only_looks(operation.arguments["hook"])
+        return tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+    if "source" in operation.arguments:
+        raise UnseenOperationError(
+            "The model assigns to `.data` of a tensor that depends on the inputs, which hides "
+            "the dependence from autograd and from the trace. Use an ordinary in-place "
+            "operation such as `tensor.copy_(...)`."
+        )
+    # The same as `tensor.data`, but a write into it can be seen.
+    return tensor.detach()
+
+
+def lay_gradient_out(operation: Operation, result: Any) -> None:
+    """Gives the gradient of batch normalisation the layout of its result.
+
+    On CPUs its derivative is wrong if the gradient is laid out otherwise: tokens first as behind a
+    convolutional stem, or channels last as of a spectrogram.
+    """
+    if "running_mean" in operation.arguments and result.requires_grad:
+        result.register_hook(functools.partial(_laid_out, result.stride()))
+
+
+def _laid_out(stride: tuple[int, ...], gradient: Tensor) -> Tensor:
+    return torch.empty_strided(
+        gradient.shape, stride, dtype=gradient.dtype, device=gradient.device
+    ).copy_(gradient)

@@ -7,12 +7,15 @@ passes.
 
 A line of the table is ``name(argument other/alias *rest)``: the arguments in their order, after a
 slash what else an argument is called, with a star what takes all further ones. Arguments that
-only torch reads are left out at the end.
+only torch reads are left out at the end. What torch has by several names that say so, such as
+``expand_copy`` and ``special.softmax``, has one line.
 """
 
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
+
+import torch
 
 from captum_transformer.trace.kinds import Kind, Role
 
@@ -57,25 +60,20 @@ TABLE: dict[Kind, str] = {
     """,
     Kind.MOVE: """
         reshape(input *shape) view(input *shape/size/dtype) permute(input *dims)
-        transpose(input dim0 dim1)
-        t(input) T(input) mT(input) H(input) mH(input) adjoint(input) numpy_T(input)
-        swapaxes(input dim0/axis0 dim1/axis1) swapdims(input dim0 dim1)
-        movedim(input source_dim/source destination) moveaxis(input source_dim/source destination)
-        flatten(input start_dim end_dim) unflatten(input dim sizes) squeeze(input *dim)
-        unsqueeze(input dim) expand(input *shape/size) broadcast_to(input shape/size)
-        repeat(input *repeats)
+        transpose(input dim0 dim1) t(input) T(input) mT(input) H(input) mH(input)
+        adjoint(input) numpy_T(input) swapaxes(input dim0/axis0 dim1/axis1)
+        swapdims(input dim0 dim1) movedim(input source_dim/source destination)
+        moveaxis(input source_dim/source destination) flatten(input start_dim end_dim)
+        unflatten(input dim sizes) squeeze(input *dim) unsqueeze(input dim)
+        expand(input *shape/size) broadcast_to(input shape/size) repeat(input *repeats)
         tile(input *repeats/dims) repeat_interleave(input repeats dim)
-        chunk(input chunks dim)
-        split(input sizes/split_size/split_sizes/split_size_or_sections dim)
-        split_with_sizes(input sizes/split_sizes dim)
+        chunk(input chunks dim) split(input sizes/split_size/split_sizes/split_size_or_sections dim)
+        split_with_sizes(input sizes/split_sizes dim) ravel(input)
         tensor_split(input sizes/sections/indices/indices_or_sections/tensor_indices_or_sections
             dim)
         hsplit(input sizes/sections/indices/indices_or_sections)
         vsplit(input sizes/sections/indices/indices_or_sections)
         dsplit(input sizes/sections/indices/indices_or_sections)
-        unsafe_chunk(input chunks dim)
-        unsafe_split(input sizes/split_size/split_size_or_sections dim)
-        unsafe_split_with_sizes(input sizes/split_sizes dim)
         unbind(input dim) getitem(input brackets/idx/key) select(input dim at/index) iter(input)
         narrow(input dim start length) narrow_copy(input dim start length)
         index_select(input dim index) take_along_dim(input index dim) gather(input dim index)
@@ -91,31 +89,21 @@ TABLE: dict[Kind, str] = {
         channel_shuffle(input groups) native_channel_shuffle(input groups)
         tril(input diagonal) triu(input diagonal) diagonal(input offset dim1 dim2)
         diag(input diagonal) diag_embed(input offset dim1 dim2) diagflat(input offset)
-        linalg_diagonal(input/A offset dim1 dim2) ravel(input)
-        block_diag(*tensors) cartesian_prod(*tensors) combinations(input r)
-        copy(input source) select_scatter(input source dim at/index)
+        linalg_diagonal(input/A offset dim1 dim2) block_diag(*tensors) combinations(input r)
+        cartesian_prod(*tensors) copy(input source) select_scatter(input source dim at/index)
         slice_scatter(input source dim start end step) diagonal_scatter(input source offset)
         fft_fftshift(input dim) fft_ifftshift(input dim) resize(input *shape/size) fill(input value)
         fill_diagonal(input value) vander(input/x) unravel_index(index shape)
-        view_copy(input *shape/size/dtype) expand_copy(input *shape/size)
-        permute_copy(input *dims) t_copy(input) transpose_copy(input dim0 dim1)
-        squeeze_copy(input *dim) unsqueeze_copy(input dim) select_copy(input dim at/index)
-        slice(input dim start end step) slice_copy(input dim start end step)
-        split_copy(input sizes/split_size dim) split_with_sizes_copy(input sizes/split_sizes dim)
-        unbind_copy(input dim)
-        unfold_copy(input dimension size step) diagonal_copy(input offset dim1 dim2)
-        as_strided_copy(input shape/size stride offset/storage_offset)
-        index_put(input index source/values accumulate) put(input index source accumulate)
-        scatter(input dim index source reduce)
+        slice(input dim start end step) put(input index source accumulate)
+        index_put(input index source/values accumulate) scatter(input dim index source reduce)
     """,
     Kind.CONCATENATE: "cat(tensors dim) concat(tensors dim) concatenate(tensors dim)",
     Kind.STACK: "stack(tensors dim)",
     Kind.PAD: "pad(input pad mode value) constant_pad_nd(input pad value)",
-    Kind.AS_COMPLEX: "view_as_complex(input) view_as_complex_copy(input)",
-    Kind.AS_REAL: "view_as_real(input) view_as_real_copy(input)",
+    Kind.AS_COMPLEX: "view_as_complex(input)",
+    Kind.AS_REAL: "view_as_real(input)",
     Kind.COPY: """
-        clone(input) contiguous(input) alias(input) alias_copy(input) detach(input)
-        detach_copy(input)
+        clone(input) contiguous(input) alias(input) detach(input)
         to(input dtype) type(input dtype) float(input) half(input) bfloat16(input) double(input)
         cpu(input) cuda(input) xpu(input) mps(input) pin_memory(input) positive(input)
         long(input) int(input) short(input) char(input) byte(input)
@@ -138,12 +126,10 @@ TABLE: dict[Kind, str] = {
         clamp_max(input max) nan_to_num(input nan) remainder(input other) fmod(input other)
         mod(input other) floor_divide(input other) floordiv(input other)
         digamma(input) lgamma(input) i0(input) polygamma(n input) mvlgamma(input p)
-        special_digamma(input) special_psi(input) special_gammaln(input) special_polygamma(n input)
-        special_multigammaln(input p) special_erf(input) special_erfc(input) special_erfcx(input)
-        special_erfinv(input) special_exp2(input) special_expm1(input) special_expit(input)
-        special_logit(input eps) special_log1p(input) special_ndtr(input) special_ndtri(input)
-        special_log_ndtr(input) special_entr(input) special_sinc(input) special_round(input)
-        special_i0(input) special_i0e(input) special_i1(input) special_i1e(input)
+        special_psi(input) special_gammaln(input) special_multigammaln(input p)
+        special_erfcx(input) special_expit(input) special_ndtr(input) special_ndtri(input)
+        special_log_ndtr(input) special_entr(input) special_i0e(input) special_i1(input)
+        special_i1e(input)
     """,
     Kind.HOMOGENEOUS: """
         relu(input) leaky_relu(input negative_slope) prelu(input weight) abs(input)
@@ -158,10 +144,8 @@ TABLE: dict[Kind, str] = {
         batch_norm(input weight bias running_mean running_var training momentum eps)
         instance_norm(input weight bias running_mean running_var use_input_stats momentum eps)
     """,
-    Kind.SOFTMAX: """
-        softmax(input dim) special_softmax(input dim) safe_softmax(input dim) softmin(input dim)
-    """,
-    Kind.LOG_SOFTMAX: "log_softmax(input dim) special_log_softmax(input dim)",
+    Kind.SOFTMAX: "softmax(input dim) safe_softmax(input dim) softmin(input dim)",
+    Kind.LOG_SOFTMAX: "log_softmax(input dim)",
     Kind.DROPOUT: """
         dropout(input) dropout1d(input) dropout2d(input) dropout3d(input) alpha_dropout(input)
         feature_dropout(input) feature_alpha_dropout(input) native_dropout(input)
@@ -249,9 +233,8 @@ TABLE: dict[Kind, str] = {
     Kind.DISTANCE: """
         norm(input p dim keepdim) linalg_norm(input ord dim keepdim)
         linalg_vector_norm(input ord dim keepdim) linalg_matrix_norm(input ord dim keepdim)
-        frobenius_norm(input dim keepdim) norm_except_dim(input/v pow dim)
-        dist(input other p) cdist(input/x1 other/x2 p)
-        pairwise_distance(input/x1 other/x2 p eps keepdim)
+        frobenius_norm(input dim keepdim) norm_except_dim(input/v pow dim) dist(input other p)
+        cdist(input/x1 other/x2 p) pairwise_distance(input/x1 other/x2 p eps keepdim)
     """,
     Kind.DERIVED: """
         cumprod(input dim) prod(input dim) var(input dim) std(input dim) var_mean(input dim)
@@ -259,7 +242,7 @@ TABLE: dict[Kind, str] = {
         linalg_det(input/A) matrix_power(input n) linalg_matrix_power(input n)
     """,
     Kind.SMOOTH_MAXIMUM: """
-        logsumexp(input dim keepdim) special_logsumexp(input dim keepdim) logcumsumexp(input dim)
+        logsumexp(input dim keepdim) logcumsumexp(input dim)
         logaddexp(input other) logaddexp2(input other)
     """,
     Kind.SOLVE: "linalg_solve_triangular(input other/B) linalg_solve(input/A other/B)",
@@ -311,9 +294,16 @@ def entry_of(kind: Kind, arguments: str) -> Entry:
     return Entry(kind, tuple(parameters), rest, aliases)
 
 
+def _others(name: str) -> list[str]:
+    """What else torch calls a function by."""
+    others = [other for other in (f"{name}_copy", f"unsafe_{name}") if hasattr(torch, other)]
+    return [*others, f"special_{name}"] if hasattr(torch.special, name) else others
+
+
 ENTRIES: dict[str, Entry] = {
     name: entry_of(kind, arguments)
     for kind, text in TABLE.items()
     for name, arguments in re.findall(r"(\w+)(?:\(([^)]*)\))?", text)
 }
+ENTRIES = {other: entry for name, entry in ENTRIES.items() for other in _others(name)} | ENTRIES
 UNKNOWN = Entry(Kind.UNKNOWN, ("input",), None, {})

@@ -30,9 +30,9 @@ class Contraction(NamedTuple):
 
     def of(self, operand: "Operand") -> str:
         """The letters of a factor; of what is no factor none."""
-        for factor, letters in zip(self.factors, self.letters, strict=True):
+        for place, factor in enumerate(self.factors):
             if factor is operand:
-                return letters
+                return self.letters[place]
         return ""
 
     def summed(self, operand: "Operand") -> list[int]:

@@ -19,13 +19,13 @@ from captum_transformer.errors import (
     InvalidInputError,
 )
 from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.functions import made
+from captum_transformer.trace.functions import Function
 from captum_transformer.trace.history import History, leading_to
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mode import ForwardRules, Trace
 from captum_transformer.trace.operation import Value
 
-_CONTRAST = made("contrast", Kind.CONTRAST, torch.sub)
+_CONTRAST = Function("contrast", Kind.CONTRAST, torch.sub)
 
 
 class TracedForward:

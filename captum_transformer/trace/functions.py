@@ -1,11 +1,10 @@
 """Torch functions, found in the table, and their calls, bound to canonical arguments."""
 
 import inspect
-import operator
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from captum_transformer.trace.catalogue import ALIASES, ENTRIES, ROLES, UNKNOWN,
 from captum_transformer.trace.flex import flex_attend, requires_grad
 from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.losses import LOSSES
+from captum_transformer.trace.outofplace import OUT_OF_PLACE, out_of_place
 
 # The attribute of a user's own operation that holds what it is.
 ENTRY = "__captum_transformer_entry__"
@@ -35,7 +35,7 @@ class Function:
 
     Attributes:
         name: its bare name, the same for ``add``, ``add_``, ``__add__`` and ``__iadd__``.
-        kind: what it is; `kind_of` a call may tell more.
+        kind: what it is, if `kind_by` does not tell more.
         call: an out-of-place callable with the same arguments, for running it on other tensors.
         parameters: the canonical names of its arguments by position.
         rest: the name for all further ones, if it takes them.
@@ -43,6 +43,7 @@ class Function:
         roles: what the tensors among its arguments are for, where they are no signals.
         inplace: whether it writes into its first argument.
         body: for a composite, what it does, without its own dispatch to the trace.
+        kind_by: tells the kind of a call by its arguments, whose tensors are operands.
     """
 
     name: str
@@ -54,6 +55,25 @@ class Function:
     roles: Mapping[str, Role] = field(default_factory=dict)
     inplace: bool = False
     body: Callable[..., Any] | None = None
+    kind_by: "Callable[[Mapping[str, Any]], Kind] | None" = None
+
+    def role_at(self, place: int) -> Role:
+        """What tensors are for that are given by position."""
+        roles = self._roles
+        return roles[place] if place < len(roles) else roles[-1]
+
+    def role_of(self, name: str) -> Role:
+        """What tensors are for that are given by name."""
+        return self.roles.get(self._canonical(name), Role.SIGNAL)
+
+    @cached_property
+    def _roles(self) -> tuple[Role, ...]:
+        """By position, the last one for all that follow."""
+        names = (*self.parameters, self.rest or "")
+        return tuple(self.roles.get(name, Role.SIGNAL) for name in names)
+
+    def _canonical(self, name: str) -> str:
+        return self.aliases.get(name) or ALIASES.get(name, name)
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call under their canonical names.
@@ -63,13 +83,13 @@ class Function:
         >>> describe(torch.Tensor.view).bind((torch.ones(2), 1, 2), {})["shape"]
         (1, 2)
         """
-        bound = dict(zip(self.parameters, args, strict=False))
+        bound = dict(zip(self.parameters, args))  # noqa: B905 - this is faster
         if self.rest is not None and len(args) > len(self.parameters):
             rest = args[len(self.parameters) :]
             whole = len(rest) == 1 and isinstance(rest[0], (tuple, list, torch.Size))
             bound[self.rest] = rest[0] if whole else rest
         for name, argument in kwargs.items():
-            bound[self.aliases.get(name) or ALIASES.get(name, name)] = argument
+            bound[self._canonical(name)] = argument
         return bound
 
 
@@ -117,17 +137,11 @@ _BY_ARGUMENTS: dict[str, Callable[[Mapping[str, Any]], Kind]] = {
 }
 
 
-def kind_of(function: Function, arguments: Mapping[str, Any]) -> Kind:
-    """The kind of a call, whose tensors are operands."""
-    by_arguments = _BY_ARGUMENTS.get(function.name)
-    if by_arguments is not None:
-        return by_arguments(arguments)
-    if function.kind is Kind.MOVE and function.roles:
-        source = arguments.get("input")
-        index = arguments.get("index", arguments.get("brackets"))
-        if getattr(source, "value", None) is None and _holds_ids(index):
-            return Kind.EMBEDDING
-    return function.kind
+def _by_source(arguments: Mapping[str, Any]) -> Kind:
+    """Rows of a constant table, looked up by token ids, are embeddings."""
+    index = arguments.get("index", arguments.get("brackets"))
+    of_constant = getattr(arguments.get("input"), "value", None) is None
+    return Kind.EMBEDDING if of_constant and _holds_ids(index) else Kind.MOVE
 
 
 def _holds_ids(index: Any) -> bool:
@@ -136,46 +150,10 @@ def _holds_ids(index: Any) -> bool:
     return value is not None or (isinstance(index, (tuple, list)) and any(map(_holds_ids, index)))
 
 
-def _setitem(tensor: Tensor, index: Any, value: Any) -> Tensor:
-    result = tensor.clone()
-    result[index] = value
-    return result
-
-
-def _copy(tensor: Tensor, source: Tensor, *_: Any, **__: Any) -> Tensor:
-    return source.expand_as(tensor)
-
-
-def _as_strided_scatter(
-    input: Tensor,  # noqa: A002
-    src: Tensor,
-    size: Sequence[int],
-    stride: Sequence[int],
-    storage_offset: int = 0,
-) -> Tensor:
-    """As torch's, whose derivative for the tensor that is written into is wrong."""
-    result = input.clone()
-    result.as_strided(size, stride, storage_offset).copy_(src)
-    return result
-
-
-_OUT_OF_PLACE: dict[str, Callable[..., Any]] = {
-    "as_strided_scatter": _as_strided_scatter,
-    "setitem": _setitem,
-    "copy": _copy,
-    "truediv": operator.truediv,
-}
 _IN_PLACE_OPERATORS = frozenset(
-    "__iadd__ __isub__ __imul__ __idiv__ __itruediv__ __imatmul__ __ipow__ __imod__".split()
+    "__iadd__ __isub__ __imul__ __idiv__ __itruediv__ __imatmul__ __ipow__ __imod__"
+    " __setitem__".split()
 )
-
-
-def _out_of_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    for found in (_OUT_OF_PLACE.get(name), getattr(torch.Tensor, name, None)):
-        if found is not None:
-            return found
-    found = getattr(torch, name, None)
-    return function if found is None else found
 
 
 # What is called by these names, and not by underscores around them, as `__index__`.
@@ -203,7 +181,6 @@ def describe(function: Callable[..., Any]) -> Function:
         if name != "flex_attention":
             return Function(name, Kind.UNKNOWN, function)
         return replace(_described(function, name, ENTRIES[name]), call=flex_attend)
-    dunder = raw.startswith("__")
     entry = ENTRIES.get(name, UNKNOWN)
     if raw in ("requires_grad_", "retain_grad", "__float__", "__int__", "__bool__"):
         entry = ENTRIES["requires_grad"]
@@ -214,8 +191,8 @@ def describe(function: Callable[..., Any]) -> Function:
         return Function(name, kind, function, body=LOSSES[function])
     if function in COMPOSITES and isinstance(function, types.FunctionType):
         return Function(name, kind, function, body=body_of(function))
-    writes = raw.endswith("_") and not dunder and kind is not Kind.ASKS
-    inplace = writes or raw in _IN_PLACE_OPERATORS or raw in ("__setitem__", "copy_")
+    writes = raw.endswith("_") and not raw.startswith("__") and kind is not Kind.ASKS
+    inplace = writes or raw in _IN_PLACE_OPERATORS
     if name in WRITTEN_OUT:
         body = in_canonical_words(WRITTEN_OUT[name])
         return Function(name, kind, function, body=written_into(body) if inplace else body)
@@ -245,15 +222,19 @@ def _described(
     function: Callable[..., Any], name: str, entry: Entry, *, inplace: bool = False
 ) -> Function:
     named = (*entry.parameters, *entry.aliases.values(), entry.rest)
+    roles = {parameter: ROLES[parameter] for parameter in named if parameter in ROLES}
+    looks_up = entry.kind is Kind.MOVE and Role.INDEX in roles.values()
+    by_name = _BY_ARGUMENTS.get(name) if entry is ENTRIES.get(name) else None
     return Function(
         name,
         entry.kind,
-        _out_of_place(name, function) if inplace or name in _OUT_OF_PLACE else function,
+        out_of_place(name, function) if inplace or name in OUT_OF_PLACE else function,
         _parameters(function, entry),
         entry.rest,
         entry.aliases,
-        {parameter: ROLES[parameter] for parameter in named if parameter in ROLES},
+        roles,
         inplace,
+        kind_by=by_name or (_by_source if looks_up else None),
     )
 
 
@@ -291,10 +272,5 @@ def _signature(function: Callable[..., Any]) -> tuple[str, ...]:
         return ()
 
 
-def made(name: str, kind: Kind, call: Callable[..., Any]) -> Function:
-    """A function of the trace's own, such as a write into a view."""
-    return Function(name, kind, call)
-
-
 # What FlexAttention returns beside its output.
-LOG_SUM_EXP = made("flex_attention's log-sum-exp", Kind.UNKNOWN, torch.logsumexp)
+LOG_SUM_EXP = Function("flex_attention's log-sum-exp", Kind.UNKNOWN, torch.logsumexp)

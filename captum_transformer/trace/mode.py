@@ -1,7 +1,8 @@
 """The one interception: a torch function mode that writes a forward pass down."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -11,18 +12,18 @@ from torch.overrides import TorchFunctionMode
 
 from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.attention import AttentionCall
-from captum_transformer.trace.calls import as_run, without_inplace
-from captum_transformer.trace.flex import log_sum_exp_is_used
-from captum_transformer.trace.functions import (
-    ENTRY,
-    LOG_SUM_EXP,
-    Function,
-    describe,
-    kind_of,
+from captum_transformer.trace.calls import (
+    Call,
+    as_run,
+    lay_gradient_out,
+    past_autograd,
+    without_inplace,
 )
-from captum_transformer.trace.kinds import MOVES, Kind
+from captum_transformer.trace.flex import log_sum_exp_is_used
+from captum_transformer.trace.functions import ENTRY, LOG_SUM_EXP, Function, describe
+from captum_transformer.trace.kinds import MOVES, Kind, Role
 from captum_transformer.trace.layout import lay_out
-from captum_transformer.trace.nested import leaves, mapped
+from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.reach import leave_out_constants, reached, with_gradient, written_by
 from captum_transformer.trace.recognise import (
@@ -36,13 +37,13 @@ from captum_transformer.trace.recognise import (
 )
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
-from captum_transformer.trace.writes import that_only_looks
 
+_HOLDS_TENSORS = (Tensor, tuple, list, dict)
+_ATTENTIONS = frozenset({Kind.SOFTMAX, Kind.ATTENTION})
 _ATTENDS = frozenset({Kind.ATTENTION, Kind.PRODUCT})
 # Of these it is said where in the model they are, beside those whose operands are kept: rules may
 # refuse them. The others are cheap and many.
 _NAMED = frozenset(Kind) - MOVES - {Kind.COPY, Kind.MUL, Kind.DIV} | {Kind.CONCATENATE, Kind.PAD}
-
 
 # A rule changes how autograd sees an operation, never what the operation computes. It runs the
 # operation out of place and returns the result, or `NotImplemented` to leave it as it is.
@@ -105,153 +106,102 @@ class Trace(TorchFunctionMode):
                 return function.body(*args, **kwargs)
         if function.kind is Kind.DROPOUT:
             return args[0] if args else kwargs["input"]
-        func, args, kwargs = as_run(func, function, args, kwargs)
+        call = func, args, kwargs = as_run(func, function, args, kwargs)
         operation = self._described(function, args, kwargs)
+        written = written_by(operation, args, kwargs)
         traced = operation.traced()
-        inplace = function.inplace or bool(operation.arguments.get("inplace"))
-        if not traced and not self._attends_learned(function, operation.operands):
-            for written in written_by(inplace, args, kwargs):
-                self.tape.before_write(written)
+        if not traced and not _attends_learned(operation):
+            for tensor in written:
+                self.tape.before_write(tensor)
             return func(*args, **kwargs)
         if function.kind is Kind.DATA:
-            if "hook" in operation.arguments:
-                return args[0].register_hook(that_only_looks(operation.arguments["hook"]))
-            if "source" not in operation.arguments:
-                # The same, but a write into it can be seen.
-                return args[0].detach()
-            raise UnseenOperationError(
-                "The model assigns to `.data` of a tensor that depends on the inputs, which hides "
-                "the dependence from autograd and from the trace. Use an ordinary in-place "
-                "operation such as `tensor.copy_(...)`."
-            )
+            return past_autograd(operation, *args)
         if traced and not torch.is_grad_enabled() and not traced[0][1].holds_ids:
-            return self._cut_off(func, operation, args, kwargs, inplace=inplace)
-        return self._run(func, operation, args, kwargs, inplace=inplace)
-
-    def _cut_off(
-        self,
-        func: Callable[..., Any],
-        operation: Operation,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        inplace: bool,
-    ) -> Any:
-        """Under ``torch.no_grad()`` what the model computes from the inputs is a constant."""
-        for written in written_by(inplace, args, kwargs):
-            if written.requires_grad and self.tape.held_by(written) is not None:
-                raise UnseenOperationError(
-                    f"`{operation.name}` writes into a tensor that depends on the inputs while "
-                    "gradients are off (`torch.no_grad()`, or inside a custom "
-                    "`autograd.Function`), so autograd does not know of it. Write it where "
-                    "gradients are on, or into a copy."
-                )
-            self.tape.before_write(written)
-        result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and result._is_view():
-            self.tape.set_aside(operation, result)
-        return result
+            return self._cut_off(operation, written, call)
+        return self._run(operation, written[0] if written else None, call)
 
     def _described(
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Operation:
         """The operation that a call is, before it runs."""
         operands: list[Operand] = []
-        tape = self.tape
-        find = tape.find if torch.is_grad_enabled() else tape.find_without_gradient
-
-        def operand(tensor: Tensor) -> Operand:
-            found = Operand(tensor, find(tensor))
-            operands.append(found)
-            return found
-
-        frozen = mapped(operand, Tensor, args)
-        named = mapped(operand, Tensor, kwargs) if kwargs else kwargs
-        arguments = function.bind(frozen, named)
-        for name, role in function.roles.items():
-            for found in leaves(Operand, arguments.get(name)):
-                found.role = role
-        kind = kind_of(function, arguments)
+        by_place, by_name = list(args), kwargs.copy()
+        for place, argument in enumerate(args):
+            if isinstance(argument, _HOLDS_TENSORS):
+                by_place[place] = self._frozen(argument, function.role_at(place), operands)
+        for name, argument in kwargs.items():
+            if isinstance(argument, _HOLDS_TENSORS):
+                by_name[name] = self._frozen(argument, function.role_of(name), operands)
+        arguments = function.bind(given := tuple(by_place), by_name)
+        kind = function.kind if function.kind_by is None else function.kind_by(arguments)
         leave_out_constants(operands)
         index = len(self.tape.operations)
-        return Operation(index, function, kind, frozen, named, operands, arguments, function.call)
+        return Operation(index, function, kind, given, by_name, operands, arguments, function.call)
 
-    def _attends_learned(self, function: Function, operands: list[Operand]) -> bool:
-        """Whether learned queries attend to each other (as in DETR)."""
-        if function.kind not in (Kind.SOFTMAX, Kind.ATTENTION) or not torch.is_grad_enabled():
-            return False
-        return bool(operands) and operands[0].dtype.is_floating_point and len(operands[0].size) > 1
+    def _frozen(self, argument: Any, role: Role, operands: list[Operand]) -> Any:
+        """An argument with operands, which are listed, in the place of its tensors."""
+        if isinstance(argument, Tensor):
+            tape = self.tape
+            find = tape.find if torch.is_grad_enabled() else tape.find_without_gradient
+            operand = Operand(argument, find(argument), role)
+            operands.append(operand)
+            return operand
+        return mapped(lambda tensor: self._frozen(tensor, role, operands), Tensor, argument)
 
-    def _run(
-        self,
-        func: Callable[..., Any],
-        operation: Operation,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        inplace: bool,
-    ) -> Any:
-        function, kind, operands = operation.function, operation.kind, operation.operands
-        written = next(written_by(inplace, args, kwargs), None)
-        if inplace and not function.inplace:
+    def _cut_off(self, operation: Operation, written: Sequence[Tensor], call: Call) -> Any:
+        """Under ``torch.no_grad()`` what the model computes from the inputs is a constant."""
+        for tensor in written:
+            if tensor.requires_grad and self.tape.held_by(tensor) is not None:
+                raise UnseenOperationError(
+                    f"`{operation.name}` writes into a tensor that depends on the inputs while "
+                    "gradients are off (`torch.no_grad()`, or inside a custom "
+                    "`autograd.Function`), so autograd does not know of it. Write it where "
+                    "gradients are on, or into a copy."
+                )
+            self.tape.before_write(tensor)
+        func, args, kwargs = call
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and result._is_view():
+            self.tape.set_aside(operation, result)
+        return result
+
+    def _run(self, operation: Operation, written: Tensor | None, call: Call) -> Any:
+        (func, args, kwargs), tape, kind = call, self.tape, operation.kind
+        if operation.arguments.get("inplace"):
             operation.call = without_inplace(func)
-        if self._edges or kind in self.tape.keep or kind in _NAMED:
+        if self._edges or kind in tape.keep or kind in _NAMED:
             operation.module = self._calling_module()
         if kind in _ATTENDS:
             operation.pattern = recognise(operation)
-        pattern = operation.pattern
         result = self._by_rule(operation, written)
-        keep = pattern is not None or kind in self.tape.keep or is_weighted(operation)
-        self.tape.settle(operands, keep=keep)
+        keep = operation.pattern is not None or kind in tape.keep or is_weighted(operation)
+        tape.settle(operation.operands, keep=keep)
         if written is not None:
-            self.tape.before_write(written)
+            tape.before_write(written)
         if result is NotImplemented:
             result = func(*args, **kwargs)
         elif written is not None:
             result = written.copy_(result)
-        if written is None and self.tape.held_by(result) is not None:
+        if written is None and tape.held_by(result) is not None:
             return result
-        if "running_mean" in operation.arguments and result.requires_grad:
-            # On CPUs its derivative is wrong if the gradient is laid out otherwise: tokens first
-            # as behind a convolutional stem, or channels last as of a spectrogram.
-            result.register_hook(_LaidOut(result.stride()))
-        if not operation.traced() or kind is Kind.EMBEDDING:
+        if kind is Kind.NORM:
+            lay_gradient_out(operation, result)
+        if kind is Kind.EMBEDDING or not operation.traced():
             result = with_gradient(result)
-        outputs = reached(self.tape, operation, result if written is None else written)
-        if not outputs:
-            if written is not None:
-                self.tape.release(written)
-            return result
-        beside = outputs[1:] if pattern is not None else []
-        if pattern is not None:
-            outputs = outputs[:1]
-        if operation.refusal is not None:
-            operation.refused = [get_gradient_edge(t) for t in outputs if t is not None]
-        summed = weighted_sum(operation, result.ndim) if kind is Kind.SUM else None
-        if summed is not None:
-            operation, pattern, keep = summed, summed.pattern, True
-            kind = operation.kind
-        self.tape.append(operation, outputs)
-        if outputs[0] is not None and (kind is Kind.EMBEDDING or (keep and kind is Kind.PRODUCT)):
-            operation.result = self.tape.operand(outputs[0], None, keep=True)
-        asked = self._edges or kind is Kind.EMBEDDING or pattern
-        if asked and outputs[0] is not None and outputs[0].requires_grad:
-            operation.edge = get_gradient_edge(outputs[0])
-        if pattern is not None and outputs[0] is not None:
-            self._add_call(operation, pattern, outputs[0])
-            for tensor in beside:
-                if tensor is not None:
-                    held = list(pattern.held)
-                    sums = self.tape.record(LOG_SUM_EXP, tuple(held), held, [tensor])
-                    sums.refusal = log_sum_exp_is_used()
+        outputs = reached(tape, operation, result if written is None else written)
+        if outputs:
+            self._write_down(operation, outputs, keep=keep)
         if written is not None:
-            self.tape.after_write(written)
+            if outputs:
+                tape.after_write(written)
+            else:
+                tape.release(written)
         return result
 
     def _by_rule(self, operation: Operation, written: Tensor | None) -> Any:
         """The result under the method's rule; `NotImplemented` if it has none that applies."""
         rule, traced = self.rules.get(operation.kind), operation.traced()
-        if rule is None or not traced or traced[0][1].holds_ids or not torch.is_grad_enabled():
+        if rule is None or not traced or traced[0][1].holds_ids:
             return NotImplemented
         if written is not None:
             # What autograd keeps of it must stay what it is.
@@ -260,8 +210,37 @@ class Trace(TorchFunctionMode):
                     operand.data = written.clone()
         return rule(operation)
 
+    def _write_down(
+        self, operation: Operation, outputs: list[Tensor | None], *, keep: bool
+    ) -> None:
+        """Puts an operation that has run on the tape, with what comes of it for the rules."""
+        # What attention returns beside its output is no part of it.
+        kept = len(outputs) if operation.pattern is None else 1
+        first, beside, outputs = outputs[0], outputs[kept:], outputs[:kept]
+        if operation.refusal is not None:
+            operation.refused = [get_gradient_edge(t) for t in outputs if t is not None]
+        if operation.kind is Kind.SUM and first is not None:
+            summed = weighted_sum(operation, first.ndim)
+            if summed is not None:
+                operation, keep = summed, True
+        self.tape.append(operation, outputs)
+        if first is None:
+            return
+        kind, pattern = operation.kind, operation.pattern
+        if kind is Kind.EMBEDDING or (keep and kind is Kind.PRODUCT):
+            operation.result = self.tape.operand(first, None, keep=True)
+        if (self._edges or kind is Kind.EMBEDDING or pattern) and first.requires_grad:
+            operation.edge = get_gradient_edge(first)
+        if pattern is not None:
+            self._add_call(operation, pattern, first)
+            for tensor in beside:
+                if tensor is not None:
+                    held = list(pattern.held)
+                    sums = self.tape.record(LOG_SUM_EXP, tuple(held), held, [tensor])
+                    sums.refusal = log_sum_exp_is_used()
+
     def _add_call(self, operation: Operation, pattern: Pattern, output: Tensor) -> None:
-        layer, module = len(self.calls), self._calling_module()
+        layer, module = len(self.calls), operation.module
         call: AttentionCall
         if operation.kind is Kind.ATTENTION:
             call = fused_attention(layer, module, operation)
@@ -279,30 +258,21 @@ class Trace(TorchFunctionMode):
         self.calls.append(call)
 
     def _calling_module(self) -> str:
-        for module in _modules_on_stack():
-            return self._names.get(id(module)) or type(module).__name__
+        """The name of the module whose forward pass called a torch function."""
+        frame: FrameType | None = sys._getframe(3)
+        while frame is not None:
+            # A look at the names first: a frame's variables cost more.
+            if "self" in frame.f_code.co_varnames[:1]:
+                caller = frame.f_locals.get("self")
+                if isinstance(caller, nn.Module):
+                    return self._names.get(id(caller)) or type(caller).__name__
+            frame = frame.f_back
         return ""
 
 
-class _LaidOut:
-    """Gives a gradient the layout of what it is the gradient of."""
-
-    def __init__(self, stride: tuple[int, ...]) -> None:
-        self._stride = stride
-
-    def __call__(self, gradient: Tensor) -> Tensor:
-        return torch.empty_strided(
-            gradient.shape, self._stride, dtype=gradient.dtype, device=gradient.device
-        ).copy_(gradient)
-
-
-def _modules_on_stack() -> Iterator[nn.Module]:
-    frame = sys._getframe(2)
-    while frame is not None:
-        # A look at the names first: a frame's variables cost more.
-        caller = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames[:1] else None
-        if isinstance(caller, nn.Module):
-            yield caller
-        if frame.f_back is None:
-            return
-        frame = frame.f_back
+def _attends_learned(operation: Operation) -> bool:
+    """Whether learned queries attend to each other (as in DETR)."""
+    operands = operation.operands
+    if operation.function.kind not in _ATTENTIONS or not torch.is_grad_enabled():
+        return False
+    return bool(operands) and operands[0].dtype.is_floating_point and len(operands[0].size) > 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.contraction import Contraction, contraction
 from captum_transformer.trace.functions import Function
 from captum_transformer.trace.kinds import MOVES, Kind, Role
@@ -194,6 +194,7 @@ class Operation:
         refused: these outputs, in the autograd graph.
         module: the name of the module that ran it.
         shift: the operand of a sum that a softmax written by hand does not depend on.
+        views: what `views_of` knows of it, if that was asked.
     """
 
     index: int
@@ -213,6 +214,7 @@ class Operation:
     refused: Sequence[GradientEdge] = ()
     module: str = ""
     shift: Operand | None = None
+    views: tuple[View, ...] | None = None
     _traced: list[tuple[Operand, Value]] | None = None
     _contraction: Contraction | None = None
 
@@ -257,8 +259,7 @@ class Operation:
 
     def carried(self) -> list[tuple[Operand, Value]]:
         """The operands that hold tokens, learned queries that have attended included."""
-        values = ((o, o.value or o.tokens) for o in self.operands)
-        return [(operand, value) for operand, value in values if value is not None]
+        return [(o, value) for o in self.operands if (value := o.value or o.tokens) is not None]
 
     def contraction(self) -> Contraction | None:
         """The product that it is, with a letter for each dimension; None if it is none."""

@@ -1,6 +1,6 @@
 """What of an operation's operands and results the inputs reach."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,17 @@ _KEEPS_IDS = MOVES | {Kind.COPY, Kind.ENTRYWISE, Kind.ADD, Kind.SUB, Kind.MUL}
 
 def leave_out_constants(operands: list[Operand]) -> None:
     """Leaves out what is a constant next to a signal: token ids, an index, and learned tokens."""
-    values = [operand.value for operand in operands if operand.value is not None]
-    others = [value for value in values if value.learned or value.holds_ids]
-    from_inputs = len(others) < len(values)
-    if not others or (not from_inputs and all(value.holds_ids for value in others)):
+    from_inputs = learned = ids = False
+    for operand in operands:
+        if (value := operand.value) is None:
+            continue
+        if value.holds_ids:
+            ids = True
+        elif value.learned:
+            learned = True
+        else:
+            from_inputs = True
+    if not learned and not (ids and from_inputs):
         return
     for operand in operands:
         value = operand.value
@@ -33,14 +40,16 @@ def leave_out_constants(operands: list[Operand]) -> None:
         operand.value = None
 
 
-def written_by(inplace: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+def written_by(
+    operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Sequence[Tensor]:
     """The tensors that a call writes into."""
-    if inplace:
+    written = list(leaves(Tensor, kwargs["out"])) if "out" in kwargs else []
+    if operation.function.inplace or operation.arguments.get("inplace"):
         first = args[0] if args else kwargs.get("input")
         if isinstance(first, Tensor):
-            yield first
-    if "out" in kwargs:
-        yield from leaves(Tensor, kwargs["out"])
+            written.insert(0, first)
+    return written
 
 
 def with_gradient(result: Any) -> Any:

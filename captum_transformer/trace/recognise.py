@@ -11,7 +11,7 @@ from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import ExplicitAttention, FlexAttention, FusedAttention
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.contraction import Contraction
-from captum_transformer.trace.functions import made
+from captum_transformer.trace.functions import Function
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.scoring import INSTEAD
@@ -101,7 +101,7 @@ def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
 
     return replace(
         operation,
-        function=made("weighted sum", Kind.PRODUCT, call),
+        function=Function("weighted sum", Kind.PRODUCT, call),
         kind=Kind.PRODUCT,
         args=(weights, signal),
         kwargs={},

@@ -186,17 +186,8 @@ class Tape:
         results: Sequence[Tensor | None],
     ) -> Operation:
         """Writes down an operation of the trace's own."""
-        arguments = function.bind(args, {})
-        operation = Operation(
-            len(self.operations),
-            function,
-            function.kind,
-            args,
-            {},
-            operands,
-            arguments,
-            function.call,
-        )
+        index, kind, bound = len(self.operations), function.kind, function.bind(args, {})
+        operation = Operation(index, function, kind, args, {}, operands, bound, function.call)
         self.append(operation, results)
         return operation
 

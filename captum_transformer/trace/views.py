@@ -20,8 +20,16 @@ _Frozen = tuple[Any, ...]
 
 def views_of(operation: Operation) -> tuple[View, ...] | None:
     """The outputs of a view operation over its one operand; None if it is none."""
+    if operation.kind is not Kind.MOVE:
+        return None
+    if operation.views is None:
+        operation.views = _views_of(operation) or ()
+    return operation.views or None
+
+
+def _views_of(operation: Operation) -> tuple[View, ...] | None:
     traced = operation.traced()
-    if operation.kind is not Kind.MOVE or len(traced) != 1:
+    if len(traced) != 1:
         return None
     ((signal, value),) = traced
     if any(o is not signal and o.role is not Role.EXTENT for o in operation.operands):

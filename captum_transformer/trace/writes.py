@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.errors import UnseenOperationError
-from captum_transformer.trace.functions import made
+from captum_transformer.trace.functions import Function
 from captum_transformer.trace.kinds import Kind
 
 # The autograd functions by which torch hangs hooks on modules: identities, whatever the hook does.
@@ -62,4 +62,4 @@ def _write_view(
     return result
 
 
-WRITE_VIEW = made("write_view", Kind.MOVE, _write_view)
+WRITE_VIEW = Function("write_view", Kind.MOVE, _write_view)
