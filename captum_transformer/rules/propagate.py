@@ -207,8 +207,11 @@ def share_of_ids(operation: Operation, ids: Operand, of_features: Tensor) -> Ten
         of_features: what each feature has.
 
     Raises:
-        UnsupportedOperationError: if it isn't known which features are of which id.
+        UnsupportedOperationError: if it isn't known which features are of which id, or if the table
+            depends on the inputs.
     """
+    if ids is operation.argument("weight"):
+        raise unsupported(operation, "the table that is looked up in depends on the inputs")
     if features_begin(operation) is None:
         raise unsupported(
             operation,

@@ -88,8 +88,6 @@ def by_entry(_: Operation, operand: Operand, share: Tensor, *__: Tensor | None) 
 
 def looked_up(operation: Operation, operand: Operand, share: Tensor, *_: Tensor | None) -> Divided:
     """A token id gets the share of all features that were looked up for it."""
-    if operand is operation.argument("weight"):
-        raise unsupported(operation, "the table that is looked up in depends on the inputs")
     return Divided([share_of_ids(operation, operand, share)])
 
 
