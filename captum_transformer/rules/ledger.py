@@ -60,7 +60,7 @@ class Ledger:
         self.taken: list[Taken] = []
         self.ended: list[tuple[Value, Tensor]] = []
         self._size: list[Tensor] = []
-        self._compared: list[tuple[Operation, Tensor, Tensor]] = []
+        self._compared: list[tuple[Operation, Tensor, Tensor, Tensor]] = []
 
     def start(self, seeds: Mapping[Value, Tensor]) -> None:
         """Notes what there is to be carried."""
@@ -79,7 +79,7 @@ class Ledger:
 
     def compare(self, operation: Operation, expected: Tensor, found: Tensor, size: Tensor) -> None:
         """Notes two sums that must be the same, and how large what they are sums of is."""
-        self._compared.append((operation, expected - found, size * ROUNDING_OF_OPERATION))
+        self._compared.append((operation, expected, found, size))
 
     def left(self, operation: Operation, value: Value, share: Tensor) -> None:
         """Notes what goes to a value that nobody asks for."""
@@ -97,9 +97,17 @@ class Ledger:
         parts = [*self.started, *(-amount for amount in away)]
         left = torch.cat([part.reshape(-1).to(some) for part in parts]).sum()
         size = torch.stack([size.to(some) for size in self._size]).sum()
-        pairs = [(left, size * ROUNDING), *((one, most) for _, one, most in self._compared)]
-        lefts, mosts = (torch.stack([t.to(some) for t in ts]) for ts in zip(*pairs, strict=True))
-        return bool(((lefts.abs() <= mosts) & lefts.isfinite()).all())
+        alike = (left.abs() <= size * ROUNDING) & left.isfinite()
+        if self._compared:
+            alike = alike & (self._differing() <= ROUNDING_OF_OPERATION).all()
+        return bool(alike)
+
+    def _differing(self) -> Tensor:
+        """By what part of their size the sums that were compared differ."""
+        some = self.started[0]
+        columns = list(zip(*self._compared, strict=True))[1:]
+        expected, found, size = (torch.stack([t.to(some) for t in column]) for column in columns)
+        return (expected - found).abs() / size.masked_fill(size == 0, 1.0)
 
 
 class Audit(Ledger):
@@ -126,9 +134,10 @@ class Audit(Ledger):
 
     def blame(self) -> None:
         """Raises if an operation is found that hands on another sum than it got."""
-        for operation, left, most in self._compared:
-            if left.abs() > most:
-                raise _unbalanced(operation, float(left / most) * ROUNDING_OF_OPERATION)
+        for operation, expected, found, size in self._compared:
+            left = (expected - found) / size.masked_fill(size == 0, 1.0)
+            if left.abs() > ROUNDING_OF_OPERATION:
+                raise _unbalanced(operation, float(left))
 
 
 def balanced(run: Callable[[Ledger], Result]) -> tuple[Result, Ledger]:

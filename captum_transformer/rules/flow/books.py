@@ -63,18 +63,24 @@ class Books:
         """Notes what an operation has handed on of some sources' shares, and what it keeps."""
         for reason, of, amount in kept:
             self._keep(operation, reason, of, amount)
-        if attended is None and not isinstance(self._ledger, Audit):
-            return
-        arrived = _sums([(key, share) for share in shares if share is not None])
-        handed = _sums([(part, share) for _, part, share in pieces])
-        taken = [(reason, amount.sum() * of.bit_count()) for reason, of, amount in kept]
-        if attended is None:
-            away = handed[0] + sum(amount for _, amount in taken)
-            self._ledger.compare(operation, arrived[0], away, arrived[1] + handed[1])
-        else:
-            made = handed[0] + sum(amount for reason, amount in taken if reason is not None)
-            self._ledger.compare(operation, arrived[0], attended.read, arrived[1])
-            self._ledger.compare(operation, attended.made, made, attended.made.abs() + handed[1])
+        if attended is not None:
+            for share in shares:
+                self._compare(operation, attended.read, share)
+            for piece in [share for _, _, share in pieces] or [attended.keys]:
+                self._compare(operation, attended.made, piece)
+        elif isinstance(self._ledger, Audit):
+            arrived = [share for share in shares if share is not None]
+            away = [share.sum() * part.bit_count() for _, part, share in pieces]
+            away += [amount.sum() * of.bit_count() for _, of, amount in kept]
+            size = sum(torch.linalg.vector_norm(share, 1) for share in arrived) * key.bit_count()
+            before = sum(share.sum() for share in arrived) * key.bit_count()
+            found = (torch.as_tensor(number) for number in (before, sum(away), size))
+            self._ledger.compare(operation, *found)
+
+    def _compare(self, operation: Operation, expected: Tensor, share: Tensor | None) -> None:
+        if share is not None:
+            size = torch.linalg.vector_norm(share, 1)
+            self._ledger.compare(operation, expected, share.sum(), size)
 
     def end(self, value: Value, source: int, key: int, share: Tensor) -> None:
         """Notes that a value is reached, where something of one source is asked for."""
@@ -90,13 +96,6 @@ class Books:
             # A token that no input is in has one share, however many inputs there are.
             counted = 1
             self._ledger.taken.append(Taken(operation, reason, amount))
-        self._ledger.started.append(amount.sum() * (counted - key.bit_count()))
-
-
-def _sums(shares: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
-    """What some shares come to, and their absolute values."""
-    sums = [share.sum() * key.bit_count() for key, share in shares]
-    sizes = [torch.linalg.vector_norm(share, 1) * key.bit_count() for key, share in shares]
-    if not sums:
-        return torch.zeros(()), torch.zeros(())
-    return torch.stack(sums).sum(), torch.stack(sizes).sum()
+        if counted != key.bit_count():
+            all_samples = amount.sum() if amount.ndim else amount
+            self._ledger.started.append(all_samples * (counted - key.bit_count()))

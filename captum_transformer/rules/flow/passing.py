@@ -202,10 +202,11 @@ class Passing:
                 self._keep(None, key, None, share)
                 return
             attended = attend(call, call.outputs(share).sum(-1))
-            came, key = key.bit_count(), 0 if value is None else self._starting(value)
-            read, made = attended.read * came, attended.made * max(key.bit_count(), 1)
-            self.attended = Attended(attended.keys, read, made)
-            self.kept.append(Kept(None, 1, read - made))
+            self.attended = attended
+            self.kept.append(Kept(None, key, attended.read))
+            key = 0 if value is None else self._starting(value)
+            # What starts anew; if nothing does, one share that reaches no input.
+            self.kept.append(Kept(None, key or 1, -attended.made))
             if not key or value is None:
                 # Queries descend from inputs, and what they attend to does not.
                 reason = Reason.CONSTANT if value is None else Reason.ELSEWHERE
