@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.catalogue import ALIASES
 
 
@@ -139,6 +140,35 @@ def _renorm(input: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:  # noq
     return torch.where(norm > maxnorm, input / (norm + 1e-7) * maxnorm, input)
 
 
+def _scatter_reduce(
+    input: Tensor,  # noqa: A002
+    dim: int,
+    index: Tensor,
+    source: Tensor,
+    reduce: str,
+    *,
+    include_self: bool = True,
+) -> Tensor:
+    """Sums at indices; of means and extremes, of which entries count as many as there are."""
+    given = input if include_self else input.scatter(dim, index, 0)
+    if reduce == "sum":
+        return given.scatter_add(dim, index, source)
+    if reduce not in ("mean", "amax", "amin"):
+        raise UnsupportedOperationError(
+            f"What the factors of `scatter_reduce` with reduce={reduce!r} get is not known. Sums, "
+            "means, the largest and the smallest are."
+        )
+    own, others = torch.ones_like(input), torch.ones_like(source)
+    if not include_self:
+        own = own.scatter(dim, index, 0)
+    if reduce != "mean":
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            top = torch.scatter_reduce(input, dim, index, source, reduce, include_self=include_self)
+            own, others = own * (input == top), (source == top.gather(dim, index)).to(source.dtype)
+    count = own.scatter_add(dim, index, others).clamp(min=1)
+    return (input * own).scatter_add(dim, index, source * others) / count
+
+
 def in_canonical_words(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A function that also takes NumPy's names of arguments, as all of torch's do."""
     return lambda *args, **kwargs: body(*args, **{ALIASES.get(k, k): a for k, a in kwargs.items()})
@@ -173,6 +203,7 @@ WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "hypot": lambda input, other: (input.square() + other.square()).sqrt(),  # noqa: A006
     "zero": lambda input: torch.fill(input, 0),  # noqa: A006
     "pdist": _pdist,
+    "scatter_reduce": _scatter_reduce,
     "column_stack": _column_stack,
     "hstack": _hstack,
     "vstack": _vstack,

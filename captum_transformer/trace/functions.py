@@ -120,10 +120,6 @@ def _by_accumulation(arguments: Mapping[str, Any]) -> Kind:
     return Kind.SUM_AT_INDICES if added else Kind.MOVE
 
 
-def _by_reduction(arguments: Mapping[str, Any]) -> Kind:
-    return Kind.SUM_AT_INDICES if arguments.get("reduce") == "sum" else Kind.UNKNOWN
-
-
 # Functions that are of one kind or another, as their arguments say.
 _BY_ARGUMENTS: dict[str, Callable[[Mapping[str, Any]], Kind]] = {
     "pow": _by_exponent,
@@ -133,7 +129,6 @@ _BY_ARGUMENTS: dict[str, Callable[[Mapping[str, Any]], Kind]] = {
     "index_put": _by_accumulation,
     "put": _by_accumulation,
     "scatter": _by_accumulation,
-    "scatter_reduce": _by_reduction,
 }
 
 

@@ -27,6 +27,7 @@ SIGNS = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
 CLASSES = torch.tensor([2, 0, -100])
 WEIGHT = doubles(4, seed=2).abs()
 SHARES = Y.softmax(1)
+PLACES = torch.tensor([[0, 2, 0, 0], [1, 1, 1, 1], [3, 0, 3, 0]])
 Function = Callable[..., Tensor]
 
 
@@ -80,6 +81,14 @@ OTHERS: dict[str, Function] = {
     "solve": lambda x: torch.linalg.solve(Y[:, :3], x),
     "logcumsumexp": lambda x: x.logcumsumexp(1),
     "outer": lambda x: torch.outer(x[0], Y[0]),
+    **{
+        f"scatter_reduce, {reduce}, {own}": lambda x, reduce=reduce, own=own: Y.scatter_reduce(
+            1, PLACES, x, reduce, include_self=own
+        )
+        for reduce in ("sum", "mean", "amax", "amin")
+        for own in (True, False)
+    },
+    "scatter_reduce into": lambda x: x.clone().scatter_reduce_(1, PLACES, Y, "mean"),
 }
 REDUCED = {
     f"{name}, {reduction}": (lambda x, f=function, r=reduction: f(x, reduction=r))
@@ -198,6 +207,13 @@ SPELLED: dict[str, Spelling] = {
             [torch.pdist(torch.stack(pair)) for pair in zip(a, b, strict=True)]
         ),
         lambda a, b: torch.stack([(p - q).norm()[None] for p, q in zip(a, b, strict=True)]),
+    ),
+    "scatter_reduce": (
+        lambda a, b: a.scatter_reduce(1, PLACES, b, "mean"),
+        lambda a, b: (
+            a.scatter_add(1, PLACES, b)
+            / torch.ones_like(X).scatter_add(1, PLACES, torch.ones_like(X))
+        ),
     ),
     "zero": (lambda a, b: a.clone().zero_() + b, lambda a, b: torch.zeros_like(a) + b),
     "column_stack": (lambda a, b: torch.column_stack([a, b]), lambda a, b: torch.cat([a, b], 1)),
