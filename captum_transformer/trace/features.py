@@ -175,6 +175,8 @@ def _scores(probabilities: Value | None) -> Operation | None:
 def _mixed(operation: Operation, operand: Operand) -> list[int]:
     """The dimensions of an operand that an operation mixes as features of each token."""
     ndim = len(operand.size)
+    if operand.role is not Role.SIGNAL and operation.kind is not Kind.PRODUCT:
+        return []  # weights and biases that depend on the inputs
     if operation.kind in CONVOLUTIONS:
         return [ndim - len(operation.argument("weight").size) + 1]
     if operation.kind is Kind.ATTENTION:
