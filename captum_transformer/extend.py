@@ -33,7 +33,8 @@ from captum_transformer.rules.propagate import Shares, transposed
 from captum_transformer.rules.relevance.homogeneous import z_rule
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.bodies import WRITTEN_OUT
-from captum_transformer.trace.catalogue import ENTRIES, Entry, entry_of
+from captum_transformer.trace.catalogue import ENTRIES
+from captum_transformer.trace.entries import Entry, entry_of
 from captum_transformer.trace.functions import ENTRY, bare_name, describe
 from captum_transformer.trace.kinds import Does, Kind, Role
 from captum_transformer.trace.nested import leaves

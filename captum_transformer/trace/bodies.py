@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.trace.catalogue import ALIASES
+from captum_transformer.trace.entries import ALIASES
 
 
 def body_of(function: types.FunctionType) -> types.FunctionType:

@@ -5,37 +5,17 @@
 arguments; none asks for what a model happened to write. What the table lacks is refused by all
 passes.
 
-A line of the table is ``name(argument other/alias *rest)``: the arguments in their order, after a
-slash what else an argument is called, with a star what takes all further ones. Arguments that
-only torch reads are left out at the end. What torch has by several names that say so, such as
+A line of the table is ``name(argument other/alias *rest)``, see `entry_of`. Arguments that only
+torch reads are left out at the end. What torch has by several names that say so, such as
 ``expand_copy`` and ``special.softmax``, has one line.
 """
 
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 
-from captum_transformer.trace.kinds import Kind, Role
-
-# What a tensor is for, by the argument that it is given as; all others are signals.
-ROLES = {
-    "weight": Role.WEIGHT,
-    "bias": Role.BIAS,
-    "index": Role.INDEX,
-    "brackets": Role.INDEX,
-    "repeats": Role.INDEX,
-    "sizes": Role.EXTENT,
-    "shape": Role.EXTENT,
-    "start": Role.EXTENT,
-    "length": Role.EXTENT,
-    "mask": Role.MASK,
-    "running_mean": Role.STATISTIC,
-    "running_var": Role.STATISTIC,
-}
-
-ALIASES = {"axis": "dim", "self": "input", "tensor": "input", "src": "source", "indices": "index"}
+from captum_transformer.trace.entries import Entry, entry_of
+from captum_transformer.trace.kinds import Kind
 
 TABLE: dict[Kind, str] = {
     Kind.ASKS: """
@@ -248,50 +228,6 @@ TABLE: dict[Kind, str] = {
     Kind.SOLVE: "linalg_solve_triangular(input other/B) linalg_solve(input/A other/B)",
     Kind.DATA: "data(input) set_data(input source) register_hook(input hook)",
 }
-
-
-class Entry(NamedTuple):
-    """What the table says of a function.
-
-    Attributes:
-        kind: what it is.
-        parameters: the canonical names of its arguments by position.
-        rest: the canonical name for all further ones together, if it takes them.
-        aliases: from what else an argument is called to its canonical name.
-    """
-
-    kind: Kind
-    parameters: tuple[str, ...]
-    rest: str | None
-    aliases: Mapping[str, str]
-
-    def canonical(self, name: str) -> str:
-        """The canonical name of an argument; kernels call the first one ``self``.
-
-        >>> ENTRIES["addmm"].canonical("self"), ENTRIES["add"].canonical("self")
-        ('bias', 'input')
-        """
-        usual = ALIASES.get(name, name)
-        return self.aliases.get(name) or self.aliases.get(usual, usual)
-
-
-def entry_of(kind: Kind, arguments: str) -> Entry:
-    """What a line of the table says.
-
-    >>> entry_of(Kind.MOVE, "input *dims/axes").aliases
-    {'axes': 'dims'}
-    """
-    parameters: list[str] = []
-    rest: str | None = None
-    aliases: dict[str, str] = {}
-    for argument in arguments.split():
-        canonical, *others = argument.lstrip("*").split("/")
-        aliases |= dict.fromkeys(others, canonical)
-        if argument.startswith("*"):
-            rest = canonical
-        else:
-            parameters.append(canonical)
-    return Entry(kind, tuple(parameters), rest, aliases)
 
 
 def _others(name: str) -> list[str]:

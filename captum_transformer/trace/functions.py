@@ -19,7 +19,8 @@ from captum_transformer.trace.bodies import (
     in_canonical_words,
     written_into,
 )
-from captum_transformer.trace.catalogue import ALIASES, ENTRIES, ROLES, UNKNOWN, Entry
+from captum_transformer.trace.catalogue import ENTRIES, UNKNOWN
+from captum_transformer.trace.entries import ALIASES, ROLES, Entry
 from captum_transformer.trace.flex import flex_attend, requires_grad
 from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.losses import LOSSES

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from captum_transformer.trace.catalogue import ALIASES, ENTRIES
+from captum_transformer.trace.catalogue import ENTRIES
+from captum_transformer.trace.entries import ALIASES
 from captum_transformer.trace.functions import _PUBLIC, describe
 from captum_transformer.trace.kinds import Kind
 

@@ -1,0 +1,70 @@
+"""What the table of functions says of one, and the words that it says it in."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from captum_transformer.trace.kinds import Kind, Role
+
+# What a tensor is for, by the argument that it is given as; all others are signals.
+ROLES = {
+    "weight": Role.WEIGHT,
+    "bias": Role.BIAS,
+    "index": Role.INDEX,
+    "brackets": Role.INDEX,
+    "repeats": Role.INDEX,
+    "sizes": Role.EXTENT,
+    "shape": Role.EXTENT,
+    "start": Role.EXTENT,
+    "length": Role.EXTENT,
+    "mask": Role.MASK,
+    "running_mean": Role.STATISTIC,
+    "running_var": Role.STATISTIC,
+}
+
+ALIASES = {"axis": "dim", "self": "input", "tensor": "input", "src": "source", "indices": "index"}
+
+
+class Entry(NamedTuple):
+    """What the table says of a function.
+
+    Attributes:
+        kind: what it is.
+        parameters: the canonical names of its arguments by position.
+        rest: the canonical name for all further ones together, if it takes them.
+        aliases: from what else an argument is called to its canonical name.
+    """
+
+    kind: Kind
+    parameters: tuple[str, ...]
+    rest: str | None
+    aliases: Mapping[str, str]
+
+    def canonical(self, name: str) -> str:
+        """The canonical name of an argument; kernels call the first one ``self``.
+
+        >>> entry_of(Kind.PRODUCT, "bias/input input/mat1 other/mat2").canonical("self")
+        'bias'
+        """
+        usual = ALIASES.get(name, name)
+        return self.aliases.get(name) or self.aliases.get(usual, usual)
+
+
+def entry_of(kind: Kind, arguments: str) -> Entry:
+    """What a line of the table says: the arguments in their order.
+
+    After a slash stands what else an argument is called; one with a star takes all further ones.
+
+    >>> entry_of(Kind.MOVE, "input *dims/axes").aliases
+    {'axes': 'dims'}
+    """
+    parameters: list[str] = []
+    rest: str | None = None
+    aliases: dict[str, str] = {}
+    for argument in arguments.split():
+        canonical, *others = argument.lstrip("*").split("/")
+        aliases |= dict.fromkeys(others, canonical)
+        if argument.startswith("*"):
+            rest = canonical
+        else:
+            parameters.append(canonical)
+    return Entry(kind, tuple(parameters), rest, aliases)
