@@ -93,15 +93,19 @@ def _layers(tower: Sequence[AttentionCall], *, from_last: bool) -> list[list[Att
         further = (
             step
             for other, step in steps.items()
-            if (other if from_last else call).output.descends_from(
-                (call if from_last else other).output
-            )
+            if (_follows(other, call) if from_last else _follows(call, other))
         )
         steps[call] = max(further, default=-1) + 1
     layers: list[list[AttentionCall]] = [[] for _ in range(max(steps.values()) + 1)]
     for call, step in steps.items():
         layers[step].append(call)
     return layers[::-1] if from_last else layers
+
+
+def _follows(call: AttentionCall, other: AttentionCall) -> bool:
+    """Whether a call depends on another one, or its queries have attended there before."""
+    attended = call.output.attention >> other.layer & 1
+    return bool(attended) or call.output.descends_from(other.output)
 
 
 def _place(index: int, layers: Sequence[Sequence[AttentionCall]], name: str) -> int:
