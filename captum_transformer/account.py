@@ -22,6 +22,7 @@ class Reason(enum.Enum):
     FILLED = "masked or padded entries"
     CONSTANT = "other constants"  # what a signal is compared with, learned values
     EPSILON = "vanishing denominators"
+    NO_ATTENTION = "what passes no attention"
     ELSEWHERE = "what no input is in"
     ACTIVATION = "activations"
     REST = "the rest"

@@ -18,9 +18,10 @@ class AttentionRollout(RolloutMethod):
     .. math:: \hat A = \mathrm{rownorm}(I + E_h[A]), \qquad
               \hat A^{(L)} \cdots \hat A^{(s)}
 
-    The row is returned that the target is read from. The maps are the same for all classes, so
-    ``target`` matters only where outputs are read from different tokens, and may be left out for a
-    model that returns a tensor.
+    The row is returned that the target is read from, without what passes no attention: of tokens of
+    the input that the target is read from, the part that is left of themselves. The maps are the
+    same for all classes, so ``target`` matters only where outputs are read from different tokens,
+    and may be left out for a model that returns a tensor.
 
     Where there is cross-attention, the last one ties the streams, as in the ICCV 2021 code:
     :math:`R_{qk} = R_{qq}^\top E_h[A] R_{kk}` with the rollouts of both streams up to there.
@@ -32,6 +33,7 @@ class AttentionRollout(RolloutMethod):
         normalize_rows: divide each row of :math:`I + E_h[A]` by its sum, as the paper does.
         propagation: what to do where there is cross-attention: ``"paper"`` is the rule above,
             ``"flow"`` the token flow through all calls.
+        with_identity: count what passes no attention, too, as the paper does.
 
     Reference:
         `Quantifying Attention Flow in Transformers <https://arxiv.org/abs/2005.00928>`_.
@@ -52,12 +54,14 @@ class AttentionRollout(RolloutMethod):
         start_layer: int = 0,
         normalize_rows: bool = True,
         propagation: Propagation = "paper",
+        with_identity: bool = False,
     ) -> None:
         super().__init__(
             forward_func,
             start_layer=start_layer,
             normalize_rows=normalize_rows,
             propagation=propagation,
+            with_identity=with_identity,
         )
 
     def _maps(self, selection: Selection, calls: Sequence[AttentionCall]) -> MapBlock:  # noqa: ARG002

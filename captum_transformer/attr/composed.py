@@ -98,7 +98,7 @@ class GradientMethod(GradientTimesInput):
 
 
 class MapMethod(RolloutMethod):
-    r"""A rollout of maps of one's own: the row of :math:`(I + M_L) \cdots (I + M_1)`.
+    r"""A rollout of maps of one's own: the row of :math:`(I + M_L) \cdots (I + M_1) - I`.
 
     Subclasses say what the map of an attention call is. Batches, masks, windows, several towers,
     row normalisation and the way to the pixels come with it.
@@ -108,6 +108,7 @@ class MapMethod(RolloutMethod):
         start_layer: attention calls before this one contribute nothing.
         normalize_rows: divide each row of :math:`I + M` by its sum.
         propagation: what to do where there is cross-attention, ``"paper"`` or ``"flow"``.
+        with_identity: count what passes no attention, too.
 
     Attributes:
         class_specific: whether the maps depend on the target; without, a target may be left out.

@@ -34,9 +34,9 @@ class GenericAttentionRelevance(RolloutMethod):
             & R^{qs} \leftarrow R^{qs} + \bar A R^{ks} \quad \text{for all other sets } s
 
     where :math:`N(R) = I + \mathrm{rownorm}(R - I)`. The relevance of the input tokens is the row
-    that the target is read from (a class token, the last token, the mean over tokens, whatever
-    the model does). Rows are not normalised in self-attention and all layers count, as in the
-    authors' code.
+    of :math:`R - I` that the target is read from (a class token, the last token, the mean over
+    tokens, whatever the model does): the authors leave that entry out, too, or overwrite it. Rows
+    are not normalised in self-attention and all layers count, as in the authors' code.
 
     Without cross-attention that row is a token flow (``propagation="flow"``), which needs no map
     of all pairs of tokens; it is what runs. With cross-attention the two differ: the flow hands
@@ -46,8 +46,7 @@ class GenericAttentionRelevance(RolloutMethod):
 
     The authors' code gives NaN, or no relevance at all, where a token attends to nothing that
     matters, as all padded ones do: its row of :math:`R - I` is zero and is divided by its sum.
-    Here such a row stays zero, so that a padded sample gives what it gives without padding. The
-    authors overwrite the entry of ``[CLS]`` in text models; here it keeps its relevance.
+    Here such a row stays zero, so that a padded sample gives what it gives without padding.
 
     Args:
         forward_func: the model or any callable that runs one.
@@ -58,6 +57,8 @@ class GenericAttentionRelevance(RolloutMethod):
         normalize: normalise self-relevance in cross-attention, as :math:`N` does (eq. 8, 9).
         contextualize: mix self-relevance into cross-attention (eq. 10); without it the paper's
             ablation :math:`R^{qk} \leftarrow R^{qk} + \bar A`.
+        with_identity: count what passes no attention, too: the paper's row of :math:`R`, in which
+            each token that the target is read from has a constant of its own.
 
     Reference:
         `Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
@@ -94,8 +95,14 @@ class GenericAttentionRelevance(RolloutMethod):
         propagation: Propagation = "paper",
         normalize: bool = True,
         contextualize: bool = True,
+        with_identity: bool = False,
     ) -> None:
-        super().__init__(forward_func, start_layer=start_layer, propagation=propagation)
+        super().__init__(
+            forward_func,
+            start_layer=start_layer,
+            propagation=propagation,
+            with_identity=with_identity,
+        )
         self.normalize = normalize
         self.contextualize = contextualize
 

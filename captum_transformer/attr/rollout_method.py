@@ -1,7 +1,7 @@
 """What the methods share that multiply their attention maps over all layers."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -29,9 +29,15 @@ class RolloutMethod(AttentionFlowMethod):
     r"""A method that multiplies ``I +`` some map of each attention call over the layers.
 
     Within one set of tokens this is the token flow: the row of
-    :math:`(I + \bar A_L) \cdots (I + \bar A_1)` that the target is read from. Where a model has
+    :math:`R = (I + \bar A_L) \cdots (I + \bar A_1)` that the target is read from. Where a model has
     attention from one set of tokens to another (text and image, decoder and encoder), the ICCV
     2021 paper has rules for whole matrices, which are not the same.
+
+    Tokens of the input that the target is read from (all that are pooled, a ``[CLS]``, a decoder's
+    last token) have the ``I`` in their entries: it is the same for all targets, and larger than the
+    rest by far. It is left out, so what is returned is :math:`R - I`, with nothing subtracted: what
+    has passed attention is carried apart from what has not. For a learned class token, which is no
+    input, both are the same.
 
     Args:
         forward_func: the model or any callable that runs one.
@@ -40,6 +46,9 @@ class RolloutMethod(AttentionFlowMethod):
         propagation: ``"paper"`` follows the matrix rules where there is cross-attention;
             ``"flow"`` follows the token flow everywhere. Without cross-attention they are equal.
         normalize_rows: divide each row of :math:`I + \bar A` by its sum.
+        with_identity: count what passes no attention, too: the papers' row of :math:`R`, in which
+            each token that the target is read from has a constant of its own. An input that no
+            attention leads to, such as a table beside a text, has no relevance without it.
     """
 
     def __init__(
@@ -49,6 +58,7 @@ class RolloutMethod(AttentionFlowMethod):
         start_layer: int = 0,
         propagation: Propagation = "paper",
         normalize_rows: bool = False,
+        with_identity: bool = False,
     ) -> None:
         super().__init__(forward_func)
         if propagation not in ("paper", "flow"):
@@ -56,6 +66,7 @@ class RolloutMethod(AttentionFlowMethod):
         self.start_layer = start_layer
         self.propagation = propagation
         self.normalize_rows = normalize_rows
+        self.with_identity = with_identity
 
     @abstractmethod
     def _update_rule(self) -> UpdateRule:
@@ -71,6 +82,9 @@ class RolloutMethod(AttentionFlowMethod):
         additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> dict[tuple[str, str], Tensor]:
         """The full maps R of how relevant each token is to each other one.
+
+        What passes no attention, each token's relevance to itself alone, is left out of them as of
+        attributions, unless the method is made ``with_identity=True``.
 
         Args:
             inputs: as in :meth:`attribute`.
@@ -98,19 +112,50 @@ class RolloutMethod(AttentionFlowMethod):
 
     def _carried(self, selection: Selection) -> tuple[dict[Value, Tensor], Ledger]:
         if self.propagation == "flow":
-            return super()._carried(selection)
+            return self._flowed(selection)
         _refuse_shared_queries(selection.history)
         if not selection.history.streams.cross_attention:
-            return super()._carried(selection)
+            return self._flowed(selection)
         at_start = self._relevancies(selection).at_start(_read(selection))
+        self._require_attention(list(at_start), selection)
         return TokenFlow(selection.forward.tape, {}).conserved(at_start, selection.wanted)
+
+    def _flowed(self, selection: Selection) -> tuple[dict[Value, Tensor], Ledger]:
+        carried = super()._carried(selection)
+        read = [call.value.value for call in selection.from_layer(self.start_layer)]
+        self._require_attention([value for value in read if value is not None], selection)
+        return carried
+
+    def _require_attention(self, read: Sequence[Value], selection: Selection) -> None:
+        """Raises if all that the score owes to the inputs passes no attention, and does not count.
+
+        Args:
+            read: what attention hands relevance on to.
+            selection: what is explained.
+        """
+        if self.with_identity:
+            return
+        flow = TokenFlow(selection.forward.tape, {})
+        if not any(flow.has_way(value, selection.wanted) for value in read):
+            names = " and ".join(map(repr, selection.forward.names))
+            raise UnsupportedOperationError(
+                f"No attention that counts leads from the score to {names}, so "
+                f"{type(self).__name__} has no relevance to give. Choose an earlier `start_layer`, "
+                "or take `with_identity=True`, which counts what passes no attention, too."
+            )
 
     def _relevancies(self, selection: Selection) -> Relevancies:
         calls = selection.from_layer(self.start_layer)
         maps = self._maps(selection, calls)
         dtype = accumulation_dtype(selection.selected.dtype)
         return Relevancies(
-            selection.forward, selection.history, maps, self._update_rule(), calls, dtype
+            selection.forward,
+            selection.history,
+            maps,
+            self._update_rule(),
+            calls,
+            dtype,
+            direct=self.with_identity,
         )
 
     def _flow(self, selection: Selection) -> TokenFlow:
@@ -119,6 +164,7 @@ class RolloutMethod(AttentionFlowMethod):
         return TokenFlow(
             selection.forward.tape,
             {call.layer: attend_with(maps) for call in calls},
+            direct=self.with_identity,
             row_sums=(lambda call: row_sums(maps, call)) if self.normalize_rows else None,
         )
 

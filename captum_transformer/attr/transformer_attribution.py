@@ -40,7 +40,7 @@ class TransformerAttribution(RolloutMethod):
     .. math:: \bar A = I + E_h\big[(\nabla A \odot R^{(A)})^+\big], \qquad
               C = \bar A^{(L)} \cdots \bar A^{(s)}
 
-    and the relevance of the input tokens is the row of :math:`C` that the target is read from.
+    and the relevance of the input tokens is the row of :math:`C - I` that the target is read from.
     Where there is cross-attention, :math:`\bar A - I` takes the place of the attention map in the
     rules of :class:`GenericAttentionRelevance`, as in the variant with relevance of the authors'
     code for encoder-decoder models.
@@ -50,7 +50,7 @@ class TransformerAttribution(RolloutMethod):
     signals give half to each; for ViTs the rows of :math:`\bar A` are not normalised, for BERT
     they are (``normalize_rows=True``). The normalisation of additions runs over each sample, so a
     batch gives what its samples give one by one. The authors overwrite the entry of ``[CLS]``
-    in text models; here it keeps its relevance.
+    in text models; here it has what attention brought it, without the :math:`I`.
 
     Args:
         forward_func: the model or any callable that runs one.
@@ -63,6 +63,8 @@ class TransformerAttribution(RolloutMethod):
         propagation: what to do where there is cross-attention: ``"paper"`` follows the matrix
             rules, ``"flow"`` the token flow. Without cross-attention they are equal.
         normalize: normalise self-relevance in cross-attention.
+        with_identity: count what passes no attention, too: the paper's row of :math:`C`, in which
+            each token that the target is read from has a constant of its own.
         propagate_to_input: return the relevance itself, propagated through all layers to the
             input ("full LRP", one of the paper's baselines), instead of the rollout. A convolution
             on the input follows the z-B rule with the sample's own minimum and maximum.
@@ -93,12 +95,14 @@ class TransformerAttribution(RolloutMethod):
         propagate_to_input: bool = False,
         propagation: Propagation = "paper",
         normalize: bool = True,
+        with_identity: bool = False,
     ) -> None:
         super().__init__(
             forward_func,
             start_layer=start_layer,
             propagation=propagation,
             normalize_rows=normalize_rows,
+            with_identity=with_identity,
         )
         self.normalize = normalize
         self.gradient_weighting = gradient_weighting

@@ -67,8 +67,8 @@ def attention_relevance(seen: Seen) -> Tensor:
 
 
 def chefer_2021_cvpr(seen: Seen) -> Tensor:
-    """Eq. 13: I + E_h (∇A R)⁺; the gradient at the attention is what the head reads."""
-    return seen.asking + of_own_head(seen.evidence * attention_relevance(seen))
+    """Eq. 13: E_h (∇A R)⁺; the gradient at the attention is what the head reads."""
+    return of_own_head(seen.evidence * attention_relevance(seen))
 
 
 def grad_cam(seen: Seen) -> Tensor:
@@ -134,7 +134,7 @@ CLAIMS = {
     ),
     "TransformerAttribution, normalised": Claims(
         partial(TransformerAttribution, normalize_rows=True),
-        lambda seen: chefer_2021_cvpr(seen) / chefer_2021_cvpr(seen).sum(),
+        lambda seen: chefer_2021_cvpr(seen) / (1 + chefer_2021_cvpr(seen).sum()),
         "nothing",
         "for",
         "less",
@@ -153,7 +153,7 @@ CLAIMS = {
     # Chefer, Gur & Wolf, ICCV 2021, eq. 5-6.
     "GenericAttentionRelevance": Claims(
         GenericAttentionRelevance,
-        lambda seen: seen.asking + of_own_head(seen.contributed),
+        lambda seen: of_own_head(seen.contributed),
         "nothing",
         "nothing",
         "less",
@@ -172,7 +172,7 @@ CLAIMS = {
     # Abnar & Zuidema, ACL 2020: follows attention through the layers, whatever it reads.
     "AttentionRollout": Claims(
         AttentionRollout,
-        lambda seen: (seen.asking + seen.heads.mean(0)) / 2,
+        lambda seen: seen.heads.mean(0) / 2,
         "most",
         "for",
         "less",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from captum_transformer import (
 )
 from captum_transformer.account import INPUTS, Account, Reason
 from captum_transformer.calling import Arguments
-from captum_transformer.errors import ConservationError
+from captum_transformer.errors import ConservationError, UnsupportedOperationError
 from captum_transformer.rules import relevance
 from captum_transformer.rules.propagate import Shares, conserved
 from captum_transformer.rules.relevance import TABLE
@@ -269,11 +270,24 @@ class TestOfTheRowThatTheScoreIsReadFrom:
     def test_the_class_token_has_its_own_column(self, method: Callable[..., Any]) -> None:
         explained, x = method(timm_vit()), images()
         account = explained.account(x, 1)
-        row = explained.relevance_maps(x, 1)["x", "x"][:, 0]
+        whole = method(timm_vit(), with_identity=True)
+        row = whole.relevance_maps(x, 1)["x", "x"][:, 0]
         torch.testing.assert_close(account.total, row.sum(-1))
         torch.testing.assert_close(account.of(Reason.JOINED.value), row[:, 0])
         torch.testing.assert_close(account.of(INPUTS), explained.attribute(x, 1).sum((1, 2, 3)))
         assert "joined constants: cls_token" in account.shares(by_source=True)
+
+    @pytest.mark.parametrize("method", [GenericAttentionRelevance, AttentionRollout])
+    def test_what_passes_no_attention_has_a_part(self, method: Callable[..., Any]) -> None:
+        model, x = timm_vit(class_token=False, global_pool="avg"), images()
+        account, whole = (
+            method(model, with_identity=counts).account(x, 1) for counts in (False, True)
+        )
+        left_out = account.of(Reason.NO_ATTENTION.value)
+        halves = 1 if method is GenericAttentionRelevance else 0.5 ** len(model.blocks)
+        torch.testing.assert_close(left_out, torch.full_like(left_out, halves))
+        torch.testing.assert_close(account.of(INPUTS) + left_out, whole.of(INPUTS))
+        torch.testing.assert_close(account.total, whole.total)
 
     @pytest.mark.parametrize("method", [RawAttention, PartialLRP, AttentionGradCam])
     def test_of_one_layer(self, method: Callable[..., Any]) -> None:
@@ -323,7 +337,10 @@ class TestOfTheRowThatTheScoreIsReadFrom:
             added = model.attention(queries, keys, keys, need_weights=False)[0]
             return model.head((queries + added).mean(1))
 
-        account = AttentionRollout(attending, normalize_rows=False).account(x, 1)
+        method = partial(AttentionRollout, attending, normalize_rows=False)
+        with pytest.raises(UnsupportedOperationError, match=r"No attention .* 'x'"):
+            method().attribute(x, 1)
+        account = method(with_identity=True).account(x, 1)
         ones = torch.ones_like(account.total)
         torch.testing.assert_close(account.total, 2 * ones)
         torch.testing.assert_close(account.of(INPUTS), ones)

@@ -53,11 +53,12 @@ def test_relevance_of_inputs_is_the_difference_of_the_two_relevances(
 
 
 def rows_of_rollout(maps: list[Tensor]) -> Tensor:
-    """The row of the first token in ``(I + A_L) ... (I + A_1)``."""
-    row = torch.eye(maps[0].shape[-1], dtype=torch.float64)[:1].expand(len(maps[0]), 1, -1)
+    """The row of the first token in ``(I + A_L) ... (I + A_1) - I``."""
+    first = torch.eye(maps[0].shape[-1], dtype=torch.float64)[:1]
+    row = first.expand(len(maps[0]), 1, -1)
     for layer in reversed(maps):
         row = row + row @ layer
-    return row[:, 0]
+    return row[:, 0] - first
 
 
 def test_generic_relevance_weights_attention_by_the_gradient_of_the_difference() -> None:

@@ -105,20 +105,23 @@ class Explicit:
         return joined @ attention.out_proj.weight.T + attention.out_proj.bias
 
     def generic_relevance(self, scores: Tensor) -> Tensor:
-        """ICCV 2021: ``R <- R + E[(dA * A)+] R``."""
+        """ICCV 2021: ``R <- R + E[(dA * A)+] R``, and of its end ``R - I``."""
         gradients = torch.autograd.grad(scores.sum(), self.maps, retain_graph=True)
         product = torch.eye(self.maps[0].shape[-1], dtype=torch.float64)
         for probabilities, gradient in zip(self.maps, gradients, strict=True):
             product = product + (gradient * probabilities).clamp(min=0).mean(1) @ product
-        return product.detach()
+        return product.detach() - torch.eye(product.shape[-1])
 
     def rollout(self) -> Tensor:
-        """The product of the maps with the skips beside them, rows normalised."""
+        """The product of the maps with the skips beside them, rows normalised.
+
+        Each layer leaves a half of what passes no attention, which is left out.
+        """
         eye = product = torch.eye(self.maps[0].shape[-1], dtype=torch.float64)
         for probabilities in self.maps:
             layer = eye + probabilities.mean(1)
             product = layer / layer.sum(-1, keepdim=True) @ product
-        return product.detach()
+        return product.detach() - eye / 2 ** len(self.maps)
 
 
 def explicit_encoder_layer(

@@ -1,6 +1,7 @@
 """Only what the chosen score descends from is judged: branches beside it change nothing."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -150,7 +151,15 @@ class Several(nn.Module):
         return scores[self.read]
 
 
-@pytest.mark.parametrize("method", ["GenericAttentionRelevance", "full LRP", "AttnLRP"])
+EXPLAINING = {
+    # Of a scale there is nothing else.
+    "with identity": partial(GenericAttentionRelevance, with_identity=True),
+    "full LRP": METHODS["full LRP"],
+    "AttnLRP": METHODS["AttnLRP"],
+}
+
+
+@pytest.mark.parametrize("method", EXPLAINING)
 @pytest.mark.parametrize(
     ("read", "unused"), [(0, "'scale'"), (1, "'ids'"), (2, "any of the inputs")]
 )
@@ -162,7 +171,7 @@ def test_an_input_that_the_score_does_not_depend_on_is_named(
         "ids": torch.tensor([[1, 2, 3, 4, 5, 6, 7]]).expand(3, -1),
         "scale": drawn(3, 5),
     }
-    explain = METHODS[method](Several(read))
+    explain = EXPLAINING[method](Several(read))
 
     with pytest.raises(InvalidInputError, match=unused):
         explain.attribute(inputs, 1)

@@ -174,10 +174,12 @@ class Oracle:
                 (values,) = self._program.steps[source - 1].of
                 yield from ((source, *rest) for rest in self.sequences(values))
 
-    def row(self, maps: dict[int, Tensor]) -> Tensor:
+    def row(self, maps: dict[int, Tensor], *, with_identity: bool) -> Tensor:
         """The row of relevance that the score is read from, ``(samples, tokens)``."""
         total = torch.zeros((), dtype=torch.float64)
         for sequence in self.sequences():
+            if not sequence and not with_identity:
+                continue
             value, product = len(self._program.steps), None
             for source in (*sequence, -1):
                 placed = self._held[value][source].expand(self._samples, -1, -1)
@@ -189,7 +191,7 @@ class Oracle:
         return total.mean(1) if self._program.read == "mean" else total[:, 0]
 
 
-def expected(program: Program, x: Tensor, target: int) -> Tensor:
+def expected(program: Program, x: Tensor, target: int, *, with_identity: bool) -> Tensor:
     """The tokens' relevance by ICCV 2021's maps."""
     calls = {
         place: layer
@@ -206,7 +208,7 @@ def expected(program: Program, x: Tensor, target: int) -> Tensor:
         if gradient is not None:
             relevant = (weights * gradient).relu().detach()
             maps[place] = calls[place].matrix(relevant, len(x))
-    return Oracle(program, x).row(maps)
+    return Oracle(program, x).row(maps, with_identity=with_identity)
 
 
 class Blocks:

@@ -22,7 +22,7 @@ from tests.attr.subjects import SUBJECTS, subject, timm_vit
 from tests.flow.graphs import drawn, tokens
 
 
-def flow(model, arguments, score, *, skip=True):
+def flow(model, arguments, score, **options):
     """What of a share of one for each sample reaches each input, and what is taken."""
     with traced_forward(model, arguments, keep=KEEP) as forward:
         selected, value = forward.select(score)
@@ -32,7 +32,7 @@ def flow(model, arguments, score, *, skip=True):
         }
         seeds = {value: torch.ones(value.shape, dtype=selected.dtype)}
         audit = Audit()
-        reached = TokenFlow(forward.tape, layers, skip=skip)(seeds, forward.values, audit)
+        reached = TokenFlow(forward.tape, layers, **options)(seeds, forward.values, audit)
         assert audit.balances()
         audit.blame()
         taken = Counter()
@@ -53,6 +53,19 @@ def test_only_learned_tokens_take_a_share(start):
             # Attention's rows sum up to one, so that each sequence of calls has a share of one.
             sequences = found + float(taken[Reason.JOINED])
             assert abs(sequences - round(sequences)) < 1e-6, program.steps
+
+
+@pytest.mark.parametrize("start", range(0, 60, 20))
+def test_what_passes_no_attention_is_known(start):
+    for seed in range(start, start + 20):
+        program = drawn(seed)
+        arguments = Arguments(tokens(program))
+        (whole,), taken = flow(program, arguments, 1)
+        (passed,), apart = flow(program, arguments, 1, direct=False)
+        every, some = whole + sum(taken.values()), passed + sum(apart.values())
+        assert abs(every - some) < 1e-9, program.steps
+        if program.learned is None:
+            assert abs(passed + apart[Reason.NO_ATTENTION] - whole) < 1e-9, program.steps
 
 
 @pytest.mark.parametrize("name", SUBJECTS)

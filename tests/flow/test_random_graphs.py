@@ -11,10 +11,14 @@ EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 
 def assert_equals_the_oracle(program) -> None:
+    """With what passes no attention, and without: each sequence of at least one call."""
     x = tokens(program)
-    found = GenericAttentionRelevance(program).attribute_tokens(x, 1)
-    wanted = expected(program, x, 1)
-    torch.testing.assert_close(found, wanted, **EXACT, msg=lambda m: f"{program.steps}: {m}")
+    for with_identity in (False, True):
+        method = GenericAttentionRelevance(program, with_identity=with_identity)
+        wanted = expected(program, x, 1, with_identity=with_identity)
+        torch.testing.assert_close(
+            method.attribute_tokens(x, 1), wanted, **EXACT, msg=lambda m: f"{program.steps}: {m}"
+        )
 
 
 @pytest.mark.parametrize("start", range(0, GRAPHS, AT_ONCE))
@@ -33,7 +37,7 @@ def test_each_kind_of_block(kind):
 def test_normalised_rows_sum_up_to_one(start):
     for seed in range(start, start + AT_ONCE):
         program = drawn(seed, learned=0)
-        rows = AttentionRollout(program).attribute_tokens(tokens(program), 1)
+        rows = AttentionRollout(program, with_identity=True).attribute_tokens(tokens(program), 1)
         total = rows.sum(1)
         torch.testing.assert_close(
             total, torch.ones_like(total), msg=lambda m, p=program: f"{p.steps}: {m}"

@@ -121,5 +121,5 @@ def test_a_context_that_all_tokens_get_counts_as_attention():
     for weights, gradient in zip(maps, torch.autograd.grad(score, maps), strict=True):
         row = (weights * gradient).relu().mT.expand(-1, TOKENS, -1)
         relevance = relevance + row @ relevance
-    found = GenericAttentionRelevance(model).attribute_tokens(x, 2)
+    found = GenericAttentionRelevance(model, with_identity=True).attribute_tokens(x, 2)
     torch.testing.assert_close(found, relevance[:, 0].detach())

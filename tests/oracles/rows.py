@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,21 +113,28 @@ class Oracle:
         gradients = torch.autograd.grad(chosen.sum(), maps)
         return [m.detach() for m in maps], list(gradients)
 
-    def rows(self, maps: Sequence[Tensor], *, normalize: bool) -> Tensor:
-        """The row of the layers' product that the score is read from."""
-        product = torch.eye(self._first(), dtype=torch.float64)
+    def rows(self, maps: Sequence[Tensor], *, normalize: bool) -> tuple[Tensor, Tensor]:
+        """The row of the layers' product that the score is read from.
+
+        Returns:
+            What passes attention, and what passes none.
+        """
+        direct = torch.eye(self._first(), dtype=torch.float64)
+        passed = torch.zeros_like(direct)
         remaining = iter(maps)
         for step in self.path:
-            matrix = step
-            if isinstance(step, Layer):
-                averaged = [next(remaining).mean(step.heads) for _ in range(step.calls)]
-                attention = sum(step.place(each) for each in averaged)
-                matrix = step.skip + attention[..., : step.skip.shape[-1]]
-                if normalize:
-                    matrix = matrix / (1 + attention.sum(-1, keepdim=True))
-            product = matrix @ product
+            if not isinstance(step, Layer):
+                passed, direct = step @ passed, step @ direct
+                continue
+            averaged = [next(remaining).mean(step.heads) for _ in range(step.calls)]
+            attention = sum(step.place(each) for each in averaged)
+            total = 1 + attention.sum(-1, keepdim=True) * normalize
+            attention = attention[..., : step.skip.shape[-1]]
+            passed = (attention @ (passed + direct) + step.skip @ passed) / total
+            direct = step.skip @ direct / total
         assert next(remaining, None) is None, "a map that no layer has asked for"
-        return (self.read @ product)[..., self.prefix :]
+        of_inputs = [(self.read @ part)[..., self.prefix :] for part in (passed, direct)]
+        return of_inputs[0], of_inputs[1]
 
     def _first(self) -> int:
         step = self.path[0]
@@ -141,18 +149,20 @@ class Oracle:
         for target in targets:
             maps, gradients = self.maps(target)
             weighted = [(a * g).relu() for a, g in zip(maps, gradients, strict=True)]
-            relevance = self.rows(weighted, normalize=False)
-            without = self.rows([torch.zeros_like(a) for a in maps], normalize=False)
+            passed, direct = self.rows(weighted, normalize=False)
             # The maps have to matter, or the skips alone would be compared.
-            assert (relevance - without).abs().amax() > 1e-3 * without.abs().amax()
-            method = GenericAttentionRelevance(scored)
-            self._compare(method, target, relevance)
-        rollout = self.rows(maps, normalize=True)
-        self._compare(AttentionRollout(scored), targets[-1], rollout)
-        unnormalized = self.rows(maps, normalize=False)
-        self._compare(AttentionRollout(scored, normalize_rows=False), targets[-1], unnormalized)
+            assert passed.amax() > 1e-3 * direct.amax()
+            self._compare(GenericAttentionRelevance, scored, target, passed, direct)
+        for normalize in (True, False):
+            rows = self.rows(maps, normalize=normalize)
+            method = partial(AttentionRollout, normalize_rows=normalize)
+            self._compare(method, scored, targets[-1], *rows)
 
-    def _compare(self, method, target, expected):
+    def _compare(self, method, scored, target, passed, direct):
+        self._compare_rows(method(scored), target, passed)
+        self._compare_rows(method(scored, with_identity=True), target, passed + direct)
+
+    def _compare_rows(self, method, target, expected):
         call = (self.inputs, list(target))
         tokens = method.attribute_tokens(*call, additional_forward_kwargs=dict(self.named))
         torch.testing.assert_close(tokens, expected.expand_as(tokens), **EXACT)

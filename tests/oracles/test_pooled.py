@@ -153,7 +153,8 @@ def test_pooled_skips_of_hiera_keep_features_apart():
             share = (chosen + means[:, None] / 4).flatten(1, 2)
         share = share + of_keys[..., None] / width
     expected = share.sum(-1) @ unrolled(GRID, levels)
-    torch.testing.assert_close(AttentionRollout(model).attribute_tokens(images), expected, **EXACT)
+    found = AttentionRollout(model, with_identity=True).attribute_tokens(images)
+    torch.testing.assert_close(found, expected, **EXACT)
 
 
 def test_nest():

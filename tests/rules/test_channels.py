@@ -85,7 +85,7 @@ def test_it_keeps_tokens_apart_so_the_maps_are_those_of_the_other_layers(model):
     model, x, maps = model(), embeddings(), []
     model(x, maps)
     first, second = ((torch.eye(TOKENS, dtype=x.dtype) + a.mean(1)) / 2 for a in maps)
-    found = AttentionRollout(model).attribute_tokens(x)
+    found = AttentionRollout(model, with_identity=True).attribute_tokens(x)
     torch.testing.assert_close(found, (second @ first)[:, 0])
 
 

@@ -15,13 +15,18 @@ from captum_transformer import (
 from captum_transformer.attr.transformer_attribution import relevance_map
 from captum_transformer.calling import Arguments
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.streams.update import normalized
+from captum_transformer.rules.streams import update
 from captum_transformer.trace import traced_forward
 from tests.attr.golden import load_case
 from tests.attr.subjects import SUBJECTS, assert_close, drawn, subject, with_random_weights
 
 ROLLED_OUT = (GenericAttentionRelevance, TransformerAttribution, AttentionRollout)
 WIDTH, HEADS = 16, 2
+
+
+def normalized(relevance: Tensor) -> Tensor:
+    """Eq. 8, 9 of the paper."""
+    return update.normalized(relevance - torch.eye(relevance.shape[-1]))
 
 
 class Attention(nn.Module):
@@ -110,15 +115,18 @@ def test_encoder_and_decoder_by_hand(normalize: bool, kind: type):
     words, mixed = words + own_2 @ words, mixed + own_2 @ mixed
     mixed = mixed + n(words).mT @ cross_2 @ n(source)
 
-    method = GenericAttentionRelevance(model, normalize=normalize)
-    maps = method.relevance_maps(inputs, target)
-    of_source, of_words = method.attribute_tokens(inputs, target)
+    for with_identity in (False, True):
+        method = GenericAttentionRelevance(model, normalize=normalize, with_identity=with_identity)
+        maps = method.relevance_maps(inputs, target)
+        of_source, of_words = method.attribute_tokens(inputs, target)
 
-    assert_close(maps["words", "source"], mixed)
-    assert_close(maps["words", "words"], words)
-    assert_close(maps["source", "source"], source)
-    assert_close(of_source, mixed[:, target[0]])
-    assert_close(of_words, words[:, target[0]])
+        left_out = 0 if with_identity else 1
+        own = words - left_out * torch.eye(4)
+        assert_close(maps["words", "source"], mixed)
+        assert_close(maps["words", "words"], own)
+        assert_close(maps["source", "source"], source - left_out * torch.eye(6))
+        assert_close(of_source, mixed[:, target[0]])
+        assert_close(of_words, own[:, target[0]])
 
 
 def test_rows_divided_by_their_sums():
@@ -135,10 +143,21 @@ def test_first_layers_can_be_left_out():
     mixed = normalized(words).mT @ cross_2 @ normalized(source)
 
     # Counted from the last: one call of the encoder, and the decoder's last cross-attention.
-    maps = GenericAttentionRelevance(model, start_layer=-1).relevance_maps(inputs, target)
+    method = GenericAttentionRelevance(model, start_layer=-1)
+    maps = method.relevance_maps(inputs, target)
     assert_close(maps["words", "source"], mixed.expand(3, -1, -1))
     assert own_2.any()
+    assert not maps["words", "words"].any()
+    of_source, of_words = method.attribute_tokens(inputs, target)
+    assert_close(of_source, mixed.expand(3, -1, -1)[:, target[0]])
+    assert not of_words.any()
+
+    method = GenericAttentionRelevance(model, start_layer=-1, with_identity=True)
+    maps = method.relevance_maps(inputs, target)
     assert_close(maps["words", "words"], words.expand(3, -1, -1))
+    of_source, of_words = method.attribute_tokens(inputs, target)
+    assert_close(of_source, mixed.expand(3, -1, -1)[:, target[0]])
+    assert_close(of_words, words.expand(3, -1, -1)[:, target[0]])
 
 
 def test_relevance_takes_the_place_of_attention():
@@ -161,7 +180,7 @@ def test_relevance_takes_the_place_of_attention():
     of_source, of_words = method.attribute_tokens(inputs, target)
 
     assert_close(of_source, mixed[:, target[0]])
-    assert_close(of_words, words[:, target[0]])
+    assert_close(of_words, (words - torch.eye(4))[:, target[0]])
 
 
 def test_streams_that_attend_to_each_other_before_to_themselves():
@@ -183,7 +202,7 @@ def test_streams_that_attend_to_each_other_before_to_themselves():
     maps = GenericAttentionRelevance(model).relevance_maps(inputs, target)
 
     assert_close(maps["words", "source"], to_source + cross)
-    assert_close(maps["words", "words"], torch.eye(4) + cross @ to_words)
+    assert_close(maps["words", "words"], cross @ to_words)
 
 
 def test_parallel_branches_add_up():
@@ -260,7 +279,7 @@ def test_flow_through_cross_attention_by_hand():
     of_source, of_words = method.attribute_tokens(inputs, target)
 
     assert_close(of_source, mixed[:, target[0]])
-    assert_close(of_words, words[:, target[0]])
+    assert_close(of_words, (words - torch.eye(4))[:, target[0]])
 
 
 def test_unknown_propagation_is_refused():

@@ -157,7 +157,7 @@ def test_conservative_lrp_sums_up_to_the_score():
 
 
 def test_rollout_keeps_its_sum():
-    found = AttentionRollout(Hybrid()).attribute(images(), 1)
+    found = AttentionRollout(Hybrid(), with_identity=True).attribute(images(), 1)
     torch.testing.assert_close(found.sum((1, 2, 3)), torch.ones(2, dtype=torch.float64))
 
 

@@ -288,8 +288,8 @@ WIRINGS = [
 ]
 
 
-def by_hand(model: Model, x: Tensor, target: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of ICCV 2021's R, of the normalised rollout, and of the last map."""
+def by_hand(model: Model, x: Tensor, target: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The rows of ICCV 2021's R and R - I, of the normalised rollout, and of the last map."""
     maps: list[Tensor] = []
     score = model(x, maps)[:, target].sum()
     gradients = torch.autograd.grad(score, maps)
@@ -300,16 +300,24 @@ def by_hand(model: Model, x: Tensor, target: int) -> tuple[Tensor, Tensor, Tenso
         attention = eye + weights.mean(1) @ model.spread
         rollout = attention / attention.sum(-1, keepdim=True) @ rollout
     row = model.row
-    return row @ relevance, row @ rollout, row @ maps[-1].mean(1) @ model.spread
+    passed = row @ (relevance - eye)
+    return row @ relevance, passed, row @ rollout, row @ maps[-1].mean(1) @ model.spread
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_the_flow_equals_the_row_of_explicit_matrices(wiring):
     model = wiring()
     x = torch.randn(3, TOKENS, WIDTH, dtype=torch.float64)
-    relevance, rollout, last = by_hand(model, x, 2)
-    torch.testing.assert_close(GenericAttentionRelevance(model).attribute_tokens(x, 2), relevance)
-    torch.testing.assert_close(AttentionRollout(model).attribute_tokens(x, 2), rollout)
+    relevance, passed, rollout, last = by_hand(model, x, 2)
+    torch.testing.assert_close(GenericAttentionRelevance(model).attribute_tokens(x, 2), passed)
+    with_identity = GenericAttentionRelevance(model, with_identity=True)
+    torch.testing.assert_close(with_identity.attribute_tokens(x, 2), relevance)
+    with_identity = AttentionRollout(model, with_identity=True)
+    torch.testing.assert_close(with_identity.attribute_tokens(x, 2), rollout)
+    # Each of the two layers leaves a half of what passes no attention, where rows sum up to one.
+    if not issubclass(wiring, (Sinks, TalkingHeads)):
+        found = AttentionRollout(model).attribute_tokens(x, 2)
+        torch.testing.assert_close(found, rollout - model.row / 4)
     torch.testing.assert_close(RawAttention(model).attribute_tokens(x, 2), last)
 
 
@@ -325,15 +333,17 @@ def test_a_skip_over_several_blocks_counts_the_tokens_once():
 
     model, x = Nested(), torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
     # The outer skip and the blocks: all of their product, the tokens themselves counted once.
-    expected, _, _ = by_hand(model, x, 2)
+    _, expected, _, _ = by_hand(model, x, 2)
     torch.testing.assert_close(GenericAttentionRelevance(model).attribute_tokens(x, 2), expected)
 
 
 def test_full_maps_are_the_product_of_the_layers():
     model, x = Model(), torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
     maps = GenericAttentionRelevance(model).relevance_maps(x, 1)
-    expected, _, _ = by_hand(model, x, 1)
-    torch.testing.assert_close(maps["x", "x"][:, 0], expected)
+    relevance, passed, _, _ = by_hand(model, x, 1)
+    torch.testing.assert_close(maps["x", "x"][:, 0], passed)
+    maps = GenericAttentionRelevance(model, with_identity=True).relevance_maps(x, 1)
+    torch.testing.assert_close(maps["x", "x"][:, 0], relevance)
 
 
 class Windows(Model):
@@ -363,7 +373,7 @@ def test_windows_and_merging_equal_explicit_matrices(normalize):
         if normalize:
             matrix = matrix / matrix.sum(-1, keepdim=True)
         row = row @ matrix
-    method = AttentionRollout(model, normalize_rows=normalize)
+    method = AttentionRollout(model, normalize_rows=normalize, with_identity=True)
     torch.testing.assert_close(method.attribute_tokens(x, 0), row[:, 0])
 
 

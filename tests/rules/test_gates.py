@@ -25,6 +25,8 @@ class Gated(nn.Module):
 def test_a_gate_that_is_broadcast_counts_its_tokens_once():
     model, x, maps = Gated(), torch.randn(2, 5, 6, dtype=torch.float64), []
     model(x, maps)
-    found = AttentionRollout(model, normalize_rows=False).attribute_tokens(x)
-    expected = torch.eye(5, dtype=x.dtype) + maps[0]
-    torch.testing.assert_close(found, expected[:, 0].detach())
+    identity = torch.eye(5, dtype=x.dtype)[0]
+    for with_identity, counted in ((False, 0), (True, 1)):
+        method = AttentionRollout(model, normalize_rows=False, with_identity=with_identity)
+        expected = maps[0][:, 0].detach() + counted * identity
+        torch.testing.assert_close(method.attribute_tokens(x), expected)

@@ -58,9 +58,15 @@ def test_parallel_layers_count_in_full_beside_one_skip(writing):
         relevance = relevance + sum((a * g).relu().mean(1) for a, g in both) @ relevance
         attention = eye + sum(a.mean(1) for a in maps[block])
         rollout = attention / attention.sum(-1, keepdim=True) @ rollout
-    result = GenericAttentionRelevance(model).attribute_tokens(x, 2)
-    torch.testing.assert_close(result, relevance[:, 0])
-    torch.testing.assert_close(AttentionRollout(model).attribute_tokens(x, 2), rollout[:, 0])
+    # Each block's rows of I + A + B sum up to three.
+    for method, rows, direct in (
+        (GenericAttentionRelevance, relevance, 1),
+        (AttentionRollout, rollout, 1 / 9),
+    ):
+        passed = method(model).attribute_tokens(x, 2)
+        torch.testing.assert_close(passed, (rows - direct * eye)[:, 0])
+        whole = method(model, with_identity=True).attribute_tokens(x, 2)
+        torch.testing.assert_close(whole, rows[:, 0])
 
 
 class Towers(nn.Module):

@@ -70,10 +70,10 @@ SIMILARITIES = {
 
 
 def rows_of(tower: Tower, score, x: Tensor) -> Tensor:
-    """The row of ICCV 2021's R that the score is read from."""
+    """The row of ICCV 2021's R - I that the score is read from."""
     maps: list[Tensor] = []
     (gradient,) = torch.autograd.grad(score(tower(x, maps)).sum(), maps)
-    return torch.eye(x.shape[1], dtype=x.dtype)[0] + (maps[0] * gradient).relu()[:, 0]
+    return (maps[0] * gradient).relu()[:, 0]
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
@@ -134,7 +134,11 @@ def test_an_input_beside_attention_keeps_its_share(combine, towers, inputs):
     def score(a: Tensor, table: Tensor) -> Tensor:
         return combine(towers[0](a), head(table))[:, 3]
 
-    _, columns = GenericAttentionRelevance(score).attribute((inputs[0], table))
+    tokens, columns = GenericAttentionRelevance(score).attribute((inputs[0], table))
+    assert tokens.any()
+    assert not columns.any()
+    method = GenericAttentionRelevance(score, with_identity=True)
+    _, columns = method.attribute((inputs[0], table))
     torch.testing.assert_close(columns.sum(1), torch.ones(BATCH, dtype=torch.float64))
     last = RawAttention(score)
     tokens, columns = last.attribute((inputs[0], table))

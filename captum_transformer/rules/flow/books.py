@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_transformer.account import Reason
 from captum_transformer.rules.flow.maps import Attended
-from captum_transformer.rules.ledger import Audit, Ledger, Taken
+from captum_transformer.rules.ledger import Audit, Ledger, Taken, total
 from captum_transformer.trace.operation import Operation, Value
 
 # Where a share goes, the sources that it is of, and the share.
@@ -81,6 +81,10 @@ class Books:
         if share is not None:
             size = torch.linalg.vector_norm(share, 1)
             self._ledger.compare(operation, expected, share.sum(), size)
+
+    def leave_out(self, operation: Operation, value: Value, key: int, share: Tensor) -> None:
+        """Notes a share that has passed no attention and is not to count."""
+        self._keep(operation, Reason.NO_ATTENTION, key, total(value, share))
 
     def end(self, value: Value, source: int, key: int, share: Tensor) -> None:
         """Notes that a value is reached, where something of one source is asked for."""

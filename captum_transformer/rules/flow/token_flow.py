@@ -4,11 +4,15 @@ A share is spread evenly over a token's features. What flows is a share for each
 holds (see `sources`); those that have taken the same way are one tensor. At a residual connection
 all that was there before goes to the skip and the attention to its branch: the row of the papers'
 ``(I + A_L) ... (I + A_1)``.
+
+What has passed no attention yet is carried apart from what has, if it is not to count: of a token
+that the score is read from, it is that token itself, by far larger than the rest.
 """
 
 import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,13 +27,26 @@ from captum_transformer.rules.ledger import Ledger, balanced
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import quotient
-from captum_transformer.trace.operation import Value
+from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.tape import Tape
 
 KEEP = frozenset({Kind.MAXIMUM, Kind.CHOICE})
 
-# Shares by the sources that they are of. No source is in two of one token's keys twice.
-Shares = dict[int, Tensor]
+
+class Key(NamedTuple):
+    """Which shares go on together.
+
+    Attributes:
+        sources: the sources that they are of, as a bit set.
+        apart: whether they have passed no attention and are not to count at the inputs.
+    """
+
+    sources: int
+    apart: bool
+
+
+# No source is in two of one token's keys that are apart, or in two that are not.
+Shares = dict[Key, Tensor]
 
 
 class TokenFlow:
@@ -39,6 +56,7 @@ class TokenFlow:
         tape: the traced forward pass.
         layers: what each attention call that contributes does; the others contribute nothing.
         skip: whether what does not pass through a contributing call counts.
+        direct: whether what passes no attention at all counts: the ``I`` of the papers' product.
         row_sums: the sum of each row of the calls' maps, ``(..., Q)``, to divide by one plus their
             mean over heads at the residual connection (row-normalised rollout); None not to.
     """
@@ -49,11 +67,13 @@ class TokenFlow:
         layers: Mapping[int, Attend],
         *,
         skip: bool = True,
+        direct: bool = True,
         row_sums: Callable[[AttentionCall], Tensor] | None = None,
     ) -> None:
         self._tape = tape
         self._layers = layers
         self._skip = skip
+        self._direct = direct
         self._row_sums = row_sums
         self._sources = tape.derived(Sources)
         self._unread = self._counting = 0
@@ -91,8 +111,10 @@ class TokenFlow:
         if books is not None:
             books.start(seeds, starting)
         arriving: dict[Value, Shares] = {}
+        ends = 0 if self._direct else asked
         for value, share in seeds.items():
-            _add(arriving, value, starting[value], share)
+            for apart, some in self._parted(value, share, wanted, ends):
+                _add(arriving, value, Key(starting[value], apart), some)
         arrived: dict[Value, Tensor] = {}
         ended: list[tuple[Value, Shares]] = []
         first = min((_step(value) for value in read), default=0)
@@ -110,19 +132,26 @@ class TokenFlow:
                     incoming[place] = {}
             for key in dict.fromkeys(key for found in incoming for key in found):
                 of_key = [found.get(key) for found in incoming]
-                pieces = list(passed_on(operation, key, of_key))
-                for value, part, share in pieces:
-                    _add(arriving, value, part, share)
+                pieces = list(passed_on(operation, key.sources, of_key))
                 if books is not None:
                     kept, attended = passed_on.kept, passed_on.attended
-                    books.passed(operation, key, of_key, pieces, kept, attended)
+                    books.passed(operation, key.sources, of_key, pieces, kept, attended)
+                apart = key.apart and not _is_attention(operation)
+                for value, part, share in pieces:
+                    if apart and not part & (self._active | self._unread):
+                        # No attention comes any more: it would be left out at the inputs.
+                        if books is not None:
+                            books.leave_out(operation, value, part, share)
+                        continue
+                    # What lies at a call's output is to pass it, and is apart no longer.
+                    _add(arriving, value, Key(part, apart and bool(part & ends)), share)
         for value, source in read.items():
             if value not in arrived:
                 arrived[value] = _total(arriving.get(value, {}), source, value, seeds)
         if books is not None:
             for value, found in (*ended, *arriving.items()):
                 for key, share in found.items():
-                    books.end(value, read.get(value, 0), key, share)
+                    books.end(value, read.get(value, 0) * (not key.apart), key.sources, share)
         return arrived
 
     def conserved(
@@ -134,6 +163,20 @@ class TokenFlow:
             ConservationError: if a rule hands on another sum than it got without a reason.
         """
         return balanced(lambda ledger: self(seeds, wanted, ledger))
+
+    def _parted(
+        self, value: Value, share: Tensor, wanted: Sequence[Value], ends: int
+    ) -> Iterator[tuple[bool, Tensor]]:
+        """What of a share that starts at a value is to be kept apart, and what need not be."""
+        held = self._sources.of(value)
+        if not held.sources & ends & held.by_picked:
+            yield bool(held.sources & ends), share
+            return
+        # Tokens were picked of those that learned ones were joined to: if no input leads to them
+        # but by attention, it is the class token of a ViT, and all of it counts.
+        direct = self.comes_from_input(value, wanted, share) != 0
+        yield False, share.masked_fill(direct, 0.0)
+        yield True, share.masked_fill(~direct, 0.0)
 
     def _countable(self, read: Mapping[Value, int]) -> int:
         """The sources that lead to wanted values, or to an error."""
@@ -169,9 +212,10 @@ class TokenFlow:
             for operation in self._tape.operations
             if operation.attention is not None and operation.attention.layer in self._layers
         ]
-        values = [value for value in (*ends, *([start] if self._skip else [])) if value is not None]
+        starts = [start] if self._skip and self._direct else []
+        values = [value for value in (*ends, *starts) if value is not None]
         made = any(v is earlier or v.descends_from(earlier) for v in values for earlier in wanted)
-        if made and not any(self._has_way(value, wanted) for value in values):
+        if made and not any(self.has_way(value, wanted) for value in values):
             for value in values:
                 for output, operation in self._sources.values.items():
                     held = self._sources.held(value) >> output.index & 1
@@ -185,7 +229,7 @@ class TokenFlow:
                 "multiplies all layers, such as AttentionRollout."
             )
 
-    def _has_way(self, value: Value, wanted: Sequence[Value]) -> bool:
+    def has_way(self, value: Value, wanted: Sequence[Value]) -> bool:
         """Whether some token of a value holds what some wanted value does."""
         held = self._sources.of(value)
         sought = functools.reduce(operator.or_, map(self._sources.held, wanted))
@@ -225,18 +269,22 @@ class TokenFlow:
         return result
 
 
-def _add(arriving: dict[Value, Shares], value: Value, key: int, share: Tensor) -> None:
+def _is_attention(operation: Operation) -> bool:
+    return operation.attention is not None and not operation.attention.among_channels
+
+
+def _add(arriving: dict[Value, Shares], value: Value, key: Key, share: Tensor) -> None:
     """Adds a share to what arrives at a value of the same sources."""
-    if key:
+    if key.sources:
         found = arriving.setdefault(value, {})
         found[key] = found[key] + share if key in found else share
 
 
 def _total(found: Shares, source: int, value: Value, seeds: Mapping[Value, Tensor]) -> Tensor:
-    """What has arrived of one source."""
+    """What has arrived of one source and counts."""
     total = next(iter(seeds.values())).new_zeros(())
     for key, share in found.items():
-        if key & source:
+        if key.sources & source and not key.apart:
             total = total + share
     return total.expand(value.shape)
 

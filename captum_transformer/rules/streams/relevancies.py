@@ -35,6 +35,7 @@ class Relevancies:
         rule: what the calls make of the matrices.
         calls: the calls that contribute; the others leave the matrices as they are.
         dtype: the precision of the matrices.
+        direct: whether what passes no attention counts: the ``I`` of the papers' product.
 
     Raises:
         UnsupportedOperationError: if tokens are merged, dropped or rearranged between attention
@@ -49,6 +50,8 @@ class Relevancies:
         rule: UpdateRule,
         calls: Collection[AttentionCall],
         dtype: torch.dtype,
+        *,
+        direct: bool,
     ) -> None:
         self._forward = forward
         self._streams = history.streams
@@ -56,8 +59,9 @@ class Relevancies:
         self._rule = rule
         self._calls = calls
         self._dtype = dtype
+        self._direct = direct
         self._matrices: dict[Version, Matrices] = {}
-        self._starts: dict[Stream, Tensor] = {}
+        self._starts: dict[Stream, Matrices] = {}
         self._tokens: dict[Stream, Value | None] = {}
         self._newest: dict[Stream, Version] = {}
         self._padding: dict[Stream, Tensor] = {}
@@ -75,14 +79,14 @@ class Relevancies:
         return {
             (names[stream], names[source]): matrix.detach()
             for stream, version in self._newest.items()
-            for source, matrix in self._matrices[version].items()
+            for source, matrix in self._with_own(self._matrices[version]).items()
         }
 
     def at_start(self, shares: Mapping[Version, Tensor]) -> dict[Value, Tensor]:
         """What tokens as they entered get of shares ``(samples, tokens)`` of some versions."""
         rows: dict[Stream, Tensor] = {}
         for version, share in shares.items():
-            for source, matrix in self.of(version).items():
+            for source, matrix in self._counting(self.of(version)).items():
                 row = (share.unsqueeze(-2) @ matrix).squeeze(-2)
                 rows[source] = rows[source] + row if source in rows else row
         return {
@@ -91,17 +95,31 @@ class Relevancies:
             if (value := self._tokens[source]) is not None
         }
 
+    def _counting(self, matrices: Matrices) -> dict[Stream, Tensor]:
+        """What counts of the matrices of a version."""
+        if not self._direct:
+            return dict(matrices.passed)
+        return added(matrices.passed, {matrices.of: torch.diag_embed(matrices.kept)})
+
+    def _with_own(self, matrices: Matrices) -> dict[Stream, Tensor]:
+        """The same, where a version has relevance of its own tokens even if it is none."""
+        nothing = torch.diag_embed(torch.zeros_like(matrices.kept))
+        return {matrices.of: nothing, **self._counting(matrices)}
+
     def of(self, version: Version) -> Matrices:
         """The matrices of a version."""
         if version.is_start:
-            return {version.stream: self._starts[version.stream]}
+            return self._starts[version.stream]
         if version not in self._matrices:
             left, right = version.before
             common = left
             while not right.descends_from(common):
                 common = common.before[0]
-            surplus = {stream: -matrix for stream, matrix in self.of(common).items()}
-            self._matrices[version] = added(added(self.of(left), self.of(right)), surplus)
+            one, other, twice = map(self.of, (left, right, common))
+            surplus = {stream: -matrix for stream, matrix in twice.passed.items()}
+            passed = added(added(one.passed, other.passed), surplus)
+            kept = one.kept + other.kept - twice.kept
+            self._matrices[version] = Matrices(version.stream, kept, passed)
         return self._matrices[version]
 
     def _after(self, call: AttentionCall, version: Version) -> Matrices:
@@ -139,11 +157,11 @@ class Relevancies:
         """The matrices of what enters a call, if it is clear that the tokens are the same."""
         samples = len(self._forward.inputs[0])
         if version.is_start and version.stream not in self._starts:
-            eye = torch.eye(tokens, dtype=self._dtype, device=self._displacement.device)
-            self._starts[version.stream] = eye.expand(samples, tokens, tokens)
+            kept = self._displacement.new_ones(samples, tokens)
+            self._starts[version.stream] = Matrices(version.stream, kept, {})
             self._tokens[version.stream] = value
         matrices = self.of(version)
-        known = next(iter(matrices.values())).shape[-2]
+        known = matrices.kept.shape[-1]
         if known != tokens:
             raise _not_aligned(
                 f"attention call {call.layer} ({call.module}) runs over {tokens} tokens of "

@@ -6,15 +6,38 @@ on what the tokens that it attends to have (eq. 10, 11).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from captum_transformer.trace.versions import Stream
 
-# How much each token of a version has of each token of some streams: (samples, tokens, tokens).
-Matrices = Mapping[Stream, Tensor]
+
+class Matrices(NamedTuple):
+    """How much each token of a version has of each token of some streams.
+
+    What passes no attention, each token's own, is carried apart: it is by far the largest part.
+
+    Attributes:
+        of: the stream that the tokens are of.
+        kept: what each token has of itself through no attention, ``(samples, tokens)``.
+        passed: by stream what has passed attention, ``(samples, tokens, tokens)``.
+    """
+
+    of: Stream
+    kept: Tensor
+    passed: Mapping[Stream, Tensor]
+
+    def through(self, attention: Tensor) -> dict[Stream, Tensor]:
+        """What tokens get that attend to these."""
+        attended = {stream: attention @ matrix for stream, matrix in self.passed.items()}
+        own = attention * self.kept.unsqueeze(-2)
+        return added(attended, {self.of: own})
+
+    def whole(self, stream: Stream) -> Tensor:
+        """All that the tokens have of one stream."""
+        return added(self.passed, {self.of: torch.diag_embed(self.kept)})[stream]
 
 
 class UpdateRule(Protocol):
@@ -39,18 +62,14 @@ class UpdateRule(Protocol):
         """Queries are tokens of the stream ``of``, keys of the stream ``to``."""
 
 
-def normalized(relevance: Tensor) -> Tensor:
+def normalized(passed: Tensor) -> Tensor:
     """Eq. 8, 9: the rows of ``R - I`` divided by their sums, plus ``I``; a zero row stays zero."""
-    eye = torch.eye(relevance.shape[-1], dtype=relevance.dtype, device=relevance.device)
-    return _rows_to_one(relevance - eye) + eye
+    total = passed.sum(-1, keepdim=True)
+    eye = torch.eye(passed.shape[-1], dtype=passed.dtype, device=passed.device)
+    return torch.where(total == 0, torch.zeros_like(passed), passed / total) + eye
 
 
-def _rows_to_one(matrix: Tensor) -> Tensor:
-    total = matrix.sum(-1, keepdim=True)
-    return torch.where(total == 0, torch.zeros_like(matrix), matrix / total)
-
-
-def added(left: Matrices, right: Matrices) -> dict[Stream, Tensor]:
+def added(left: Mapping[Stream, Tensor], right: Mapping[Stream, Tensor]) -> dict[Stream, Tensor]:
     """The sum of both for each stream; a stream that one of them lacks counts as zero."""
     result = dict(left)
     for stream, matrix in right.items():
@@ -81,27 +100,31 @@ class RelevanceUpdate:
         attention: Tensor,
         queries: Matrices,
         keys: Matrices,
-        of: Stream,  # noqa: ARG002 - the same for each stream
+        of: Stream,
     ) -> Matrices:
         """``R + A R`` for each stream (eq. 6, 7)."""
-        updated = added(queries, {s: attention @ matrix for s, matrix in keys.items()})
+        updated = added(queries.passed, keys.through(attention))
         if not self.normalize_rows:
-            return updated
+            return Matrices(of, queries.kept, updated)
         total = 1 + attention.sum(-1, keepdim=True)
-        return {stream: matrix / total for stream, matrix in updated.items()}
+        rows = {stream: matrix / total for stream, matrix in updated.items()}
+        return Matrices(of, queries.kept / total.squeeze(-1), rows)
 
     def cross_attention(
         self, attention: Tensor, queries: Matrices, keys: Matrices, of: Stream, to: Stream
     ) -> Matrices:
         """``R + N(R_qq)^T A N(R_kk)`` for the keys' own stream, else ``R + A R`` (eq. 10, 11)."""
-        addition = {s: attention @ matrix for s, matrix in keys.items() if s is not to}
-        own = attention
+        addition = keys.through(attention)
+        addition[to] = attention
         if self.contextualize:
-            before, after = queries[of], keys[to]
-            if self.normalize and not self.normalize_rows:
-                before, after = normalized(before), normalized(after)
-            own = before.transpose(-1, -2) @ attention @ after
-        return added(queries, {**addition, to: own})
+            before, after = self._context(queries, of), self._context(keys, to)
+            addition[to] = before.transpose(-1, -2) @ attention @ after
+        return Matrices(of, queries.kept, added(queries.passed, addition))
+
+    def _context(self, matrices: Matrices, of: Stream) -> Tensor:
+        if not self.normalize or self.normalize_rows or of not in matrices.passed:
+            return matrices.whole(of)
+        return normalized(matrices.passed[of])
 
 
 @dataclass(frozen=True)
@@ -120,17 +143,20 @@ class RolloutUpdate:
         self, attention: Tensor, queries: Matrices, keys: Matrices, of: Stream
     ) -> Matrices:
         """``rownorm(I + A) R`` within the stream; what is had of other streams stays."""
-        if of not in keys:
-            return {**queries, **{s: attention @ matrix for s, matrix in keys.items()}}
-        rolled = queries[of] + attention @ keys[of]
+        attended = keys.through(attention)
+        if of not in attended:
+            return Matrices(of, queries.kept, {**queries.passed, **attended})
+        kept = queries.kept
+        rolled = attended[of] + queries.passed[of] if of in queries.passed else attended[of]
         if self.normalize_rows:
-            rolled = rolled / (1 + attention.sum(-1, keepdim=True))
-        return {**queries, of: rolled}
+            total = 1 + attention.sum(-1, keepdim=True)
+            kept, rolled = kept / total.squeeze(-1), rolled / total
+        return Matrices(of, kept, {**queries.passed, of: rolled})
 
     def cross_attention(
         self, attention: Tensor, queries: Matrices, keys: Matrices, of: Stream, to: Stream
     ) -> Matrices:
         """``R_qq^T A R_kk`` in the place of what earlier cross-attention has left."""
-        further = {s: attention @ matrix for s, matrix in keys.items() if s not in (of, to)}
-        own = queries[of].transpose(-1, -2) @ attention @ keys[to]
-        return {**queries, **further, to: own}
+        further = {s: attention @ matrix for s, matrix in keys.passed.items() if s not in (of, to)}
+        own = queries.whole(of).transpose(-1, -2) @ attention @ keys.whole(to)
+        return Matrices(of, queries.kept, {**queries.passed, **further, to: own})

@@ -216,6 +216,8 @@ OURS: dict[str, dict[str, Any]] = {
     "ours.normFalse": {"normalize": False},
     "ours.normTrue.noself10": {"contextualize": False},
 }
+# The authors' whole maps hold what passes no attention.
+WHOLE = {"with_identity": True}
 UNSCALED = {"pooling": "map", "rescale": False}
 
 
@@ -232,7 +234,9 @@ def _lxmert() -> Iterator[Golden]:
     for variant, options in OURS.items():
         keys = ("R_t_t", "R_t_i") if "noself10" in variant else ("R_t_t", "R_t_i", "R_i_i", "R_i_t")
         for key in keys:
-            yield expect(f"{variant}.{key}", maps(key, GenericAttentionRelevance, **options))
+            yield expect(
+                f"{variant}.{key}", maps(key, GenericAttentionRelevance, **options, **WHOLE)
+            )
         words = Call(GenericAttentionRelevance, options, reduce=of_input(0, overwritten(0)))
         regions = Call(GenericAttentionRelevance, options, reduce=of_input(1))
         features = replace(regions, tokens=False, reduce=of_input(1, last_sum))
@@ -243,7 +247,7 @@ def _lxmert() -> Iterator[Golden]:
         cam = maps(key, AttentionGradCam, layer=layer, **UNSCALED)
         yield expect(f"raw_attn.{key}", FirstTarget(maps(key, RawAttention, layer=layer)))
         yield expect(f"attn_gradcam.{key}", cam)
-        yield expect(f"rollout.{key}", FirstTarget(maps(key, AttentionRollout)))
+        yield expect(f"rollout.{key}", FirstTarget(maps(key, AttentionRollout, **WHOLE)))
 
 
 def _visualbert() -> Iterator[Golden]:
@@ -278,9 +282,9 @@ def _encoder_decoder(name: str, queries: str, keys: str, row: Any) -> Iterator[G
     for variant, options in OURS.items():
         yield expect(variant, row(GenericAttentionRelevance, **options))
         if "noself10" not in variant:
-            pair = Maps(GenericAttentionRelevance, options, (queries, keys))
+            pair = Maps(GenericAttentionRelevance, options | WHOLE, (queries, keys))
             yield expect(variant.replace("ours", "R_q_i"), pair)
-    yield expect("R_q_q", Maps(GenericAttentionRelevance, {}, (queries, queries)))
+    yield expect("R_q_q", Maps(GenericAttentionRelevance, WHOLE, (queries, queries)))
     yield expect("raw_attn", row(RawAttention))
     yield expect("rollout", row(AttentionRollout))
 
@@ -292,7 +296,7 @@ def _detr() -> Iterator[Golden]:
     streams = ("learned", "pixel_values")
     expect = partial(Golden, "detr_iccv21", tolerance=_tolerance("detr_iccv21"))
     yield from _encoder_decoder("detr_iccv21", *streams, row)
-    yield expect("R_i_i", Maps(GenericAttentionRelevance, {}, streams[1:] * 2))
+    yield expect("R_i_i", Maps(GenericAttentionRelevance, WHOLE, streams[1:] * 2))
     yield expect("attn_gradcam", row(AttentionGradCam, **UNSCALED))
 
 
@@ -310,7 +314,7 @@ def _bart() -> Iterator[Golden]:
     streams = ("decoder_input_ids", "input_ids")
     expect = partial(Golden, "bart_iccv21")
     yield from _encoder_decoder("bart_iccv21", *streams, row)
-    yield expect("R_i_i", Maps(GenericAttentionRelevance, {}, streams[1:] * 2, unpadded))
+    yield expect("R_i_i", Maps(GenericAttentionRelevance, WHOLE, streams[1:] * 2, unpadded))
     yield expect("attn_gradcam", row(AttentionGradCam, pooling="open", rescale=False))
     yield expect("padded_official.attn_gradcam", row(AttentionGradCam, **UNSCALED))
     yield expect("padded_official.ours.normFalse", row(GenericAttentionRelevance, normalize=False))
@@ -333,7 +337,7 @@ def _clip() -> Iterator[Golden]:
         options = {"start_layer": start}
         words = Call(GenericAttentionRelevance, options, reduce=of_input(0, _shares_of_words))
         patches = Call(GenericAttentionRelevance, options, reduce=of_input(1))
-        text = Maps(GenericAttentionRelevance, options, ("input_ids", "input_ids"))
+        text = Maps(GenericAttentionRelevance, options | WHOLE, ("input_ids", "input_ids"))
         yield expect(f"image_relevance.start_layer_{label}", paired(patches))
         yield expect(f"R_text.start_layer_{label}", paired(text))
         yield expect(f"text_scores.start_layer_{label}", paired(words))

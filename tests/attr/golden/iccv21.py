@@ -15,7 +15,7 @@ loads("vit_iccv21")(models.vision_transformer)
 
 
 def relevancy_matrices(case: Case) -> Tensor:
-    method = GenericAttentionRelevance(case.model)
+    method = GenericAttentionRelevance(case.model, with_identity=True)
 
     def only(target: Any) -> Tensor:
         (matrix,) = method.relevance_maps(case.inputs, target, case.extra).values()
