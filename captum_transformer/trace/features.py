@@ -20,34 +20,35 @@ _ALIGNED = (BY_ENTRY - {Kind.MUL, Kind.DIV}) | {Kind.CONCATENATE, Kind.STACK}
 
 def place_features(operation: Operation, output: Value, view: View | None) -> None:
     """Says where the features lie in an output, from those of the operands."""
-    if output is operation.outputs[0]:
-        new = _new_features(operation, output)
-        if new is not None:
-            output.features = new
+    traced = operation.traced()
+    if operation.kind in BY_ENTRY:
+        for _, source in traced:
+            if source.features and source.shape == output.shape:
+                output.features = source.features
+                return
+    elif output is operation.outputs[0]:
+        output.features = _new_features(operation, output)
+        if output.features is not None:
             return
-    sources = operation.traced()
     # What attends has a head's features of its values, and the heads of its probabilities.
     several = operation.kind is Kind.PRODUCT
-    found: dict[Axis, None] = {}
-    known = False
-    for operand, source in sources:
-        if source.features is None or (found and not several):
-            continue
-        after = _after(operation, operand, source, output, view)
-        known |= after is not None
-        found |= dict.fromkeys(after or ())
-    output.features = tuple(found) if known else None
+    for operand, source in traced:
+        if source.features is not None and (several or not output.features):
+            after = _after(operation, operand, source.features, output, view)
+            if after is not None:
+                output.features = tuple(dict.fromkeys((*(output.features or ()), *after)))
 
 
 def _after(
-    operation: Operation, operand: Operand, source: Value, output: Value, view: View | None
+    operation: Operation,
+    operand: Operand,
+    features: Sequence[Axis],
+    output: Value,
+    view: View | None,
 ) -> Features:
     """The features of an output that are those of an operand; None if they can't be followed."""
-    features = source.features or ()
-    if operation.kind in BY_ENTRY and source.shape == output.shape and source.features is not None:
-        return features
     if view is not None:
-        after = pieces_in_view(features, view)
+        after = pieces_in_view(tuple(features), view)
     else:
         kept = (_image(operation, operand, axis, output) for axis in features)
         after = tuple(axis for axis in kept if axis is not None)
@@ -248,7 +249,8 @@ def keeps_features(operation: Operation, output: Value) -> bool:
     view = _view(operation, output)
     return any(
         source.features is not None
-        and _longer(_after(operation, operand, source, output, view)) == _longer(output.features)
+        and _longer(_after(operation, operand, source.features, output, view))
+        == _longer(output.features)
         for operand, source in operation.traced()
     )
 
