@@ -166,10 +166,11 @@ def _scores(probabilities: Value | None) -> Operation | None:
     """The product of queries and keys that attention probabilities were made of."""
     while probabilities is not None and probabilities.operation is not None:
         operation = probabilities.operation
-        if operation.kind is Kind.PRODUCT:
-            return operation if len(operation.traced()) > 1 else None
-        traced = operation.traced()
-        probabilities = traced[0][1] if traced else None
+        sources = [value for _, value in operation.traced()]
+        weights = [value for value in sources if value.keys is not None]
+        if operation.kind is Kind.PRODUCT and not weights:
+            return operation if len(sources) > 1 else None
+        probabilities = next(iter(weights or sources), None)
     return None
 
 
