@@ -25,6 +25,10 @@ class InvalidRuleError(ExplanationError, ValueError):
     """What a rule or a map of one's own returns does not fit the operation that it is for."""
 
 
+class MixedSamplesError(ExplanationError):
+    """The score of one sample depends on another sample of the batch."""
+
+
 class AmbiguousOutputError(ExplanationError, ValueError):
     """The model returns no tensor, or several, that the target could select from."""
 

@@ -1,7 +1,7 @@
 """One traced forward pass of any model, ready to be explained for any target."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ from captum_transformer.errors import (
     InvalidInputError,
 )
 from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.batch import Batch
 from captum_transformer.trace.functions import Function
 from captum_transformer.trace.history import History, leading_to
+from captum_transformer.trace.influence import belongs_to_samples, require_apart
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mode import ForwardRules, Trace
 from captum_transformer.trace.operation import Value
@@ -48,8 +50,10 @@ class TracedForward:
         values: tuple[Value, ...],
         edges: tuple[GradientEdge | None, ...],
         names: tuple[str, ...],
+        again: Callable[[], AbstractContextManager["TracedForward"]],
     ) -> None:
         self._trace = trace
+        self._again = again
         self.tape = trace.tape
         self.calls = trace.calls
         self.inputs = inputs
@@ -62,6 +66,7 @@ class TracedForward:
         self._selected: tuple[Any, bool, tuple[Tensor, Value]] | None = None
         self._watched: Sequence[GradientEdge] = ()
         self._slopes: Sequence[Tensor | None] | None = None
+        self._then: list[Callable[[Any], Any]] = []
         self._end = 0
 
     def has_rule_for(self, kind: Kind) -> bool:
@@ -72,6 +77,7 @@ class TracedForward:
         """Goes on from the output: what a function makes of it is the output from now on."""
         with self._trace:
             self.output = function(self.output)
+        self._then.append(function)
         self.finish()
 
     def finish(self) -> None:
@@ -88,6 +94,7 @@ class TracedForward:
         Raises:
             InvalidTargetError: if the target does not fit the output.
             AmbiguousOutputError: if the model returns no tensor or several that it fits.
+            MixedSamplesError: if the score of a sample depends on other samples.
             InvalidInputError: if the output does not depend on each of the inputs.
         """
         if self._selected is not None:
@@ -96,8 +103,24 @@ class TracedForward:
                 return selected
         selected = self._select(copied(target), mean_if_none=mean_if_none)
         self._require_inputs(selected[1])
+        if not belongs_to_samples(selected[1]):
+            self._require_apart(target, selected, mean_if_none=mean_if_none)
         self._selected = target, mean_if_none, selected
         return selected
+
+    def _require_apart(
+        self, target: Any, selected: tuple[Tensor, Value], *, mean_if_none: bool
+    ) -> None:
+        """Looks at derivatives, where operations may have mixed the samples that are explained."""
+        scores, value = selected
+        if not self._trace.rules:
+            require_apart(self, scores, value.coupling)
+            return
+        # The method's gradients are not the model's: some of its rules leave out what mixes.
+        with self._again() as plain:
+            for function in self._then:
+                plain.then(function)
+            plain.select(target, mean_if_none=mean_if_none)
 
     def _select(self, target: Any, *, mean_if_none: bool = False) -> tuple[Tensor, Value]:
         contrast = as_contrast(target)
@@ -237,8 +260,17 @@ def traced_forward(
         values = tuple(trace.enter_input(tensor) for tensor in entered)
         for value in values:
             value.samples = Axis.of(value.shape, 0, arguments.samples)
+            value.batch = Batch(0, value.samples, arguments.samples)
         edges = tuple(get_gradient_edge(t) if t.requires_grad else None for t in entered)
-        forward = TracedForward(trace, inputs, values, edges, arguments.names(forward_func))
+        autocast = _autocast(inputs[0].device.type)
+
+        @contextmanager
+        def again() -> Iterator[TracedForward]:
+            with autocast, traced_forward(forward_func, arguments) as plain:
+                yield plain
+
+        arguments_names = arguments.names(forward_func)
+        forward = TracedForward(trace, inputs, values, edges, arguments_names, again)
         try:
             with refusing_scripted(modules), trace:
                 forward.output = _run(forward_func, arguments, entered)
@@ -248,6 +280,12 @@ def traced_forward(
             forward.output = None
             trace.tape.clear()
             trace.calls.clear()
+
+
+def _autocast(device_type: str) -> torch.autocast:
+    """The precision in which operations run now."""
+    enabled = torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, torch.get_autocast_dtype(device_type), enabled=enabled)
 
 
 def _run(

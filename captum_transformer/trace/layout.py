@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from captum_transformer.trace.axis import Axis, View
-from captum_transformer.trace.dimensions import carried, moved_by_brackets
+from captum_transformer.trace.dimensions import carried
 from captum_transformer.trace.features import learn_features, place_features
-from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind, Role
+from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.recognise import is_weighted_signal
+from captum_transformer.trace.samples import place_samples
 from captum_transformer.trace.statistics import softmax_dim
 from captum_transformer.trace.views import views_of
 
@@ -56,7 +54,7 @@ def _place(operation: Operation, views: Sequence[View | None]) -> None:
         if output is not None:
             view = views[place]
             if output.samples is None:
-                output.samples = _samples(operation, output, view)
+                place_samples(operation, output, view)
             if output.features is None:
                 place_features(operation, output, view)
             output.keys = _keys(operation, output, view)
@@ -133,24 +131,6 @@ def _is_repeated(value: Value, output: Value) -> bool:
     return any(single and n > 1 for single, n in zip(once, output.shape, strict=True))
 
 
-def _samples(operation: Operation, output: Value, view: View | None) -> Axis | None:
-    """Where the samples lie in an output, from the first operand that tells."""
-    for operand, source in operation.traced():
-        axis = source.samples
-        if axis is None:
-            continue
-        if axis.size == 1:
-            return Axis(1, 1, output.shape.numel())
-        if operation.kind in BY_ENTRY and source.shape == output.shape:
-            return axis
-        kept = carried(operation, operand, axis, output, view)
-        if kept and _holds(operation, axis, source, kept, output):
-            return kept
-        if operation.kind in MOVES and (found := _looked_up(operation, source, output)):
-            return found
-    return None
-
-
 def _learn_samples(operation: Operation) -> list[Value]:
     """Takes from where learned queries meet signals where they were repeated for each sample.
 
@@ -184,51 +164,3 @@ def _before(
     view = _views(operation)[operation.outputs.index(output)]
     parts = Axis.parts(source.shape, goal.size)
     return next((p for p in parts if carried(operation, operand, p, output, view) == goal), None)
-
-
-def _holds(operation: Operation, before: Axis, source: Value, after: Axis, output: Value) -> bool:
-    """Whether an axis that seems to be kept is, where indices say what goes where."""
-    moves = operation.kind in MOVES or operation.kind is Kind.SUM_AT_INDICES
-    by_index = moves and any(operand.role is Role.INDEX for operand in operation.operands)
-    one_to_one = len(operation.traced()) == len(operation.outputs) == 1
-    if not by_index or not one_to_one or _picks_along_another(operation, before, source):
-        return True
-    numbers = _numbers(operation, before.size)
-    sources = before.spread(numbers, source.shape).contiguous()
-    with torch.no_grad():
-        found, constant = (operation.replay([x])[0] for x in (sources, torch.zeros_like(sources)))
-    expected = after.spread(numbers, output.shape)
-    return bool(((found == expected) | (found == constant)).all())
-
-
-def _picks_along_another(operation: Operation, axis: Axis, source: Value) -> bool:
-    """Whether indices move entries along other dimensions only."""
-    dim = axis.dim(source.shape)
-    if operation.kind is not Kind.MOVE or dim is None:
-        return False
-    if operation.argument("brackets") is not None:
-        return moved_by_brackets(operation, source.shape, dim) is not None
-    along = operation.dim(len(source.shape))
-    return along is not None and dim != along
-
-
-def _looked_up(operation: Operation, source: Value, output: Value) -> Axis | None:
-    """Where the samples went in an operation that rearranges by indices, as its entries tell."""
-    one_to_one = len(operation.traced()) == len(operation.outputs) == 1
-    if source.samples is None or not one_to_one or views_of(operation) is not None:
-        return None
-    count, shape = source.samples.size, output.shape
-    if shape.numel() < count:
-        return None
-    numbers = _numbers(operation, count)
-    with torch.no_grad():
-        (found,) = operation.replay([source.samples.spread(numbers, source.shape).contiguous()])
-    axes = (Axis.of(shape, dim, count) for dim, n in enumerate(shape) if n and n % count == 0)
-    return next((axis for axis in axes if torch.equal(axis.spread(numbers, shape), found)), None)
-
-
-def _numbers(operation: Operation, count: int) -> Tensor:
-    """From one on, in a precision that holds them and the operation's own constants."""
-    ((operand, _),) = operation.traced()
-    dtype = torch.promote_types(operand.dtype, torch.float32)
-    return torch.arange(1, count + 1, dtype=dtype, device=operand.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_transformer.trace.axis import Axis, View
+from captum_transformer.trace.batch import Batch
 from captum_transformer.trace.contraction import Contraction, contraction
 from captum_transformer.trace.functions import Function
 from captum_transformer.trace.kinds import MOVES, Kind, Role
@@ -32,7 +33,9 @@ class Value:
         holder: the tensor, as long as it lives.
         version: how often the tensor had been written into when it came to hold this value.
         operation: what produced it; None for an input.
-        samples: where the samples of the batch lie in it.
+        samples: where the samples of the batch lie in it, if they are apart.
+        batch: which samples its entries belong to, and where, if it is certain.
+        coupling: where that was lost: the first operation that may not keep samples apart.
         features: where the features of its tokens lie in it, whole or split (into heads, say);
             None as long as that is unknown.
         ancestors: bit set of the values that it was made from.
@@ -48,6 +51,8 @@ class Value:
     __slots__ = (
         "ancestors",
         "attention",
+        "batch",
+        "coupling",
         "device",
         "dtype",
         "features",
@@ -77,6 +82,8 @@ class Value:
         self.learned = False
         self.operation: Operation | None = None
         self.samples: Axis | None = None
+        self.batch: Batch | None = None
+        self.coupling: Operation | None = None
         self.features: Features = None
         self.keys: Axis | None = None
         self.ancestors = 0

@@ -248,7 +248,7 @@ class Tape:
                     f"A tensor of shape {tuple(tensor.shape)} depends on the inputs through an "
                     f"operation that the trace can't see (autograd calls it "
                     f"{tensor.grad_fn.name() if tensor.grad_fn else 'unknown'}). Custom "
-                    "`autograd.Function`s, scripted code and the flash-attn package are "
+                    "`autograd.Function`s, scripted code, `torch.vmap` and flash-attn are "
                     "invisible to torch functions: switch to a plain PyTorch "
                     "implementation (`attn_implementation='sdpa'` in Transformers, a module of "
                     "torch.nn for an activation), checkpoint activations with "

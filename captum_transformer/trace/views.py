@@ -15,7 +15,7 @@ from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
 
 # An argument that can be a key: its type, and what it consists of.
-_Frozen = tuple[Any, ...]
+Frozen = tuple[Any, ...]
 
 
 def views_of(operation: Operation) -> tuple[View, ...] | None:
@@ -34,17 +34,16 @@ def _views_of(operation: Operation) -> tuple[View, ...] | None:
     ((signal, value),) = traced
     if any(o is not signal and o.role is not Role.EXTENT for o in operation.operands):
         return None
-    arguments = _frozen(operation.args), _frozen(tuple(operation.kwargs.items()))
-    return _lie(operation.call, tuple(value.shape), *arguments)
+    return _lie(operation.call, tuple(value.shape), *frozen_arguments(operation))
 
 
 @lru_cache(maxsize=4096)
 def _lie(
-    call: Callable[..., Any], shape: tuple[int, ...], args: _Frozen, kwargs: _Frozen
+    call: Callable[..., Any], shape: tuple[int, ...], args: Frozen, kwargs: Frozen
 ) -> tuple[View, ...] | None:
     """Runs the operation on a contiguous tensor without data."""
     source = torch.empty(shape, device="meta")
-    out = call(*_thawed(args, source), **dict(_thawed(kwargs, source)))
+    out = run_frozen(call, args, kwargs, source)
     views: list[Tensor] = list(out) if isinstance(out, (tuple, list)) else [out]
     storage = source.untyped_storage()._cdata
     if any(view.untyped_storage()._cdata != storage for view in views):
@@ -52,7 +51,17 @@ def _lie(
     return tuple(View.of(view) for view in views)
 
 
-def _frozen(argument: Any) -> _Frozen:
+def frozen_arguments(operation: Operation) -> tuple[Frozen, Frozen]:
+    """The arguments of an operation on one tensor, as keys."""
+    return _frozen(operation.args), _frozen(tuple(operation.kwargs.items()))
+
+
+def run_frozen(call: Callable[..., Any], args: Frozen, kwargs: Frozen, source: Tensor) -> Any:
+    """Runs an operation on another tensor, with arguments that were keys."""
+    return call(*_thawed(args, source), **dict(_thawed(kwargs, source)))
+
+
+def _frozen(argument: Any) -> Frozen:
     if isinstance(argument, Operand):
         # torch has read a number of the model's own by now, too.
         return _frozen(argument.tensor.tolist()) if argument.role is Role.EXTENT else (Operand,)
@@ -63,7 +72,7 @@ def _frozen(argument: Any) -> _Frozen:
     return (type(argument), argument)
 
 
-def _thawed(frozen: _Frozen, source: Tensor) -> Any:
+def _thawed(frozen: Frozen, source: Tensor) -> Any:
     kind, *parts = frozen
     if kind is Operand:
         return source

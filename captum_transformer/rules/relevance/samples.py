@@ -66,13 +66,21 @@ def samples_of(value: Value, device: torch.device) -> Axis | Numbered | None:
             pending += [source for _, source in operation.traced()]
     for index in sorted(operations):
         operation = operations[index]
-        outputs = _followed(operation, [known[source] for _, source in operation.traced()])
+        sources = [_laid_out(known[source], source) for _, source in operation.traced()]
+        outputs = _followed(operation, sources)
         if outputs is None:
             return None
-        for output, numbers in zip(operation.outputs, outputs, strict=True):
+        for output, found in zip(operation.outputs, outputs, strict=True):
             if output is not None:
-                known.setdefault(output, numbers)
+                known.setdefault(output, found)
     return Numbered(known[value].round().long(), size)
+
+
+def _laid_out(numbers: Tensor, value: Value) -> Tensor:
+    """Numbers with the strides of a value, so that they can be viewed as it is."""
+    if 0 in value.stride:
+        return numbers.contiguous()
+    return value.blank(numbers.dtype).copy_(numbers)
 
 
 def _followed(operation: Operation, numbers: list[Tensor]) -> list[Tensor] | None:

@@ -1,0 +1,139 @@
+"""Makes sure that the scores that are explained are the samples' own, one each."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer.errors import InvalidTargetError, MixedSamplesError
+from captum_transformer.trace.batch import Batch
+from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.operation import Operation, Value
+
+if TYPE_CHECKING:
+    from captum_transformer.trace.forward import TracedForward
+
+# Derivatives of samples that are apart scale to the last digit, save for the order of sums.
+_ROUNDING = 16
+# Scores are weighted by as many powers of two, few enough for half precision.
+_WEIGHTS = 4
+
+
+def belongs_to_samples(value: Value) -> bool:
+    """Whether it is certain that a score depends on the sample alone that stands at its place.
+
+    Raises:
+        InvalidTargetError: if it is certain that the scores are others.
+    """
+    batch = value.batch
+    if batch is None:
+        return False
+    scores = value.shape.numel()
+    if batch.is_whole and batch.axis.size == scores:
+        return True
+    if batch.of == 1:
+        return True
+    of = f"sample {batch.first}" if batch.axis.size == 1 else f"{batch.axis.size} of the samples"
+    raise InvalidTargetError(
+        f"The target selects {scores} scores of {of}, but one score of each of the {batch.of} "
+        "samples is explained. The model's output must have the samples along dimension 0."
+    )
+
+
+def require_apart(forward: "TracedForward", scores: Tensor, coupling: Operation | None) -> None:
+    """Refuses if a score has a derivative at the inputs of another sample than its own.
+
+    Args:
+        forward: a forward pass in which all gradients are the model's own.
+        scores: one for each sample.
+        coupling: the first operation that may not keep samples apart.
+
+    Raises:
+        MixedSamplesError: if the samples influence each other.
+    """
+    points = _points(forward)
+    plain = _slopes(scores, points)
+    places = torch.arange(len(scores), device=scores.device)
+    for digit in range(_digits(len(scores))):
+        weights = 2.0 ** (places // _WEIGHTS**digit % _WEIGHTS)
+        weighted = _slopes(scores * weights.to(scores.dtype), points)
+        for one, other, (_, batch) in zip(plain, weighted, points, strict=True):
+            own = weights[batch.first : batch.last + 1, None].to(one.dtype)
+            rounding = _ROUNDING * torch.finfo(one.dtype).eps * other.abs().amax(1)
+            differs = (other - own * one).abs().amax(1) > rounding
+            if bool(differs.any()):
+                mixed = batch.first + int(differs.nonzero()[0, 0])
+                raise _mixed(_source(scores, points, mixed), mixed, coupling)
+
+
+def _digits(samples: int) -> int:
+    """How many digits number the samples."""
+    digits = 1
+    while _WEIGHTS**digits < samples:
+        digits += 1
+    return digits
+
+
+def _points(forward: "TracedForward") -> list[tuple[Any, Batch]]:
+    """Where the inputs enter the autograd graph: themselves, or what is looked up for their ids."""
+    known = [(edge, value) for edge, value in zip(forward.edges, forward.values, strict=True)]
+    for operation in forward.tape.operations:
+        if operation.kind is Kind.EMBEDDING:
+            known += [(operation.edge, output) for output in operation.outputs if output]
+    points = []
+    for edge, value in known:
+        if edge is None:
+            continue
+        if value.batch is None:
+            raise MixedSamplesError(
+                "The model rearranges token ids of several samples before it looks them up"
+                f"{_through(value.coupling)}, so that what it looks up belongs to no sample by "
+                "itself. Explain one sample at a time (`internal_batch_size=1`)."
+            )
+        points.append((edge, value.batch))
+    return points
+
+
+def _slopes(scores: Tensor, points: Sequence[tuple[Any, Batch]]) -> list[Tensor]:
+    """The derivatives of a sum of scores at each point, a row for each of its samples."""
+    edges = [edge for edge, _ in points]
+    slopes = torch.autograd.grad(scores.sum(), edges, retain_graph=True, allow_unused=True)
+    rows = []
+    for slope, (_, batch) in zip(slopes, points, strict=True):
+        size = batch.axis.size
+        if slope is None:
+            rows.append(scores.new_zeros(size, 1))
+        else:
+            rows.append(slope.detach().reshape(batch.axis).transpose(0, 1).reshape(size, -1))
+    return rows
+
+
+def _source(scores: Tensor, points: Sequence[tuple[Any, Batch]], sample: int) -> int:
+    """A score that depends on a sample that is not its own."""
+    for place, score in enumerate(scores):
+        if place == sample:
+            continue
+        for slope, (_, batch) in zip(_slopes(score, points), points, strict=True):
+            if batch.first <= sample <= batch.last and slope[sample - batch.first].any():
+                return place
+    return -1
+
+
+def _mixed(score: int, sample: int, coupling: Operation | None) -> MixedSamplesError:
+    what = f"the score of sample {score} depends on sample {sample}{_through(coupling)}"
+    return MixedSamplesError(
+        f"The samples influence each other: {what}. Each sample's explanation would hold what is "
+        "asked of the others. If the model is meant to be like this, explain one sample at a time "
+        "(`internal_batch_size=1`). If not: attention of torch.nn takes the samples first only "
+        "with `batch_first=True`, normalisation over the batch needs running statistics, and "
+        "sums, softmax and rolls must name another dimension than that of the samples."
+    )
+
+
+def _through(coupling: Operation | None) -> str:
+    """Where the samples were last known to be apart."""
+    if coupling is None:
+        return ""
+    module = f" in {coupling.module}" if coupling.module else ""
+    return f", through `{coupling.name}`{module}"
