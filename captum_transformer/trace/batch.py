@@ -5,6 +5,7 @@ from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -145,17 +146,17 @@ def located(numbers: Tensor, constant: Tensor, of: int) -> Batch | None:
     >>> located(numbers, numbers == 0, of=2)
     Batch(first=0, axis=Axis(outer=2, size=2, inner=2), of=2)
     """
-    present = numbers[~constant]
-    if not present.numel():
+    # On the host, where looking at entries waits for nothing.
+    found, free = numbers.cpu().numpy(), constant.cpu().numpy()
+    present = found[~free]
+    if not present.size:
         return None
-    first, last = (int(n) for n in torch.stack(present.aminmax()).tolist())
-    shape = tuple(numbers.shape)
-    for axis in _axes(shape, last - first + 1):
-        batch = Batch(first - 1, axis, of)
-        if bool(
-            (constant | (numbers == batch.numbers(shape, numbers.dtype, numbers.device))).all()
-        ):
-            return batch
+    first, last = int(present.min()), int(present.max())
+    for axis in _axes(found.shape, last - first + 1):
+        counted = np.arange(first, last + 1, dtype=found.dtype).reshape(1, -1, 1)
+        expected = np.broadcast_to(counted, axis).reshape(found.shape)
+        if (free | (found == expected)).all():
+            return Batch(first - 1, axis, of)
     return None
 
 
