@@ -13,8 +13,8 @@ from captum_transformer import (
     GenericAttentionRelevance,
     TransformerAttribution,
 )
-from captum_transformer.rules.relevance.sparsity import _picked
 from captum_transformer.errors import MixedSamplesError
+from captum_transformer.rules.relevance.sparsity import _picked
 from captum_transformer.trace.axis import View
 from captum_transformer.trace.indices import moved_dims, with_tensors
 from tests.trace.derivatives import derivative_of_the_tape
