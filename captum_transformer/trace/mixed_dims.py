@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from captum_transformer.trace.dimensions import moved_by_brackets
 from captum_transformer.trace.kinds import CONVOLUTIONS, ENTRIES_ALONE, Kind
 from captum_transformer.trace.operation import Operand, Operation
 
@@ -126,6 +127,9 @@ def _padded(operation: Operation, _: Operand, __: int) -> Dims:
 def _moved(operation: Operation, operand: Operand, ndim: int) -> Dims:
     if operation.name in _ALONG:
         return _named(operation, operand, ndim)
+    if operation.argument("brackets") is not None:
+        moved = [moved_by_brackets(operation, operand.size, dim) for dim in range(ndim)]
+        return [dim for dim, place in enumerate(moved) if place is None]
     return () if operation.name in _AT_PLACE else range(ndim)
 
 
