@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterable
+from types import NoneType
 from typing import Any
+
+import torch
 
 from captum_transformer.trace.dimensions import moved_by_brackets
 from captum_transformer.trace.kinds import CONVOLUTIONS, ENTRIES_ALONE, Kind
@@ -133,11 +136,27 @@ def _moved(operation: Operation, operand: Operand, ndim: int) -> Dims:
     return () if operation.name in _AT_PLACE else range(ndim)
 
 
+def lookup_place(operation: Operation, ids: Operand) -> int | None:
+    """How many dimensions a lookup's output has before those of the ids; None if unknown."""
+    index = operation.argument("brackets", operation.argument("index"))
+    if index is ids:
+        whole = operation.name in ("gather", "take_along_dim", "take")
+        ahead = 0 if whole else operation.argument("dim", 0)
+        return ahead if isinstance(ahead, int) and ahead >= 0 else None
+    if not isinstance(index, tuple) or not all(
+        isinstance(i, (Operand, slice, NoneType)) for i in index
+    ):
+        return None
+    # Tensors side by side pick together, in the place of the first.
+    picks = [place for place, part in enumerate(index) if isinstance(part, Operand)]
+    if picks[-1] - picks[0] >= len(picks) or any(index[p].dtype == torch.bool for p in picks):
+        return None
+    ndim = max(len(index[place].size) for place in picks)
+    return picks[0] + ndim - len(ids.size)
+
+
 def _looked_up(operation: Operation, operand: Operand, ndim: int) -> Dims:
-    """A table's rows are where the ids are that they are looked up for."""
-    whole = operation.argument("brackets", operation.argument("index")) is operand
-    first = operation.argument("dim", 0) in (0, None)
-    return () if whole and first else range(ndim)
+    return range(ndim) if lookup_place(operation, operand) is None else ()
 
 
 def _measured(operation: Operation, operand: Operand, ndim: int) -> Dims:

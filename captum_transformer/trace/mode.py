@@ -275,7 +275,7 @@ def _attends_learned(operation: Operation) -> bool:
     operands = operation.operands
     if operation.function.kind not in _ATTENTIONS or not torch.is_grad_enabled():
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if any(torch._C._functorch.is_batchedtensor(operand.given) for operand in operands):
         # Inside `torch.vmap` tensors are others than outside: what comes out is refused.
         return False
     return bool(operands) and operands[0].dtype.is_floating_point and len(operands[0].size) > 1

@@ -14,7 +14,7 @@ from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.batch import Batch, dimension_of, located, runs_along
 from captum_transformer.trace.dimensions import carried
 from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Kind
-from captum_transformer.trace.mixed_dims import mixed_dims
+from captum_transformer.trace.mixed_dims import lookup_place, mixed_dims
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.views import Frozen, frozen_arguments, run_frozen
 
@@ -77,12 +77,22 @@ def _carried_apart(
     if any(runs_along(axis, shape, dim) for dim in mixed_dims(operation, operand)):
         return None
     if operation.kind is Kind.EMBEDDING:
-        return axis.kept(shape, tuple(output.shape))
+        return _looked_up(operation, operand, axis, output)
     if operation.kind in ENTRIES_ALONE and operand.size == output.shape:
         return axis
     whole = dimension_of(axis, shape)
     found = whole and carried(operation, operand, whole.axis, output, None)
     return whole.part(found, axis.size) if whole else None
+
+
+def _looked_up(operation: Operation, ids: Operand, axis: Axis, output: Value) -> Axis | None:
+    """Where an axis of token ids lies in what is looked up for them."""
+    shape, out = tuple(ids.size), tuple(output.shape)
+    whole, ahead = dimension_of(axis, shape), lookup_place(operation, ids)
+    dim = None if whole is None else whole.axis.dim(shape)
+    if whole is None or dim is None or ahead is None or out[ahead + dim] != shape[dim]:
+        return None
+    return whole.part(Axis.of(out, ahead + dim), axis.size)
 
 
 def _presumed(operation: Operation, output: Value, view: View | None) -> Axis | None:
