@@ -59,6 +59,8 @@ class GenericAttentionRelevance(RolloutMethod):
             ablation :math:`R^{qk} \leftarrow R^{qk} + \bar A`.
         with_identity: count what passes no attention, too: the paper's row of :math:`R`, in which
             each token that the target is read from has a constant of its own.
+        pooled_evidence: where the target is read from several tokens that are pooled, add as much
+            of what each of them says by itself for the target, compared with all of them.
 
     Reference:
         `Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
@@ -96,12 +98,14 @@ class GenericAttentionRelevance(RolloutMethod):
         normalize: bool = True,
         contextualize: bool = True,
         with_identity: bool = False,
+        pooled_evidence: bool = False,
     ) -> None:
         super().__init__(
             forward_func,
             start_layer=start_layer,
             propagation=propagation,
             with_identity=with_identity,
+            pooled_evidence=pooled_evidence,
         )
         self.normalize = normalize
         self.contextualize = contextualize

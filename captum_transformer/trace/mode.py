@@ -25,6 +25,7 @@ from captum_transformer.trace.kinds import MOVES, Kind, Role
 from captum_transformer.trace.layout import lay_out
 from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.pooling import pools_tokens
 from captum_transformer.trace.reach import leave_out_constants, reached, with_gradient, written_by
 from captum_transformer.trace.recognise import (
     Pattern,
@@ -175,6 +176,7 @@ class Trace(TorchFunctionMode):
             operation.pattern = recognise(operation)
         result = self._by_rule(operation, written)
         keep = operation.pattern is not None or kind in tape.keep or is_weighted(operation)
+        keep |= pools_tokens(operation)
         tape.settle(operation.operands, keep=keep)
         if written is not None:
             tape.before_write(written)
@@ -229,7 +231,8 @@ class Trace(TorchFunctionMode):
         kind, pattern = operation.kind, operation.pattern
         if kind is Kind.EMBEDDING or (keep and kind is Kind.PRODUCT):
             operation.result = self.tape.operand(first, None, keep=True)
-        if (self._edges or kind is Kind.EMBEDDING or pattern) and first.requires_grad:
+        asked = self._edges or kind is Kind.EMBEDDING or pattern or pools_tokens(operation)
+        if asked and first.requires_grad:
             operation.edge = get_gradient_edge(first)
         if pattern is not None:
             self._add_call(operation, pattern, first)

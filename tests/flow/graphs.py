@@ -66,7 +66,7 @@ class Program(nn.Module):
         values = [x]
         for (kind, of), layer in zip(self.steps, self.layers, strict=True):
             values.append(_run(kind, layer, [values[place] for place in of]))
-        last = values[-1]
+        last = self.last = values[-1]
         return self.head(last.mean(1) if self.read == "mean" else last[:, 0])
 
 
