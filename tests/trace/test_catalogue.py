@@ -107,7 +107,7 @@ def test_kernels_have_the_arguments_of_their_functions() -> None:
         entry, packet = ENTRIES[name], getattr(torch.ops.aten, name, None)
         if entry.kind is Kind.ASKS or packet is None:
             continue
-        for overload in map(packet.__getattr__, packet.overloads()):
+        for overload in (getattr(packet, called) for called in packet.overloads()):
             function = describe(overload)
             of_tensors = any("Tensor" in str(a.type) for a in overload._schema.arguments)
             if function.kind is Kind.UNKNOWN or not of_tensors:
