@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 if TYPE_CHECKING:
     from captum_transformer.trace.operation import Operand, Operation
 
@@ -117,7 +119,18 @@ def _vecdot(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
     ndim = max(len(left.size), len(right.size))
     letters = _BATCH[:ndim]
     summed = letters[arguments.get("dim", -1)]
-    terms = (letters[ndim - len(factor.size) :] for factor in (left, right))
+    terms = [letters[ndim - len(factor.size) :] for factor in (left, right)]
+    shape = torch.broadcast_shapes(left.size, right.size)  # type: ignore[no-untyped-call]
+    for place, factor in enumerate((left, right)):
+        # What is repeated along a dimension of the other has none there.
+        repeated = [
+            n == 1 < whole for n, whole in zip(factor.size[::-1], shape[::-1], strict=False)
+        ]
+        own = string.ascii_lowercase[place * ndim :]
+        terms[place] = "".join(
+            own[dim] if alone else letter
+            for dim, (letter, alone) in enumerate(zip(terms[place], repeated[::-1], strict=True))
+        )
     return (left, right), f"{','.join(terms)}->{letters.replace(summed, '')}"
 
 

@@ -34,6 +34,16 @@ class Attention(nn.Module):
         return torch.stack([torch.block_diag(*sample) for sample in windows])
 
 
+SUMS = {
+    "add": torch.add,
+    "add from zero": lambda x, y: 0 + x + y,
+    "add by subtracting": lambda x, y: torch.rsub(-x, y),
+    "add a constant": lambda x, y: (x + torch.ones(WIDTH)) + y,
+    "add in chunks": lambda x, y: torch.cat([x[:, :1] + y[:, :1], x[:, 1:] + y[:, 1:]], 1),
+    "add by lerp": lambda x, y: 2 * torch.lerp(x, y, 0.5),
+}
+
+
 class Step(NamedTuple):
     """A step of a program.
 
@@ -88,8 +98,10 @@ def _layer(step: Step) -> nn.Module:
 
 def _run(kind: str, layer: nn.Module, of: list[Tensor]) -> Tensor:
     x = of[0]
-    if kind == "add":
-        return x + of[1]
+    if kind.startswith("add"):
+        return SUMS[kind](x, of[1])
+    if kind == "fold":
+        return torch.cat(of, 1).unflatten(1, (len(of), -1)).sum(1)
     if kind == "sum of a stack":
         return torch.stack(of).sum(0)
     if kind == "gate":
@@ -152,7 +164,7 @@ class Oracle:
         held = {}
         for source in dict.fromkeys(source for some in before for source in some):
             holders = [o for o, some in zip(step.of, before, strict=True) if source in some]
-            if step.kind in ("add", "gate"):
+            if step.kind.startswith("add") or step.kind == "gate":
                 holders = self._passing(holders)
             placed = [self._held[o][source] for o in holders]
             held[source] = made @ (sum(placed) / len(placed))
@@ -248,6 +260,23 @@ class Blocks:
 
     def _mlp(self, x, normed):
         return self("add", x, self("mlp", normed))
+
+    def _spelled(self, x, normed):
+        x = self(self.chance.choice(list(SUMS)), x, self.attend(normed))
+        return self(self.chance.choice(list(SUMS)), x, self("mlp", self("norm", x)))
+
+    def _two_projections(self, x, normed):
+        x = self("add", x, self.attend(normed))
+        return self("add", self("project", x), self("mlp", x))
+
+    def _two_towers(self, x, normed):
+        towers = [normed, normed]
+        for place in (0, 1, 0, 1):
+            towers[place] = self("add", towers[place], self.attend(towers[place]))
+        return self(self.chance.choice(("add", "sum of a stack", "fold")), *towers)
+
+    def _folded(self, x, normed):
+        return self("fold", x, self.attend(normed))
 
     def _parallel(self, x, normed):
         branches = [self.attend(normed), self("mlp", normed)]

@@ -61,3 +61,10 @@ def by_heads(maps: MapBlock, call: AttentionCall) -> Tensor:
 def averaged_over_heads(maps: MapBlock, call: AttentionCall) -> Tensor:
     """The whole map of a call, averaged over its heads: ``(samples, Q, K)``."""
     return torch.cat([call.by_head(maps(call, rows)).mean(1) for rows in call.blocks()], -2)
+
+
+def by_sample(call: AttentionCall, keys: Tensor) -> Tensor:
+    """The sum of shares of keys, for each sample if they are known."""
+    samples = call.output.samples
+    known = samples is not None and samples.outer == 1
+    return keys.reshape(samples.size, -1).sum(1) if samples is not None and known else keys.sum()

@@ -1,53 +1,29 @@
 """What each operation hands on of a share: one table from kinds of operation to rules."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from captum_transformer.account import Reason
-from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow import shares
 from captum_transformer.rules.flow.books import Kept, Piece
-from captum_transformer.rules.flow.maps import Attend, Attended
-from captum_transformer.rules.flow.presence import Terms, constant_entries
+from captum_transformer.rules.flow.maps import Attend, Attended, by_sample
+from captum_transformer.rules.flow.presence import ADDITIONS, Terms, constant_entries, masked
 from captum_transformer.rules.flow.rows import NormalisedRows
 from captum_transformer.rules.flow.shares import Divided
 from captum_transformer.rules.flow.sources import Junction, Sources, receiving
+from captum_transformer.rules.flow.tables import ENTRY_RULES, MEETING_RULES, MIXED_RULES, PICKED
+from captum_transformer.rules.flow.unread import unread
 from captum_transformer.rules.ledger import total
 from captum_transformer.rules.propagate import rearranged, unsupported
 from captum_transformer.rules.relevance.totals import constants
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.features import feature_dims
-from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
+from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.numeric import quotient
-from captum_transformer.trace.operation import Operand, Operation, Value
-from captum_transformer.trace.recognise import CUT_PROBABILITIES, applies_cut_probabilities
-
-_PICKED = frozenset({Kind.MAXIMUM, Kind.CHOICE})
-Rule = Callable[[Operation, Operand, Tensor, Tensor | None], Divided]
-# What goes to one signal, entry by entry.
-_BY_ENTRY: dict[Kind, Rule] = {
-    **dict.fromkeys(BY_ENTRY, shares.by_entry),
-    Kind.EMBEDDING: shares.looked_up,
-}
-# What goes to one signal of which several entries make one, and only some may hold a source.
-_MIXED: dict[Kind, Rule] = {
-    Kind.PRODUCT: shares.product,
-    **dict.fromkeys(CONVOLUTIONS, shares.receptive_field),
-    **dict.fromkeys((Kind.SUM, Kind.MEAN, Kind.POOL), shares.summed),
-    Kind.DISTANCE: shares.far,
-    Kind.SUM_AT_INDICES: lambda operation, _, share, held: shares.summed_at_indices(
-        operation, share, [held]
-    ),
-}
-# What each of several signals gets of a share that is its own.
-_MEETING: dict[Kind, Rule] = {
-    **dict.fromkeys(
-        (Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV, Kind.CONTRAST, Kind.MAXIMUM), shares.by_entry
-    ),
-    Kind.PRODUCT: shares.compared,
-    Kind.DISTANCE: shares.far,
-}
+from captum_transformer.trace.operation import Operation, Value
 
 
 class Passing:
@@ -94,7 +70,7 @@ class Passing:
             raise unread(operation)
         signals = receiving(operation)
         junction = self._sources.junction(operation)
-        if call is None and junction is None and (kind in MOVES or kind in _PICKED):
+        if call is None and junction is None and (kind in MOVES or kind in PICKED):
             yield from self._moved(operation, key, found)
         elif share is None:
             raise unsupported(operation, "only a side output is used")
@@ -106,34 +82,52 @@ class Passing:
                 pieces = self._normalised(share, self._rows.met(operation, key, share))
             for own, piece in pieces:
                 yield from self._met(operation, junction, own, piece)
-        elif kind in _BY_ENTRY:
+        elif kind in ENTRY_RULES:
             ((operand, value),) = signals
             if self._rows is not None:
                 normalised = self._rows.beside_learned(operation, value, share)
                 ((_, share),) = self._normalised(share, [(key, normalised)])
-            divided = _BY_ENTRY[kind](operation, operand, share, None)
+            divided = ENTRY_RULES[kind](operation, operand, share, None)
             yield from self._divided(operation, key, divided, share)
-        elif kind in _MIXED:
-            ((operand, value),) = signals
-            holding = Terms(self._sources, share).holding(value, key)
-            pieces = [(key, share)]
-            if self._rows is not None and len(holding) > 1:
-                alike = [own for own, _ in holding]
-                pieces = self._normalised(share, self._rows.parted(operation, alike, key, share))
-            for some, piece in pieces:
-                for own, present in holding:
-                    if own & some:
-                        divided = _MIXED[kind](operation, operand, piece, present)
-                        yield from self._divided(operation, own & some, divided, piece)
+        elif kind in MIXED_RULES:
+            yield from self._mixed(operation, key, share)
         else:
             raise unsupported(operation, "whether it keeps tokens apart is not known")
+
+    def _mixed(self, operation: Operation, key: int, share: Tensor) -> Iterator[Piece]:
+        """What goes to a signal of which several entries make one, each by what it holds."""
+        ((operand, value),), rule = receiving(operation), MIXED_RULES[operation.kind]
+        terms = Terms(self._sources, share)
+        holding, pieces, whole = terms.holding(value, key), [(key, share)], 0
+        if self._rows is not None and len(holding) > 1:
+            groups = terms.groups(value, key)
+            whole = self._rows.whole(groups, key)
+            parts = groups if whole else [own for own, _ in holding]
+            pieces = self._normalised(share, self._rows.parted(operation, parts, key, share))
+        for some, piece in pieces:
+            for own, present in holding:
+                if apart := own & some & ~whole:
+                    divided = rule(operation, operand, piece, present)
+                    yield from self._divided(operation, apart, divided, piece)
+            if rows := some & whole:
+                # Each entry gets its part of all that it holds, so that rows have their sums.
+                lacking = [(of, 0 if p is None else 1 - p) for of, p in holding if of & rows]
+                anything = 1 - math.prod(lack for _, lack in lacking)
+                present = anything if isinstance(anything, Tensor) else None
+                (part,) = rule(operation, operand, piece, present).parts
+                self._keep(None, rows, None, piece)
+                for group in dict.fromkeys(group & rows for group in groups):
+                    got = part * math.prod(1 - p if of & group else p for of, p in lacking)
+                    self._keep(None, group, None, -got)
+                    yield value, group, got
 
     def _divided(
         self, operation: Operation, key: int, divided: Divided, share: Tensor
     ) -> Iterator[Piece]:
         """What signals get of a divided share; entries that are made of none of them get none."""
         if divided.among is not None:
-            reason = Reason.CONSTANT if constants(operation) else Reason.FILLED
+            filled = operation.kind is Kind.MUL or not constants(operation)
+            reason = Reason.FILLED if filled else Reason.CONSTANT
             self._keep(reason, key, operation.outputs[0], share, divided.among == 0)
         for (_, value), part in zip(receiving(operation), divided.parts, strict=True):
             yield value, key & self._sources.held(value), part
@@ -211,7 +205,7 @@ class Passing:
                 # Queries descend from inputs, and what they attend to does not.
                 reason = Reason.CONSTANT if value is None else Reason.ELSEWHERE
                 some = self._wanted or 0
-                self.kept.append(Kept(reason, some & -some, _by_sample(call, attended.keys)))
+                self.kept.append(Kept(reason, some & -some, by_sample(call, attended.keys)))
                 return
             width = call.values_width()
             keys = attended.keys.unsqueeze(-1) / width
@@ -232,21 +226,46 @@ class Passing:
         if operation.kind is Kind.SUM_AT_INDICES:
             yield from self._met_at_indices(operation, junction, key, share)
             return
-        place = _MEETING.get(operation.kind)
+        place = MEETING_RULES.get(operation.kind)
         if place is None:
             raise unsupported(operation, "which of its signals passes tokens on is not known")
-        for (operand, value), whole in zip(signals, junction.whole, strict=True):
-            if key & whole:
-                yield value, key & whole, place(operation, operand, share, None).parts[0]
-        values = [value for _, value in signals]
-        terms = Terms(self._sources, share)
-        for alike, counts in terms.counted(values, key & junction.shared, operation):
-            among = share.new_ones(()) * sum(counts)
-            self._keep(Reason.JOINED, alike, operation.outputs[0], share, among == 0)
-            for (operand, value), count in zip(signals, counts, strict=True):
-                if isinstance(count, Tensor) or count:
-                    part = quotient(share * count, among)
-                    yield value, alike, place(operation, operand, part, None).parts[0]
+        values, terms = [value for _, value in signals], Terms(self._sources, share)
+        for tied in [key] if self._rows is None else self._rows.tied(key):
+            shared, parts = tied & junction.shared, junction.whole
+            counted = terms.counted(values, shared, operation)
+            if self._rows is not None and shared:
+                # What attention added to tokens goes where they go, each row with its sum.
+                parts = (0,) * len(parts)
+                ((_, counts),) = terms.counted(values, shared & -shared, operation)
+                if isinstance(among := sum(counts), Tensor):
+                    # Learned tokens that were joined to the others have none of them.
+                    counts = [
+                        torch.where(among == 0, torch.ones_like(among), count) for count in counts
+                    ]
+                counted = iter([(shared | tied & junction.held, counts)])
+            for (operand, value), whole in zip(signals, parts, strict=True):
+                own, others = tied & whole, [o for o in signals if o[1] is not value]
+                for other, instead in others:
+                    # Where constants have masked a signal, the others stand for it.
+                    also = own & self._sources.held(instead) * (operation.kind in ADDITIONS)
+                    if also and (left := masked(value, share)) is not None:
+                        own &= ~also
+                        yield value, also, place(operation, operand, share * left, None).parts[0]
+                        part = share * (1 - left)
+                        yield instead, also, place(operation, other, part, None).parts[0]
+                if own:
+                    yield value, own, place(operation, operand, share, None).parts[0]
+            for alike, counts in counted:
+                among = share.new_ones(()) * sum(counts)
+                self._keep(Reason.JOINED, alike, operation.outputs[0], share, among == 0)
+                for (operand, value), own, count in zip(
+                    signals, junction.whole, counts, strict=True
+                ):
+                    if isinstance(count, Tensor) or count:
+                        part = quotient(share * count, among)
+                        self._keep(None, alike & own, None, share - part)
+                        own = alike & (own | junction.shared)
+                        yield value, own, place(operation, operand, part, None).parts[0]
 
     def _met_at_indices(
         self, operation: Operation, junction: Junction, key: int, share: Tensor
@@ -262,29 +281,3 @@ class Passing:
                 ]
                 divided = shares.summed_at_indices(operation, share, held)
                 yield from self._divided(operation, key & whole, divided, share)
-
-
-def _by_sample(call: AttentionCall, keys: Tensor) -> Tensor:
-    samples = call.output.samples
-    known = samples is not None and samples.outer == 1
-    return keys.reshape(samples.size, -1).sum(1) if samples is not None and known else keys.sum()
-
-
-def unread(operation: Operation) -> UnsupportedOperationError:
-    """The error for operations that mix tokens but cannot be read as attention."""
-    if applies_cut_probabilities(operation):
-        return unsupported(operation, f"it {CUT_PROBABILITIES}")
-    if operation.kind is Kind.UNKNOWN:
-        return unsupported(operation, "it is not in the table of operations")
-    if operation.kind is Kind.MUL:
-        return unsupported(
-            operation,
-            "softmax weights multiply a signal, and the product is not summed over what they are "
-            "weights of, so what its branch adds would be lost",
-        )
-    mixed = "several signals" if len(operation.traced()) > 1 else "a signal"
-    return unsupported(
-        operation,
-        f"it mixes {mixed}, and which of their tokens it mixes is not known (attention must be a "
-        "softmax over keys applied to values), so what its branch adds would be lost",
-    )

@@ -1,6 +1,7 @@
 """Which entries of a value a share may go to: those that hold its source, and no constants."""
 
 import functools
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.views import views_of
 
-_ADDITIONS = frozenset({Kind.ADD, Kind.SUB})
+ADDITIONS = frozenset({Kind.ADD, Kind.SUB})
 _WHOLE = frozenset({Kind.AS_COMPLEX, Kind.AS_REAL})
 
 
@@ -48,12 +49,30 @@ def signal(operand: Operand, like: Tensor, *, weighted: bool = False) -> Tensor 
     if operation.kind not in BY_ENTRY or len(traced) != 1:
         return None
     part = signal(traced[0][0], like, weighted=weighted)
-    if weighted and operation.kind is Kind.MUL:
-        for factor in operation.operands:
-            if factor.value is None:
-                scale = factor.tensor.to(like.dtype).abs()
-                part = scale if part is None else part * scale
+    scale = factors(operation, like, weighted=weighted)
+    if scale is not None:
+        part = scale if part is None else part * scale
     return None if part is None else part.expand(value.shape)
+
+
+def factors(operation: Operation, like: Tensor, *, weighted: bool = False) -> Tensor | None:
+    """What constants make of a signal that they multiply: nothing where they are zero."""
+    if operation.kind is not Kind.MUL:
+        return None
+    given = [operand.tensor for operand in operation.operands if operand.value is None]
+    scales = [(t if weighted else t != 0).to(like.dtype).abs() for t in given]
+    return functools.reduce(operator.mul, scales) if scales else None
+
+
+def masked(value: Value, like: Tensor) -> Tensor | None:
+    """Zero where a constant factor has masked a value, and one elsewhere; None without any."""
+    found, operation = None, value.operation
+    while operation is not None and operation.kind in BY_ENTRY and len(operation.traced()) == 1:
+        scale = factors(operation, like)
+        if scale is not None:
+            found = scale if found is None else found * scale
+        operation = operation.traced()[0][1].operation
+    return found
 
 
 def at_indices(operation: Operation, weights: Sequence[Tensor]) -> Tensor:
@@ -78,6 +97,7 @@ class Terms:
     def __init__(self, sources: Sources, like: Tensor) -> None:
         self._sources = sources
         self._like = like
+        self._counts: dict[tuple[Value, int, bool], Tensor | int] = {}
 
     def holding(self, value: Value, key: int) -> list[tuple[int, Tensor | None]]:
         """Divides sources into those that the same features of a value hold, with where they lie.
@@ -98,7 +118,7 @@ class Terms:
 
         What is multiplied is one term each.
         """
-        added = operation.kind in _ADDITIONS
+        added = operation.kind in ADDITIONS
         sets = [self._sources.held(value) for value in values]
         if added:
             sets = [held for value in values for held in self._sets(value, key, counting=True)]
@@ -124,36 +144,52 @@ class Terms:
         operation = value.operation
         if operation is None or key & 1 << value.index or operation.attention is not None:
             return []
-        if not counting and not key & self._partly_held(value):
+        if not counting and not key & (self._partly_held(value) | self._sources.joined(value)):
             return []
         values = [source for _, source in receiving(operation)]
         if operation.kind in MOVES or (operation.kind in BY_ENTRY and len(values) == 1):
             return [(source, key) for source in values]
         junction = self._sources.junction(operation)
         if junction is not None and (
-            operation.kind in _ADDITIONS if counting else operation.kind in BY_ENTRY
+            operation.kind in ADDITIONS if counting else operation.kind in BY_ENTRY
         ):
             pairs = zip(values, junction.whole, strict=True)
             parts = [(source, key & (whole | junction.shared)) for source, whole in pairs]
             return [(source, part) for source, part in parts if part]
         return []
 
+    def groups(self, value: Value, key: int) -> list[int]:
+        """The sets of sources that entries of a value hold."""
+        walk = self._walk(value, key, counting=False)
+        ends = [step for step in walk if not self._parts(*step, counting=False)]
+        return list(dict.fromkeys(self._sources.held(end) & of for end, of in ends))
+
     def _sets(self, value: Value, key: int, *, counting: bool) -> list[int]:
         """The sets of sources that are told apart on the way to a value's terms."""
-        found, stack, seen = [], [(value, key)], set()
+        walk = self._walk(value, key, counting=counting)
+        return [found for end, of in walk for found in (self._sources.held(end), of)]
+
+    def _walk(self, value: Value, key: int, *, counting: bool) -> list[tuple[Value, int]]:
+        """All values on the way to a value's terms, each with the sources to look for."""
+        found, stack = dict[tuple[Value, int], None](), [(value, key)]
         while stack:
             step = stack.pop()
-            if step in seen:
-                continue
-            seen.add(step)
-            found += [self._sources.held(step[0]), step[1]]
-            stack += self._parts(*step, counting=counting)
-        return found
+            if step not in found:
+                found[step] = None
+                stack += self._parts(*step, counting=counting)
+        return list(found)
 
     def _terms(self, value: Value, key: int, *, counting: bool) -> Tensor | int:
         """How many terms of each entry hold some sources; a number if all entries are alike."""
         if not key & self._sources.held(value):
             return 0
+        # A value that was written into entry by entry is met in as many ways as there are sums.
+        step = value, key, counting
+        if step not in self._counts:
+            self._counts[step] = self._summed(value, key, counting=counting)
+        return self._counts[step]
+
+    def _summed(self, value: Value, key: int, *, counting: bool) -> Tensor | int:
         parts = self._parts(value, key, counting=counting)
         operation = value.operation
         if operation is None or not parts:
@@ -164,9 +200,10 @@ class Terms:
             if not constants and isinstance(first, int) and all(term is first for term in terms):
                 return first
             return _carried(operation, value, terms, self._like)
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
+        total = sum(terms)
+        scale = factors(operation, self._like)
+        if scale is not None:
+            total = total * scale
         if isinstance(total, int) or total.shape == value.shape:
             return total
         return total.expand(value.shape)

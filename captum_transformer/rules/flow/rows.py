@@ -1,5 +1,8 @@
 """Row normalisation: where tokens meet what attention has added to them, in every way of adding."""
 
+import functools
+import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -68,11 +71,20 @@ class Rows:
             older[call]
             for part in parts
             for call in bits(part)
-            if call in older and older[call] & ~(part | shared)
+            if call in older and older[call] & ~(part | shared) and not older[call] & shared
         }
         return [
             Layer(sum(1 << call for call in older if older[call] == base), base) for base in bases
         ]
+
+    def tied(self, key: int) -> list[int]:
+        """Divides sources into those that layers add to each other, and so normalise together."""
+        found: list[int] = []
+        for source in bits(key):
+            own = 1 << source | (self._older(source) & key if source in self.calls else 0)
+            apart = [other for other in found if not other & own]
+            found = [*apart, functools.reduce(operator.or_, (o for o in found if o & own), own)]
+        return found
 
     def beside_learned(self, operation: Operation, branch: Value) -> int:
         """The calls whose results are added to the learned tokens that attended.
@@ -131,8 +143,28 @@ class NormalisedRows:
         """Divides a share, by the sources that it is of, where several signals meet."""
         return self._divided(self._rows.at(operation), operation, key, share)
 
+    def tied(self, key: int) -> list[int]:
+        """Divides sources into those whose shares are normalised together."""
+        return self._rows.tied(key)
+
+    def whole(self, groups: Sequence[int], key: int) -> int:
+        """The sources of rows that are whole in each of several signals, such as towers.
+
+        Args:
+            groups: what each of them holds.
+            key: the sources that are asked for.
+        """
+        parted = functools.reduce(operator.or_, (of.calls for of in self._rows.between(groups)), 0)
+        found = 0
+        for tied in self.tied(key & ~parted):
+            own = [group & tied for group in groups]
+            pairs = itertools.combinations(own, 2)
+            if any(one & other not in (0, one, other) for one, other in pairs):
+                found |= tied
+        return found
+
     def parted(
-        self, operation: Operation, parts: list[int], key: int, share: Tensor
+        self, operation: Operation, parts: Sequence[int], key: int, share: Tensor
     ) -> list[tuple[int, Tensor]]:
         """The same where different features hold different sources."""
         return self._divided(self._rows.between(parts), operation, key, share)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.flow.presence import at_indices, signal
+from captum_transformer.rules.flow.presence import at_indices, factors, signal
 from captum_transformer.rules.propagate import share_of_ids, transposed, unsupported
 from captum_transformer.rules.relevance.totals import constants
 from captum_transformer.trace.contraction import Contraction
@@ -81,9 +81,11 @@ def _filled(operand: Operand, held: Tensor | None, like: Tensor, *, weighted: bo
     return like.new_ones(()).expand(operand.size) if present is None else present
 
 
-def by_entry(_: Operation, operand: Operand, share: Tensor, *__: Tensor | None) -> Divided:
-    """A share stays at its entry; what was repeated gets all of it."""
-    return Divided([share.sum_to_size(operand.size)])
+def by_entry(operation: Operation, operand: Operand, share: Tensor, *_: Tensor | None) -> Divided:
+    """A share stays at its entry, if no constant masks it; what was repeated gets all of it."""
+    scale = factors(operation, share)
+    part = share if scale is None else share * scale
+    return Divided([part.sum_to_size(operand.size)], scale)
 
 
 def looked_up(operation: Operation, operand: Operand, share: Tensor, *_: Tensor | None) -> Divided:

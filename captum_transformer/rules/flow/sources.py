@@ -23,11 +23,12 @@ from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Does, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.tape import Tape
+from captum_transformer.trace.views import views_of
 
 # Of these it is not known which tokens they tie.
 _UNREADABLE = frozenset({Kind.TRANSFORM, Kind.SAMPLE, Kind.DERIVED, Kind.UNKNOWN})
 # What is added or multiplied entry by entry: it holds what any of its signals does.
-_JOINS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV, Kind.MAXIMUM})
+_JOINS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV})
 
 
 class Junction(NamedTuple):
@@ -79,6 +80,8 @@ class Sources:
         self._operations = tape.operations
         self._read = 0
         self._held: dict[Value, Held] = {}
+        # Where the signals lie that were joined to make a value, and what only some of them hold.
+        self._joined: dict[Value, tuple[Axis, int]] = {}
         self._junctions: dict[Operation, Junction] = {}
         self.values: dict[Value, Operation] = {}
 
@@ -90,6 +93,10 @@ class Sources:
     def held(self, value: Value) -> int:
         """The sources that a value holds."""
         return self.of(value).sources
+
+    def joined(self, value: Value) -> int:
+        """What only some of the signals hold that were joined, and perhaps are summed up later."""
+        return self._joined.get(value, (None, 0))[1]
 
     def junction(self, operation: Operation) -> Junction | None:
         """What each signal gets where several meet; None where they do not."""
@@ -127,6 +134,7 @@ class Sources:
             if len(operation.operands) > 1:
                 common = functools.reduce(operator.and_, (of.sources for of in before), all_held)
                 lacking = all_held & ~common if len(values) == len(operation.operands) else all_held
+            stacked |= self._folded(operation, lacking)
             if operation.kind is Kind.STACK:
                 stacked |= lacking
             elif lacking and _joins_features(operation, values):
@@ -137,13 +145,42 @@ class Sources:
             ):
                 picked |= tokens
             return Held(all_held, features, stacked, tokens, picked)
-        if len(values) > 1:
-            self._junctions[operation] = _junction(operation, values, [of.sources for of in before])
+        if len(values) > 1 and operation.kind is not Kind.MAXIMUM:  # the larger one is chosen
+            self._junctions[operation] = _junction(operation, values, before)
             for of in before:
                 features &= of.by_features | ~of.sources
             return Held(all_held, features if operation.kind in _JOINS else 0, 0, tokens, picked)
+        if operation.kind is Kind.MUL and 0 in (*operation.args, *operation.kwargs.values()):
+            return Held(0)
         by_entry = operation.kind in BY_ENTRY
+        if by_entry:
+            self._folded(operation, 0)
         return Held(all_held, features * by_entry, stacked * by_entry, tokens, picked)
+
+    def _folded(self, operation: Operation, lacking: int) -> int:
+        """What only some of several signals hold that were joined and lie as in a stack now."""
+        output, traced = operation.outputs[0], operation.traced()
+        if output is None or len(operation.outputs) > 1 or not traced:
+            return 0
+        axis: Axis | None = None
+        value = traced[0][1]
+        if operation.kind is Kind.CONCATENATE:
+            dim = operation.dim(len(output.shape), 0) or 0
+            if len({operand.size for operand in operation.operands}) == 1:
+                axis = Axis.of(output.shape, dim, len(operation.operands))
+        elif value in self._joined:
+            axis, lacking = self._joined[value]
+            views = views_of(operation)
+            if views is not None:
+                axis = axis.in_view(views[0])
+            elif operation.kind not in BY_ENTRY or output.shape != value.shape:
+                axis = None
+        if axis is None or not lacking:
+            return 0
+        self._joined[output] = axis, lacking
+        return (
+            lacking if axis in (Axis.of(output.shape, d) for d in range(len(output.shape))) else 0
+        )
 
 
 def _leaves_out(values: Sequence[Value], output: Value) -> bool:
@@ -186,14 +223,14 @@ def _joins_features(operation: Operation, values: Sequence[Value]) -> bool:
     return not all(v.features and Axis.of(v.shape, dim) not in v.features for v in values)
 
 
-def _junction(operation: Operation, values: Sequence[Value], helds: Sequence[int]) -> Junction:
+def _junction(operation: Operation, values: Sequence[Value], before: Sequence[Held]) -> Junction:
     """Gives each source to the signal that holds it.
 
     If several do, it goes to the one that the others were made of, as a skip, which is the token
     itself; or else to the one that holds all that the others hold, and attention besides; or else
     to all of them in parts.
     """
-    several = 0
+    helds, several = [of.sources for of in before], 0
     for place, held in enumerate(helds):
         for other in helds[:place]:
             several |= held & other
