@@ -12,6 +12,7 @@ from captum_transformer.trace.dimensions import carried
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind, Role
 from captum_transformer.trace.lookups import features_begin
 from captum_transformer.trace.operation import Features, Operand, Operation, Value
+from captum_transformer.trace.probabilities import scores_of
 from captum_transformer.trace.views import views_of
 
 # Where these meet, features lie beside features.
@@ -154,24 +155,12 @@ def _told(operation: Operation) -> Iterator[tuple[Value, tuple[Axis, ...]]]:
             if before is not None:
                 yield value, before
     if operation.pattern is not None and operation.kind is Kind.PRODUCT:
-        product = _scores(operation.operands[operation.pattern.weights].value)
-        if product is not None:
+        product = scores_of(operation.operands[operation.pattern.weights].value)
+        if product is not None and len(product.traced()) > 1:
             for operand, value in product.traced():
                 letters = product.contraction()
                 if letters is not None:
                     yield value, tuple(Axis.of(value.shape, d) for d in letters.summed(operand))
-
-
-def _scores(probabilities: Value | None) -> Operation | None:
-    """The product of queries and keys that attention probabilities were made of."""
-    while probabilities is not None and probabilities.operation is not None:
-        operation = probabilities.operation
-        sources = [value for _, value in operation.traced()]
-        weights = [value for value in sources if value.keys is not None]
-        if operation.kind is Kind.PRODUCT and not weights:
-            return operation if len(sources) > 1 else None
-        probabilities = next(iter(weights or sources), None)
-    return None
 
 
 def _mixed(operation: Operation, operand: Operand) -> list[int]:

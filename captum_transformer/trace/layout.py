@@ -7,7 +7,7 @@ from captum_transformer.trace.dimensions import carried
 from captum_transformer.trace.features import learn_features, place_features
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
-from captum_transformer.trace.recognise import is_weighted_signal
+from captum_transformer.trace.probabilities import is_weighted_signal
 from captum_transformer.trace.samples import place_samples
 from captum_transformer.trace.statistics import softmax_dim
 from captum_transformer.trace.views import views_of

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from captum_transformer.trace.features import sums_over_features
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operation
-from captum_transformer.trace.recognise import applies_cut_probabilities
+from captum_transformer.trace.probabilities import applies_cut_probabilities
 from captum_transformer.trace.streams import query_value
 
 

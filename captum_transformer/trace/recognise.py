@@ -12,15 +12,11 @@ from captum_transformer.trace.attention import ExplicitAttention, FlexAttention,
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.functions import Function
-from captum_transformer.trace.kinds import MOVES, Kind
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.probabilities import is_weighted_signal
 from captum_transformer.trace.scoring import INSTEAD
-from captum_transformer.trace.statistics import signal_of, softmax_dim
 
-CUT_PROBABILITIES = (
-    "applies softmax probabilities that were cut up or rearranged, as of sliding windows in "
-    "chunks, so which tokens each of them mixes can't be read off"
-)
 # How to permute a tensor; None stands for an axis of size one that it lacks.
 Order = tuple[int | None, ...] | None
 
@@ -153,7 +149,11 @@ def _applies(product: Contraction, weights: int) -> Pattern | None:
     probabilities, signal = applied.value, other.value
     if probabilities is None or probabilities.keys is None:
         return None
-    if not probabilities.learned if signal is None else _are_weights(signal):
+    if (
+        not probabilities.learned
+        if signal is None
+        else (signal.keys is not None and not is_weighted_signal(signal))
+    ):
         return None
     orders = _orders(product, weights)
     if orders is None:
@@ -167,46 +167,6 @@ def _applies(product: Contraction, weights: int) -> Pattern | None:
 
 def _unless_plain(order: tuple[int | None, ...]) -> Order:
     return None if order == tuple(range(len(order))) else order
-
-
-def are_probabilities(value: Value) -> bool:
-    """Whether a value holds the entries of a softmax over tokens, however they are arranged."""
-    while value.operation is not None:
-        operation = value.operation
-        if softmax_dim(operation) is not None:
-            return value.weighs_tokens
-        traced = operation.traced()
-        if len(traced) != 1 or not (operation.kind in MOVES or operation.kind is Kind.COPY):
-            return False
-        ((_, value),) = traced
-    return False
-
-
-def _are_weights(value: Value) -> bool:
-    return value.keys is not None and not is_weighted_signal(value)
-
-
-def is_weighted_signal(value: Value) -> bool:
-    """Whether softmax weights have been multiplied, in what a value is made of, with a signal."""
-    pending = [value]
-    while pending:
-        operation = pending.pop().operation
-        if operation is None or softmax_dim(operation) is not None:
-            continue
-        traced = operation.traced()
-        are_signals = signal_of(operation) or [True] * len(traced)
-        sources = [v for (_, v), is_one in zip(traced, are_signals, strict=True) if is_one]
-        if any(source.keys is None for source in sources):
-            return True
-        pending += sources
-    return False
-
-
-def applies_cut_probabilities(operation: Operation) -> bool:
-    """Whether it multiplies a signal with probabilities that are no attention as they lie."""
-    if operation.kind is not Kind.PRODUCT or operation.attention is not None:
-        return False
-    return {are_probabilities(value) for _, value in operation.traced()} == {True, False}
 
 
 def fused_attention(layer: int, module: str, operation: Operation) -> FusedAttention:

@@ -12,6 +12,7 @@ from captum_transformer.trace.attention import AttentionCall, ExplicitAttention,
 from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.probabilities import scores_of
 from captum_transformer.trace.versions import LEARNED, Segment, Stream, Version, Versions
 
 _TIES_TOKENS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV})
@@ -161,17 +162,11 @@ def query_value(call: AttentionCall) -> Value | None:
     if isinstance(call, FusedAttention):
         return call.query.value or call.query.tokens
     weights = call.weights.value if isinstance(call, ExplicitAttention) else None
-    value = weights
-    while value is not None and value.operation is not None:
-        operation = value.operation
-        product = operation.contraction()
-        if product is not None:
-            return product.factors[0].value or product.factors[0].tokens
-        traced = operation.carried()
-        if not traced:
-            return None
-        value = traced[0][1]
-    return weights
+    scores = scores_of(weights)
+    product = None if scores is None else scores.contraction()
+    if product is not None:
+        return product.factors[0].value or product.factors[0].tokens
+    return None if weights is None or weights.learned else weights
 
 
 def _joins_features(operation: Operation) -> bool:

@@ -4,7 +4,7 @@ from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.propagate import unsupported
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operation
-from captum_transformer.trace.recognise import CUT_PROBABILITIES, applies_cut_probabilities
+from captum_transformer.trace.probabilities import CUT_PROBABILITIES, applies_cut_probabilities
 
 
 def unread(operation: Operation) -> UnsupportedOperationError:

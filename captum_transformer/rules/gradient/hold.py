@@ -8,7 +8,7 @@ from captum_transformer.rules.propagate import unsupported
 from captum_transformer.trace.gates import are_of_one_entry, is_gate, works_by_entry
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
-from captum_transformer.trace.recognise import are_probabilities
+from captum_transformer.trace.probabilities import are_probabilities
 from captum_transformer.trace.statistics import (
     is_divided,
     is_statistic_of,

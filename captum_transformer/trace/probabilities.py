@@ -1,0 +1,75 @@
+"""What softmax probabilities were made of, and what has become of them."""
+
+from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
+from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.statistics import signal_of, softmax_dim
+
+CUT_PROBABILITIES = (
+    "applies softmax probabilities that were cut up or rearranged, as of sliding windows in "
+    "chunks, so which tokens each of them mixes can't be read off"
+)
+
+
+def are_probabilities(value: Value) -> bool:
+    """Whether a value holds the entries of a softmax over tokens, however they are arranged."""
+    while value.operation is not None:
+        operation = value.operation
+        if softmax_dim(operation) is not None:
+            return value.weighs_tokens
+        traced = operation.traced()
+        if len(traced) != 1 or not (operation.kind in MOVES or operation.kind is Kind.COPY):
+            return False
+        ((_, value),) = traced
+    return False
+
+
+def scores_of(probabilities: Value | None) -> Operation | None:
+    """The product of queries and keys that attention probabilities were made of.
+
+    Behind it heads may be mixed, before and after the softmax.
+    """
+    value = probabilities
+    while value is not None and (operation := value.operation) is not None:
+        carried = [source for _, source in operation.carried()]
+        if operation.contraction() is not None and not _mixes_heads(operation):
+            return operation
+        value = next((v for v in carried if v.keys is not None), next(iter(carried), None))
+    return None
+
+
+def _mixes_heads(operation: Operation) -> bool:
+    """Whether a product is one of probabilities, or of scores with constants."""
+    sources = [value for _, value in operation.traced()]
+    if any(value.keys is not None for value in sources):
+        return True
+    if len(sources) != 1:
+        return False
+    made = sources[0].operation
+    while made is not None and len(made.traced()) == 1:
+        if made.kind not in MOVES and made.kind not in BY_ENTRY:
+            return False
+        made = made.traced()[0][1].operation
+    return made is not None and made.kind is Kind.PRODUCT and made.attention is None
+
+
+def is_weighted_signal(value: Value) -> bool:
+    """Whether softmax weights have been multiplied, in what a value is made of, with a signal."""
+    pending = [value]
+    while pending:
+        operation = pending.pop().operation
+        if operation is None or softmax_dim(operation) is not None:
+            continue
+        traced = operation.traced()
+        are_signals = signal_of(operation) or [True] * len(traced)
+        sources = [v for (_, v), is_one in zip(traced, are_signals, strict=True) if is_one]
+        if any(source.keys is None for source in sources):
+            return True
+        pending += sources
+    return False
+
+
+def applies_cut_probabilities(operation: Operation) -> bool:
+    """Whether it multiplies a signal with probabilities that are no attention as they lie."""
+    if operation.kind is not Kind.PRODUCT or operation.attention is not None:
+        return False
+    return {are_probabilities(value) for _, value in operation.traced()} == {True, False}
