@@ -54,12 +54,23 @@ class Batch(NamedTuple):
         >>> batch.in_view(View.of(torch.empty(3, 4).diagonal())) is None
         True
         """
-        found = _in_view(self.axis, view)
-        return None if found is None else Batch(self.first + found[0], found[1], self.of)
+        return _in_view(self, view)
+
+
+# The layers of a model ask the same of the same shapes, so answers are kept.
+@lru_cache(maxsize=4096)
+def placed(batch: Batch, axis: Axis) -> Batch:
+    """The same samples, somewhere else."""
+    return Batch(batch.first, axis, batch.of)
 
 
 @lru_cache(maxsize=4096)
-def _in_view(axis: Axis, view: View) -> tuple[int, Axis] | None:
+def _in_view(batch: Batch, view: View) -> Batch | None:
+    found = _found_in_view(batch.axis, view)
+    return None if found is None else Batch(batch.first + found[0], found[1], batch.of)
+
+
+def _found_in_view(axis: Axis, view: View) -> tuple[int, Axis] | None:
     """The first index of an axis in a view, and where it and those that follow lie."""
     if axis.size == 1:
         return 0, Axis(1, 1, view.numel())

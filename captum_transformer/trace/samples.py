@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from captum_transformer.trace.axis import Axis, View
-from captum_transformer.trace.batch import Batch, dimension_of, located, runs_along
+from captum_transformer.trace.batch import Batch, dimension_of, located, placed, runs_along
 from captum_transformer.trace.dimensions import carried
-from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Kind
+from captum_transformer.trace.kinds import BY_ENTRY, ENTRIES_ALONE, MOVES, Kind
 from captum_transformer.trace.mixed_dims import lookup_place, mixed_dims
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.views import Frozen, frozen_arguments, run_frozen
+
+_MAY_TRANSPOSE = MOVES | {Kind.PRODUCT, Kind.EMBEDDING}
 
 
 def place_samples(operation: Operation, output: Value, view: View | None) -> None:
@@ -39,22 +41,33 @@ def place_samples(operation: Operation, output: Value, view: View | None) -> Non
 def _batch(operation: Operation, output: Value, view: View | None) -> Batch | None:
     """Which samples are in an output and where; None if the operation may not keep them apart."""
     traced = operation.traced()
-    batches = [value.batch for _, value in traced if value.batch is not None]
-    if not batches or len(batches) < len(traced):
+    if not traced:
         return None
-    batch, kind, shape = batches[0], operation.kind, output.shape
+    batch, kind, shape = traced[0][1].batch, operation.kind, output.shape
+    alike = aligned = True
+    for _, value in traced:
+        other = value.batch
+        if batch is None or other is None:
+            return None
+        if other is not batch and other != batch:
+            alike = False
+            aligned &= other.first == batch.first and other.axis.size == batch.axis.size
+        alike = alike and value.shape == shape
+    if batch is None:
+        return None
+    if alike and kind in ENTRIES_ALONE:
+        return batch
     if view is not None:
         return batch.in_view(view)
-    same = all(other == batch for other in batches)
-    if same and kind in ENTRIES_ALONE and all(value.shape == shape for _, value in traced):
-        return batch
-    if all(other.first == batch.first and other.axis.size == batch.axis.size for other in batches):
+    if aligned:
         if batch.axis.size == 1:
-            return Batch(batch.first, Axis(1, 1, shape.numel()), batch.of)
+            return placed(batch, Axis(1, 1, shape.numel()))
         goal = _kept(operation, output)
         if goal is not None:
-            return Batch(batch.first, goal, batch.of)
-    return moved_batch(operation, output, batches) if kind in MOVES else None
+            return placed(batch, goal)
+    if kind not in MOVES:
+        return None
+    return moved_batch(operation, output, [value.batch for _, value in traced])
 
 
 def _kept(operation: Operation, output: Value) -> Axis | None:
@@ -73,12 +86,21 @@ def _carried_apart(
     operation: Operation, operand: Operand, axis: Axis, output: Value
 ) -> Axis | None:
     """Where an operand's axis lies in an output, if the operation doesn't work along it."""
-    shape = tuple(operand.size)
-    if any(runs_along(axis, shape, dim) for dim in mixed_dims(operation, operand)):
+    shape, out, kind = operand.size, output.shape, operation.kind
+    first = axis.outer == 1 and shape[:1] == out[:1] and shape[0] % axis.size == 0
+    if first and kind is Kind.PRODUCT and (product := operation.contraction()) is not None:
+        # Samples first, before and after, as almost everywhere.
+        letters = product.of(operand)
+        if letters and letters[0] == product.output[0]:
+            return Axis(1, axis.size, out.numel() // axis.size)
+    mixed = mixed_dims(operation, operand)
+    if first and kind not in _MAY_TRANSPOSE and len(shape) == len(out):
+        return None if 0 in mixed else Axis(1, axis.size, out.numel() // axis.size)
+    if any(runs_along(axis, shape, dim) for dim in mixed):
         return None
-    if operation.kind is Kind.EMBEDDING:
+    if kind is Kind.EMBEDDING:
         return _looked_up(operation, operand, axis, output)
-    if operation.kind in ENTRIES_ALONE and operand.size == output.shape:
+    if kind in BY_ENTRY and shape == out:
         return axis
     whole = dimension_of(axis, shape)
     found = whole and carried(operation, operand, whole.axis, output, None)
