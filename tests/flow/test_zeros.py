@@ -1,0 +1,103 @@
+"""What a factor of zero, or a larger number, leaves nothing of has no relevance."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_transformer import (
+    AttentionRollout,
+    GenericAttentionRelevance,
+    RawAttention,
+    TransformerAttribution,
+)
+from captum_transformer.errors import NoAttentionError
+
+WIDTH, TOKENS = 8, 6
+METHODS = [AttentionRollout, GenericAttentionRelevance, RawAttention, TransformerAttribution]
+MASK = torch.tensor([0.0, 1, 1, 0, 1, 0], dtype=torch.float64)[:, None]
+
+
+class Model(nn.Module):
+    """One block on tokens that are changed before it."""
+
+    def __init__(self, change):
+        super().__init__()
+        torch.manual_seed(0)
+        self.change = change
+        self.one, self.other = (
+            nn.MultiheadAttention(WIDTH, 2, batch_first=True, dtype=torch.float64) for _ in range(2)
+        )
+        self.learned = nn.Parameter(torch.randn(WIDTH, dtype=torch.float64))
+        self.head = nn.Linear(WIDTH, 3, dtype=torch.float64)
+
+    def forward(self, x):
+        x = self.change(self, x)
+        return self.head((x + self.one(x, x, x)[0]).mean(1))
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+
+
+MASKED = {
+    "product": lambda model, x: x * MASK,
+    "number by number": lambda model, x: torch.stack(
+        [x[:, n] * float(MASK[n]) for n in range(TOKENS)], 1
+    ),
+    "mask tokens": lambda model, x: x * MASK + model.learned * (1 - MASK),
+    "lerp": lambda model, x: torch.lerp(model.learned.expand_as(x), x, MASK.expand_as(x)),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("spelling", MASKED)
+def test_what_is_masked_by_a_product_has_nothing(method, spelling, x):
+    learned = spelling in ("mask tokens", "lerp")
+
+    def by_where(model, x):
+        return torch.where(MASK > 0, x, model.learned if learned else torch.zeros_like(x))
+
+    found = method(Model(MASKED[spelling])).attribute_tokens(x, 1)
+    assert not found[:, MASK[:, 0] == 0].any()
+    torch.testing.assert_close(found, method(Model(by_where)).attribute_tokens(x, 1))
+
+
+def _two(combine):
+    return lambda model, x: combine(
+        x + model.one(x, x, x)[0], (y := x.flip(1)) + model.other(y, y, y)[0]
+    )
+
+
+ONE_OF_TWO = {
+    "lerp to its end": lambda a, b: torch.lerp(a, b, 1.0),
+    "no part": lambda a, b: 0.0 * a + b,
+    "maximum": lambda a, b: torch.maximum(a - 1e3, b),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("spelling", ONE_OF_TWO)
+def test_a_branch_that_does_not_count_has_nothing(method, spelling, x):
+    found = method(Model(_two(ONE_OF_TWO[spelling]))).attribute_tokens(x, 1)
+    alone = method(Model(_two(lambda a, b: b))).attribute_tokens(x, 1)
+    torch.testing.assert_close(found, alone)
+
+
+def test_attention_by_broadcast_products_of_rows_is_read_or_refused(x):
+    def attend(model, x):
+        return torch.linalg.vecdot((x @ x.mT).softmax(-1)[:, :, None], x.mT[:, None])
+
+    def by_matmul(model, x):
+        return (x @ x.mT).softmax(-1) @ x
+
+    class Attends(Model):
+        def forward(self, x):
+            return self.head((x + self.change(self, x)).mean(1))
+
+    expected = GenericAttentionRelevance(Attends(by_matmul)).attribute_tokens(x, 1)
+    try:
+        found = GenericAttentionRelevance(Attends(attend)).attribute_tokens(x, 1)
+    except NoAttentionError:
+        return
+    torch.testing.assert_close(found, expected)
