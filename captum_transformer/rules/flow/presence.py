@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.rules.flow.sources import Sources, receiving
+from captum_transformer.trace.features import is_linear_layer
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.views import views_of
@@ -147,6 +148,8 @@ class Terms:
         if not counting and not key & (self._partly_held(value) | self._sources.joined(value)):
             return []
         values = [source for _, source in receiving(operation)]
+        if self._crosses(value, key):
+            return [(values[0], key)]
         if operation.kind in MOVES or (operation.kind in BY_ENTRY and len(values) == 1):
             return [(source, key) for source in values]
         junction = self._sources.junction(operation)
@@ -157,6 +160,15 @@ class Terms:
             parts = [(source, key & (whole | junction.shared)) for source, whole in pairs]
             return [(source, part) for source, part in parts if part]
         return []
+
+    def _crosses(self, value: Value, key: int) -> bool:
+        """Whether a value is made of joined signals by a layer that they go through side by side.
+
+        Then it is one term in each of them, whatever that is a sum of.
+        """
+        operation = value.operation
+        apart = key & self._sources.of(value).by_stacked
+        return bool(apart) and operation is not None and is_linear_layer(operation)
 
     def groups(self, value: Value, key: int) -> list[int]:
         """The sets of sources that entries of a value hold."""
@@ -194,7 +206,11 @@ class Terms:
         operation = value.operation
         if operation is None or not parts:
             return 1
+        crosses = self._crosses(value, key)
+        counting = counting and not crosses
         terms = [self._terms(source, of, counting=counting) for source, of in parts]
+        if crosses:
+            return _through_layer(operation, value, terms[0])
         if operation.kind in MOVES:
             first, constants = terms[0], has_constants(operation)
             if not constants and isinstance(first, int) and all(term is first for term in terms):
@@ -207,6 +223,19 @@ class Terms:
         if isinstance(total, int) or total.shape == value.shape:
             return total
         return total.expand(value.shape)
+
+
+def _through_layer(operation: Operation, value: Value, terms: Tensor | int) -> Tensor | int:
+    """One for each token, after a linear layer, whose features before it hold some sources."""
+    product, ((operand, _),) = operation.contraction(), operation.traced()
+    if isinstance(terms, int) or product is None:
+        return int(bool(terms)) if isinstance(terms, int) else 1
+    before, after = product.of(operand), product.output
+    kept = "".join(letter for letter in after if letter in before)
+    held = torch.einsum(f"{before}->{kept}", (terms != 0).to(terms.dtype)) > 0
+    sizes = [1 if letter not in before else -1 for letter in after]
+    shape = [n if size < 0 else 1 for n, size in zip(value.shape, sizes, strict=True)]
+    return held.to(terms.dtype).reshape(shape).expand(value.shape)
 
 
 def has_constants(operation: Operation) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.features import sums_over_features
+from captum_transformer.trace.features import is_linear_layer, sums_over_features
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Does, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.statistics import signal_of
@@ -153,9 +153,10 @@ class Sources:
         if operation.kind is Kind.MUL and 0 in (*operation.args, *operation.kwargs.values()):
             return Held(0)
         by_entry = operation.kind in BY_ENTRY
+        keeps_apart = by_entry or is_linear_layer(operation)
         if by_entry:
             self._folded(operation, 0)
-        return Held(all_held, features * by_entry, stacked * by_entry, tokens, picked)
+        return Held(all_held, features * by_entry, stacked * keeps_apart, tokens, picked)
 
     def _folded(self, operation: Operation, lacking: int) -> int:
         """What only some of several signals hold that were joined and lie as in a stack now."""

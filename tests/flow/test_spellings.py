@@ -1,4 +1,4 @@
-"""What a factor of zero, or a larger number, leaves nothing of has no relevance."""
+"""The same function in several spellings has the same map; what a zero leaves nothing of has none."""
 
 import pytest
 import torch
@@ -100,4 +100,30 @@ def test_attention_by_broadcast_products_of_rows_is_read_or_refused(x):
         found = GenericAttentionRelevance(Attends(attend)).attribute_tokens(x, 1)
     except NoAttentionError:
         return
+    torch.testing.assert_close(found, expected)
+
+
+STACKED = {
+    "stack": lambda layer, x, y: layer(torch.stack([x, y], 2)).sum(2),
+    "stack in front": lambda layer, x, y: layer(torch.stack([x, y])).sum(0),
+    "mean": lambda layer, x, y: 2 * layer(torch.stack([x, y], 2)).mean(2),
+    "features": lambda layer, x, y: (
+        torch.cat([layer(x), layer(y)], -1).unflatten(-1, (2, -1)).sum(-2)
+    ),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("spelling", STACKED)
+def test_a_layer_that_signals_go_through_side_by_side(method, spelling, x):
+    class Projects(Model):
+        def __init__(self, add):
+            super().__init__(add)
+            self.layer = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+
+        def forward(self, x):
+            return self.head(self.change(self.layer, x, self.one(x, x, x)[0]).mean(1))
+
+    expected = method(Projects(lambda layer, x, y: layer(x) + layer(y))).attribute_tokens(x, 1)
+    found = method(Projects(STACKED[spelling])).attribute_tokens(x, 1)
     torch.testing.assert_close(found, expected)
