@@ -1,4 +1,4 @@
-"""The same function in several spellings has the same map; what a zero leaves nothing of has none."""
+"""The same function in several spellings has the same map; a factor of zero leaves nothing."""
 
 import pytest
 import torch
