@@ -46,6 +46,8 @@ SAME_FOR_ALL = frozenset({"AttentionRollout", "RawAttention"})
 # These divide by sums that may nearly cancel, so rounding tells in their maps.
 _MAGNIFY = frozenset({"TransformerAttribution", "full LRP", "PartialLRP"})
 _EXACT, _ROUNDED, _SAME = 1e-6, 1e-3, 1e-7
+# Where attention is written out, some models take its softmax in single precision.
+_BY_SOFTMAX = 1e-5
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def _failures(
         yield f"differs by {difference:.0e} between single and double precision"
     for implementation in others:
         difference = _difference(_parts(implementation.attribute(method)), found)
-        if difference > close:
+        if difference > max(close, _BY_SOFTMAX):
             yield f"differs by {difference:.0e} between implementations of attention"
 
 

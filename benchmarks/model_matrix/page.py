@@ -24,7 +24,8 @@ timm {timm}, Transformers {transformers} and torchvision {torchvision}.
 - The model's output under the trace is what it is without, to 1e-6.
 - Relevance is finite, not all zero, and the same for a batch as for its samples one by one.
 - Two targets get different maps (but for raw attention and rollout, which know no target).
-- Fused and eager attention give the same, where the model has both.
+- Fused and eager attention give the same, where the model has both, to 1e-5: some models take the
+  softmax of the eager one in single precision.
 - Single precision gives what double precision gives, to 1e-3.
 - Parameters, buffers, gradients, training mode, hooks and the random state are left alone.
 - All this to 1e-6 of the largest value; the methods that divide by sums of either sign (both
@@ -76,7 +77,8 @@ def _row(row: Row, reasons: list[str], warned: list[str]) -> str:
         if verdict.refused is not None:
             cells.append(f"[{_place(verdict.refused, reasons) + 1}]")
         else:
-            letters = [_letter(_place(warning, warned)) for warning in verdict.warned]
+            places = dict.fromkeys(_place(warning, warned) for warning in verdict.warned)
+            letters = map(_letter, places)
             cells.append(" ".join(["✗" if verdict.failed else "✓", *letters]))
     return _line(name, calls, " + ".join(row.tokens) or "-", ", ".join(row.streams), *cells)
 

@@ -74,6 +74,8 @@ def _found_in_view(axis: Axis, view: View) -> tuple[int, Axis] | None:
     """The first index of an axis in a view, and where it and those that follow lie."""
     if axis.size == 1:
         return 0, Axis(1, 1, view.numel())
+    if not view.numel():
+        return None  # nothing is left of it, as of features behind those that are rotated
     end = axis.inner * axis.size
     if view.is_contiguous() and view.offset == 0 and view.numel() == axis.outer * end:
         return 0, axis

@@ -370,3 +370,15 @@ def test_the_tape_holds_what_autograd_differentiates():
             torch.testing.assert_close(result, expected, msg=lambda m, n=seed: f"{n}: {m}")
     assert compared > 60
     assert refused > 20
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_left_behind_what_is_rotated(method, x):
+    """As where rotary embeddings turn all features, and an empty rest is joined to them."""
+
+    def rotated(x):
+        turned, rest = x[..., :WIDTH], x[..., WIDTH:]
+        return torch.cat([turned * 1.0, rest], -1)
+
+    expected = method(Changed(lambda x: x * 1.0)).attribute(x, target=1)
+    torch.testing.assert_close(method(Changed(rotated)).attribute(x, target=1), expected)

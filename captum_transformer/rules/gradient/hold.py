@@ -45,6 +45,12 @@ def hold_divisor(operation: Operation) -> Any:
     return with_held(operation, divisors)
 
 
+def hold_matrix(operation: Operation) -> Any:
+    """What a system of equations is solved for is a matrix that is held, as in a norm."""
+    _, divisors = _divided(operation)
+    return with_held(operation, divisors) if divisors else NotImplemented
+
+
 def hold_statistic(operation: Operation) -> Any:
     """The LN rule (Ali et al., eq. 12) for norms written in Python: what divides a signal is held.
 
