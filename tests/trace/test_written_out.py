@@ -64,7 +64,6 @@ LOSSES: dict[str, Function] = {
 }
 OTHERS: dict[str, Function] = {
     "cross": lambda x: torch.cross(x[:, :3], Y[:, :3], dim=1),
-    "cross, first of three": lambda x: x.cross(Y),
     "linalg.cross": lambda x: torch.linalg.cross(x[:, :3], Y[:, 1:]),
     "diff": lambda x: x.diff(2, prepend=Y),
     "diff of a matrix": lambda x: torch.diff(x.unsqueeze(-1), dim=-2),
@@ -235,7 +234,6 @@ def test_each_is_spelled_out_by_hand() -> None:
 KNOWN = {
     ("zero", AttentionRollout): "a signal that is written over counts as a term of a sum",
     ("zero", GenericAttentionRelevance): "a signal that is written over counts as a term of a sum",
-    ("pdist", AttentionRollout): "tokens that are picked by lists of indices count twice in a sum",
 }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from captum_transformer.account import Reason
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.ledger import added_up
-from captum_transformer.rules.propagate import Shares, transposed
+from captum_transformer.rules.propagate import Shares, transposed, unsupported
 from captum_transformer.rules.relevance.bias import adds_bias
 from captum_transformer.rules.relevance.homogeneous import terms
 from captum_transformer.rules.relevance.samples import Numbered, samples_of
@@ -154,6 +154,9 @@ def _samples(operation: Operation, device: torch.device) -> Axis | Numbered:
     output = operation.outputs[0]
     samples = None if output is None else samples_of(output, device)
     if samples is None:
+        lost = None if output is None else output.coupling
+        if lost is not None and lost.kind is Kind.UNKNOWN:
+            raise unsupported(lost, "whether it keeps samples apart is not known")
         raise UnsupportedOperationError(
             f"Can't tell which entries belong to which sample in an addition of shape "
             f"{None if output is None else tuple(output.shape)}. Explain the samples one by one."
