@@ -1,6 +1,7 @@
 """Captum's calling conventions: structure, shapes, types, tokens, and what is refused."""
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import transformers
 from torch import Tensor
 
 from captum_transformer import (
+    AttentionRollout,
     GenericAttentionRelevance,
 )
 from captum_transformer.errors import (
@@ -132,7 +134,8 @@ def test_flow_is_never_negative(name: str, method: str) -> None:
 
 def test_rollout_with_normalised_rows_hands_over_all_of_the_output() -> None:
     for name in ("BERT", "GPT-2", "nn.TransformerEncoder", "pixels and ids"):
-        total = sum(a.flatten(1).sum(1) for a in attributed(name, "AttentionRollout"))
+        rollout = partial(AttentionRollout, with_identity=True)
+        total = sum(a.flatten(1).sum(1) for a in as_tuple(subject(name).attribute(rollout)))
         expected = torch.ones(3, dtype=torch.float64)
         if name == "pixels and ids":
             assert (total < expected).all()  # the learned token keeps its part
