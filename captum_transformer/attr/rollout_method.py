@@ -22,6 +22,7 @@ from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.history import History
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Value
+from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.versions import Version
 
 Propagation = Literal["paper", "flow"]
@@ -186,8 +187,10 @@ class RolloutMethod(AttentionFlowMethod):
 
 def _refuse_shared_queries(history: History) -> None:
     """Learned queries may have attended to each other before they were repeated for each sample."""
-    outputs = [call.output for call in history.calls]
-    if any(output.learned and output.samples is None for output in outputs):
+    # Constants that meet no input in attention, as a text tower without inputs, are left alone.
+    reading = [query_value(call) for call in history.calls if not call.output.learned]
+    learned = [query for query in reading if query is not None and query.learned]
+    if any(query.attention and query.samples is None for query in learned):
         raise UnsupportedOperationError(
             "Learned queries attended to each other once for all samples, or it is not known where "
             "these lie, but the paper's rules ask for what they got of it, which differs from "
