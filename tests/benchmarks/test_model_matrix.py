@@ -28,6 +28,9 @@ REFUSED = {
     # Recurrences mix tokens without a map.
     "Transformers Qwen3-Next": set(METHODS) - GRADIENTS - {"full LRP"},
     "Transformers Jamba": set(METHODS) - GRADIENTS - {"full LRP"},
+    # A layer of several attention calls on the same tokens has no map of its own.
+    "timm ViT, parallel branches": {"AttentionGradCam"},
+    "Transformers ConvBERT": {"AttentionGradCam"},
     # Its blocks of tokens overlap, so their maps can't be multiplied as matrices.
     "Transformers LongT5": {
         "TransformerAttribution",
