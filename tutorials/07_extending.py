@@ -166,7 +166,7 @@ print(both.attribute(images, target=3).shape)
 class Rare(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         tokens = model.forward_features(images)
-        return model.head(torch.hypot(tokens, torch.ones_like(tokens))[:, 0])
+        return model.head(torch.atan2(tokens, torch.ones_like(tokens))[:, 0])
 
 
 try:
@@ -175,11 +175,11 @@ except UnsupportedOperationError as error:
     print(error)
 
 # %% [markdown]
-# With a constant beside it, `hypot` maps each entry by itself, as `gelu` does. Said once, all
+# With a constant beside it, `atan2` maps each entry by itself, as `gelu` does. Said once, all
 # passes treat it as they treat the others of its kind:
 
 # %%
-extend.describe_function(torch.hypot, "input other", extend.Kind.ENTRYWISE)
+extend.describe_function(torch.atan2, "input other", extend.Kind.ENTRYWISE)
 print(GenericAttentionRelevance(Rare()).attribute(images, target=3).shape)
 
 # %% [markdown]
