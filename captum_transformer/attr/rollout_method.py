@@ -188,9 +188,12 @@ class RolloutMethod(AttentionFlowMethod):
 def _refuse_shared_queries(history: History) -> None:
     """Learned queries may have attended to each other before they were repeated for each sample."""
     # Constants that meet no input in attention, as a text tower without inputs, are left alone.
-    reading = [query_value(call) for call in history.calls if not call.output.learned]
-    learned = [query for query in reading if query is not None and query.learned]
-    if any(query.attention and query.samples is None for query in learned):
+    met = 0
+    for call in history.calls:
+        query = None if call.output.learned else query_value(call)
+        met |= 0 if query is None else query.attention
+    learned = (call for call in history.calls if call.output.learned and met >> call.layer & 1)
+    if any(call.output.samples is None for call in learned):
         raise UnsupportedOperationError(
             "Learned queries attended to each other once for all samples, or it is not known where "
             "these lie, but the paper's rules ask for what they got of it, which differs from "
