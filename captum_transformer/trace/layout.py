@@ -19,7 +19,8 @@ _SCALES = frozenset({Kind.MUL, Kind.DIV})
 def lay_out(operations: Sequence[Operation]) -> None:
     """Fills in the axes and the origin of the last operation's outputs.
 
-    What it tells of the features of its operands is filled in where these come from.
+    If it shows which dimensions of its operands hold features, the values that these were made of
+    are filled in as well.
     """
     operation, traced = operations[-1], operations[-1].traced()
     views = _views(operation)
