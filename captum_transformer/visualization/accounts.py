@@ -29,8 +29,7 @@ def account_bars(
         A Matplotlib figure; a bar to the left took less than nothing.
 
     Raises:
-        ValueError: If there is nothing to draw, or if a share is no number: nothing has a share of
-            a total of zero.
+        ValueError: If there is nothing to draw, or if the total is zero, which has no shares.
 
     Example:
         >>> shares = {"inputs": 0.71, "biases": 0.17, "added constants": 0.12}
