@@ -31,6 +31,7 @@ REFUSED = {
     # A layer of several attention calls on the same tokens has no map of its own.
     "timm ViT, parallel branches": {"AttentionGradCam"},
     "Transformers ConvBERT": {"AttentionGradCam"},
+    "Transformers DiffLlama": {"AttentionGradCam"},
     # Its blocks of tokens overlap, so their maps can't be multiplied as matrices.
     "Transformers LongT5": {
         "TransformerAttribution",
