@@ -60,7 +60,7 @@ class AttributionTrainerCallback(TrainerCallback):
         probabilities: Turns the model's outputs into the probabilities of the captions.
         internal_batch_size: How many samples are explained at a time.
         faithfulness: How faithfulness is measured, or None.
-        layers: The names of the submodules of which a histogram is logged for each method.
+        layers: The names of submodules; a histogram of each is logged for each method.
         account: Log where the relevance goes, too, as an `AttributionMonitor` does.
         writer: Where to log: a ``SummaryWriter``, or the trainer's ``TensorBoardCallback``, so that
             everything lies in one run. By default a ``SummaryWriter`` in ``args.logging_dir``

@@ -42,7 +42,7 @@ class Log:
         """Which samples of some loaders this process explains.
 
         Args:
-            loaders: The trainer's loaders, of which the first one counts.
+            loaders: The trainer's loaders; the first one counts.
 
         Returns:
             The share.

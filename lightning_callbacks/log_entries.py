@@ -22,10 +22,10 @@ class LogEntries:
     Attributes:
         run: Which run it belongs to, as the monitor numbers them.
         step: The step of all entries.
-        images: Uint8 pictures ``(H, W, 3)`` by tag.
-        texts: Markdown by tag.
-        histograms: Values by tag.
-        numbers: By tag the values of which the mean is logged.
+        images: Uint8 pictures ``(H, W, 3)``, by tag.
+        texts: Markdown, by tag.
+        histograms: Values, by tag.
+        numbers: The values whose mean is logged, by tag.
 
     Example:
         >>> entries = LogEntries("validate/0", 200)

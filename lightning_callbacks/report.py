@@ -87,7 +87,7 @@ class Report:
                 )
 
     def number(self, kind: str, method: str, values: Sequence[float]) -> None:
-        """Adds values of which the mean is logged.
+        """Adds values whose mean is logged.
 
         Args:
             kind: What they are.
@@ -97,7 +97,7 @@ class Report:
         self.entries.numbers[f"{self.prefix}/{kind}/{method}"] += values
 
     def distribution(self, layer: str, method: str, values: Tensor) -> None:
-        """Adds values of which a histogram is logged.
+        """Adds values that are logged as a histogram.
 
         Args:
             layer: The layer that they belong to.

@@ -36,8 +36,8 @@ class SampleExplainer:
         probabilities: Turns outputs into probabilities.
         internal_batch_size: How many samples are explained at a time.
         faithfulness: How faithfulness is measured, or None.
-        layers: The names of the submodules of which a histogram is logged for each method.
-        account: Whether it is logged where the relevance goes.
+        layers: The names of submodules; a histogram of each is logged for each method.
+        account: Whether to log where the relevance goes.
     """
 
     methods: Mapping[str, MethodFactory]

@@ -44,7 +44,7 @@ BAD = ["awful", "boring", "forgettable", "dreadful", "tedious"]
 
 
 def clause(topic: str, *, good: bool) -> str:
-    """What is said of one thing."""
+    """What a review says about one thing."""
     verb = random.choice(["is", "is really", "seems", "seems to be quite"])
     return f"the {topic} {verb} {random.choice(GOOD if good else BAD)}"
 

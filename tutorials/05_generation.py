@@ -215,5 +215,5 @@ assert right > 0.8
 assert share > 0.4
 
 # %% [markdown]
-# [Generated text](../docs/generated_text.md) tells of batches with padding, of images that are
+# [Generated text](../docs/generated_text.md) covers batches with padding, of images that are
 # put into words, and of the same methods in Captum's `LLMGradientAttribution`.

@@ -33,8 +33,8 @@ class AccountableMethod(TransformerMethod):
     ) -> Account:
         """Says which part of the relevance reaches the inputs, and what takes the rest.
 
-        Position embeddings, learned tokens, biases and masks are no inputs, so that what the score
-        owes to them is missing from the attributions.
+        Position embeddings, learned tokens, biases and masks are not inputs, so the part of the
+        score that comes from them is missing from the attributions.
 
         Args:
             inputs: as in :meth:`attribute`.

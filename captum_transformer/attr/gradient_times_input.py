@@ -89,7 +89,7 @@ class GradientTimesInput(AccountableMethod):
         """Where gradient x input is not the score: what is added on the way has its share of it.
 
         A constant that is added to a signal has its own value times the gradient there; the rest is
-        with activations, and with products and norms of which no factor is held constant.
+        with activations, and with products and norms that have no factor held constant.
         """
         selected, value = forward.select(target)
         self._require_attention(forward.history(value))

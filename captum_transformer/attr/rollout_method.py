@@ -143,7 +143,7 @@ class RolloutMethod(AttentionFlowMethod):
         return carried
 
     def _require_attention(self, read: Sequence[Value], selection: Selection) -> None:
-        """Raises if all that the score owes to the inputs passes no attention, and does not count.
+        """Raises if the score depends on the inputs only past all attention, which does not count.
 
         Args:
             read: what attention hands relevance on to.

@@ -237,7 +237,7 @@ def _hugging_face(wanted: Wanted) -> HuggingFaceModel:
     transformers = package("transformers", "text")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    # It tells of each try to reach the hub; the error says it once.
+    # It reports each attempt to reach the hub; the error says it once.
     package("huggingface_hub.utils.logging", "text").set_verbosity_error()
     try:
         config = transformers.AutoConfig.from_pretrained(wanted.name, trust_remote_code=False)

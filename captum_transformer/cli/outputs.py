@@ -20,7 +20,7 @@ class Outputs:
 
     Args:
         arguments: What the user said.
-        given: All inputs, none of which is written over.
+        given: All inputs; none of them is overwritten.
 
     Raises:
         UserError: If there can't be such an output.

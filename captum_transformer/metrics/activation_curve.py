@@ -44,10 +44,10 @@ def activation_curve(
 ) -> Curve:
     r"""The activation task of the ICML 2022 paper (section 5), and its AUAC.
 
-    From an input of which nothing is left but its length, tokens are put back, the most relevant
-    first; the curve is the target's probability. ``curve.area()`` is the AUAC of each sample, as in
-    the authors' notebook the trapezoidal rule over eleven fractions: a faithful explanation has a
-    large one.
+    All tokens are taken out of an input, so that only its length is left, and put back, the most
+    relevant first; the curve is the target's probability. ``curve.area()`` is the AUAC of each
+    sample, by the trapezoidal rule over eleven fractions as in the authors' notebook: the larger,
+    the more faithful the explanation.
 
     Places are covered, not removed. The authors' code puts [UNK] in the place of a word, also of
     [CLS] and [SEP], and only keeps padding: ``baselines=tokenizer.unk_token_id,

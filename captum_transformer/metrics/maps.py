@@ -29,7 +29,7 @@ def relevance_map(relevance: Tensor) -> Tensor:
     bad = ~values.isfinite().flatten(1).all(1)
     if bad.any():
         raise InvalidInputError(
-            f"The relevance of {rows(bad)} holds NaN or infinite values, of which no score would "
+            f"The relevance of {rows(bad)} holds NaN or infinite values, so no score would "
             "be honest. Look for an overflow (half precision?) or a division by zero in the model "
             "or in the attribution method."
         )

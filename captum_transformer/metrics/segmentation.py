@@ -86,7 +86,7 @@ def segmentation_scores(
     - a map is scaled to between zero and one, and the threshold is its mean;
     - intersections, unions and correct pixels are added up over the data set, and divided then;
       average precision is averaged over samples;
-    - average precision is that of both classes at once: the scaled map as the score of being
+    - average precision is that of both classes together: the scaled map as the score of being
       foreground and one minus it as that of being background are pooled into one curve. With
       ``foreground_only`` it is the usual one, of the map as a score of foreground pixels.
 

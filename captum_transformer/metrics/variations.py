@@ -21,7 +21,7 @@ from captum_transformer.trace.numeric import accumulation_dtype
 
 
 class Variations:
-    """A model, and the samples of which it will see variations.
+    """A model, and the samples whose variations it will see.
 
     Variation number ``f * B + b`` is the ``f``-th one of sample ``b``.
 
