@@ -8,7 +8,6 @@ from torch import Tensor
 
 from captum_transformer.account import Reason
 from captum_transformer.errors import ConservationError
-from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.operation import Operation, Value
 
 Result = TypeVar("Result")
@@ -25,14 +24,6 @@ def total(value: Value | None, carried: Tensor) -> Tensor:
     if value is None or value.samples is None:
         return carried.sum()
     return value.samples.total(carried)
-
-
-def total_of_rows(value: Value | None, sums: Tensor) -> Tensor:
-    """The same from the sum of each row of features, ``(..., 1)``."""
-    samples = None if value is None else value.samples
-    if value is None or samples is None or samples.inner % value.shape[-1]:
-        return sums.sum()
-    return Axis(samples.outer, samples.size, samples.inner // value.shape[-1]).total(sums)
 
 
 def added_up(totals: Sequence[Tensor]) -> Tensor:
@@ -141,18 +132,19 @@ class Audit(Ledger):
 
 
 def balanced(run: Callable[[Ledger], Result]) -> tuple[Result, Ledger]:
-    """What a pass finds, with its ledger; if that does not balance, it runs again with an audit.
+    """What a pass finds, with its ledger; if that does not balance, what it finds with an audit.
 
     Raises:
         ConservationError: if an operation hands on another sum than it got without a reason.
     """
     ledger = Ledger()
     result = run(ledger)
-    if not ledger.balances():
-        audit = Audit()
-        run(audit)
-        audit.blame()
-    return result, ledger
+    if ledger.balances():
+        return result, ledger
+    audit = Audit()
+    result = run(audit)
+    audit.blame()
+    return result, audit
 
 
 def _is_finite(operation: Operation) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from captum_transformer.account import Reason
 from captum_transformer.errors import InvalidRuleError, UnsupportedOperationError
-from captum_transformer.rules.ledger import Ledger, balanced
+from captum_transformer.rules.ledger import Audit, Ledger, balanced
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.lookups import features_begin, summed_over_features
 from captum_transformer.trace.operation import Operand, Operation, Value
@@ -46,7 +46,16 @@ def conserved(
             makes no number of numbers.
     """
     wanted = list(wanted)
-    return balanced(lambda ledger: propagate(tape, seeds, rule, wanted, ledger))
+
+    def run(ledger: Ledger) -> dict[Value, Tensor]:
+        if isinstance(ledger, Audit):
+            # Beside a bias that is larger by far a product is lost in the sum that was kept.
+            for operation in tape.operations:
+                if operation.kind is Kind.PRODUCT and operation.attention is None:
+                    operation.result = None
+        return propagate(tape, seeds, rule, wanted, ledger)
+
+    return balanced(run)
 
 
 def propagate(

@@ -129,6 +129,28 @@ def test_one_sample_that_is_not_finite_spares_the_others(method: str) -> None:
     assert_close(result[[0, 2]], expected[[0, 2]])
 
 
+@pytest.mark.parametrize("same_class", [True, False], ids=["one class", "several classes"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_head_of_tiny_weights_is_not_lost_beside_its_bias(method: str, same_class: bool) -> None:
+    """In single precision its product can't be had from its output, in which the bias is all."""
+    given = subject("timm ViT")
+    head = given.model.head
+    with torch.no_grad():
+        head.weight.mul_(1e-9 / head.weight.std())
+        head.bias.fill_(1.0)
+    target = 2 if same_class else torch.tensor([3, 0, 3])
+    expected, found = (
+        METHODS[method](given.to(dtype).model).attribute(given.inputs.to(dtype), target)
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert_close(found.double(), expected, relative=0.01)
+    if method in ("AttnLRP", "ConservativeLRP", "gradient x input"):
+        with torch.no_grad():
+            head.weight.mul_(1e9)
+        whole = METHODS[method](given.model).attribute(given.inputs.float(), target)
+        assert_close(found * 1e9, whole, relative=1e-4)
+
+
 @pytest.mark.parametrize("method", FLOW_METHODS)
 def test_large_inputs_stay_finite(method: str) -> None:
     given = subject("timm ViT").to(torch.float32).map(lambda t: 1e4 * t)

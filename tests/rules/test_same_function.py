@@ -29,6 +29,7 @@ X = doubles(2, 4, 6)
 BEFORE, W, V = doubles(6, 6, seed=1), doubles(6, 5, seed=2), doubles(6, 6, seed=3)
 BIAS, GAIN, EPS = doubles(5, seed=4), doubles(6, seed=5), 1e-5
 POSITIONS = doubles(4, 5, seed=6)
+EXPERTS, OWN = doubles(4, 6, 5, seed=7), doubles(4, 5, seed=8)
 
 
 def rms(x: Tensor) -> Tensor:
@@ -107,8 +108,22 @@ GROUPS: dict[str, dict[str, Function]] = {
         "convolution and bias": lambda x: (F.conv1d(x.mT, W.T[..., None]) + BIAS[:, None]).mT,
         "bias elsewhere": lambda x: ((x @ W).mT + BIAS[:, None]).mT,
         "scaled": lambda x: (x @ (2 * W)) * 0.5 + BIAS,
+        "negative alpha": lambda x: torch.addmm(BIAS, x.flatten(0, 1), -W, alpha=-1).unflatten(
+            0, (2, 4)
+        ),
         "scaled before": lambda x: F.linear(x * 2, W.T / 2, BIAS),
         "bias of heads": lambda x: ((x @ W).view(2, 4, 5, 1) + BIAS[:, None]).flatten(2),
+    },
+    "experts": {
+        "one by one": lambda x: torch.stack(
+            [F.linear(x[:, i], EXPERTS[i].T, OWN[i]) for i in range(4)], 1
+        ),
+        "weights for each row": lambda x: torch.einsum("bnd,nde->bne", x, EXPERTS) + OWN,
+        "baddbmm": lambda x: torch.baddbmm(OWN[:, None], x.mT.permute(2, 0, 1), EXPERTS).mT.permute(
+            2, 0, 1
+        ),
+        "matrices": lambda x: (x.unsqueeze(-2) @ EXPERTS).squeeze(-2) + OWN,
+        "scaled": lambda x: torch.einsum("nde,bnd->bne", EXPERTS, x * 2).div(2) + OWN,
     },
     "positions": {
         "linear": lambda x: F.linear(x, W.T) + POSITIONS,
@@ -116,6 +131,7 @@ GROUPS: dict[str, dict[str, Function]] = {
         "baddbmm": lambda x: torch.baddbmm(POSITIONS, x, W.expand(2, -1, -1)),
         "subtracted": lambda x: x @ W - (-POSITIONS),
         "repeated": lambda x: x @ W + POSITIONS.repeat(2, 1, 1),
+        "expanded weights": lambda x: x @ W.expand(2, -1, -1) + POSITIONS,
     },
     "constant factor": {
         "product": lambda x: (x @ V) * 0.5,

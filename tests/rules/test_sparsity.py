@@ -87,7 +87,7 @@ def test_only_products_of_the_token_and_the_class_are_taken(kind):
     model, tokens = kind(), torch.randn(1, 100, WIDTH)
     _, of_all = propagated(lambda tokens: model(tokens).sum((1, 2)), tokens, known=True)
     _, of_one = propagated(lambda tokens: model(tokens)[:, 7, 2], tokens, known=True)
-    assert of_one < of_all / 90
+    assert of_one < of_all / 80  # products of one token are taken anew, without the bias
 
 
 def test_a_value_that_is_read_twice_has_no_place():

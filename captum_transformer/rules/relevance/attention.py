@@ -6,6 +6,7 @@ from torch import Tensor
 from captum_transformer.account import Reason
 from captum_transformer.rules.ledger import added_up
 from captum_transformer.rules.propagate import Shares, unsupported
+from captum_transformer.rules.relevance.addition import parts_of_sum, scales
 from captum_transformer.rules.relevance.linear import half_quotient
 from captum_transformer.rules.relevance.totals import remaining
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
@@ -80,8 +81,8 @@ def _through_fused(
         to_values += weights.transpose(-1, -2) @ half[..., rows, :]
         relevance = (half[..., rows, :] @ values.transpose(-1, -2)).mul_(weights)
         if bias is not None and call.adds:
-            parts = _parts_of_sum(scores, bias, relevance)
-            totals = [_totals(call, part) for part in (*parts, relevance)]
+            parts = parts_of_sum(scores, bias, relevance, skip=False)
+            totals = [_samples(call, part).total(part) for part in (*parts, relevance)]
             sums = [a + b for a, b in zip(sums, totals, strict=True)] if sums else totals
             relevance, onto_bias = parts
             if mask is not None and mask.value is not None:
@@ -95,14 +96,13 @@ def _through_fused(
         received[id(mask)] = torch.cat(to_mask, -2)
     of_mask = {}
     if sums:
-        onto_scores, onto_mask, goal = sums
-        magnitude = onto_scores.abs() + onto_mask.abs()
-        scales = [ratio(ratio(t.abs(), magnitude) * goal, t) for t in (onto_scores, onto_mask)]
+        *totals, goal = sums
+        factors = scales(totals, goal)
         for key, tensor in received.items():
-            scale = scales[mask is not None and key == id(mask)]
-            received[key] = tensor * _per_sample(call, scale, tensor)
+            factor = factors[mask is not None and key == id(mask)]
+            received[key] = tensor * _samples(call, tensor).spread(factor, tensor.shape)
         if not to_mask:
-            of_mask[Reason.ADDED] = onto_mask * scales[1]
+            of_mask[Reason.ADDED] = totals[1] * factors[1]
     for operand in (call.query, call.key, mask):
         if operand is not None and id(operand) in received:
             tensor = received[id(operand)]
@@ -111,13 +111,6 @@ def _through_fused(
                 call.ungroup(tensor, operand) if heads else tensor.sum_to_size(operand.size)
             )
     return to_values, received, of_mask
-
-
-def _parts_of_sum(scores: Tensor, bias: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
-    """The z-rule for scores and what is added to them; where nothing is, the scores take all."""
-    shares = ratio(relevance, scores + bias)
-    onto_bias = torch.where(shares == 0, torch.zeros_like(shares), bias * shares)
-    return torch.where((bias == 0) & (scores != 0), relevance, scores * shares), onto_bias
 
 
 def _through_scores(
@@ -133,14 +126,6 @@ def _through_scores(
     onto_queries = queries * (half @ keys) + sizes[0] * (half @ sizes[1])
     half = half.transpose(-1, -2)
     return onto_queries, keys * (half @ queries) + sizes[1] * (half @ sizes[0])
-
-
-def _totals(call: FusedAttention, tensor: Tensor) -> Tensor:
-    return _samples(call, tensor).total(tensor)
-
-
-def _per_sample(call: FusedAttention, scale: Tensor, tensor: Tensor) -> Tensor:
-    return _samples(call, tensor).spread(scale, tensor.shape)
 
 
 def _samples(call: FusedAttention, tensor: Tensor) -> Axis:

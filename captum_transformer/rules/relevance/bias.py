@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from captum_transformer.rules.relevance.weights import applies_weights
 from captum_transformer.trace.axis import Axis, pieces_in_view
+from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.kinds import CONVOLUTIONS, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.statistics import normalisation, signal_of
@@ -62,8 +63,7 @@ def _own(value: Value) -> Axes:
     if operation.kind in CONVOLUTIONS and operand is operation.argument("input"):
         return _axes(value, [1 - len(operation.arguments["weight"].size)])
     if product is not None and applies_weights(product, operand):
-        made = (letter not in product.of(operand) for letter in product.output)
-        return _axes(value, (dim for dim, is_new in enumerate(made) if is_new))
+        return _axes(value, _weighted(operation, product, operand))
     if len(traced) > 1:
         divisors = [t for t in traced if t[0] is not operand]
         return _divided_alike(operation, value, divisors) | frozenset(value.features or ())
@@ -74,6 +74,18 @@ def _own(value: Value) -> Axes:
     if source.shape == value.shape and (adds or operation.kind in _SCALES):
         return _own(source)
     return frozenset()
+
+
+def _weighted(operation: Operation, product: Contraction, signal: Operand) -> list[int]:
+    """The dimensions of a product along which weights differ: each of them has its own bias."""
+    own, weighted = product.of(signal), set(product.output) - set(product.of(signal))
+    for factor, letters in zip(product.factors, product.letters, strict=True):
+        if factor.value is None:
+            given = zip(letters, factor.size, factor.given.stride(), strict=True)
+            weighted |= {letter for letter, length, step in given if length > 1 and step}
+    if operation.argument("index") is not None:  # says which row has which weights
+        weighted.add(own[0])
+    return [dim for dim, letter in enumerate(product.output) if letter in weighted]
 
 
 def _normalised(operation: Operation, value: Value) -> Axes:

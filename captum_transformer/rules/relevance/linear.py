@@ -1,18 +1,20 @@
 """Relevance through linear maps: the alpha-beta rule, and the z-B rule for pixels."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer.account import Reason
-from captum_transformer.rules.ledger import total, total_of_rows
-from captum_transformer.rules.propagate import Shares, transposed, unsupported
+from captum_transformer.rules.ledger import total
+from captum_transformer.rules.propagate import Shares
 from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
-from captum_transformer.rules.relevance.weights import Weighting, exchanged
+from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.numeric import EPSILON, in_full, ratio
 from captum_transformer.trace.operation import Operand, Operation
+
+Change = Callable[[Tensor], Tensor]
 
 
 def rounding(dtype: torch.dtype, terms: int) -> float:
@@ -44,112 +46,139 @@ def half_quotient(
     return half, torch.addcmul(relevance, half, twice_positive, value=-1)
 
 
-def linear_rule(
-    operation: Operation, rows: Weighting, relevance: Tensor, sparsity: Sparsity = DENSE
-) -> Shares:
-    """The alpha-beta rule on rows that are multiplied by a matrix; the bias takes nothing.
+def alpha_beta(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE) -> Shares:
+    """The alpha-beta rule on a product of a signal with weights; the bias takes nothing.
 
     Args:
-        operation: what multiplies them.
-        rows: these, and the matrix.
-        relevance: what arrives at the output.
-        sparsity: that is zero outside these slices. One row counts then, or an entry of it.
+        operation: the product.
+        relevance: what arrives at it.
+        sparsity: that is zero outside these slices. Only there products are taken.
     """
-    signal, w = in_full(rows.signal), rows.matrix()
-    outputs, inputs = w.shape
-    row = next((s for s in sparsity if s.is_of_rows(outputs)), None)
-    column = next((s.at for s in sparsity if s.axis.inner == 1 and s.axis.size == outputs), None)
-    # A class alone saves little: there is one row for each sample then.
-    columns = slice(None) if row is None or column is None else slice(column, column + 1)
-
-    def counting(tensor: Tensor) -> Tensor:
-        return (tensor if row is None else row.of(tensor).reshape(-1, outputs))[..., columns]
-
-    before = None if row is None else row.among_rows(outputs, inputs)
-    x = signal if before is None else before.of(signal).reshape(-1, inputs)
-    w = w[columns]
-    if operation.result is None or operation.result.dtype != x.dtype:
-        product = F.linear(x, w)
-    else:
-        product = counting(operation.result.tensor)
-        if rows.bias is not None:
-            product = product - in_full(rows.bias)[columns]
-    magnitude, weights = x.abs(), w.abs()
-    absolute = F.linear(magnitude, weights)
-    half, lost = half_quotient(counting(relevance).to(x.dtype), product, absolute, inputs)
-    share = (half @ w).mul_(x).addcmul_(magnitude, half @ weights)
-    lost = lost.sum(-1, keepdim=True)
-    if row is not None and before is not None:
-        share = before.filled(share, signal.shape)
-        lost = row.among_rows(outputs, 1).filled(lost, (*signal.shape[:-1], 1))
-    return Shares([share], {Reason.EPSILON: total_of_rows(operation.outputs[0], lost)})
-
-
-def alpha_beta_rule(operation: Operation, relevance: Tensor) -> Shares:
-    """The alpha-beta rule on any product of a signal with weights."""
-    ((signal, _),) = operation.traced()
+    ((signal, _),), found = operation.traced(), operation.contraction()
     x = in_full(signal)
-    plain, absolute = without_bias(operation, _same), without_bias(operation, torch.abs)
-    with torch.no_grad():
-        product, magnitude = plain.replay([x])[0], absolute.replay([x.abs()])[0]
-    terms = x.shape[-1] if x.ndim else 1
-    half, lost = half_quotient(relevance, product, magnitude, terms)
-    (share,) = transposed(plain, [x], [half])
-    (share_of_magnitude,) = transposed(absolute, [x.abs()], [half])
-    if share is None or share_of_magnitude is None:
-        raise unsupported(operation, "the signal has no derivative")
-    share = torch.addcmul(x * share, x.abs(), share_of_magnitude)
-    return Shares([share], {Reason.EPSILON: total(operation.outputs[0], lost)})
+    relevance = relevance.to(x.dtype)
+    if found is None or not _is_plain(operation, found, signal):
+        product, back = applied(operation, x)
+        magnitude, back_of_magnitude = applied(operation, x.abs(), torch.abs)
+        half, lost = half_quotient(relevance, product, magnitude, _terms(operation))
+        share = torch.addcmul(x * back(half), x.abs(), back_of_magnitude(half))
+        return Shares([share], {Reason.EPSILON: total(operation.outputs[0], lost)})
+    own, after = found.of(signal), found.output
+    dims = ((place.dim(relevance.shape), place.at) for place in sparsity)
+    at = {after[dim]: index for dim, index in dims if dim is not None}
+    others = [factor for factor in found.factors if factor is not signal]
+    letters = [found.of(factor) for factor in others]
+    weights = [_there(in_full(w).to(x.dtype), found.of(w), at) for w in others]
+    if (scale := operation.argument("alpha", 1)) != 1:
+        weights[0] = weights[0] * scale
+    sizes = [weight.abs() for weight in weights]
+    x = _there(x, own, at)
+    size = x.abs()
+    kept = None if at else _without_addend(operation, found, x.dtype)
+    product = _multiplied(x, own, weights, letters, after) if kept is None else kept
+    magnitude = _multiplied(size, own, sizes, letters, after)
+    half, lost = half_quotient(_there(relevance, after, at), product, magnitude, _terms(operation))
+    share = _multiplied(half, after, weights, letters, own).sum_to_size(x.shape).mul_(x)
+    of_size = _multiplied(half, after, sizes, letters, own).sum_to_size(x.shape)
+    share.addcmul_(size, of_size)
+    lost = total(operation.outputs[0], _filled(lost, after, at, relevance.shape))
+    return Shares([_filled(share, own, at, signal.size)], {Reason.EPSILON: lost})
 
 
-def without_bias(operation: Operation, change: Callable[[Tensor], Tensor]) -> Operation:
-    """The operation with its constants changed and what is added to it left out."""
+def _is_plain(operation: Operation, found: Contraction, signal: Operand) -> bool:
+    """Whether letters say all: no index says which rows are multiplied, and none is only summed."""
+    letters = (of for f, of in zip(found.factors, found.letters, strict=True) if f is not signal)
+    known = set(found.output).union(*letters)
+    return operation.argument("index") is None and known.issuperset(found.of(signal))
+
+
+def _multiplied(
+    x: Tensor, own: str, weights: Sequence[Tensor], letters: Sequence[str], after: str
+) -> Tensor:
+    """The product with these letters; of rows and a matrix without the detour of an einsum."""
+    if len(weights) == 1 and own and after[:-1] == own[:-1]:
+        if letters[0] == own[-1] + after[-1]:
+            return x @ weights[0]
+        if letters[0] == after[-1] + own[-1]:
+            return x @ weights[0].T
+    return torch.einsum(f"{own},{','.join(letters)}->{after}", x, *weights)
+
+
+def _there(tensor: Tensor, letters: str, at: Mapping[str, int]) -> Tensor:
+    """Of the dimensions with some letters the one entry that counts."""
+    for dim, letter in enumerate(letters):
+        if letter in at:
+            tensor = tensor.narrow(dim, at[letter], 1)
+    return tensor
+
+
+def _filled(part: Tensor, letters: str, at: Mapping[str, int], shape: torch.Size) -> Tensor:
+    """The inverse, with zeros elsewhere."""
+    if at:
+        whole = part.new_zeros(shape)
+        _there(whole, letters, at).copy_(part)
+        return whole
+    return part
+
+
+def _without_addend(operation: Operation, found: Contraction, dtype: torch.dtype) -> Tensor | None:
+    """The product as the model has taken it, if that is kept, without what is added to it."""
+    result, addend = operation.result, found.addend
+    if result is None or result.dtype != dtype or operation.argument("beta", 1) != 1:
+        return None
+    return result.tensor if addend is None else result.tensor - in_full(addend)
+
+
+def _terms(operation: Operation) -> int:
+    """How many terms each entry of a linear map sums up."""
+    ((signal, _),), found = operation.traced(), operation.contraction()
+    if found is None:
+        return math.prod(operation.arguments["weight"].size[1:])
+    return math.prod(signal.size[dim] for dim in found.summed(signal))
+
+
+def applied(
+    operation: Operation, x: Tensor, change: Change = torch.clone
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """What a linear map makes of a signal without its bias, and the map's transpose.
+
+    Args:
+        operation: the map.
+        x: the signal.
+        change: what is made of its weights first.
+    """
     addend = operation.argument("bias")
 
-    def changed(operand: Operand) -> Operand:
-        if operand.value is not None or not operand.dtype.is_floating_point:
-            return operand
-        tensor = in_full(operand)
-        return Operand(torch.zeros_like(tensor) if operand is addend else change(tensor), None)
+    def tensor(operand: Operand) -> Tensor:
+        if operand.value is not None:
+            return leaf
+        if not operand.dtype.is_floating_point:
+            return operand.tensor
+        weight = in_full(operand)
+        return torch.zeros_like(weight) if operand is addend else change(weight)
 
-    return exchanged(operation, changed)
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        output: Tensor = operation.run(tensor)
+    return output.detach(), lambda r: torch.autograd.grad(output, leaf, r.to(output.dtype))[0]
 
 
-def is_first_convolution(operation: Operation) -> bool:
-    """Whether a convolution works on an input of the model itself."""
-    ((_, value),) = operation.traced()
-    return value.origin.operation is None
-
-
-def z_box_rule(operation: Operation, relevance: Tensor) -> Shares:
+def z_box(operation: Operation, relevance: Tensor) -> Shares:
     """The z-B rule for pixels, with each sample's own minimum and maximum as the box."""
     ((signal, _),) = operation.traced()
     x = in_full(signal)
     dims = tuple(range(1, x.ndim))
     low = x.amin(dims, keepdim=True).expand_as(x)
     high = x.amax(dims, keepdim=True).expand_as(x)
-    parts = [
-        (x, without_bias(operation, _same), 1),
-        (low, without_bias(operation, lambda w: w.clamp(min=0)), -1),
-        (high, without_bias(operation, lambda w: w.clamp(max=0)), -1),
-    ]
-    with torch.no_grad():
-        whole = torch.as_tensor(sum(sign * part.replay([point])[0] for point, part, sign in parts))
+    points = x, -low, -high
+    weights = torch.clone, lambda w: w.clamp(min=0), lambda w: w.clamp(max=0)
+    parts = [applied(operation, *pair) for pair in zip(points, weights, strict=True)]
+    whole = torch.stack([product for product, _ in parts]).sum(0)
     # Of an image of one colour nothing is left but rounding.
-    largest = torch.maximum(low.abs(), high.abs())
-    with torch.no_grad():
-        magnitude = without_bias(operation, torch.abs).replay([largest])[0]
-    terms = operation.arguments["weight"].size[1:].numel()
+    magnitude, _ = applied(operation, torch.maximum(low.abs(), high.abs()), torch.abs)
     quotient = ratio(relevance, whole)
-    quotient.masked_fill_(whole.abs() <= magnitude * rounding(whole.dtype, terms), 0.0)
-    result = torch.zeros_like(x)
-    for point, part, sign in parts:
-        (share,) = transposed(part, [point], [quotient])
-        if share is not None:
-            result = result + sign * point * share
+    noise = rounding(whole.dtype, _terms(operation))
+    quotient.masked_fill_(whole.abs() <= magnitude * noise, 0.0)
+    shares = [x * back(quotient) for x, (_, back) in zip(points, parts, strict=True)]
     lost = torch.addcmul(relevance, quotient, whole, value=-1)
-    return Shares([result], {Reason.EPSILON: total(operation.outputs[0], lost)})
-
-
-def _same(weight: Tensor) -> Tensor:
-    return weight
+    return Shares([torch.stack(shares).sum(0)], {Reason.EPSILON: total(operation.outputs[0], lost)})

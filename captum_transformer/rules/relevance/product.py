@@ -5,20 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.propagate import Shares, transposed
-from captum_transformer.rules.relevance.addition import with_addend
+from captum_transformer.account import Reason
+from captum_transformer.rules.ledger import added_up
+from captum_transformer.rules.propagate import Shares
+from captum_transformer.rules.relevance.addition import divided
 from captum_transformer.rules.relevance.attention import attention_rule
 from captum_transformer.rules.relevance.bias import adds_term
 from captum_transformer.rules.relevance.homogeneous import z_rule
-from captum_transformer.rules.relevance.linear import (
-    alpha_beta_rule,
-    is_first_convolution,
-    linear_rule,
-    without_bias,
-    z_box_rule,
-)
+from captum_transformer.rules.relevance.linear import alpha_beta, applied, z_box
 from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
-from captum_transformer.rules.relevance.weights import applies_weights, exchanged, weighting
+from captum_transformer.rules.relevance.totals import fitted
+from captum_transformer.rules.relevance.weights import applies_weights, exchanged
 from captum_transformer.trace.kinds import Role
 from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operand, Operation
@@ -28,16 +25,33 @@ from captum_transformer.trace.statistics import signal_of
 def product(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE) -> Shares:
     """A signal that is multiplied by weights, or signals with each other; what is added to them.
 
-    The bias of a linear map takes nothing.
+    The bias of a linear map takes nothing. Anything else that is added in the same function is a
+    term of an addition, with the product behind it.
 
     Args:
         operation: the product.
         relevance: what arrives at it.
         sparsity: that is zero outside these slices.
     """
-    if adds_term(operation):
-        return with_addend(operation, relevance, _multiplied)
-    return _multiplied(operation, relevance, sparsity)
+    if not adds_term(operation):
+        return _multiplied(operation, relevance, sparsity)
+    addend = operation.arguments["bias"]
+    zeros = Operand(torch.zeros(addend.size, dtype=addend.dtype, device=addend.device), None)
+    alone = exchanged(operation, lambda operand: zeros if operand is addend else operand)
+    alone.result = None
+    with torch.no_grad():
+        whole, multiplied = (o.run(lambda x: x.like(relevance.dtype)) for o in (operation, alone))
+    values = [value for _, value in operation.traced()] if len(operation.traced()) == 2 else []
+    parts, sums, lost = divided(operation, whole - multiplied, multiplied, relevance, values)
+    of_product = Shares([], {Reason.ADDED: sums[1]})
+    if alone.traced():
+        of_product = _multiplied(alone, parts[1])
+    received = {id(o): s for (o, _), s in zip(alone.traced(), of_product, strict=True)}
+    received[id(addend)] = fitted(parts[0], addend)
+    taken = {Reason.EPSILON: added_up([lost, of_product.taken.get(Reason.EPSILON, lost * 0)])}
+    if addend.value is None:
+        taken[Reason.ADDED] = sums[0]
+    return Shares((received[id(o)] for o, _ in operation.traced()), of_product.taken | taken)
 
 
 def _multiplied(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE) -> Shares:
@@ -52,12 +66,8 @@ def _multiplied(operation: Operation, relevance: Tensor, sparsity: Sparsity = DE
     if found is not None and not applies_weights(found, signal):
         if any(set(letters) - set(found.output) for letters in found.letters):
             return z_rule(operation, relevance)
-        ones = without_bias(operation, torch.ones_like)
-        return Shares(transposed(ones, [in_full(signal)], [relevance]))
-    rows = weighting(operation)
-    if rows is None:
-        return alpha_beta_rule(operation, relevance)
-    return linear_rule(operation, rows, relevance, sparsity)
+        return Shares([applied(operation, in_full(signal), torch.ones_like)[1](relevance)])
+    return alpha_beta(operation, relevance, sparsity)
 
 
 def _divided(operation: Operation, relevance: Tensor, are_signals: Sequence[bool]) -> Shares:
@@ -74,6 +84,7 @@ def _divided(operation: Operation, relevance: Tensor, are_signals: Sequence[bool
 
 def convolution(operation: Operation, relevance: Tensor) -> Shares:
     """As a product; on the input itself pixels are known to lie in a box."""
-    if len(operation.traced()) == 1 and is_first_convolution(operation):
-        return z_box_rule(operation, relevance)
+    ((_, value), *others) = operation.traced()
+    if not others and value.origin.operation is None:
+        return z_box(operation, relevance)
     return product(operation, relevance)

@@ -22,12 +22,11 @@ from captum_transformer.rules.relevance.addition import addition, summed
 from captum_transformer.rules.relevance.homogeneous import length, moment, terms, z_rule
 from captum_transformer.rules.relevance.product import convolution, product
 from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
-from captum_transformer.rules.relevance.totals import constants, fitted, remaining
+from captum_transformer.rules.relevance.totals import constants, passed_on, remaining
 from captum_transformer.rules.table import Entry, Table
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
 from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operation, Value
-from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.views import views_of
 
 OneOutputRule = Callable[[Operation, Tensor], list[Tensor | None]]
@@ -51,32 +50,6 @@ def selected(operation: Operation, incoming: list[Tensor | None]) -> Shares:
     return Shares(shares, taken)
 
 
-def passed_on(operation: Operation, relevance: Tensor) -> Shares:
-    """Each entry's relevance to the entry that it was made from."""
-    traced = operation.traced()
-    if len(traced) == 1:
-        return Shares([fitted(relevance, traced[0][0])])
-    if not of_ids(operation):
-        raise unsupported(operation, "it depends on several signals")
-    return Shares(fitted(relevance / len(traced), operand) for operand, _ in traced)
-
-
-def multiplied(operation: Operation, relevance: Tensor) -> Shares:
-    """A constant factor passes the relevance on, and so does what a norm divides by."""
-    traced, signal = operation.traced(), signal_of(operation)
-    if len(traced) == 1:
-        return Shares([fitted(relevance, traced[0][0])])
-    if signal is None or of_ids(operation):
-        return Shares(fitted(relevance / len(traced), operand) for operand, _ in traced)
-    pairs = zip(traced, signal, strict=True)
-    return Shares(fitted(relevance, o) if is_signal else None for (o, _), is_signal in pairs)
-
-
-def added(operation: Operation, relevance: Tensor) -> Shares:
-    """Token ids that are shifted to their part of a table stay ids; signals are added up."""
-    return (passed_on if of_ids(operation) else addition)(operation, relevance)
-
-
 def looked_up(operation: Operation, relevance: Tensor) -> Shares:
     """The relevance of an embedding, summed over its features, is that of the token id."""
     traced = operation.traced()
@@ -95,11 +68,6 @@ def sampled(operation: Operation, relevance: Tensor) -> Shares:
     return z_rule(operation, relevance, among=[operation.arguments["input"]])
 
 
-def of_ids(operation: Operation) -> bool:
-    """Whether it computes token ids from token ids."""
-    return all(value.holds_ids for _, value in operation.traced())
-
-
 def one_output(rule: OneOutputRule) -> Rule:
     """A rule for operations of which only the first output has relevance."""
 
@@ -112,15 +80,14 @@ def one_output(rule: OneOutputRule) -> Rule:
     return apply
 
 
-_PASSED_ON = BY_ENTRY - {Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV, Kind.CONTRAST}
+_PASSED_ON = BY_ENTRY - {Kind.ADD, Kind.SUB, Kind.CONTRAST}
 
 TABLE = Table(
     {
         **dict.fromkeys(MOVES, Entry(moved)),
         **dict.fromkeys(_PASSED_ON, Entry(one_output(passed_on))),
         Kind.EMBEDDING: Entry(one_output(looked_up)),
-        **dict.fromkeys((Kind.ADD, Kind.SUB), Entry(one_output(added), keeps=True)),
-        **dict.fromkeys((Kind.MUL, Kind.DIV), Entry(one_output(multiplied))),
+        **dict.fromkeys((Kind.ADD, Kind.SUB), Entry(one_output(addition), keeps=True)),
         Kind.ATTENTION: Entry(one_output(product), keeps=True),
         Kind.PRODUCT: Entry(one_output(product), keeps=True),
         **dict.fromkeys(CONVOLUTIONS, Entry(one_output(convolution), keeps=True)),

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from captum_transformer.rules.relevance.weights import weighting
 from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.kinds import BY_ENTRY, Kind
 from captum_transformer.trace.operation import Operation, Value
@@ -33,21 +32,10 @@ class NonzeroSlice(NamedTuple):
         """The entries there: ``(outer, inner)``."""
         return tensor.reshape(self.axis)[:, self.at]
 
-    def filled(self, entries: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """A tensor with these entries there, and zeros elsewhere."""
-        outer, size, inner = self.axis
-        result = entries.new_zeros(outer, size, inner)
-        result[:, self.at] = entries.reshape(outer, inner)
-        return result.reshape(shape)
-
-    def is_of_rows(self, length: int) -> bool:
-        """Whether it is some rows of this length, and not within a row."""
-        return self.axis.inner % length == 0
-
-    def among_rows(self, before: int, after: int) -> "NonzeroSlice":
-        """The same where rows have another length."""
-        outer, size, inner = self.axis
-        return NonzeroSlice(Axis(outer, size, inner // before * after), self.at)
+    def dim(self, shape: tuple[int, ...]) -> int | None:
+        """The dimension of a tensor that it is an index of, if it is one."""
+        dims = (dim for dim in range(len(shape)) if Axis.of(shape, dim) == self.axis)
+        return next(dims, None)
 
 
 Sparsity = frozenset[NonzeroSlice]
@@ -81,10 +69,13 @@ def _before(operation: Operation, value: Value, sparsity: Sparsity) -> Sparsity:
         (view,) = views
         same = view.is_contiguous() and view.numel() == value.shape.numel()
         return sparsity if same else frozenset(_picked(view, value.shape))
-    if weighting(operation) is None:
+    product = operation.contraction()
+    if product is None or len(operation.traced()) > 1 or operation.attention is not None:
         return DENSE
-    lengths = output.shape[-1], value.shape[-1]
-    return frozenset(p.among_rows(*lengths) for p in sparsity if p.is_of_rows(lengths[0]))
+    ((signal, _),) = operation.traced()
+    own, dims = product.of(signal), ((s.dim(output.shape), s.at) for s in sparsity)
+    kept = ((own.find(product.output[dim]), at) for dim, at in dims if dim is not None)
+    return frozenset(NonzeroSlice(Axis.of(value.shape, dim), at) for dim, at in kept if dim >= 0)
 
 
 def _picked(view: View, shape: tuple[int, ...]) -> Iterator[NonzeroSlice]:

@@ -1,4 +1,4 @@
-"""Sums of relevance, sample by sample where the samples are known."""
+"""What rules have in common: relevance that is passed on, and what is left of it."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,10 @@ from torch import Tensor
 
 from captum_transformer.account import Reason
 from captum_transformer.rules.ledger import added_up, total
-from captum_transformer.trace.kinds import Role
+from captum_transformer.rules.propagate import Shares, unsupported
+from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.statistics import signal_of
 
 
 def fitted(relevance: Tensor, operand: Operand) -> Tensor:
@@ -15,6 +17,28 @@ def fitted(relevance: Tensor, operand: Operand) -> Tensor:
     if relevance.shape == operand.size:
         return relevance
     return relevance.sum_to_size(operand.size)
+
+
+def passed_on(operation: Operation, relevance: Tensor) -> Shares:
+    """Each entry's relevance to the entry that it was made from; several factors share it.
+
+    What divides or shifts a signal in a norm takes nothing.
+    """
+    traced = operation.traced()
+    if len(traced) == 1:
+        return Shares([fitted(relevance, traced[0][0])])
+    are_signals = None if of_ids(operation) else signal_of(operation)
+    if are_signals is None:
+        if operation.kind not in (Kind.MUL, Kind.DIV) and not of_ids(operation):
+            raise unsupported(operation, "it depends on several signals")
+        return Shares(fitted(relevance / len(traced), operand) for operand, _ in traced)
+    pairs = zip(traced, are_signals, strict=True)
+    return Shares(fitted(relevance, o) if is_signal else None for (o, _), is_signal in pairs)
+
+
+def of_ids(operation: Operation) -> bool:
+    """Whether it computes token ids from token ids."""
+    return all(value.holds_ids for _, value in operation.traced())
 
 
 def remaining(
