@@ -17,9 +17,8 @@ from captum_transformer.errors import InvalidRuleError
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.gradient.tables import method
-from captum_transformer.rules.relevance.rule import OneOutputRule, one_output
 from captum_transformer.rules.streams.update import RolloutUpdate
-from captum_transformer.rules.table import Entry
+from captum_transformer.rules.table import Entry, OneOutputRule
 from captum_transformer.trace import AttentionCall, TracedForward, Value
 from captum_transformer.trace.history import History
 from captum_transformer.trace.kinds import Kind
@@ -52,7 +51,7 @@ class RelevanceMethod(AccountableMethod):
         self, forward_func: Callable[..., Any], rules: Mapping[Kind, OneOutputRule]
     ) -> None:
         super().__init__(forward_func)
-        self.rules = {kind: Entry(one_output(rule), keeps=True) for kind, rule in rules.items()}
+        self.rules = {kind: Entry(rule, keeps=True) for kind, rule in rules.items()}
         self._keep = flow.KEEP | (relevance.TABLE | self.rules).keep
 
     def _relevance(

@@ -1,10 +1,11 @@
 """Carrying something backward along the tape; what flows is up to the rules."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from captum_transformer.account import Reason
 from captum_transformer.errors import InvalidRuleError, UnsupportedOperationError
@@ -145,33 +146,50 @@ def _step(value: Value) -> int:
     return -1 if value.operation is None else value.operation.index
 
 
-def transposed(
-    operation: Operation, points: list[Tensor], cotangents: list[Tensor | None]
-) -> list[Tensor | None]:
-    """The vector-Jacobian product of one operation, taken alone at some points."""
+Back = Callable[[Sequence[Tensor | None]], list[Tensor | None]]
+
+
+def pullback(operation: Operation, points: Sequence[Tensor]) -> tuple[list[Tensor], Back]:
+    """What one operation, taken alone, makes of some points, and its vector-Jacobian product."""
     with torch.enable_grad():
         leaves = [point.detach().requires_grad_() for point in points]
         outputs = operation.replay(leaves)
+
+    def back(cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         pairs = [
             (output, cotangent.to(output.dtype))
             for output, cotangent in zip(outputs, cotangents, strict=False)
             if cotangent is not None and output.requires_grad
         ]
-    if not pairs:
-        return [None] * len(leaves)
-    differentiable = any(cotangent.requires_grad for _, cotangent in pairs)
-    try:
-        return list(
-            torch.autograd.grad(
-                [output for output, _ in pairs],
-                leaves,
-                [cotangent for _, cotangent in pairs],
-                allow_unused=True,
-                create_graph=differentiable,
+        if not pairs:
+            return [None] * len(leaves)
+        given, slopes = zip(*pairs, strict=True)
+        differentiable = any(slope.requires_grad for slope in slopes)
+        try:
+            found = torch.autograd.grad(
+                given, leaves, slopes, allow_unused=True, create_graph=differentiable
             )
-        )
-    except RuntimeError as reason:
-        raise unsupported(operation, f"its derivative is not defined ({reason})") from reason
+        except RuntimeError as reason:
+            raise unsupported(operation, f"its derivative is not defined ({reason})") from reason
+        return list(found)
+
+    return [output.detach() for output in outputs], back
+
+
+def transposed(
+    operation: Operation, points: Sequence[Tensor], cotangents: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The vector-Jacobian product of one operation, taken alone at some points."""
+    _, back = pullback(operation, points)
+    return back(cotangents)
+
+
+def growth(operation: Operation, points: Sequence[Tensor]) -> list[Tensor]:
+    """How fast the outputs of one operation grow with all operands: ``sum x df/dx``."""
+    with torch.no_grad(), forward_ad.dual_level():
+        growing = [forward_ad.make_dual(x, x) for x in points]  # type: ignore[no-untyped-call]
+        outputs = operation.replay(growing)
+        return [forward_ad.unpack_dual(y).tangent for y in outputs]  # type: ignore[no-untyped-call]
 
 
 def rearranged(operation: Operation, cotangents: list[Tensor | None]) -> list[Tensor | None]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from captum_transformer.rules.propagate import growth
 from captum_transformer.trace.kinds import Role
 from captum_transformer.trace.nested import leaves
 from captum_transformer.trace.operation import Operand, Operation
@@ -38,13 +38,10 @@ def share_by_degree(operation: Operation) -> Any:
 
     Their degree n is how much faster they grow than their entries.
     """
-    points = [operand.tensor.detach() for operand, _ in operation.traced()]
-    with torch.no_grad(), forward_ad.dual_level():
-        growing = [forward_ad.make_dual(x, x) for x in points]  # type: ignore[no-untyped-call]
-        grown = [forward_ad.unpack_dual(y).tangent for y in operation.replay(growing)]  # type: ignore[no-untyped-call]
+    grown = growth(operation, [operand.tensor.detach() for operand, _ in operation.traced()])
     result = operation.run(lambda operand: operand.tensor)
-    for output, growth in zip(leaves(Tensor, result), grown, strict=True):
-        degree = torch.where(output == 0, 1.0, growth / output).detach()
+    for output, of_output in zip(leaves(Tensor, result), grown, strict=True):
+        degree = torch.where(output == 0, 1.0, of_output / output).detach()
         _divide_gradient(output, degree)
     return result
 

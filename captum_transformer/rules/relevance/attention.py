@@ -51,7 +51,7 @@ def attention_rule(operation: Operation, relevance: Tensor) -> Shares:
     received = [shares.get(id(operand)) for operand, _ in operation.traced()]
     both = len({o is call.value for o, _ in operation.traced()}) == 2
     reason = Reason.EPSILON if both else Reason.CONSTANT
-    (rest,) = remaining(operation, [relevance], received, reason).values()
+    rest = remaining(operation, [relevance], received)
     return Shares(
         received, {reason: added_up([rest, *map(torch.neg, of_mask.values())]), **of_mask}
     )

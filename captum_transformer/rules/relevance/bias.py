@@ -6,10 +6,9 @@ embedding is none: it differs from token to token, and the map does not.
 
 from collections.abc import Iterable
 
-from captum_transformer.rules.relevance.weights import applies_weights
 from captum_transformer.trace.axis import Axis, pieces_in_view
 from captum_transformer.trace.contraction import Contraction
-from captum_transformer.trace.kinds import CONVOLUTIONS, Kind
+from captum_transformer.trace.kinds import CONVOLUTIONS, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.statistics import normalisation, signal_of
 from captum_transformer.trace.views import views_of
@@ -74,6 +73,17 @@ def _own(value: Value) -> Axes:
     if source.shape == value.shape and (adds or operation.kind in _SCALES):
         return _own(source)
     return frozenset()
+
+
+def applies_weights(product: Contraction, signal: Operand) -> bool:
+    """Whether constants of a product weight what it sums up of a signal; divisors aside."""
+    summed = {product.of(signal)[dim] for dim in product.summed(signal)}
+    return any(
+        factor.value is None
+        and factor.role is not Role.STATISTIC
+        and not summed.isdisjoint(letters)
+        for factor, letters in zip(product.factors, product.letters, strict=True)
+    )
 
 
 def _weighted(operation: Operation, product: Contraction, signal: Operand) -> list[int]:

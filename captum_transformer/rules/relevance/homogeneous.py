@@ -4,14 +4,14 @@ That holds for sums, products, lengths and moments (Euler's theorem on homogeneo
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from captum_transformer.account import Reason
 from captum_transformer.rules.ledger import added_up, total
-from captum_transformer.rules.propagate import Shares, transposed, unsupported
+from captum_transformer.rules.propagate import Shares, growth, pullback, unsupported
 from captum_transformer.rules.relevance.totals import constants, remaining
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import in_full, ratio
@@ -22,7 +22,7 @@ def z_rule(
     operation: Operation,
     relevance: Tensor,
     *,
-    degree: int = 1,
+    degree: int | None = 1,
     among: Sequence[Operand] | None = None,
 ) -> Shares:
     """``R_x = x * J^T (R / f(x))``, divided by the degree.
@@ -31,14 +31,33 @@ def z_rule(
         operation: the operation.
         relevance: what arrives at its output.
         degree: with which power the output grows; that of a product is the number of its factors.
+            None if that differs from entry to entry: the derivative tells.
         among: the operands that get something; all by default.
     """
-    points = [in_full(operand) for operand, _ in operation.traced()]
-    with torch.no_grad():
-        growth = operation.replay(points)[0]
-    shares = _shared(operation, relevance, points, growth.mul_(degree), among)
+    operands = [operand for operand, _ in operation.traced()]
+    points = [in_full(operand) for operand in operands]
+    outputs, back = pullback(operation, points)
+    grown = growth(operation, points)[0] if degree is None else outputs[0] * degree
+    quotient = ratio(relevance, grown)
+    shares: list[Tensor | None] = []
+    for operand, point, slope in zip(operands, points, back([quotient]), strict=True):
+        if slope is None or (among is not None and operand not in among):
+            shares.append(None)
+            continue
+        share = point * slope
+        if operation.kind is Kind.DISTANCE:  # from which a mask leaves out entries as infinite ones
+            share.masked_fill_(slope == 0, 0.0)
+        shares.append(share)
+    if all(share is None for share in shares):
+        raise unsupported(operation, "it depends on the inputs in a way that hands nothing on")
+    lost = total(operation.outputs[0], torch.addcmul(relevance, quotient, grown, value=-1))
+    found = Shares(shares, {Reason.EPSILON: lost})
     bias = operation.argument("bias")
-    return shares if bias is None else _with_rest(shares, operation, relevance, Reason.BIAS)
+    return found if bias is None else _with_rest(found, operation, relevance, Reason.BIAS)
+
+
+# Products and variances of entries.
+moment = partial(z_rule, degree=None)
 
 
 def terms(operation: Operation, relevance: Tensor) -> Shares:
@@ -56,41 +75,8 @@ def length(operation: Operation, relevance: Tensor) -> Shares:
     return terms(operation, relevance)
 
 
-def moment(operation: Operation, relevance: Tensor) -> Shares:
-    """Products and variances of entries, of a degree that the output's derivative tells."""
-    points = [in_full(operand) for operand, _ in operation.traced()]
-    with torch.no_grad(), forward_ad.dual_level():
-        points_and_slopes = [forward_ad.make_dual(x, x) for x in points]  # type: ignore[no-untyped-call]
-        output = operation.replay(points_and_slopes)[0]
-        growth = forward_ad.unpack_dual(output).tangent  # type: ignore[no-untyped-call]
-    return _shared(operation, relevance, points, growth, None)
-
-
-def _shared(
-    operation: Operation,
-    relevance: Tensor,
-    points: list[Tensor],
-    growth: Tensor,
-    among: Sequence[Operand] | None,
-) -> Shares:
-    quotient = ratio(relevance, growth)
-    slopes = transposed(operation, points, [quotient])
-    operands = [operand for operand, _ in operation.traced()]
-    shares = [
-        point * slope if slope is not None and (among is None or operand in among) else None
-        for operand, point, slope in zip(operands, points, slopes, strict=True)
-    ]
-    if operation.kind is Kind.DISTANCE:  # from which a mask leaves entries out as infinite ones
-        pairs = zip(shares, slopes, strict=True)
-        shares = [None if s is None or d is None else s.masked_fill(d == 0, 0.0) for s, d in pairs]
-    if all(share is None for share in shares):
-        raise unsupported(operation, "it depends on the inputs in a way that hands nothing on")
-    lost = torch.addcmul(relevance, quotient, growth, value=-1)
-    return Shares(shares, {Reason.EPSILON: total(operation.outputs[0], lost)})
-
-
 def _with_rest(shares: Shares, operation: Operation, relevance: Tensor, reason: Reason) -> Shares:
     """The same shares, where what is not lost goes to a constant."""
-    (rest,) = remaining(operation, [relevance], shares, reason).values()
     lost = shares.taken[Reason.EPSILON]
-    return Shares(shares, {Reason.EPSILON: lost, reason: added_up([rest, -lost])})
+    rest = added_up([remaining(operation, [relevance], shares), -lost])
+    return Shares(shares, {Reason.EPSILON: lost, reason: rest})

@@ -1,6 +1,7 @@
 """Relevance through products in every spelling, convolutions, and attention."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,13 +11,13 @@ from captum_transformer.rules.ledger import added_up
 from captum_transformer.rules.propagate import Shares
 from captum_transformer.rules.relevance.addition import divided
 from captum_transformer.rules.relevance.attention import attention_rule
-from captum_transformer.rules.relevance.bias import adds_term
+from captum_transformer.rules.relevance.bias import adds_term, applies_weights
 from captum_transformer.rules.relevance.homogeneous import z_rule
 from captum_transformer.rules.relevance.linear import alpha_beta, applied, z_box
 from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
 from captum_transformer.rules.relevance.totals import fitted
-from captum_transformer.rules.relevance.weights import applies_weights, exchanged
 from captum_transformer.trace.kinds import Role
+from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import signal_of
@@ -37,7 +38,7 @@ def product(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE)
         return _multiplied(operation, relevance, sparsity)
     addend = operation.arguments["bias"]
     zeros = Operand(torch.zeros(addend.size, dtype=addend.dtype, device=addend.device), None)
-    alone = exchanged(operation, lambda operand: zeros if operand is addend else operand)
+    alone = _exchanged(operation, lambda operand: zeros if operand is addend else operand)
     alone.result = None
     with torch.no_grad():
         whole, multiplied = (o.run(lambda x: x.like(relevance.dtype)) for o in (operation, alone))
@@ -77,7 +78,7 @@ def _divided(operation: Operation, relevance: Tensor, are_signals: Sequence[bool
     def held(operand: Operand) -> Operand:
         return Operand(operand.tensor, None, Role.STATISTIC) if operand in divisors else operand
 
-    of_signals = _multiplied(exchanged(operation, held), relevance)
+    of_signals = _multiplied(_exchanged(operation, held), relevance)
     shares = iter(of_signals)
     return Shares((next(shares) if one else None for one in are_signals), of_signals.taken)
 
@@ -88,3 +89,21 @@ def convolution(operation: Operation, relevance: Tensor) -> Shares:
     if not others and value.origin.operation is None:
         return z_box(operation, relevance)
     return product(operation, relevance)
+
+
+def _exchanged(operation: Operation, change: Callable[[Operand], Operand]) -> Operation:
+    """The operation on other operands: a constant in the place of a signal, for one."""
+    new = {operand: change(operand) for operand in operation.operands}
+    args, kwargs, arguments = (
+        mapped(new.__getitem__, Operand, nested)
+        for nested in (operation.args, operation.kwargs, operation.arguments)
+    )
+    return replace(
+        operation,
+        args=args,
+        kwargs=kwargs,
+        arguments=arguments,
+        operands=list(new.values()),
+        _traced=None,
+        _contraction=None,
+    )

@@ -5,18 +5,16 @@ Linear maps follow the alpha-beta rule with alpha = 1, beta = 0, additions are n
 softmax, norms and activations pass it on unchanged.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from captum_transformer.account import Reason
 from captum_transformer.rules.propagate import (
-    Rule,
     Shares,
     rearranged,
     share_of_ids,
     transposed,
-    unsupported,
 )
 from captum_transformer.rules.relevance.addition import addition, summed
 from captum_transformer.rules.relevance.homogeneous import length, moment, terms, z_rule
@@ -29,8 +27,6 @@ from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.views import views_of
 
-OneOutputRule = Callable[[Operation, Tensor], list[Tensor | None]]
-
 
 def moved(operation: Operation, incoming: list[Tensor | None]) -> Shares:
     """Relevance goes back to where entries came from; entries filled in keep theirs."""
@@ -39,15 +35,15 @@ def moved(operation: Operation, incoming: list[Tensor | None]) -> Shares:
         return Shares(shares)
     joined = operation.kind in (Kind.CONCATENATE, Kind.STACK) or constants(operation)
     reason = Reason.JOINED if joined else Reason.FILLED
-    return Shares(shares, remaining(operation, incoming, shares, reason))
+    return Shares(shares, {reason: remaining(operation, incoming, shares)})
 
 
 def selected(operation: Operation, incoming: list[Tensor | None]) -> Shares:
     """All to the entry that was chosen; of a smooth maximum to each by its weight in it."""
     shares = transposed(operation, [in_full(o) for o, _ in operation.traced()], incoming)
-    constant = constants(operation)
-    taken = remaining(operation, incoming, shares, Reason.CONSTANT) if constant else None
-    return Shares(shares, taken)
+    if not constants(operation):
+        return Shares(shares)
+    return Shares(shares, {Reason.CONSTANT: remaining(operation, incoming, shares)})
 
 
 def looked_up(operation: Operation, relevance: Tensor) -> Shares:
@@ -68,37 +64,25 @@ def sampled(operation: Operation, relevance: Tensor) -> Shares:
     return z_rule(operation, relevance, among=[operation.arguments["input"]])
 
 
-def one_output(rule: OneOutputRule) -> Rule:
-    """A rule for operations of which only the first output has relevance."""
-
-    def apply(operation: Operation, incoming: list[Tensor | None], /) -> list[Tensor | None]:
-        relevance = incoming[0]
-        if relevance is None or any(other is not None for other in incoming[1:]):
-            raise unsupported(operation, "only its first output has a rule")
-        return rule(operation, relevance)
-
-    return apply
-
-
 _PASSED_ON = BY_ENTRY - {Kind.ADD, Kind.SUB, Kind.CONTRAST}
 
 TABLE = Table(
     {
-        **dict.fromkeys(MOVES, Entry(moved)),
-        **dict.fromkeys(_PASSED_ON, Entry(one_output(passed_on))),
-        Kind.EMBEDDING: Entry(one_output(looked_up)),
-        **dict.fromkeys((Kind.ADD, Kind.SUB), Entry(one_output(addition), keeps=True)),
-        Kind.ATTENTION: Entry(one_output(product), keeps=True),
-        Kind.PRODUCT: Entry(one_output(product), keeps=True),
-        **dict.fromkeys(CONVOLUTIONS, Entry(one_output(convolution), keeps=True)),
-        **dict.fromkeys((Kind.SUM, Kind.MEAN), Entry(one_output(summed), keeps=True)),
-        **dict.fromkeys((Kind.POOL, Kind.SUM_AT_INDICES), Entry(one_output(terms), keeps=True)),
-        Kind.DISTANCE: Entry(one_output(length), keeps=True),
-        Kind.DERIVED: Entry(one_output(moment), keeps=True),
-        Kind.SOLVE: Entry(one_output(solved), keeps=True),
-        Kind.SAMPLE: Entry(one_output(sampled), keeps=True),
+        **dict.fromkeys(MOVES, Entry(moved, of_all=True)),
+        **dict.fromkeys(_PASSED_ON, Entry(passed_on)),
+        Kind.EMBEDDING: Entry(looked_up),
+        **dict.fromkeys((Kind.ADD, Kind.SUB), Entry(addition, keeps=True)),
+        **dict.fromkeys((Kind.ATTENTION, Kind.PRODUCT), Entry(product, keeps=True)),
+        **dict.fromkeys(CONVOLUTIONS, Entry(convolution, keeps=True)),
+        **dict.fromkeys((Kind.SUM, Kind.MEAN), Entry(summed, keeps=True)),
+        **dict.fromkeys((Kind.POOL, Kind.SUM_AT_INDICES), Entry(terms, keeps=True)),
+        Kind.DISTANCE: Entry(length, keeps=True),
+        Kind.DERIVED: Entry(moment, keeps=True),
+        Kind.SOLVE: Entry(solved, keeps=True),
+        Kind.SAMPLE: Entry(sampled, keeps=True),
         **dict.fromkeys(
-            (Kind.MAXIMUM, Kind.SMOOTH_MAXIMUM, Kind.CHOICE), Entry(selected, keeps=True)
+            (Kind.MAXIMUM, Kind.SMOOTH_MAXIMUM, Kind.CHOICE),
+            Entry(selected, keeps=True, of_all=True),
         ),
     }
 )
@@ -112,4 +96,4 @@ def with_sparsity(sparsity: Mapping[Value, Sparsity]) -> Table:
         known = DENSE if output is None else sparsity.get(output, DENSE)
         return product(operation, relevance, known)
 
-    return TABLE | {Kind.PRODUCT: Entry(one_output(placed), keeps=True)}
+    return TABLE | {Kind.PRODUCT: Entry(placed, keeps=True)}

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from captum_transformer.account import Reason
 from captum_transformer.rules.ledger import added_up, total
 from captum_transformer.rules.propagate import Shares, unsupported
 from captum_transformer.trace.kinds import Kind, Role
@@ -42,17 +41,14 @@ def of_ids(operation: Operation) -> bool:
 
 
 def remaining(
-    operation: Operation,
-    incoming: Sequence[Tensor | None],
-    shares: Sequence[Tensor | None],
-    reason: Reason,
-) -> dict[Reason, Tensor]:
-    """What of the relevance that arrived goes to no operand, with the reason for that."""
+    operation: Operation, incoming: Sequence[Tensor | None], shares: Sequence[Tensor | None]
+) -> Tensor:
+    """What of the relevance that arrived goes to no operand."""
     arrived = zip(operation.outputs, incoming, strict=False)
     handed = zip((value for _, value in operation.traced()), shares, strict=True)
     parts = [total(value, tensor) for value, tensor in arrived if tensor is not None]
     parts += [-total(value, tensor) for value, tensor in handed if tensor is not None]
-    return {reason: added_up(parts)}
+    return added_up(parts)
 
 
 def constants(operation: Operation) -> list[Operand]:
