@@ -222,7 +222,7 @@ def _in_order(operation: Operation, cotangent: Tensor) -> Tensor | None:
     return cotangent.permute(order).reshape(value.shape) if whole else None
 
 
-_BY_GRADIENT = "ConservativeLRP needs no rules for single operations and may serve instead; "
+BY_GRADIENT = "ConservativeLRP needs no rules for single operations and may serve instead; "
 
 
 def share_of_ids(operation: Operation, ids: Operand, of_features: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ def share_of_ids(operation: Operation, ids: Operand, of_features: Tensor) -> Ten
 
 
 def unsupported(
-    operation: Operation, why: str, instead: str = _BY_GRADIENT
+    operation: Operation, why: str, instead: str = BY_GRADIENT
 ) -> UnsupportedOperationError:
     """The error for an operation that has no rule, with what may serve instead."""
     if operation.kind is Kind.UNKNOWN:

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from captum_transformer.rules.propagate import unsupported
+from captum_transformer.rules.gradient.hold import refused
 from captum_transformer.trace.features import is_linear_layer
+from captum_transformer.trace.mode import ForwardRule
+from captum_transformer.trace.numeric import quotient
 from captum_transformer.trace.operation import Operation
 
 
@@ -25,26 +26,21 @@ class Gamma:
     keeps_output: bool
 
 
-@dataclass(frozen=True)
-class FavourPositive:
+def favour_positive(gammas: Mapping[int, Gamma]) -> ForwardRule:
     """Runs linear layers of which positive weights count for more.
 
-    Attributes:
+    Args:
         gammas: by the place of the layer's operation on the tape.
     """
 
-    gammas: Mapping[int, Gamma]
-
-    def __call__(self, operation: Operation) -> Any:
-        """See `ForwardRule`."""
-        gamma = self.gammas.get(operation.index)
+    def rule(operation: Operation) -> Any:
+        gamma = gammas.get(operation.index)
         if gamma is None:
             return NotImplemented
         if not is_linear_layer(operation):
-            operation.refusal = unsupported(
+            return refused(
                 operation, "LRP-gamma is for weights that the inputs don't reach", "Use gamma=0; "
             )
-            return NotImplemented
         constants = [o for o in operation.operands if o.value is None and o.dtype.is_floating_point]
         plain = {operand: operand.tensor.detach() for operand in constants}
         favoured = {o: w + gamma.gamma * w.clamp(min=0) for o, w in plain.items()}
@@ -53,5 +49,6 @@ class FavourPositive:
             return output
         unchanged: Tensor = operation.run(lambda o: o.tensor.detach())
         held = output.detach()
-        slope = torch.where(held == 0, torch.zeros_like(held), unchanged / held)
-        return unchanged + (output - held) * slope
+        return unchanged + (output - held) * quotient(unchanged, held)
+
+    return rule

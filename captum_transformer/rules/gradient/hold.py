@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Collection
 from typing import Any
 
-from captum_transformer.rules.propagate import unsupported
+from captum_transformer.rules.propagate import BY_GRADIENT, unsupported
 from captum_transformer.trace.gates import are_of_one_entry, is_gate, works_by_entry
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
@@ -20,35 +20,35 @@ _WITHOUT_AH = "With `attention_rule=False` they count as any other part of the g
 
 
 def with_held(operation: Operation, held: Collection[Operand]) -> Any:
-    """Runs an operation with some of its operands as constants."""
+    """Runs an operation with some of its operands as constants; without any, no rule applies."""
+    if not held:
+        return NotImplemented
     return operation.run(lambda o: o.tensor.detach() if o in held else o.tensor)
+
+
+def refused(operation: Operation, why: str, instead: str = BY_GRADIENT) -> Any:
+    """Leaves an operation as it is, but refuses it if relevance arrives there."""
+    operation.refusal = unsupported(operation, why, instead)
+    return NotImplemented
 
 
 def hold_divisor(operation: Operation) -> Any:
     """What divides a signal is held, in norms and in activations alike."""
     signals, divisors = _divided(operation)
-    if not divisors:
-        return NotImplemented
-    if softmax_dim(operation) is not None:
-        operation.refusal = unsupported(
+    if divisors and softmax_dim(operation) is not None:
+        refused(
             operation,
             "with the exponential before it, it is a softmax written by hand, and the rule is for "
             "the whole",
             "Call `torch.softmax`; ",
         )
-    elif signal_of(operation) is None and not _of_one_entry(signals, divisors):
-        operation.refusal = unsupported(
+    elif divisors and signal_of(operation) is None and not _of_one_entry(signals, divisors):
+        refused(
             operation,
             "it divides by an activation of another signal, and the rule is for products",
             "Multiply by the gate, as by `torch.sigmoid(x)`; ",
         )
     return with_held(operation, divisors)
-
-
-def hold_matrix(operation: Operation) -> Any:
-    """What a system of equations is solved for is a matrix that is held, as in a norm."""
-    _, divisors = _divided(operation)
-    return with_held(operation, divisors) if divisors else NotImplemented
 
 
 def hold_statistic(operation: Operation) -> Any:
@@ -114,14 +114,13 @@ def hold_probabilities(operation: Operation) -> Any:
         return NotImplemented
     held = [operand for operand, value in traced if are_probabilities(value)]
     if len(held) == len(traced):
-        operation.refusal = unsupported(
+        return refused(
             operation,
             "it multiplies softmax probabilities, cut up or rearranged, with one another, and "
             "which of them weight which can't be told, so they can't be held constant",
             _WITHOUT_AH,
         )
-        return NotImplemented
-    return with_held(operation, held) if held else NotImplemented
+    return with_held(operation, held)
 
 
 def hold_weights(operation: Operation) -> Any:
@@ -131,14 +130,14 @@ def hold_weights(operation: Operation) -> Any:
     """
     traced = operation.traced()
     weights = [operand for operand, value in traced if value.weighs_tokens]
-    return with_held(operation, weights) if 0 < len(weights) < len(traced) else NotImplemented
+    return with_held(operation, weights) if len(weights) < len(traced) else NotImplemented
 
 
 def refuse_places(operation: Operation) -> Any:
     """Places that follow from the inputs, as in deformable attention, are no probabilities."""
     signal = operation.argument("input")
     if any(operand is not signal for operand, _ in operation.traced()):
-        operation.refusal = unsupported(
+        return refused(
             operation,
             "it reads a signal at places that depend on the inputs, as in deformable attention, "
             "and the theory says what attention probabilities get, but not what places do",
@@ -149,5 +148,4 @@ def refuse_places(operation: Operation) -> Any:
 
 def refuse_unknown(operation: Operation) -> Any:
     """What an operation does that the table lacks, and so what gets its relevance, is unknown."""
-    operation.refusal = unsupported(operation, "it is not in the table of known operations", "")
-    return NotImplemented
+    return refused(operation, "it is not in the table of known operations", "")

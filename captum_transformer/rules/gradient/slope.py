@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.propagate import unsupported
+from captum_transformer.rules.gradient.hold import refused
 from captum_transformer.trace.numeric import accumulation_dtype, ratio
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import Normalisation, normalisation, softmax_dim
@@ -23,16 +23,14 @@ _MARK = torch.empty(0, 0)
 
 def identity(operation: Operation) -> Any:
     """The identity rule for activations (Achtibat et al., ICML 2024): the slope is f(x) / x."""
-    traced = operation.traced()
-    if len(traced) > 1:
-        operation.refusal = unsupported(
+    (signal, _), *others = operation.traced()
+    if others:
+        return refused(
             operation, "which of several signals gets what is known for sums, products and choices"
         )
-    if len(traced) > 1 or not traced[0][0].dtype.is_floating_point:
-        return NotImplemented
-    if softmax_dim(operation) is not None:
-        return NotImplemented  # of a logarithm of a softmax: the gradient is a softmax's own
-    return _Activation.apply(traced[0][0].tensor, operation)
+    if not signal.dtype.is_floating_point or softmax_dim(operation) is not None:
+        return NotImplemented  # of the logarithm of a softmax: the gradient is a softmax's own
+    return _Activation.apply(signal.tensor, operation)
 
 
 def identity_of_scores(operation: Operation) -> Any:
@@ -50,20 +48,38 @@ def hold_deviation(operation: Operation, *, hold_mean: bool = False) -> Any:
         operation: a norm.
         hold_mean: hold the mean that it subtracts, too.
     """
-    norm = normalisation(operation)
-    signal = operation.argument("input")
+    norm, signal = normalisation(operation), operation.argument("input")
     if norm is None:
-        operation.refusal = unsupported(operation, "what it divides by is not known", "")
-    elif any(operand is not signal for operand, _ in operation.traced()):
-        operation.refusal = unsupported(
+        return refused(operation, "what it divides by is not known", "")
+    if any(operand is not signal for operand, _ in operation.traced()):
+        return refused(
             operation,
             "its weights depend on the inputs",
             "Normalise without weights, then multiply and add them: a product and a sum have "
             "rules; ",
         )
-    if norm is None or norm.by_constants or operation.refusal is not None:
+    if norm.by_constants:
         return NotImplemented
     return _HeldNorm.apply(signal.tensor, operation, norm, hold_mean)
+
+
+def without_empty_rows(operation: Operation) -> Any:
+    """Runs a softmax whose rows without any key have a gradient of zero.
+
+    Where all scores are minus infinity, as for padding, the probabilities are no numbers. Models
+    overwrite them afterwards, which puts the output right, but not the gradient: zero times no
+    number is none.
+    """
+    ((scores, _),) = operation.traced()
+    alias = scores.tensor.view_as(scores.tensor)
+    result: Tensor = operation.run(lambda o: alias if o is scores else o.tensor)
+    probabilities = result.detach()
+
+    def cleared(gradient: Tensor) -> Tensor:
+        return gradient.masked_fill(probabilities.isnan(), 0.0)
+
+    alias.register_hook(cleared)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _on(tensor: Tensor, operation: Operation) -> Any:

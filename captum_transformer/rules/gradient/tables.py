@@ -8,15 +8,13 @@ constant term takes the rest. What the table of operations lacks is refused, if 
 A method is some rules joined, and `joined` asks the first ones first.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from captum_transformer.rules.gradient.gamma import FavourPositive, Gamma
+from captum_transformer.rules.gradient.gamma import Gamma, favour_positive
 from captum_transformer.rules.gradient.hold import (
     hold_divisor,
     hold_gate,
-    hold_matrix,
     hold_mean,
     hold_probabilities,
     hold_statistic,
@@ -30,8 +28,8 @@ from captum_transformer.rules.gradient.slope import (
     hold_deviation_and_mean,
     identity,
     identity_of_scores,
+    without_empty_rows,
 )
-from captum_transformer.rules.gradient.softmax import without_empty_rows
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mode import ForwardRule, ForwardRules
 from captum_transformer.trace.operation import Operation
@@ -59,7 +57,7 @@ DIVISORS: ForwardRules = {
     Kind.DIV: hold_divisor,
     Kind.MUL: hold_divisor,
     Kind.PRODUCT: hold_divisor,
-    Kind.SOLVE: hold_matrix,
+    Kind.SOLVE: hold_divisor,
 }
 IDENTITY: ForwardRules = {
     Kind.ATTENTION: identity_of_scores,
@@ -81,11 +79,18 @@ UNIFORM: ForwardRules = {
 
 def joined(*tables: ForwardRules) -> ForwardRules:
     """One table of several: of the rules for a kind the first one that applies is taken."""
-    rules: dict[Kind, list[ForwardRule]] = defaultdict(list)
-    for table in tables:
-        for kind, rule in table.items():
-            rules[kind].append(rule)
-    return {kind: of[0] if len(of) == 1 else _First(of) for kind, of in rules.items()}
+    kinds = dict.fromkeys(kind for table in tables for kind in table)
+    return {kind: _first([t[kind] for t in tables if kind in t]) for kind in kinds}
+
+
+def _first(rules: Sequence[ForwardRule]) -> ForwardRule:
+    """The first of some rules that applies."""
+
+    def rule(operation: Operation) -> Any:
+        results = (of(operation) for of in rules)
+        return next((r for r in results if r is not NotImplemented), NotImplemented)
+
+    return rules[0] if len(rules) == 1 else rule
 
 
 def method(*tables: ForwardRules) -> ForwardRules:
@@ -95,20 +100,6 @@ def method(*tables: ForwardRules) -> ForwardRules:
     without any rule takes its gradient, which is right for every function.
     """
     return joined(_PLAIN, *([_UNKNOWN, *tables] if any(tables) else ()))
-
-
-class _First:
-    """The first of some rules that applies."""
-
-    def __init__(self, rules: Sequence[ForwardRule]) -> None:
-        self._rules = rules
-
-    def __call__(self, operation: Operation) -> Any:
-        for rule in self._rules:
-            result = rule(operation)
-            if result is not NotImplemented:
-                return result
-        return NotImplemented
 
 
 ATTN_LRP = method(DIVISORS, IDENTITY, UNIFORM)
@@ -133,7 +124,7 @@ def conservative_lrp(
     if attention_rule:
         tables.append(AH)
     if gammas:
-        tables.append({Kind.PRODUCT: FavourPositive(gammas)})
+        tables.append({Kind.PRODUCT: favour_positive(gammas)})
     if layer_norm_rule:
         tables.append(LN_AND_MEAN if hold_mean else LN)
     return method(*tables)
