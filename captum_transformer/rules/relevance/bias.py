@@ -10,10 +10,11 @@ from captum_transformer.trace.axis import Axis, pieces_in_view
 from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.kinds import CONVOLUTIONS, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation, Value
-from captum_transformer.trace.statistics import normalisation, signal_of
+from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.views import views_of
 
 Axes = frozenset[Axis]
+_MAPS = CONVOLUTIONS | {Kind.NORM}
 _SCALES = frozenset({Kind.MUL, Kind.DIV, Kind.PRODUCT, Kind.COPY})
 
 
@@ -48,24 +49,20 @@ def _axes(value: Value, dims: Iterable[int]) -> Axes:
 
 def _own(value: Value) -> Axes:
     """The axes of a value along which a bias may differ: none if no linear map or norm made it."""
-    operation = value.operation
+    operation, features = value.operation, frozenset(value.features or ())
     if operation is None:
         return frozenset()
-    if operation.kind is Kind.NORM:
-        return _normalised(operation, value)
     traced, signal = operation.traced(), signal_of(operation) or [True]
     signals = [t for t, is_signal in zip(traced, signal, strict=False) if is_signal]
     if len(traced) != len(signal) or len(signals) != 1:
         return frozenset()
-    ((operand, source),) = signals
-    product = operation.contraction()
-    if operation.kind in CONVOLUTIONS and operand is operation.argument("input"):
-        return _axes(value, [1 - len(operation.arguments["weight"].size)])
+    ((operand, source),), product = signals, operation.contraction()
     if product is not None and applies_weights(product, operand):
         return _axes(value, _weighted(operation, product, operand))
+    if operation.kind in _MAPS:
+        return features
     if len(traced) > 1:
-        divisors = [t for t in traced if t[0] is not operand]
-        return _divided_alike(operation, value, divisors) | frozenset(value.features or ())
+        return features | _divided_alike(operation, value, [t for t in traced if t[0] != operand])
     if (views := views_of(operation)) is not None:
         view = views[operation.outputs.index(value)]
         return frozenset(pieces_in_view(tuple(_own(source)), view))
@@ -96,15 +93,6 @@ def _weighted(operation: Operation, product: Contraction, signal: Operand) -> li
     if operation.argument("index") is not None:  # says which row has which weights
         weighted.add(own[0])
     return [dim for dim, letter in enumerate(product.output) if letter in weighted]
-
-
-def _normalised(operation: Operation, value: Value) -> Axes:
-    """Where the weights of a fused norm lie."""
-    known = normalisation(operation)
-    if known is None or known.by_constants:
-        return _axes(value, [1]) if known is not None else frozenset()
-    scale = known.scale
-    return _axes(value, (dim for dim in range(-len(scale), 0) if scale[dim] != 1))
 
 
 def _divided_alike(
