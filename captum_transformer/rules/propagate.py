@@ -74,51 +74,40 @@ def propagate(
     Raises:
         InvalidRuleError: if what a rule returns is not one share for each operand, of its shape.
     """
-    wanted = list(wanted)
-    if ledger is not None:
-        ledger.start(seeds)
-    sources = sum(1 << index for index in {value.index for value in wanted})
-    arriving: dict[Value, Tensor] = dict(seeds)
-    arrived: dict[Value, Tensor] = {}
+    ledger = ledger or Ledger()
+    ledger.start(seeds)
     asked = set(wanted)
-    first = min((_step(value) for value in wanted), default=0)
-    last = max(_step(value) for value in seeds)
+    sources = sum(1 << index for index in {value.index for value in asked})
+    arriving, arrived = dict(seeds), dict[Value, Tensor]()
+    first = min(map(_step, asked), default=0)
+    last = max(map(_step, seeds))
     for operation in reversed(tape.operations[max(first, 0) : last + 1]):
-        incoming = [arriving.pop(v, None) if v is not None else None for v in operation.outputs]
-        if all(tensor is None for tensor in incoming):
+        incoming = [None if v is None else arriving.pop(v, None) for v in operation.outputs]
+        pairs = zip(operation.outputs, incoming, strict=True)
+        reached = {v: tensor for v, tensor in pairs if v is not None and tensor is not None}
+        if not reached:
             continue
-        for value, tensor in zip(operation.outputs, incoming, strict=True):
-            if value is None or tensor is None:
-                continue
-            if value in asked:
-                arrived[value] = tensor
-            if operation.index == first:
-                arriving[value] = tensor
+        arrived |= {value: reached[value] for value in asked & reached.keys()}
         if operation.index == first:
+            arriving |= reached
             break
         if operation.refusal is not None:
             raise operation.refusal
         shares = rule(operation, incoming)
         _require_fitting(operation, shares)
-        if ledger is not None:
-            ledger.passed(operation, incoming, shares)
+        ledger.passed(operation, incoming, shares)
         for (_, value), share in zip(operation.traced(), shares, strict=True):
             if share is None:
                 continue
-            if value in asked or value.ancestors & sources:
+            if value.ancestors & sources or value in asked:
                 arriving[value] = arriving[value] + share if value in arriving else share
-            elif ledger is not None:
+            else:
                 ledger.left(operation, value, share)
-    if ledger is not None:
-        for value, tensor in arriving.items():
-            ledger.end(value, tensor)
-    for value in wanted:
-        if value in arriving:
-            arrived[value] = arriving[value]
-        elif value not in arrived:
-            some = next(iter(seeds.values()))
-            arrived[value] = some.new_zeros(value.shape)
-    return arrived
+    for value, tensor in arriving.items():
+        ledger.end(value, tensor)
+    arrived |= arriving
+    some = next(iter(seeds.values()))
+    return {v: arrived[v] if v in arrived else some.new_zeros(v.shape) for v in asked}
 
 
 def _require_fitting(operation: Operation, shares: object) -> None:
