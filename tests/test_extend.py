@@ -200,6 +200,34 @@ def test_no_rule_is_blamed_for_what_the_model_computes(where):
     assert not torch.isfinite(found).all()
 
 
+def zero_over_zero(operation):
+    result = operation.run(lambda o: o.tensor)
+    vanishing = result - result.detach()
+    return result + (vanishing / vanishing.detach()).nan_to_num()
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        (lambda o: o.run(lambda x: x.tensor)[..., :-1], r"returned \[\(2, 4, 15\)\], not"),
+        (lambda o: o.run(lambda x: x.tensor).sum(), r"returned \[\(\)\], not \[\(2, 4, 16\)\]"),
+        (lambda o: None, "returned NoneType"),
+        (lambda o: [o.run(lambda x: x.tensor)], "returned"),
+        (lambda o: o.run(lambda x: x.tensor) * 1.1, "returned other numbers"),
+        (lambda o: o.run(lambda x: x.tensor) * torch.nan, "returned other numbers"),
+        (zero_over_zero, "has a gradient that is NaN or infinite"),
+    ],
+)
+def test_a_rule_of_a_gradient_that_changes_more_than_the_gradient_is_refused(rule, why):
+    layer = nn.Linear(8, 16).double()
+    method = extend.GradientMethod(
+        lambda x: layer(x).sum((1, 2)).unsqueeze(1),
+        {extend.Kind.PRODUCT: rule},
+    )
+    with pytest.raises(InvalidRuleError, match=f"The rule for `linear`.* {why}"):
+        method.attribute(torch.randn(2, 4, 8, dtype=torch.float64), target=0)
+
+
 @pytest.mark.parametrize(
     "maps",
     [

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from captum_transformer.account import Account
@@ -17,12 +18,15 @@ from captum_transformer.errors import InvalidRuleError
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.gradient.tables import method
+from captum_transformer.rules.ledger import ROUNDING_OF_OPERATION
 from captum_transformer.rules.streams.update import RolloutUpdate
 from captum_transformer.rules.table import Entry, OneOutputRule
 from captum_transformer.trace import AttentionCall, TracedForward, Value
 from captum_transformer.trace.history import History
 from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.mode import ForwardRules
+from captum_transformer.trace.mode import ForwardRule, ForwardRules
+from captum_transformer.trace.nested import leaves
+from captum_transformer.trace.operation import Operation
 
 
 class RelevanceMethod(AccountableMethod):
@@ -76,6 +80,10 @@ class GradientMethod(GradientTimesInput):
             ``extend.AH``, ``extend.LN``, ``extend.IDENTITY`` and ``extend.UNIFORM`` are such
             tables, and :func:`~captum_transformer.extend.joined` joins several.
 
+    Raises:
+        InvalidRuleError: while explaining, if a rule returns another result than the operation, or
+            makes NaN of its gradient. So each operation with a rule runs twice.
+
     Example:
         >>> import timm, torch
         >>> from captum_transformer import extend
@@ -87,13 +95,58 @@ class GradientMethod(GradientTimesInput):
 
     def __init__(self, forward_func: Callable[..., Any], rules: ForwardRules) -> None:
         super().__init__(forward_func)
-        self.rules = method(rules)
+        self.rules = {kind: _checked(rule) for kind, rule in method(rules).items()}
 
     def _require_attention(self, history: History) -> None:
         """The rules need none."""
 
     def _forward_rules(self, arguments: Arguments[Any]) -> ForwardRules:  # noqa: ARG002
         return self.rules
+
+
+def _checked(rule: ForwardRule) -> ForwardRule:
+    """A rule, compared with the operation itself where it applies."""
+
+    def compared(operation: Operation) -> object:
+        result = rule(operation)
+        if result is NotImplemented:
+            return result
+        signals = [o.tensor for o, _ in operation.traced() if o.tensor.requires_grad]
+        found, plain = list(leaves(Tensor, result)), operation.run(lambda o: o.tensor)
+        expected = list(leaves(Tensor, plain))
+        shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (found, expected)]
+        why = ""
+        if type(result) is not type(plain) or shapes[0] != shapes[1]:
+            why = f"returned {shapes[0] or type(result).__name__}, not {shapes[1]}"
+        elif not all(map(_alike, found, expected)):
+            why = "returned other numbers than the operation gives"
+        elif _is_finite(expected, signals) and not _is_finite(found, signals):
+            why = "has a gradient that is NaN or infinite, where autograd has none"
+        if not why:
+            return result
+        raise InvalidRuleError(
+            f"The rule for {operation.described} {why}. It has to return what the operation "
+            "computes, as `operation.run` does with other tensors in the place of its operands, "
+            "and to divide by what may be zero with `captum_transformer.extend.ratio`."
+        )
+
+    return compared
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(found, expected, ROUNDING_OF_OPERATION, equal_nan=True)
+
+
+def _is_finite(outputs: Sequence[Tensor], signals: Sequence[Tensor]) -> bool:
+    """Whether the gradient of the outputs' sum is made of numbers."""
+    given = [output for output in outputs if output.requires_grad]
+    ones = [torch.ones_like(output) for output in given]
+    if not given or not signals:
+        return True
+    slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
+        given, signals, ones, retain_graph=True, allow_unused=True
+    )
+    return all(bool(slope.isfinite().all()) for slope in slopes if slope is not None)
 
 
 class MapMethod(RolloutMethod):

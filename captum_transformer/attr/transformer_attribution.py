@@ -52,6 +52,8 @@ class TransformerAttribution(RolloutMethod):
     batch gives what its samples give one by one. The authors overwrite the entry of ``[CLS]``
     in text models; here it has what attention brought it, without the :math:`I`.
 
+    :meth:`account` describes the relevance propagation, on to the inputs, and not the rollout.
+
     Args:
         forward_func: the model or any callable that runs one.
         start_layer: attention calls before this one contribute nothing (the :math:`s` above);
@@ -68,7 +70,7 @@ class TransformerAttribution(RolloutMethod):
         pooled_evidence: where the target is read from several tokens that are pooled, add as much
             of what each of them says by itself for the target, compared with all of them.
         propagate_to_input: return the relevance itself, propagated through all layers to the
-            input ("full LRP", one of the paper's baselines), instead of the rollout. A convolution
+        input ("full LRP", one of the paper's baselines), instead of the rollout. A convolution
             on the input follows the z-B rule with the sample's own minimum and maximum.
 
     Reference:

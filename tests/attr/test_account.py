@@ -228,6 +228,26 @@ def test_a_bias_is_one_in_every_spelling(small: Any, method: Callable[..., Any])
         torch.testing.assert_close(found.of(taker), expected.of(taker), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("method", [GenericAttentionRelevance, TransformerAttribution])
+def test_where_constants_win_a_maximum_each_sample_has_its_own_amount(
+    small: Any, method: Callable[..., Any]
+) -> None:
+    model, x = small
+    floor = torch.rand(8, dtype=torch.float64)
+
+    def clipped(x: Tensor) -> Tensor:
+        x = model.project(x)
+        x = x + model.attention(x, x, x, need_weights=False)[0]
+        return model.head(torch.maximum(x, floor).mean(1))
+
+    together = method(clipped).account(x, 1)
+    alone = [method(clipped).account(x[i : i + 1], 1) for i in range(len(x))]
+    of_constants = together.of(Reason.CONSTANT.value)
+    assert of_constants.abs().min() > 1e-3
+    expected = torch.cat([account.of(Reason.CONSTANT.value) for account in alone])
+    torch.testing.assert_close(of_constants, expected)
+
+
 class Stacked(nn.Module):
     """Samples that are prepared one by one, so that what is added there can't be told apart."""
 

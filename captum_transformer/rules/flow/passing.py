@@ -18,7 +18,7 @@ from captum_transformer.rules.flow.tables import ENTRY_RULES, MEETING_RULES, MIX
 from captum_transformer.rules.flow.unread import unread
 from captum_transformer.rules.ledger import total
 from captum_transformer.rules.propagate import rearranged, unsupported
-from captum_transformer.rules.relevance.totals import constants
+from captum_transformer.rules.relevance.totals import constants, remaining
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import MOVES, Kind
@@ -150,9 +150,10 @@ class Passing:
             parts = rearranged(operation, found)
             self._keep_of_constants(operation, key, found)
         else:
-            parts, chosen = shares.selected(operation, found)
-            for of_constant in chosen:
-                self._keep(Reason.CONSTANT, key, None, of_constant)
+            parts = shares.selected(operation, found)
+            if self._wanted is not None and constants(operation):
+                lost = remaining(operation, found, parts)
+                self.kept.append(Kept(Reason.CONSTANT, key, lost))
         for (_, value), part in zip(receiving(operation), parts, strict=True):
             if part is None:
                 continue

@@ -1,7 +1,6 @@
 """How each kind of operation divides a share among the entries that its output is made of."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -9,12 +8,11 @@ from torch import Tensor
 
 from captum_transformer.rules.flow.presence import at_indices, factors, signal
 from captum_transformer.rules.propagate import share_of_ids, transposed, unsupported
-from captum_transformer.rules.relevance.totals import constants
 from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.features import chooses_features, mixes_features
 from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.numeric import in_full, quotient
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
 
 
 class Divided(NamedTuple):
@@ -218,10 +216,8 @@ def summed_at_indices(
     return divided(lambda points: at_indices(operation, points), weights, share)
 
 
-def selected(
-    operation: Operation, shares: list[Tensor | None]
-) -> tuple[list[Tensor | None], list[Tensor]]:
-    """The entries that were chosen get all, and constants the shares where they were chosen.
+def selected(operation: Operation, shares: list[Tensor | None]) -> list[Tensor | None]:
+    """The entries that were chosen get all; where constants were, nobody does.
 
     The largest of a token's features, as of a router's experts, stand for all of them.
     """
@@ -229,9 +225,5 @@ def selected(
     kept = share is not None and share.ndim == len(operand.size)
     if share is not None and kept and chooses_features(operation):
         whole = share.sum(-1, keepdim=True)
-        return [evenly(whole, _present(operand, None, share), operand.size, [-1])], []
-    signals = operation.traced()
-    others = [(o, Value(-1, o.tensor)) for o in constants(operation)]
-    both = replace(operation, _traced=[*signals, *others])
-    parts = transposed(both, [in_full(o) for o, _ in both.traced()], shares)
-    return parts[: len(signals)], [part for part in parts[len(signals) :] if part is not None]
+        return [evenly(whole, _present(operand, None, share), operand.size, [-1])]
+    return transposed(operation, [in_full(o) for o, _ in operation.traced()], shares)
