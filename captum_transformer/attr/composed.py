@@ -161,6 +161,8 @@ class MapMethod(RolloutMethod):
         normalize_rows: divide each row of :math:`I + M` by its sum.
         propagation: what to do where there is cross-attention, ``"paper"`` or ``"flow"``.
         with_identity: count what passes no attention, too.
+        pooled_evidence: where the target is read from pooled tokens, add what each of them says by
+            itself, as :class:`GenericAttentionRelevance` does; only if maps are class-specific.
 
     Attributes:
         class_specific: whether the maps depend on the target; without, a target may be left out.

@@ -60,7 +60,10 @@ class GenericAttentionRelevance(RolloutMethod):
         with_identity: count what passes no attention, too: the paper's row of :math:`R`, in which
             each token that the target is read from has a constant of its own.
         pooled_evidence: where the target is read from several tokens that are pooled, add as much
-            of what each of them says by itself for the target, compared with all of them.
+            of what each of them says by itself for the target, compared with all of them: less
+            than the others say is negative. Without it tokens are read alike, and no relevance is
+            negative. It makes no difference where one token is read, with `with_identity`, and
+            in :meth:`relevance_maps`.
 
     Reference:
         `Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
@@ -98,7 +101,7 @@ class GenericAttentionRelevance(RolloutMethod):
         normalize: bool = True,
         contextualize: bool = True,
         with_identity: bool = False,
-        pooled_evidence: bool = False,
+        pooled_evidence: bool = True,
     ) -> None:
         super().__init__(
             forward_func,

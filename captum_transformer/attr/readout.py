@@ -1,15 +1,15 @@
 """What each pooled token that a score is read from says for the class."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import Selection
-from captum_transformer.attr.transformer_method import START, scaled_back, seed
+from captum_transformer.attr.transformer_method import seed
 from captum_transformer.rules.flow.token_flow import TokenFlow
-from captum_transformer.rules.ledger import added_up, total
+from captum_transformer.rules.ledger import Ledger, added_up, total
 from captum_transformer.rules.propagate import transposed
 from captum_transformer.trace.numeric import accumulation_dtype, quotient
 from captum_transformer.trace.operation import Operation, Value
@@ -19,26 +19,32 @@ from captum_transformer.trace.pooling import read_from
 _ROUNDING = 64
 
 
-def with_evidence(relevance: dict[Value, Tensor], selection: Selection) -> dict[Value, Tensor]:
+def with_evidence(
+    passed: Mapping[Value, Tensor], ledger: Ledger, selection: Selection
+) -> dict[Value, Tensor]:
     """Adds to what has passed attention as much of what each pooled token says by itself.
 
+    Each wanted value is weighed by itself, so that none depends on what else is asked for.
+
     Args:
-        relevance: what has passed attention, at the wanted values.
+        passed: what has passed attention, at the wanted values.
+        ledger: that of what has passed; what is added is noted there, too.
         selection: what is explained.
     """
     pooling = read_from(selection.history.operations, selection.history.calls)
-    if not pooling:
-        return relevance
     flow = TokenFlow(selection.forward.tape, {})
-    evidence = _evidence(selection, pooling, flow)
-    own = scaled_back(flow({v: e * START for v, e in evidence.items()}, list(relevance)))
-    speaking = added_up([total(value, each.clamp_min(0)) for value, each in evidence.items()])
-    passed = added_up([total(value, each) for value, each in relevance.items()])
-    scale = quotient(passed, speaking)
-    return {
-        value: each + own[value] * _for_each_sample(value, scale)
-        for value, each in relevance.items()
-    }
+    found: dict[tuple[Operation, ...], dict[Value, Tensor]] = {}
+    together = dict(passed)
+    for wanted, relevance in passed.items():
+        of_it = tuple(o for o in pooling if o.traced()[0][1].descends_from(wanted))
+        if of_it and of_it not in found:
+            found[of_it] = _evidence(selection, of_it, flow)
+        if evidence := found.get(of_it):
+            weighed = _weighed(evidence, total(wanted, relevance))
+            own, of_own = flow.conserved(weighed, [wanted])
+            together[wanted] = relevance + own[wanted]
+            ledger.join(of_own)
+    return together
 
 
 def _evidence(
@@ -72,6 +78,13 @@ def _evidence(
         own = own.masked_fill(nothing | ~value.samples.spread(read != 0, value.shape), 0.0)
         evidence[value] = evidence[value] + own if value in evidence else own
     return evidence
+
+
+def _weighed(evidence: dict[Value, Tensor], passed: Tensor) -> dict[Value, Tensor]:
+    """The same, such that what is positive weighs as much as what has passed attention."""
+    positive = added_up([total(value, each.clamp_min(0)) for value, each in evidence.items()])
+    weight = quotient(passed, positive)
+    return {value: each * _for_each_sample(value, weight) for value, each in evidence.items()}
 
 
 def _of_tokens(value: Value, tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Selection, row_sums
 from captum_transformer.attr.readout import with_evidence
-from captum_transformer.attr.transformer_method import START, logged, scaled_back, seed
+from captum_transformer.attr.transformer_method import START, logged, seed
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.target import Target
@@ -18,7 +18,6 @@ from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.ledger import Ledger
 from captum_transformer.rules.streams.relevancies import Relevancies, last_call, shares_of_queries
 from captum_transformer.rules.streams.update import UpdateRule
-from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.history import History
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Value
@@ -53,7 +52,10 @@ class RolloutMethod(AttentionFlowMethod):
             each token that the target is read from has a constant of its own. An input that no
             attention leads to, such as a table beside a text, has no relevance without it.
         pooled_evidence: where the target is read from several tokens that are pooled, add as much
-            of what each of them says by itself for the target, compared with all of them.
+            of what each of them says by itself for the target, compared with all of them: less
+            than the others say is negative. Without it tokens are read alike, and no relevance is
+            negative. It makes no difference where one token is read, with `with_identity`,
+            and where maps are the same for all targets.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class RolloutMethod(AttentionFlowMethod):
         propagation: Propagation = "paper",
         normalize_rows: bool = False,
         with_identity: bool = False,
-        pooled_evidence: bool = False,
+        pooled_evidence: bool = True,
     ) -> None:
         super().__init__(forward_func)
         if propagation not in ("paper", "flow"):
@@ -117,16 +119,13 @@ class RolloutMethod(AttentionFlowMethod):
                 _refuse_shared_queries(selection.history)
                 return self._relevancies(selection).maps()
 
-    def _relevance(
-        self, forward: TracedForward, target: Any, wanted: Sequence[Value]
-    ) -> dict[Value, Tensor]:
-        selection = self._selection(forward, target, wanted)
-        relevance = scaled_back(self._carried(selection)[0])
-        if not self.pooled_evidence or self.with_identity:
-            return relevance
-        return with_evidence(relevance, selection)
-
     def _carried(self, selection: Selection) -> tuple[dict[Value, Tensor], Ledger]:
+        passed, ledger = self._passed(selection)
+        if self.pooled_evidence and self._class_specific and not self.with_identity:
+            passed = with_evidence(passed, ledger, selection)
+        return passed, ledger
+
+    def _passed(self, selection: Selection) -> tuple[dict[Value, Tensor], Ledger]:
         if self.propagation == "flow":
             return self._flowed(selection)
         _refuse_shared_queries(selection.history)

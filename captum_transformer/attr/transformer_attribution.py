@@ -68,7 +68,10 @@ class TransformerAttribution(RolloutMethod):
         with_identity: count what passes no attention, too: the paper's row of :math:`C`, in which
             each token that the target is read from has a constant of its own.
         pooled_evidence: where the target is read from several tokens that are pooled, add as much
-            of what each of them says by itself for the target, compared with all of them.
+            of what each of them says by itself for the target, compared with all of them: less
+            than the others say is negative. Without it tokens are read alike, and no relevance is
+            negative. It makes no difference where one token is read, with `with_identity`, in
+            :meth:`relevance_maps`, and without `gradient_weighting`.
         propagate_to_input: return the relevance itself, propagated through all layers to the
         input ("full LRP", one of the paper's baselines), instead of the rollout. A convolution
             on the input follows the z-B rule with the sample's own minimum and maximum.
@@ -100,7 +103,7 @@ class TransformerAttribution(RolloutMethod):
         propagation: Propagation = "paper",
         normalize: bool = True,
         with_identity: bool = False,
-        pooled_evidence: bool = False,
+        pooled_evidence: bool = True,
     ) -> None:
         super().__init__(
             forward_func,
@@ -108,7 +111,7 @@ class TransformerAttribution(RolloutMethod):
             propagation=propagation,
             normalize_rows=normalize_rows,
             with_identity=with_identity,
-            pooled_evidence=pooled_evidence,
+            pooled_evidence=pooled_evidence and gradient_weighting,
         )
         self.normalize = normalize
         self.gradient_weighting = gradient_weighting

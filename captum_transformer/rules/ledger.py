@@ -81,6 +81,12 @@ class Ledger:
         self.ended.append((value, total(value, arrived)))
         self._size.append(torch.linalg.vector_norm(arrived, 1))
 
+    def join(self, other: "Ledger") -> None:
+        """Takes over what another pass has noted."""
+        self.started += other.started
+        self.taken += other.taken
+        self.ended += other.ended
+
     def balances(self) -> bool:
         """Whether all that was there went where it is known to have gone; waits for the device."""
         some = self.started[0]

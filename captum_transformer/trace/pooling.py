@@ -1,5 +1,6 @@
 """Where several tokens become one, as in the mean that many models read their scores from."""
 
+import math
 from collections.abc import Iterable
 
 from captum_transformer.trace.attention import AttentionCall
@@ -37,7 +38,7 @@ def pools_tokens(operation: Operation) -> bool:
 def read_from(operations: Iterable[Operation], calls: Iterable[AttentionCall]) -> list[Operation]:
     """The operations that pool the tokens that a score is read from.
 
-    They pool tokens that have attended, and what they make attends no more and is not pooled again.
+    They make one token of all, which have attended; it attends no more and is not pooled again.
 
     Args:
         operations: what leads to the score.
@@ -49,12 +50,17 @@ def read_from(operations: Iterable[Operation], calls: Iterable[AttentionCall]) -
         if operation.edge is None or output is None or not pools_tokens(operation):
             continue
         ((_, value),) = operation.traced()
-        smaller = output.shape.numel() < value.shape.numel()
         attends = any(call.output.descends_from(output) for call in calls)
-        if smaller and value.attention and not attends:
+        if value.attention and not attends and _is_one_token(output, value):
             found.append((operation, value, output))
     return [
         operation
         for operation, _, output in found
         if not any(value.descends_from(output) or value is output for _, value, _ in found)
     ]
+
+
+def _is_one_token(output: Value, pooled: Value) -> bool:
+    """Whether what was made of tokens has but the samples and features of one."""
+    axes = [axis for axis in (pooled.samples, *(pooled.features or ())) if axis is not None]
+    return output.shape.numel() == math.prod(axis.size for axis in axes)

@@ -28,7 +28,7 @@ from captum_transformer import (
 
 Method = Callable[..., TransformerMethod]
 
-# Relevance is handed from token to token by attention maps: never negative, spread over patches.
+# Relevance is handed from token to token by attention maps: spread over patches.
 FLOW_METHODS: dict[str, Method] = {
     "TransformerAttribution": TransformerAttribution,
     "TransformerAttribution, normalised": partial(TransformerAttribution, normalize_rows=True),
@@ -341,6 +341,10 @@ _BUILDERS: dict[str, Callable[[], Subject]] = {
     "pixels and ids": _pixels_and_ids,
 }
 SUBJECTS = tuple(_BUILDERS)
+# Read from the mean of their tokens.
+POOLED = tuple(
+    name for name in SUBJECTS if "registers" in name or "Swin" in name or "Encoder" in name
+)
 
 
 @cache

@@ -78,7 +78,7 @@ def test_it_is_left_out_of_some_tokens_of_a_mean_and_not_of_others():
     for weights, gradient in zip(maps, gradients, strict=True):
         relevance = relevance + (weights * gradient).relu().mean(1) @ relevance
     row = torch.tensor([0.5] + TOKENS * [0.5 / TOKENS], dtype=x.dtype)
-    found = GenericAttentionRelevance(model).attribute_tokens(x, 1)
+    found = GenericAttentionRelevance(model, pooled_evidence=False).attribute_tokens(x, 1)
     expected = (row @ (relevance - torch.eye(1 + TOKENS, dtype=x.dtype)))[:, 1:]
     torch.testing.assert_close(found, expected)
 

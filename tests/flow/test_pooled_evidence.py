@@ -5,11 +5,25 @@ from functools import partial
 import pytest
 import timm
 import torch
+from torch import nn
 
-from captum_transformer import GenericAttentionRelevance, TransformerAttribution
+from captum_transformer import (
+    AttentionRollout,
+    GenericAttentionRelevance,
+    TransformerAttribution,
+    extend,
+)
 from tests.attr.subjects import as_tuple, subject
 from tests.flow.graphs import Attention, Oracle, drawn, expected, tokens
-from tests.rules.test_flow import TOKENS, WIDTH, LastToken, MaskedMean, MaskedProduct, MeanPooled
+from tests.rules.test_flow import (
+    TOKENS,
+    WIDTH,
+    LastToken,
+    MaskedMean,
+    MaskedProduct,
+    MeanPooled,
+    Model,
+)
 
 METHODS = [GenericAttentionRelevance, TransformerAttribution]
 
@@ -36,7 +50,7 @@ def test_random_graphs_read_by_a_mean(start):
         for layer in program.layers:
             if isinstance(layer, Attention):
                 layer.maps.clear()
-        found = GenericAttentionRelevance(program, pooled_evidence=True).attribute_tokens(x, target)
+        found = GenericAttentionRelevance(program).attribute_tokens(x, target)
         torch.testing.assert_close(
             found,
             together(passed, own, place),
@@ -50,8 +64,8 @@ def test_random_graphs_read_by_a_mean(start):
 @pytest.mark.parametrize("method", METHODS)
 def test_tokens_that_are_left_out_of_a_mean_say_nothing(method, kind):
     model, x = kind(), torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
-    plain = method(model).attribute_tokens(x, 1)
-    own = method(model, pooled_evidence=True).attribute_tokens(x, 1) - plain
+    plain = method(model, pooled_evidence=False).attribute_tokens(x, 1)
+    own = method(model).attribute_tokens(x, 1) - plain
     assert own[:, [0, 1, 2, 4]].all()
     assert own[:, [3, 5]].abs().amax() < 1e-12 * own.abs().amax()
     torch.testing.assert_close(own.sum(1), torch.zeros(2, dtype=x.dtype))
@@ -61,21 +75,99 @@ def test_tokens_that_are_left_out_of_a_mean_say_nothing(method, kind):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["timm ViT", "timm DeiT, distilled", "BERT", "GPT-2"])
 def test_one_token_has_nothing_to_be_compared_with(name, method):
-    maps = subject(name).attribute(partial(method, pooled_evidence=True))
-    plain = subject(name).attribute(method)
+    maps = subject(name).attribute(method)
+    plain = subject(name).attribute(partial(method, pooled_evidence=False))
     for one, other in zip(as_tuple(maps), as_tuple(plain), strict=True):
         assert torch.equal(one, other)
     model, x = LastToken(), torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
-    assert method(model, pooled_evidence=True).attribute(x, 1).equal(method(model).attribute(x, 1))
+    plain = method(model, pooled_evidence=False)
+    assert method(model).attribute(x, 1).equal(plain.attribute(x, 1))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_sample_is_weighed_by_itself(method):
     model, x = MeanPooled(), torch.randn(3, TOKENS, WIDTH, dtype=torch.float64)
     x[1] *= 5
-    explain = method(model, pooled_evidence=True)
+    explain = method(model)
     alone = torch.cat([explain.attribute(each[None], 1) for each in x])
     torch.testing.assert_close(explain.attribute(x, 1), alone)
+
+
+class Joined(Model):
+    """Reads a class token and the mean of the patches, in halves or as one mean over all."""
+
+    def __init__(self, *, halves):
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(1, 1, WIDTH, dtype=torch.float64))
+        self.halves = halves
+
+    def forward(self, x, maps=None):
+        return super().forward(torch.cat([self.token.expand(len(x), -1, -1), x], 1), maps)
+
+    def read(self, x):
+        return self.head((x[:, 0] + x[:, 1:].mean(1)) / 2 if self.halves else x.mean(1))
+
+
+@pytest.mark.parametrize("halves", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_account_has_it(method, halves):
+    """What a pooled class token says for the class reaches no input."""
+    model, x = Joined(halves=halves), torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    explain, plain = method(model), method(model, pooled_evidence=False)
+    if method is TransformerAttribution:  # whose account is that of its maps' relevance
+        torch.testing.assert_close(explain.account(x, 1).total, plain.account(x, 1).total)
+        return
+    found, before = explain.account(x, 1), plain.account(x, 1)
+    torch.testing.assert_close(found.of("inputs"), explain.attribute(x, 1).sum((1, 2)))
+    torch.testing.assert_close(found.total, before.total)
+    torch.testing.assert_close(sum(part.amount for part in found.parts), found.total)
+    said = found.of("joined constants") - before.of("joined constants")
+    assert halves or said.abs().amin() > 1e-9
+    torch.testing.assert_close(before.of("inputs") - found.of("inputs"), said)
+
+
+class Towers(nn.Module):
+    """Two texts that are compared, each read by a mean, or one of both read by a mean."""
+
+    def __init__(self, *, together):
+        super().__init__()
+        self.towers = nn.ModuleList([MeanPooled(), MeanPooled()])
+        self.together = together
+
+    def forward(self, one, other):
+        if self.together:
+            return self.towers[0](torch.cat([one, other], 1))
+        return (self.towers[0](one) * self.towers[1](other)).sum(1)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_input_gets_what_it_gets_alone(together):
+    method = GenericAttentionRelevance
+    model = Towers(together=together)
+    one, other = torch.randn(2, 3, WIDTH).double(), torch.randn(2, 4, WIDTH).double()
+    target = 1 if together else None
+    both = method(model).attribute((one, other), target)
+    torch.testing.assert_close(method(model).attribute(one, target, other), both[0])
+    turned = method(lambda other, one: model(one, other))
+    torch.testing.assert_close(turned.attribute(other, target, one), both[1])
+    assert all((found < 0).any() for found in both)
+
+
+class Even(extend.MapMethod):
+    class_specific = False
+
+    def maps(self, explained, calls):
+        return lambda call, rows: torch.ones_like(call.probabilities(rows))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [AttentionRollout, Even, partial(TransformerAttribution, gradient_weighting=False)],
+    ids=["rollout", "own maps", "relevance alone"],
+)
+def test_maps_that_are_the_same_for_all_classes_have_none(method):
+    model, x = MeanPooled(), torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    assert method(model).attribute_tokens(x, 1).amin() >= 0
 
 
 def test_pixels_of_a_hierarchical_model_have_what_its_tokens_do():

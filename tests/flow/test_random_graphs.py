@@ -14,7 +14,9 @@ def assert_equals_the_oracle(program) -> None:
     """With what passes no attention, and without: each sequence of at least one call."""
     x = tokens(program)
     for with_identity in (False, True):
-        method = GenericAttentionRelevance(program, with_identity=with_identity)
+        method = GenericAttentionRelevance(
+            program, with_identity=with_identity, pooled_evidence=False
+        )
         wanted = expected(program, x, 1, with_identity=with_identity)
         torch.testing.assert_close(
             method.attribute_tokens(x, 1), wanted, **EXACT, msg=lambda m: f"{program.steps}: {m}"

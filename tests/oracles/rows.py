@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -40,15 +40,22 @@ def mean_over(grid: tuple[int, int]) -> Tensor:
     return torch.full((tokens,), 1 / tokens, dtype=torch.float64)
 
 
+_POOLED_DIMS = {"mean": lambda _, dim, **__: dim, "adaptive_avg_pool2d": lambda *_: (2, 3)}
+
+
 class Softmaxes(TorchFunctionMode):
-    """Keeps what the softmaxes of a model give, in the precision of the model."""
+    """Keeps what the softmaxes of a model give, in its precision, and what it pools at the end."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maps: list[Tensor] = []
+        self.pooled: tuple[Tensor, Any] | None = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__name__", "") != "softmax":
+        name = getattr(func, "__name__", "")
+        if name in _POOLED_DIMS:
+            self.pooled = args[0], _POOLED_DIMS[name](*args, **(kwargs or {}))
+        if name != "softmax":
             return func(*args, **(kwargs or {}))
         # Written-out attention in Transformers asks for single precision.
         result = args[0].softmax(kwargs.get("dim", -1))
@@ -83,7 +90,8 @@ class Oracle:
         model: a classifier in float64.
         inputs: of one call.
         path: from the first to the last, an attention layer or a matrix ``(tokens, earlier)``.
-        read: what part of the score is read from each token at the end.
+        read: what part of the score is read from each token at the end, the same for all samples or
+            for each.
         prefix: how many of the first tokens are no input.
         stem: what part of each token each pixel is, for images.
         named: further arguments.
@@ -113,6 +121,21 @@ class Oracle:
         gradients = torch.autograd.grad(chosen.sum(), maps)
         return [m.detach() for m in maps], list(gradients)
 
+    def said(self, target: Sequence[int]) -> Tensor:
+        """Value times gradient of each token that is read, less the mean over all of them."""
+        with written_out(self.model), Softmaxes() as seen:
+            output = self.score(self.model(self.inputs, **self.named))
+        assert seen.pooled is not None
+        tokens, dims = seen.pooled
+        chosen = output[torch.arange(len(output)), torch.tensor(target)]
+        (gradient,) = torch.autograd.grad(chosen.sum(), tokens)
+        pooled = [dims] if isinstance(dims, int) else [dim % tokens.ndim for dim in dims]
+        features = [dim for dim in range(1, tokens.ndim) if dim not in pooled]
+        each = (tokens * gradient).detach().sum(features).flatten(1)
+        found = torch.zeros(len(each), len(self.read), dtype=each.dtype)
+        found[:, self.read != 0] = each - each.mean(1, keepdim=True)
+        return found
+
     def rows(self, maps: Sequence[Tensor], *, normalize: bool) -> tuple[Tensor, Tensor]:
         """The row of the layers' product that the score is read from.
 
@@ -133,7 +156,8 @@ class Oracle:
             passed = (attention @ (passed + direct) + step.skip @ passed) / total
             direct = step.skip @ direct / total
         assert next(remaining, None) is None, "a map that no layer has asked for"
-        of_inputs = [(self.read @ part)[..., self.prefix :] for part in (passed, direct)]
+        read = self.read.unsqueeze(-2)
+        of_inputs = [(read @ part).squeeze(-2)[..., self.prefix :] for part in (passed, direct)]
         return of_inputs[0], of_inputs[1]
 
     def _first(self) -> int:
@@ -152,7 +176,16 @@ class Oracle:
             passed, direct = self.rows(weighted, normalize=False)
             # The maps have to matter, or the skips alone would be compared.
             assert passed.amax() > 1e-3 * direct.amax()
-            self._compare(GenericAttentionRelevance, scored, target, passed, direct)
+            method = partial(GenericAttentionRelevance, pooled_evidence=False)
+            self._compare(method, scored, target, passed, direct)
+            if (self.read != 0).sum() == 1:
+                evidence = 0
+            else:
+                said = self.said(target)
+                _, evidence = replace(self, read=said).rows(weighted, normalize=False)
+                evidence = evidence / said.clamp_min(0).sum(1, keepdim=True)
+                evidence = evidence * passed.sum(1, keepdim=True)
+            self._compare_rows(GenericAttentionRelevance(scored), target, passed + evidence)
         for normalize in (True, False):
             rows = self.rows(maps, normalize=normalize)
             method = partial(AttentionRollout, normalize_rows=normalize)
