@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
@@ -31,6 +29,7 @@ from lightning_callbacks.run_context import RunContext
 from lightning_callbacks.sample_explainer import SampleExplainer
 from lightning_callbacks.samples import BatchToInputs
 from lightning_callbacks.stage_runs import StageRuns
+from lightning_callbacks.summary_writers import AsLogger, summary_writer
 
 
 class AttributionTrainerCallback(TrainerCallback):
@@ -232,7 +231,10 @@ class AttributionTrainerCallback(TrainerCallback):
         entries = LogEntries(runs.run, state.global_step)
         explainer.explain(context, runs.fixed, runs.last_maps, entries, self.prefix)
         with self._failures.tolerated("log the explanations"):
-            self._publish(entries, self._summary_writer(args))
+            writer = summary_writer(self.writer, args, self.prefix)
+            if self.writer is None:
+                self.writer = writer
+            self._publish(entries, writer)
 
     def _collected(self, model: nn.Module, loader: Any, size: int) -> FixedSamples:
         if self.samples is not None:
@@ -248,7 +250,7 @@ class AttributionTrainerCallback(TrainerCallback):
         return fixed
 
     def _publish(self, entries: LogEntries, writer: Any) -> None:
-        publisher = Publisher([_Board(writer)], "", self._failures)
+        publisher = Publisher([AsLogger(writer)], "", self._failures)
         if not self._laid_out:
             explainer = self._explainer
             publisher.layout(charts(self.prefix, explainer.kinds(), list(explainer.methods)))
@@ -256,35 +258,6 @@ class AttributionTrainerCallback(TrainerCallback):
         publisher.pictures(entries)
         publisher.numbers(entries)
         writer.flush()
-
-    def _summary_writer(self, args: TrainingArguments) -> Any:
-        if isinstance(self.writer, TrainerCallback):
-            # Transformers' TensorBoardCallback opens a new one for each training.
-            writer = getattr(self.writer, "tb_writer", None)
-            if writer is None:
-                raise RuntimeError(
-                    "The TensorBoardCallback has no writer yet. Is it among the trainer's "
-                    "callbacks, before this one?"
-                )
-            return writer
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            folder = getattr(args, "logging_dir", None) or os.getenv("TENSORBOARD_LOGGING_DIR")
-            folder = folder or Path(str(args.output_dir), "runs", self.prefix)
-            self.writer = SummaryWriter(str(Path(folder).expanduser()))
-        return self.writer
-
-
-class _Board:
-    """A SummaryWriter with the face of a logger."""
-
-    def __init__(self, writer: Any) -> None:
-        self.experiment = writer
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        for tag, value in metrics.items():
-            self.experiment.add_scalar(tag, value, step)
 
 
 def _in_order(dataset: Any) -> Any:

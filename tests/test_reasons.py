@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from captum_transformer import (
     AttentionRollout,
@@ -15,7 +16,12 @@ from captum_transformer import (
     GenericAttentionRelevance,
     TransformerAttribution,
 )
-from captum_transformer.errors import InvalidInputError, UnsupportedOperationError
+from captum_transformer.errors import (
+    InvalidInputError,
+    NoAttentionError,
+    UnseenOperationError,
+    UnsupportedOperationError,
+)
 
 METHODS = {
     "AttentionRollout": AttentionRollout,
@@ -92,3 +98,68 @@ def test_integers_of_numpy_are_targets(method: Any, of: Any) -> None:
     explained = method(Attending(torch.tanh))
     found = explained.attribute(tokens(), of(np.int64(1)))
     torch.testing.assert_close(found, explained.attribute(tokens(), 1))
+
+
+def cut_off(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+def in_numpy(x: Tensor) -> Tensor:
+    """A kernel that neither torch functions nor autograd see."""
+    values = x.detach().numpy()
+    scores = np.exp(values @ values.transpose(0, 2, 1))
+    return torch.from_numpy(scores / scores.sum(-1, keepdims=True) @ values)
+
+
+class Without(nn.Module):
+    """Tokens of a model in which nothing attends, but for what is cut off from them."""
+
+    def __init__(self, mixed: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mixed, self.head = mixed, nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x + self.mixed(x)).mean(1))
+
+
+@methods
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        cut_off,
+        in_numpy,
+        lambda x: F.avg_pool1d(x.mT, 3, 1, 1).mT,
+    ],
+)
+def test_attention_that_no_input_reaches_is_no_attention(method: Any, mixed: Any) -> None:
+    with pytest.raises(NoAttentionError, match=r"cut off from the inputs, by .* `torch.no_grad"):
+        method(Without(mixed)).attribute(tokens().float(), 1)
+
+
+@methods
+def test_attention_that_is_hidden_is_said_to_be_hidden(method: Any) -> None:
+    def hidden(x: Tensor) -> Tensor:
+        return checkpoint(F.scaled_dot_product_attention, x, x, x, use_reentrant=True)
+
+    with pytest.raises(UnseenOperationError, match=r"use_reentrant=False"):
+        method(Without(hidden)).attribute(tokens().float(), 1)
+
+
+def test_a_model_without_attention_is_explained_as_advised() -> None:
+    with pytest.raises(NoAttentionError, match=r"convolutional .*attention_rule=False"):
+        ConservativeLRP(Without(torch.tanh)).attribute(tokens().float(), 1)
+    explained = ConservativeLRP(Without(torch.tanh), attention_rule=False)
+    assert explained.attribute(tokens().float(), 1).abs().sum() > 0
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_are_not_advised(layer: Any) -> None:
+    torch.manual_seed(0)
+    recurrent = layer(8, 8, batch_first=True)
+    model = Without(lambda x: recurrent(x)[0])
+    with pytest.raises(NoAttentionError, match=r"`nn.LSTM`, `nn.GRU`\) can't"):
+        ConservativeLRP(model).attribute(tokens().float(), 1)
+    with pytest.raises(UnsupportedOperationError, match=layer.__name__.lower()):
+        ConservativeLRP(model, attention_rule=False).attribute(tokens().float(), 1)

@@ -1,15 +1,21 @@
-"""Models that can't be explained as they are: scripted code, and sharded weights."""
+"""Models that can't be explained as they are: scripted code, sharded weights, those that fail."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from captum_transformer.errors import UnseenOperationError, UnsupportedOperationError
+from captum_transformer.calling.arguments import Arguments
+from captum_transformer.calling.copies import with_own_arguments
+from captum_transformer.errors import (
+    ExplanationError,
+    UnseenOperationError,
+    UnsupportedOperationError,
+)
 
 
 def refuse_sharded(modules: Iterable[tuple[str, nn.Module]]) -> None:
@@ -60,3 +66,28 @@ def refusing_scripted(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[None
     finally:
         if hook is not None:
             hook.remove()
+
+
+def called(
+    forward_func: Callable[..., Any], arguments: Arguments[Any], entered: Sequence[Tensor]
+) -> Any:
+    """What a model returns for some inputs, with errors that say what is in the way."""
+    try:
+        return arguments.call(with_own_arguments(forward_func), entered)
+    except (ExplanationError, torch.OutOfMemoryError):
+        raise
+    except SystemError as error:
+        if isinstance(error.__cause__, ExplanationError):
+            # Torch functions that custom functions call by themselves lose what is raised there.
+            raise error.__cause__ from None
+        raise
+    except Exception as error:
+        arguments.refuse_unrepeated(error)
+        if isinstance(error, RuntimeError) and "Inference tensors" in str(error):
+            raise ExplanationError(
+                "The model uses tensors that were made under `torch.inference_mode()`, which have "
+                "no place in a gradient: its weights, if it was built or loaded there, or what it "
+                "has kept since it ran there. Make it outside, or explain a copy of it, "
+                "`copy.deepcopy(model)`, made outside; `torch.no_grad()` does no harm."
+            ) from error
+        raise

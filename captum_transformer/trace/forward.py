@@ -10,14 +10,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.checkpoint import CheckpointError
 
 from captum_transformer.calling.arguments import Arguments
-from captum_transformer.calling.copies import copied, with_own_arguments
+from captum_transformer.calling.copies import copied
 from captum_transformer.calling.isolation import explaining, modules_of
-from captum_transformer.calling.refusals import refuse_sharded, refusing_scripted
+from captum_transformer.calling.refusals import called, refuse_sharded, refusing_scripted
 from captum_transformer.calling.target import Contrast, as_contrast, main_output, selected_scores
-from captum_transformer.errors import (
-    ExplanationError,
-    InvalidInputError,
-)
+from captum_transformer.errors import ExplanationError, InvalidInputError
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.batch import Batch
 from captum_transformer.trace.functions import Function
@@ -273,7 +270,7 @@ def traced_forward(
         forward = TracedForward(trace, inputs, values, edges, arguments_names, again)
         try:
             with refusing_scripted(modules), trace:
-                forward.output = _run(forward_func, arguments, entered)
+                forward.output = called(forward_func, arguments, entered)
             forward.finish()
             yield forward
         finally:
@@ -286,30 +283,6 @@ def _autocast(device_type: str) -> torch.autocast:
     """The precision in which operations run now."""
     enabled = torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, torch.get_autocast_dtype(device_type), enabled=enabled)
-
-
-def _run(
-    forward_func: Callable[..., Any], arguments: Arguments[Any], entered: Sequence[Tensor]
-) -> Any:
-    try:
-        return arguments.call(with_own_arguments(forward_func), entered)
-    except (ExplanationError, torch.OutOfMemoryError):
-        raise
-    except SystemError as error:
-        if isinstance(error.__cause__, ExplanationError):
-            # Torch functions that custom functions call by themselves lose what is raised there.
-            raise error.__cause__ from None
-        raise
-    except Exception as error:
-        arguments.refuse_unrepeated(error)
-        if isinstance(error, RuntimeError) and "Inference tensors" in str(error):
-            raise ExplanationError(
-                "The model uses tensors that were made under `torch.inference_mode()`, which have "
-                "no place in a gradient: its weights, if it was built or loaded there, or what it "
-                "has kept since it ran there. Make it outside, or explain a copy of it, "
-                "`copy.deepcopy(model)`, made outside; `torch.no_grad()` does no harm."
-            ) from error
-        raise
 
 
 def _enter(tensor: Tensor) -> Tensor:

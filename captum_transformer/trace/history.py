@@ -17,11 +17,12 @@ NO_ATTENTION = (
     "No attention that the inputs reach was seen in the forward pass. Looked for: "
     "F.scaled_dot_product_attention, flex_attention, F.multi_head_attention_forward "
     "(nn.MultiheadAttention, nn.TransformerEncoder), and softmax over keys followed by a matrix "
-    "product. If the model has attention, it runs where torch functions can't be seen: the "
-    "flash-attn package, scripted or exported code, a custom `autograd.Function`, reentrant "
-    "checkpointing, or the model's own `torch.no_grad()`. Switch to plain PyTorch attention, for "
-    "instance `attn_implementation='sdpa'` in Transformers. A model that has none, such as a "
-    "recurrent one, can be explained by ConservativeLRP with `attention_rule=False`."
+    "product. If the model has attention, it is cut off from the inputs, by the model's own "
+    "`torch.no_grad()` or `detach()` or by a kernel that has no derivative: switch to plain "
+    "PyTorch attention, for instance `attn_implementation='sdpa'` in Transformers. A model that "
+    "has none, such as a convolutional network, can be explained by ConservativeLRP with "
+    "`attention_rule=False`; recurrent layers (`nn.LSTM`, `nn.GRU`) can't, unless they are written "
+    "in torch functions."
 )
 BESIDE = (
     "The chosen output depends on no attention, though the forward pass has some beside it. Choose "

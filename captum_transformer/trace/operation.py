@@ -48,27 +48,16 @@ class Value:
         origin: the value whose entries these are, merely cast or rearranged (itself otherwise).
     """
 
-    __slots__ = (
-        "ancestors",
-        "attention",
-        "batch",
-        "coupling",
-        "device",
-        "dtype",
-        "features",
-        "holder",
-        "holds_ids",
-        "index",
-        "keys",
-        "learned",
-        "mixtures",
-        "operation",
-        "origin",
-        "samples",
-        "shape",
-        "stride",
-        "version",
-    )
+    operation: "Operation | None" = None
+    samples: Axis | None = None
+    batch: Batch | None = None
+    coupling: "Operation | None" = None
+    features: Features = None
+    ancestors = 0
+    attention = 0
+    mixtures = 0
+    learned = False
+    keys: Axis | None = None
 
     def __init__(self, index: int, tensor: Tensor) -> None:
         self.index = index
@@ -76,19 +65,9 @@ class Value:
         self.version = tensor._version
         self.shape = tensor.shape
         self.stride = tensor.stride()
-        self.dtype = tensor.dtype
+        self.dtype = dtype = tensor.dtype
         self.device = tensor.device
-        self.holds_ids = not (self.dtype.is_floating_point or self.dtype.is_complex)
-        self.learned = False
-        self.operation: Operation | None = None
-        self.samples: Axis | None = None
-        self.batch: Batch | None = None
-        self.coupling: Operation | None = None
-        self.features: Features = None
-        self.keys: Axis | None = None
-        self.ancestors = 0
-        self.attention = 0
-        self.mixtures = 0
+        self.holds_ids = not (dtype.is_floating_point or dtype.is_complex)
         self.origin = self
 
     @property
