@@ -105,12 +105,13 @@ class _Copies:
         attributes = getattr(new, "__dict__", {})
         for name, value in list(attributes.items()):
             attributes[name] = self.of(value)
-        for name in _slots(type(new)):
+        for name in slots_of(type(new)):
             if hasattr(new, name):
                 object.__setattr__(new, name, self.of(getattr(new, name)))
 
 
-def _slots(kind: type) -> Iterator[str]:
+def slots_of(kind: type) -> Iterator[str]:
+    """The attributes that objects of a class have beside those in their ``__dict__``."""
     for base in kind.__mro__:
         names = vars(base).get("__slots__", ())
         for name in (names,) if isinstance(names, str) else names:

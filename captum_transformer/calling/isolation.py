@@ -34,8 +34,9 @@ def _collect(item: Any, name: str, found: dict[int, tuple[str, nn.Module]], seen
         return
     seen.add(id(item))
     if isinstance(item, nn.Module):
-        for path, module in item.named_modules(prefix=name):
-            found.setdefault(id(module), (path, module))
+        found[id(item)] = name, item
+        for key, part in item.named_children():
+            _collect(part, f"{name}.{key}" if name else key, found, seen)
     elif isinstance(item, functools.partial):
         for part in (item.func, *item.args, *item.keywords.values()):
             _collect(part, name, found, seen)
@@ -71,9 +72,10 @@ def _is_training(module: nn.Module) -> bool:
 
 def _leave_out_backward_hooks(module: nn.Module) -> None:
     """Until the module's state is put back."""
+    held = vars(module)
     for name in ("_backward_hooks", "_backward_pre_hooks"):
-        if vars(module).get(name):
-            setattr(module, name, OrderedDict())
+        if held.get(name):
+            held[name] = OrderedDict()
 
 
 @contextmanager

@@ -1,28 +1,37 @@
 """What modules hold besides parameters and submodules, to be put back as it was."""
 
 import copy
-import operator
+from collections import deque
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# The mode is put back by itself; parameters and submodules are not touched by running.
-_TORCHS_OWN = frozenset(
-    name for name in vars(nn.Module()) if name != "_buffers" and "_hooks" not in name
+from captum_transformer.calling.contents import (
+    ATOMS,
+    CONTAINERS,
+    Contents,
+    is_object,
+    is_same,
+    parts_of,
+    within,
 )
 
-_KEPT = (dict, list, set, tuple, Tensor)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_HOOKS = tuple(name for name in _OF_EVERY_MODULE if "_hooks" in name)
+# The mode is put back by itself; parameters and submodules are not touched by running.
+_UNTOUCHED = _OF_EVERY_MODULE - {"_buffers", *_HOOKS}
+_CONTAINERS = (dict, list, set, tuple, deque)
 
 
 class State:
-    """Modules' own attributes, buffers and hooks, with what containers among them hold.
+    """Modules' own attributes, buffers and hooks, with what containers and objects among them hold.
 
     Some models install hooks when they first run and note down that they did: both have to go, or
     the next run would install them again. Some keep what they have computed in evaluation mode,
     such as position biases, for as long as they stay in it. As the mode is switched behind their
     back, they would go on using it after further training. Some write into tensors of their own,
-    such as the buffers of a cache.
+    such as the buffers of a cache, or into objects that hold some.
 
     Args:
         by_value: copy the tensors at once, whatever may write into them. Otherwise someone has to
@@ -35,7 +44,8 @@ class State:
     def __init__(self, *, by_value: bool = False) -> None:
         self.modules: dict[int, tuple[nn.Module, dict[str, Any]]] = {}
         self._by_value = by_value
-        self._filled: list[tuple[Any, Any]] = []
+        self._contents: list[Contents] = []
+        self._objects: list[tuple[Any, list[Contents], bool]] = []
         self._hooks_within: list[tuple[Any, Any]] = []
         # Most containers are dictionaries of no hooks.
         self._empty: list[Any] = []
@@ -53,31 +63,50 @@ class State:
         """
         values = vars(module).copy()
         self.modules[id(module)] = module, values
-        for name, value in values.items():
-            if not isinstance(value, _KEPT) or name in _TORCHS_OWN:
-                continue
-            if within and "_hooks" in name:
-                self._hooks_within.append((value, copy.copy(value)))
-            elif not isinstance(value, Tensor) and not value:
-                self._empty.append(value)
-            else:
+        hooks = [values[name] for name in _HOOKS if name in values]
+        if within:
+            self._hooks_within += ((some, copy.copy(some)) for some in hooks)
+        elif any(hooks):
+            for some in hooks:
+                self._keep(some)
+        else:
+            self._empty += hooks
+        for name in values.keys() - _OF_EVERY_MODULE:
+            value = values[name]
+            if type(value) not in ATOMS:
                 self._keep(value)
+        self._keep(values.get("_buffers", ()))
 
     def _keep(self, value: Any) -> None:
         if isinstance(value, Tensor):
             self._keep_tensor(value)
-            return
-        if not value:
+        elif isinstance(value, _CONTAINERS) and not value:
             self._empty.append(value)
+        elif id(value) in self._known:
             return
-        if id(value) in self._known:
+        elif isinstance(value, _CONTAINERS):
+            self._known.add(id(value))
+            if not isinstance(value, tuple):
+                self._contents.append(Contents(value))
+            for part in parts_of(value):
+                if type(part) not in ATOMS:
+                    self._keep(part)
+        elif is_object(value):
+            self._known.add(id(value))
+            self._keep_object(value)
+
+    def _keep_object(self, value: Any) -> None:
+        """Of other objects nothing is put back unless they hold tensors, now or afterwards."""
+        parts = within(value)
+        if parts is None:
             return
-        self._known.add(id(value))
-        if not isinstance(value, tuple):
-            self._filled.append((value, value.copy()))
-        for part in value.values() if isinstance(value, dict) else value:
-            if isinstance(part, _KEPT):
-                self._keep(part)
+        tensors = [part for part in parts if isinstance(part, Tensor)]
+        for tensor in tensors:
+            self._keep_tensor(tensor)
+        contents = [
+            Contents(part) for part in parts if isinstance(part, CONTAINERS) or is_object(part)
+        ]
+        self._objects.append((value, contents, bool(tensors)))
 
     def _keep_tensor(self, tensor: Tensor) -> None:
         # Inference tensors can't be written to; a module makes them itself, as a cache.
@@ -102,26 +131,24 @@ class State:
         """Puts back what has changed; containers and tensors stay the same objects."""
         for module, held in self.modules.values():
             current = vars(module)
-            same = current.keys() == held.keys()
-            if same and all(map(operator.is_, current.values(), held.values())):
+            if is_same(current, held):
                 continue
-            for name in current.keys() - held.keys() - _TORCHS_OWN:
+            for name in current.keys() - held.keys() - _UNTOUCHED:
                 del current[name]
             # Not `setattr`, and only what has changed: compiled code watches its modules.
             for name, value in held.items():
-                if name not in _TORCHS_OWN and current.get(name) is not value:
+                if name not in _UNTOUCHED and current.get(name) is not value:
                     current[name] = value
         for container in filter(None, self._empty):
             container.clear()
         for hooks, earlier in self._hooks_within:
             for key in hooks.keys() - earlier.keys():
                 del hooks[key]
-        for container, content in self._filled:
-            container.clear()
-            if isinstance(container, list):
-                container.extend(content)
-            else:
-                container.update(content)
+        for value, contents, has_tensors in self._objects:
+            if has_tensors or any(isinstance(part, Tensor) for part in within(value) or ()):
+                self._contents += contents
+        for content in self._contents:
+            content.put_back()
         with torch.inference_mode(mode=False), torch.no_grad():
             for tensor, values in self._copies:
                 _write_back(tensor, values)

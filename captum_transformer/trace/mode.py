@@ -126,28 +126,28 @@ class Trace(TorchFunctionMode):
     ) -> Operation:
         """The operation that a call is, before it runs."""
         operands: list[Operand] = []
+        find = self.tape.find if torch.is_grad_enabled() else self.tape.find_without_gradient
+
+        def frozen(argument: Any, role: Role) -> Any:
+            """An argument with operands, which are listed, in the place of its tensors."""
+            if isinstance(argument, Tensor):
+                operand = Operand(argument, find(argument), role)
+                operands.append(operand)
+                return operand
+            return mapped(lambda tensor: frozen(tensor, role), Tensor, argument)
+
         by_place, by_name = list(args), kwargs.copy()
         for place, argument in enumerate(args):
             if isinstance(argument, _HOLDS_TENSORS):
-                by_place[place] = self._frozen(argument, function.role_at(place), operands)
+                by_place[place] = frozen(argument, function.role_at(place))
         for name, argument in kwargs.items():
             if isinstance(argument, _HOLDS_TENSORS):
-                by_name[name] = self._frozen(argument, function.role_of(name), operands)
+                by_name[name] = frozen(argument, function.role_of(name))
         arguments = function.bind(given := tuple(by_place), by_name)
         kind = function.kind if function.kind_by is None else function.kind_by(arguments)
         leave_out_constants(operands)
         index = len(self.tape.operations)
         return Operation(index, function, kind, given, by_name, operands, arguments, function.call)
-
-    def _frozen(self, argument: Any, role: Role, operands: list[Operand]) -> Any:
-        """An argument with operands, which are listed, in the place of its tensors."""
-        if isinstance(argument, Tensor):
-            tape = self.tape
-            find = tape.find if torch.is_grad_enabled() else tape.find_without_gradient
-            operand = Operand(argument, find(argument), role)
-            operands.append(operand)
-            return operand
-        return mapped(lambda tensor: self._frozen(tensor, role, operands), Tensor, argument)
 
     def _cut_off(self, operation: Operation, written: Sequence[Tensor], call: Call) -> Any:
         """Under ``torch.no_grad()`` what the model computes from the inputs is a constant."""
@@ -175,8 +175,8 @@ class Trace(TorchFunctionMode):
         if kind in _ATTENDS:
             operation.pattern = recognise(operation)
         result = self._by_rule(operation, written)
-        keep = operation.pattern is not None or kind in tape.keep or is_weighted(operation)
-        keep |= pools_tokens(operation)
+        pools = pools_tokens(operation)
+        keep = pools or operation.pattern is not None or kind in tape.keep or is_weighted(operation)
         tape.settle(operation.operands, keep=keep)
         if written is not None:
             tape.before_write(written)
@@ -192,7 +192,7 @@ class Trace(TorchFunctionMode):
             result = with_gradient(result)
         outputs = reached(tape, operation, result if written is None else written)
         if outputs:
-            self._write_down(operation, outputs, keep=keep)
+            self._write_down(operation, outputs, keep=keep, pools=pools)
         if written is not None:
             if outputs:
                 tape.after_write(written)
@@ -213,7 +213,7 @@ class Trace(TorchFunctionMode):
         return rule(operation)
 
     def _write_down(
-        self, operation: Operation, outputs: list[Tensor | None], *, keep: bool
+        self, operation: Operation, outputs: list[Tensor | None], *, keep: bool, pools: bool
     ) -> None:
         """Puts an operation that has run on the tape, with what comes of it for the rules."""
         # What attention returns beside its output is no part of it.
@@ -231,7 +231,7 @@ class Trace(TorchFunctionMode):
         kind, pattern = operation.kind, operation.pattern
         if kind is Kind.EMBEDDING or (keep and kind is Kind.PRODUCT):
             operation.result = self.tape.operand(first, None, keep=True)
-        asked = self._edges or kind is Kind.EMBEDDING or pattern or pools_tokens(operation)
+        asked = self._edges or kind is Kind.EMBEDDING or pattern or pools
         if asked and first.requires_grad:
             operation.edge = get_gradient_edge(first)
         if pattern is not None:

@@ -3,6 +3,7 @@
 import copy
 import functools
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from captum_transformer import GenericAttentionRelevance
 from captum_transformer.errors import InvalidTargetError, NoAttentionError
@@ -529,3 +531,82 @@ def test_tensors_that_a_model_writes_into_are_as_they_were(method: str) -> None:
     assert numbers == [0]
     # The model goes on: what it holds is no part of a graph that is gone.
     model(images()).sum().backward()
+
+
+class Slotted:
+    __slots__ = ("keys", "later")
+
+    def __init__(self) -> None:
+        self.keys = torch.zeros(3, dtype=torch.float64)
+
+
+class Nest:
+    """An object that holds others, and itself."""
+
+    def __init__(self) -> None:
+        self.inner, self.queue, self.this = Slotted(), deque([Slotted()]), self
+
+
+class WithObjects(nn.Module):
+    """Writes into objects that hold tensors, or come to hold some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = timm_vit()
+        self.cache = DynamicCache()
+        self.filled = DynamicCache()
+        self.filled.update(torch.ones(1, 1, 2, CLASSES), torch.ones(1, 1, 2, CLASSES), 0)
+        self.nest = Nest()
+        self.list, self.dict = [Slotted()], {"slotted": Slotted()}
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        scores = self.vit(pixels)
+        states = scores[:, None, None].float()
+        for cache in (self.cache, self.filled):
+            cache.update(states[:1], states[:1], 0)
+        for held in (self.nest.inner, self.nest.queue[0], self.list[0], self.dict["slotted"]):
+            held.keys += scores[0, 0]
+            held.later = scores
+        self.nest.inner.keys = scores
+        self.nest.queue.append(scores)
+        self.list.append(scores)
+        return scores
+
+
+def _of_objects(model: WithObjects) -> list[Any]:
+    held = (model.nest.inner, model.nest.queue[0], model.list[0], model.dict["slotted"])
+    tensors = [*(one.keys for one in held), *model.filled.layers[0].__dict__.values()]
+    return [
+        [(id(t), t.tolist(), t.requires_grad) for t in tensors if isinstance(t, Tensor)],
+        [hasattr(one, "later") for one in held],
+        [len(model.nest.queue), len(model.list), model.cache.get_seq_length()],
+        model.filled.get_seq_length(),
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_objects_that_hold_tensors_are_as_they_were(method: str) -> None:
+    model = WithObjects()
+    before, objects = _of_objects(model), list(map(id, vars(model).values()))
+    first, again = (METHODS[method](model).attribute(images(), 1) for _ in "ab")
+    assert torch.equal(first, again)
+    assert _of_objects(model) == before
+    assert list(map(id, vars(model).values())) == objects
+    model(images())
+    assert _of_objects(model) != before
+
+
+def test_what_trains_a_model_goes_on() -> None:
+    class Trainer:
+        def __init__(self, model: nn.Module) -> None:
+            self.model, self.seen, self.last = model, [], torch.zeros(())
+
+    class Counting(nn.Module):
+        def forward(self, pixels: Tensor) -> Tensor:
+            trainer.seen.append(len(pixels))
+            return vit(pixels)
+
+    vit, model = timm_vit(), Counting()
+    model.trainer = [trainer := Trainer(model)]
+    GenericAttentionRelevance(model).attribute(images(), 1)
+    assert trainer.seen

@@ -1,0 +1,106 @@
+"""What containers and objects hold, noted down and put back; they stay the same objects."""
+
+import inspect
+import operator
+from collections import deque
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from captum_transformer.calling.copies import slots_of
+
+CONTAINERS = (dict, list, set, deque)
+# Of these nothing is to be noted down, and most attributes are such.
+ATOMS = frozenset({bool, int, float, str, type(None), type})
+
+
+def is_object(value: Any) -> bool:
+    """Whether something may have attributes of its own to write to, and is no code."""
+    if isinstance(value, (type, ModuleType, nn.Module, Tensor)) or inspect.isroutine(value):
+        return False
+    return hasattr(value, "__dict__") or bool(list(slots_of(type(value))))
+
+
+def parts_of(value: Any) -> list[Any]:
+    """What a container or an object holds itself."""
+    if isinstance(value, dict):
+        parts = list(value.values())
+    else:
+        parts = list(value) if isinstance(value, (list, set, deque, tuple)) else []
+    if is_object(value):
+        parts += getattr(value, "__dict__", {}).values()
+        parts += (getattr(value, name, None) for name in slots_of(type(value)))
+    return parts
+
+
+def within(value: Any) -> list[Any] | None:
+    """An object and all that it holds, one in another; None if modules or parameters are among it.
+
+    What holds these, such as a trainer or an optimizer, is no state of theirs.
+    """
+    found, seen = [value], {id(value)}
+    for item in found:
+        for part in parts_of(item):
+            if isinstance(part, (nn.Module, nn.Parameter)):
+                return None
+            if type(part) not in ATOMS and id(part) not in seen:
+                seen.add(id(part))
+                found.append(part)
+    return found
+
+
+class Contents:
+    """What one container or object holds.
+
+    Args:
+        holder: the container or object.
+
+    Example:
+        >>> numbers = [1, 2]
+        >>> before = Contents(numbers)
+        >>> numbers.append(3)
+        >>> before.put_back()
+        >>> numbers
+        [1, 2]
+    """
+
+    def __init__(self, holder: Any) -> None:
+        self._holder = holder
+        self._items = holder.copy() if isinstance(holder, CONTAINERS) else None
+        self._attributes = getattr(holder, "__dict__", {}).copy()
+        self._slots = {
+            name: getattr(holder, name) for name in slots_of(type(holder)) if hasattr(holder, name)
+        }
+
+    def put_back(self) -> None:
+        """Leaves alone what has not changed."""
+        if self._items is not None:
+            _put_back(self._holder, self._items)
+        if hasattr(self._holder, "__dict__"):
+            _put_back(vars(self._holder), self._attributes)
+        for name in slots_of(type(self._holder)):
+            if name in self._slots:
+                object.__setattr__(self._holder, name, self._slots[name])
+            elif hasattr(self._holder, name):
+                object.__delattr__(self._holder, name)
+
+
+def _put_back(holder: Any, content: Any) -> None:
+    if is_same(holder, content):
+        return
+    holder.clear()
+    if isinstance(holder, (list, deque)):
+        holder.extend(content)
+    else:
+        holder.update(content)
+
+
+def is_same(now: Any, before: Any) -> bool:
+    """Whether a container holds the same objects as another one."""
+    if isinstance(now, dict):
+        same: bool = now.keys() == before.keys()
+        return same and all(map(operator.is_, now.values(), before.values()))
+    if isinstance(now, set):
+        return now == before
+    return len(now) == len(before) and all(map(operator.is_, now, before))
