@@ -8,7 +8,7 @@ come in blocks, so that no map of all pairs of tokens need be in memory.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,29 +17,51 @@ from torch.autograd.graph import GradientEdge
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.blocks import row_blocks
+from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype, in_full
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.scoring import Scoring
 
+# How to permute a tensor; None stands for an axis of size one that it lacks.
+Order = tuple[int | None, ...] | None
 
-@dataclass(eq=False, slots=True)
+
+class Pattern(NamedTuple):
+    """How an operation attends.
+
+    Attributes:
+        held: the operands that the attention probabilities are made of.
+        weights: for a product, the place of the probabilities among its two operands.
+        weights_order: how to permute the probabilities to ``(..., Q, K)``; None if they lie so.
+        value_order: the same for the values, to ``(..., K, D)``.
+        output_order: the same for the output, to ``(..., Q, D)``.
+        product: what is summed up, where the product with the probabilities is entry by entry.
+    """
+
+    held: tuple[Operand, ...]
+    weights: int = 0
+    weights_order: Order = None
+    value_order: Order = None
+    output_order: Order = None
+    product: Operation | None = None
+
+
 class AttentionCall(ABC):
     """What an attention call needs to be explained.
 
     Attributes:
         layer: its place among the attention calls of the forward pass; -1 among channels.
-        module: the dotted name of the innermost module that made the call, or its class.
         operation: its entry on the tape.
         value: the operand that holds the values.
-        value_order: how to permute the values to ``(..., K, D)``, with None for an axis of size one
-            that they lack; None if they lie so.
     """
 
-    layer: int
-    module: str
-    operation: Operation
-    value: Operand
-    value_order: tuple[int | None, ...] | None
+    def __init__(self, layer: int, operation: Operation, value: Operand) -> None:
+        self.layer, self.operation, self.value = layer, operation, value
+
+    @property
+    def module(self) -> str:
+        """The dotted name of the innermost module that made the call, or its class."""
+        return self.operation.module
 
     @property
     def output(self) -> Value:
@@ -59,7 +81,9 @@ class AttentionCall(ABC):
         value = self.value.value
         if value is None:
             return False
-        keys = -2 % len(value.shape) if self.value_order is None else self.value_order[-2]
+        pattern = self.operation.pattern
+        order = None if pattern is None else pattern.value_order
+        keys = -2 % len(value.shape) if order is None else order[-2]
         return keys is not None and Axis.of(value.shape, keys) in (value.features or ())
 
     @property
@@ -113,15 +137,18 @@ class AttentionCall(ABC):
         return tensor.reshape(samples.size, -1, *tensor.shape[-2:])
 
 
-@dataclass(eq=False, slots=True)
 class FusedAttention(AttentionCall):
     """A call of ``F.scaled_dot_product_attention``: the probabilities are computed on demand."""
 
-    query: Operand
-    key: Operand
-    mask: Operand | None
-    is_causal: bool
-    scale: float
+    def __init__(self, layer: int, operation: Operation) -> None:
+        arguments = operation.arguments
+        super().__init__(layer, operation, arguments["value"])
+        self.query: Operand = arguments["query"]
+        self.key: Operand = arguments["key"]
+        self.mask: Operand | None = arguments.get("attn_mask")
+        self.is_causal = bool(arguments.get("is_causal", False))
+        scale = arguments.get("scale")
+        self.scale: float = self.query.size[-1] ** -0.5 if scale is None else float(scale)
 
     def _heads(self, tensor: Tensor) -> Tensor:
         """Repeats the heads of grouped keys or values, one for each query head."""
@@ -201,14 +228,15 @@ class FusedAttention(AttentionCall):
         return tensor.sum_to_size(size)
 
 
-@dataclass(eq=False, slots=True)
 class FlexAttention(FusedAttention):
     """A call of `flex_attention`: functions of the model's own change and mask the scores.
 
     What they make of a score of zero counts as added to the scores, as a position bias is.
     """
 
-    scoring: Scoring
+    def __init__(self, layer: int, operation: Operation) -> None:
+        super().__init__(layer, operation)
+        self.scoring: Scoring = operation.arguments["scoring"]
 
     @property
     def adds(self) -> bool:
@@ -221,16 +249,16 @@ class FlexAttention(FusedAttention):
         return torch.where(bias.isfinite(), changed, scores), bias
 
 
-@dataclass(eq=False, slots=True)
 class ExplicitAttention(AttentionCall):
     """Softmax followed by a product: the model made the probabilities itself."""
 
-    weights: Operand
-    weights_order: tuple[int | None, ...] | None
-    output_order: tuple[int | None, ...] | None
+    def __init__(self, layer: int, operation: Operation, pattern: Pattern) -> None:
+        self.weights = operation.operands[pattern.weights]
+        self._pattern = pattern
+        super().__init__(layer, operation, operation.operands[1 - pattern.weights])
 
     @staticmethod
-    def _ordered(tensor: Tensor, order: tuple[int | None, ...] | None) -> Tensor:
+    def _ordered(tensor: Tensor, order: Order) -> Tensor:
         if order is None:
             return tensor
         tensor = tensor.permute([dim for dim in order if dim is not None])
@@ -240,7 +268,7 @@ class ExplicitAttention(AttentionCall):
         return tensor
 
     @staticmethod
-    def _restored(tensor: Tensor, order: tuple[int | None, ...] | None) -> Tensor:
+    def _restored(tensor: Tensor, order: Order) -> Tensor:
         if order is None:
             return tensor
         tensor = tensor.squeeze([place for place, dim in enumerate(order) if dim is None])
@@ -248,24 +276,32 @@ class ExplicitAttention(AttentionCall):
         return tensor.permute([dims.index(dim) for dim in range(len(dims))])
 
     def as_values(self, tensor: Tensor) -> Tensor:
-        return self._ordered(tensor, self.value_order)
+        return self._ordered(tensor, self._pattern.value_order)
 
     def values_width(self) -> int:
-        width = -1 if self.value_order is None else self.value_order[-1]
+        width = -1 if self._pattern.value_order is None else self._pattern.value_order[-1]
         return 1 if width is None else self.value.size[width]
 
     def map_shape(self) -> tuple[int, ...]:
-        return tuple(self._ordered(self.weights.tensor, self.weights_order).shape)
+        return tuple(self._ordered(self.weights.tensor, self._pattern.weights_order).shape)
 
     def probabilities(self, rows: slice) -> Tensor:
-        return self._ordered(in_full(self.weights), self.weights_order)[..., rows, :]
+        return self._ordered(in_full(self.weights), self._pattern.weights_order)[..., rows, :]
 
     def outputs(self, tensor: Tensor) -> Tensor:
-        return self._ordered(tensor, self.output_order)
+        return self._ordered(tensor, self._pattern.output_order)
 
     def to_values(self, tensor: Tensor) -> Tensor:
-        return self._restored(tensor, self.value_order).sum_to_size(self.value.size)
+        return self._restored(tensor, self._pattern.value_order).sum_to_size(self.value.size)
 
     def to_weights(self, tensor: Tensor) -> Tensor:
         """From ``(..., Q, K)`` to the layout of the probabilities' operand."""
-        return self._restored(tensor, self.weights_order).sum_to_size(self.weights.size)
+        return self._restored(tensor, self._pattern.weights_order).sum_to_size(self.weights.size)
+
+
+def attention_call(layer: int, operation: Operation, pattern: Pattern) -> AttentionCall:
+    """The attention call that an operation is."""
+    if operation.kind is not Kind.ATTENTION:
+        return ExplicitAttention(layer, operation, pattern)
+    flexible = "scoring" in operation.arguments
+    return FlexAttention(layer, operation) if flexible else FusedAttention(layer, operation)

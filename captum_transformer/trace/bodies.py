@@ -13,7 +13,7 @@ from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.entries import ALIASES
 
 
-def body_of(function: types.FunctionType) -> types.FunctionType:
+def body_of(function: Any) -> types.FunctionType:
     """The function as if no argument asked for dispatch: what it calls is traced instead."""
     scope = {**function.__globals__, "has_torch_function": lambda *_: False}
     scope |= {
@@ -61,6 +61,20 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 - its name in to
 
 def _addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:  # noqa: A002
     return input + value * (tensor1 / tensor2)
+
+
+def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:  # noqa: A002
+    return input + value * (tensor1 * tensor2)
+
+
+def _inner(input: Tensor, other: Tensor) -> Tensor:  # noqa: A002
+    if not input.ndim or not other.ndim:
+        return input * other
+    return torch.tensordot(input, other, dims=([-1], [-1]))
+
+
+def _vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
+    return (x * y).sum(dim)
 
 
 def _lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:  # noqa: A002
@@ -190,6 +204,9 @@ WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "atleast_3d": _at_least(3),
     "glu": _glu,
     "addcdiv": _addcdiv,
+    "addcmul": _addcmul,
+    "inner": _inner,
+    "linalg_vecdot": _vecdot,
     "lerp": _lerp,
     "cross": _cross,
     "linalg_cross": _linalg_cross,
@@ -214,4 +231,7 @@ WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "type_as": lambda input, other: input.to(other.device, other.dtype),  # noqa: A006
 }
 # Python composites that keep what matters inside: their bodies are traced, not they themselves.
-COMPOSITES = frozenset({F.multi_head_attention_forward, F.normalize, F.local_response_norm})
+COMPOSITES = {
+    function: body_of(function)
+    for function in (F.multi_head_attention_forward, F.normalize, F.local_response_norm)
+}

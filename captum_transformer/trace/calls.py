@@ -62,7 +62,7 @@ def _without_dropout(
     function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arguments:
     """The arguments as they were given, but for the probability of dropout."""
-    parameters, aliases = function.parameters, function.aliases
+    parameters, aliases = function.entry.parameters, function.entry.aliases
     given = tuple(
         0.0 if parameters[i : i + 1] == ("dropout_p",) else argument
         for i, argument in enumerate(args)

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
 if TYPE_CHECKING:
     from captum_transformer.trace.operation import Operand, Operation
 
@@ -97,43 +95,6 @@ def _matmul(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
     return (left, right), f"{of_left}{rows}k,{of_right}k{columns}->{batch}{rows}{columns}"
 
 
-def _inner(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
-    left, right = _two(arguments)
-    a, b = len(left.size), len(right.size)
-    if not a or not b:
-        return (left, right), f"{_BATCH[:a]},{_BATCH[:b]}->{_BATCH[: max(a, b)]}"
-    rows = _BATCH[: a - 1]
-    columns = string.ascii_lowercase[: b - 1]
-    return (left, right), f"{rows}z,{columns}z->{rows}{columns}"
-
-
-def _entries(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
-    left, right = _two(arguments)
-    ndim = max(len(factor.size) for factor in (left, right, arguments["bias"]))
-    terms = (_BATCH[ndim - len(factor.size) : ndim] for factor in (left, right))
-    return (left, right), f"{','.join(terms)}->{_BATCH[:ndim]}"
-
-
-def _vecdot(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
-    left, right = _two(arguments)
-    ndim = max(len(left.size), len(right.size))
-    letters = _BATCH[:ndim]
-    summed = letters[arguments.get("dim", -1)]
-    terms = [letters[ndim - len(factor.size) :] for factor in (left, right)]
-    shape = torch.broadcast_shapes(left.size, right.size)  # type: ignore[no-untyped-call]
-    for place, factor in enumerate((left, right)):
-        # What is repeated along a dimension of the other has none there.
-        repeated = [
-            n == 1 < whole for n, whole in zip(factor.size[::-1], shape[::-1], strict=False)
-        ]
-        own = string.ascii_lowercase[place * ndim :]
-        terms[place] = "".join(
-            own[dim] if alone else letter
-            for dim, (letter, alone) in enumerate(zip(terms[place], repeated[::-1], strict=True))
-        )
-    return (left, right), f"{','.join(terms)}->{letters.replace(summed, '')}"
-
-
 def _tensordot(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
     left, right = _two(arguments)
     a, b = len(left.size), len(right.size)
@@ -177,13 +138,10 @@ _SPELLINGS: dict[str, Spelling] = {
     **dict.fromkeys(("matmul", "rmatmul", "linalg_matmul"), _matmul),
     **dict.fromkeys(("mm", "addmm"), _fixed("mk,kn->mn")),
     **dict.fromkeys(("bmm", "baddbmm"), _fixed("Amk,Akn->Amn")),
-    "addcmul": _entries,
     "addbmm": _fixed("Amk,Akn->mn"),
     **dict.fromkeys(("mv", "addmv"), _fixed("mk,k->m")),
     **dict.fromkeys(("dot", "vdot"), _fixed("k,k->")),
     **dict.fromkeys(("outer", "ger", "addr"), _fixed("m,n->mn")),
-    "inner": _inner,
-    "linalg_vecdot": _vecdot,
     "tensordot": _tensordot,
     "einsum": _einsum,
     "weighted sum": lambda arguments: (arguments["operands"], arguments["equation"]),

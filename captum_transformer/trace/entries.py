@@ -1,6 +1,6 @@
 """What the table of functions says of one, and the words that it says it in."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from captum_transformer.trace.kinds import Kind, Role
@@ -47,6 +47,10 @@ class Entry(NamedTuple):
         """
         usual = ALIASES.get(name, name)
         return self.aliases.get(name) or self.aliases.get(usual, usual)
+
+    def in_order(self, names: Iterable[str]) -> "Entry":
+        """The same of a function whose arguments, all of them, have another order."""
+        return Entry(self.kind, tuple(map(self.canonical, names)), None, self.aliases)
 
 
 def entry_of(kind: Kind, arguments: str) -> Entry:

@@ -1,9 +1,8 @@
 """Torch functions, found in the table, and their calls, bound to canonical arguments."""
 
 import inspect
-import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -15,12 +14,11 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from captum_transformer.trace.bodies import (
     COMPOSITES,
     WRITTEN_OUT,
-    body_of,
     in_canonical_words,
     written_into,
 )
 from captum_transformer.trace.catalogue import ENTRIES, UNKNOWN
-from captum_transformer.trace.entries import ALIASES, ROLES, Entry
+from captum_transformer.trace.entries import ROLES, Entry
 from captum_transformer.trace.flex import flex_attend, requires_grad
 from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.losses import LOSSES
@@ -38,10 +36,7 @@ class Function:
         name: its bare name, the same for ``add``, ``add_``, ``__add__`` and ``__iadd__``.
         kind: what it is, if `kind_by` does not tell more.
         call: an out-of-place callable with the same arguments, for running it on other tensors.
-        parameters: the canonical names of its arguments by position.
-        rest: the name for all further ones, if it takes them.
-        aliases: from what else an argument is called to its canonical name.
-        roles: what the tensors among its arguments are for, where they are no signals.
+        entry: what the table says of its arguments.
         inplace: whether it writes into its first argument.
         body: for a composite, what it does, without its own dispatch to the trace.
         kind_by: tells the kind of a call by its arguments, whose tensors are operands.
@@ -50,10 +45,7 @@ class Function:
     name: str
     kind: Kind
     call: Callable[..., Any]
-    parameters: tuple[str, ...] = ("input",)
-    rest: str | None = None
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    roles: Mapping[str, Role] = field(default_factory=dict)
+    entry: Entry = UNKNOWN
     inplace: bool = False
     body: Callable[..., Any] | None = None
     kind_by: "Callable[[Mapping[str, Any]], Kind] | None" = None
@@ -65,16 +57,13 @@ class Function:
 
     def role_of(self, name: str) -> Role:
         """What tensors are for that are given by name."""
-        return self.roles.get(self._canonical(name), Role.SIGNAL)
+        return ROLES.get(self.entry.canonical(name), Role.SIGNAL)
 
     @cached_property
     def _roles(self) -> tuple[Role, ...]:
         """By position, the last one for all that follow."""
-        names = (*self.parameters, self.rest or "")
-        return tuple(self.roles.get(name, Role.SIGNAL) for name in names)
-
-    def _canonical(self, name: str) -> str:
-        return self.aliases.get(name) or ALIASES.get(name, name)
+        names = (*self.entry.parameters, self.entry.rest)
+        return tuple(ROLES.get(name or "", Role.SIGNAL) for name in names)
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call under their canonical names.
@@ -84,13 +73,14 @@ class Function:
         >>> describe(torch.Tensor.view).bind((torch.ones(2), 1, 2), {})["shape"]
         (1, 2)
         """
-        bound = dict(zip(self.parameters, args))  # noqa: B905 - this is faster
-        if self.rest is not None and len(args) > len(self.parameters):
-            rest = args[len(self.parameters) :]
-            whole = len(rest) == 1 and isinstance(rest[0], (tuple, list, torch.Size))
-            bound[self.rest] = rest[0] if whole else rest
+        entry = self.entry
+        bound = dict(zip(entry.parameters, args))  # noqa: B905 - this is faster
+        if entry.rest is not None and len(args) > len(entry.parameters):
+            rest = args[len(entry.parameters) :]
+            whole = len(rest) == 1 and isinstance(rest[0], (tuple, list))
+            bound[entry.rest] = rest[0] if whole else rest
         for name, argument in kwargs.items():
-            bound[self._canonical(name)] = argument
+            bound[entry.canonical(name)] = argument
         return bound
 
 
@@ -160,6 +150,14 @@ _PUBLIC = frozenset(
 ) | {"slice"}  # brackets, as `torch.export` writes them
 
 
+# Functions that are traced by what they do inside, whatever other ones of their name do.
+_BODIES: dict[Any, Callable[..., Any]] = {
+    Tensor.requires_grad.__get__: requires_grad,  # type: ignore[attr-defined]
+    **LOSSES,
+    **COMPOSITES,
+}
+
+
 @cache
 def describe(function: Callable[..., Any]) -> Function:
     """Looks a torch function up in the table, by its bare name.
@@ -181,12 +179,8 @@ def describe(function: Callable[..., Any]) -> Function:
     if raw in ("requires_grad_", "retain_grad", "__float__", "__int__", "__bool__"):
         entry = ENTRIES["requires_grad"]
     kind = entry.kind
-    if function == Tensor.requires_grad.__get__:  # type: ignore[attr-defined]
-        return Function(name, Kind.UNKNOWN, function, body=requires_grad)
-    if function in LOSSES:
-        return Function(name, kind, function, body=LOSSES[function])
-    if function in COMPOSITES and isinstance(function, types.FunctionType):
-        return Function(name, kind, function, body=body_of(function))
+    if function in _BODIES:
+        return Function(name, Kind.UNKNOWN, function, body=_BODIES[function])
     writes = raw.endswith("_") and not raw.startswith("__") and kind is not Kind.ASKS
     inplace = writes or raw in _IN_PLACE_OPERATORS
     if name in WRITTEN_OUT:
@@ -209,29 +203,22 @@ def _kernel(function: OpOverload | OpOverloadPacket) -> Function:
     entry = ENTRIES[name]
     schema: Any = function._schema
     names = [argument.name for argument in schema.arguments]
-    parameters = tuple(map(entry.canonical, names))
     described = _described(function, name, entry, inplace=kernel.endswith("_"))
-    return replace(described, parameters=parameters, rest=None)
+    return replace(described, entry=entry.in_order(names))
 
 
 def _described(
     function: Callable[..., Any], name: str, entry: Entry, *, inplace: bool = False
 ) -> Function:
-    named = (*entry.parameters, *entry.aliases.values(), entry.rest)
-    roles = {parameter: ROLES[parameter] for parameter in named if parameter in ROLES}
-    looks_up = entry.kind is Kind.MOVE and Role.INDEX in roles.values()
+    names = {*entry.parameters, *entry.aliases.values(), entry.rest or ""}
+    looks_up = entry.kind is Kind.MOVE and any(ROLES.get(n) is Role.INDEX for n in names)
     by_name = _BY_ARGUMENTS.get(name) if entry is ENTRIES.get(name) else None
-    return Function(
-        name,
-        entry.kind,
-        out_of_place(name, function) if inplace or name in OUT_OF_PLACE else function,
-        _parameters(function, entry),
-        entry.rest,
-        entry.aliases,
-        roles,
-        inplace,
-        kind_by=by_name or (_by_source if looks_up else None),
-    )
+    call = out_of_place(name, function) if inplace or name in OUT_OF_PLACE else function
+    kind_by = by_name or (_by_source if looks_up else None)
+    signature = _signature(function) if getattr(function, "__module__", None) == F.__name__ else ()
+    if signature and "args" not in signature:
+        entry = entry.in_order(signature)  # functionals have their arguments in another one
+    return Function(name, entry.kind, call, entry, inplace, kind_by=kind_by)
 
 
 def _raw_name(function: Callable[..., Any]) -> str:
@@ -251,14 +238,6 @@ def bare_name(function: Callable[..., Any]) -> str:
     raw = _raw_name(function)
     name = raw.strip("_")
     return name.removeprefix("i") if raw in _IN_PLACE_OPERATORS else name
-
-
-def _parameters(function: Callable[..., Any], entry: Entry) -> tuple[str, ...]:
-    """The canonical names of arguments by position; functionals have them in another order."""
-    signature = _signature(function)
-    if getattr(function, "__module__", None) != F.__name__ or not signature or "args" in signature:
-        return entry.parameters
-    return tuple(map(entry.canonical, signature))
 
 
 def _signature(function: Callable[..., Any]) -> tuple[str, ...]:

@@ -25,7 +25,6 @@ _DEFAULT_DIM: dict[str, Any] = {
     **dict.fromkeys(("topk", "sort", "mode", "kthvalue", "pairwise_distance"), -1),
     **dict.fromkeys(("msort", "cat", "concat", "concatenate"), 0),
     "linalg_matrix_norm": (-2, -1),
-    "linalg_vecdot": -1,
 }
 
 

@@ -11,7 +11,12 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from captum_transformer.errors import UnseenOperationError
-from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.attention import (
+    AttentionCall,
+    FusedAttention,
+    Pattern,
+    attention_call,
+)
 from captum_transformer.trace.calls import (
     Call,
     as_run,
@@ -28,9 +33,6 @@ from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.pooling import pools_tokens
 from captum_transformer.trace.reach import leave_out_constants, reached, with_gradient, written_by
 from captum_transformer.trace.recognise import (
-    Pattern,
-    explicit_attention,
-    fused_attention,
     is_weighted,
     recognise,
     require_described,
@@ -243,21 +245,15 @@ class Trace(TorchFunctionMode):
                     sums.refusal = log_sum_exp_is_used()
 
     def _add_call(self, operation: Operation, pattern: Pattern, output: Tensor) -> None:
-        layer, module = len(self.calls), operation.module
-        call: AttentionCall
-        if operation.kind is Kind.ATTENTION:
-            call = fused_attention(layer, module, operation)
-            if hasattr(operation.call, ENTRY):
-                require_described(call, output.detach())
-        else:
-            call = explicit_attention(layer, module, operation, pattern)
-        operation.attention = call
+        call = operation.attention = attention_call(len(self.calls), operation, pattern)
+        if isinstance(call, FusedAttention) and hasattr(operation.call, ENTRY):
+            require_described(call, output.detach())
         operation.result = self.tape.operand(output, None, keep=True)
         if call.among_channels:
             call.layer = -1
             return
         query = query_value(call)
-        call.output.attention |= 1 << layer | (0 if query is None else query.attention)
+        call.output.attention |= 1 << call.layer | (0 if query is None else query.attention)
         self.calls.append(call)
 
     def _calling_module(self) -> str:

@@ -2,13 +2,12 @@
 
 import string
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.trace.attention import ExplicitAttention, FlexAttention, FusedAttention
+from captum_transformer.trace.attention import FusedAttention, Order, Pattern
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.functions import Function
@@ -16,29 +15,6 @@ from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import is_weighted_signal
 from captum_transformer.trace.scoring import INSTEAD
-
-# How to permute a tensor; None stands for an axis of size one that it lacks.
-Order = tuple[int | None, ...] | None
-
-
-class Pattern(NamedTuple):
-    """How an operation attends.
-
-    Attributes:
-        held: the operands that the attention probabilities are made of.
-        weights: for a product, the place of the probabilities among its two operands.
-        weights_order: how to permute the probabilities to ``(..., Q, K)``; None if they lie so.
-        value_order: the same for the values, to ``(..., K, D)``.
-        output_order: the same for the output, to ``(..., Q, D)``.
-        product: what is summed up, where the product with the probabilities is entry by entry.
-    """
-
-    held: tuple[Operand, ...]
-    weights: int = 0
-    weights_order: Order = None
-    value_order: Order = None
-    output_order: Order = None
-    product: Operation | None = None
 
 
 def recognise(operation: Operation) -> Pattern | None:
@@ -169,26 +145,6 @@ def _unless_plain(order: tuple[int | None, ...]) -> Order:
     return None if order == tuple(range(len(order))) else order
 
 
-def fused_attention(layer: int, module: str, operation: Operation) -> FusedAttention:
-    """The attention call that an operation of fused attention is."""
-    arguments = operation.arguments
-    query: Operand = arguments["query"]
-    scale, scoring = arguments.get("scale"), arguments.get("scoring")
-    known = {
-        "layer": layer,
-        "module": module,
-        "operation": operation,
-        "value": arguments["value"],
-        "value_order": None,
-        "query": query,
-        "key": arguments["key"],
-        "mask": arguments.get("attn_mask"),
-        "is_causal": bool(arguments.get("is_causal", False)),
-        "scale": query.size[-1] ** -0.5 if scale is None else float(scale),
-    }
-    return FusedAttention(**known) if scoring is None else FlexAttention(**known, scoring=scoring)
-
-
 def require_described(call: FusedAttention, output: Tensor) -> None:
     """Makes sure that a function of the user's own attends as it was described to do.
 
@@ -216,22 +172,6 @@ def require_described(call: FusedAttention, output: Tensor) -> None:
         "`captum_transformer.extend.operation`. Are its scale, its mask and whether it is causal "
         "declared by their canonical names, `scale`, `attn_mask` and `is_causal`? Windows, caps of "
         "scores and sequences in one tensor have no description."
-    )
-
-
-def explicit_attention(
-    layer: int, module: str, operation: Operation, pattern: Pattern
-) -> ExplicitAttention:
-    """The attention call that a product of probabilities and values is."""
-    return ExplicitAttention(
-        layer=layer,
-        module=module,
-        operation=operation,
-        value=operation.operands[1 - pattern.weights],
-        weights=operation.operands[pattern.weights],
-        weights_order=pattern.weights_order,
-        value_order=pattern.value_order,
-        output_order=pattern.output_order,
     )
 
 

@@ -13,7 +13,7 @@ from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.probabilities import scores_of
-from captum_transformer.trace.versions import LEARNED, Segment, Stream, Version, Versions
+from captum_transformer.trace.versions import LEARNED, Stream, Version, Versions
 
 _TIES_TOKENS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV})
 
@@ -37,7 +37,7 @@ class Streams:
             for name, value in inputs.items()
             if not value.holds_ids
         }
-        self._made: dict[AttentionCall, Version] = {}
+        self.calls: dict[AttentionCall, Version] = {}
         self._met: dict[frozenset[Version], Version] = {}
         self._joined: dict[frozenset[Stream], Stream] = {}
         self._read: set[Operation] = set()
@@ -54,11 +54,6 @@ class Streams:
                 versions = self._after(operation)
                 outputs = (value for value in operation.outputs if value is not None)
                 self._versions |= dict.fromkeys(outputs, versions)
-
-    @property
-    def calls(self) -> dict[AttentionCall, Version]:
-        """The version that each attention call has made, in the order of the calls."""
-        return self._made
 
     @property
     def cross_attention(self) -> bool:
@@ -90,7 +85,7 @@ class Streams:
         call = operation.attention
         if call is not None and not call.among_channels:
             version = self._attended(call)
-            self._made[call] = version
+            self.calls[call] = version
             return (version,)
         carried: Sequence[Versions] = [
             self._versions.get(value, ()) for _, value in operation.carried()
@@ -127,8 +122,7 @@ class Streams:
             return next(iter(streams), None)
         key = frozenset(streams)
         if key not in self._joined:
-            names = dict.fromkeys(name for stream in streams for name in stream.names)
-            self._joined[key] = Stream(list(names), parts=list(streams))
+            self._joined[key] = _together(streams)
         return self._joined[key]
 
     def _name_of_ids(self, operation: Operation) -> str:
@@ -182,24 +176,18 @@ def _joins_features(operation: Operation) -> bool:
 def _joined(operation: Operation, carried: Sequence[Versions]) -> Versions:
     """The stream that several ones, none of which has attended yet, are concatenated to."""
     versions = [version for some in carried for version in some]
-    dim = operation.argument("dim", 0)
-    parts = [operand for operand in operation.operands if operand.size.numel()]
-    traced = [operand.value for operand in parts if operand.value is not None]
     if not all(version.is_start for version in versions):
         return ()
-    streams = {version.stream: None for version in versions}
-    if len(streams) == 1 and len(traced) == len(parts):
+    streams = dict.fromkeys(version.stream for version in versions)
+    constant = any(o.value is None and o.size.numel() for o in operation.operands)
+    if len(streams) == 1 and not constant:
         return ()
-    of_value = dict(zip((value for _, value in operation.carried()), carried, strict=True))
-    segments: list[Segment] = []
-    for operand in parts:
-        held = of_value[operand.value] if operand.value is not None else ()
-        inner = held[0].stream.segments if held else ()
-        named = held[0].stream.name if held else LEARNED
-        whole = sum(segment.tokens for segment in inner) == operand.size[dim]
-        segments += inner if whole else [Segment(named, operand.size[dim])]
-    names = dict.fromkeys(segment.name for segment in segments if segment.name != LEARNED)
-    return (Version(Stream(list(names), segments, list(streams))),)
+    return (Version(_together(streams, joined=True)),)
+
+
+def _together(streams: Iterable[Stream], *, joined: bool = False) -> Stream:
+    names = dict.fromkeys(name for stream in streams for name in stream.names)
+    return Stream(names, streams, joined=joined)
 
 
 def _of_tokens(operation: Operation, carried: Sequence[Versions]) -> Sequence[Versions]:
@@ -240,5 +228,5 @@ def _unite(carried: Iterable[Versions]) -> None:
     """
     starts = [versions[0] for versions in carried if len(versions) == 1 and versions[0].is_start]
     for other in starts[1:]:
-        if not starts[0].stream.segments or not other.stream.segments:
+        if not starts[0].stream.joined or not other.stream.joined:
             starts[0].stream.unite(other.stream)

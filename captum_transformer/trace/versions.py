@@ -1,24 +1,11 @@
 """Sets of tokens, and their versions: what each of them is after some attention calls."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from captum_transformer.trace.attention import AttentionCall
 
 LEARNED = "learned"
-
-
-class Segment(NamedTuple):
-    """A part of a stream that was concatenated with others.
-
-    Attributes:
-        name: the input that it comes from, or ``"learned"``.
-        tokens: how many tokens it has.
-    """
-
-    name: str
-    tokens: int
 
 
 class Stream:
@@ -28,18 +15,15 @@ class Stream:
         names: the inputs that its tokens come from.
         parts: the streams that it was concatenated of.
         same_as: the stream that it has turned out to be the same tokens as.
-        segments: the parts that it was concatenated of; empty if it is of one piece.
+        joined: whether some were concatenated to it before any of them had attended.
     """
 
     def __init__(
-        self,
-        names: Sequence[str],
-        segments: Sequence[Segment] = (),
-        parts: Sequence["Stream"] = (),
+        self, names: Iterable[str], parts: Iterable["Stream"] = (), *, joined: bool = False
     ) -> None:
         self.names = list(names)
-        self.segments = tuple(segments)
         self.parts = tuple(parts)
+        self.joined = joined
         self.same_as: Stream | None = None
 
     @property
@@ -67,7 +51,7 @@ class Stream:
             # A concatenation is not one of its own pieces, although that may be added to a part.
             return
         mine.names += [name for name in others.names if name not in mine.names]
-        mine.segments = mine.segments or others.segments
+        mine.joined |= others.joined
         others.same_as = mine
 
 

@@ -47,7 +47,7 @@ FUNCTIONALS = {
 @pytest.mark.parametrize("name", FUNCTIONALS)
 def test_functionals_have_all_arguments_of_the_table(name):
     """They may come in another order."""
-    found = describe(FUNCTIONALS[name]).parameters
+    found = describe(FUNCTIONALS[name]).entry.parameters
     entry = KNOWN[name]
     required = [p for p in entry.parameters if p in ("input", "index", "dim", "weight")]
     assert set(required) <= set(found), (found, entry.parameters)
@@ -113,5 +113,7 @@ def test_kernels_have_the_arguments_of_their_functions() -> None:
             if function.kind is Kind.UNKNOWN or not of_tensors:
                 continue
             expected = {*entry.parameters, *([entry.rest] if entry.rest else [])}
-            assert expected - _OF_TORCH_ALONE <= {*function.parameters}, str(overload)
-            assert len({*function.parameters}) == len(function.parameters), str(overload)
+            assert expected - _OF_TORCH_ALONE <= {*function.entry.parameters}, str(overload)
+            assert len({*function.entry.parameters}) == len(function.entry.parameters), str(
+                overload
+            )
