@@ -70,7 +70,8 @@ def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 
 def _inner(input: Tensor, other: Tensor) -> Tensor:  # noqa: A002
     if not input.ndim or not other.ndim:
         return input * other
-    return torch.tensordot(input, other, dims=([-1], [-1]))
+    product: Tensor = torch.tensordot(input, other, dims=([-1], [-1]))
+    return product
 
 
 def _vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:

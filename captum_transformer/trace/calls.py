@@ -20,42 +20,31 @@ from captum_transformer.trace.writes import that_only_looks
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
-_MAY_CHANGE = frozenset({Kind.ATTENTION, Kind.NORM, Kind.COPY, Kind.MOVE})
 # By these names entries are picked with brackets.
 _BRACKETS = frozenset({"getitem", "setitem"})
+_BATCH_NORM = inspect.signature(F.batch_norm)
 
 
 def as_run(
     func: Callable[..., Any], function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Call:
-    """A call, changed where the trace runs it in another way than it is written."""
-    if function.kind not in _MAY_CHANGE:
-        return func, args, kwargs
-    if function.call is flex_attend:
-        return flex_attend, (), as_attention(function.bind(args, kwargs))
-    if function.kind in (Kind.ATTENTION, Kind.NORM):
-        return func, *_deterministic(func, function, args, kwargs)
-    if function.kind is Kind.COPY:
-        return func, *_like_another(function, args, kwargs)
+    """A call, changed where the trace runs it in another way than it is written.
+
+    What makes a forward pass random, or dependent on the rest of the batch, is switched off.
+    """
+    if function.kind is Kind.ATTENTION:
+        if function.call is flex_attend:
+            return flex_attend, (), as_attention(function.bind(args, kwargs))
+        return func, *_without_dropout(function, args, kwargs)
     if function.name in _BRACKETS:
         return func, (args[0], with_tensors(args[1]), *args[2:]), kwargs
-    return func, args, kwargs
-
-
-_BATCH_NORM = inspect.signature(F.batch_norm)
-
-
-def _deterministic(
-    func: Callable[..., Any], function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Arguments:
-    """Switches off what makes a forward pass random, or dependent on the rest of the batch."""
-    if function.kind is Kind.ATTENTION:
-        return _without_dropout(function, args, kwargs)
+    if function.name == "to":
+        return func, *_like_another(args, kwargs)
     if func is F.batch_norm:
         bound = dict(_BATCH_NORM.bind(*args, **kwargs).arguments)
         if bound.get("running_mean") is not None:
-            return (), {**bound, "training": False}
-    return args, kwargs
+            return func, (), {**bound, "training": False}
+    return func, args, kwargs
 
 
 def _without_dropout(
@@ -74,10 +63,10 @@ def _without_dropout(
     return given, named
 
 
-def _like_another(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+def _like_another(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """``x.to(other)`` as ``x.to(other.device, other.dtype)``: no number of the other is used."""
     others = [a for a in (*args[1:], *kwargs.values()) if isinstance(a, Tensor)]
-    if function.name != "to" or not others:
+    if not others:
         return args, kwargs
     (other,) = others
     further = tuple(argument for argument in args[1:] if argument is not other)

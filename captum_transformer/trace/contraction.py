@@ -62,8 +62,8 @@ def _split(equation: str) -> tuple[tuple[str, ...], str] | None:
 
 def contraction(operation: "Operation") -> Contraction | None:
     """How a product sums over dimensions; None for what is no product, or no plain one."""
-    own = _linear if "weight" in operation.arguments else _matmul
-    spelling = _SPELLINGS.get(operation.name, own)
+    usual = _linear if "weight" in operation.arguments else _matmul
+    spelling = _SPELLINGS.get(operation.name, usual)
     factors, equation = spelling(operation.arguments)
     found = _split(equation)
     if found is None:
@@ -133,14 +133,9 @@ def _grouped(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
     return (signal, weights), "ti,gio->to" if len(weights.size) == 3 else "ti,io->to"
 
 
+# All others are spelled as `F.linear`, if they have a weight, or as `torch.matmul`.
 _SPELLINGS: dict[str, Spelling] = {
-    "linear": _linear,
-    **dict.fromkeys(("matmul", "rmatmul", "linalg_matmul"), _matmul),
-    **dict.fromkeys(("mm", "addmm"), _fixed("mk,kn->mn")),
-    **dict.fromkeys(("bmm", "baddbmm"), _fixed("Amk,Akn->Amn")),
     "addbmm": _fixed("Amk,Akn->mn"),
-    **dict.fromkeys(("mv", "addmv"), _fixed("mk,k->m")),
-    **dict.fromkeys(("dot", "vdot"), _fixed("k,k->")),
     **dict.fromkeys(("outer", "ger", "addr"), _fixed("m,n->mn")),
     "tensordot": _tensordot,
     "einsum": _einsum,

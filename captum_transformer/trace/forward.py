@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class TracedForward:
     ) -> None:
         self._trace = trace
         self._again = again
+        self._autocast = _autocast(inputs[0].device.type)
         self.tape = trace.tape
         self.calls = trace.calls
         self.inputs = inputs
@@ -114,7 +116,7 @@ class TracedForward:
             require_apart(self, scores, value.coupling)
             return
         # The method's gradients are not the model's: some of its rules leave out what mixes.
-        with self._again() as plain:
+        with self._autocast, self._again() as plain:
             for function in self._then:
                 plain.then(function)
             plain.select(target, mean_if_none=mean_if_none)
@@ -179,12 +181,8 @@ class TracedForward:
         if not points:
             return []
         try:
-            gradients = torch.autograd.grad(
-                selected.sum(),
-                points,
-                retain_graph=True,
-                allow_unused=True,
-            )
+            total = selected.sum()
+            gradients = torch.autograd.grad(total, points, retain_graph=True, allow_unused=True)
         except CheckpointError as reason:
             raise ExplanationError(
                 "The model checkpoints activations, and what it recomputes in the backward pass is "
@@ -259,15 +257,8 @@ def traced_forward(
             value.samples = Axis.of(value.shape, 0, arguments.samples)
             value.batch = Batch(0, value.samples, arguments.samples)
         edges = tuple(get_gradient_edge(t) if t.requires_grad else None for t in entered)
-        autocast = _autocast(inputs[0].device.type)
-
-        @contextmanager
-        def again() -> Iterator[TracedForward]:
-            with autocast, traced_forward(forward_func, arguments) as plain:
-                yield plain
-
-        arguments_names = arguments.names(forward_func)
-        forward = TracedForward(trace, inputs, values, edges, arguments_names, again)
+        again = partial(traced_forward, forward_func, arguments)
+        forward = TracedForward(trace, inputs, values, edges, arguments.names(forward_func), again)
         try:
             with refusing_scripted(modules), trace:
                 forward.output = called(forward_func, arguments, entered)

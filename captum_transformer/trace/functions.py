@@ -1,7 +1,8 @@
 """Torch functions, found in the table, and their calls, bound to canonical arguments."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
@@ -22,7 +23,6 @@ from captum_transformer.trace.entries import ROLES, Entry
 from captum_transformer.trace.flex import flex_attend, requires_grad
 from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.losses import LOSSES
-from captum_transformer.trace.outofplace import OUT_OF_PLACE, out_of_place
 
 # The attribute of a user's own operation that holds what it is.
 ENTRY = "__captum_transformer_entry__"
@@ -213,7 +213,7 @@ def _described(
     names = {*entry.parameters, *entry.aliases.values(), entry.rest or ""}
     looks_up = entry.kind is Kind.MOVE and any(ROLES.get(n) is Role.INDEX for n in names)
     by_name = _BY_ARGUMENTS.get(name) if entry is ENTRIES.get(name) else None
-    call = out_of_place(name, function) if inplace or name in OUT_OF_PLACE else function
+    call = _out_of_place(name, function) if inplace or name in _OUT_OF_PLACE else function
     kind_by = by_name or (_by_source if looks_up else None)
     signature = _signature(function) if getattr(function, "__module__", None) == F.__name__ else ()
     if signature and "args" not in signature:
@@ -245,6 +245,44 @@ def _signature(function: Callable[..., Any]) -> tuple[str, ...]:
         return tuple(inspect.signature(function).parameters)
     except (TypeError, ValueError):
         return ()
+
+
+# What a function that writes into its first argument gives if it does not.
+def _setitem(tensor: Tensor, index: Any, value: Any) -> Tensor:
+    result = tensor.clone()
+    result[index] = value
+    return result
+
+
+def _copy(tensor: Tensor, source: Tensor, *_: Any, **__: Any) -> Tensor:
+    return source.expand_as(tensor)
+
+
+def _as_strided_scatter(
+    input: Tensor,  # noqa: A002
+    src: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    storage_offset: int = 0,
+) -> Tensor:
+    """As torch's, whose derivative for the tensor that is written into is wrong."""
+    result = input.clone()
+    result.as_strided(size, stride, storage_offset).copy_(src)
+    return result
+
+
+_OUT_OF_PLACE: dict[str, Callable[..., Any]] = {
+    "as_strided_scatter": _as_strided_scatter,
+    "setitem": _setitem,
+    "copy": _copy,
+    "truediv": operator.truediv,
+}
+
+
+def _out_of_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The callable that takes the same arguments and returns what the function would write."""
+    known = _OUT_OF_PLACE.get(name) or getattr(Tensor, name, None)
+    return known or getattr(torch, name, None) or function
 
 
 # What FlexAttention returns beside its output.

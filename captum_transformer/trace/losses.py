@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn._reduction import legacy_get_string
 
 
 def _body(of: Callable[..., Any], losses: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -24,9 +25,9 @@ def _body(of: Callable[..., Any], losses: Callable[..., Any]) -> Callable[..., T
         given = bound.arguments
         reduction = given.pop("reduction")
         # What these said before there was `reduction`.
-        averaged, summed = given.pop("size_average", None), given.pop("reduce", None)
-        if averaged is not None or summed is not None:
-            reduction = "none" if summed is False else "sum" if averaged is False else "mean"
+        before = given.pop("size_average", None), given.pop("reduce", None)
+        if before != (None, None):
+            reduction = legacy_get_string(*before, emit_warning=False)
         return _reduced(losses(**given), reduction, next(iter(given.values())))
 
     return loss

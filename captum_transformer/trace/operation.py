@@ -108,16 +108,19 @@ class Operand:
         role: what it is for.
 
     Attributes:
+        size, dtype, device: of the tensor.
         tokens: learned queries that have attended to each other, beside signals: they are a
             constant, but tokens that attend.
     """
 
-    __slots__ = ("data", "role", "tokens", "value")
+    __slots__ = ("data", "device", "dtype", "role", "size", "tokens", "value")
 
     def __init__(self, tensor: Tensor, value: Value | None, role: Role = Role.SIGNAL) -> None:
         self.data: Tensor | None = tensor
         self.value = value
         self.role = role
+        known = tensor if value is None else value
+        self.size, self.dtype, self.device = known.shape, known.dtype, known.device
         self.tokens: Value | None = None
 
     @property
@@ -138,21 +141,6 @@ class Operand:
         if data.is_floating_point() or (self.role is Role.SIGNAL and data.dtype != torch.bool):
             return data.to(dtype)
         return data
-
-    @property
-    def size(self) -> torch.Size:
-        """The shape of the tensor."""
-        return self.given.shape if self.value is None else self.value.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the tensor."""
-        return self.given.dtype if self.value is None else self.value.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensor is."""
-        return self.given.device if self.value is None else self.value.device
 
 
 @dataclass(eq=False, slots=True)
