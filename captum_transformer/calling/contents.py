@@ -13,6 +13,7 @@ from captum_transformer.calling.copies import slots_of
 CONTAINERS = (dict, list, set, deque)
 # Of these nothing is to be noted down, and most attributes are such.
 ATOMS = frozenset({bool, int, float, str, type(None), type})
+_PLAIN = frozenset({dict, list, set, deque, tuple})
 
 
 def is_object(value: Any) -> bool:
@@ -28,7 +29,7 @@ def parts_of(value: Any) -> list[Any]:
         parts = list(value.values())
     else:
         parts = list(value) if isinstance(value, (list, set, deque, tuple)) else []
-    if is_object(value):
+    if type(value) not in _PLAIN and is_object(value):
         parts += getattr(value, "__dict__", {}).values()
         parts += (getattr(value, name, None) for name in slots_of(type(value)))
     return parts

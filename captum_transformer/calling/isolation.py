@@ -34,9 +34,8 @@ def _collect(item: Any, name: str, found: dict[int, tuple[str, nn.Module]], seen
         return
     seen.add(id(item))
     if isinstance(item, nn.Module):
-        found[id(item)] = name, item
-        for key, child in item.named_children():
-            _collect(child, f"{name}.{key}" if name else key, found, seen)
+        for path, module in item.named_modules(prefix=name):
+            found.setdefault(id(module), (path, module))
     elif isinstance(item, functools.partial):
         for part in (item.func, *item.args, *item.keywords.values()):
             _collect(part, name, found, seen)

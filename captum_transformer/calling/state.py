@@ -1,6 +1,7 @@
 """What modules hold besides parameters and submodules, to be put back as it was."""
 
 import copy
+import operator
 from collections import deque
 from typing import Any
 
@@ -19,6 +20,7 @@ from captum_transformer.calling.contents import (
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _HOOKS = tuple(name for name in _OF_EVERY_MODULE if "_hooks" in name)
+_hooks_of = operator.itemgetter(*_HOOKS)
 # The mode is put back by itself; parameters and submodules are not touched by running.
 _UNTOUCHED = _OF_EVERY_MODULE - {"_buffers", *_HOOKS}
 _CONTAINERS = (dict, list, set, tuple, deque)
@@ -63,7 +65,7 @@ class State:
         """
         values = vars(module).copy()
         self.modules[id(module)] = module, values
-        hooks = [values[name] for name in _HOOKS if name in values]
+        hooks = _hooks_of(values)
         if within:
             self._hooks_within += ((some, copy.copy(some)) for some in hooks)
         elif any(hooks):
