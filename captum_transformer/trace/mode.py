@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -41,7 +42,7 @@ from captum_transformer.trace.recognise import (
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
 
-_HOLDS_TENSORS = (Tensor, tuple, list, dict)
+_MAY_HOLD_TENSORS = (tuple, list, dict)
 _ATTENTIONS = frozenset({Kind.SOFTMAX, Kind.ATTENTION})
 _ATTENDS = frozenset({Kind.ATTENTION, Kind.PRODUCT})
 # Of these it is said where in the model they are, beside those whose operands are kept: rules may
@@ -130,21 +131,21 @@ class Trace(TorchFunctionMode):
         operands: list[Operand] = []
         find = self.tape.find if torch.is_grad_enabled() else self.tape.find_without_gradient
 
-        def frozen(argument: Any, role: Role) -> Any:
-            """An argument with operands, which are listed, in the place of its tensors."""
-            if isinstance(argument, Tensor):
-                operand = Operand(argument, find(argument), role)
-                operands.append(operand)
-                return operand
-            return mapped(lambda tensor: frozen(tensor, role), Tensor, argument)
+        def operand(role: Role, tensor: Tensor) -> Operand:
+            new = Operand(tensor, find(tensor), role)
+            operands.append(new)
+            return new
 
         by_place, by_name = list(args), kwargs.copy()
         for place, argument in enumerate(args):
-            if isinstance(argument, _HOLDS_TENSORS):
-                by_place[place] = frozen(argument, function.role_at(place))
+            if isinstance(argument, Tensor):
+                by_place[place] = operand(function.role_at(place), argument)
+            elif isinstance(argument, _MAY_HOLD_TENSORS):
+                of_role = partial(operand, function.role_at(place))
+                by_place[place] = mapped(of_role, Tensor, argument)
         for name, argument in kwargs.items():
-            if isinstance(argument, _HOLDS_TENSORS):
-                by_name[name] = frozen(argument, function.role_of(name))
+            if isinstance(argument, (Tensor, *_MAY_HOLD_TENSORS)):
+                by_name[name] = mapped(partial(operand, function.role_of(name)), Tensor, argument)
         arguments = function.bind(given := tuple(by_place), by_name)
         kind = function.kind if function.kind_by is None else function.kind_by(arguments)
         leave_out_constants(operands)

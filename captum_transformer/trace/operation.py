@@ -45,7 +45,6 @@ class Value:
         holds_ids: whether it holds token ids, which have no gradient.
         learned: whether no input reaches it: attention among learned queries, and what follows.
         keys: where the axis that a softmax ran over lies in it, if one did.
-        origin: the value whose entries these are, merely cast or rearranged (itself otherwise).
     """
 
     operation: "Operation | None" = None
@@ -68,7 +67,17 @@ class Value:
         self.dtype = dtype = tensor.dtype
         self.device = tensor.device
         self.holds_ids = not (dtype.is_floating_point or dtype.is_complex)
-        self.origin = self
+        self._origin: Value | None = None
+
+    @property
+    def origin(self) -> "Value":
+        """The value whose entries these are, merely cast or rearranged; itself otherwise."""
+        return self._origin or self
+
+    @origin.setter
+    def origin(self, value: "Value") -> None:
+        # Not itself: what refers to itself would wait for the garbage collector.
+        self._origin = value
 
     @property
     def is_denominator(self) -> bool:
