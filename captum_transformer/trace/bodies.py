@@ -105,10 +105,6 @@ def _cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:  # n
     return forth[0] * back[1] - forth[1] * back[0]
 
 
-def _linalg_cross(input: Tensor, other: Tensor, *, dim: int = -1) -> Tensor:  # noqa: A002
-    return _cross(input, other, dim)
-
-
 def _diff(
     input: Tensor,  # noqa: A002
     n: int = 1,
@@ -205,7 +201,7 @@ WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "linalg_vecdot": _vecdot,
     "lerp": _lerp,
     "cross": _cross,
-    "linalg_cross": _linalg_cross,
+    "linalg_cross": lambda input, other, *, dim=-1: _cross(input, other, dim),  # noqa: A006
     "diff": _diff,
     "linalg_multi_dot": _multi_dot,
     "chain_matmul": lambda *matrices: _multi_dot(matrices),
