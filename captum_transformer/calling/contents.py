@@ -7,12 +7,14 @@ from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from captum_transformer.calling.copies import slots_of
 
 CONTAINERS = (dict, list, set, deque)
 # Of these nothing is to be noted down, and most attributes are such.
 ATOMS = frozenset({bool, int, float, str, type(None), type})
+_BESIDE_MODULES = (nn.Module, nn.Parameter, Dataset)
 _PLAIN = frozenset({dict, list, set, deque, tuple})
 
 
@@ -36,14 +38,17 @@ def parts_of(value: Any) -> list[Any]:
 
 
 def within(value: Any) -> list[Any] | None:
-    """An object and all that it holds, one in another; None if modules or parameters are among it.
+    """An object and all that it holds, one in another; None if it is no state of a module.
 
-    What holds these, such as a trainer or an optimizer, is no state of theirs.
+    What holds modules, parameters or data sets trains or feeds modules, as a trainer, an optimizer
+    and a loader do.
     """
+    if isinstance(value, _BESIDE_MODULES):
+        return None
     found, seen = [value], {id(value)}
     for item in found:
         for part in parts_of(item):
-            if isinstance(part, (nn.Module, nn.Parameter)):
+            if isinstance(part, _BESIDE_MODULES):
                 return None
             if type(part) not in ATOMS and id(part) not in seen:
                 seen.add(id(part))

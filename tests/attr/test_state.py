@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 from transformers import DynamicCache
 
 from captum_transformer import GenericAttentionRelevance
@@ -596,10 +597,19 @@ def test_objects_that_hold_tensors_are_as_they_were(method: str) -> None:
     assert _of_objects(model) != before
 
 
-def test_what_trains_a_model_goes_on() -> None:
+def _with_modules(model: nn.Module) -> Any:
+    return model
+
+
+def _with_data(_: nn.Module) -> Any:
+    return TensorDataset(torch.zeros(3))
+
+
+@pytest.mark.parametrize("held", [_with_modules, _with_data])
+def test_what_trains_or_feeds_a_model_goes_on(held: Callable[[nn.Module], Any]) -> None:
     class Trainer:
         def __init__(self, model: nn.Module) -> None:
-            self.model, self.seen, self.last = model, [], torch.zeros(())
+            self.held, self.seen, self.last = held(model), [], torch.zeros(())
 
     class Counting(nn.Module):
         def forward(self, pixels: Tensor) -> Tensor:
