@@ -23,13 +23,15 @@ timm {timm}, Transformers {transformers} and torchvision {torchvision}.
 
 - The model's output under the trace is what it is without, to 1e-6.
 - Relevance is finite, not all zero, and the same for a batch as for its samples one by one.
-- Two targets get different maps (but for raw attention and rollout, which know no target).
+- Two targets get maps that differ by a hundredth of the distance between their largest and smallest
+  value (but for raw attention and rollout, which know no target, and full LRP, which hardly does).
 - Fused and eager attention give the same, where the model has both, to 1e-5: some models take the
   softmax of the eager one in single precision.
 - Single precision gives what double precision gives, to 1e-3.
 - Parameters, buffers, gradients, training mode, hooks and the random state are left alone.
 - All this to 1e-6 of the largest value; the methods that divide by sums of either sign (both
-  columns of `TransformerAttribution`, and `PartialLRP`) to 1e-3, and in single precision to 0.2.
+  columns of `TransformerAttribution`, and `PartialLRP`) to 1e-3. In single precision they may
+  differ by more, but not by 32 times as much as when only weights are rounded; full LRP by 0.2.
 - `ConservativeLRP`: without biases and curved activations relevance sums up to the score, to 1e-3,
   where the theory says so (units that multiply two signals, such as gates, are exempt).
 
