@@ -8,7 +8,7 @@ come in blocks, so that no map of all pairs of tokens need be in memory.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,28 +22,11 @@ from captum_transformer.trace.numeric import accumulation_dtype, in_full
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.scoring import Scoring
 
+if TYPE_CHECKING:
+    from captum_transformer.trace.recognise import Pattern
+
 # How to permute a tensor; None stands for an axis of size one that it lacks.
 Order = tuple[int | None, ...] | None
-
-
-class Pattern(NamedTuple):
-    """How an operation attends.
-
-    Attributes:
-        held: the operands that the attention probabilities are made of.
-        weights: for a product, the place of the probabilities among its two operands.
-        weights_order: how to permute the probabilities to ``(..., Q, K)``; None if they lie so.
-        value_order: the same for the values, to ``(..., K, D)``.
-        output_order: the same for the output, to ``(..., Q, D)``.
-        product: what is summed up, where the product with the probabilities is entry by entry.
-    """
-
-    held: tuple[Operand, ...]
-    weights: int = 0
-    weights_order: Order = None
-    value_order: Order = None
-    output_order: Order = None
-    product: Operation | None = None
 
 
 class AttentionCall(ABC):
@@ -177,24 +160,21 @@ class FusedAttention(AttentionCall):
 
     def bias(self, rows: slice) -> Tensor | None:
         """What is added to the scores, masks as minus infinity; broadcasts to them."""
-        bias = None
-        if self.mask is not None:
-            mask = self.mask.tensor
-            if mask.ndim > 1 and mask.shape[-2] > 1:
-                mask = mask[..., rows, :]
-            bias = mask
-            if mask.dtype == torch.bool:
-                zero = torch.zeros(
-                    (), dtype=accumulation_dtype(self.query.dtype), device=mask.device
-                )
-                bias = torch.where(mask, zero, -math.inf)
         if self.is_causal:
             queries, keys = self.map_shape()[-2:]
             row = torch.arange(queries, device=self.query.device)[rows]
-            future = torch.arange(keys, device=self.query.device) > row[:, None]
-            zero = torch.zeros((), dtype=accumulation_dtype(self.query.dtype), device=future.device)
-            bias = torch.where(future, -math.inf, zero)
-        return bias
+            allowed = torch.arange(keys, device=self.query.device) <= row[:, None]
+        elif self.mask is not None:
+            allowed = self.mask.tensor
+            if allowed.ndim > 1 and allowed.shape[-2] > 1:
+                allowed = allowed[..., rows, :]
+            if allowed.dtype != torch.bool:
+                return allowed
+        else:
+            return None
+        dtype = accumulation_dtype(self.query.dtype)
+        zero = torch.zeros((), dtype=dtype, device=allowed.device)
+        return torch.where(allowed, zero, -math.inf)
 
     def probabilities(self, rows: slice) -> Tensor:
         products = self.queries(rows) @ self.keys().transpose(-1, -2)
@@ -252,7 +232,7 @@ class FlexAttention(FusedAttention):
 class ExplicitAttention(AttentionCall):
     """Softmax followed by a product: the model made the probabilities itself."""
 
-    def __init__(self, layer: int, operation: Operation, pattern: Pattern) -> None:
+    def __init__(self, layer: int, operation: Operation, pattern: "Pattern") -> None:
         self.weights = operation.operands[pattern.weights]
         self._pattern = pattern
         super().__init__(layer, operation, operation.operands[1 - pattern.weights])
@@ -299,7 +279,7 @@ class ExplicitAttention(AttentionCall):
         return self._restored(tensor, self._pattern.weights_order).sum_to_size(self.weights.size)
 
 
-def attention_call(layer: int, operation: Operation, pattern: Pattern) -> AttentionCall:
+def attention_call(layer: int, operation: Operation, pattern: "Pattern") -> AttentionCall:
     """The attention call that an operation is."""
     if operation.kind is not Kind.ATTENTION:
         return ExplicitAttention(layer, operation, pattern)

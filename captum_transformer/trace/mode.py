@@ -15,7 +15,6 @@ from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.attention import (
     AttentionCall,
     FusedAttention,
-    Pattern,
     attention_call,
 )
 from captum_transformer.trace.calls import (
@@ -34,6 +33,7 @@ from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.pooling import pools_tokens
 from captum_transformer.trace.reach import leave_out_constants, reached, with_gradient, written_by
 from captum_transformer.trace.recognise import (
+    Pattern,
     is_weighted,
     recognise,
     require_described,

@@ -18,7 +18,7 @@ from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.storages import dense
 
 if TYPE_CHECKING:
-    from captum_transformer.trace.attention import Pattern
+    from captum_transformer.trace.recognise import Pattern
 
 Features = tuple[Axis, ...] | None
 # A denominator stays one where these rearrange, scale or raise it.

@@ -2,12 +2,13 @@
 
 import string
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.trace.attention import FusedAttention, Order, Pattern
+from captum_transformer.trace.attention import FusedAttention, Order
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.functions import Function
@@ -15,6 +16,26 @@ from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import is_weighted_signal
 from captum_transformer.trace.scoring import INSTEAD
+
+
+class Pattern(NamedTuple):
+    """How an operation attends.
+
+    Attributes:
+        held: the operands that the attention probabilities are made of.
+        weights: for a product, the place of the probabilities among its two operands.
+        weights_order: how to permute the probabilities to ``(..., Q, K)``; None if they lie so.
+        value_order: the same for the values, to ``(..., K, D)``.
+        output_order: the same for the output, to ``(..., Q, D)``.
+        product: what is summed up, where the product with the probabilities is entry by entry.
+    """
+
+    held: tuple[Operand, ...]
+    weights: int = 0
+    weights_order: Order = None
+    value_order: Order = None
+    output_order: Order = None
+    product: Operation | None = None
 
 
 def recognise(operation: Operation) -> Pattern | None:
