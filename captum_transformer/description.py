@@ -11,6 +11,7 @@ from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mixing import named, unread_mixing
 from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.pooling import read_from
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Description:
         inputs: the shape of each input, by its name.
         attention: the attention calls, in the order in which they ran.
         additions: the additions where attention meets what it is added to.
+        pooled: whether several tokens are pooled to what the outputs are read from, as in a mean
+            over all patches; otherwise they are read from single tokens, such as a class token.
         unread: operations that mix tokens and are no attention that can be read, by name and
             shapes. Methods that need maps refuse a branch that has one.
     """
@@ -66,6 +69,7 @@ class Description:
     inputs: dict[str, tuple[int, ...]]
     attention: tuple[Attention, ...]
     additions: tuple[Addition, ...]
+    pooled: bool
     unread: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -81,6 +85,8 @@ class Description:
         for addition in self.additions:
             after = ", ".join(map(str, addition.after))
             lines.append(f"addition after {after}: {addition.read_as}, {addition.shape}")
+        if self.pooled:
+            lines.append("read from: pooled tokens")
         lines += [f"not read: {operation}" for operation in self.unread]
         if not self.attention:
             lines.append("no attention was seen")
@@ -123,6 +129,7 @@ def describe(
             {name: tuple(value.shape) for name, value in _named(forward).items()},
             tuple(_attention(forward)),
             tuple(_additions(forward)),
+            bool(read_from(forward.tape.operations, forward.calls)),
             tuple(named(unread_mixing(forward.tape.operations))),
         )
 

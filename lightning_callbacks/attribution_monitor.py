@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -81,6 +81,9 @@ class AttributionMonitor(WatchedRuns):
             too.
         to_tokens: Turns the ids ``(N,)`` of a text into its N token strings, such as a tokenizer's
             ``convert_ids_to_tokens``. By default the ids themselves are shown.
+        off_scale_ids: The ids of tokens that don't set the scale of a text's colours, such as a
+            tokenizer's ``all_special_ids``: ``[CLS]`` may have so much relevance that no word
+            would have a colour beside it.
         batch_to_inputs: Reads ``(inputs, labels)`` or ``(inputs, labels, further)`` from a batch;
             inputs and further arguments by position, or by name in a mapping. By default a batch is
             a tensor, ``(inputs, labels)`` or a mapping with usual names, which is passed by name as
@@ -134,6 +137,7 @@ class AttributionMonitor(WatchedRuns):
         class_names: Sequence[str] | None = None,
         heatmap: MapOptions | None = None,
         to_tokens: Callable[[Tensor], Sequence[str]] | None = None,
+        off_scale_ids: Collection[int] = (),
         batch_to_inputs: BatchToInputs | None = None,
         probabilities: Callable[[Tensor], Tensor] | None = None,
         internal_batch_size: int | None = None,
@@ -173,6 +177,7 @@ class AttributionMonitor(WatchedRuns):
             class_names=class_names,
             heatmap=heatmap,
             to_tokens=to_tokens,
+            off_scale_ids=off_scale_ids,
             probabilities=probabilities,
             internal_batch_size=internal_batch_size,
             faithfulness=faithfulness,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal, cast
 
@@ -13,12 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from captum_transformer.calling.isolation import isolated
 from captum_transformer.visualization import MapOptions
-from lightning_callbacks.checks import (
-    MethodFactory,
-    check_arguments,
-    check_layers,
-    check_whole,
-)
+from lightning_callbacks.checks import MethodFactory, check_arguments, check_layers, check_whole
 from lightning_callbacks.classes import ClassSlot
 from lightning_callbacks.failures import Failures
 from lightning_callbacks.faithfulness import Faithfulness
@@ -55,6 +49,8 @@ class AttributionTrainerCallback(TrainerCallback):
         heatmap: How attributions of images are drawn.
         to_tokens: Turns the ids ``(N,)`` of a text into its N token strings; by default the
             ``convert_ids_to_tokens`` of the trainer's tokenizer.
+        off_scale_ids: Ids that don't set the scale of a text's colours, ``()`` for none; by default
+            the tokenizer's special tokens.
         batch_to_inputs: Reads a batch; by default it is passed by name, its labels aside.
         probabilities: Turns the model's outputs into the probabilities of the captions.
         internal_batch_size: How many samples are explained at a time.
@@ -90,6 +86,7 @@ class AttributionTrainerCallback(TrainerCallback):
         class_names: Sequence[str] | None = None,
         heatmap: MapOptions | None = None,
         to_tokens: Callable[[Tensor], Sequence[str]] | None = None,
+        off_scale_ids: Collection[int] | None = None,
         batch_to_inputs: BatchToInputs | None = None,
         probabilities: Callable[[Tensor], Tensor] | None = None,
         internal_batch_size: int | None = None,
@@ -122,6 +119,7 @@ class AttributionTrainerCallback(TrainerCallback):
             class_names=class_names,
             heatmap=heatmap,
             to_tokens=to_tokens,
+            off_scale_ids=off_scale_ids,
             probabilities=probabilities,
             internal_batch_size=internal_batch_size,
             faithfulness=faithfulness,
@@ -223,8 +221,7 @@ class AttributionTrainerCallback(TrainerCallback):
         if runs.fixed is None:
             return
         runs.compare(self._failures)
-        to_tokens = self._explainer.to_tokens or getattr(tokenizer, "convert_ids_to_tokens", None)
-        explainer = replace(self._explainer, to_tokens=to_tokens)
+        explainer = self._explainer.with_tokenizer(tokenizer)
         device = next(model.parameters()).device
         # The trainer's own precision is in the model: its forward pass autocasts by itself.
         context = RunContext(model, device, _as_it_is, nullcontext, self.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -31,6 +31,7 @@ class Report:
         last_maps: The maps of the last run, which this one replaces.
         heatmap: How attributions of images are drawn.
         to_tokens: Turns the ids of a text into token strings.
+        off_scale_ids: The ids of the tokens that don't set the scale of a text's colours.
     """
 
     entries: LogEntries
@@ -38,6 +39,7 @@ class Report:
     last_maps: LastMaps
     heatmap: MapOptions
     to_tokens: Callable[[Tensor], Sequence[str]] | None = None
+    off_scale_ids: Collection[int] = ()
 
     def add(
         self,
@@ -151,10 +153,20 @@ class Report:
                 table=True,
                 sign=self.heatmap.get("sign", "auto"),
                 scale=self.heatmap.get("scale"),
+                off_scale=[self._off_scale(item) for item in inputs],
             )
 
+    def _off_scale(self, item: Tensor) -> list[bool] | None:
+        if not _has_ids(item):
+            return None
+        return [token in self.off_scale_ids for token in item.tolist()]
+
     def _tokens(self, item: Tensor) -> Sequence[str]:
-        if item.dim() != 1 or item.is_floating_point():
+        if not _has_ids(item):
             # Embeddings and features have no ids: their positions stand for them.
             return [str(position) for position in range(len(item))]
         return [str(i) for i in item.tolist()] if self.to_tokens is None else self.to_tokens(item)
+
+
+def _has_ids(item: Tensor) -> bool:
+    return item.dim() == 1 and not item.is_floating_point()

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,9 +18,21 @@ from benchmarks.study.plots import draw_all
 from benchmarks.study.store import Store
 from benchmarks.study.subject import Subject, study
 from benchmarks.study.tables import Record, markdown, record
-from benchmarks.study.tasks import clothing, molecules, mosaics, reviews, sentiment, vision
+from benchmarks.study.tasks import (
+    clothing,
+    lookup,
+    molecules,
+    mosaics,
+    readouts,
+    reviews,
+    sentiment,
+    vision,
+)
 
-TASKS = {task.NAME: task for task in (vision, mosaics, clothing, sentiment, reviews, molecules)}
+TASKS: dict[str, Any] = {
+    task.NAME: task
+    for task in (vision, mosaics, *readouts.TASKS, clothing, sentiment, reviews, molecules, lookup)
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

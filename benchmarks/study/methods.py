@@ -30,7 +30,18 @@ TRANSFORMER: dict[str, Callable[[Any], TransformerMethod]] = {
     "AttentionRollout": AttentionRollout,
     "RawAttention": RawAttention,
 }
-# As the authors' code has it for BERT. Of GradCAM's poolings the one in which padding has no say.
+# What the methods of rollout make of a score that several tokens are pooled to.
+POOLINGS: dict[str, dict[str, bool]] = {
+    ", the papers' row": {"with_identity": True, "pooled_evidence": False},
+    ", without evidence": {"pooled_evidence": False},
+    ", with evidence": {"pooled_evidence": True},
+}
+POOLED: dict[str, Callable[[Any], TransformerMethod]] = TRANSFORMER | {
+    f"{method.__name__}{pooling}": partial(method, **options)
+    for method in (TransformerAttribution, GenericAttentionRelevance)
+    for pooling, options in POOLINGS.items()
+}
+# As the authors' code has it for BERT. Of GradCAM's poolings the one that gives padding nothing.
 TEXT: dict[str, Callable[[Any], TransformerMethod]] = TRANSFORMER | {
     "TransformerAttribution": partial(TransformerAttribution, normalize_rows=True),
     "AttentionGradCam": partial(AttentionGradCam, pooling="open"),
@@ -59,4 +70,6 @@ INTEGRATION_STEPS = 25
 
 def plain(method: str) -> str:
     """The method's own name, whatever it was applied to."""
-    return method.removesuffix(PIXELS).removesuffix(STATES)
+    for suffix in (PIXELS, STATES, *POOLINGS):
+        method = method.removesuffix(suffix)
+    return method

@@ -3,7 +3,13 @@
 import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 LONGEST = 1024
 
@@ -42,6 +48,30 @@ def text_encoder(words: int) -> BertForSequenceClassification:
             hidden_dropout_prob=0.2,
             attention_probs_dropout_prob=0.1,
         )
+    )
+
+
+def decoder(words: int, layers: int = 3) -> LlamaForCausalLM:
+    """A Llama that continues texts."""
+    return LlamaForCausalLM(_llama(words, 64, layers))
+
+
+def text_decoder(words: int, padding: int) -> LlamaForSequenceClassification:
+    """A Llama for two classes, read from each text's last token."""
+    config = _llama(words, 96, 4)
+    config.num_labels, config.pad_token_id = 2, padding
+    return LlamaForSequenceClassification(config)
+
+
+def _llama(words: int, width: int, layers: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=words,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=2 * width,
+        max_position_embeddings=LONGEST,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from benchmarks.study.methods import (
 )
 from benchmarks.study.order import DIRECTIONS, Order, untied
 from benchmarks.study.store import Maps, Measured
+from captum_transformer import TransformerMethod
 from captum_transformer.metrics import (
     Curve,
     energy_inside,
@@ -38,6 +40,7 @@ class Pictures:
         targets: by name, which class of each picture is explained: ``(samples,)``.
         black: what black is for the model: a value that broadcasts to the images.
         device: where to compute.
+        ours: this package's methods.
     """
 
     def __init__(
@@ -47,16 +50,18 @@ class Pictures:
         targets: Mapping[str, Tensor],
         black: Tensor,
         device: torch.device,
+        ours: Mapping[str, Callable[[Any], TransformerMethod]] = TRANSFORMER,
     ) -> None:
         self.model = model.to(device).eval()
         self.images, self.targets, self.device = images, dict(targets), device
         self.black = black.to(device, images.dtype)
+        self._ours = ours
         self._by_pixel: dict[str, Maps] = {}
 
     def methods(self) -> dict[str, Callable[[], Maps]]:
         """What computes the maps of each method, by its name."""
         found: dict[str, Callable[[], Maps]] = {}
-        for name in (*TRANSFORMER, *CAPTUM):
+        for name in (*self._ours, *CAPTUM):
             found[name] = partial(self._of_patches, name)
             if name in OF_EACH_VALUE:
                 found[name + PIXELS] = partial(self._of_pixels, name)
@@ -65,8 +70,8 @@ class Pictures:
         return found
 
     def _of_patches(self, name: str) -> Maps:
-        if name in TRANSFORMER:
-            method = TRANSFORMER[name](self.model)
+        if name in self._ours:
+            method = self._ours[name](self.model)
             return self._maps(
                 lambda images, target: _as_grid(method.attribute_tokens(images, target=target))
             )
@@ -93,8 +98,8 @@ class Pictures:
         }
 
     def _pixels(self, name: str, images: Tensor, target: Tensor) -> Tensor:
-        if name in TRANSFORMER:
-            relevance = TRANSFORMER[name](self.model).attribute(images, target=target)
+        if name in self._ours:
+            relevance = self._ours[name](self.model).attribute(images, target=target)
         elif name == "IntegratedGradients":
             relevance = CAPTUM[name](self.model).attribute(
                 images,

@@ -17,8 +17,10 @@ from captum_transformer import (
     TransformerAttribution,
     TransformerMethod,
 )
+from captum_transformer.cli.defaults import Kind, choose
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.explanation import Class
+from captum_transformer.cli.progress import complain
 
 METHODS: dict[str, type[TransformerMethod]] = {
     method.__name__: method
@@ -33,7 +35,6 @@ METHODS: dict[str, type[TransformerMethod]] = {
         RawAttention,
     )
 }
-DEFAULT = TransformerAttribution.__name__
 
 
 class Classifier:
@@ -43,7 +44,8 @@ class Classifier:
         model: The model; what it returns is a tensor ``(samples, classes)``, or has it
             as ``logits``.
         names: The known names of the classes.
-        methods: The names of the methods to explain with.
+        kind: What the model reads.
+        methods: The names of the methods to explain with; by default one that `choose` picks.
         classes: The classes to explain.
         top: Without any: explain this many of the most likely.
     """
@@ -53,12 +55,14 @@ class Classifier:
         model: nn.Module,
         names: Mapping[int, str],
         *,
-        methods: Sequence[str],
+        kind: Kind,
+        methods: Sequence[str] = (),
         classes: Sequence[int] = (),
         top: int = 1,
     ) -> None:
         self._model = model
         self._names = names
+        self._kind: Kind = kind
         self._methods = {name: METHODS[name](model) for name in methods}
         self._asked = list(dict.fromkeys(classes))
         self._top = top
@@ -81,6 +85,10 @@ class Classifier:
             UserError: If the model doesn't return scores of classes, or not that many.
         """
         inputs = inputs.to(self.device)
+        if not self._methods:
+            name, reason = choose(self._kind, self._model, inputs)
+            self._methods = {name: METHODS[name](self._model)}
+            complain(f"{name}, since {reason} (docs/study.md); --method takes another")
         classes = self._classes(self._scores(inputs))
         targets: list[Any] = [chosen.number for chosen in classes]
         return classes, {

@@ -1,14 +1,16 @@
 """``captum-transformer explain``: why these classes, for images and texts."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from captum_transformer.cli.classes import find_class
-from captum_transformer.cli.classifier import DEFAULT, Classifier
+from captum_transformer.cli.classifier import Classifier
+from captum_transformer.cli.defaults import Kind
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.explanation import Explanation, Given
 from captum_transformer.cli.images import explain_image, names_of, preparation_of
@@ -96,18 +98,24 @@ def _explain(arguments: argparse.Namespace) -> Explain:
         loaded.model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"The model can't be moved to {device}: {error}") from error
+    reads = getattr(loaded.model, "main_input_name", "pixel_values")
+    kind: Kind = "text" if reads == "input_ids" else "image"
     classifier = Classifier(
         loaded.model,
         names,
-        methods=arguments.method or [DEFAULT],
+        kind=kind,
+        methods=arguments.method or (),
         classes=[find_class(asked, names, loaded.classes) for asked in arguments.classes],
         top=arguments.top,
     )
-    reads = getattr(loaded.model, "main_input_name", "pixel_values")
     if isinstance(loaded, HuggingFaceModel) and reads == "input_ids":
         tokenizer = load_tokenizer(loaded)
         longest = longest_text(loaded, tokenizer)
-        options = {"longest": longest, "by_token": arguments.tokens}
+        options = {
+            "longest": longest,
+            "by_token": arguments.tokens,
+            "special_in_scale": arguments.special_in_scale,
+        }
         return partial(_text, classifier=classifier, tokenizer=tokenizer, options=options)
     if reads != "pixel_values":
         raise UserError(
@@ -125,13 +133,12 @@ def _explain(arguments: argparse.Namespace) -> Explain:
 
 
 def _text(
-    given: Given, classifier: Classifier, tokenizer: object, options: dict[str, int]
+    given: Given, classifier: Classifier, tokenizer: object, options: Mapping[str, Any]
 ) -> Explanation:
     if given.text is None and given.path.suffix.lower() in IMAGE_SUFFIXES:
         raise UserError("it is an image, and the model reads texts")
     text = read_text(given.path) if given.text is None else given.text
-    longest, by_token = options["longest"], bool(options["by_token"])
-    return explain_text(text, given.name, classifier, tokenizer, longest=longest, by_token=by_token)
+    return explain_text(text, given.name, classifier, tokenizer, **options)
 
 
 def _read_labels(path: str) -> dict[int, str]:

@@ -1,7 +1,7 @@
 """What is found out about one input, before it becomes a picture, a page or numbers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -75,8 +75,11 @@ class TextExplanation(Explanation):
         words: Its words or tokens, one for each value of an attribution.
         tokens: The model's tokens.
         of_tokens: The attributions by token, as `attributions` has them by word.
+        off_scale: For each of the words, whether it is a special token, which doesn't set the
+            scale of the colours.
     """
 
     words: Sequence[str]
     tokens: Sequence[str]
-    of_tokens: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    of_tokens: Mapping[str, Sequence[Tensor]]
+    off_scale: Sequence[bool]

@@ -10,7 +10,7 @@ from typing import TextIO
 
 import captum_transformer
 from captum_transformer.cli import explain, look
-from captum_transformer.cli.classifier import DEFAULT, METHODS
+from captum_transformer.cli.classifier import METHODS
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.progress import complain
 from captum_transformer.cli.write import FORMATS
@@ -104,7 +104,8 @@ def _explain() -> argparse.ArgumentParser:
         action="append",
         type=_method,
         metavar="METHOD",
-        help=f"{', '.join(METHODS)}; may be repeated (default: {DEFAULT})",
+        help=f"{', '.join(METHODS)}; may be repeated (default: what suits the "
+        "model and its input, which is said)",
     )
     parser.add_argument(
         "-o",
@@ -131,6 +132,11 @@ def _explain() -> argparse.ArgumentParser:
         "--scale",
         type=_scale,
         help="the relevance with the strongest colour, to compare pictures (default: each its own)",
+    )
+    parser.add_argument(
+        "--special-in-scale",
+        action="store_true",
+        help="let special tokens such as [CLS] set the scale of a text's colours, as words do",
     )
     parser.add_argument("--smooth", action="store_true", help="interpolate between patches")
     parser.add_argument("--tokens", action="store_true", help="show tokens, not words")

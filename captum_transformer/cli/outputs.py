@@ -91,12 +91,13 @@ class Outputs:
             for method, every in explanation.attributions.items():
                 for chosen, values in zip(explanation.classes, every, strict=True):
                     say(f"  {method}, {visible(str(chosen))}")
-                    say(self._words(explanation.words, values))
+                    say(self._words(explanation.words, values, explanation.off_scale))
 
-    def _words(self, words: Sequence[str], values: Tensor) -> str:
+    def _words(self, words: Sequence[str], values: Tensor, off_scale: Sequence[bool]) -> str:
         if self._color:
             sign, scale = self._options["sign"], self._options.get("scale")
-            return f"  {token_ansi(words, values, sign=sign, scale=scale)}"
+            line = token_ansi(words, values, sign=sign, scale=scale, off_scale=off_scale)
+            return f"  {line}"
         # For other programs: a word and its relevance in each line.
         lines = zip(words, values.tolist(), strict=True)
         return "\n".join(f"{visible(word)}\t{value:.6g}" for word, value in lines)

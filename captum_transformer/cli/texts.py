@@ -10,6 +10,7 @@ from captum_transformer.cli.explanation import TextExplanation
 from captum_transformer.cli.models import HuggingFaceModel
 from captum_transformer.cli.packages import package
 from captum_transformer.visualization import merge_words
+from captum_transformer.visualization.token_scale import special_ids
 
 MAX_TOKENS = 4096
 
@@ -46,6 +47,7 @@ def explain_text(
     *,
     longest: int,
     by_token: bool = False,
+    special_in_scale: bool = False,
 ) -> TextExplanation:
     """Explains one text.
 
@@ -56,6 +58,7 @@ def explain_text(
         tokenizer: The model's.
         longest: The most tokens that the model takes.
         by_token: Leave the tokens as they are.
+        special_in_scale: Let special tokens set the scale of the colours, as words do.
 
     Returns:
         The explanation.
@@ -66,22 +69,33 @@ def explain_text(
     text = text.strip()
     if not text:
         raise UserError("the text is empty")
-    coded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    coded = tokenizer(
+        text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
+    )
     ids, tokens = coded["input_ids"], coded.tokens()
     if len(ids) > longest:
         raise UserError(
             f"the text has {len(ids):,} tokens, the model takes {longest:,}: shorten it"
         )
+    # Those that the tokenizer has added, and those that were written into the text.
+    known = special_ids(tokenizer)
+    special = [
+        not special_in_scale and (bool(added) or each in known)
+        for added, each in zip(coded["special_tokens_mask"], ids, strict=True)
+    ]
     classes, of_tokens = classifier.explain(torch.tensor([ids]))
     if by_token:
-        return TextExplanation(name, classes, of_tokens, tokens, tokens, of_tokens)
-    words: list[str] = []
-    attributions: dict[str, list[torch.Tensor]] = {}
-    for method, every in of_tokens.items():
-        merged = [merge_words(tokens, values, coded["offset_mapping"], text) for values in every]
-        words = merged[0][0]
-        attributions[method] = [values for _, values in merged]
-    return TextExplanation(name, classes, attributions, words, tokens, of_tokens)
+        return TextExplanation(name, classes, of_tokens, tokens, tokens, of_tokens, special)
+
+    def merged(values: torch.Tensor) -> tuple[list[str], torch.Tensor]:
+        return merge_words(tokens, values, coded["offset_mapping"], text)
+
+    words, specials = merged(torch.tensor(special, dtype=torch.float))
+    attributions = {
+        method: [merged(values)[1] for values in every] for method, every in of_tokens.items()
+    }
+    off_scale = (specials > 0).tolist()
+    return TextExplanation(name, classes, attributions, words, tokens, of_tokens, off_scale)
 
 
 def longest_text(loaded: HuggingFaceModel, tokenizer: Any) -> int:

@@ -87,7 +87,14 @@ def _picture(explanation: Explanation, options: MapOptions) -> Image:
         sign, scale = options.get("sign", "auto"), options.get("scale")
         return _stacked(
             [
-                token_strip(explanation.words, values, caption, sign=sign, scale=scale)
+                token_strip(
+                    explanation.words,
+                    values,
+                    caption,
+                    sign=sign,
+                    scale=scale,
+                    off_scale=explanation.off_scale,
+                )
                 for caption, values in _captioned(explanation)
             ]
         )
@@ -110,7 +117,14 @@ def _section(explanation: Explanation, options: MapOptions) -> str:
     if isinstance(explanation, TextExplanation):
         sign, scale = options.get("sign", "auto"), options.get("scale")
         return heading + "".join(
-            token_html(explanation.words, values, caption, sign=sign, scale=scale)
+            token_html(
+                explanation.words,
+                values,
+                caption,
+                sign=sign,
+                scale=scale,
+                off_scale=explanation.off_scale,
+            )
             for caption, values in _captioned(explanation)
         )
     data = b64encode(_png(_picture(explanation, options))).decode()

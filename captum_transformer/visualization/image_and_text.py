@@ -6,7 +6,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from captum_transformer.visualization.canvas import Canvas, Image
-from captum_transformer.visualization.maps import MapOptions, scale_map, scaled_map
+from captum_transformer.visualization.maps import MapOptions, scaled_map
 from captum_transformer.visualization.overlay import blend, to_display
 from captum_transformer.visualization.panel import (
     CAPTION_LINE,
@@ -16,8 +16,8 @@ from captum_transformer.visualization.panel import (
     fit_height,
     write_caption,
 )
+from captum_transformer.visualization.token_scale import OffScale, scale_tokens
 from captum_transformer.visualization.token_strip import TokenBoxes
-from captum_transformer.visualization.tokens import token_values
 
 
 def image_and_text(
@@ -30,6 +30,7 @@ def image_and_text(
     height: int = 256,
     text_width: int = 300,
     text_scale: float | None = None,
+    off_scale: OffScale = None,
     **options: Unpack[MapOptions],
 ) -> Image:
     r"""Draws the overlay of an image and, at its right, the tokens of a text.
@@ -46,6 +47,7 @@ def image_and_text(
         height: The height in pixels that the image is shown with.
         text_width: The width in pixels of the lines of text.
         text_scale: The attribution of a token with the strongest colour; None: the strongest token.
+        off_scale: For each token, whether the scale leaves it out, see `token_strip`.
         **options: What of the image's attribution is shown, see `MapOptions`; ``sign`` holds for
             the text, too.
 
@@ -68,11 +70,15 @@ def image_and_text(
         raise ValueError(f"text_width must be at least 100 pixels, got {text_width}.")
     pixels = to_display(image)
     scaled = scaled_map(image_attribution, pixels.shape[:2], **options)
-    values = token_values(tokens, text_attribution)
-    sign = options.get("sign", "auto")
-    of_text = scale_map(values, sign=sign, scale=text_scale, quantile=1.0)
+    of_text = scale_tokens(
+        tokens,
+        text_attribution,
+        off_scale=off_scale,
+        sign=options.get("sign", "auto"),
+        scale=text_scale,
+    )
     picture = fit_height(blend(pixels, scaled), height)
-    boxes = TokenBoxes.laid_out(tokens, of_text, text_width)
+    boxes = TokenBoxes.laid_out(of_text, text_width)
     lines = caption.splitlines()
     top = MARGIN + len(lines) * CAPTION_LINE
     bar = 2 * MARGIN + picture.shape[1]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from captum_transformer.visualization.canvas import GREY, fit, text_width
@@ -12,6 +13,7 @@ from captum_transformer.visualization.colors import POSITIVE_CMAP, SIGNED_CMAP
 from captum_transformer.visualization.figure import new_figure
 from captum_transformer.visualization.maps import ScaledMap, Sign, check_finite, scale_map
 from captum_transformer.visualization.panel import format_value
+from captum_transformer.visualization.token_scale import OffScale, as_mask, scale_without
 from captum_transformer.visualization.tokens import visible
 
 _CELL = 0.3  # inches
@@ -30,6 +32,7 @@ def token_matrix(
     title: str = "",
     sign: Sign = "auto",
     scale: float | None = None,
+    off_scale: OffScale = None,
 ) -> Figure:
     """Draws what each token of one text has of each token of another, with both written out.
 
@@ -45,6 +48,8 @@ def token_matrix(
         title: A title.
         sign: Which part of the attribution is shown, see `scale_map`.
         scale: The attribution with the strongest colour; None: the strongest value.
+        off_scale: For each column, whether it is left out when the scale is found: special tokens,
+            or the first of a decoder, which may hold nearly all relevance. These are hatched.
 
     Returns:
         A figure; `to_array` turns it into pixels.
@@ -65,15 +70,21 @@ def token_matrix(
             "time, e.g. attribution[0]."
         )
     check_finite(attribution)
-    scaled = scale_map(attribution.detach().float().cpu(), sign=sign, scale=scale, quantile=1.0)
+    values = attribution.detach().float().cpu()
+    off = as_mask(off_scale, len(columns))
+    scaled = scale_without(values, off.expand_as(values), sign=sign, scale=scale)
     names = [[fit(visible(token), _LONGEST, _SIZE) for token in each] for each in (rows, columns)]
     left, above = (max(text_width(name, _SIZE) for name in each) / 100 for each in names)
     figure = new_figure(
         max(2.5, len(columns) * _CELL + left + 1.5),
-        max(1.5, len(rows) * _CELL + above + 0.9),
+        max(1.5, len(rows) * _CELL + above + 0.9 + 0.25 * bool(title) + 0.2 * bool(off.any())),
     )
     axes = figure.subplots()
     _draw(axes, scaled)
+    for column in off.nonzero()[:, 0].tolist():
+        whole = Rectangle((column - 0.5, -0.5), 1, len(rows))
+        whole.set(fill=False, hatch="////", edgecolor=GREY, linewidth=0)
+        axes.add_patch(whole)
     axes.set_yticks(range(len(rows)), names[0], fontsize=_SIZE, parse_math=False)
     axes.set_xticks(range(len(columns)), names[1], fontsize=_SIZE, rotation=90, parse_math=False)
     axes.xaxis.tick_top()
@@ -81,6 +92,9 @@ def token_matrix(
     axes.set_ylabel(row_label, fontsize=8, color=GREY, parse_math=False)
     axes.set_xlabel(column_label, fontsize=8, color=GREY, parse_math=False)
     axes.xaxis.set_label_position("top")
+    if off.any():
+        note = "hatched: not on the scale"
+        axes.text(0, len(rows) - 0.4, note, fontsize=7, color=GREY, va="top")
     axes.set_title(title, fontsize=11, parse_math=False)
     _bar(figure, scaled, [axes])
     return figure

@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 from captum_transformer.visualization.canvas import Image
 from captum_transformer.visualization.maps import MapOptions, Sign
 from captum_transformer.visualization.panel import panel
+from captum_transformer.visualization.token_scale import OffScale
 from captum_transformer.visualization.token_strip import token_strip
 from captum_transformer.visualization.tokens import token_table
 
@@ -95,6 +96,7 @@ def log_token_attributions(
     table: bool = False,
     sign: Sign = "auto",
     scale: float | None = None,
+    off_scale: Sequence[OffScale] | None = None,
 ) -> None:
     """Logs one picture per text and attribution: its tokens as coloured boxes.
 
@@ -111,6 +113,8 @@ def log_token_attributions(
         table: Write the exact values, too, as a Markdown table under the same tag.
         sign: Which part of the attribution is shown, see `scale_map`.
         scale: The attribution with the strongest colour; None: each text has its own.
+        off_scale: For each text, which of its tokens are left out when the scale is found, see
+            `token_strip`.
 
     Raises:
         TypeError: If a table is wanted of a writer that takes no text.
@@ -127,6 +131,8 @@ def log_token_attributions(
     """
     methods = attributions if isinstance(attributions, Mapping) else {"": attributions}
     names, captions = _labels(len(tokens), names, captions)
+    off_scale = [None] * len(tokens) if off_scale is None else off_scale
+    _check_count("masks in off_scale", len(off_scale), len(tokens))
     texts = writer if isinstance(writer, TextWriter) else None
     if table and texts is None:
         raise TypeError(
@@ -135,9 +141,11 @@ def log_token_attributions(
         )
     for key, values in methods.items():
         _check_count("attributions", len(values), len(tokens))
-        for words, attribution, name, caption in zip(tokens, values, names, captions, strict=True):
+        for words, attribution, name, caption, off in zip(
+            tokens, values, names, captions, off_scale, strict=True
+        ):
             full_tag = _join(tag, name, key)
-            strip = token_strip(words, attribution, caption, sign=sign, scale=scale)
+            strip = token_strip(words, attribution, caption, sign=sign, scale=scale, off_scale=off)
             writer.add_image(full_tag, strip, global_step, dataformats="HWC")
             if table and texts is not None:
                 texts.add_text(full_tag, token_table(words, attribution), global_step)

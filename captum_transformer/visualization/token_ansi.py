@@ -6,10 +6,10 @@ from torch import Tensor
 
 from captum_transformer.visualization.canvas import Color
 from captum_transformer.visualization.colors import ink_on, paper_colors
-from captum_transformer.visualization.maps import Sign, scale_map
-from captum_transformer.visualization.tokens import token_values, visible
+from captum_transformer.visualization.maps import Sign
+from captum_transformer.visualization.token_scale import OffScale, scale_tokens
 
-_RESET = "\x1b[0m"
+_DIM, _RESET = "\x1b[2m", "\x1b[0m"
 
 
 def token_ansi(
@@ -18,6 +18,7 @@ def token_ansi(
     *,
     sign: Sign = "auto",
     scale: float | None = None,
+    off_scale: OffScale = None,
 ) -> str:
     r"""Writes a text with ANSI escape sequences that colour the ground behind each token.
 
@@ -29,6 +30,8 @@ def token_ansi(
         attribution: ``(N,)`` or ``(N, D)``, as for `token_strip`.
         sign: Which part of the attribution is shown, see `scale_map`.
         scale: The attribution with the strongest colour; None: each text has its own.
+        off_scale: For each token, whether it is left out when the scale is found, see
+            `token_strip`. These are dim and have no ground.
 
     Returns:
         One line, to be printed.
@@ -41,12 +44,13 @@ def token_ansi(
         >>> token_ansi(["fine"], torch.tensor([1.0]))
         '\x1b[38;2;255;255;255;48;2;184;48;34mfine\x1b[0m'
     """
-    values = token_values(tokens, attribution)
-    scaled = scale_map(values, sign=sign, scale=scale, quantile=1.0)
+    found = scale_tokens(tokens, attribution, off_scale=off_scale, sign=sign, scale=scale)
+    grounds = paper_colors(found.scaled.values.numpy())
     boxes = []
-    for token, ground in zip(tokens, paper_colors(scaled.values.cpu().numpy()), strict=True):
+    for label, ground, off in zip(found.labels, grounds, found.off_scale, strict=True):
         ink, paper = _code(ink_on(ground)), _code(ground.tolist())
-        boxes.append(f"\x1b[38;2;{ink};48;2;{paper}m{visible(token)}{_RESET}")
+        style = _DIM if off else f"\x1b[38;2;{ink};48;2;{paper}m"
+        boxes.append(f"{style}{label}{_RESET}")
     return " ".join(boxes)
 
 

@@ -5,9 +5,9 @@ from html import escape
 
 from torch import Tensor
 
-from captum_transformer.visualization.maps import Sign, scale_map
+from captum_transformer.visualization.maps import Sign
 from captum_transformer.visualization.panel import format_value
-from captum_transformer.visualization.tokens import token_values, visible
+from captum_transformer.visualization.token_scale import OffScale, scale_tokens
 
 # The strongest colours are ones on which the ink of their scheme has a contrast above 4.5.
 STYLE = """
@@ -23,6 +23,9 @@ background:var(--ground);color:var(--ink);font:1rem/1.9 system-ui,sans-serif;pad
 .relevance span{border-radius:.2em;padding:.15em .25em;margin:0 .05em;white-space:pre-wrap}
 .relevance .for{background:rgb(var(--for)/var(--share))}
 .relevance .against{background:rgb(var(--against)/var(--share))}
+.relevance .off-scale{background:none;outline:1px solid var(--faint);outline-offset:-1px;
+border-bottom:.25em solid rgb(var(--for)/var(--share));padding-bottom:0}
+.relevance .against.off-scale{border-bottom-color:rgb(var(--against)/var(--share))}
 """
 
 
@@ -33,6 +36,7 @@ def token_html(
     *,
     sign: Sign = "auto",
     scale: float | None = None,
+    off_scale: OffScale = None,
 ) -> str:
     """Writes a text with a colour behind each token, light or dark as the reader's browser is.
 
@@ -46,6 +50,8 @@ def token_html(
         caption: One or several lines above the text.
         sign: Which part of the attribution is shown, see `scale_map`.
         scale: The attribution with the strongest colour; None: each text has its own.
+        off_scale: For each token, whether it is left out when the scale is found, see
+            `token_strip`. These are underlined in their colour.
 
     Returns:
         A ``<figure>`` with its own style.
@@ -59,17 +65,21 @@ def token_html(
         >>> "&lt;b&gt;" in html, 'title="−0.5"' in html
         (True, True)
     """
-    values = token_values(tokens, attribution)
-    scaled = scale_map(values, sign=sign, scale=scale, quantile=1.0)
+    found = scale_tokens(tokens, attribution, off_scale=off_scale, sign=sign, scale=scale)
+    scaled = found.scaled
     text = " ".join(
-        _box(visible(token), share, format_value(value, digits=4))
-        for token, share, value in zip(tokens, scaled.values.tolist(), values.tolist(), strict=True)
+        _box(label, share, format_value(value, digits=4), off_scale=off)
+        for label, share, value, off in zip(
+            found.labels, scaled.values.tolist(), found.values, found.off_scale, strict=True
+        )
     )
     ends = [-1.0, 0.0, 1.0] if scaled.signed else [0.0, 1.0]
     legend = " ".join(
         _box(format_value(end * scaled.scale), end, format_value(end * scaled.scale))
         for end in (ends if scaled.scale else [0.0])
     )
+    if any(found.off_scale):
+        legend += " " + _box("not on the scale", 0.0, "left out of the scale", off_scale=True)
     heading = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return (
         f'<figure class="relevance" style="margin:0"><style>{STYLE}</style>{heading}'
@@ -107,8 +117,8 @@ def html_page(title: str, parts: Sequence[str]) -> str:
     )
 
 
-def _box(text: str, share: float, title: str) -> str:
-    kind = "for" if share >= 0 else "against"
+def _box(text: str, share: float, title: str, *, off_scale: bool = False) -> str:
+    kind = ("for" if share >= 0 else "against") + " off-scale" * off_scale
     return (
         f'<span class="{kind}" style="--share:{abs(share):.3f}" title="{escape(title)}">'
         f"{escape(text)}</span>"

@@ -127,7 +127,7 @@ def test_decoders_token_by_token(name: str, method: str) -> None:
 
     assert result.shape == (2, NEW, 4)
     assert result.is_contiguous()
-    assert result[1, :, :2].abs().max() == 0  # padding has no say
+    assert result[1, :, :2].abs().max() == 0  # padding gets no relevance
     for step in range(NEW):
         length = 4 + step
         alone = explain.attribute(

@@ -15,9 +15,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
+from timm.models._hub import save_for_hf
 from transformers import AutoTokenizer, BertForSequenceClassification
 
-from captum_transformer import ConservativeLRP, GenericAttentionRelevance, TransformerAttribution
+from captum_transformer import AttnLRP, ConservativeLRP, GenericAttentionRelevance
 from captum_transformer.visualization import merge_words
 
 
@@ -29,7 +30,7 @@ def test_a_process_draws_a_picture(checkpoints, photo):
         env={**os.environ, "PYTHONPATH": str(root)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert "method" in done.stderr
     first, second = done.stdout.splitlines()
     assert first.startswith(f"{photo}: ")
     assert second == "  photo.explanation.png"
@@ -70,7 +71,7 @@ def test_text_numbers_are_those_of_the_method(checkpoints, run):
     tokenizer = AutoTokenizer.from_pretrained(checkpoints / "bert")
     model = BertForSequenceClassification.from_pretrained(checkpoints / "bert").eval()
     coded = tokenizer(text, return_offsets_mapping=True, return_tensors="pt")
-    values = TransformerAttribution(model).attribute(coded.input_ids, 1)[0]
+    values = AttnLRP(model).attribute(coded.input_ids, 1)[0]
     words, sums = merge_words(coded.tokens(), values, coded.offset_mapping[0], text)
     lines = [line.split("\t") for line in out.splitlines()[2:]]
     assert [word for word, _ in lines] == words == ["[CLS]", "Unbelievable", "film", "[SEP]"]
@@ -86,6 +87,16 @@ def test_colours_in_the_terminal(checkpoints, run, monkeypatch):
     bert = checkpoints / "bert"
     assert "\x1b[" not in run("explain", bert, "--text", "a film")[1]
     assert "\x1b[" in run("explain", bert, "--text", "a film", "--color", "always")[1]
+
+
+def test_special_tokens_set_no_scale_unless_asked(checkpoints, run):
+    explain = "explain", checkpoints / "bert", "--text", "a film", "--color", "always"
+    dim = "\x1b[2m[CLS]"
+    assert dim in run(*explain)[1]
+    assert dim in run(*explain, "--tokens")[1]
+    assert dim not in run(*explain, "--special-in-scale")[1]
+    run("explain", checkpoints / "bert", "--text", "a [PAD] film", "-o", "page.html")
+    assert Path("page.html").read_text(encoding="utf-8").count('off-scale"') == 4  # with the legend
 
 
 def test_all_formats_into_a_folder(checkpoints, photo, run):
@@ -188,7 +199,20 @@ def test_a_bar_over_many_files(checkpoints, photo, run, monkeypatch):
     _, _, err = run("explain", checkpoints / "timm", photo, photo)
     assert "2/2" in err
     _, _, err = run("explain", checkpoints / "timm", photo)
-    assert err == ""
+    assert "/1" not in err
+
+
+def test_the_default_is_said_with_its_reason(checkpoints, photo, run):
+    _, _, err = run("explain", checkpoints / "bert", "--text", "a film", "--text", "a film")
+    assert err.count("AttnLRP, since ") == 1
+    assert run("explain", checkpoints / "bert", "--text", "a film", "-m", "AttnLRP")[2] == ""
+    _, _, err = run("explain", checkpoints / "hf-vit", photo)
+    assert "read from one token" in err
+    config = {"img_size": 32, "num_classes": 3, "global_pool": "avg", "class_token": False}
+    pooled = timm.create_model("vit_tiny_patch16_224", depth=2, **config)
+    save_for_hf(pooled, "pooled", model_config={"num_classes": 3}, model_args=config)
+    _, _, err = run("explain", "pooled", photo)
+    assert "pooled" in err
 
 
 def test_inspect(checkpoints, run):

@@ -1,6 +1,7 @@
 """Batches that are mappings, and modules that pass them on by name, in a real training."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from torch.utils.data import DataLoader
 from captum_transformer import ConservativeLRP, GenericAttentionRelevance
 from captum_transformer.visualization import panel
 from lightning_callbacks import AttributionMonitor
+from lightning_callbacks.failures import Failures
+from lightning_callbacks.sample_explainer import SampleExplainer
 from tests.attr.subjects import PixelsAndIds, images, timm_vit
 
 METHODS = {"generic": GenericAttentionRelevance, "lrp": ConservativeLRP}
@@ -107,6 +110,41 @@ def fit(pl, options, monitor, module, data):
     return EventAccumulator(logger.log_dir, size_guidance={"images": 0, "scalars": 0}).Reload()
 
 
+def test_tokens_can_be_left_out_of_the_scale(pl, trainer_options):
+    first = int(texts().dataset[0]["input_ids"][0])
+    kwargs = {"num_samples": 1, "on_error": "raise"}
+    monitors = [
+        AttributionMonitor(METHODS, ("label",), prefix="all", **kwargs),
+        AttributionMonitor(METHODS, ("label",), prefix="some", off_scale_ids=[first], **kwargs),
+    ]
+    logger = pl.loggers.TensorBoardLogger(trainer_options["default_root_dir"])
+    trainer = pl.Trainer(**trainer_options, callbacks=monitors, logger=logger)
+    trainer.validate(reader(pl, bert(), "signature"), texts(), verbose=False)
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
+    for method in METHODS:
+        every, some = (
+            events.Images(f"{prefix}/sample_0/label/{method}")[0].encoded_image_string
+            for prefix in ("all", "some")
+        )
+        assert every != some
+
+
+def test_a_trainers_tokenizer_says_what_was_left_open():
+    class Tokenizer:
+        all_special_ids, unk_token_id = (0, 1, 2), 1
+
+        def convert_ids_to_tokens(self, ids):
+            return [f"word {each}" for each in ids.tolist()]
+
+    explainer = SampleExplainer({}, (), Failures("raise"))
+    found = explainer.with_tokenizer(Tokenizer())
+    assert found.off_scale_ids == {0, 2}
+    assert found.to_tokens(torch.tensor([3])) == ["word 3"]
+    asked = replace(explainer, off_scale_ids=()).with_tokenizer(Tokenizer())
+    assert asked.off_scale_ids == ()
+    assert explainer.with_tokenizer(None).off_scale_ids == frozenset()
+
+
 @pytest.mark.parametrize("form", ["whole batch", "signature"])
 def test_texts_with_labels_in_the_batch(pl, trainer_options, form):
     shown = []
@@ -130,7 +168,7 @@ def test_texts_with_labels_in_the_batch(pl, trainer_options, form):
         (event,) = events.Scalars(f"attribution/rank_correlation/{method}")
         assert -1 <= event.value <= 1
 
-    # The mask has been passed: padding has no say, and the delta is that of the final model.
+    # The mask has been passed: padding gets no relevance, and the delta is that of the final model.
     samples = [texts().dataset[i] for i in range(3)]
     batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
     result, delta = ConservativeLRP(module.model).attribute(

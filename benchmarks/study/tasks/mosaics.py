@@ -1,6 +1,9 @@
 """Which digits are in this mosaic?"""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +25,31 @@ BLACK = normalised(torch.zeros(1))
 TRAINING = 10_000
 
 
-def train(data: Path, checkpoint: Path, *, epochs: int | None = None) -> Trained:
+Read = Callable[[str, int, int], mosaics.Mosaics]
+"""From a split, a number of mosaics and a seed to mosaics."""
+
+
+class Chosen(NamedTuple):
+    """Mosaics that are explained: of each, one digit and the cell that it is in."""
+
+    images: Tensor
+    targets: Tensor
+    cells: Tensor
+    answered: str
+
+
+def train(
+    read: Read,
+    build: Callable[[], nn.Module],
+    checkpoint: Path,
+    *,
+    epochs: int,
+    learning_rate: float = 4e-3,
+) -> Trained:
+    """Trains a model to say which digits are in a mosaic."""
+
     def loader() -> DataLoader[tuple[Tensor, ...]]:
-        split = mosaics.read(data, "train", TRAINING, seed=1)
+        split = read("train", TRAINING, 1)
         return DataLoader(TensorDataset(split.images, split.labels), 128, shuffle=True)
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -32,7 +57,7 @@ def train(data: Path, checkpoint: Path, *, epochs: int | None = None) -> Trained
         return F.binary_cross_entropy_with_logits(model(normalised(images)), labels)
 
     def measure(model: nn.Module) -> dict[str, float]:
-        split = mosaics.read(data, "test", 1000, seed=2)
+        split = read("test", 1000, 2)
         device = next(model.parameters()).device
         images = normalised(split.images)
         scores = torch.cat([model(part.to(device)) for part in images.split(100)]).cpu()
@@ -43,46 +68,55 @@ def train(data: Path, checkpoint: Path, *, epochs: int | None = None) -> Trained
         }
 
     return trained(
-        checkpoint, mosaic_vit, loader, loss, measure, epochs=epochs or EPOCHS, learning_rate=4e-3
+        checkpoint, build, loader, loss, measure, epochs=epochs, learning_rate=learning_rate
     )
 
 
-def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -> Subject:
-    """Mosaics of which the model gets all answers right, where there are enough.
-
-    The grid pointing game takes what the model is surest of.
-    """
-    model, held_out, seconds = train(data, models / f"{NAME}.pt", epochs=epochs)
-    split = mosaics.read(data, "test", 4 * samples, seed=3)
+def choose(model: nn.Module, read: Read, samples: int) -> Chosen:
+    """Mosaics of which the model gets all answers right, where there are enough."""
+    split = read("test", 4 * samples, 3)
     with torch.no_grad():
         scores = torch.cat([model(part) for part in normalised(split.images).split(100)])
     answers = ((scores > 0) == (split.labels > 0)).sum(1)
     right = answers.argsort(dim=0, descending=True, stable=True)[:samples]
     cells = torch.arange(len(right)) % 4
-    targets = split.digits[right].gather(1, cells[:, None])[:, 0]
-    pictures = Pictures(
-        model, normalised(split.images[right]), {"target": targets}, BLACK, device()
+    return Chosen(
+        normalised(split.images[right]),
+        split.digits[right].gather(1, cells[:, None])[:, 0],
+        cells,
+        f"{len(right)} held-out mosaics, {(answers[right] == 10).sum()} of them with all answers "
+        "right; one digit of each is explained",
     )
 
+
+def facts(model: str, fit: Trained, chosen: Chosen) -> dict[str, str]:
+    """What a reader has to know."""
+    return {
+        "model": f"{model}, {parameters(fit.model):,} parameters",
+        "held-out accuracy": (
+            f"{fit.held_out['answers']:.1%} of the answers, {fit.held_out['mosaics']:.1%} of "
+            "mosaics have all ten right"
+        ),
+        "training": f"{fit.seconds:.0f} s",
+        "samples": chosen.answered,
+    }
+
+
+def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -> Subject:
+    """The grid pointing game takes what the model is surest of."""
+    read = partial(mosaics.read, data)
+    fit = train(read, mosaic_vit, models / f"{NAME}.pt", epochs=epochs or EPOCHS)
+    chosen = choose(fit.model, read, samples)
+    pictures = Pictures(fit.model, chosen.images, {"target": chosen.targets}, BLACK, device())
+
     def pointing(maps: Maps) -> Measured:
-        shares = grid_pointing_game(maps["target"], cells)
+        shares = grid_pointing_game(maps["target"], chosen.cells)
         return Measured({"grid pointing game": Score.of((100 * shares).tolist())}, {})
 
     return Subject(
         NAME,
-        state_of(model, pictures.images),
-        {
-            "model": f"ViT, 4 layers, {parameters(model):,} parameters, 64 patches, 16 to a digit",
-            "held-out accuracy": (
-                f"{held_out['answers']:.1%} of the answers, {held_out['mosaics']:.1%} of mosaics "
-                "have all ten right"
-            ),
-            "training": f"{seconds:.0f} s",
-            "samples": (
-                f"{len(right)} held-out mosaics, {(answers[right] == 10).sum()} of them with all "
-                "answers right; one digit of each is explained"
-            ),
-        },
+        state_of(fit.model, pictures.images),
+        facts("ViT, 4 layers, 64 patches, 16 to a digit", fit, chosen),
         pictures.methods(),
         {"grid pointing game": pointing},
     )
