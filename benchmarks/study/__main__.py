@@ -20,6 +20,7 @@ from benchmarks.study.subject import Subject, study
 from benchmarks.study.tables import Record, markdown, record
 from benchmarks.study.tasks import (
     clothing,
+    last_token,
     lookup,
     molecules,
     mosaics,
@@ -31,7 +32,17 @@ from benchmarks.study.tasks import (
 
 TASKS: dict[str, Any] = {
     task.NAME: task
-    for task in (vision, mosaics, *readouts.TASKS, clothing, sentiment, reviews, molecules, lookup)
+    for task in (
+        vision,
+        mosaics,
+        *readouts.TASKS,
+        clothing,
+        sentiment,
+        last_token,
+        reviews,
+        molecules,
+        lookup,
+    )
 }
 
 
@@ -51,12 +62,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--epochs", type=int, help="of each training; each has its own by default")
     parser.add_argument("--threads", type=int, default=min(4, os.cpu_count() or 1))
-    parser.add_argument("--publish", action="store_true", help="also fill docs/study.md")
+    parser.add_argument("--publish", action="store_true", help="also fill in docs/study.md")
     args = parser.parse_args(arguments)
     if args.samples is not None and args.samples < 2:
         parser.error(f"--samples must be at least 2, got {args.samples}.")
-    if args.publish and (args.model or args.only or args.samples or args.epochs):
-        parser.error("--publish needs all tasks with their own numbers of samples.")
+    if args.publish and (args.model or args.samples or args.epochs):
+        parser.error("--publish needs the tasks with their own numbers of samples and epochs.")
 
     torch.set_num_threads(args.threads)
     start = time.perf_counter()

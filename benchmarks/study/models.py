@@ -8,8 +8,9 @@ from transformers import (
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
-    LlamaForSequenceClassification,
+    LlamaModel,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 LONGEST = 1024
 
@@ -56,11 +57,36 @@ def decoder(words: int, layers: int = 3) -> LlamaForCausalLM:
     return LlamaForCausalLM(_llama(words, 64, layers))
 
 
-def text_decoder(words: int, padding: int) -> LlamaForSequenceClassification:
-    """A Llama for two classes, read from each text's last token."""
-    config = _llama(words, 96, 4)
-    config.num_labels, config.pad_token_id = 2, padding
-    return LlamaForSequenceClassification(config)
+class LastToken(nn.Module):
+    """A Llama for two classes, read from each text's last token, which has seen all others.
+
+    Transformers' own finds that token by its id, so it can't where embeddings are given.
+    """
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.base_model = LlamaModel(_llama(words, 64, 3))
+        self.classifier = nn.Linear(64, 2)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The words' embeddings."""
+        found: nn.Module = self.base_model.get_input_embeddings()
+        return found
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        attention_mask: Tensor,
+        inputs_embeds: Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """Scores as the models of Transformers return them; padding is at the right."""
+        states = self.base_model(
+            input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds
+        ).last_hidden_state
+        rows = torch.arange(len(states), device=states.device)
+        last = states[rows, attention_mask.sum(1) - 1]
+        return SequenceClassifierOutput(logits=self.classifier(last))
 
 
 def _llama(words: int, width: int, layers: int) -> LlamaConfig:

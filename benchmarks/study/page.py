@@ -19,26 +19,37 @@ HEADLINES = [
     ("vision", "segmentation", "mIoU"),
     ("vision", "localisation", "energy inside"),
     ("mosaics", "grid pointing game", "grid pointing game"),
+    ("digits-class-token", "grid pointing game", "share in the right cell"),
+    ("digits-mean-pooling", "grid pointing game", "share in the right cell"),
+    ("digits-swin", "grid pointing game", "share in the right cell"),
     ("clothing", "segmentation", "mIoU"),
     ("clothing", "localisation", "energy inside"),
     ("sentiment", "activation", "AUAC"),
     ("sentiment", "activation", "AU-MSE"),
     ("sentiment", "labels", "words"),
+    ("sentiment-last-token", "activation", "AUAC"),
+    ("sentiment-last-token", "labels", "words"),
     ("reviews", "rationales", "average precision"),
+    ("lookup", "answer", "right token has most"),
+    ("lookup", "contrast", "right token has most"),
 ]
 
 
 def publish(records: list[Record], figures: list[Path], root: Path = ROOT) -> None:
-    """Fills the page's blocks, and keeps figures and results beside it."""
+    """Fills the page's blocks, and keeps figures and results beside it.
+
+    What stands there of tasks that are not among the records is kept.
+    """
     named = {record["name"]: record for record in records}
     blocks = {name: section(record) for name, record in named.items()}
-    blocks["headlines"] = headlines(named)
+    files = sorted((root / RESULTS).glob("*.json"))
+    known = {path.stem: restored(json.loads(path.read_text())) for path in files} | named
+    blocks["headlines"] = headlines(known)
     blocks["published"] = "\n\n".join(
         comparison(name, score, column["published"])
-        for record in records
+        for name, record in known.items()
         for metric in record["metrics"].values()
         for score, column in metric["scores"].items()
-        for name in [record["name"]]
         if "published" in column
     )
     page = root / PAGE
@@ -72,6 +83,8 @@ def headlines(records: dict[str, Record]) -> str:
     """Who is best at what, and who can't be told from the best or from chance."""
     lines = ["| task | score | best | as good | chance | no better |", "|---|---|---|---|--:|---|"]
     for task, metric, score in HEADLINES:
+        if task not in records:
+            continue
         column = records[task]["metrics"][metric]["scores"][score]
         rows = column["methods"]
         sign = 1 if column["better"] == "low" else -1
@@ -114,6 +127,12 @@ def kept(record: Record) -> Record:
     text = json.dumps(record | {"metrics": metrics})
     shortened: Record = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.4g}"))
     return shortened
+
+
+def restored(record: Record) -> Record:
+    """A kept record in the form that a measured one has."""
+    metrics = {name: {"scores": scores} for name, scores in record["metrics"].items()}
+    return record | {"metrics": metrics}
 
 
 def rounded(value: float) -> str:

@@ -21,12 +21,15 @@ class Choice(NamedTuple):
     reason: str
 
 
-TEXT = Choice("AttnLRP", "its words for and against are among the best for encoders and decoders")
+TEXT = Choice("AttnLRP", "its words for and against are the best of a text, or as good")
 ONE_TOKEN = Choice(
     "TransformerAttribution",
-    "the score is read from one token, and of what is drawn pixel by pixel it points best",
+    "the score is read from one token, and its patches point better than values of single pixels",
 )
-POOLED = Choice("TransformerAttribution", "the score is read from pooled tokens")
+POOLED = Choice(
+    "TransformerAttribution",
+    "the score is read from pooled tokens, and it has what each of them says for the class",
+)
 
 
 def choose(kind: Kind, model: nn.Module, inputs: Tensor) -> Choice:

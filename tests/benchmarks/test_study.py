@@ -21,11 +21,13 @@ from benchmarks.study import page, pictures
 from benchmarks.study import texts as texts_with_methods
 from benchmarks.study.bootstrap import Score, draw
 from benchmarks.study.data import clothing, molecules, texts
+from benchmarks.study.data import lookup as lookup_data
 from benchmarks.study.methods import (
     CAPTUM,
     OF_EACH_VALUE,
     OF_STATES,
     PIXELS,
+    POOLED,
     RANDOM,
     STATES,
     TRANSFORMER,
@@ -33,11 +35,16 @@ from benchmarks.study.methods import (
 from benchmarks.study.order import untied
 from benchmarks.study.papers import compare
 from benchmarks.study.store import state_of
-from benchmarks.study.tasks import mosaics
+from benchmarks.study.tasks import lookup, mosaics, readouts
 
 METHODS = {*TRANSFORMER, *CAPTUM, RANDOM}
 OF_PICTURES = METHODS | {name + PIXELS for name in (*OF_EACH_VALUE, RANDOM)}
 OF_TEXTS = METHODS | {name + STATES for name in OF_STATES}
+METHODS_OF = (
+    dict.fromkeys(("vision", "mosaics", "clothing"), OF_PICTURES)
+    | dict.fromkeys((task.NAME for task in readouts.TASKS), OF_PICTURES | {*POOLED})
+    | dict.fromkeys(("sentiment-last-token", "lookup"), METHODS)
+)
 TREES = [
     "(4 (2 A) (3 (3 very) (4 good)))",
     "(0 (2 A) (1 (2 very) (0 bad)))",
@@ -58,6 +65,7 @@ def noise(path, size, channels=3):
 def quickly():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mosaics, "TRAINING", 200)
+        patch.setattr(lookup, "TRAINING", 200)
         for module in (pictures, texts_with_methods):
             patch.setattr(module, "INTEGRATION_STEPS", 3)
         yield
@@ -148,9 +156,14 @@ def records(data, out):
 SCORES = {
     "vision": {"perturbation": 4, "segmentation": 3, "localisation": 2},
     "mosaics": {"grid pointing game": 1},
+    "digits-class-token": {"grid pointing game": 2},
+    "digits-mean-pooling": {"grid pointing game": 2},
+    "digits-swin": {"grid pointing game": 2},
     "clothing": {"segmentation": 3, "localisation": 2},
     "sentiment": {"activation": 2, "removal": 2, "labels": 2, "conservation": 3},
+    "sentiment-last-token": {"activation": 2, "removal": 2, "labels": 2, "conservation": 3},
     "reviews": {"rationales": 2},
+    "lookup": {"answer": 4, "contrast": 4},
     "molecules": {"conservation": 3, "conservation, words only": 3},
 }
 
@@ -159,11 +172,11 @@ def test_each_method_has_each_score_with_its_interval(records):
     for task, metrics in SCORES.items():
         found = records[task]["metrics"]
         assert {metric: len(entry["scores"]) for metric, entry in found.items()} == metrics
-        pictures = task in ("vision", "mosaics", "clothing")
+        expected = METHODS_OF.get(task, OF_TEXTS)
         for metric, entry in found.items():
             for column in entry["scores"].values():
                 if not metric.startswith("conservation"):
-                    assert column["methods"].keys() == (OF_PICTURES if pictures else OF_TEXTS)
+                    assert column["methods"].keys() == expected
                 for row in column["methods"].values():
                     assert row["low"] <= row["value"] <= row["high"]
 
@@ -192,6 +205,43 @@ def test_the_page_is_filled_between_its_words(records, out, tmp_path):
     assert (tmp_path / "docs" / "images" / "study" / "vision-scores.png").is_file()
     kept = json.loads((tmp_path / "benchmarks/results/study/mosaics.json").read_text())
     assert kept["facts"] == records["mosaics"]["facts"]
+
+
+def test_tasks_that_were_not_run_again_keep_their_place(records, tmp_path):
+    (tmp_path / "docs").mkdir()
+    named = ["headlines", "published", *records]
+    text = "".join(f"<!-- {name} -->\n\n<!-- end -->\n" for name in named)
+    (tmp_path / "docs" / "study.md").write_text(text)
+    page.publish(list(records.values()), [], tmp_path)
+    before = (tmp_path / "docs" / "study.md").read_text()
+    page.publish([records["lookup"]], [], tmp_path)
+    assert (tmp_path / "docs" / "study.md").read_text() == before
+
+
+def test_the_answer_to_a_lookup_stands_in_the_prompt():
+    prompts, places, answers, rivals = lookup_data.draw(50, seed=0)
+    assert prompts.shape == (50, lookup_data.LENGTH)
+    items = prompts[:, 1:-1] - 1
+    keys, values = items // lookup_data.VALUES, items % lookup_data.VALUES
+    for row in range(50):
+        assert len(set(keys[row].tolist())) == len(set(values[row].tolist())) == lookup_data.ITEMS
+        asked = prompts[row, -1] - 1 - lookup_data.KEYS * lookup_data.VALUES
+        place = places[row] - 1
+        assert keys[row, place] == asked
+        first = lookup_data.SIZE - lookup_data.VALUES
+        assert values[row, place] == answers[row] - first
+        assert rivals[row] - first in values[row]
+        assert rivals[row] != answers[row]
+
+
+def test_the_share_of_the_first_token_is_told():
+    relevance = torch.tensor([[6.0, -1.0, 3.0], [0.0, -4.0, 1.0]])
+    found = lookup.measured({"answer": relevance}, "answer", torch.tensor([2, 2])).scores
+    value = {name: [row[0] for row in score.values] for name, score in found.items()}
+    assert value["right token has most"] == [0, 100]
+    assert value["without the first token"] == [100, 100]
+    assert value["share of the right token"] == pytest.approx([30, 20])
+    assert value["share of the first token"] == pytest.approx([60, 0])
 
 
 def test_a_page_without_a_place_for_a_table_is_refused():

@@ -88,7 +88,7 @@ class Readout:
             self.NAME,
             state_of(fit.model, pictures.images),
             facts(self.model, fit, chosen),
-            {name: explain for name, explain in pictures.methods().items() if "pixel" not in name},
+            pictures.methods(),
             {"grid pointing game": partial(pointing, cells=chosen.cells)},
         )
 

@@ -69,7 +69,11 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
     """All held-out reviews count, and the label is explained: people marked reasons for that."""
     words = sentiment.vocabulary(data)
     beginning = sentiment.train(
-        data, models / f"{sentiment.NAME}.pt", words, epochs=epochs
+        data,
+        models / f"{sentiment.NAME}.pt",
+        words,
+        lambda: text_encoder(len(words)),
+        epochs or sentiment.EPOCHS,
     ).model.state_dict()
     model, held_out, seconds = train(data, models / f"{NAME}.pt", words, beginning, epochs=epochs)
     split = read_reviews(data, "val")

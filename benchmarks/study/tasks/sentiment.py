@@ -1,7 +1,7 @@
 """Is this sentence positive or negative?"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -90,7 +90,9 @@ def sentences(trees: list[Tree], words: Vocabulary) -> list[Labelled]:
     ]
 
 
-def train(data: Path, checkpoint: Path, words: Vocabulary, *, epochs: int | None = None) -> Trained:
+def train(
+    data: Path, checkpoint: Path, words: Vocabulary, build: Callable[[], nn.Module], epochs: int
+) -> Trained:
     def loader() -> DataLoader[Labelled]:
         texts = phrases(read_trees(data, "train"), words)
         batches = AlikeInLength([len(text) for text, _ in texts], 128)
@@ -101,11 +103,11 @@ def train(data: Path, checkpoint: Path, words: Vocabulary, *, epochs: int | None
 
     return trained(
         checkpoint,
-        lambda: text_encoder(len(words)),
+        build,
         loader,
         text_loss,
         measure,
-        epochs=epochs or EPOCHS,
+        epochs=epochs,
         learning_rate=1e-3,
     )
 
@@ -113,7 +115,17 @@ def train(data: Path, checkpoint: Path, words: Vocabulary, *, epochs: int | None
 def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -> Subject:
     """All held-out sentences count, rightly classified or not, as in ICML 2022."""
     words = vocabulary(data)
-    model, held_out, seconds = train(data, models / f"{NAME}.pt", words, epochs=epochs)
+    fit = train(
+        data, models / f"{NAME}.pt", words, lambda: text_encoder(len(words)), epochs or EPOCHS
+    )
+    return subject_of(NAME, "BERT, 4 layers", fit, data, words, samples)
+
+
+def subject_of(
+    name: str, kind: str, fit: Trained, data: Path, words: Vocabulary, samples: int
+) -> Subject:
+    """What is asked of any classifier of sentences."""
+    model, held_out, seconds = fit
     trees = [tree for tree in read_trees(data, "dev") if tree.sentiment != NEUTRAL]
     # Those of a label stand together in the file.
     trees = [trees[i] for i in torch.linspace(0, len(trees) - 1, min(samples, len(trees))).long()]
@@ -151,10 +163,10 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
         "conservation": lambda maps: texts.conservation(maps["label"], "label"),
     }
     return Subject(
-        NAME,
+        name,
         state_of(model, texts.ids),
         {
-            "model": f"BERT, 4 layers, {parameters(model):,} parameters, words as tokens",
+            "model": f"{kind}, {parameters(model):,} parameters, words as tokens",
             "held-out accuracy": f"{held_out['accuracy']:.1%} of the 872 sentences of SST-2 (dev)",
             "training": f"{seconds:.0f} s",
             "samples": f"{len(trees)} held-out sentences, whatever the model says of them",
