@@ -32,9 +32,8 @@ TRANSFORMER: dict[str, Callable[[Any], TransformerMethod]] = {
 }
 # What the methods of rollout make of a score that several tokens are pooled to.
 POOLINGS: dict[str, dict[str, bool]] = {
-    ", the papers' row": {"with_identity": True, "pooled_evidence": False},
+    ", the papers' row": {"with_identity": True},
     ", without evidence": {"pooled_evidence": False},
-    ", with evidence": {"pooled_evidence": True},
 }
 POOLED: dict[str, Callable[[Any], TransformerMethod]] = TRANSFORMER | {
     f"{method.__name__}{pooling}": partial(method, **options)

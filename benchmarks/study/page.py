@@ -43,7 +43,9 @@ def publish(records: list[Record], figures: list[Path], root: Path = ROOT) -> No
     named = {record["name"]: record for record in records}
     blocks = {name: section(record) for name, record in named.items()}
     files = sorted((root / RESULTS).glob("*.json"))
-    known = {path.stem: restored(json.loads(path.read_text())) for path in files} | named
+    known = {path.stem: restored(json.loads(path.read_text())) for path in files}
+    known |= {name: restored(kept(record)) for name, record in named.items()}
+    known = dict(sorted(known.items()))
     blocks["headlines"] = headlines(known)
     blocks["published"] = "\n\n".join(
         comparison(name, score, column["published"])
