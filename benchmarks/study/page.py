@@ -30,8 +30,8 @@ HEADLINES = [
     ("sentiment-last-token", "activation", "AUAC"),
     ("sentiment-last-token", "labels", "words"),
     ("reviews", "rationales", "average precision"),
-    ("lookup", "answer", "right token has most"),
-    ("lookup", "contrast", "right token has most"),
+    ("lookup", "answer", "answer, right token has most"),
+    ("lookup", "contrast", "contrast, right token has most"),
 ]
 
 

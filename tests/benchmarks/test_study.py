@@ -238,10 +238,10 @@ def test_the_share_of_the_first_token_is_told():
     relevance = torch.tensor([[6.0, -1.0, 3.0], [0.0, -4.0, 1.0]])
     found = lookup.measured({"answer": relevance}, "answer", torch.tensor([2, 2])).scores
     value = {name: [row[0] for row in score.values] for name, score in found.items()}
-    assert value["right token has most"] == [0, 100]
-    assert value["without the first token"] == [100, 100]
-    assert value["share of the right token"] == pytest.approx([30, 20])
-    assert value["share of the first token"] == pytest.approx([60, 0])
+    assert value["answer, right token has most"] == [0, 100]
+    assert value["answer, without the first token"] == [100, 100]
+    assert value["answer, share of the right token"] == pytest.approx([30, 20])
+    assert value["answer, share of the first token"] == pytest.approx([60, 0])
 
 
 def test_a_page_without_a_place_for_a_table_is_refused():

@@ -132,10 +132,10 @@ def measured(maps: Maps, maps_name: str, place: Tensor) -> Measured:
     right = size.gather(1, place[:, None])[:, 0]
     return Measured(
         {
-            "right token has most": Score.of((100.0 * found).tolist()),
-            "without the first token": Score.of((100.0 * without_first).tolist()),
-            "share of the right token": Score.of((100 * right).tolist()),
-            "share of the first token": Score.of((100 * size[:, 0]).tolist(), "none"),
+            f"{maps_name}, right token has most": Score.of((100.0 * found).tolist()),
+            f"{maps_name}, without the first token": Score.of((100.0 * without_first).tolist()),
+            f"{maps_name}, share of the right token": Score.of((100 * right).tolist()),
+            f"{maps_name}, share of the first token": Score.of((100 * size[:, 0]).tolist(), "none"),
         },
         {},
     )
