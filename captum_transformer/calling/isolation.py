@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from captum_transformer.calling.state import State
 from captum_transformer.calling.uncompiled import uncompiled
+from captum_transformer.errors import InvalidInputError
 
 
 def modules_of(function: Any) -> list[tuple[str, nn.Module]]:
@@ -23,7 +24,15 @@ def modules_of(function: Any) -> list[tuple[str, nn.Module]]:
 
     Looks into modules, bound methods, ``functools.partial``, callable objects, closures and the
     globals that a function names.
+
+    Raises:
+        InvalidInputError: if it can't be called, or makes a model instead of running one.
     """
+    if isinstance(function, type) or not callable(function):
+        given = f"the class {function.__name__}" if isinstance(function, type) else repr(function)
+        raise InvalidInputError(
+            f"`forward_func` is {given}; it must be a model, or a function that runs one."
+        )
     found: dict[int, tuple[str, nn.Module]] = {}
     _collect(function, "", found, set())
     return list(found.values())

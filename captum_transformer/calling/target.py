@@ -1,7 +1,7 @@
 """Which of a model's outputs is explained: Captum's targets, and one target rather than another."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from numbers import Integral
 from typing import Any, TypeAlias
 
@@ -60,7 +60,9 @@ def target_of(target: Any, rows: slice, samples: int) -> Any:
 
 
 def main_output(output: Any) -> Any:
-    """The logits of an output that has such; any other output as it is."""
+    """The logits of an output that has such; any other output as it is, a dataclass by names."""
+    if is_dataclass(output) and not isinstance(output, (type, Mapping)):
+        output = {field.name: getattr(output, field.name) for field in fields(output)}
     logits = output.get("logits") if isinstance(output, Mapping) else None
     return logits if isinstance(logits, Tensor) else output
 
@@ -96,12 +98,16 @@ def _select(output: Any, target: Any) -> Tensor:
         return fits[0][1]
     if not fits and error is not None:
         raise error
-    found = (
-        ", ".join(f"{name}: {tuple(t.shape)}" for name, t in candidates) or type(output).__name__
-    )
+    found = ", ".join(f"{name}: {tuple(t.shape)}" for name, t in candidates)
     raise AmbiguousOutputError(
-        f"The model returned {found}; target {target!r} fits {len(fits)} of them and exactly one "
-        "is needed. Pass a function that returns the tensor to explain, for instance "
+        (
+            f"The model returned {found}; target {target!r} fits {len(fits)} of them and exactly "
+            "one is needed. "
+            if candidates
+            else f"The model returned {type(output).__name__}, in which there is no tensor of "
+            "scores. "
+        )
+        + "Pass a function that returns the tensor to explain, for instance "
         "`lambda x: model(x).logits`."
     )
 
@@ -126,8 +132,7 @@ def _select_from(output: Tensor, target: Any) -> Tensor:
     except (AssertionError, IndexError, RuntimeError, TypeError) as reason:
         raise InvalidTargetError(
             f"target {_short(target)} does not fit the model's output of shape "
-            f"{tuple(output.shape)}: {reason}. Give one class index for all samples, a tensor or "
-            "list with one per sample, or tuples of indices for outputs of more dimensions."
+            f"{tuple(output.shape)}: {str(reason).rstrip('.')}. " + _form_of_targets(output.ndim)
         ) from reason
     if selected.ndim > 1 and selected[0].numel() > 1:
         raise InvalidTargetError(
@@ -136,6 +141,18 @@ def _select_from(output: Tensor, target: Any) -> Tensor:
             + ("Give a target." if target is None else "Give a tuple of indices.")
         )
     return selected.reshape(-1)
+
+
+def _form_of_targets(ndim: int) -> str:
+    if ndim < 2:
+        return (
+            "The model's output must have the samples along dimension 0, also where there is one, "
+            "and the classes behind it. If it is one score per sample, give no target."
+        )
+    return (
+        "Give one class index for all samples, a tensor or list with one per sample, or tuples of "
+        "indices for outputs of more dimensions."
+    )
 
 
 def _of_python(target: Any) -> Any:

@@ -251,7 +251,9 @@ class ExplicitAttention(AttentionCall):
     def _restored(tensor: Tensor, order: Order) -> Tensor:
         if order is None:
             return tensor
-        tensor = tensor.squeeze([place for place, dim in enumerate(order) if dim is None])
+        if None in order:
+            # Heads that share their values add up.
+            tensor = tensor.sum([place for place, dim in enumerate(order) if dim is None])
         dims = [dim for dim in order if dim is not None]
         return tensor.permute([dims.index(dim) for dim in range(len(dims))])
 

@@ -73,7 +73,7 @@ class Axis(NamedTuple):
     def of(cls, shape: tuple[int, ...], dim: int, size: int | None = None) -> "Axis":
         """The axis that is the leading part, of the given size, of dimension ``dim``."""
         size = shape[dim] if size is None else size
-        rest = math.prod(shape[dim + 1 :]) * (shape[dim] // size)
+        rest = math.prod(shape[dim + 1 :]) * (shape[dim] // size if size else 0)
         return cls(math.prod(shape[:dim]), size, rest)
 
     @classmethod

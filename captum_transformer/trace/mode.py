@@ -183,7 +183,8 @@ class Trace(TorchFunctionMode):
         tape.settle(operation.operands, keep=keep)
         if written is not None:
             tape.before_write(written)
-        if result is NotImplemented:
+        by_rule = result is not NotImplemented
+        if not by_rule:
             result = func(*args, **kwargs)
         elif written is not None:
             result = written.copy_(result)
@@ -193,7 +194,8 @@ class Trace(TorchFunctionMode):
             lay_gradient_out(operation, result)
         if kind is Kind.EMBEDDING or not operation.traced():
             result = with_gradient(result)
-        outputs = reached(tape, operation, result if written is None else written)
+        given = result if written is None else written
+        outputs = reached(tape, operation, given, by_rule=by_rule)
         if outputs:
             self._write_down(operation, outputs, keep=keep, pools=pools)
         if written is not None:

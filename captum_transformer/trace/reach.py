@@ -64,8 +64,16 @@ def with_gradient(result: Any) -> Any:
     return result.requires_grad_().clone() if result.is_floating_point() else result
 
 
-def reached(tape: Tape, operation: Operation, result: Any) -> list[Tensor | None]:
+def reached(
+    tape: Tape, operation: Operation, result: Any, *, by_rule: bool = False
+) -> list[Tensor | None]:
     """Which results the inputs reach: the differentiable ones, and rearranged token ids.
+
+    Args:
+        tape: what has run so far.
+        operation: what has run now.
+        result: what it gave.
+        by_rule: whether the result is that of a rule, which may hold what depends on the inputs.
 
     Returns:
         One entry for each result, None where they don't reach it; an empty list if they reach none.
@@ -81,7 +89,7 @@ def reached(tape: Tape, operation: Operation, result: Any) -> list[Tensor | None
         output = _of_ids(tape, operation.kind, entry) if of_ids else _of_signals(operation, entry)
         outputs.append(output)
         some = some or output is not None
-    if not of_ids and not (some and _is_derived(operation, outputs)):
+    if not of_ids and not by_rule and not (some and _is_derived(operation, outputs)):
         _refuse_underived(operation, result)
     return outputs if some else []
 
@@ -89,6 +97,11 @@ def reached(tape: Tape, operation: Operation, result: Any) -> list[Tensor | None
 def _of_signals(operation: Operation, output: Any) -> Tensor | None:
     if not isinstance(output, Tensor) or not output.requires_grad:
         return None
+    if output.is_nested or output.layout is not torch.strided:
+        raise UnsupportedOperationError(
+            f"{operation.described} makes a nested or sparse tensor, of which it is not followed "
+            "which entries belong to which token. Use a padded, dense one with a mask."
+        )
     if output.is_complex() and operation.kind not in _COMPLEX:
         # Complex numbers are pairs of features that are turned by a constant (rotary embeddings),
         # or spectra.
@@ -126,6 +139,11 @@ def _refuse_underived(operation: Operation, result: Any) -> None:
         return
     if not any(t.is_floating_point() or t.is_quantized for t in leaves(Tensor, result)):
         return
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise UnsupportedOperationError(
+            f"`{operation.name}` runs inside `torch.vmap`, where the model's values can't be "
+            "followed. Call the model in a loop instead."
+        )
     raise UnsupportedOperationError(
         f"Autograd has no derivative of `{operation.name}`, so what depends on the inputs through "
         "it would count as nothing. If the model's weights are quantised, explain it with weights "

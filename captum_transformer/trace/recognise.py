@@ -13,7 +13,7 @@ from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.functions import Function
 from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.probabilities import is_weighted_signal
 from captum_transformer.trace.scoring import INSTEAD
 
@@ -152,7 +152,7 @@ def _applies(product: Contraction, weights: int) -> Pattern | None:
         else (signal.keys is not None and not is_weighted_signal(signal))
     ):
         return None
-    orders = _orders(product, weights)
+    orders = _orders(product, weights, _heads(product.letters[weights], probabilities))
     if orders is None:
         return None
     keys = orders[0][-1]
@@ -160,6 +160,12 @@ def _applies(product: Contraction, weights: int) -> Pattern | None:
         return None
     of_weights, of_values, of_output = map(_unless_plain, orders)
     return Pattern((applied,), weights, of_weights, of_values, of_output)
+
+
+def _heads(letters: str, probabilities: Value) -> set[str]:
+    """The letters of probabilities' heads, which come of features of the queries."""
+    dims = (axis.dim(probabilities.shape) for axis in probabilities.features or ())
+    return {letters[dim] for dim in dims if dim is not None}
 
 
 def _unless_plain(order: tuple[int | None, ...]) -> Order:
@@ -196,15 +202,17 @@ def require_described(call: FusedAttention, output: Tensor) -> None:
     )
 
 
-def _orders(product: Contraction, weights: int) -> list[tuple[int | None, ...]] | None:
+def _orders(
+    product: Contraction, weights: int, heads: set[str]
+) -> list[tuple[int | None, ...]] | None:
     """How to permute factors and output of a product to `AttentionCall`'s layout.
 
     None if it is no product of probabilities and values. There may be a single query that has no
-    axis, and weights of each feature by itself.
+    axis, weights of each feature by itself, and heads that share their values.
     """
     a, v, out = product.letters[weights], product.letters[1 - weights], product.output
     keys = [c for c in a if c in v and c not in out]
-    queries = [c for c in dict.fromkeys(a + out) if c not in v]
+    queries = [c for c in dict.fromkeys(a + out) if c not in v and c not in heads]
     features = [c for c in v if c not in a and c in out]
     batch = [c for c in out if c not in (*queries, *features)]
     if len(keys) != 1 or len(queries) > 1 or len(features) > 1:
@@ -212,7 +220,9 @@ def _orders(product: Contraction, weights: int) -> list[tuple[int | None, ...]] 
     lasts = (queries, keys), (keys, features), (queries, features)
     orders: list[tuple[int | None, ...]] = []
     for term, last in zip((a, v, out), lasts, strict=True):
-        lead = [term.index(c) for c in batch if c in term]
+        lead = [term.index(c) if c in term else None for c in batch]
+        while lead[:1] == [None]:
+            del lead[0]
         order = (
             *lead,
             *(term.index(c) if c in term else None for (c,) in (x or " " for x in last)),

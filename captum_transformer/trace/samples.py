@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.batch import Batch, dimension_of, located, placed, runs_along
@@ -164,8 +165,7 @@ def moved_batch(
     with torch.no_grad():
         found = operation.replay(numbers)[place]
         blank = operation.replay([torch.zeros_like(number) for number in numbers])[place]
-    constant = found == blank
-    return None if bool(constant.all()) else located(found, constant, of)
+    return _located(found, blank, of)
 
 
 # The layers of a model ask the same, so answers are kept.
@@ -183,4 +183,11 @@ def _moved(
     with torch.no_grad():
         outs = [run_frozen(call, args, kwargs, x) for x in (numbers, torch.zeros_like(numbers))]
     found, blank = (out[place] if isinstance(out, (tuple, list)) else out for out in outs)
-    return located(found, found == blank, batch.of)
+    return _located(found, blank, batch.of)
+
+
+def _located(found: Tensor, blank: Tensor, of: int) -> Batch | None:
+    """Where samples lie; `blank` is what has come of zeros in the place of their numbers."""
+    # Memory that nothing was written into may hold anything.
+    constant = (found == blank) | blank.isnan()
+    return None if bool(constant.all()) else located(found, constant, of)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -195,12 +196,13 @@ def _features(arguments: Mapping[str, Any], *, centred: bool) -> Normalisation:
         dtype = accumulation_dtype(arguments["input"].dtype)
         eps = 1e-5 if centred else torch.finfo(dtype).eps
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    return Normalisation((*size[: len(size) - len(shape)], -1), shape, eps, centred)
+    return Normalisation((*size[: len(size) - len(shape)], prod(shape)), shape, eps, centred)
 
 
 def _groups(arguments: Mapping[str, Any]) -> Normalisation:
     size = arguments["input"].size
-    rows = (size[0], arguments["num_groups"], -1)
+    groups = arguments["num_groups"]
+    rows = (size[0], groups, prod(size[1:]) // groups)
     return Normalisation(rows, _of_channels(size), arguments.get("eps", 1e-5))
 
 
@@ -208,7 +210,8 @@ def _channels(arguments: Mapping[str, Any]) -> Normalisation:
     if not arguments.get("use_input_stats", True):
         return Normalisation(by_constants=True)
     size = arguments["input"].size
-    return Normalisation((size[0], size[1], -1), _of_channels(size), arguments.get("eps", 1e-5))
+    rows = (size[0], size[1], prod(size[2:]))
+    return Normalisation(rows, _of_channels(size), arguments.get("eps", 1e-5))
 
 
 def _batch(arguments: Mapping[str, Any]) -> Normalisation:
@@ -216,7 +219,8 @@ def _batch(arguments: Mapping[str, Any]) -> Normalisation:
         return Normalisation(by_constants=True)
     size = arguments["input"].size
     eps = arguments.get("eps", 1e-5)
-    return Normalisation((size[1], -1), _of_channels(size), eps, over_samples=True)
+    rows = (size[1], size[0] * prod(size[2:]))
+    return Normalisation(rows, _of_channels(size), eps, over_samples=True)
 
 
 def _of_channels(size: torch.Size) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """A sample's attribution depends on nothing but the sample."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,9 @@ from captum_transformer import (
     GenericAttentionRelevance,
 )
 from tests.attr.subjects import (
+    CLASSES,
     FLOW_METHODS,
+    IMAGE,
     LENGTHS,
     METHODS,
     SUBJECTS,
@@ -189,3 +193,36 @@ def test_a_batch_norm_of_channels_that_lie_last_is_the_product_that_it_is(method
     found = method(model).attribute(sounds, [1, 4])
     model.by_hand = True
     assert_close(found, method(model).attribute(sounds, [1, 4]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_block_that_no_sample_is_routed_to(method: str) -> None:
+    """As in mixture of depths: what runs on no samples adds nothing."""
+    given = subject("timm ViT")
+    block = nn.Sequential(nn.LayerNorm(CLASSES), nn.Linear(CLASSES, CLASSES)).double()
+
+    def routed(images: Tensor, *, to_block: bool) -> Tensor:
+        scores = given.model(images)
+        out = scores * 1.0
+        if to_block:
+            chosen = scores[:, 0] > 1e9
+            out[chosen] = block(scores[chosen])
+        return out
+
+    explain = [METHODS[method](partial(routed, to_block=to_block)) for to_block in (False, True)]
+    assert_close(*(method.attribute(given.inputs, 1) for method in explain), 1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_memory_that_held_no_numbers(method: str) -> None:
+    """``torch.empty`` gives memory in which anything may stand."""
+    given = subject("timm ViT")
+
+    def written(images: Tensor, *, memory: float) -> Tensor:
+        whole = torch.full_like(images, memory)
+        whole[:, :, : IMAGE[0] // 2] = images[:, :, : IMAGE[0] // 2]
+        whole[:, :, IMAGE[0] // 2 :] = images[:, :, IMAGE[0] // 2 :]
+        return given.model(whole)
+
+    explain = [METHODS[method](partial(written, memory=memory)) for memory in (0.0, torch.nan)]
+    assert_close(*(method.attribute(given.inputs, 1) for method in explain), 1e-6)

@@ -1,6 +1,7 @@
 """Captum's calling conventions: structure, shapes, types, tokens, and what is refused."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -169,6 +170,12 @@ def test_additional_forward_args_in_all_forms(method: str) -> None:
         assert_close(result, expected)
 
 
+@dataclass
+class Outputs:
+    logits: Tensor
+    features: Tensor
+
+
 def _vit_that_returns(wrap: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
     model = timm_vit()
     return lambda pixels: wrap(model(pixels))
@@ -185,8 +192,19 @@ def _vit_that_returns(wrap: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         lambda y: (y,),
         lambda y: [y, y.sum()],
         lambda y: (y, y[:, :1]),
+        lambda y: Outputs(logits=y, features=y),
     ],
-    ids=["ModelOutput", "dict", "only", "loss", "integers", "tuple", "list", "only one fits"],
+    ids=[
+        "ModelOutput",
+        "dict",
+        "only",
+        "loss",
+        "integers",
+        "tuple",
+        "list",
+        "only one fits",
+        "dataclass",
+    ],
 )
 def test_outputs_are_unwrapped(wrap: Callable[[Tensor], Any]) -> None:
     result = GenericAttentionRelevance(_vit_that_returns(wrap)).attribute(images(), [1, 4, 2])
@@ -203,8 +221,8 @@ def test_outputs_are_unwrapped(wrap: Callable[[Tensor], Any]) -> None:
         (lambda y: SimpleNamespace(logits=y), "returned SimpleNamespace.*Pass a function"),
         (lambda y: "nothing", "returned str"),
         (lambda y: None, "returned NoneType.*lambda x: model"),
-        (lambda y: {}, "fits 0 of them"),
-        (lambda y: {"loss": y.sum()}, "fits 0 of them"),
+        (lambda y: {}, "returned dict, in which there is no tensor of scores"),
+        (lambda y: {"loss": y.sum()}, "no tensor of scores"),
     ],
     ids=["dict", "tuple", "namespace", "str", "None", "empty", "loss"],
 )

@@ -282,6 +282,32 @@ def test_heads_may_be_kept_apart() -> None:
         assert_close(average, heads.mean(1))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_shared_keys_and_values_by_einsum(method: str, groups: int) -> None:
+    """Heads that share keys and values have no axis there: multi-query and grouped attention."""
+    parts = with_random_weights(nn.ModuleList(nn.Linear(16, n) for n in (16, 4 * groups, 16)))
+
+    def model(x: Tensor, *, by_letters: bool) -> Tensor:
+        query = parts[0](x).unflatten(-1, (groups, 4 // groups, 4))  # (b, i, g, h, d)
+        shared = parts[1](x).unflatten(-1, (groups, 4))  # (b, j, g, d)
+        if by_letters:
+            scores = torch.einsum("bighd,bjgd->bghij", query, shared)
+            attended = torch.einsum("bghij,bjgd->bighd", scores.softmax(-1), shared)
+        else:
+            shared = shared.permute(0, 2, 1, 3)[:, :, None]
+            scores = query.permute(0, 2, 3, 1, 4) @ shared.transpose(-1, -2)
+            attended = (scores.softmax(-1) @ shared).permute(0, 3, 1, 2, 4)
+        return parts[2](x + attended.flatten(2)).mean(1)
+
+    x = drawn(3, 5, 16, seed=6)
+    first_layer = (
+        partial(METHODS[method], start_layer=0) if "layer 1" in method else METHODS[method]
+    )
+    maps = [first_layer(partial(model, by_letters=b)).attribute(x, 1) for b in (False, True)]
+    assert_close(*maps, 1e-6)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("method", METHODS)

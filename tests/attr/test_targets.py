@@ -1,5 +1,6 @@
 """All of Captum's target forms, and what is said about those that don't fit."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -102,6 +103,16 @@ def test_targets_that_do_not_fit_are_refused(target: Any, said: str) -> None:
         GenericAttentionRelevance(given.model).attribute_tokens(given.inputs, target)
     with pytest.raises(InvalidTargetError):
         GenericAttentionRelevance(given.model).attribute_targets(given.inputs, [0, target])
+
+
+@pytest.mark.parametrize(
+    "without", [lambda y: y[0], lambda y: y.mean(), lambda y: y[:1].squeeze(0)]
+)
+def test_output_without_samples_asks_for_them(without: Callable[[torch.Tensor], Any]) -> None:
+    given = subject("timm ViT")
+
+    with pytest.raises(InvalidTargetError, match="samples along dimension 0, also where there is"):
+        GenericAttentionRelevance(lambda x: without(given.model(x))).attribute(given.inputs, 0)
 
 
 def test_output_of_more_dimensions_asks_for_a_tuple() -> None:

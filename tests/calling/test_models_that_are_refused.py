@@ -14,8 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from captum_transformer import AttentionRollout, GenericAttentionRelevance, RawAttention
 from captum_transformer.errors import (
     ExplanationError,
+    InvalidInputError,
     InvalidTargetError,
     UnseenOperationError,
+    UnsupportedOperationError,
 )
 from tests.attr.subjects import METHODS, assert_close, bert, embeddings, encoder, images, timm_vit
 
@@ -43,6 +45,39 @@ def scripted(how: str) -> nn.Module:
             return torch.jit.trace(Words().eval(), IDS)
         module = torch.jit.script(Words().eval())
         return torch.jit.freeze(module) if how == "freeze" else module
+
+
+@pytest.mark.parametrize(
+    ("function", "said"), [(Words, "is the class Words; it must be a model"), (None, "is None")]
+)
+def test_what_is_no_model(function: Any, said: str) -> None:
+    with pytest.raises(InvalidInputError, match=said):
+        GenericAttentionRelevance(function).attribute(IDS, 1)
+
+
+def test_jagged_tensors() -> None:
+    words = Words()
+
+    def model(ids: Tensor) -> Tensor:
+        x = torch.nested.as_nested_tensor(list(words.words(ids)), layout=torch.jagged)
+        return words.out(torch.nested.to_padded_tensor(x * 2, 0.0).mean(1))
+
+    for method in METHODS.values():
+        with pytest.raises(UnsupportedOperationError, match=r"nested or sparse tensor.*padded"):
+            method(model).attribute(IDS, 1)
+
+
+def test_ensembles_by_vmap() -> None:
+    models = [Words(), Words()]
+    parameters, buffers = torch.func.stack_module_state(models)
+
+    def model(x: Tensor) -> Tensor:
+        run = lambda p, b: torch.func.functional_call(models[0].out, (p, b), (x,))  # noqa: E731
+        own = {k.removeprefix("out."): p for k, p in parameters.items() if k.startswith("out.")}
+        return torch.vmap(run)(own, buffers).mean(0).mean(1)
+
+    with pytest.raises(UnsupportedOperationError, match=r"inside `torch.vmap`.*in a loop"):
+        GenericAttentionRelevance(model).attribute(torch.rand(2, 3, 16), 1)
 
 
 @pytest.mark.parametrize("how", ["script", "trace", "freeze"])

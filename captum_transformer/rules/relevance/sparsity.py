@@ -80,7 +80,7 @@ def _before(operation: Operation, value: Value, sparsity: Sparsity) -> Sparsity:
 
 def _picked(view: View, shape: tuple[int, ...]) -> Iterator[NonzeroSlice]:
     """Where the entries are of which a view of a contiguous tensor has one index of an axis."""
-    for dim, length in enumerate(shape):
+    for dim, length in enumerate(shape if 0 not in shape else ()):
         axis = Axis.of(shape, dim)
         whole = axis.inner * length
         steps = [(n - 1) * s for n, s in zip(view.shape, view.stride, strict=True) if s % whole]
