@@ -74,7 +74,8 @@ def _of_class(
     of_classes = of_classes.expand(input.shape[dim])
     ignored = target == ignore_index
     ids = target.masked_fill(ignored, 0)
-    weights = of_classes.detach()[ids].masked_fill(ignored, 0.0)
+    with torch.no_grad():  # labels pick, and are no embedding, also where they are explained
+        weights = of_classes[ids].masked_fill(ignored, 0.0)
     each = -(input.gather(dim, ids.unsqueeze(dim)).squeeze(dim) * weights)
     if smoothing:
         even = -(input * of_classes.reshape(shape)).sum(dim).masked_fill(ignored, 0.0)

@@ -52,6 +52,8 @@ def token_value(source: Value, history: History) -> Value:
             f"{tuple(source.shape)}, so it has no tokens. Use `attribute`, or pass it as one of "
             "`additional_forward_args`."
         )
+    if _walk_back(entering[0], source, past_neighbours=True) is source:
+        return source
     tokens = _walk_back(entering[0], source)
     while tokens is not source:
         past = next((value for value in entering if not _is_of(value, tokens)), None)
@@ -104,8 +106,14 @@ def _common(one: Value, other: Value, source: Value) -> Value:
     return found
 
 
-def _walk_back(value: Value, source: Value) -> Value:
-    """The last value that everything passes through before tokens are made from the source."""
+def _walk_back(value: Value, source: Value, *, past_neighbours: bool = False) -> Value:
+    """The last value that everything passes through before tokens are made from the source.
+
+    Args:
+        value: what enters attention.
+        source: the input that it was made of.
+        past_neighbours: whether tokens that take up some of their neighbours are still the same.
+    """
     frontier, tokens, projected, kept = {value}, value, False, source.features is not None
     embedded: Value | None = None
     while source not in frontier:
@@ -117,7 +125,11 @@ def _walk_back(value: Value, source: Value) -> Value:
         if operation is None:
             raise RuntimeError("only values that descend from the source are walked through")
         # The mean of the tokens may be one more of them, as in CLIP's attention pooling.
-        goes_on = _is_token_wise(operation) or (operation.kind is Kind.MEAN and frontier)
+        goes_on = (
+            _is_token_wise(operation)
+            or (operation.kind is Kind.MEAN and frontier)
+            or (past_neighbours and _keeps_places(operation))
+        )
         if not goes_on and (projected or operation.kind is not Kind.CONV):
             return tokens
         linear = is_linear_layer(operation)
@@ -145,6 +157,18 @@ def _is_token_wise(operation: Operation) -> bool:
         weight = operation.argument("weight")
         return all(length == 1 for length in weight.size[2:])
     return operation.kind in _TOKEN_WISE
+
+
+def _keeps_places(operation: Operation) -> bool:
+    """Whether it sums up neighbours and there are as many places as before."""
+    (_, value), *_ = operation.traced()
+    output = operation.outputs[0]
+    if output is None or operation.kind not in (Kind.CONV, Kind.POOL):
+        return False
+    if operation.kind is Kind.POOL:
+        return output.shape == value.shape
+    places = 2 - len(operation.argument("weight").size)
+    return output.shape[places:] == value.shape[places:]
 
 
 def per_token(relevance: Tensor, value: Value) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from captum_transformer import (
     AttentionRollout,
+    AttnLRP,
     ConservativeLRP,
     GenericAttentionRelevance,
     RawAttention,
@@ -121,3 +122,30 @@ def test_an_image_that_becomes_tokens_twice_is_refused():
 
     with pytest.raises(UnsupportedOperationError, match=r"more than once.* Use `attribute`"):
         GenericAttentionRelevance(mirrored).attribute_tokens(images(), 1)
+
+
+conv, depthwise = (nn.Conv1d(8, 8, 3, padding=1, groups=g).double() for g in (1, 8))
+AMONG_NEIGHBOURS = {
+    "convolution": lambda x: conv(x.mT).mT,
+    "with a skip": lambda x: x + conv(x.mT).mT,
+    "two": lambda x: conv(depthwise(x.mT).relu()).mT,
+    "dilated": lambda x: nn.functional.conv1d(x.mT, conv.weight, dilation=2, padding=2).mT,
+    "pooling": lambda x: nn.functional.avg_pool1d(x.mT, 3, 1, 1).mT,
+}
+
+
+@pytest.mark.parametrize("method", [*METHODS, AttnLRP, ConservativeLRP])
+@pytest.mark.parametrize("mix", AMONG_NEIGHBOURS.values(), ids=AMONG_NEIGHBOURS)
+def test_tokens_that_take_up_their_neighbours_are_the_same_tokens(mix, method: type):
+    table = nn.Embedding(10, 8).double()
+    model = with_random_weights(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)).double()
+    into = nn.Linear(8, 8).double()
+    ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 1, 1, 9]])
+
+    def scores(x: Tensor) -> Tensor:
+        return model(into(mix(x)))[:, 0]
+
+    of_ids = method(lambda ids: scores(table(ids))).attribute_tokens(ids, 1)
+    explain, x = method(scores), table(ids).detach()
+    assert_close(explain.attribute_tokens(x, 1), of_ids)
+    assert_close(explain.attribute(x, 1).sum(-1), of_ids)
