@@ -1,13 +1,15 @@
 """Which constant is a bias: one that is added to what a linear map or a norm made, in any spelling.
 
 What ``F.linear(x, W, b)`` adds is a bias, so what ``x @ W + b`` adds is one, too. A position
-embedding is none: it differs from token to token, and the map does not.
+embedding is none: it differs from token to token, and the map does not. Nor may it depend on the
+number of samples what is a bias, so one that has been repeated for each of them is one still.
 """
 
 from collections.abc import Iterable
 
 from captum_transformer.trace.axis import Axis, pieces_in_view
 from captum_transformer.trace.contraction import Contraction
+from captum_transformer.trace.features import mixes_features
 from captum_transformer.trace.kinds import CONVOLUTIONS, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.statistics import signal_of
@@ -34,13 +36,20 @@ def adds_term(operation: Operation) -> bool:
 
 
 def _is_bias(constant: Operand, onto: Value, output: Value | None) -> bool:
-    """Whether a constant differs only along the axes that weights made, or a norm normalised."""
+    """Whether a constant differs only along the axes that weights made, or a norm normalised.
+
+    From sample to sample it may differ: what it is for one of them does not depend on the others.
+    """
     if output is None or onto.shape != output.shape:
         return False
     dims = range(-len(constant.size), 0)
     strides = constant.given.stride()
     differs = _axes(onto, (dim for dim in dims if constant.size[dim] > 1 and strides[dim]))
-    return not differs or differs <= _own(onto)
+    return differs <= _own(onto) | _samples(onto)
+
+
+def _samples(value: Value) -> Axes:
+    return frozenset() if value.samples is None else frozenset({value.samples})
 
 
 def _axes(value: Value, dims: Iterable[int]) -> Axes:
@@ -65,7 +74,7 @@ def _own(value: Value) -> Axes:
         return features | _divided_alike(operation, value, [t for t in traced if t[0] != operand])
     if (views := views_of(operation)) is not None:
         view = views[operation.outputs.index(value)]
-        return frozenset(pieces_in_view(tuple(_own(source)), view))
+        return frozenset(pieces_in_view(tuple(_own(source) | _samples(source)), view))
     adds = operation.kind in (Kind.ADD, Kind.SUB) and adds_bias(operation)
     if source.shape == value.shape and (adds or operation.kind in _SCALES):
         return _own(source)
@@ -73,14 +82,29 @@ def _own(value: Value) -> Axes:
 
 
 def applies_weights(product: Contraction, signal: Operand) -> bool:
-    """Whether constants of a product weight what it sums up of a signal; divisors aside."""
-    summed = {product.of(signal)[dim] for dim in product.summed(signal)}
-    return any(
-        factor.value is None
-        and factor.role is not Role.STATISTIC
-        and not summed.isdisjoint(letters)
-        for factor, letters in zip(product.factors, product.letters, strict=True)
-    )
+    """Whether constants of a product are weights, as of a linear layer; divisors aside.
+
+    They are if they sum up features, and not tokens, unless they are one vector for each row, as
+    a one-hot vector that picks a score: that is a sum of products.
+    """
+    own, summed = product.of(signal), product.summed(signal)
+    letters, value = {own[dim] for dim in summed}, signal.value
+    constants = [
+        (factor, of)
+        for factor, of in zip(product.factors, product.letters, strict=True)
+        if factor.value is None and factor.role is not Role.STATISTIC and letters & set(of)
+    ]
+    if not constants or any(factor.role is Role.WEIGHT for factor, _ in constants):
+        return bool(constants)
+    if value is not None and value.features is not None and not mixes_features(value, summed):
+        return False
+    lengths = {
+        letter: length
+        for operand, of in [(signal, own), *constants]
+        for letter, length in zip(of, operand.size, strict=True)
+        if letter in product.output and (length > 1 or letter == product.output[0])
+    }
+    return not all(letter in own and any(letter in of for _, of in constants) for letter in lengths)
 
 
 def _weighted(operation: Operation, product: Contraction, signal: Operand) -> list[int]:
