@@ -41,7 +41,8 @@ def with_evidence(
             found[of_it] = _evidence(selection, of_it, flow)
         if evidence := found.get(of_it):
             weighed = _weighed(evidence, total(wanted, relevance))
-            own, of_own = flow.conserved(weighed, [wanted])
+            of_own = Ledger()  # not looked at, as that would wait for the device once more
+            own = flow(weighed, [wanted], of_own)
             together[wanted] = relevance + own[wanted]
             ledger.join(of_own)
     return together
