@@ -63,6 +63,11 @@ def test_what_is_masked_by_a_product_has_nothing(method, spelling, x):
     torch.testing.assert_close(found, method(Model(by_where)).attribute_tokens(x, 1))
 
 
+def _set(tensor, place, value):
+    tensor[place] = value
+    return tensor
+
+
 def _two(combine):
     return lambda model, x: combine(
         x + model.one(x, x, x)[0], (y := x.flip(1)) + model.other(y, y, y)[0]
@@ -73,6 +78,12 @@ ONE_OF_TWO = {
     "lerp to its end": lambda a, b: torch.lerp(a, b, 1.0),
     "no part": lambda a, b: 0.0 * a + b,
     "maximum": lambda a, b: torch.maximum(a - 1e3, b),
+    "zeros written over it": lambda a, b: (1 * a).zero_() + b,
+    "filled with zeros": lambda a, b: b + (1 * a).fill_(0.0),
+    "upper triangle of nothing": lambda a, b: a.triu(WIDTH) + b,
+    "all entries set": lambda a, b: _set(1 * a, slice(None), 0.0) + b,
+    "all features set": lambda a, b: _set(1 * a, (..., slice(0, None)), 0.0) + b,
+    "a constant copied": lambda a, b: (1 * a).copy_(torch.zeros(WIDTH)) + b,
 }
 
 

@@ -235,21 +235,9 @@ def test_each_is_spelled_out_by_hand() -> None:
     assert {name.split()[0] for name in SPELLED} == set(WRITTEN_OUT)
 
 
-# Faults of the token flow that these functions show, and that any spelling of theirs has.
-KNOWN = {
-    ("zero", AttentionRollout): "a signal that is written over counts as a term of a sum",
-    ("zero", GenericAttentionRelevance): "a signal that is written over counts as a term of a sum",
-}
-
-
 @pytest.mark.parametrize("name", SPELLED)
 @pytest.mark.parametrize("method", [AttentionRollout, GenericAttentionRelevance])
-def test_tokens_have_the_shares_of_the_same_by_hand(
-    name: str, method: Callable[..., Any], request: pytest.FixtureRequest
-) -> None:
-    if (name, method) in KNOWN:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=KNOWN[name, method]))
-
+def test_tokens_have_the_shares_of_the_same_by_hand(name: str, method: Callable[..., Any]) -> None:
     def score(how: Callable[[Tensor, Tensor], Tensor]) -> Function:
         def model(x: Tensor) -> Tensor:
             x = x + F.scaled_dot_product_attention(x, x, x)

@@ -239,11 +239,13 @@ def _through_layer(operation: Operation, value: Value, terms: Tensor | int) -> T
 
 
 def has_constants(operation: Operation) -> bool:
-    """Whether a rearrangement has entries, or leaves some out, as constants say."""
+    """Whether a rearrangement may have entries, or leave some out, as constants say."""
     if operation.kind is Kind.PAD:
         # Models whose windows may reach over the edge pad by no entries where they don't.
         return any(width > 0 for width in operation.argument("pad"))
-    return len(operation.operands) > len(operation.traced())
+    if operation.kind in (Kind.CONCATENATE, Kind.STACK):
+        return len(operation.operands) > len(operation.traced())
+    return operation.kind not in _WHOLE and views_of(operation) is None
 
 
 def _divided(key: int, sets: list[int]) -> list[int]:
@@ -282,9 +284,7 @@ def _carried(
 
 def constant_entries(operation: Operation, like: Tensor) -> list[Tensor | None]:
     """For each output of a rearrangement one where a constant is, and zero elsewhere."""
-    if views_of(operation) is not None or operation.kind in _WHOLE:
-        return []
-    if operation.kind in (Kind.CONCATENATE, Kind.STACK, Kind.PAD) and not has_constants(operation):
+    if not has_constants(operation):
         return []
     # What is filled in, such as the lowest number there is, must fit the precision.
     dtypes = [v.dtype for _, v in operation.traced() if v.dtype.is_floating_point]
