@@ -13,7 +13,8 @@ from captum_transformer import (
 from captum_transformer.errors import NoAttentionError
 
 WIDTH, TOKENS = 8, 6
-METHODS = [AttentionRollout, GenericAttentionRelevance, RawAttention, TransformerAttribution]
+OF_MAPS = [AttentionRollout, GenericAttentionRelevance, RawAttention]
+METHODS = [*OF_MAPS, TransformerAttribution]
 MASK = torch.tensor([0.0, 1, 1, 0, 1, 0], dtype=torch.float64)[:, None]
 
 
@@ -121,20 +122,62 @@ STACKED = {
     "features": lambda layer, x, y: (
         torch.cat([layer(x), layer(y)], -1).unflatten(-1, (2, -1)).sum(-2)
     ),
+    "samples": lambda layer, x, y: sum(layer(torch.cat([x, y])).chunk(2)),
+    "tokens": lambda layer, x, y: sum(layer(torch.cat([y, x], 1)).split(TOKENS, 1)),
+    "tokens, summed": lambda layer, x, y: layer(torch.cat([x, y], 1)).unflatten(1, (2, -1)).sum(1),
+}
+# What goes through the layer: attention and its skip, two towers, a tower and a projection.
+SIDES = {
+    "skip": lambda model, x: (x, model.one(x, x, x)[0]),
+    "towers": lambda model, x: (
+        x + model.one(x, x, x)[0],
+        (y := model.other_layer(x)) + model.other(y, y, y)[0],
+    ),
+    "projection": lambda model, x: (x + model.one(x, x, x)[0], model.other_layer(x)),
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("spelling", STACKED)
-def test_a_layer_that_signals_go_through_side_by_side(method, spelling, x):
-    class Projects(Model):
-        def __init__(self, add):
-            super().__init__(add)
-            self.layer = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+class Sides(Model):
+    """Two signals that are made one, and a block behind them."""
 
-        def forward(self, x):
-            return self.head(self.change(self.layer, x, self.one(x, x, x)[0]).mean(1))
+    def __init__(self, sides, combine):
+        super().__init__(lambda model, x: combine(model.layer, *SIDES[sides](model, x)))
+        layers = (nn.Linear(WIDTH, WIDTH, dtype=torch.float64) for _ in range(2))
+        self.layer, self.other_layer = layers
 
-    expected = method(Projects(lambda layer, x, y: layer(x) + layer(y))).attribute_tokens(x, 1)
-    found = method(Projects(STACKED[spelling])).attribute_tokens(x, 1)
+
+def assert_alike(method, sides, combine, alike, x):
+    expected, found = (method(Sides(sides, c)).attribute_tokens(x, 1) for c in (alike, combine))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("method", OF_MAPS)
+@pytest.mark.parametrize("spelling", STACKED)
+@pytest.mark.parametrize("sides", SIDES)
+def test_a_layer_that_signals_go_through_side_by_side(method, spelling, sides, x):
+    assert_alike(method, sides, STACKED[spelling], lambda layer, x, y: layer(x) + layer(y), x)
+
+
+def _token_by_token(a, b):
+    result = 1 * a
+    for n in range(TOKENS):
+        result[:, n] += b[:, n]
+    return result
+
+
+@pytest.mark.parametrize("method", OF_MAPS)
+@pytest.mark.parametrize("sides", ["towers", "projection"])
+def test_a_choice_of_tokens_by_a_product_is_that_by_where(method, sides, x):
+    assert_alike(
+        method,
+        sides,
+        lambda layer, x, y: x * MASK + layer(y) * (1 - MASK),
+        lambda layer, x, y: torch.where(MASK > 0, x, layer(y)),
+        x,
+    )
+
+
+@pytest.mark.parametrize("method", OF_MAPS)
+@pytest.mark.parametrize("sides", ["projection"])
+def test_an_addition_token_by_token(method, sides, x):
+    assert_alike(method, sides, lambda _, x, y: _token_by_token(x, y), lambda _, x, y: x + y, x)

@@ -1,21 +1,27 @@
 """What each operation hands on of a share: one table from kinds of operation to rules."""
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from captum_transformer.account import Reason
 from captum_transformer.rules.flow import shares
 from captum_transformer.rules.flow.books import Kept, Piece
 from captum_transformer.rules.flow.maps import Attend, Attended, by_sample
-from captum_transformer.rules.flow.presence import ADDITIONS, Terms, constant_entries, masked
-from captum_transformer.rules.flow.rows import NormalisedRows
-from captum_transformer.rules.flow.shares import Divided
-from captum_transformer.rules.flow.sources import Junction, Sources, receiving
-from captum_transformer.rules.flow.tables import ENTRY_RULES, MEETING_RULES, MIXED_RULES, PICKED
-from captum_transformer.rules.flow.unread import unread
+from captum_transformer.rules.flow.presence import Counts, constant_entries, signal
+from captum_transformer.rules.flow.rows import NormalisedRows, together
+from captum_transformer.rules.flow.shares import (
+    ENTRY_RULES,
+    MEETING_RULES,
+    MIXED_RULES,
+    PICKED,
+    Divided,
+)
+from captum_transformer.rules.flow.sources import Junction, Sources, receiving, unread
+from captum_transformer.rules.flow.terms import ADDITIONS
 from captum_transformer.rules.ledger import total
 from captum_transformer.rules.propagate import rearranged, unsupported
 from captum_transformer.rules.relevance.totals import constants, remaining
@@ -97,10 +103,10 @@ class Passing:
     def _mixed(self, operation: Operation, key: int, share: Tensor) -> Iterator[Piece]:
         """What goes to a signal of which several entries make one, each by what it holds."""
         ((operand, value),), rule = receiving(operation), MIXED_RULES[operation.kind]
-        terms = Terms(self._sources, share)
-        holding, pieces, whole = terms.holding(value, key), [(key, share)], 0
+        counts, pieces, whole = Counts(self._sources, share), [(key, share)], 0
+        holding = counts.holding(value, key, operation)
         if self._rows is not None and len(holding) > 1:
-            groups = terms.groups(value, key)
+            groups = counts.groups(value, key)
             whole = self._rows.whole(groups, key)
             parts = groups if whole else [own for own, _ in holding]
             pieces = self._normalised(share, self._rows.parted(operation, parts, key, share))
@@ -111,15 +117,12 @@ class Passing:
                     yield from self._divided(operation, apart, divided, piece)
             if rows := some & whole:
                 # Each entry gets its part of all that it holds, so that rows have their sums.
-                lacking = [(of, 0 if p is None else 1 - p) for of, p in holding if of & rows]
-                anything = 1 - math.prod(lack for _, lack in lacking)
+                lacking = [0 if held is None else 1 - held for own, held in holding if own & rows]
+                anything = 1 - math.prod(lacking)
                 present = anything if isinstance(anything, Tensor) else None
-                (part,) = rule(operation, operand, piece, present).parts
-                self._keep(None, rows, None, piece)
-                for group in dict.fromkeys(group & rows for group in groups):
-                    got = part * math.prod(1 - p if of & group else p for of, p in lacking)
-                    self._keep(None, group, None, -got)
-                    yield value, group, got
+                yield from self._divided(
+                    operation, rows, rule(operation, operand, piece, present), piece
+                )
 
     def _divided(
         self, operation: Operation, key: int, divided: Divided, share: Tensor
@@ -212,7 +215,7 @@ class Passing:
             keys = attended.keys.unsqueeze(-1) / width
             received = call.to_values(keys.expand(*keys.shape[:-1], width))
         dims = feature_dims(value)
-        for alike, present in Terms(self._sources, share).holding(value, key):
+        for alike, present in Counts(self._sources, share).holding(value, key):
             if present is not None:
                 whole = received.sum(dims, keepdim=True)
                 yield value, alike, shares.evenly(whole, present, value.shape, dims)
@@ -227,46 +230,48 @@ class Passing:
         if operation.kind is Kind.SUM_AT_INDICES:
             yield from self._met_at_indices(operation, junction, key, share)
             return
-        place = MEETING_RULES.get(operation.kind)
-        if place is None:
+        rule = MEETING_RULES.get(operation.kind)
+        if rule is None:
             raise unsupported(operation, "which of its signals passes tokens on is not known")
-        values, terms = [value for _, value in signals], Terms(self._sources, share)
+        counts = Counts(self._sources, share)
         for tied in [key] if self._rows is None else self._rows.tied(key):
             shared, parts = tied & junction.shared, junction.whole
-            counted = terms.counted(values, shared, operation)
+            counted = counts.counted([value for _, value in signals], shared, operation)
             if self._rows is not None and shared:
                 # What attention added to tokens goes where they go, each row with its sum.
                 parts = (0,) * len(parts)
-                ((_, counts),) = terms.counted(values, shared & -shared, operation)
-                if isinstance(among := sum(counts), Tensor):
-                    # Learned tokens that were joined to the others have none of them.
-                    counts = [
-                        torch.where(among == 0, torch.ones_like(among), count) for count in counts
-                    ]
-                counted = iter([(shared | tied & junction.held, counts)])
-            for (operand, value), whole in zip(signals, parts, strict=True):
-                own, others = tied & whole, [o for o in signals if o[1] is not value]
+                numbers = together([of for _, of in counted], share)
+                counted = iter([(shared | tied & junction.held, numbers)])
+            for place, ((operand, value), whole) in enumerate(zip(signals, parts, strict=True)):
+                if not (own := tied & whole):
+                    continue
+                others = [signals[at] for at in range(len(signals)) if at != place]
+                also = functools.reduce(operator.or_, (self._sources.held(v) for _, v in others))
+                also &= own * (operation.kind in ADDITIONS)
+                left = signal(operand, share) if also else None
+                if left is None:
+                    yield value, own, rule(operation, operand, share, None).parts[0]
+                    continue
+                # Where constants have masked a signal, the others stand for it.
+                left = (left != 0).to(share.dtype)
+                self._keep(Reason.FILLED, own & ~also, operation.outputs[0], share, 1 - left)
+                yield value, own, rule(operation, operand, share * left, None).parts[0]
                 for other, instead in others:
-                    # Where constants have masked a signal, the others stand for it.
-                    also = own & self._sources.held(instead) * (operation.kind in ADDITIONS)
-                    if also and (left := masked(value, share)) is not None:
-                        own &= ~also
-                        yield value, also, place(operation, operand, share * left, None).parts[0]
-                        part = share * (1 - left)
-                        yield instead, also, place(operation, other, part, None).parts[0]
-                if own:
-                    yield value, own, place(operation, operand, share, None).parts[0]
-            for alike, counts in counted:
-                among = share.new_ones(()) * sum(counts)
+                    if some := also & self._sources.held(instead):
+                        part = rule(operation, other, share * (1 - left), None).parts[0]
+                        yield instead, some, part
+                        also &= ~some
+            for alike, numbers in counted:
+                among = share.new_ones(()) * sum(numbers)
                 self._keep(Reason.JOINED, alike, operation.outputs[0], share, among == 0)
-                for (operand, value), own, count in zip(
-                    signals, junction.whole, counts, strict=True
+                for (operand, value), own, number in zip(
+                    signals, junction.whole, numbers, strict=True
                 ):
-                    if isinstance(count, Tensor) or count:
-                        part = quotient(share * count, among)
+                    if isinstance(number, Tensor) or number:
+                        part = quotient(share * number, among)
                         self._keep(None, alike & own, None, share - part)
                         own = alike & (own | junction.shared)
-                        yield value, own, place(operation, operand, part, None).parts[0]
+                        yield value, own, rule(operation, operand, part, None).parts[0]
 
     def _met_at_indices(
         self, operation: Operation, junction: Junction, key: int, share: Tensor

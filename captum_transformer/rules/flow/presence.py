@@ -8,14 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.flow.sources import Sources, receiving
-from captum_transformer.trace.features import is_linear_layer
+from captum_transformer.rules.flow.sources import Sources, aligned, receiving
+from captum_transformer.rules.flow.terms import ADDITIONS, Count, Terms, has_constants
+from captum_transformer.trace.features import feature_dims, is_linear_layer
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
-from captum_transformer.trace.views import views_of
-
-ADDITIONS = frozenset({Kind.ADD, Kind.SUB})
-_WHOLE = frozenset({Kind.AS_COMPLEX, Kind.AS_REAL})
 
 
 def signal(operand: Operand, like: Tensor, *, weighted: bool = False) -> Tensor | None:
@@ -65,17 +62,6 @@ def factors(operation: Operation, like: Tensor, *, weighted: bool = False) -> Te
     return functools.reduce(operator.mul, scales) if scales else None
 
 
-def masked(value: Value, like: Tensor) -> Tensor | None:
-    """Zero where a constant factor has masked a value, and one elsewhere; None without any."""
-    found, operation = None, value.operation
-    while operation is not None and operation.kind in BY_ENTRY and len(operation.traced()) == 1:
-        scale = factors(operation, like)
-        if scale is not None:
-            found = scale if found is None else found * scale
-        operation = operation.traced()[0][1].operation
-    return found
-
-
 def at_indices(operation: Operation, weights: Sequence[Tensor]) -> Tensor:
     """The weight of each sum of a sum at indices; the constant that they are added to has none."""
     # Terms that are subtracted are terms.
@@ -87,8 +73,8 @@ def at_indices(operation: Operation, weights: Sequence[Tensor]) -> Tensor:
     return total - constant
 
 
-class Terms:
-    """How many terms of each entry hold a source, where signals were joined or added.
+class Counts:
+    """How many terms of each entry of a value hold some sources, as numbers.
 
     Args:
         sources: what each value holds.
@@ -98,131 +84,92 @@ class Terms:
     def __init__(self, sources: Sources, like: Tensor) -> None:
         self._sources = sources
         self._like = like
-        self._counts: dict[tuple[Value, int, bool], Tensor | int] = {}
+        self._known: dict[Terms, Tensor | int] = {}
 
-    def holding(self, value: Value, key: int) -> list[tuple[int, Tensor | None]]:
-        """Divides sources into those that the same features of a value hold, with where they lie.
+    def __call__(self, terms: Count) -> Tensor | int:
+        """The number for each entry; one for all if they are alike."""
+        if isinstance(terms, int):
+            return terms
+        # A value that was written into entry by entry is met in as many ways as there are sums.
+        if terms not in self._known:
+            self._known[terms] = self._counted(terms)
+        return self._known[terms]
 
-        None for those that all features hold.
+    def _counted(self, terms: Terms) -> Tensor | int:
+        value, of = terms.value, [self(part) for part in terms.of]
+        operation = value.operation
+        if operation is None:
+            return 1
+        if operation.kind in MOVES:
+            return _carried(operation, value, of, self._like)
+        if is_linear_layer(operation):
+            return _through_layer(operation, value, of[0])
+        total = sum(of)
+        scale = factors(operation, self._like)
+        if scale is not None:
+            total = total * scale
+        return total if isinstance(total, int) else total.expand(value.shape)
+
+    def holding(
+        self, value: Value, key: int, operation: Operation | None = None
+    ) -> list[tuple[int, Tensor | None]]:
+        """Divides sources into those that the same entries of a value hold, with where they lie.
+
+        None for those that all entries hold, as far as the operation mixes them.
         """
-        partly = key & self._partly_held(value)
-        found: list[tuple[int, Tensor | None]] = [(key & ~partly, None)] if key & ~partly else []
-        for alike in _divided(partly, self._sets(value, partly, counting=False)):
-            terms = self._terms(value, alike, counting=False)
-            found.append((alike, None if isinstance(terms, int) else (terms != 0).to(terms.dtype)))
-        return found
+        alike, found = 0, list[tuple[int, Tensor | None]]()
+        for sources, terms in self._sources.of(value).terms:
+            if not key & sources:
+                continue
+            apart = isinstance(terms, Terms) and _mixes(operation, value, terms)
+            number = self(terms) if apart else 1
+            if isinstance(number, Tensor):
+                found.append((key & sources, (number != 0).to(number.dtype)))
+            else:
+                alike |= key & sources
+        return [(alike, None), *found] if alike else found
 
     def counted(
-        self, values: list[Value], key: int, operation: Operation
+        self, values: Sequence[Value], key: int, operation: Operation
     ) -> Iterator[tuple[int, Sequence[Tensor | int]]]:
         """Divides sources that several signals share, with the terms that each has of them.
 
         What is multiplied is one term each.
         """
-        added = operation.kind in ADDITIONS
-        sets = [self._sources.held(value) for value in values]
-        if added:
-            sets = [held for value in values for held in self._sets(value, key, counting=True)]
-        uniform: dict[tuple[int, ...], int] = {}
-        for alike in _divided(key, sets):
-            held = [int(bool(self._sources.held(value) & alike)) for value in values]
-            terms = (
-                [self._terms(value, alike, counting=True) for value in values] if added else held
-            )
-            numbers = tuple(term for term in terms if isinstance(term, int))
-            if len(numbers) < len(terms):
-                yield alike, terms
+        helds = [self._sources.of(value) for value in values]
+        uniform: dict[tuple[Tensor | int, ...], int] = {}
+        for terms, alike in aligned(helds, key).items():
+            added = operation.kind in ADDITIONS
+            numbers = tuple(self(of) if added else int(of != 0) for of in terms)
+            if any(isinstance(number, Tensor) for number in numbers):
+                yield alike, numbers
             else:
                 uniform[numbers] = uniform.get(numbers, 0) | alike
-        yield from ((alike, list(numbers)) for numbers, alike in uniform.items())
-
-    def _partly_held(self, value: Value) -> int:
-        held = self._sources.of(value)
-        return held.by_features | held.by_stacked
-
-    def _parts(self, value: Value, key: int, *, counting: bool) -> list[tuple[Value, int]]:
-        """The values that an entry's terms are found in, each with the sources to look for."""
-        operation = value.operation
-        if operation is None or key & 1 << value.index or operation.attention is not None:
-            return []
-        if not counting and not key & (self._partly_held(value) | self._sources.joined(value)):
-            return []
-        values = [source for _, source in receiving(operation)]
-        if self._crosses(value, key):
-            return [(values[0], key)]
-        if operation.kind in MOVES or (operation.kind in BY_ENTRY and len(values) == 1):
-            return [(source, key) for source in values]
-        junction = self._sources.junction(operation)
-        if junction is not None and (
-            operation.kind in ADDITIONS if counting else operation.kind in BY_ENTRY
-        ):
-            pairs = zip(values, junction.whole, strict=True)
-            parts = [(source, key & (whole | junction.shared)) for source, whole in pairs]
-            return [(source, part) for source, part in parts if part]
-        return []
-
-    def _crosses(self, value: Value, key: int) -> bool:
-        """Whether a value is made of joined signals by a layer that they go through side by side.
-
-        Then it is one term in each of them, whatever that is a sum of.
-        """
-        operation = value.operation
-        apart = key & self._sources.of(value).by_stacked
-        return bool(apart) and operation is not None and is_linear_layer(operation)
+        yield from ((alike, numbers) for numbers, alike in uniform.items())
 
     def groups(self, value: Value, key: int) -> list[int]:
-        """The sets of sources that entries of a value hold."""
-        walk = self._walk(value, key, counting=False)
-        ends = [step for step in walk if not self._parts(*step, counting=False)]
-        return list(dict.fromkeys(self._sources.held(end) & of for end, of in ends))
+        """The sets of sources that entries of a value hold, where signals were joined."""
+        held, operation = self._sources.of(value), value.operation
+        apart = (isinstance(t, Terms) and (t.joined or t.apart) for of, t in held.terms if key & of)
+        if operation is None or not any(apart):
+            return [held.sources & key]
+        parts = [self.groups(source, key) for _, source in receiving(operation)]
+        return list(dict.fromkeys(group for found in parts for group in found))
 
-    def _sets(self, value: Value, key: int, *, counting: bool) -> list[int]:
-        """The sets of sources that are told apart on the way to a value's terms."""
-        walk = self._walk(value, key, counting=counting)
-        return [found for end, of in walk for found in (self._sources.held(end), of)]
 
-    def _walk(self, value: Value, key: int, *, counting: bool) -> list[tuple[Value, int]]:
-        """All values on the way to a value's terms, each with the sources to look for."""
-        found, stack = dict[tuple[Value, int], None](), [(value, key)]
-        while stack:
-            step = stack.pop()
-            if step not in found:
-                found[step] = None
-                stack += self._parts(*step, counting=counting)
-        return list(found)
-
-    def _terms(self, value: Value, key: int, *, counting: bool) -> Tensor | int:
-        """How many terms of each entry hold some sources; a number if all entries are alike."""
-        if not key & self._sources.held(value):
-            return 0
-        # A value that was written into entry by entry is met in as many ways as there are sums.
-        step = value, key, counting
-        if step not in self._counts:
-            self._counts[step] = self._summed(value, key, counting=counting)
-        return self._counts[step]
-
-    def _summed(self, value: Value, key: int, *, counting: bool) -> Tensor | int:
-        parts = self._parts(value, key, counting=counting)
-        operation = value.operation
-        if operation is None or not parts:
-            return 1
-        crosses = self._crosses(value, key)
-        counting = counting and not crosses
-        terms = [self._terms(source, of, counting=counting) for source, of in parts]
-        if crosses:
-            return _through_layer(operation, value, terms[0])
-        if operation.kind in MOVES:
-            first, constants = terms[0], has_constants(operation)
-            if not constants and isinstance(first, int) and all(term is first for term in terms):
-                return first
-            return _carried(operation, value, terms, self._like)
-        total = sum(terms)
-        scale = factors(operation, self._like)
-        if scale is not None:
-            total = total * scale
-        if isinstance(total, int) or total.shape == value.shape:
-            return total
-        return total.expand(value.shape)
+def _mixes(operation: Operation | None, value: Value, terms: Terms) -> bool:
+    """Whether an operation makes one entry of several of which only some hold sources."""
+    if operation is None or operation.kind not in (Kind.SUM, Kind.MEAN):
+        return terms.apart
+    ndim, dims = len(value.shape), operation.argument("dim")
+    summed = {dim % ndim for dim in (dims if isinstance(dims, (tuple, list)) else [dims or 0])}
+    if dims is None or dims == ():
+        summed = set(range(ndim))
+    stack = None if terms.axis is None else terms.axis.dim(value.shape)
+    features = value.features is None or summed & set(feature_dims(value))
+    return (terms.by_stacked and (stack is None or stack in summed)) or (
+        terms.by_features and bool(features)
+    )
 
 
 def _through_layer(operation: Operation, value: Value, terms: Tensor | int) -> Tensor | int:
@@ -236,25 +183,6 @@ def _through_layer(operation: Operation, value: Value, terms: Tensor | int) -> T
     sizes = [1 if letter not in before else -1 for letter in after]
     shape = [n if size < 0 else 1 for n, size in zip(value.shape, sizes, strict=True)]
     return held.to(terms.dtype).reshape(shape).expand(value.shape)
-
-
-def has_constants(operation: Operation) -> bool:
-    """Whether a rearrangement may have entries, or leave some out, as constants say."""
-    if operation.kind is Kind.PAD:
-        # Models whose windows may reach over the edge pad by no entries where they don't.
-        return any(width > 0 for width in operation.argument("pad"))
-    if operation.kind in (Kind.CONCATENATE, Kind.STACK):
-        return len(operation.operands) > len(operation.traced())
-    return operation.kind not in _WHOLE and views_of(operation) is None
-
-
-def _divided(key: int, sets: list[int]) -> list[int]:
-    """Divides a set by other sets into parts that lie wholly within or without each of them."""
-    parts = [key] if key else []
-    for other in sets:
-        halves = [half for part in parts for half in (part & other, part & ~other)]
-        parts = [half for half in halves if half]
-    return parts
 
 
 def _filled(

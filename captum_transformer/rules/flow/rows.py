@@ -210,6 +210,24 @@ class NormalisedRows:
         return sums
 
 
+def together(counted: Sequence[Sequence[Tensor | int]], like: Tensor) -> Sequence[Tensor | int]:
+    """How rows are divided among signals, given how many terms of each hold sources of them.
+
+    They go to the signals that hold all of these sources, or else to all of them.
+    """
+    if all(isinstance(number, int) and number for numbers in counted for number in numbers):
+        return counted[0]
+    of_signals = [
+        torch.stack([torch.ones_like(like) * number for number in numbers])
+        for numbers in zip(*counted, strict=True)
+    ]
+    most = torch.stack([numbers.amax(0) for numbers in of_signals])
+    every = most * torch.stack([(numbers != 0).all(0) for numbers in of_signals])
+    # Learned tokens that were joined to the others have none of them.
+    found = torch.where(most.sum(0) == 0, torch.ones_like(most), most)
+    return list(torch.where(every.sum(0) == 0, found, every))
+
+
 def bits(found: int) -> Iterator[int]:
     """The places of a bit set."""
     while found:

@@ -10,7 +10,7 @@ from captum_transformer.rules.flow.presence import at_indices, factors, signal
 from captum_transformer.rules.propagate import share_of_ids, transposed, unsupported
 from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.features import chooses_features, mixes_features
-from captum_transformer.trace.kinds import Kind, Role
+from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, Kind, Role
 from captum_transformer.trace.numeric import in_full, quotient
 from captum_transformer.trace.operation import Operand, Operation
 
@@ -227,3 +227,28 @@ def selected(operation: Operation, shares: list[Tensor | None]) -> list[Tensor |
         whole = share.sum(-1, keepdim=True)
         return [evenly(whole, _present(operand, None, share), operand.size, [-1])]
     return transposed(operation, [in_full(o) for o, _ in operation.traced()], shares)
+
+
+PICKED = frozenset({Kind.MAXIMUM, Kind.CHOICE})
+Rule = Callable[[Operation, Operand, Tensor, Tensor | None], Divided]
+# What goes to one signal, entry by entry.
+ENTRY_RULES: dict[Kind, Rule] = {
+    **dict.fromkeys(BY_ENTRY, by_entry),
+    Kind.EMBEDDING: looked_up,
+}
+# What goes to one signal of which several entries make one, and only some may hold a source.
+MIXED_RULES: dict[Kind, Rule] = {
+    Kind.PRODUCT: product,
+    **dict.fromkeys(CONVOLUTIONS, receptive_field),
+    **dict.fromkeys((Kind.SUM, Kind.MEAN, Kind.POOL), summed),
+    Kind.DISTANCE: far,
+    Kind.SUM_AT_INDICES: lambda operation, _, share, held: summed_at_indices(
+        operation, share, [held]
+    ),
+}
+# What each of several signals gets of a share that is its own.
+MEETING_RULES: dict[Kind, Rule] = {
+    **dict.fromkeys((Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV, Kind.CONTRAST), by_entry),
+    Kind.PRODUCT: compared,
+    Kind.DISTANCE: far,
+}

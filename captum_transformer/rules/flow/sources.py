@@ -14,21 +14,29 @@ to one: where several signals that hold a source meet, `Junction` says which of 
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.features import is_linear_layer, sums_over_features
+from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.rules.flow.terms import (
+    ADDITIONS,
+    Count,
+    has_constants,
+    made,
+    vanishes,
+)
+from captum_transformer.rules.propagate import unsupported
+from captum_transformer.trace.features import sums_over_features
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Does, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.probabilities import CUT_PROBABILITIES, applies_cut_probabilities
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.tape import Tape
-from captum_transformer.trace.views import views_of
 
 # Of these it is not known which tokens they tie.
 _UNREADABLE = frozenset({Kind.TRANSFORM, Kind.SAMPLE, Kind.DERIVED, Kind.UNKNOWN})
 # What is added or multiplied entry by entry: it holds what any of its signals does.
-_JOINS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV})
+_JOINS = ADDITIONS | {Kind.MUL, Kind.DIV}
 
 
 class Junction(NamedTuple):
@@ -53,17 +61,20 @@ class Held(NamedTuple):
 
     Attributes:
         sources: the sources that it holds.
-        by_features: those of them that only some features of a token hold.
-        by_stacked: those that only some of the signals in a stack hold.
-        by_tokens: those that only some tokens hold: others were joined to them.
+        terms: how many terms of each entry hold them; each source is in one of the sets.
+        by_tokens: the sources that only some tokens hold: others were joined to them.
         by_picked: those that perhaps no token holds, where some were picked of such tokens.
     """
 
     sources: int
-    by_features: int = 0
-    by_stacked: int = 0
+    terms: tuple[tuple[int, Count], ...]
     by_tokens: int = 0
     by_picked: int = 0
+
+    @classmethod
+    def alike(cls, sources: int) -> "Held":
+        """Sources that each entry of a value holds once."""
+        return cls(sources, ((sources, 1),))
 
 
 class Sources:
@@ -80,8 +91,6 @@ class Sources:
         self._operations = tape.operations
         self._read = 0
         self._held: dict[Value, Held] = {}
-        # Where the signals lie that were joined to make a value, and what only some of them hold.
-        self._joined: dict[Value, tuple[Axis, int]] = {}
         self._junctions: dict[Operation, Junction] = {}
         self.values: dict[Value, Operation] = {}
 
@@ -93,10 +102,6 @@ class Sources:
     def held(self, value: Value) -> int:
         """The sources that a value holds."""
         return self.of(value).sources
-
-    def joined(self, value: Value) -> int:
-        """What only some of the signals hold that were joined, and perhaps are summed up later."""
-        return self._joined.get(value, (None, 0))[1]
 
     def junction(self, operation: Operation) -> Junction | None:
         """What each signal gets where several meet; None where they do not."""
@@ -110,78 +115,86 @@ class Sources:
             outputs = [output for output in operation.outputs if output is not None]
             if is_source(operation):
                 self.values |= dict.fromkeys(outputs, operation)
-                self._held |= {output: Held(1 << output.index) for output in outputs}
+                self._held |= {output: Held.alike(1 << output.index) for output in outputs}
             elif operation.kind in MOVES and len(operation.operands) == len(operation.outputs) > 1:
                 # Each output shows one of the signals, as they are broadcast to one another.
                 for operand, output in zip(operation.operands, operation.outputs, strict=True):
                     if operand.value is not None and output is not None:
                         self._held[output] = self._known(operand.value)
             else:
-                self._held |= dict.fromkeys(outputs, self._after(operation))
+                self._read_one(operation, outputs)
 
     def _known(self, value: Value) -> Held:
-        return self._held.get(value) or Held(1 << value.index if value.operation is None else 0)
+        return self._held.get(value) or Held.alike(
+            1 << value.index if value.operation is None else 0
+        )
 
-    def _after(self, operation: Operation) -> Held:
+    def _read_one(self, operation: Operation, outputs: Sequence[Value]) -> None:
         values = [value for _, value in receiving(operation)]
         before = [self._known(value) for value in values]
-        columns = zip(Held(0), *before, strict=True)
-        all_held, features, stacked, tokens, picked = (
-            functools.reduce(operator.or_, column) for column in columns
+        if len(before) == 1 and _hands_on(operation, values[0], before[0]):
+            self._held |= dict.fromkeys(outputs, before[0])
+            return
+        junction = None
+        if len(values) > 1 and operation.kind not in MOVES and operation.kind is not Kind.MAXIMUM:
+            junction = self._junctions[operation] = _junction(operation, values, before)
+        alike = aligned(before)
+        tokens, picked = (
+            functools.reduce(operator.or_, column, 0)
+            for column in zip((0, 0), *(held[2:] for held in before), strict=True)
         )
-        if operation.kind in MOVES:
-            lacking = 0
-            if len(operation.operands) > 1:
-                common = functools.reduce(operator.and_, (of.sources for of in before), all_held)
-                lacking = all_held & ~common if len(values) == len(operation.operands) else all_held
-            stacked |= self._folded(operation, lacking)
-            if operation.kind is Kind.STACK:
-                stacked |= lacking
-            elif lacking and _joins_features(operation, values):
-                features |= lacking
-            tokens |= lacking
-            if tokens and any(
-                _leaves_out(values, output) for output in operation.outputs if output
-            ):
-                picked |= tokens
-            return Held(all_held, features, stacked, tokens, picked)
-        if len(values) > 1 and operation.kind is not Kind.MAXIMUM:  # the larger one is chosen
-            self._junctions[operation] = _junction(operation, values, before)
-            for of in before:
-                features &= of.by_features | ~of.sources
-            return Held(all_held, features if operation.kind in _JOINS else 0, 0, tokens, picked)
-        if operation.kind is Kind.MUL and 0 in (*operation.args, *operation.kwargs.values()):
-            return Held(0)
-        by_entry = operation.kind in BY_ENTRY
-        keeps_apart = by_entry or is_linear_layer(operation)
-        if by_entry:
-            self._folded(operation, 0)
-        return Held(all_held, features * by_entry, stacked * keeps_apart, tokens, picked)
+        if operation.kind in MOVES and len(operation.operands) > 1:
+            constants = len(values) < len(operation.operands)
+            tokens |= sum(found for terms, found in alike.items() if constants or 0 in terms)
+        for output in outputs:
+            held: dict[Count, int] = {}
+            for of, found in alike.items():
+                for part, some in _passing(of, found, junction):
+                    count = made(operation, output, part)
+                    held[count] = held.get(count, 0) | some
+            held.pop(0, None)
+            some = functools.reduce(operator.or_, held.values(), 0)
+            left = operation.kind in MOVES and tokens and _leaves_out(values, output)
+            terms = tuple((sources, count) for count, sources in held.items())
+            self._held[output] = Held(some, terms, tokens, picked | tokens * bool(left))
 
-    def _folded(self, operation: Operation, lacking: int) -> int:
-        """What only some of several signals hold that were joined and lie as in a stack now."""
-        output, traced = operation.outputs[0], operation.traced()
-        if output is None or len(operation.outputs) > 1 or not traced:
-            return 0
-        axis: Axis | None = None
-        value = traced[0][1]
-        if operation.kind is Kind.CONCATENATE:
-            dim = operation.dim(len(output.shape), 0) or 0
-            if len({operand.size for operand in operation.operands}) == 1:
-                axis = Axis.of(output.shape, dim, len(operation.operands))
-        elif value in self._joined:
-            axis, lacking = self._joined[value]
-            views = views_of(operation)
-            if views is not None:
-                axis = axis.in_view(views[0])
-            elif operation.kind not in BY_ENTRY or output.shape != value.shape:
-                axis = None
-        if axis is None or not lacking:
-            return 0
-        self._joined[output] = axis, lacking
-        return (
-            lacking if axis in (Axis.of(output.shape, d) for d in range(len(output.shape))) else 0
-        )
+
+def aligned(helds: Sequence[Held], key: int = -1) -> dict[tuple[Count, ...], int]:
+    """Sources that several values hold in the same way, with the terms of each of the values."""
+    key &= functools.reduce(operator.or_, (held.sources for held in helds), 0)
+    parts: dict[tuple[Count, ...], int] = {(): key} if key else {}
+    for held in helds:
+        parts = {
+            (*before, terms): both
+            for before, found in parts.items()
+            for sources, terms in (*held.terms, (~held.sources, 0))
+            if (both := found & sources)
+        }
+    return parts
+
+
+def _hands_on(operation: Operation, value: Value, held: Held) -> bool:
+    """Whether what is made of one signal holds just what it does, entry by entry."""
+    kind, output = operation.kind, operation.outputs[0]
+    alike = len(held.terms) == 1 and held.terms[0][1] == 1
+    if kind in MOVES:
+        left = held.by_tokens and any(o and _leaves_out([value], o) for o in operation.outputs)
+        return alike and not left and not has_constants(operation)
+    if kind is Kind.MUL and (len(operation.operands) > 1 or vanishes(operation)):
+        return False
+    return alike or (kind in BY_ENTRY and output is not None and value.shape == output.shape)
+
+
+def _passing(
+    terms: tuple[Count, ...], found: int, junction: Junction | None
+) -> Iterator[tuple[tuple[Count, ...], int]]:
+    """Divides sources by the signals that pass them on; of the other signals, they are no terms."""
+    shared = found if junction is None else found & junction.shared
+    if shared:
+        yield terms, shared
+    for place, whole in enumerate(junction.whole if junction else ()):
+        if own := found & whole:
+            yield (*[0] * place, terms[place], *[0] * (len(terms) - place - 1)), own
 
 
 def _leaves_out(values: Sequence[Value], output: Value) -> bool:
@@ -202,6 +215,26 @@ def is_source(operation: Operation) -> bool:
     return operation.kind in _UNREADABLE or bool(mixes and not sums_over_features(operation))
 
 
+def unread(operation: Operation) -> UnsupportedOperationError:
+    """The error for operations that mix tokens but cannot be read as attention."""
+    if applies_cut_probabilities(operation):
+        return unsupported(operation, f"it {CUT_PROBABILITIES}")
+    if operation.kind is Kind.UNKNOWN:
+        return unsupported(operation, "it is not in the table of operations")
+    if operation.kind is Kind.MUL:
+        return unsupported(
+            operation,
+            "softmax weights multiply a signal, and the product is not summed over what they are "
+            "weights of, so what its branch adds would be lost",
+        )
+    mixed = "several signals" if len(operation.traced()) > 1 else "a signal"
+    return unsupported(
+        operation,
+        f"it mixes {mixed}, and which of their tokens it mixes is not known (attention must be a "
+        "softmax over keys applied to values), so what its branch adds would be lost",
+    )
+
+
 def receiving(operation: Operation) -> list[tuple[Operand, Value]]:
     """The signals that get a part of the shares: no denominators, and of attention the values."""
     if operation.attention is not None:
@@ -214,14 +247,6 @@ def receiving(operation: Operation) -> list[tuple[Operand, Value]]:
         if signal is None
         else [t for t, is_one in zip(traced, signal, strict=True) if is_one]
     )
-
-
-def _joins_features(operation: Operation, values: Sequence[Value]) -> bool:
-    """Whether different features of a token may come from different signals."""
-    if operation.kind is not Kind.CONCATENATE:
-        return len(values) > 1
-    dim = operation.dim(len(values[0].shape), 0)
-    return not all(v.features and Axis.of(v.shape, dim) not in v.features for v in values)
 
 
 def _junction(operation: Operation, values: Sequence[Value], before: Sequence[Held]) -> Junction:

@@ -22,8 +22,7 @@ from captum_transformer.rules.flow.books import Books
 from captum_transformer.rules.flow.maps import Attend
 from captum_transformer.rules.flow.passing import Passing
 from captum_transformer.rules.flow.rows import NormalisedRows
-from captum_transformer.rules.flow.sources import Sources
-from captum_transformer.rules.flow.unread import unread
+from captum_transformer.rules.flow.sources import Sources, unread
 from captum_transformer.rules.ledger import Ledger, balanced
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.kinds import Kind

@@ -1,0 +1,141 @@
+"""How many terms of each entry hold a source, where signals were joined, masked or added."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.dimensions import carried
+from captum_transformer.trace.features import is_linear_layer
+from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind, Role
+from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.views import views_of
+
+ADDITIONS = frozenset({Kind.ADD, Kind.SUB})
+_WHOLE = frozenset({Kind.AS_COMPLEX, Kind.AS_REAL})
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Terms:
+    """How many terms of each entry of a value hold some sources, told from how it was made.
+
+    `presence.Counts` computes it where that matters: not if only tokens lack a source that others
+    were joined to.
+
+    Attributes:
+        value: the value.
+        of: how many terms of each of the signals that it was made of hold them; a number if all
+            entries are alike.
+        axis: along which the signals lie that were joined, if it is known.
+        joined: whether signals were joined of which only some hold the sources.
+        by_features: whether only some features of a token may hold them.
+        by_stacked: whether only some of the signals in a stack do.
+    """
+
+    value: Value
+    of: "tuple[Count, ...]"
+    axis: Axis | None = None
+    joined: bool = False
+    by_features: bool = False
+    by_stacked: bool = False
+
+    @property
+    def apart(self) -> bool:
+        """Whether not all features or signals hold them."""
+        return self.by_features or self.by_stacked
+
+
+# A number if all entries are alike.
+Count: TypeAlias = Terms | int
+
+
+def made(operation: Operation, output: Value, terms: tuple[Count, ...]) -> Count:
+    """How many terms of an output's entries hold some sources, if so many of the signals' do."""
+    nodes = [of for of in terms if isinstance(of, Terms)]
+    if operation.kind in MOVES:
+        if not nodes and len(set(terms)) == 1 and not has_constants(operation):
+            return terms[0]
+        return _moved(operation, output, terms, nodes)
+    if is_linear_layer(operation):
+        # Signals that go through it side by side stay apart; joined features are mixed.
+        apart = [of for of in nodes if of.by_stacked or (of.joined and not of.by_features)]
+        if not apart:
+            return 1
+        ((operand, _),), (of,) = operation.traced(), apart
+        axis = of.axis and carried(operation, operand, of.axis, output, None)
+        return replace(of, value=output, of=terms, axis=axis, by_features=False)
+    if operation.kind not in BY_ENTRY:
+        return 1
+    if vanishes(operation):
+        return 0
+    held = [of for of in terms if of != 0]
+    scaled = operation.kind is Kind.MUL and len(terms) < len(operation.operands)
+    if not nodes and not scaled:
+        numbers = (of for of in terms if isinstance(of, int))
+        return sum(numbers) if operation.kind in ADDITIONS or len(terms) == 1 else 1
+    if len(held) == 1 and not scaled and (not nodes or nodes[0].value.shape == output.shape):
+        # What is added to a stack is more than one of its signals.
+        added = len(terms) > 1 and nodes and nodes[0].axis is not None
+        return replace(nodes[0], axis=None, by_stacked=False) if added else held[0]
+    every = len(held) == len(nodes)
+    return Terms(
+        output,
+        terms,
+        nodes[0].axis if every and len(nodes) == 1 else None,
+        joined=any(of.joined for of in nodes),
+        by_features=every and all(of.by_features for of in nodes),
+        by_stacked=every and len(terms) == 1 and nodes[0].by_stacked,
+    )
+
+
+def _moved(
+    operation: Operation, output: Value, terms: tuple[Count, ...], nodes: Sequence[Terms]
+) -> Terms:
+    lacking = len(operation.operands) > 1 and (0 in terms or len(terms) < len(operation.operands))
+    values = [value for _, value in operation.traced()]
+    axis: Axis | None = None
+    if operation.kind is Kind.CONCATENATE and lacking:
+        dim = operation.dim(len(output.shape), 0) or 0
+        if len({operand.size for operand in operation.operands}) == 1:
+            axis = Axis.of(output.shape, dim, len(operation.operands))
+    elif len(terms) == 1 and nodes and nodes[0].axis is not None:
+        views = views_of(operation)
+        axis = nodes[0].axis.in_view(views[operation.outputs.index(output)]) if views else None
+    dims = [Axis.of(output.shape, dim) for dim in range(len(output.shape))]
+    if stacks := lacking and operation.kind is Kind.STACK:
+        axis = Axis.of(output.shape, operation.dim(len(output.shape), 0) or 0)
+    joins = lacking and not stacks and _joins_features(operation, values)
+    return Terms(
+        output,
+        terms,
+        axis,
+        joined=(lacking and 0 in terms) or any(of.joined for of in nodes),
+        by_features=joins or any(of.by_features for of in nodes),
+        by_stacked=stacks or axis in dims or any(of.by_stacked for of in nodes),
+    )
+
+
+def has_constants(operation: Operation) -> bool:
+    """Whether a rearrangement may have entries, or leave some out, as constants say."""
+    if operation.kind is Kind.PAD:
+        # Models whose windows may reach over the edge pad by no entries where they don't.
+        return any(width > 0 for width in operation.argument("pad"))
+    signals = len(operation.traced())
+    if operation.kind in (Kind.CONCATENATE, Kind.STACK):
+        return len(operation.operands) > signals
+    if signals > 1:
+        return any(o.value is None and o.role is Role.SIGNAL for o in operation.operands)
+    return operation.kind not in _WHOLE and views_of(operation) is None
+
+
+def vanishes(operation: Operation) -> bool:
+    """Whether a number of Python's is a factor of zero."""
+    return operation.kind is Kind.MUL and 0 in (*operation.args, *operation.kwargs.values())
+
+
+def _joins_features(operation: Operation, values: Sequence[Value]) -> bool:
+    """Whether different features of a token may come from different signals."""
+    if operation.kind is not Kind.CONCATENATE:
+        return len(values) > 1
+    dim = operation.dim(len(values[0].shape), 0)
+    return not all(v.features and Axis.of(v.shape, dim) not in v.features for v in values)
