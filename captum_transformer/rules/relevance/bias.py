@@ -96,7 +96,7 @@ def applies_weights(product: Contraction, signal: Operand) -> bool:
     ]
     if not constants or any(factor.role is Role.WEIGHT for factor, _ in constants):
         return bool(constants)
-    if value is not None and value.features is not None and not mixes_features(value, summed):
+    if value is not None and value.features and not mixes_features(value, summed):
         return False
     lengths = {
         letter: length
