@@ -151,23 +151,26 @@ def assert_alike(method, sides, combine, alike, x):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("method", OF_MAPS)
+def xfail(request, reason, *, known):
+    if known:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("spelling", STACKED)
 @pytest.mark.parametrize("sides", SIDES)
-def test_a_layer_that_signals_go_through_side_by_side(method, spelling, sides, x):
+def test_a_layer_that_signals_go_through_side_by_side(method, spelling, sides, x, request):
+    known = method is TransformerAttribution and sides == "projection"
+    known &= spelling not in ("samples", "tokens")
+    xfail(request, "a stack's sum differs from an addition beside a projection", known=known)
     assert_alike(method, sides, STACKED[spelling], lambda layer, x, y: layer(x) + layer(y), x)
 
 
-def _token_by_token(a, b):
-    result = 1 * a
-    for n in range(TOKENS):
-        result[:, n] += b[:, n]
-    return result
-
-
 @pytest.mark.parametrize("method", OF_MAPS)
-@pytest.mark.parametrize("sides", ["towers", "projection"])
-def test_a_choice_of_tokens_by_a_product_is_that_by_where(method, sides, x):
+@pytest.mark.parametrize("sides", SIDES)
+def test_a_choice_of_tokens_by_a_product_is_that_by_where(method, sides, x, request):
+    known = method is AttentionRollout and sides == "skip"
+    xfail(request, "the product's rows are normalised as those of a residual are", known=known)
     assert_alike(
         method,
         sides,
@@ -177,7 +180,16 @@ def test_a_choice_of_tokens_by_a_product_is_that_by_where(method, sides, x):
     )
 
 
-@pytest.mark.parametrize("method", OF_MAPS)
-@pytest.mark.parametrize("sides", ["projection"])
-def test_an_addition_token_by_token(method, sides, x):
+def _token_by_token(a, b):
+    result = 1 * a
+    for n in range(TOKENS):
+        result[:, n] += b[:, n]
+    return result
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sides", SIDES)
+def test_an_addition_token_by_token(method, sides, x, request):
+    known = method is TransformerAttribution or (sides != "projection" and method in OF_MAPS[:2])
+    xfail(request, "a token is taken to hold what others were given", known=known)
     assert_alike(method, sides, lambda _, x, y: _token_by_token(x, y), lambda _, x, y: x + y, x)
