@@ -23,7 +23,9 @@ class AttnLRP(GradientTimesInput):
       another signal, leaves all its relevance to an x that may all but vanish, and so magnifies it;
     - norms, fused or written in Python, over features, channels, windows or samples: what divides
       the signal is a constant (the subtracted mean is not). So is any divisor of a signal, but for
-      two that are refused: an activation of another signal, and the sum of a softmax by hand.
+      the sum of softmax weights of which some are masked, which keeps its gradient as a softmax
+      does, and for two that are refused: an activation of another signal, and a sum of
+      exponentials.
 
     Linear maps, residual connections, rotary embeddings, maxima and lengths keep their gradient,
     which is LRP-0. Unlike in ``ConservativeLRP`` queries and keys take part. Biases, also those of

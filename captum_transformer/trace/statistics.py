@@ -13,17 +13,23 @@ from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Operation, Value
 
 # Of these a norm makes its divisor, beside sums and means; other functions make a gate.
-_POWERS = frozenset("sqrt pow float_power square clamp clip clamp_min clamp_max".split())
+POWERS = frozenset("sqrt pow float_power square clamp clip clamp_min clamp_max".split())
 _ONE_BY_ONE = ENTRIES_ALONE | MOVES
 
 
 def is_statistic_of(value: Value, signal: Value, kind: Kind) -> bool:
     """Whether ``value`` is, say, the signal's own mean, as in a hand-written LayerNorm."""
     operation = value.origin.operation
-    if operation is None or operation.kind is not kind:
+    if operation is None or value.shape[-1] != 1:
         return False
     (_, source), *_ = operation.traced()
-    return source.origin is signal.origin and value.shape[-1] == 1
+    if kind is Kind.SMOOTH_MAXIMUM and operation.name == "log":
+        total = sum_of_exponentials(source)
+        if total is None or _exponent(total.traced()[0][1]) is not signal.origin:
+            return False
+        _leave_out_shifts(signal.origin, -1)
+        return True
+    return operation.kind is kind and source.origin is signal.origin
 
 
 def is_divided(operation: Operation) -> list[bool] | None:
@@ -67,7 +73,7 @@ def is_gate_by_formula(value: Value) -> bool:
     operation = value.operation
     if operation is None or operation.kind not in _ONE_BY_ONE:
         return False
-    if operation.kind is Kind.ENTRYWISE and operation.name not in _POWERS:
+    if operation.kind is Kind.ENTRYWISE and operation.name not in POWERS:
         return True
     return any(is_gate_by_formula(source) for _, source in operation.traced())
 
@@ -87,8 +93,8 @@ def softmax_dim(operation: Operation) -> int | None:
     if are_signals is None or len(are_signals) != 2:
         return None
     value, divisor = (v for _, v in operation.traced()[:: 1 if are_signals[0] else -1])
-    scores, total = _exponent(value), _before(divisor, _TO_SUM).operation
-    if scores is None or total is None or total.kind not in (Kind.SUM, Kind.DISTANCE):
+    scores, total = _exponent(value), sum_of_exponentials(divisor)
+    if scores is None or total is None:
         return None
     same = _exponent(total.traced()[0][1]) is scores
     dim = total.dim(len(value.shape)) if same else None
@@ -109,6 +115,43 @@ def _before(value: Value, kinds: Collection[Kind]) -> Value:
             break
         ((_, value),) = traced
     return value
+
+
+def sum_of_exponentials(value: Value) -> Operation | None:
+    """The sum that a value is made of, if it is one of exponentials."""
+    total = _summed(value)
+    return None if total is None or _exponent(total.traced()[0][1]) is None else total
+
+
+def _summed(value: Value) -> Operation | None:
+    total = _before(value, _TO_SUM).operation
+    return total if total is not None and total.kind in (Kind.SUM, Kind.DISTANCE) else None
+
+
+def sums_to_one_again(operation: Operation) -> bool:
+    """Whether it divides softmax weights, of which some are masked, by their sum."""
+    values, are_signals = [value for _, value in operation.traced()], is_divided(operation)
+    if are_signals is None or len(values) != 2:
+        return False
+    weights, divisor = values[:: 1 if are_signals[0] else -1]
+    scores, total = _softened(weights), _summed(divisor)
+    return scores is not None and total is not None and _softened(total.traced()[0][1]) is scores
+
+
+def _softened(value: Value) -> Value | None:
+    """Of what a value is a softmax, masked perhaps."""
+    operation = _before(value, MOVES | {Kind.COPY, Kind.MUL}).operation
+    if operation is None or operation.kind is not Kind.SOFTMAX:
+        return None
+    return operation.traced()[0][1].origin
+
+
+def is_logarithm_of_softmax(operation: Operation) -> bool:
+    """Whether it is the logarithm of softmax probabilities, of some of them perhaps."""
+    made: Operation | None = operation
+    while made is not None and made.name in ("log", "clamp", "clamp_min", "clip"):
+        made = _before(made.traced()[0][1], MOVES | {Kind.COPY, Kind.ADD, Kind.SUM}).operation
+    return operation.name == "log" and made is not None and made.kind is Kind.SOFTMAX
 
 
 def _exponent(value: Value) -> Value | None:
@@ -138,10 +181,10 @@ def _dim_of_logarithm(value: Value) -> int | None:
         signal, subtracted = operation.argument("input"), operation.argument("other")
         if not is_statistic_of(subtracted.value, signal.value, Kind.SMOOTH_MAXIMUM):
             return None
-        operation = subtracted.value.origin.operation
+        operation = _before(subtracted.value, _TO_SUM).operation
     elif operation is None or operation.kind is not Kind.LOG_SOFTMAX:
         return None
-    return operation.dim(len(value.shape))
+    return None if operation is None else operation.dim(len(value.shape))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from tests.rules.by_hand import doubles, weigh
 Function = Callable[[Tensor], Tensor]
 X = doubles(2, 4, 6)
 BEFORE, W, V = doubles(6, 6, seed=1), doubles(6, 5, seed=2), doubles(6, 6, seed=3)
+KEEP = torch.tensor([True, True, False, True, True, False])
 BIAS, GAIN, EPS = doubles(5, seed=4), doubles(6, seed=5), 1e-5
 POSITIONS = doubles(4, 5, seed=6)
 EXPERTS, OWN = doubles(4, 6, 5, seed=7), doubles(4, 5, seed=8)
@@ -44,6 +45,14 @@ def by_hand(x: Tensor) -> Tensor:
 def exponentials(x: Tensor) -> Tensor:
     powers = x.exp()
     return powers / powers.sum(-1, keepdim=True)
+
+
+def logarithms(x: Tensor) -> Tensor:
+    return x - x.exp().sum(-1, keepdim=True).log()
+
+
+def once_more(x: Tensor) -> Tensor:
+    return x / x.sum(-1, keepdim=True)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -209,12 +218,37 @@ GROUPS: dict[str, dict[str, Function]] = {
         "logarithm": lambda x: x.log_softmax(-1).exp(),
         "logsumexp": lambda x: (x - x.logsumexp(-1, keepdim=True)).exp(),
     },
+    "log softmax": {
+        "fused": lambda x: x.log_softmax(-1),
+        "logarithm": lambda x: x.softmax(-1).log(),
+        "stabilised": lambda x: (x.softmax(-1) + 1e-15).log(),
+        "clamped": lambda x: x.softmax(-1).clamp(min=1e-15).log(),
+        "logsumexp": lambda x: x - x.logsumexp(-1, keepdim=True),
+        "by hand": logarithms,
+        "shifted": lambda x: logarithms(x - x.amax(-1, keepdim=True)),
+    },
+    "masked softmax": {
+        "fused": lambda x: x.masked_fill(~KEEP, -torch.inf).softmax(-1),
+        "renormalised": lambda x: once_more(x.softmax(-1) * KEEP),
+        "filled": lambda x: once_more(x.softmax(-1).masked_fill(~KEEP, 0)),
+        "normalize": lambda x: F.normalize(x.softmax(-1) * KEEP, p=1, dim=-1),
+        "reciprocal": lambda x: (
+            x.softmax(-1) * KEEP * (x.softmax(-1) * KEEP).sum(-1, keepdim=True).reciprocal()
+        ),
+    },
+    "weighted by a softmax": {
+        "softmax": lambda x: x.softmax(-1) @ V,
+        "sums": lambda x: (x.exp() @ V) / x.exp().sum(-1, keepdim=True),
+        "reciprocal": lambda x: (x.exp() @ V) * (1 / x.exp().sum(-1, keepdim=True)),
+    },
     "gated": {
         "signal first": lambda x: (x @ V) * F.silu(x),
         "gate first": lambda x: F.silu(x) * (x @ V),
         "einsum": lambda x: torch.einsum("bnd,bnd->bnd", x @ V, F.silu(x)),
         "addcmul": lambda x: torch.addcmul(torch.zeros_like(GAIN), x @ V, F.silu(x)),
         "chunks": lambda x: torch.cat([x @ V, x], -1)[..., :6] * F.silu(x),
+        "activation by hand": lambda x: (x @ V) * (x * x.sigmoid()),
+        "factor by factor": lambda x: (x @ V) * x * x.sigmoid(),
     },
     "sigmoid gate": {
         "glu": lambda x: F.glu(torch.cat([x @ V, x], -1)),
@@ -222,6 +256,8 @@ GROUPS: dict[str, dict[str, Function]] = {
         "gate first": lambda x: x.sigmoid() * (x @ V),
         "quotient": lambda x: (x @ V) / (1 + torch.exp(-x)),
         "reciprocal": lambda x: (x @ V) * (1 / (1 + torch.exp(-x))),
+        "tangent": lambda x: (x @ V) * ((x / 2).tanh() + 1) / 2,
+        "tangent first": lambda x: (0.5 + 0.5 * (x / 2).tanh()) * (x @ V),
     },
 }
 
@@ -268,6 +304,16 @@ REFUSED = {
     ("AttnLRP", "softmax", "shifted by a constant"): "softmax written by hand",
     ("AttnLRP", "sigmoid gate", "quotient"): "activation of another signal",
     ("AttnLRP", "sigmoid gate", "reciprocal"): "activation of another signal",
+    ("AttnLRP", "sigmoid gate", "tangent"): "written in several steps",
+    ("AttnLRP", "sigmoid gate", "tangent first"): "written in several steps",
+    ("AttnLRP", "gated", "factor by factor"): "written in several steps",
+    ("LRP", "gated", "factor by factor"): "activation of one of the factors",
+    ("PartialLRP", "gated", "factor by factor"): "activation of one of the factors",
+    ("AttnLRP", "log softmax", "by hand"): "it is one function",
+    ("AttnLRP", "log softmax", "shifted"): "it is one function",
+    ("AttnLRP", "masked softmax", "reciprocal"): "softmax written by hand",
+    ("AttnLRP", "weighted by a softmax", "sums"): "softmax written by hand",
+    ("AttnLRP", "weighted by a softmax", "reciprocal"): "softmax written by hand",
 }
 PAIRS = [(group, name) for group, spellings in GROUPS.items() for name in list(spellings)[1:]]
 

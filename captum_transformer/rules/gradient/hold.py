@@ -5,7 +5,13 @@ from collections.abc import Collection
 from typing import Any
 
 from captum_transformer.rules.propagate import BY_GRADIENT, unsupported
-from captum_transformer.trace.gates import are_of_one_entry, is_gate, works_by_entry
+from captum_transformer.trace.gates import (
+    are_of_one_entry,
+    is_activation_in_steps,
+    is_gate,
+    splits_activation,
+    works_by_entry,
+)
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.probabilities import are_probabilities
@@ -14,6 +20,8 @@ from captum_transformer.trace.statistics import (
     is_statistic_of,
     signal_of,
     softmax_dim,
+    sum_of_exponentials,
+    sums_to_one_again,
 )
 
 _WITHOUT_AH = "With `attention_rule=False` they count as any other part of the gradient; "
@@ -35,7 +43,9 @@ def refused(operation: Operation, why: str, instead: str = BY_GRADIENT) -> Any:
 def hold_divisor(operation: Operation) -> Any:
     """What divides a signal is held, in norms and in activations alike."""
     signals, divisors = _divided(operation)
-    if divisors and softmax_dim(operation) is not None:
+    if operation.kind is Kind.DIV and sums_to_one_again(operation):
+        return NotImplemented  # the gradient is that of a softmax
+    if _is_of_softmax(operation, divisors):
         refused(
             operation,
             "with the exponential before it, it is a softmax written by hand, and the rule is for "
@@ -58,8 +68,8 @@ def hold_statistic(operation: Operation) -> Any:
     as in ``x / (1 + exp(-x))``, and not to a norm. Nor does a softmax's, written by hand.
     """
     signals, divisors = _divided(operation)
-    is_norm = divisors and signal_of(operation) is not None and softmax_dim(operation) is None
-    if not is_norm or _of_one_entry(signals, divisors):
+    is_norm = divisors and signal_of(operation) is not None
+    if not is_norm or _is_of_softmax(operation, divisors) or _of_one_entry(signals, divisors):
         return NotImplemented
     return with_held(operation, divisors)
 
@@ -82,6 +92,15 @@ def _divided(operation: Operation) -> tuple[dict[Operand, Value], dict[Operand, 
     return signals, divisors
 
 
+def _is_of_softmax(operation: Operation, divisors: dict[Operand, Value]) -> bool:
+    """Whether it is the last step of a softmax written by hand, or of what one weights."""
+    return bool(divisors) and (
+        softmax_dim(operation) is not None
+        or sums_to_one_again(operation)
+        or any(sum_of_exponentials(divisor) is not None for divisor in divisors.values())
+    )
+
+
 def _of_one_entry(signals: dict[Operand, Value], divisors: dict[Operand, Value]) -> bool:
     pairs = itertools.product(divisors.values(), signals.values())
     return all(are_of_one_entry(divisor, signal) for divisor, signal in pairs)
@@ -98,6 +117,13 @@ def hold_gate(operation: Operation) -> Any:
     for (_, signal), (operand, gate) in (traced, traced[::-1]):
         if is_gate(gate, signal):
             return with_held(operation, [operand])
+    if any(is_activation_in_steps(gate) for _, gate in traced) or splits_activation(operation):
+        return refused(
+            operation,
+            "it multiplies another signal with an activation that is written in several steps, and "
+            "the rule is for the whole",
+            "Multiply by the activation, as by `torch.sigmoid(x)` or `F.silu(x)`; ",
+        )
     return NotImplemented
 
 

@@ -13,7 +13,13 @@ from torch import Tensor
 from captum_transformer.rules.gradient.hold import refused
 from captum_transformer.trace.numeric import accumulation_dtype, ratio
 from captum_transformer.trace.operation import Operand, Operation
-from captum_transformer.trace.statistics import Normalisation, normalisation, softmax_dim
+from captum_transformer.trace.statistics import (
+    Normalisation,
+    is_logarithm_of_softmax,
+    normalisation,
+    softmax_dim,
+    sum_of_exponentials,
+)
 
 EPSILON = 1e-10
 # Saved beside what is needed: no native operation saves a tensor of this shape, so checkpointing,
@@ -23,13 +29,20 @@ _MARK = torch.empty(0, 0)
 
 def identity(operation: Operation) -> Any:
     """The identity rule for activations (Achtibat et al., ICML 2024): the slope is f(x) / x."""
-    (signal, _), *others = operation.traced()
+    (signal, value), *others = operation.traced()
     if others:
         return refused(
             operation, "which of several signals gets what is known for sums, products and choices"
         )
-    if not signal.dtype.is_floating_point or softmax_dim(operation) is not None:
-        return NotImplemented  # of the logarithm of a softmax: the gradient is a softmax's own
+    of_softmax = softmax_dim(operation) is not None or is_logarithm_of_softmax(operation)
+    if not signal.dtype.is_floating_point or of_softmax:
+        return NotImplemented  # with what is before it, it is one function: the gradient is its own
+    if operation.name == "log" and sum_of_exponentials(value) is not None:
+        return refused(
+            operation,
+            "with the exponentials before it, it is one function, and the rule is for the whole",
+            "Call `torch.logsumexp` or `torch.log_softmax`; ",
+        )
     return _Activation.apply(signal.tensor, operation)
 
 

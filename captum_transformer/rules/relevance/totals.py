@@ -6,6 +6,7 @@ from torch import Tensor
 
 from captum_transformer.rules.ledger import added_up, total
 from captum_transformer.rules.propagate import Shares, unsupported
+from captum_transformer.trace.gates import splits_activation
 from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import signal_of
@@ -30,6 +31,12 @@ def passed_on(operation: Operation, relevance: Tensor) -> Shares:
     if are_signals is None:
         if operation.kind not in (Kind.MUL, Kind.DIV) and not of_ids(operation):
             raise unsupported(operation, "it depends on several signals")
+        if len(traced) == 2 and not of_ids(operation) and splits_activation(operation):
+            raise unsupported(
+                operation,
+                "with the product before it, it is an activation of one of the factors",
+                "Multiply by the activation, as by `F.silu(x)`; ",
+            )
         return Shares(fitted(relevance / len(traced), operand) for operand, _ in traced)
     pairs = zip(traced, are_signals, strict=True)
     return Shares(fitted(relevance, o) if is_signal else None for (o, _), is_signal in pairs)
