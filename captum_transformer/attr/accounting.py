@@ -1,15 +1,14 @@
 """The account of a call: which part of the relevance reached the inputs, and what took the rest."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from captum_transformer.account import INPUTS, Account, Part, Reason, joined
-from captum_transformer.attr.transformer_method import TransformerMethod
+from captum_transformer.attr.transformer_method import START, TransformerMethod
 from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.calling.isolation import in_full_precision, modules_of
 from captum_transformer.calling.target import Target, target_of
@@ -36,12 +35,7 @@ class AccountableMethod(TransformerMethod):
         Position embeddings, learned tokens, biases and masks are not inputs, so the part of the
         score that comes from them is missing from the attributions.
 
-        Args:
-            inputs: as in :meth:`attribute`.
-            target: as in :meth:`attribute`.
-            additional_forward_args: as in :meth:`attribute`.
-            additional_forward_kwargs: as in :meth:`attribute`.
-            internal_batch_size: as in :meth:`attribute`.
+        The arguments are those of :meth:`attribute`.
 
         Returns:
             The account; ``print`` shows it as a table.
@@ -58,14 +52,9 @@ class AccountableMethod(TransformerMethod):
         accounts, device = [], arguments.inputs[0].device
         for rows, batch in arguments.batches(internal_batch_size):
             chosen: Any = target_of(target, rows, arguments.samples)
-            with self._traced_for_account(batch) as forward, in_full_precision(device):
+            with self._traced(batch, account=True) as forward, in_full_precision(device):
                 accounts.append(self._account(forward, chosen))
         return joined(accounts)
-
-    @contextmanager
-    def _traced_for_account(self, arguments: Arguments[Any]) -> Iterator[TracedForward]:
-        with self._traced(arguments) as forward:
-            yield forward
 
     @abstractmethod
     def _account(self, forward: TracedForward, target: Any) -> Account:
@@ -89,21 +78,25 @@ class AccountableMethod(TransformerMethod):
                 found[tensor.untyped_storage().data_ptr()] = f"{prefix}.{name}".lstrip(".")
         return found
 
-    def written_up(self, forward: TracedForward, ledger: Ledger, scale: float) -> Account:
-        """The account that a pass along the tape has kept, whose start was scaled."""
-        parts = self._entries(forward, ledger, scale)
-        return Account(type(self).__name__, added_up(ledger.started) / scale, parts)
+    def written_up(
+        self, forward: TracedForward, ledger: Ledger, total: Tensor | None = None
+    ) -> Account:
+        """The account that a pass along the tape has kept, which started large.
 
-    def _entries(self, forward: TracedForward, ledger: Ledger, scale: float) -> tuple[Part, ...]:
+        Args:
+            forward: the forward pass.
+            ledger: what the pass has kept.
+            total: what is shared out; the sum of all parts if that is not what the pass began with.
+        """
         names = dict(zip(forward.values, forward.names, strict=True))
         ends = [
             Part(INPUTS if value in names else Reason.ELSEWHERE.value, names.get(value, ""), amount)
             for value, amount in ledger.ended
         ]
-        return tuple(
-            replace(part, amount=part.amount / scale)
-            for part in (*ends, *self._parts(ledger.taken))
-        )
+        all_parts = (*ends, *self._parts(ledger.taken))
+        parts = tuple(replace(part, amount=part.amount / START) for part in all_parts)
+        whole = added_up([part.amount for part in parts]) if total is None else total
+        return Account(type(self).__name__, whole, parts)
 
 
 def _source(operation: Operation, reason: Reason, parameters: Mapping[int, str]) -> str:

@@ -14,7 +14,7 @@ from captum_transformer.attr.transformer_method import START, scaled_back, seed
 from captum_transformer.errors import InvalidLayerError
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.flow.token_flow import TokenFlow
-from captum_transformer.rules.ledger import Ledger, added_up
+from captum_transformer.rules.ledger import Ledger
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.history import History
@@ -144,8 +144,7 @@ class AttentionFlowMethod(AccountableMethod):
     def _account(self, forward: TracedForward, target: Any) -> Account:
         """Of the row of relevance that the score is read from: its sum over all tokens."""
         selection = self._selection(forward, target, forward.values)
-        parts = self._entries(forward, self._carried(selection)[1], START)
-        return Account(type(self).__name__, added_up([part.amount for part in parts]), parts)
+        return self.written_up(forward, self._carried(selection)[1])
 
     def _carried(self, selection: Selection) -> tuple[dict[Value, Tensor], Ledger]:
         """What the token flow carries from the score to the wanted values, and its ledger."""

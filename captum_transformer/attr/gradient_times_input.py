@@ -1,7 +1,6 @@
 """What the methods share whose relevance is gradient x input under some rule."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,11 +8,10 @@ from torch import Tensor
 
 from captum_transformer.account import INPUTS, Account, Part, Reason
 from captum_transformer.attr.accounting import AccountableMethod
-from captum_transformer.calling.arguments import Arguments
 from captum_transformer.rules.constants import of_activation, of_constants
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.ledger import Taken, added_up, total
-from captum_transformer.trace.forward import TracedForward, traced_forward
+from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.history import History
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype
@@ -27,6 +25,8 @@ class GradientTimesInput(AccountableMethod):
     features. Tokens that are made from an input get the relevance of all the input values that
     they were made from.
     """
+
+    _kept_for_account = frozenset({Kind.ENTRYWISE})
 
     def _require_attention(self, history: History) -> None:
         """Raises if there is no attention that the method's rules could follow."""
@@ -73,17 +73,6 @@ class GradientTimesInput(AccountableMethod):
         else:
             relevance |= {value: selected.new_zeros(value.shape) for value in ids}
         return relevance
-
-    @contextmanager
-    def _traced_for_account(self, arguments: Arguments[Any]) -> Iterator[TracedForward]:
-        with traced_forward(
-            self.forward_func,
-            arguments,
-            keep=self._keep | {Kind.ENTRYWISE},
-            rules=self._forward_rules(arguments),
-            all_edges=True,
-        ) as forward:
-            yield forward
 
     def _account(self, forward: TracedForward, target: Any) -> Account:
         """Where gradient x input is not the score: what is added on the way has its share of it.

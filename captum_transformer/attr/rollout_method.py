@@ -95,11 +95,7 @@ class RolloutMethod(AttentionFlowMethod):
         What passes no attention, each token's relevance to itself alone, is left out of them as of
         attributions, unless the method is made ``with_identity=True``.
 
-        Args:
-            inputs: as in :meth:`attribute`.
-            target: as in :meth:`attribute`.
-            additional_forward_args: as in :meth:`attribute`.
-            additional_forward_kwargs: as in :meth:`attribute`.
+        The arguments are those of :meth:`attribute`.
 
         Returns:
             ``{(queries, keys): R}`` with ``R`` of shape ``(samples, queries, keys)``, for each

@@ -65,12 +65,7 @@ class SingleLayerMethod(AttentionFlowMethod):
     ) -> dict[tuple[str, str], Tensor]:
         """The layer's whole map.
 
-        Args:
-            inputs: as in :meth:`attribute`.
-            target: as in :meth:`attribute`.
-            additional_forward_args: as in :meth:`attribute`.
-            additional_forward_kwargs: as in :meth:`attribute`.
-            average_heads: average over the layer's heads; otherwise keep them apart.
+        The arguments are those of :meth:`attribute`. Unless ``average_heads`` the heads stay apart.
 
         Returns:
             ``{(queries, keys): map}`` with a map of shape ``(samples, queries, keys)``, or

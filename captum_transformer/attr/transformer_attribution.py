@@ -1,6 +1,6 @@
 """Chefer, Gur & Wolf (CVPR 2021): Transformer interpretability beyond attention visualization."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -17,7 +17,7 @@ from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
 from captum_transformer.attr.transformer_method import START, scaled_back, seed
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
-from captum_transformer.rules.ledger import Ledger
+from captum_transformer.rules.ledger import Ledger, added_up
 from captum_transformer.rules.propagate import conserved
 from captum_transformer.rules.relevance.attention import attention_relevance
 from captum_transformer.rules.relevance.sparsity import sparsity_from
@@ -155,14 +155,13 @@ def propagated_relevance(
     From a contrast: that of the one score minus that of the other, each by itself. Together they
     would start with a sum of zero, and normalised additions rescale to the sum that arrives.
     """
-    if value.operation is not None and _is_contrast(value):
-        target, rather_than = (
-            propagated_relevance(forward, selected, side, wanted, changed)
-            for _, side in value.operation.traced()
-        )
-        return {value: target[value] - rather_than[value] for value in target}
-    reached, _ = _propagated(forward, selected, value, wanted, changed)
-    return scaled_back(reached)
+    found, *rest = (
+        scaled_back(reached)
+        for reached, _ in _propagated(forward, selected, value, wanted, changed)
+    )
+    for other in rest:
+        found = {value: found[value] - other[value] for value in found}
+    return found
 
 
 def relevance_account(
@@ -173,18 +172,13 @@ def relevance_account(
     changed: Mapping[Kind, Entry] = MappingProxyType({}),
 ) -> Account:
     """Where the relevance goes on its way to the inputs; of a contrast, side by side."""
-    if value.operation is not None and _is_contrast(value):
-        target, rather_than = (
-            relevance_account(method, forward, selected, side, changed)
-            for _, side in value.operation.traced()
-        )
-        return target - rather_than
-    _, ledger = _propagated(forward, selected, value, forward.values, changed)
-    return method.written_up(forward, ledger, START)
-
-
-def _is_contrast(value: Value) -> bool:
-    return value.operation is not None and value.operation.kind is Kind.CONTRAST
+    account, *rest = (
+        method.written_up(forward, ledger, added_up(ledger.started) / START)
+        for _, ledger in _propagated(forward, selected, value, forward.values, changed)
+    )
+    for other in rest:
+        account = account - other
+    return account
 
 
 def _propagated(
@@ -192,11 +186,15 @@ def _propagated(
     selected: Tensor,
     value: Value,
     wanted: Sequence[Value],
-    changed: Mapping[Kind, Entry] = MappingProxyType({}),
-) -> tuple[dict[Value, Tensor], Ledger]:
-    seeds = seed(selected, value, start=START)
-    rules = relevance.with_sparsity(sparsity_from(value, forward.tape)) | changed
-    return conserved(forward.tape, seeds, rules, wanted)
+    changed: Mapping[Kind, Entry],
+) -> Iterator[tuple[dict[Value, Tensor], Ledger]]:
+    """What is reached from the score, with its ledger; of a contrast from each of the two."""
+    operation = value.operation
+    contrast = operation is not None and operation.kind is Kind.CONTRAST
+    for side in [v for _, v in operation.traced()] if operation and contrast else [value]:
+        seeds = seed(selected, side, start=START)
+        rules = relevance.with_sparsity(sparsity_from(side, forward.tape)) | changed
+        yield conserved(forward.tape, seeds, rules, wanted)
 
 
 def relevance_map(

@@ -1,8 +1,8 @@
 """What all methods share: Captum's calling conventions around one traced forward pass."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -46,6 +46,8 @@ class TransformerMethod(GradientAttribution, ABC):
 
     # The kinds of operation whose operands the method's rules want to see.
     _keep: frozenset[Kind] = flow.KEEP
+    # Those that its account wants to see, too, with where all operations stand in autograd's graph.
+    _kept_for_account: frozenset[Kind] = frozenset()
 
     @logged
     def attribute(
@@ -106,12 +108,7 @@ class TransformerMethod(GradientAttribution, ABC):
         Learned tokens, such as a ViT's class token, are no input and are left out; a ``[CLS]``
         that is one of the input ids stays.
 
-        Args:
-            inputs: as in :meth:`attribute`.
-            target: as in :meth:`attribute`.
-            additional_forward_args: as in :meth:`attribute`.
-            additional_forward_kwargs: as in :meth:`attribute`.
-            internal_batch_size: as in :meth:`attribute`.
+        The arguments are those of :meth:`attribute`.
 
         Returns:
             Token relevance ``(samples, tokens)`` for each input; the patches of an image in
@@ -136,12 +133,8 @@ class TransformerMethod(GradientAttribution, ABC):
     ) -> list[Inputs]:
         """Attributes several targets' scores; the model runs only once.
 
-        Args:
-            inputs: as in :meth:`attribute`.
-            targets: a list; each entry is a target as in :meth:`attribute`.
-            additional_forward_args: as in :meth:`attribute`.
-            additional_forward_kwargs: as in :meth:`attribute`.
-            internal_batch_size: as in :meth:`attribute`.
+        ``targets`` is a list of what :meth:`attribute` takes as ``target``; the other arguments are
+        the same.
 
         Returns:
             One result of :meth:`attribute` for each target.
@@ -233,11 +226,17 @@ class TransformerMethod(GradientAttribution, ABC):
         of_targets = zip(*parts, strict=True)
         return [tuple(map(torch.cat, zip(*maps, strict=True))) for maps in of_targets]
 
-    @contextmanager
-    def _traced(self, arguments: Arguments[Any]) -> Iterator[TracedForward]:
-        rules = self._forward_rules(arguments)
-        with traced_forward(self.forward_func, arguments, keep=self._keep, rules=rules) as forward:
-            yield forward
+    def _traced(
+        self, arguments: Arguments[Any], *, account: bool = False
+    ) -> AbstractContextManager[TracedForward]:
+        further = self._kept_for_account if account else frozenset()
+        return traced_forward(
+            self.forward_func,
+            arguments,
+            keep=self._keep | further,
+            rules=self._forward_rules(arguments),
+            all_edges=bool(further),
+        )
 
     def _forward_rules(
         self,
