@@ -19,8 +19,8 @@ from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.gradient.tables import method
 from captum_transformer.rules.ledger import ROUNDING_OF_OPERATION
+from captum_transformer.rules.relevance.rule import Entry, OneOutputRule
 from captum_transformer.rules.streams.update import RolloutUpdate
-from captum_transformer.rules.table import Entry, OneOutputRule
 from captum_transformer.trace import AttentionCall, TracedForward, Value
 from captum_transformer.trace.history import History
 from captum_transformer.trace.kinds import Kind

@@ -20,9 +20,9 @@ from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.ledger import Ledger, added_up
 from captum_transformer.rules.propagate import conserved
 from captum_transformer.rules.relevance.attention import attention_relevance
+from captum_transformer.rules.relevance.rule import Entry
 from captum_transformer.rules.relevance.sparsity import sparsity_from
 from captum_transformer.rules.streams.update import RelevanceUpdate
-from captum_transformer.rules.table import Entry
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.kinds import Kind

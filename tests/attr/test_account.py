@@ -27,7 +27,7 @@ from captum_transformer.errors import ConservationError, UnsupportedOperationErr
 from captum_transformer.rules import relevance
 from captum_transformer.rules.propagate import Shares, conserved
 from captum_transformer.rules.relevance import TABLE
-from captum_transformer.rules.table import Entry, Table
+from captum_transformer.rules.relevance.rule import Entry, Table
 from captum_transformer.trace import traced_forward
 from captum_transformer.trace.kinds import Kind
 from tests.attr.subjects import SUBJECTS, images, subject, timm_vit

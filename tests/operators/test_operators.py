@@ -11,7 +11,7 @@ from benchmarks.operators.database import LEFT_OUT, OPERATORS, cases
 from benchmarks.operators.page import differences, page
 from benchmarks.operators.verdicts import PASSES, Outcome, Verdict, outcomes, verdicts
 from captum_transformer.rules import relevance
-from captum_transformer.rules.table import Entry
+from captum_transformer.rules.relevance.rule import Entry
 from captum_transformer.trace.kinds import Kind
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operators.md").read_text()

@@ -12,7 +12,7 @@ from captum_transformer.rules.relevance.totals import remaining
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.numeric import in_full, ratio
-from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.operation import Operand, Operation
 
 _ALL = slice(None)
 
@@ -35,35 +35,33 @@ def half_of_quotient(call: AttentionCall, relevance: Tensor, rows: slice) -> Ten
 
 def attention_rule(operation: Operation, relevance: Tensor) -> Shares:
     """What queries, keys and values (or probabilities and values) get."""
-    call = operation.attention
-    values = call.values()
-    shares: dict[int, Tensor] = {}
-    of_mask: dict[Reason, Tensor] = {}
+    call, half = operation.attention, half_of_quotient(operation.attention, relevance, _ALL)
+    values, of_mask = call.values(), None
     if isinstance(call, ExplicitAttention):
-        weights, half = call.probabilities(_ALL), half_of_quotient(call, relevance, _ALL)
-        to_values = (weights.transpose(-1, -2) @ half).mul_(values)
+        weights = call.probabilities(_ALL)
+        to_values = weights.transpose(-1, -2) @ half
         to_weights = (half @ values.transpose(-1, -2)).mul_(weights)
-        shares[id(call.weights)] = call.to_weights(to_weights)
+        shares = {call.weights: call.to_weights(to_weights)}
     else:
-        half = half_of_quotient(call, relevance, _ALL)
         to_values, shares, of_mask = _through_fused(call, values, half)
-    shares[id(call.value)] = call.to_values(to_values)
-    received = [shares.get(id(operand)) for operand, _ in operation.traced()]
+    shares[call.value] = call.to_values(to_values.mul_(values))
+    received = [shares.get(operand) for operand, _ in operation.traced()]
     both = len({o is call.value for o, _ in operation.traced()}) == 2
     reason = Reason.EPSILON if both else Reason.CONSTANT
     rest = remaining(operation, [relevance], received)
-    return Shares(
-        received, {reason: added_up([rest, *map(torch.neg, of_mask.values())]), **of_mask}
-    )
+    if of_mask is None:
+        return Shares(received, {reason: rest})
+    return Shares(received, {reason: added_up([rest, -of_mask]), Reason.ADDED: of_mask})
 
 
 def _through_fused(
     call: FusedAttention, values: Tensor, half: Tensor
-) -> tuple[Tensor, dict[int, Tensor], dict[Reason, Tensor]]:
+) -> tuple[Tensor, dict[Operand, Tensor], Tensor | None]:
     """Through probabilities, softmax, mask and scores of a fused call, a block at a time.
 
     Returns:
-        What the values get, what the other operands get, and what a constant mask takes.
+        What the values get, but for themselves as a factor, what the other operands get, and what a
+        constant mask takes.
     """
     keys, mask = call.keys(), call.mask
     lead = half.shape[:-2]
@@ -71,7 +69,7 @@ def _through_fused(
     # One tensor for all blocks: small ones that stay between large ones that go would break up the
     # memory, so that as much of it is held as a map of all pairs of tokens takes.
     to_queries = keys.new_empty(*half.shape[:-1], keys.shape[-1])
-    to_mask = []
+    to_mask: list[Tensor] = []
     sums: list[Tensor] = []
     for rows in call.blocks():
         queries = call.queries(rows)
@@ -90,27 +88,19 @@ def _through_fused(
         onto_queries, onto_keys = _through_scores(call, queries, keys, products, relevance)
         to_queries[..., rows, :] = onto_queries
         to_keys += onto_keys
-    to_values *= values
-    received = {id(call.query): to_queries, id(call.key): to_keys}
+    received = {call.query: to_queries, call.key: to_keys}
     if mask is not None and to_mask:
-        received[id(mask)] = torch.cat(to_mask, -2)
-    of_mask = {}
+        received[mask] = torch.cat(to_mask, -2)
+    of_mask = None
     if sums:
         *totals, goal = sums
-        factors = scales(totals, goal)
-        for key, tensor in received.items():
-            factor = factors[mask is not None and key == id(mask)]
-            received[key] = tensor * _samples(call, tensor).spread(factor, tensor.shape)
-        if not to_mask:
-            of_mask[Reason.ADDED] = totals[1] * factors[1]
-    for operand in (call.query, call.key, mask):
-        if operand is not None and id(operand) in received:
-            tensor = received[id(operand)]
-            heads = operand is call.key
-            received[id(operand)] = (
-                call.ungroup(tensor, operand) if heads else tensor.sum_to_size(operand.size)
-            )
-    return to_values, received, of_mask
+        of_scores, of_bias = scales(totals, goal)
+        for operand, tensor in received.items():
+            factor = of_bias if operand is mask else of_scores
+            received[operand] = tensor * _samples(call, tensor).spread(factor, tensor.shape)
+        of_mask = None if to_mask else totals[1] * of_bias
+    fitted = {o: tensor.sum_to_size(o.size) for o, tensor in received.items() if o is not call.key}
+    return to_values, {**fitted, call.key: call.ungroup(received[call.key], call.key)}, of_mask
 
 
 def _through_scores(

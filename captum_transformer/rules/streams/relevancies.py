@@ -136,13 +136,12 @@ class Relevancies:
             return queries
         attention = self._attention(call)
         if version.is_cross_attention:
-            to = key.stream
             if self._rule.of_probabilities and version.stream in self._padding:
                 attention = attention.masked_fill(self._padding[version.stream], 0.0)
-            return self._rule.cross_attention(attention, queries, keys, version.stream, to)
+            return self._rule.cross_attention(attention, queries, keys)
         if key.stream is version.stream:
             self._padding[version.stream] = (attention.amax(-2) == 0).unsqueeze(-1)
-        return self._rule.self_attention(attention, queries, keys, version.stream)
+        return self._rule.self_attention(attention, queries, keys)
 
     def _attention(self, call: AttentionCall) -> Tensor:
         """The map of a call, averaged over its heads: ``(samples, Q, K)``."""

@@ -6,11 +6,12 @@ on what the tokens that it attends to have (eq. 10, 11).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from captum_transformer.trace.numeric import quotient
 from captum_transformer.trace.versions import Stream
 
 
@@ -35,38 +36,15 @@ class Matrices(NamedTuple):
         own = attention * self.kept.unsqueeze(-2)
         return added(attended, {self.of: own})
 
-    def whole(self, stream: Stream) -> Tensor:
-        """All that the tokens have of one stream."""
-        return added(self.passed, {self.of: torch.diag_embed(self.kept)})[stream]
-
-
-class UpdateRule(Protocol):
-    """What an attention call makes of the matrices of its queries and keys.
-
-    Attributes:
-        of_probabilities: whether the maps are attention probabilities. A token that no query of its
-            own stream attends to at all is padding then, and has no say in cross-attention.
-            (Maps with gradients tell by themselves: the gradient is zero at padding.)
-    """
-
-    of_probabilities: ClassVar[bool]
-
-    def self_attention(
-        self, attention: Tensor, queries: Matrices, keys: Matrices, of: Stream
-    ) -> Matrices:
-        """Queries and keys are tokens of the stream ``of``."""
-
-    def cross_attention(
-        self, attention: Tensor, queries: Matrices, keys: Matrices, of: Stream, to: Stream
-    ) -> Matrices:
-        """Queries are tokens of the stream ``of``, keys of the stream ``to``."""
+    def whole(self) -> Tensor:
+        """All that the tokens have of their own stream."""
+        return added(self.passed, {self.of: torch.diag_embed(self.kept)})[self.of]
 
 
 def normalized(passed: Tensor) -> Tensor:
     """Eq. 8, 9: the rows of ``R - I`` divided by their sums, plus ``I``; a zero row stays zero."""
-    total = passed.sum(-1, keepdim=True)
     eye = torch.eye(passed.shape[-1], dtype=passed.dtype, device=passed.device)
-    return torch.where(total == 0, torch.zeros_like(passed), passed / total) + eye
+    return quotient(passed, passed.sum(-1, keepdim=True)) + eye
 
 
 def added(left: Mapping[Stream, Tensor], right: Mapping[Stream, Tensor]) -> dict[Stream, Tensor]:
@@ -89,42 +67,36 @@ class RelevanceUpdate:
         normalize_rows: divide the rows of ``I + A`` of self-attention by their sums.
     """
 
+    # Maps with gradients tell padding by themselves: the gradient is zero there.
     of_probabilities: ClassVar[bool] = False
 
     normalize: bool = True
     contextualize: bool = True
     normalize_rows: bool = False
 
-    def self_attention(
-        self,
-        attention: Tensor,
-        queries: Matrices,
-        keys: Matrices,
-        of: Stream,
-    ) -> Matrices:
+    def self_attention(self, attention: Tensor, queries: Matrices, keys: Matrices) -> Matrices:
         """``R + A R`` for each stream (eq. 6, 7)."""
         updated = added(queries.passed, keys.through(attention))
         if not self.normalize_rows:
-            return Matrices(of, queries.kept, updated)
+            return Matrices(queries.of, queries.kept, updated)
         total = 1 + attention.sum(-1, keepdim=True)
         rows = {stream: matrix / total for stream, matrix in updated.items()}
-        return Matrices(of, queries.kept / total.squeeze(-1), rows)
+        return Matrices(queries.of, queries.kept / total.squeeze(-1), rows)
 
-    def cross_attention(
-        self, attention: Tensor, queries: Matrices, keys: Matrices, of: Stream, to: Stream
-    ) -> Matrices:
+    def cross_attention(self, attention: Tensor, queries: Matrices, keys: Matrices) -> Matrices:
         """``R + N(R_qq)^T A N(R_kk)`` for the keys' own stream, else ``R + A R`` (eq. 10, 11)."""
         addition = keys.through(attention)
-        addition[to] = attention
+        addition[keys.of] = attention
         if self.contextualize:
-            before, after = self._context(queries, of), self._context(keys, to)
-            addition[to] = before.transpose(-1, -2) @ attention @ after
-        return Matrices(of, queries.kept, added(queries.passed, addition))
+            before, after = self._context(queries), self._context(keys)
+            addition[keys.of] = before.transpose(-1, -2) @ attention @ after
+        return Matrices(queries.of, queries.kept, added(queries.passed, addition))
 
-    def _context(self, matrices: Matrices, of: Stream) -> Tensor:
-        if not self.normalize or self.normalize_rows or of not in matrices.passed:
-            return matrices.whole(of)
-        return normalized(matrices.passed[of])
+    def _context(self, matrices: Matrices) -> Tensor:
+        own = matrices.passed.get(matrices.of)
+        if not self.normalize or self.normalize_rows or own is None:
+            return matrices.whole()
+        return normalized(own)
 
 
 @dataclass(frozen=True)
@@ -135,28 +107,29 @@ class RolloutUpdate:
         normalize_rows: divide the rows of ``I + A`` by their sums.
     """
 
+    # A token that no query of its own stream attends to is padding: cross-attention leaves it out.
     of_probabilities: ClassVar[bool] = True
 
     normalize_rows: bool = True
 
-    def self_attention(
-        self, attention: Tensor, queries: Matrices, keys: Matrices, of: Stream
-    ) -> Matrices:
+    def self_attention(self, attention: Tensor, queries: Matrices, keys: Matrices) -> Matrices:
         """``rownorm(I + A) R`` within the stream; what is had of other streams stays."""
-        attended = keys.through(attention)
-        if of not in attended:
-            return Matrices(of, queries.kept, {**queries.passed, **attended})
-        kept = queries.kept
-        rolled = attended[of] + queries.passed[of] if of in queries.passed else attended[of]
-        if self.normalize_rows:
-            total = 1 + attention.sum(-1, keepdim=True)
-            kept, rolled = kept / total.squeeze(-1), rolled / total
-        return Matrices(of, kept, {**queries.passed, of: rolled})
+        own, attended, kept = queries.of, keys.through(attention), queries.kept
+        passed = {**queries.passed, **attended}
+        if own in attended:
+            passed |= {own: added(queries.passed, attended)[own]}
+            if self.normalize_rows:
+                total = 1 + attention.sum(-1, keepdim=True)
+                kept, passed[own] = kept / total.squeeze(-1), passed[own] / total
+        return Matrices(own, kept, passed)
 
-    def cross_attention(
-        self, attention: Tensor, queries: Matrices, keys: Matrices, of: Stream, to: Stream
-    ) -> Matrices:
+    def cross_attention(self, attention: Tensor, queries: Matrices, keys: Matrices) -> Matrices:
         """``R_qq^T A R_kk`` in the place of what earlier cross-attention has left."""
-        further = {s: attention @ matrix for s, matrix in keys.passed.items() if s not in (of, to)}
-        own = queries.whole(of).transpose(-1, -2) @ attention @ keys.whole(to)
-        return Matrices(of, queries.kept, {**queries.passed, **further, to: own})
+        ends = queries.of, keys.of
+        further = {s: attention @ matrix for s, matrix in keys.passed.items() if s not in ends}
+        own = queries.whole().transpose(-1, -2) @ attention @ keys.whole()
+        return Matrices(queries.of, queries.kept, {**queries.passed, **further, keys.of: own})
+
+
+# What an attention call makes of the matrices of its queries and keys.
+UpdateRule = RelevanceUpdate | RolloutUpdate
