@@ -115,13 +115,13 @@ class RolloutUpdate:
     def self_attention(self, attention: Tensor, queries: Matrices, keys: Matrices) -> Matrices:
         """``rownorm(I + A) R`` within the stream; what is had of other streams stays."""
         own, attended, kept = queries.of, keys.through(attention), queries.kept
-        passed = {**queries.passed, **attended}
-        if own in attended:
-            passed |= {own: added(queries.passed, attended)[own]}
-            if self.normalize_rows:
-                total = 1 + attention.sum(-1, keepdim=True)
-                kept, passed[own] = kept / total.squeeze(-1), passed[own] / total
-        return Matrices(own, kept, passed)
+        if own not in attended:
+            return Matrices(own, kept, {**queries.passed, **attended})
+        rolled = added(queries.passed, attended)[own]
+        if self.normalize_rows:
+            total = 1 + attention.sum(-1, keepdim=True)
+            kept, rolled = kept / total.squeeze(-1), rolled / total
+        return Matrices(own, kept, {**queries.passed, own: rolled})
 
     def cross_attention(self, attention: Tensor, queries: Matrices, keys: Matrices) -> Matrices:
         """``R_qq^T A R_kk`` in the place of what earlier cross-attention has left."""
