@@ -82,6 +82,19 @@ def test_relevance_is_what_it_is_without_knowing_the_place(kind, reader):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_a_matrix_may_be_there_once_for_a_batch_of_tokens():
+    torch.manual_seed(0)
+    model, tokens = Head().double(), torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+
+    def score(tokens: Tensor) -> Tensor:
+        first = model.norm(tokens).transpose(0, 1) @ model.head.weight.T.unsqueeze(0)
+        return first[2][:, 1]
+
+    expected, found = (propagated(score, tokens, known=known)[0] for known in (False, True))
+    assert expected.any()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", [Head, Transposed])
 def test_only_products_of_the_token_and_the_class_are_taken(kind):
     model, tokens = kind(), torch.randn(1, 100, WIDTH)

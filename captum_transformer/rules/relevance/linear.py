@@ -107,7 +107,7 @@ def _multiplied(
 def _there(tensor: Tensor, letters: str, at: Mapping[str, int]) -> Tensor:
     """Of the dimensions with some letters the one entry that counts."""
     for dim, letter in enumerate(letters):
-        if letter in at:
+        if letter in at and tensor.shape[dim] > 1:
             tensor = tensor.narrow(dim, at[letter], 1)
     return tensor
 

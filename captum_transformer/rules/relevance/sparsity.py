@@ -75,7 +75,8 @@ def _before(operation: Operation, value: Value, sparsity: Sparsity) -> Sparsity:
     ((signal, _),) = operation.traced()
     own, dims = product.of(signal), ((s.dim(output.shape), s.at) for s in sparsity)
     kept = ((own.find(product.output[dim]), at) for dim, at in dims if dim is not None)
-    return frozenset(NonzeroSlice(Axis.of(value.shape, dim), at) for dim, at in kept if dim >= 0)
+    whole = ((dim, at) for dim, at in kept if dim >= 0 and value.shape[dim] > 1)
+    return frozenset(NonzeroSlice(Axis.of(value.shape, dim), at) for dim, at in whole)
 
 
 def _picked(view: View, shape: tuple[int, ...]) -> Iterator[NonzeroSlice]:
