@@ -11,6 +11,7 @@ from captum_transformer.attr.attention_flow_method import (
     gradient_map,
     output_gradients,
 )
+from captum_transformer.attr.heads import by_head
 from captum_transformer.attr.single_layer_method import SingleLayerMethod
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.maps import Attended, MapBlock
@@ -97,7 +98,7 @@ class AttentionGradCam(SingleLayerMethod):
         """The map, the same for each head."""
         every = slice(None)
         probabilities = call.probabilities(every)
-        attended, slopes = call.by_head(probabilities), call.by_head(gradients(call, every))
+        attended, slopes = by_head(call, probabilities), by_head(call, gradients(call, every))
         if self.pooling == "map":
             weights = slopes.mean((-1, -2), keepdim=True)
         else:
@@ -118,18 +119,18 @@ class AttentionGradCam(SingleLayerMethod):
             share = shares[..., rows].unsqueeze(-2)
             mean_gradient = mean_gradient + share @ gradients(call, rows).to(share.dtype)
             attended = attended + share @ call.probabilities(rows).to(share.dtype)
-        by_head = call.by_head(attended)
-        open_to_some = (by_head > 0).any(1, keepdim=True).expand_as(by_head).reshape(attended.shape)
-        columns = columns.unsqueeze(-2) * open_to_some
+        of_heads = by_head(call, attended)
+        open_to_some = (of_heads > 0).any(1, keepdim=True).expand_as(of_heads)
+        columns = columns.unsqueeze(-2) * open_to_some.reshape(attended.shape)
         weights = (mean_gradient * columns).sum(-1, keepdim=True)
         weights = weights / columns.sum(-1, keepdim=True).clamp(min=1)
-        cam = call.by_head(weights * attended).mean(1, keepdim=True).relu()
-        kept = call.by_head(columns)[:, :1] > 0
+        cam = by_head(call, weights * attended).mean(1, keepdim=True).relu()
+        kept = by_head(call, columns)[:, :1] > 0
         scaled = cam
         if self.rescale:
             low = cam.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
             scaled = _scaled(cam - low, cam.masked_fill(~kept, 0.0).amax(-1, keepdim=True) - low)
-        total = call.by_head(shares.unsqueeze(-2)).sum((1, 3), keepdim=True)
+        total = by_head(call, shares.unsqueeze(-2)).sum((1, 3), keepdim=True)
         scaled = scaled.masked_fill(~kept, 0.0) * total
         keys = _to_heads(call, scaled, attended).squeeze(-2)
         return Attended(keys, total.sum(), scaled.sum())
@@ -147,10 +148,11 @@ def _token_columns(
 
 
 def _scaled(tensor: Tensor, span: Tensor) -> Tensor:
-    return torch.where(span > 0, tensor / torch.where(span > 0, span, 1.0), 0.0)
+    # NaN stays NaN: it does not become a map of zeros.
+    return torch.where(span <= 0, 0.0, tensor / torch.where(span <= 0, 1.0, span))
 
 
 def _to_heads(call: AttentionCall, cam: Tensor, like: Tensor) -> Tensor:
     """Spreads a map that is one for all heads over the heads, each getting an equal part."""
-    by_head = call.by_head(like)
-    return (cam / by_head.shape[1]).expand_as(by_head).reshape(like.shape)
+    of_heads = by_head(call, like)
+    return (cam / of_heads.shape[1]).expand_as(of_heads).reshape(like.shape)

@@ -25,7 +25,6 @@ from captum_transformer.trace.tokens import per_token, token_value
 # Relevance and flow are linear, so they may start large; products with denormals are slow on CPUs.
 START = 2.0**40
 
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -252,17 +251,17 @@ class TransformerMethod(GradientAttribution, ABC):
         with in_full_precision(forward.inputs[0].device):
             relevance = self._relevance(forward, target, forward.values)
         return tuple(
-            _like(relevance[value], tensor)
+            _like(relevance[value], tensor, self._select(forward, target)[0])
             for value, tensor in zip(forward.values, forward.inputs, strict=True)
         )
 
     def _attribute_tokens(self, forward: TracedForward, target: Any) -> tuple[Tensor, ...]:
-        history = forward.history(self._select(forward, target)[1])
-        tokens = [token_value(value, history) for value in forward.values]
+        scores, score = self._select(forward, target)
+        tokens = [token_value(value, forward.history(score)) for value in forward.values]
         with in_full_precision(forward.inputs[0].device):
             relevance = self._relevance(forward, target, tokens)
         return tuple(
-            _like(per_token(relevance[value], value), tensor)
+            _like(per_token(relevance[value], value), tensor, scores)
             for value, tensor in zip(tokens, forward.inputs, strict=True)
         )
 
@@ -293,7 +292,9 @@ def scaled_back(relevance: dict[Value, Tensor]) -> dict[Value, Tensor]:
     return result
 
 
-def _like(relevance: Tensor, tensor: Tensor) -> Tensor:
-    """Contiguous, detached and of the input's precision (its own for token ids)."""
+def _like(relevance: Tensor, tensor: Tensor, scores: Tensor) -> Tensor:
+    """Contiguous, of the input's precision (its own for ids); NaN where a sample's score is."""
     dtype = tensor.dtype if tensor.is_floating_point() else relevance.dtype
-    return relevance.detach().to(dtype).contiguous()
+    by_sample = relevance.detach().to(dtype).reshape(len(scores), -1)
+    unknown = scores.detach().isnan().unsqueeze(1)
+    return by_sample.masked_fill(unknown, torch.nan).reshape(relevance.shape).contiguous()

@@ -23,6 +23,7 @@ from captum_transformer.rules.flow.maps import Attend
 from captum_transformer.rules.flow.passing import Passing
 from captum_transformer.rules.flow.rows import NormalisedRows
 from captum_transformer.rules.flow.sources import Sources, unread
+from captum_transformer.rules.flow.towers import Towers
 from captum_transformer.rules.ledger import Ledger, balanced
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.kinds import Kind
@@ -111,7 +112,7 @@ class TokenFlow:
         if books is not None:
             books.start(seeds, starting)
         arriving: dict[Value, Shares] = {}
-        ends = 0 if self._direct else asked
+        ends, towers = 0 if self._direct else asked, self._tape.derived(Towers)
         for value, share in seeds.items():
             for apart, some in self._parted(value, share, wanted, ends):
                 _add(arriving, value, Key(starting[value], apart), some)
@@ -130,6 +131,8 @@ class TokenFlow:
                 ):
                     ended.append((output, incoming[place]))
                     incoming[place] = {}
+            if any(incoming) and self._layers and self._rows is None:
+                towers.refuse(operation)
             for key in dict.fromkeys(key for found in incoming for key in found):
                 of_key = [found.get(key) for found in incoming]
                 pieces = list(passed_on(operation, key.sources, of_key))

@@ -1,0 +1,92 @@
+"""Which of an attention call's maps are of which head, as far as the trace knows."""
+
+import torch
+from torch import Tensor
+
+from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.axis import Axis, View, pieces_in_view
+from captum_transformer.trace.kinds import BY_ENTRY, MOVES
+from captum_transformer.trace.operation import Value
+from captum_transformer.trace.streams import query_value
+from captum_transformer.trace.views import views_of
+
+
+def by_head(call: AttentionCall, tensor: Tensor) -> Tensor:
+    """Splits the leading axes of a ``(..., X, Y)`` tensor: ``(sets of tokens, heads, X, Y)``.
+
+    A set of tokens is a sample, a window or a frame. Heads are features of the queries.
+
+    Raises:
+        UnsupportedOperationError: if a map may hold several samples, or heads may be anything else.
+    """
+    return tensor.reshape(-1, _heads(call), *tensor.shape[-2:])
+
+
+def _heads(call: AttentionCall) -> int:
+    value = call.output
+    laid_out = View.of(call.outputs(torch.empty(value.shape, device="meta")))
+    lead = len(laid_out.shape) - 2
+    samples = value.samples
+    if samples is None or not all(dim < lead for dim in _along(samples, laid_out)):
+        raise _unsupported(
+            call,
+            "its rows may be of several samples, as where samples are packed into one sequence, "
+            "and are averaged over",
+        )
+    features = value.features
+    if features is None:
+        raise _unsupported(call, "it is not known which features its heads are")
+    dims = {dim for axis in features for dim in _along(axis, laid_out)}
+    own = sorted(dim for dim in dims if dim < lead)
+    heads = torch.Size(laid_out.shape[dim] for dim in own).numel()
+    in_order = own == list(range(lead - len(own), lead))
+    # Learned queries are not followed, but what they read is.
+    merged = [] if own else _merged(query_value(call)) or _merged(call.value.value)
+    if lead in dims or not in_order or None in merged:
+        raise _unsupported(call, "which of its maps are heads is not known, and it averages these")
+    return heads * torch.Size(size for size in merged if size is not None).numel()
+
+
+def _merged(value: Value | None) -> list[int | None]:
+    """How many features were merged into an axis with the samples; None for one without them."""
+    found: list[int | None] = []
+    operation = None if value is None else value.operation
+    while value is not None and operation is not None and operation.attention is None:
+        traced = operation.traced()
+        if operation.kind not in MOVES | BY_ENTRY or not traced:
+            break
+        source, views = traced[0][1], views_of(operation)
+        if views is not None and source.features and source.shape.numel() == value.shape.numel():
+            view = views[operation.outputs.index(value)]
+            pieces = pieces_in_view(tuple(source.features), view)
+            samples = 1 if source.samples is None else source.samples.size
+            for axis in source.features:
+                dims = _along(axis, view)
+                lost = [dim for dim in dims if Axis.of(view.shape, dim) not in pieces]
+                size = axis.size // torch.Size(view.shape[d] for d in dims if d not in lost).numel()
+                if lost:
+                    # Beside samples and features there is nothing else in the dimension.
+                    alone = [view.shape[dim] for dim in lost] == [size * samples]
+                    found.append(size if alone else None)
+        value, operation = source, source.operation
+    return found
+
+
+def _along(axis: Axis, view: View) -> list[int]:
+    """The dimensions of a view of a contiguous tensor that run along an axis."""
+    end = axis.inner * axis.size
+    return [
+        dim
+        for dim, (length, stride) in enumerate(zip(view.shape, view.stride, strict=True))
+        if axis.size > 1 and length > 1 and stride < end and stride * length > axis.inner
+    ]
+
+
+def _unsupported(call: AttentionCall, why: str) -> UnsupportedOperationError:
+    return UnsupportedOperationError(
+        "AttentionGradCam weights each head by its mean gradient over the map, but of attention "
+        f"call {call.layer} ({call.module}), with maps of shape {call.map_shape()}, {why}. "
+        "Take a method that has no use for heads, such as GenericAttentionRelevance, or choose "
+        "another `layer`."
+    )

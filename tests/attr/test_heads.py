@@ -1,0 +1,142 @@
+"""AttentionGradCam averages over heads and maps: it refuses where it isn't known what these are."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from captum_transformer import AttentionGradCam
+from captum_transformer.errors import UnsupportedOperationError
+
+TOKENS, WIDTH, HEADS, WINDOW = 6, 8, 2, 3
+
+
+def whole(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def written_out(q, k, v):
+    return (q @ k.mT / (WIDTH // HEADS) ** 0.5).softmax(-1) @ v
+
+
+def heads_with_samples(q, k, v):
+    """As in `torch.bmm`: (samples x heads, tokens, features)."""
+    return written_out(*(part.flatten(0, 1) for part in (q, k, v))).view(q.shape)
+
+
+def windows_with_samples(q, k, v):
+    """(samples x windows, heads, tokens, features), as in Swin."""
+
+    def cut(part):
+        return part.unflatten(2, (-1, WINDOW)).transpose(1, 2).flatten(0, 1)
+
+    out = whole(*map(cut, (q, k, v))).unflatten(0, (len(q), -1))
+    return out.transpose(1, 2).flatten(2, 3)
+
+
+def windows_ahead(q, k, v):
+    """(samples, windows, heads, tokens, features), as in Twins."""
+
+    def cut(part):
+        return part.unflatten(2, (-1, WINDOW)).transpose(1, 2)
+
+    return whole(*map(cut, (q, k, v))).transpose(1, 2).flatten(2, 3)
+
+
+def windows_behind(q, k, v):
+    """(samples, heads, windows, tokens, features): the last axis ahead of a map is no head."""
+    return whole(*(p.unflatten(2, (-1, WINDOW)) for p in (q, k, v))).flatten(2, 3)
+
+
+def masked_neighbours(q, k, v):
+    place = torch.arange(TOKENS)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=(place[:, None] - place).abs() <= 1)
+
+
+def neighbours(q, k, v):
+    """A window for each query, as by `unfold`."""
+    k, v = (F.pad(part, (0, 0, 1, 1)).unfold(2, 3, 1) for part in (k, v))
+    scores = q.unsqueeze(-2) @ k / (WIDTH // HEADS) ** 0.5
+    inside = F.pad(torch.ones(TOKENS), (1, 1)).unfold(0, 3, 1).bool()
+    return (scores.masked_fill(~inside[:, None], -1e9).softmax(-1) @ v.mT).squeeze(-2)
+
+
+def gathered(q, k, v):
+    places = (torch.arange(TOKENS)[:, None] + torch.arange(-1, 2)).clamp(0, TOKENS - 1)
+    scores = q.unsqueeze(-2) @ k[:, :, places].mT
+    return (scores.softmax(-1) @ v[:, :, places]).squeeze(-2)
+
+
+def stacked(q, k, v):
+    """All heads' queries in one sequence, with the keys of one head."""
+    rows = q.flatten(1, 2)
+    return ((rows @ k[:, 0].mT).softmax(-1) @ v[:, 0]).view(q.shape)
+
+
+class Model(nn.Module):
+    def __init__(self, core):
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkvs = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(2))
+        self.head = nn.Linear(WIDTH, 3)
+        self.core = core
+
+    def attend(self, x):
+        for qkv in self.qkvs:
+            parts = qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            x = x + self.core(*parts).transpose(1, 2).flatten(2)
+        return x
+
+    def forward(self, x):
+        return self.head(self.attend(x).mean(1))
+
+
+class Packed(Model):
+    """All samples in one sequence, of which each attends to its own."""
+
+    def __init__(self):
+        super().__init__(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, self.mask))
+
+    def forward(self, x):
+        sample = torch.arange(len(x)).repeat_interleave(TOKENS)
+        self.mask = sample[:, None] == sample
+        return self.head(self.attend(x.reshape(1, -1, WIDTH)).reshape(x.shape).mean(1))
+
+
+@pytest.fixture
+def x():
+    return torch.randn(3, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("pooling", ["row", "open"])
+@pytest.mark.parametrize(
+    ("core", "same"),
+    [
+        (written_out, whole),
+        (heads_with_samples, whole),
+        (windows_ahead, windows_with_samples),
+    ],
+)
+def test_spellings_agree(core, same, pooling, x):
+    def read(core, x):
+        return AttentionGradCam(Model(core), pooling=pooling).attribute(x, 1)
+
+    expected = read(same, x)
+    torch.testing.assert_close(read(core, x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(read(core, x[:1]), expected[:1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("core", [windows_behind, neighbours, gathered, stacked])
+def test_unknown_heads_are_refused(core, samples, x):
+    with pytest.raises(UnsupportedOperationError, match="which of its maps are heads"):
+        AttentionGradCam(Model(core)).attribute(x[:samples], 1)
+
+
+@pytest.mark.parametrize("pooling", ["row", "map", "open"])
+def test_samples_in_one_sequence_are_refused(pooling, x):
+    with pytest.raises(UnsupportedOperationError, match="several samples"):
+        AttentionGradCam(Packed(), pooling=pooling).attribute(x, 1)
+    alone = AttentionGradCam(Model(whole), pooling=pooling).attribute(x[:1], 1)
+    packed = AttentionGradCam(Packed(), pooling=pooling).attribute(x[:1], 1)
+    torch.testing.assert_close(packed, alone)

@@ -1,0 +1,88 @@
+"""What lies beside a signal: zeros that take no share, and what a skip stands for."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_transformer import (
+    AttentionRollout,
+    GenericAttentionRelevance,
+    RawAttention,
+    TransformerAttribution,
+)
+
+WIDTH, TOKENS = 8, 6
+METHODS = [AttentionRollout, GenericAttentionRelevance, RawAttention, TransformerAttribution]
+
+
+class Model(nn.Module):
+    """One block on tokens that are changed before it."""
+
+    def __init__(self, change):
+        super().__init__()
+        torch.manual_seed(0)
+        self.change = change
+        self.one, self.other = (
+            nn.MultiheadAttention(WIDTH, 2, batch_first=True, dtype=torch.float64) for _ in range(2)
+        )
+        self.learned = nn.Parameter(torch.randn(WIDTH, dtype=torch.float64))
+        self.head = nn.Linear(WIDTH, 3, dtype=torch.float64)
+
+    def forward(self, x):
+        x = self.change(self, x)
+        return self.head((x + self.one(x, x, x)[0]).mean(1))
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+
+
+DIAGONAL = {
+    "diag_embed": lambda x, w: torch.diag_embed(x) @ w,
+    "a product with ones on the diagonal": lambda x, w: (x[:, None] * torch.eye(TOKENS).to(x)) @ w,
+    "diagonals one by one": lambda x, w: torch.stack([torch.diagflat(row) for row in x]) @ w,
+    "triangles": lambda x, w: x[:, None].repeat(1, TOKENS, 1).tril().triu() @ w,
+    "a linear layer": lambda x, w: torch.nn.functional.linear(torch.diag_embed(x), w.T),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("spelling", DIAGONAL)
+def test_zeros_beside_a_number_have_nothing(method, spelling, x):
+    numbers, weights = x[:, :, 0], x[0].detach()
+
+    def tokens(spelled):
+        return method(Model(lambda _, x: spelled(x, weights))).attribute(numbers, 1)
+
+    expected = tokens(lambda x, w: x[..., None] * w)
+    torch.testing.assert_close(tokens(DIAGONAL[spelling]), expected)
+
+
+BESIDE_A_SKIP = {
+    "convolution": lambda x, w: x + torch.nn.functional.conv1d(x.mT, w[:, :, None]).mT,
+    "neighbours": lambda x, w: (
+        x + torch.nn.functional.conv1d(x.mT, torch.ones(WIDTH, 1, 3).to(x), None, 1, 1, 1, WIDTH).mT
+    ),
+    "roll": lambda x, w: x + x.roll(1, 1),
+    "mixer": lambda x, w: x + w[:TOKENS, :TOKENS] @ (x @ w),
+}
+
+
+@pytest.mark.parametrize("method", METHODS[:2])
+@pytest.mark.parametrize("spelling", BESIDE_A_SKIP)
+def test_what_moves_tokens_beside_a_skip_is_the_token_itself(method, spelling):
+    """A limit that README names: the map is that of attention to single tokens, unmoved."""
+    x, w = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64), torch.eye(WIDTH).double()
+
+    def read(change):
+        class First(Model):
+            def forward(self, x):
+                x = change(x, w)
+                return self.head((x + self.one(x, x[:, :1], x[:, :1])[0])[:, 0])
+
+        return method(First(None)).attribute_tokens(x, 1)
+
+    found = read(BESIDE_A_SKIP[spelling])
+    assert found[:, 0].any()
+    assert not found[:, 1:].any()

@@ -1,0 +1,112 @@
+"""Views or inputs side by side along the samples' dimension, which attend at once."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from captum_transformer import (
+    AttentionRollout,
+    GenericAttentionRelevance,
+    PartialLRP,
+    RawAttention,
+    TransformerAttribution,
+)
+from captum_transformer.errors import UnsupportedOperationError
+
+METHODS = [GenericAttentionRelevance, RawAttention, TransformerAttribution, PartialLRP]
+WIDTH, CLASSES = 8, 3
+
+
+class Tower(nn.Module):
+    def __init__(self, written_out=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkvs = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(2))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES)
+        self.written_out = written_out
+
+    def forward(self, x):
+        for qkv in self.qkvs:
+            parts = qkv(self.norm(x)).reshape(*x.shape[:2], 3, 2, -1).permute(2, 0, 3, 1, 4)
+            query, key, value = parts.unbind(0)
+            if self.written_out:
+                attended = (query @ key.mT).softmax(-1) @ value
+            else:
+                attended = F.scaled_dot_product_attention(query, key, value)
+            x = x + attended.transpose(1, 2).reshape(x.shape)
+        return self.head(x[:, 0])
+
+
+def both(x):
+    return [x, x.flip(1)]
+
+
+TAKEN_TOGETHER = {
+    "mean": lambda f, x: f(torch.cat(both(x))).view(2, len(x), -1).mean(0),
+    "sum": lambda f, x: f(torch.cat(both(x))).unflatten(0, (2, -1)).sum(0),
+    "mean of a stack": lambda f, x: (
+        f(torch.stack(both(x), 1).flatten(0, 1)).view(len(x), 2, -1).mean(1)
+    ),
+    "a stack ahead": lambda f, x: f(torch.stack(both(x)).flatten(0, 1)).view(2, len(x), -1).sum(0),
+    "chunk": lambda f, x: torch.add(*f(torch.cat(both(x))).chunk(2)),
+    "difference": lambda f, x: torch.sub(*f(torch.cat(both(x))).chunk(2)),
+    "product": lambda f, x: torch.mul(*f(torch.cat(both(x))).split(len(x))),
+    "slices": lambda f, x: (z := f(torch.cat(both(x))))[: len(x)] + 2 * z[len(x) :],
+    "repeat": lambda f, x: f(x.repeat(2, 1, 1)).view(2, len(x), -1).mean(0),
+    "interleaved": lambda f, x: f(x.repeat_interleave(2, 0)).view(len(x), 2, -1).mean(1),
+    "joined": lambda f, x: torch.cat(f(torch.cat(both(x))).chunk(2), 1),
+}
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("written_out", [False, True])
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("name", TAKEN_TOGETHER)
+@pytest.mark.parametrize("method", METHODS)
+def test_they_are_not_taken_together(method, name, samples, written_out, x):
+    tower = Tower(written_out)
+    explainer = method(lambda x: TAKEN_TOGETHER[name](tower, x))
+    with pytest.raises(UnsupportedOperationError, match="once for each view"):
+        explainer.attribute(x[:samples], 1)
+
+
+def test_two_inputs(x):
+    tower = Tower()
+    explainer = GenericAttentionRelevance(
+        lambda a, b: F.cosine_similarity(*tower(torch.cat([a, b])).chunk(2))
+    )
+    with pytest.raises(UnsupportedOperationError, match="once for each view"):
+        explainer.attribute((x, x.flip(0)))
+
+
+@pytest.mark.parametrize("method", [*METHODS, AttentionRollout])
+def test_one_of_them_is_as_alone(method, x):
+    tower = Tower()
+    alone = method(tower).attribute(x, 1)
+    picked = method(lambda x: tower(torch.cat(both(x))).chunk(2)[0]).attribute(x, 1)
+    torch.testing.assert_close(picked, alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mean", "mean of a stack", "chunk"])
+def test_normalised_rows_are_those_of_runs_for_each(name, x):
+    """Where rows add up to one, two rows of one call and of two calls are worth the same."""
+    tower = Tower()
+    expected = AttentionRollout(lambda x: sum(tower(view) for view in both(x))).attribute(x, 1)
+    found = AttentionRollout(lambda x: TAKEN_TOGETHER[name](tower, x)).attribute(x, 1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [GenericAttentionRelevance, RawAttention])
+def test_windows_and_samples_one_by_one_are_no_views(method, x):
+    tower = Tower()
+    x = x[:, :4]
+    alone = method(tower).attribute(x, 1)
+    one_by_one = method(lambda x: torch.cat([tower(one) for one in x.split(1)])).attribute(x, 1)
+    torch.testing.assert_close(one_by_one, alone, rtol=1e-4, atol=1e-6)
+    windows = method(lambda x: tower(x.reshape(-1, 2, WIDTH)).view(len(x), 2, -1).mean(1))
+    assert windows.attribute(x, 1).isfinite().all()
