@@ -113,6 +113,9 @@ def _laid_side_by_side(operation: Operation, output: Value) -> Axis | None:
     shape, batches = output.shape, {value.batch for value in values}
     if len(batches) != 1 or None in batches or len({value.shape for value in values}) > 1:
         return None
+    made_by = {value.operation for value in values}
+    if len(set(values)) > 1 and len(made_by) == 1 and None not in made_by:
+        return None  # pieces of one value, such as heads
     before = values[0].shape
     if operation.kind is Kind.STACK and len(values) > 1:
         return Axis.of(shape, operation.dim(len(shape), 0) or 0)
