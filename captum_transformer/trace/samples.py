@@ -189,5 +189,4 @@ def _moved(
 def _located(found: Tensor, blank: Tensor, of: int) -> Batch | None:
     """Where samples lie; `blank` is what has come of zeros in the place of their numbers."""
     # Memory that nothing was written into may hold anything.
-    constant = (found == blank) | blank.isnan()
-    return None if bool(constant.all()) else located(found, constant, of)
+    return located(found, (found == blank) | blank.isnan(), of)

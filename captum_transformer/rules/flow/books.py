@@ -82,9 +82,21 @@ class Books:
             size = torch.linalg.vector_norm(share, 1)
             self._ledger.compare(operation, expected, share.sum(), size)
 
-    def leave_out(self, operation: Operation, value: Value, key: int, share: Tensor) -> None:
-        """Notes a share that has passed no attention and is not to count."""
-        self._keep(operation, Reason.NO_ATTENTION, key, total(value, share))
+    def leave_out(self, operation: Operation, pieces: Sequence[Piece]) -> None:
+        """Notes what has passed no attention and is not to count.
+
+        What goes to one value was one share of several sources, so each entry counts once.
+        """
+        whole: dict[Value, tuple[int, Tensor]] = {}
+        for value, key, share in pieces:
+            before, largest = whole.get(value, (0, share))
+            whole[value] = before | key, torch.maximum(largest, share)
+            self._keep(None, None, key, share.sum())
+        for value, (key, largest) in whole.items():
+            if key & self._wanted:
+                amount = total(value, largest)
+                self._ledger.taken.append(Taken(operation, Reason.NO_ATTENTION, amount))
+                self._ledger.started.append(amount.sum())
 
     def end(self, value: Value, source: int, key: int, share: Tensor) -> None:
         """Notes that a value is reached, where something of one source is asked for."""

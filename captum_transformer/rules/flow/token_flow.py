@@ -140,14 +140,16 @@ class TokenFlow:
                     kept, attended = passed_on.kept, passed_on.attended
                     books.passed(operation, key.sources, of_key, pieces, kept, attended)
                 apart = key.apart and not _is_attention(operation)
+                left = []
                 for value, part, share in pieces:
                     if apart and not part & (self._active | self._unread):
                         # No attention comes any more: it would be left out at the inputs.
-                        if books is not None:
-                            books.leave_out(operation, value, part, share)
+                        left.append((value, part, share))
                         continue
                     # What lies at a call's output is to pass it, and is apart no longer.
                     _add(arriving, value, Key(part, apart and bool(part & ends)), share)
+                if books is not None:
+                    books.leave_out(operation, left)
         for value, source in read.items():
             if value not in arrived:
                 arrived[value] = _total(arriving.get(value, {}), source, value, seeds)
