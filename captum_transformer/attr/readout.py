@@ -9,11 +9,11 @@ from torch import Tensor
 from captum_transformer.attr.attention_flow_method import Selection
 from captum_transformer.attr.transformer_method import seed
 from captum_transformer.rules.flow.token_flow import TokenFlow
-from captum_transformer.rules.ledger import Ledger, added_up, total
+from captum_transformer.rules.ledger import Ledger, total
 from captum_transformer.rules.propagate import transposed
 from captum_transformer.trace.numeric import accumulation_dtype, quotient
 from captum_transformer.trace.operation import Operation, Value
-from captum_transformer.trace.pooling import read_from
+from captum_transformer.trace.pooling import read_from, require_known, samples_in
 
 # How many units in the last place a sum over tokens may be off.
 _ROUNDING = 64
@@ -31,6 +31,7 @@ def with_evidence(
         ledger: that of what has passed; what is added is noted there, too.
         selection: what is explained.
     """
+    require_known(selection.history.operations, selection.history.calls)
     pooling = read_from(selection.history.operations, selection.history.calls)
     flow = TokenFlow(selection.forward.tape, {})
     found: dict[tuple[Operation, ...], dict[Value, Tensor]] = {}
@@ -61,8 +62,10 @@ def _evidence(
     slopes = selection.forward.gradients(selection.selected, edges)
     evidence: dict[Value, Tensor] = {}
     for operation, value, slope in zip(pooling, values, slopes, strict=True):
-        if slope is None or value.samples is None:
+        samples = samples_in(value)
+        if slope is None or samples is None:
             continue
+        axis, _ = samples
         ((operand, _),) = operation.traced()
         dtype = accumulation_dtype(slope.dtype)
         data, beside = operand.tensor.to(dtype), [None] * (len(operation.outputs) - 1)
@@ -70,22 +73,29 @@ def _evidence(
         if back is None:
             continue
         said, part = _of_tokens(value, data * back), _of_tokens(value, parts[value])
-        read = value.samples.total(part)
-        mean = quotient(value.samples.total(said), read)
-        own = said - part * value.samples.spread(mean, value.shape)
+        read = axis.total(part)
+        mean = quotient(axis.total(said), read)
+        own = said - part * axis.spread(mean, value.shape)
         # Where one token is read, or all say the same, what is left is rounding, not evidence.
-        size = value.samples.total(said.abs()) * _ROUNDING * torch.finfo(dtype).eps
-        nothing = own.abs() * _width(value) <= value.samples.spread(size, value.shape)
-        own = own.masked_fill(nothing | ~value.samples.spread(read != 0, value.shape), 0.0)
+        size = axis.total(said.abs()) * _ROUNDING * torch.finfo(dtype).eps
+        nothing = own.abs() * _width(value) <= axis.spread(size, value.shape)
+        own = own.masked_fill(nothing | ~axis.spread(read != 0, value.shape), 0.0)
         evidence[value] = evidence[value] + own if value in evidence else own
     return evidence
 
 
 def _weighed(evidence: dict[Value, Tensor], passed: Tensor) -> dict[Value, Tensor]:
     """The same, such that what is positive weighs as much as what has passed attention."""
-    positive = added_up([total(value, each.clamp_min(0)) for value, each in evidence.items()])
+    found = {value: samples_in(value) for value in evidence}
+    known = {value: samples for value, samples in found.items() if samples is not None}
+    positive = torch.zeros_like(passed)
+    for value, (axis, which) in known.items():
+        positive[which] += axis.total(evidence[value].clamp_min(0))
     weight = quotient(passed, positive)
-    return {value: each * _for_each_sample(value, weight) for value, each in evidence.items()}
+    return {
+        value: evidence[value] * axis.spread(weight[which], value.shape)
+        for value, (axis, which) in known.items()
+    }
 
 
 def _of_tokens(value: Value, tensor: Tensor) -> Tensor:
@@ -97,10 +107,3 @@ def _of_tokens(value: Value, tensor: Tensor) -> Tensor:
 
 def _width(value: Value) -> int:
     return math.prod(axis.size for axis in value.features or ())
-
-
-def _for_each_sample(value: Value, scale: Tensor) -> Tensor:
-    """One number for each sample over a value; one for all where they can't be told apart."""
-    if not scale.ndim or value.samples is None:
-        return scale
-    return value.samples.spread(scale, value.shape)

@@ -3,7 +3,10 @@
 import math
 from collections.abc import Iterable
 
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operation, Value
 
@@ -16,51 +19,87 @@ def pools_tokens(operation: Operation) -> bool:
     traced = operation.traced()
     if operation.kind not in _POOLING or len(traced) != 1 or operation.pattern is not None:
         return False
-    ((operand, value),) = traced
-    if value.samples is None or not value.features:
+    ((_, value),) = traced
+    samples, gone = samples_in(value), _gone(operation)
+    if samples is None or not value.features:
         return False
-    gone: list[int] = []
-    if operation.kind is Kind.PRODUCT:
-        product = operation.contraction()
-        gone = product.summed(operand) if product is not None else []
-    elif operation.kind is Kind.POOL or "kernel_size" in operation.arguments:
-        gone = list(range(2, len(value.shape)))
-    else:
-        given = operation.argument("dim")
-        dims = given if isinstance(given, (tuple, list)) else [given]
-        gone = [dim % len(value.shape) for dim in dims if isinstance(dim, int)]
-    kept = [axis.dim(value.shape) for axis in (value.samples, *value.features)]
+    kept = [axis.dim(value.shape) for axis in (samples[0], *value.features)]
     if None in kept:
         return False
     return kept[0] not in gone and any(value.shape[d] > 1 for d in gone if d not in kept)
 
 
+def samples_in(value: Value) -> tuple[Axis, slice] | None:
+    """Where samples lie in a value, and which of all they are; None if that is not known."""
+    if (batch := value.batch) is not None:
+        return batch.axis, slice(batch.first, batch.last + 1)
+    return None if value.samples is None else (value.samples, slice(None))
+
+
+def _gone(operation: Operation) -> list[int]:
+    """The dimensions of its one signal along which an operation makes one entry of several."""
+    ((operand, value),) = operation.traced()
+    if operation.kind is Kind.PRODUCT:
+        product = operation.contraction()
+        return product.summed(operand) if product is not None else []
+    if operation.kind is Kind.POOL or "kernel_size" in operation.arguments:
+        return list(range(2, len(value.shape)))
+    given = operation.argument("dim")
+    dims = given if isinstance(given, (tuple, list)) else [given]
+    return [dim % len(value.shape) for dim in dims if isinstance(dim, int)]
+
+
 def read_from(operations: Iterable[Operation], calls: Iterable[AttentionCall]) -> list[Operation]:
     """The operations that pool the tokens that a score is read from.
 
-    They make one token of all, which have attended; it attends no more and is not pooled again.
+    They make one token of all, which have attended; it attends no more and was not pooled before.
 
     Args:
         operations: what leads to the score.
         calls: the attention calls among it.
     """
-    found: list[tuple[Operation, Value, Value]] = []
+    found: list[Operation] = []
+    outputs: list[Value] = []
     for operation in operations:
         output = operation.outputs[0]
         if operation.edge is None or output is None or not pools_tokens(operation):
             continue
         ((_, value),) = operation.traced()
         attends = any(call.output.descends_from(output) for call in calls)
-        if value.attention and not attends and _is_one_token(output, value):
-            found.append((operation, value, output))
-    return [
-        operation
-        for operation, _, output in found
-        if not any(value.descends_from(output) or value is output for _, value, _ in found)
-    ]
+        pooled = any(value is one or value.descends_from(one) for one in outputs)
+        if value.attention and not attends and not pooled and _is_one_token(output, value):
+            found.append(operation)
+            outputs.append(output)
+    return found
+
+
+def require_known(operations: Iterable[Operation], calls: Iterable[AttentionCall]) -> None:
+    """Refuses if an operation behind all attention may pool tokens of unknown samples.
+
+    Raises:
+        UnsupportedOperationError: if there is one.
+    """
+    for operation in operations:
+        output, traced = operation.outputs[0], operation.traced()
+        if operation.kind not in _POOLING or len(traced) != 1 or output is None:
+            continue
+        ((_, value),) = traced
+        if samples_in(value) is not None or not value.attention or operation.pattern is not None:
+            continue
+        mixed = set(_gone(operation)) - set(feature_dims(value))
+        if any(value.shape[dim] > 1 for dim in mixed) and not any(
+            call.output.descends_from(output) for call in calls
+        ):
+            raise UnsupportedOperationError(
+                f"{operation.described} may pool tokens that the score is read from, but where "
+                "samples lie in them is not known. Explain the samples one by one "
+                "(`internal_batch_size=1`), or without what pooled tokens say by themselves "
+                "(`pooled_evidence=False`)."
+            )
 
 
 def _is_one_token(output: Value, pooled: Value) -> bool:
     """Whether what was made of tokens has but the samples and features of one."""
-    axes = [axis for axis in (pooled.samples, *(pooled.features or ())) if axis is not None]
+    samples = samples_in(pooled)
+    axes = [*(pooled.features or ()), *(samples[:1] if samples is not None else ())]
     return output.shape.numel() == math.prod(axis.size for axis in axes)
