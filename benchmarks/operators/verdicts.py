@@ -16,7 +16,7 @@ from benchmarks.operators.database import Case, cases
 from captum_transformer.account import Reason
 from captum_transformer.attr.transformer_method import seed
 from captum_transformer.calling import Arguments
-from captum_transformer.errors import ExplanationError
+from captum_transformer.errors import ExplanationError, InvalidInputError
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.gradient import ATTN_LRP, conservative_lrp
 from captum_transformer.rules.propagate import propagate
@@ -168,7 +168,7 @@ def outcomes(case: Case) -> dict[str, Outcome]:
 def _caught(find: Callable[[], Outcome]) -> Outcome:
     try:
         return find()
-    except ExplanationError as error:
+    except (ExplanationError, InvalidInputError) as error:
         return Outcome("refused", str(error))
     except WrongError as error:
         return Outcome("wrong", str(error))

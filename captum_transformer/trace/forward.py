@@ -138,7 +138,9 @@ class TracedForward:
                 "The chosen output does not depend on any of the inputs in a differentiable way: "
                 "there is nothing to explain. Pass the tensors that the prediction depends on as "
                 "`inputs` (not as `additional_forward_args`). If these are the inputs, the model "
-                f"cuts them off itself, by `torch.no_grad()` or `detach`.{self._of_integers()}"
+                "cuts them off itself, by `torch.no_grad()` or `detach`, or the score depends on "
+                "them only by what the method holds constant, as ConservativeLRP holds attention "
+                f"weights.{self._of_integers()}"
             )
         return selected, value
 

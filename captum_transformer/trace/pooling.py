@@ -46,7 +46,8 @@ def _gone(operation: Operation) -> list[int]:
         return list(range(2, len(value.shape)))
     given = operation.argument("dim")
     dims = given if isinstance(given, (tuple, list)) else [given]
-    return [dim % len(value.shape) for dim in dims if isinstance(dim, int)]
+    ndim = len(value.shape)
+    return [dim % ndim for dim in dims if isinstance(dim, int)] if ndim else []
 
 
 def read_from(operations: Iterable[Operation], calls: Iterable[AttentionCall]) -> list[Operation]:
@@ -100,6 +101,7 @@ def require_known(operations: Iterable[Operation], calls: Iterable[AttentionCall
 
 def _is_one_token(output: Value, pooled: Value) -> bool:
     """Whether what was made of tokens has but the samples and features of one."""
-    samples = samples_in(pooled)
-    axes = [*(pooled.features or ()), *(samples[:1] if samples is not None else ())]
-    return output.shape.numel() == math.prod(axis.size for axis in axes)
+    sizes = [axis.size for axis in pooled.features or ()]
+    if (samples := samples_in(pooled)) is not None:
+        sizes.append(samples[0].size)
+    return output.shape.numel() == math.prod(sizes)

@@ -212,7 +212,9 @@ def _orders(
     """
     a, v, out = product.letters[weights], product.letters[1 - weights], product.output
     keys = [c for c in a if c in v and c not in out]
-    queries = [c for c in dict.fromkeys(a + out) if c not in v and c not in heads]
+    queries = [c for c in dict.fromkeys(a + out) if c not in v]
+    if len(queries) > 1:
+        queries = [c for c in queries if c not in heads]
     features = [c for c in v if c not in a and c in out]
     batch = [c for c in out if c not in (*queries, *features)]
     if len(keys) != 1 or len(queries) > 1 or len(features) > 1:

@@ -1,5 +1,7 @@
 """A sample's explanation is the same alone and in a batch, or the batch is refused."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -141,21 +143,27 @@ def test_samples_that_are_apart_are_explained_each_by_itself(way, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_samples_that_are_put_back_in_order_are_explained_or_refused(method):
     model = Model(before=lambda x: x.roll(1, 0).roll(-1, 0))
-    if method is TransformerAttribution:
+    if method in (TransformerAttribution, GenericAttentionRelevance):
         with pytest.raises(UnsupportedOperationError, match="Explain the samples one by one"):
             method(model).attribute(inputs(), 1)
     else:
         assert_alone(model, method)
+    if method is GenericAttentionRelevance:
+        assert_alone(model, partial(method, pooled_evidence=False))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_views_beside_samples_are_explained_each_by_itself(method):
+def test_views_beside_samples_are_explained_each_by_itself_or_refused(method):
     class Flipped(Model):
         def forward(self, x):
             both = super().forward(torch.cat([x, x.flip(-2)]) + 0.5)
             return both.view(2, len(x), -1).mean(0)
 
-    assert_alone(Flipped(), method)
+    if method in (TransformerAttribution, GenericAttentionRelevance):
+        with pytest.raises(UnsupportedOperationError, match="Run the model once for each view"):
+            method(Flipped()).attribute(inputs(), 1)
+    else:
+        assert_alone(Flipped(), method)
 
 
 def test_a_forgotten_batch_first_is_named():

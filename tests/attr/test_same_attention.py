@@ -155,7 +155,10 @@ def test_transformer_encoder(options: dict[str, bool], padded: bool, training: b
     model.train(training)
     extra = padding if padded else None
     for method, matrix in (
-        (GenericAttentionRelevance, explicit.generic_relevance(scores)),
+        (
+            partial(GenericAttentionRelevance, pooled_evidence=False),
+            explicit.generic_relevance(scores),
+        ),
         (AttentionRollout, explicit.rollout()),
     ):
         result = method(model).attribute_tokens(x, 2, extra)
@@ -263,9 +266,11 @@ def test_rows_of_relevance_maps_are_the_token_attributions() -> None:
         ("GPT-2", lambda r: r[:, -1]),
     ):
         given = subject(name)
-        explain = GenericAttentionRelevance(given.model)
-        (matrix,) = explain.relevance_maps(given.inputs, given.target, given.extra).values()
-        assert_close(given.attribute_tokens(GenericAttentionRelevance), readout(matrix))
+        method = partial(GenericAttentionRelevance, pooled_evidence=False)
+        (matrix,) = (
+            method(given.model).relevance_maps(given.inputs, given.target, given.extra).values()
+        )
+        assert_close(given.attribute_tokens(method), readout(matrix))
 
 
 def test_heads_may_be_kept_apart() -> None:

@@ -162,9 +162,10 @@ def _mixes(operation: Operation | None, value: Value, terms: Terms) -> bool:
     if operation is None or operation.kind not in (Kind.SUM, Kind.MEAN):
         return terms.apart
     ndim, dims = len(value.shape), operation.argument("dim")
-    summed = {dim % ndim for dim in (dims if isinstance(dims, (tuple, list)) else [dims or 0])}
-    if dims is None or dims == ():
+    if dims is None or dims == () or not ndim:
         summed = set(range(ndim))
+    else:
+        summed = {dim % ndim for dim in (dims if isinstance(dims, (tuple, list)) else [dims])}
     stack = None if terms.axis is None else terms.axis.dim(value.shape)
     features = value.features is None or summed & set(feature_dims(value))
     return (terms.by_stacked and (stack is None or stack in summed)) or (

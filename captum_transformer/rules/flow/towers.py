@@ -107,6 +107,10 @@ class Towers:
         return Place(after, attended=True)
 
 
+def _is_longer(shape: tuple[int, ...], before: tuple[int, ...]) -> bool:
+    return len(shape) == len(before) and shape[0] > before[0] > 0
+
+
 def _laid_side_by_side(operation: Operation, output: Value) -> Axis | None:
     """Where values of the same samples lie in what they were joined to, or one was repeated to."""
     values = [value for _, value in operation.traced()]
@@ -122,7 +126,7 @@ def _laid_side_by_side(operation: Operation, output: Value) -> Axis | None:
     axis = None
     if operation.kind is Kind.CONCATENATE and len(values) > 1:
         axis = Axis.of(shape, operation.dim(len(shape), 0) or 0, len(values))
-    elif operation.name in _REPEATS and len(before) == len(shape) and shape[0] > before[0] > 0:
+    elif operation.name in _REPEATS and before and _is_longer(shape, before):
         times = shape[0] // before[0]
         axis = Axis.of(shape, 0, times)
         if operation.name == "repeat_interleave":

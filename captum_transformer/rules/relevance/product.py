@@ -16,7 +16,7 @@ from captum_transformer.rules.relevance.homogeneous import z_rule
 from captum_transformer.rules.relevance.linear import alpha_beta, applied, z_box
 from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
 from captum_transformer.rules.relevance.totals import fitted
-from captum_transformer.trace.kinds import Role
+from captum_transformer.trace.kinds import CONVOLUTIONS, Role
 from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operand, Operation
@@ -48,11 +48,19 @@ def product(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE)
     if alone.traced():
         of_product = _multiplied(alone, parts[1])
     received = {id(o): s for (o, _), s in zip(alone.traced(), of_product, strict=True)}
-    received[id(addend)] = fitted(parts[0], addend)
+    received[id(addend)] = _of_addend(operation, parts[0], addend)
     taken = {Reason.EPSILON: added_up([lost, of_product.taken.get(Reason.EPSILON, lost * 0)])}
     if addend.value is None:
         taken[Reason.ADDED] = sums[0]
     return Shares((received[id(o)] for o, _ in operation.traced()), of_product.taken | taken)
+
+
+def _of_addend(operation: Operation, share: Tensor, addend: Operand) -> Tensor:
+    """Sums over what the addend was broadcast to: in convolutions it has one entry a channel."""
+    if operation.kind not in CONVOLUTIONS:
+        return fitted(share, addend)
+    channels = share.ndim - len(operation.argument("weight").size) + 1
+    return share.sum([dim for dim in range(share.ndim) if dim != channels])
 
 
 def _multiplied(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE) -> Shares:
