@@ -10,8 +10,8 @@ from torch.autograd import forward_ad
 from captum_transformer.account import Reason
 from captum_transformer.errors import InvalidRuleError, UnsupportedOperationError
 from captum_transformer.rules.ledger import Audit, Ledger, balanced
+from captum_transformer.trace.dimensions import features_begin
 from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.lookups import features_begin, summed_over_features
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.views import views_of
@@ -234,7 +234,9 @@ def share_of_ids(operation: Operation, ids: Operand, of_features: Tensor) -> Ten
             "the features of an embedding are not its last dimensions",
             "Look the ids up as in `table[ids]`, and permute the result. ",
         )
-    return summed_over_features(ids, of_features)
+    ndim = len(ids.size)
+    rows = of_features.flatten(ndim).sum(-1) if of_features.ndim > ndim else of_features
+    return rows.sum_to_size(ids.size)
 
 
 def unsupported(

@@ -105,44 +105,53 @@ class Axis(NamedTuple):
         """One value per index of this axis, repeated over a tensor of the given shape."""
         return values.reshape(1, self.size, 1).expand(self).reshape(shape)
 
-    @lru_cache(maxsize=4096)  # noqa: B019
     def in_view(self, view: View) -> "Axis | None":
-        """The axis in a view of a contiguous tensor, read off the view's strides."""
-        end = self.inner * self.size
-        for dim, (length, stride) in enumerate(zip(view.shape, view.stride, strict=True)):
-            covers = stride * length == end and 0 < stride <= self.inner
-            if covers and length % self.size == 0:
-                return Axis.of(view.shape, dim, self.size)
-        whole = view.is_contiguous() and view.numel() == self.outer * end
-        return self if whole else None
+        """The axis in a view of a contiguous tensor; None if not all of it is there, or apart."""
+        found = self.seen_in(view)
+        return found[1] if found is not None and found[1].size == self.size else None
 
-    def part_in_view(self, view: View) -> "Axis | None":
-        """The dimension of a view that is the axis, or a slice of it.
+    @lru_cache(maxsize=4096)  # noqa: B019
+    def seen_in(self, view: View) -> "tuple[int, Axis] | None":
+        """Its first index in a view of a contiguous tensor, and where that and the next ones lie.
+
+        None if indices do not follow each other there, or are not apart.
 
         >>> import torch
         >>> keys = Axis.of((2, 5, 8), dim=2)
-        >>> keys.part_in_view(View.of(torch.empty(2, 5, 8)[..., :-1])) == Axis.of((2, 5, 7), dim=2)
+        >>> keys.seen_in(View.of(torch.empty(2, 5, 8)[..., ::2])) is None
         True
+        >>> start, rest = keys.seen_in(View.of(torch.empty(2, 5, 8)[..., 1:]))
+        >>> start, rest == Axis.of((2, 5, 7), dim=2)
+        (1, True)
         """
-        whole = self.in_view(view)
-        if whole is not None or view.numel() >= self.outer * self.size * self.inner:
-            return whole
+        if self.size == 1:
+            return 0, Axis(1, 1, view.numel())
+        if not view.numel():
+            return None  # nothing is left of it, as of features behind those that are rotated
+        end = self.inner * self.size
+        if view.is_contiguous() and view.offset == 0 and view.numel() == self.outer * end:
+            return 0, self
+        along, step, within = None, self.inner, view.offset % self.inner
         for dim, (length, stride) in enumerate(zip(view.shape, view.stride, strict=True)):
-            if stride == self.inner and 1 < length < self.size:
-                return Axis.of(view.shape, dim)
-        return None
-
-    @lru_cache(maxsize=4096)  # noqa: B019
-    def kept(self, before: tuple[int, ...], after: tuple[int, ...]) -> "Axis | None":
-        """The axis after an operation that keeps the dimensions up to and including its own."""
-        dim = self.dim(before)
-        if dim is None:
+            if length == 1 or stride % end == 0:
+                continue
+            if along is None and stride <= self.inner < stride * length and not self.inner % stride:
+                along, step = dim, stride
+            else:
+                within += stride * (length - 1)
+        start = view.offset // self.inner % self.size
+        if within >= step:
             return None
-        if len(before) == len(after) and before[dim] == after[dim]:
-            return Axis.of(after, dim, self.size)
-        if tuple(before[: dim + 1]) == tuple(after[: dim + 1]):
-            return Axis.of(after, dim, self.size)
-        return None
+        if along is None:
+            return start, Axis(1, 1, view.numel())
+        per_index = self.inner // step
+        count, rest = divmod(view.shape[along], per_index)
+        # Some of the indices, or all of them once or several times over.
+        size = self.size if start == 0 and count % self.size == 0 else count
+        if rest or start + size > self.size:
+            return None
+        inner = per_index * math.prod(view.shape[along + 1 :])
+        return start, Axis(view.numel() // size // inner, size, inner)
 
 
 @lru_cache(maxsize=4096)
@@ -168,3 +177,51 @@ def pieces_in_view(axes: tuple[Axis, ...], view: View) -> tuple[Axis, ...]:
         for dim, (length, stride) in enumerate(zip(view.shape, view.stride, strict=True))
         if length > 1 and any(low <= stride and stride * length <= high for low, high in spans)
     )
+
+
+class Part(NamedTuple):
+    """An axis as a part of a dimension.
+
+    Attributes:
+        dim: the dimension.
+        outer: how often all of the axis' indices follow each other in it.
+        size: how many indices there are.
+        inner: how many entries of the dimension follow each other for each of them.
+    """
+
+    dim: int
+    outer: int
+    size: int
+    inner: int
+
+    def of(self, shape: tuple[int, ...], dim: int) -> Axis:
+        """The same part of a dimension of another tensor."""
+        whole = Axis.of(shape, dim)
+        return Axis(whole.outer * self.outer, self.size, whole.inner * self.inner)
+
+
+@lru_cache(maxsize=4096)
+def dimension_of(axis: Axis, shape: tuple[int, ...]) -> Part | None:
+    """The dimension of a tensor that an axis is a part of; None if it runs over several.
+
+    >>> dimension_of(Axis(outer=2, size=3, inner=8), (6, 8))
+    Part(dim=0, outer=2, size=3, inner=1)
+    """
+    for dim, length in enumerate(shape):
+        step = math.prod(shape[dim + 1 :])
+        inner, outer = axis.inner // step if step else 0, length // axis.size
+        inside = step * inner == axis.inner > 0 and length % (axis.size * inner) == 0
+        if length > 1 and inside:
+            return Part(dim, outer // inner, axis.size, inner)
+    return None
+
+
+@lru_cache(maxsize=4096)
+def runs_along(axis: Axis, shape: tuple[int, ...], dim: int) -> bool:
+    """Whether entries along a dimension belong to more than one index of an axis.
+
+    >>> [runs_along(Axis.of((6, 4), dim=0, size=2), (6, 4), dim) for dim in (0, 1)]
+    [True, False]
+    """
+    step = math.prod(shape[dim + 1 :])
+    return shape[dim] > 1 and step < axis.inner * axis.size and step * shape[dim] > axis.inner

@@ -54,97 +54,15 @@ class Batch(NamedTuple):
         >>> batch.in_view(View.of(torch.empty(3, 4).diagonal())) is None
         True
         """
-        return _in_view(self, view)
+        found = self.axis.seen_in(view)
+        return None if found is None else placed(self, found[1], found[0])
 
 
 # The layers of a model ask the same of the same shapes, so answers are kept.
 @lru_cache(maxsize=4096)
-def placed(batch: Batch, axis: Axis) -> Batch:
-    """The same samples, somewhere else."""
-    return Batch(batch.first, axis, batch.of)
-
-
-@lru_cache(maxsize=4096)
-def _in_view(batch: Batch, view: View) -> Batch | None:
-    found = _found_in_view(batch.axis, view)
-    return None if found is None else Batch(batch.first + found[0], found[1], batch.of)
-
-
-def _found_in_view(axis: Axis, view: View) -> tuple[int, Axis] | None:
-    """The first index of an axis in a view, and where it and those that follow lie."""
-    if axis.size == 1:
-        return 0, Axis(1, 1, view.numel())
-    if not view.numel():
-        return None  # nothing is left of it, as of features behind those that are rotated
-    end = axis.inner * axis.size
-    if view.is_contiguous() and view.offset == 0 and view.numel() == axis.outer * end:
-        return 0, axis
-    along, step, within = None, axis.inner, view.offset % axis.inner
-    for dim, (length, stride) in enumerate(zip(view.shape, view.stride, strict=True)):
-        if length == 1 or stride % end == 0:
-            continue
-        if along is None and stride <= axis.inner < stride * length and not axis.inner % stride:
-            along, step = dim, stride
-        else:
-            within += stride * (length - 1)
-    start = view.offset // axis.inner % axis.size
-    if within >= step:
-        return None
-    if along is None:
-        return start, Axis(1, 1, view.numel())
-    per_index = axis.inner // step
-    count, rest = divmod(view.shape[along], per_index)
-    # Some of the indices, or all of them once or several times over.
-    size = axis.size if start == 0 and count % axis.size == 0 else count
-    if rest or start + size > axis.size:
-        return None
-    inner = per_index * prod(view.shape[along + 1 :])
-    return start, Axis(view.numel() // size // inner, size, inner)
-
-
-class Whole(NamedTuple):
-    """The dimension that an axis is a part of.
-
-    Attributes:
-        axis: the dimension.
-        outer: how often all of the part's indices follow each other in it.
-        inner: how many entries of it follow each other for each of them.
-    """
-
-    axis: Axis
-    outer: int
-    inner: int
-
-    def part(self, whole: Axis | None, size: int) -> Axis | None:
-        """The part of the dimension where that lies in another tensor."""
-        return whole and Axis(whole.outer * self.outer, size, whole.inner * self.inner)
-
-
-@lru_cache(maxsize=4096)
-def dimension_of(axis: Axis, shape: tuple[int, ...]) -> Whole | None:
-    """The dimension of a tensor that an axis is a part of; None if it runs over several.
-
-    >>> dimension_of(Axis(outer=2, size=3, inner=8), (6, 8))
-    Whole(axis=Axis(outer=1, size=6, inner=8), outer=2, inner=1)
-    """
-    for dim, length in enumerate(shape):
-        step = prod(shape[dim + 1 :])
-        inner, outer = axis.inner // step if step else 0, length // axis.size
-        inside = step * inner == axis.inner > 0 and length % (axis.size * inner) == 0
-        if length > 1 and inside:
-            return Whole(Axis.of(shape, dim), outer // inner, inner)
-    return None
-
-
-@lru_cache(maxsize=4096)
-def runs_along(axis: Axis, shape: tuple[int, ...], dim: int) -> bool:
-    """Whether entries along a dimension belong to more than one index of an axis.
-
-    >>> [runs_along(Axis.of((6, 4), dim=0, size=2), (6, 4), dim) for dim in (0, 1)]
-    [True, False]
-    """
-    step = prod(shape[dim + 1 :])
-    return shape[dim] > 1 and step < axis.inner * axis.size and step * shape[dim] > axis.inner
+def placed(batch: Batch, axis: Axis, skipped: int = 0) -> Batch:
+    """Where the same samples lie somewhere else, without the first ones of them."""
+    return Batch(batch.first + skipped, axis, batch.of)
 
 
 def located(numbers: Tensor, constant: Tensor, of: int) -> Batch | None:

@@ -5,8 +5,8 @@
 arguments; none asks for what a model happened to write. What the table lacks is refused by all
 passes.
 
-A line of the table is ``name(argument other/alias *rest)``, see `entry_of`. Arguments that only
-torch reads are left out at the end. What torch has by several names that say so, such as
+A line of the table is ``name(argument other/alias *rest @dimensions)``, see `entry_of`. Arguments
+that only torch reads are left out at the end. What torch has by several names that say so, such as
 ``expand_copy`` and ``special.softmax``, has one line.
 """
 
@@ -40,47 +40,48 @@ TABLE: dict[Kind, str] = {
     """,
     Kind.MOVE: """
         reshape(input *shape) view(input *shape/size/dtype) permute(input *dims)
-        transpose(input dim0 dim1) t(input) T(input) mT(input) H(input) mH(input)
-        adjoint(input) numpy_T(input) swapaxes(input dim0/axis0 dim1/axis1)
-        swapdims(input dim0 dim1) movedim(input source_dim/source destination)
-        moveaxis(input source_dim/source destination) flatten(input start_dim end_dim)
-        unflatten(input dim sizes) squeeze(input *dim) unsqueeze(input dim)
-        expand(input *shape/size) broadcast_to(input shape/size) repeat(input *repeats)
-        tile(input *repeats/dims) repeat_interleave(input repeats dim)
-        chunk(input chunks dim) split(input sizes/split_size/split_sizes/split_size_or_sections dim)
+        transpose(input dim0 dim1) t(input) T(input) mT(input) H(input) mH(input) adjoint(input)
+        numpy_T(input) swapaxes(input dim0/axis0 dim1/axis1) swapdims(input dim0 dim1)
+        movedim(input source_dim/source destination) moveaxis(input source_dim/source destination)
+        flatten(input start_dim end_dim) unflatten(input dim sizes) squeeze(input *dim)
+        unsqueeze(input dim) expand(input *shape/size) broadcast_to(input shape/size)
+        repeat(input *repeats @:0) tile(input *repeats/dims @:0)
+        repeat_interleave(input repeats dim @:) chunk(input chunks dim)
+        split(input sizes/split_size/split_sizes/split_size_or_sections dim)
         split_with_sizes(input sizes/split_sizes dim) ravel(input)
         tensor_split(input sizes/sections/indices/indices_or_sections/tensor_indices_or_sections
             dim)
         hsplit(input sizes/sections/indices/indices_or_sections)
         vsplit(input sizes/sections/indices/indices_or_sections)
-        dsplit(input sizes/sections/indices/indices_or_sections)
-        unbind(input dim) getitem(input brackets/idx/key) select(input dim at/index) iter(input)
+        dsplit(input sizes/sections/indices/indices_or_sections) unbind(input dim)
+        getitem(input brackets/idx/key) select(input dim at/index) iter(input)
         narrow(input dim start length) narrow_copy(input dim start length)
-        index_select(input dim index) take_along_dim(input index dim) gather(input dim index)
-        take(input index) roll(input shifts dims) flip(input *dims) fliplr(input) flipud(input)
-        rot90(input k dims) reversed(input)
-        masked_fill(input mask value) where(mask/condition input other) setitem(input index source)
-        index_copy(input dim index source) index_fill(input dim index value)
-        masked_select(input mask) masked_scatter(input mask source)
-        as_strided(input shape/size stride offset/storage_offset)
+        index_select(input dim index @:) take_along_dim(input index dim @:)
+        gather(input dim index @:) take(input index) roll(input shifts dim/dims @:)
+        flip(input *dim/dims @:) fliplr(input @1:2) flipud(input @:1) rot90(input k dims)
+        reversed(input @:1) masked_fill(input mask value @:0) where(mask/condition input other @:0)
+        setitem(input brackets/index source) index_copy(input dim index source @:)
+        index_fill(input dim index value @:) masked_select(input mask)
+        masked_scatter(input mask source) as_strided(input shape/size stride offset/storage_offset)
         as_strided_scatter(input source shape/size stride offset/storage_offset)
         unfold(input dimension size step) im2col(input kernel_size)
         pixel_shuffle(input upscale_factor) pixel_unshuffle(input downscale_factor)
-        channel_shuffle(input groups) native_channel_shuffle(input groups)
-        tril(input diagonal) triu(input diagonal) diagonal(input offset dim1 dim2)
-        diag(input diagonal) diag_embed(input offset dim1 dim2) diagflat(input offset)
+        channel_shuffle(input groups) native_channel_shuffle(input groups) tril(input diagonal @:0)
+        triu(input diagonal @:0) diagonal(input offset dim1 dim2) diag(input diagonal)
+        diag_embed(input offset dim1 dim2) diagflat(input offset)
         linalg_diagonal(input/A offset dim1 dim2) block_diag(*tensors) combinations(input r)
-        cartesian_prod(*tensors) copy(input source) select_scatter(input source dim at/index)
+        cartesian_prod(*tensors) copy(input source @:0) select_scatter(input source dim at/index)
         slice_scatter(input source dim start end step) diagonal_scatter(input source offset)
-        fft_fftshift(input dim) fft_ifftshift(input dim) resize(input *shape/size) fill(input value)
-        fill_diagonal(input value) vander(input/x) unravel_index(index shape)
-        slice(input dim start end step) put(input index source accumulate)
-        index_put(input index source/values accumulate) scatter(input dim index source reduce)
+        fft_fftshift(input dim) fft_ifftshift(input dim) resize(input *shape/size)
+        fill(input value @:0) fill_diagonal(input value @:0) vander(input/x)
+        unravel_index(index shape) slice(input dim start end step)
+        put(input index source accumulate) index_put(input index source/values accumulate)
+        scatter(input dim index source reduce @:)
     """,
-    Kind.CONCATENATE: "cat(tensors dim) concat(tensors dim) concatenate(tensors dim)",
-    Kind.STACK: "stack(tensors dim)",
+    Kind.CONCATENATE: "cat(tensors dim @:1) concat(tensors dim @:1) concatenate(tensors dim @:1)",
+    Kind.STACK: "stack(tensors dim @:1)",
     Kind.PAD: "pad(input pad mode value) constant_pad_nd(input pad value)",
-    Kind.AS_COMPLEX: "view_as_complex(input)",
+    Kind.AS_COMPLEX: "view_as_complex(input @-1:)",
     Kind.AS_REAL: "view_as_real(input)",
     Kind.COPY: """
         clone(input) contiguous(input) alias(input) detach(input)
@@ -180,42 +181,47 @@ TABLE: dict[Kind, str] = {
         scatter_reduce(input dim index source reduce)
     """,
     Kind.POOL: """
-        avg_pool1d(input kernel_size) avg_pool2d(input kernel_size) avg_pool3d(input kernel_size)
-        adaptive_avg_pool1d(input output_size) adaptive_avg_pool2d(input output_size)
-        adaptive_avg_pool3d(input output_size) interpolate(input size) upsample(input size)
-        cumsum(input dim) fold(input output_size) col2im(input output_size)
-        sum_to_size(input *shape/size) upsample_nearest(input size) upsample_bilinear(input size)
+        avg_pool1d(input kernel_size @-1:) avg_pool2d(input kernel_size @-2:)
+        avg_pool3d(input kernel_size @-3:) adaptive_avg_pool1d(input output_size @-1:)
+        adaptive_avg_pool2d(input output_size @-2:) adaptive_avg_pool3d(input output_size @-3:)
+        interpolate(input size @2:) upsample(input size @2:) cumsum(input dim)
+        fold(input output_size @-2:) col2im(input output_size @-2:) sum_to_size(input *shape/size)
+        upsample_nearest(input size @2:) upsample_bilinear(input size @2:)
     """,
     Kind.MAXIMUM: """
-        max_pool1d(input kernel_size) max_pool2d(input kernel_size) max_pool3d(input kernel_size)
-        max_pool1d_with_indices(input kernel_size) max_pool2d_with_indices(input kernel_size)
-        max_pool3d_with_indices(input kernel_size) boolean_dispatch(input)
-        adaptive_max_pool1d(input output_size) adaptive_max_pool2d(input output_size)
-        adaptive_max_pool3d(input output_size) adaptive_max_pool1d_with_indices(input output_size)
-        adaptive_max_pool2d_with_indices(input output_size)
-        adaptive_max_pool3d_with_indices(input output_size)
-        fractional_max_pool2d(input kernel_size) fractional_max_pool3d(input kernel_size)
-        fractional_max_pool2d_with_indices(input) fractional_max_pool3d_with_indices(input)
-        amax(input dim keepdim) amin(input dim keepdim) aminmax(input dim)
-        max(input dim keepdim) min(input dim keepdim)
-        maximum(input other) minimum(input other) fmax(input other) fmin(input other)
+        max_pool1d(input kernel_size @-1:) max_pool2d(input kernel_size @-2:)
+        max_pool3d(input kernel_size @-3:) max_pool1d_with_indices(input kernel_size @-1:)
+        max_pool2d_with_indices(input kernel_size @-2:)
+        max_pool3d_with_indices(input kernel_size @-3:) boolean_dispatch(input @-3:)
+        adaptive_max_pool1d(input output_size @-1:) adaptive_max_pool2d(input output_size @-2:)
+        adaptive_max_pool3d(input output_size @-3:)
+        adaptive_max_pool1d_with_indices(input output_size @-1:)
+        adaptive_max_pool2d_with_indices(input output_size @-2:)
+        adaptive_max_pool3d_with_indices(input output_size @-3:)
+        fractional_max_pool2d(input kernel_size @-2:) fractional_max_pool3d(input kernel_size @-3:)
+        fractional_max_pool2d_with_indices(input @-2:)
+        fractional_max_pool3d_with_indices(input @-3:) amax(input dim keepdim)
+        amin(input dim keepdim) aminmax(input dim) max(input dim keepdim) min(input dim keepdim)
+        maximum(input other @:0) minimum(input other @:0) fmax(input other @:0)
+        fmin(input other @:0)
     """,
     Kind.CHOICE: """
-        topk(input k dim) sort(input dim) msort(input) kthvalue(input k dim)
-        median(input dim) nanmedian(input dim) mode(input dim) cummax(input dim) cummin(input dim)
+        topk(input k dim @-1:) sort(input dim @-1:) msort(input @:1) kthvalue(input k dim @-1:)
+        median(input dim) nanmedian(input dim) mode(input dim @-1:) cummax(input dim)
+        cummin(input dim)
     """,
-    Kind.SAMPLE: "grid_sample(input grid) grid_sampler(input grid)",
+    Kind.SAMPLE: "grid_sample(input grid @1:) grid_sampler(input grid @1:)",
     Kind.TRANSFORM: """
-        fft_fft(input n dim) fft_fft2(input s dim) fft_fftn(input s dim) fft_ifft(input n dim)
-        fft_ifft2(input s dim) fft_ifftn(input s dim) fft_rfft(input n dim) fft_rfft2(input s dim)
-        fft_rfftn(input s dim) fft_irfft(input n dim) fft_irfft2(input s dim)
-        fft_irfftn(input s dim)
+        fft_fft(input n dim @-1:) fft_fft2(input s dim @-2:) fft_fftn(input s dim)
+        fft_ifft(input n dim @-1:) fft_ifft2(input s dim @-2:) fft_ifftn(input s dim)
+        fft_rfft(input n dim @-1:) fft_rfft2(input s dim @-2:) fft_rfftn(input s dim)
+        fft_irfft(input n dim @-1:) fft_irfft2(input s dim @-2:) fft_irfftn(input s dim)
     """,
     Kind.DISTANCE: """
         norm(input p dim keepdim) linalg_norm(input ord dim keepdim)
-        linalg_vector_norm(input ord dim keepdim) linalg_matrix_norm(input ord dim keepdim)
+        linalg_vector_norm(input ord dim keepdim) linalg_matrix_norm(input ord dim keepdim @-2:)
         frobenius_norm(input dim keepdim) norm_except_dim(input/v pow dim) dist(input other p)
-        cdist(input/x1 other/x2 p) pairwise_distance(input/x1 other/x2 p eps keepdim)
+        cdist(input/x1 columns/x2 p) pairwise_distance(input/x1 other/x2 p eps keepdim @-1:)
     """,
     Kind.DERIVED: """
         cumprod(input dim) prod(input dim) var(input dim) std(input dim) var_mean(input dim)
@@ -224,9 +230,9 @@ TABLE: dict[Kind, str] = {
     """,
     Kind.SMOOTH_MAXIMUM: """
         logsumexp(input dim keepdim) logcumsumexp(input dim)
-        logaddexp(input other) logaddexp2(input other)
+        logaddexp(input other @:0) logaddexp2(input other @:0)
     """,
-    Kind.SOLVE: "linalg_solve_triangular(input other/B) linalg_solve(input/A other/B)",
+    Kind.SOLVE: "linalg_solve_triangular(input other/B @-2:) linalg_solve(input/A other/B @-2:)",
     Kind.DATA: "data(input) set_data(input source) register_hook(input hook)",
 }
 

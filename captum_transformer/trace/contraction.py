@@ -39,6 +39,10 @@ class Contraction(NamedTuple):
         """The dimensions of a factor that are summed over."""
         return _missing(self.of(operand), self.output)
 
+    def made(self, operand: "Operand") -> list[int]:
+        """The dimensions of the output that a factor does not have."""
+        return _missing(self.output, self.of(operand))
+
     def moved(self, operand: "Operand", dim: int) -> int | None:
         """Where a dimension of a factor is in the output; None if it is summed over."""
         place = self.output.find(self.of(operand)[dim])

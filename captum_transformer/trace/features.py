@@ -8,15 +8,16 @@ mixes them, and then it is known of all that was made of the input before. Until
 from collections.abc import Iterator, Sequence
 
 from captum_transformer.trace.axis import Axis, View, pieces_in_view
-from captum_transformer.trace.dimensions import carried
+from captum_transformer.trace.dimensions import features_begin, image, passage
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind, Role
-from captum_transformer.trace.lookups import features_begin
 from captum_transformer.trace.operation import Features, Operand, Operation, Value
 from captum_transformer.trace.probabilities import scores_of
-from captum_transformer.trace.views import views_of
+from captum_transformer.trace.views import view_of
 
 # Where these meet, features lie beside features.
 _ALIGNED = (BY_ENTRY - {Kind.MUL, Kind.DIV}) | {Kind.CONCATENATE, Kind.STACK}
+# Features may be joined by others, or be chosen from, and are features still.
+_RESIZES = frozenset({Kind.CONCATENATE, Kind.PAD, Kind.CHOICE})
 
 
 def place_features(operation: Operation, output: Value, view: View | None) -> None:
@@ -32,11 +33,11 @@ def place_features(operation: Operation, output: Value, view: View | None) -> No
         if output.features is not None:
             return
     # What attends has a head's features of its values, and the heads of its probabilities.
-    several = operation.kind is Kind.PRODUCT
+    several = operation.kind in (Kind.PRODUCT, Kind.ATTENTION)
     for operand, source in traced:
         if source.features is not None and (several or not output.features):
             after = _after(operation, operand, source.features, output, view)
-            if after is not None:
+            if after or operation.kind not in MOVES or not source.features:
                 output.features = tuple(dict.fromkeys((*(output.features or ()), *after)))
 
 
@@ -46,25 +47,22 @@ def _after(
     features: Sequence[Axis],
     output: Value,
     view: View | None,
-) -> Features:
-    """The features of an output that are those of an operand; None if they can't be followed."""
+) -> tuple[Axis, ...]:
+    """The features of an output that are those of an operand."""
     if view is not None:
-        after = pieces_in_view(tuple(features), view)
-    else:
-        kept = (_image(operation, operand, axis, output) for axis in features)
-        after = tuple(axis for axis in kept if axis is not None)
-    return None if features and not after and operation.kind in MOVES else after
+        return pieces_in_view(tuple(features), view)
+    kept = (_image(operation, operand, axis, output) for axis in features)
+    return tuple(axis for axis in kept if axis is not None)
 
 
 def _image(operation: Operation, operand: Operand, axis: Axis, output: Value) -> Axis | None:
-    """A feature axis after an operation; features may be joined by others, or chosen from."""
-    dim = axis.dim(operand.size)
-    joined = operation.kind is Kind.CONCATENATE and dim == operation.dim(len(operand.size), 0)
-    same = len(operand.size) == len(output.shape)
-    chosen = same and dim is not None and dim == _chosen_along(operation)
-    if dim is not None and (joined or chosen) and axis.size == operand.size[dim]:
-        return Axis.of(output.shape, dim)
-    return carried(operation, operand, axis, output, None)
+    """A feature axis after an operation."""
+    dim = axis.dim(operand.size) if operation.kind in _RESIZES else None
+    if dim is not None and axis.size == operand.size[dim]:
+        to, mixed = passage(operation, operand, len(output.shape))
+        if dim in mixed and (place := to[dim]) is not None:
+            return Axis.of(output.shape, place)
+    return image(operation, operand, axis, output, None)
 
 
 def _new_features(operation: Operation, output: Value) -> tuple[Axis, ...] | None:
@@ -74,15 +72,13 @@ def _new_features(operation: Operation, output: Value) -> tuple[Axis, ...] | Non
         return tuple(Axis.of(output.shape, dim) for dim in range(begin, ndim))
     if operation.kind in CONVOLUTIONS:
         return (Axis.of(output.shape, ndim - len(operation.argument("weight").size) + 1),)
-    if operation.kind is Kind.ATTENTION and not operation.traced():
+    if operation.kind is Kind.ATTENTION and operation.argument("value").value is None:
         return (Axis.of(output.shape, ndim - 1),)
     product = operation.contraction()
     if product is None or not is_linear_layer(operation):
         return None
     ((operand, _),) = operation.traced()
-    own = product.of(operand)
-    new = [dim for dim, letter in enumerate(product.output) if letter not in own]
-    return tuple(Axis.of(output.shape, dim) for dim in new)
+    return tuple(Axis.of(output.shape, dim) for dim in product.made(operand))
 
 
 def is_linear_layer(operation: Operation) -> bool:
@@ -131,12 +127,11 @@ def learn_features(operation: Operation) -> list[Value]:
             found.append(value)
             made = value.operation
             if made is not None:
-                view = _view(made, value)
                 pending += [
                     (source, before)
                     for operand, source in made.traced()
                     if source.features is None
-                    and (before := _before(made, operand, source, value, view)) is not None
+                    and (before := _before(made, operand, source, value)) is not None
                 ]
     return found
 
@@ -151,7 +146,7 @@ def _told(operation: Operation) -> Iterator[tuple[Value, tuple[Axis, ...]]]:
     output = operation.outputs[0]
     if operation.kind in _ALIGNED and output is not None and output.features is not None:
         for operand, value in operation.traced():
-            before = _before(operation, operand, value, output, None)
+            before = _before(operation, operand, value, output)
             if before is not None:
                 yield value, before
     if operation.pattern is not None and operation.kind is Kind.PRODUCT:
@@ -180,54 +175,35 @@ def _mixed(operation: Operation, operand: Operand) -> list[int]:
     product = operation.contraction()
     if product is None:
         return []
-    if operation.pattern is not None:
-        weights = operation.operands[operation.pattern.weights]
-        return [] if operand is weights else _of_values(operation)
-    return product.summed(operand) if is_linear_layer(operation) else []
-
-
-def _of_values(operation: Operation) -> list[int]:
-    """The dimension of features of the values that attention probabilities are multiplied with."""
     pattern = operation.pattern
     if pattern is None:
-        return []
-    if pattern.value_order is None:
-        return [len(operation.operands[1 - pattern.weights].size) - 1]
-    return [] if pattern.value_order[-1] is None else [pattern.value_order[-1]]
+        return product.summed(operand) if is_linear_layer(operation) else []
+    # Of what probabilities are multiplied with, these are the values' features.
+    last = ndim - 1 if pattern.value_order is None else pattern.value_order[-1]
+    is_value = operand is operation.operands[1 - pattern.weights]
+    return [last] if is_value and last is not None else []
 
 
-def _view(operation: Operation, output: Value) -> View | None:
-    views = views_of(operation) if operation.kind in MOVES else None
-    return None if views is None else views[operation.outputs.index(output)]
-
-
-def _before(
-    operation: Operation, operand: Operand, source: Value, output: Value, view: View | None
-) -> Features:
+def _before(operation: Operation, operand: Operand, source: Value, output: Value) -> Features:
     """Where features of an output lie in an operand; None if they are part of a dimension there."""
-    features = _longer(output.features)
+    features, view = _longer(output.features), view_of(operation, output)
     if not features and not (operation.kind in MOVES or operation.kind in BY_ENTRY):
         return None
     product = operation.contraction()
-    if product is not None and len(operation.traced()) == 1:
-        own = product.of(operand)
-        new = {dim for dim, letter in enumerate(product.output) if letter not in own}
-        if {axis.dim(output.shape) for axis in features} & new:
-            return tuple(Axis.of(source.shape, dim) for dim in product.summed(operand))
+    dims = {axis.dim(output.shape) for axis in features}
+    alone = len(operation.traced()) == 1
+    if product is not None and alone and dims & set(product.made(operand)):
+        return tuple(Axis.of(source.shape, dim) for dim in product.summed(operand))
     found: list[Axis] = []
     for dim, length in enumerate(source.shape):
-        axis = Axis.of(source.shape, dim) if length > 1 else None
-        if axis is None:
-            continue
-        if view is not None:
-            after = set(pieces_in_view((axis,), view))
-        else:
-            after = {image for image in [_image(operation, operand, axis, output)] if image}
-        if after & features:
-            if not after <= features:
-                return None
-            found.append(axis)
-            features -= after
+        if length > 1:
+            axis = Axis.of(source.shape, dim)
+            after = set(_after(operation, operand, (axis,), output, view))
+            if after & features:
+                if not after <= features:
+                    return None
+                found.append(axis)
+                features -= after
     broadcast = operation.kind in BY_ENTRY and source.shape != output.shape
     return tuple(found) if not features or broadcast else None
 
@@ -236,7 +212,7 @@ def keeps_features(operation: Operation, output: Value) -> bool:
     """Whether an operation that rearranges leaves the features of a token what they were."""
     if operation.kind not in MOVES:
         return True
-    view = _view(operation, output)
+    view = view_of(operation, output)
     return any(
         source.features is not None
         and _longer(_after(operation, operand, source.features, output, view))
@@ -267,18 +243,10 @@ def sums_over_features(operation: Operation) -> bool:
 
 def chooses_features(operation: Operation) -> bool:
     """Whether it picks the largest of each token's last features, as of a router's experts."""
-    along = _chosen_along(operation)
-    if along is None:
+    if operation.kind is not Kind.CHOICE:
         return False
     ((_, value),) = operation.traced()
-    output = operation.outputs[0]
-    if output is None or len(output.shape) < len(value.shape):
+    output, last = operation.outputs[0], len(value.shape) - 1
+    if output is None or len(output.shape) <= last or operation.dim(last + 1) != last:
         return False
-    return along == len(value.shape) - 1 and Axis.of(value.shape, along) in (value.features or ())
-
-
-def _chosen_along(operation: Operation) -> int | None:
-    """The dimension along which an operation picks entries by their size, if it does."""
-    if operation.kind is not Kind.CHOICE:
-        return None
-    return operation.dim(len(operation.operands[0].size), -1)
+    return Axis.of(value.shape, last) in (value.features or ())

@@ -256,8 +256,8 @@ def traced_forward(
         entered = tuple(_enter(tensor) for tensor in inputs)
         values = tuple(trace.enter_input(tensor) for tensor in entered)
         for value in values:
-            value.samples = Axis.of(value.shape, 0, arguments.samples)
-            value.batch = Batch(0, value.samples, arguments.samples)
+            axis = Axis.of(value.shape, 0, arguments.samples)
+            value.batch = Batch(0, axis, arguments.samples)
         edges = tuple(get_gradient_edge(t) if t.requires_grad else None for t in entered)
         again = partial(traced_forward, forward_func, arguments)
         forward = TracedForward(trace, inputs, values, edges, arguments.names(forward_func), again)

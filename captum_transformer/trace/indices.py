@@ -55,8 +55,24 @@ def _position(part: Any) -> Any:
     return part
 
 
-def moved_dims(index: Any, ndim: int) -> list[int | None]:
-    """Where an index leaves each dimension of a tensor; None for those that it picks along.
+class Picked(NamedTuple):
+    """How what an index picks lies over the dimensions of the tensor.
+
+    Attributes:
+        to: where each dimension is left; None for those that are picked along.
+        ndim: how many dimensions there are in the end.
+        front: where the dimensions stand of what tensors pick.
+        new: how many these are.
+    """
+
+    to: tuple[int | None, ...]
+    ndim: int
+    front: int
+    new: int
+
+
+def picked(index: Any, ndim: int) -> Picked:
+    """Where an index leaves each dimension of a tensor.
 
     Tensors in an index pick along all their dimensions at once. What they pick stands where they
     stand, if they stand side by side, and in front otherwise.
@@ -65,40 +81,31 @@ def moved_dims(index: Any, ndim: int) -> list[int | None]:
         index: as `with_tensors` makes it; the tensors' types and shapes are all that counts.
         ndim: how many dimensions are indexed.
 
-    >>> moved_dims((torch.tensor([0, 1]), torch.tensor([3, 2])), 3)
-    [None, None, 1]
-    >>> moved_dims((slice(None), None, torch.tensor([[0, 1]])), 3)
-    [0, None, 4]
+    >>> picked((torch.tensor([0, 1]), torch.tensor([3, 2])), 3).to
+    (None, None, 1)
+    >>> picked((slice(None), None, torch.tensor([[0, 1]])), 3)
+    Picked(to=(0, None, 4), ndim=5, front=2, new=2)
     """
-    parts = list(index) if isinstance(index, tuple) else [index]
+    parts = list(index) if isinstance(index, (tuple, list)) else [index]
     dots = next((n for n, part in enumerate(parts) if part is Ellipsis), len(parts))
     whole = [slice(None)] * (ndim - sum(map(_dims_of, parts)))
-    # What is left of the tensor before tensors pick from it: a dimension, None for a new one, or
-    # how many dimensions a tensor has in the place of those that it picks along.
-    left: list[int | _Picked | None] = []
-    dim = 0
+    # What is left of the tensor: its dimensions, and None for new ones.
+    kept: list[int | None] = []
+    at: list[int] = []
+    dim = new = 0
     for part in (*parts[:dots], *whole, *parts[dots + 1 :]):
         if part is None:
-            left.append(None)
+            kept.append(None)
         elif isinstance(part, slice):
-            left.append(dim)
+            kept.append(dim)
         elif not _is_number(part):
-            left.append(_Picked(1 if _is_mask(part) else len(part.shape)))
+            at.append(len(kept))
+            new = max(new, 1 if _is_mask(part) else len(part.shape))
         dim += _dims_of(part)
-    at = [n for n, slot in enumerate(left) if isinstance(slot, _Picked)]
-    kept = [slot for slot in left if not isinstance(slot, _Picked)]
-    if at:
-        side_by_side = at[-1] - at[0] < len(at)
-        new = max(slot.dims for slot in left if isinstance(slot, _Picked))
-        front = at[0] if side_by_side else 0
-        kept[front:front] = [None] * new
-    return [kept.index(source) if source in kept else None for source in range(ndim)]
-
-
-class _Picked(NamedTuple):
-    """Tensors that pick entries, and have so many dimensions."""
-
-    dims: int
+    front = at[0] if at and at[0] == at[-1] else 0
+    kept[front:front] = [None] * new
+    to = tuple(kept.index(source) if source in kept else None for source in range(ndim))
+    return Picked(to, len(kept), front, new)
 
 
 def _dims_of(part: Any) -> int:

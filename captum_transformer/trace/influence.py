@@ -27,7 +27,7 @@ def belongs_to_samples(value: Value) -> bool:
         InvalidTargetError: if it is certain that the scores are others.
     """
     batch = value.batch
-    if batch is None:
+    if batch is None or value.coupling is not None:
         return False
     scores = value.shape.numel()
     if batch.is_whole and batch.axis.size == scores:
@@ -85,7 +85,7 @@ def _points(forward: "TracedForward") -> list[tuple[Any, Batch]]:
     for edge, value in known:
         if edge is None:
             continue
-        if value.batch is None:
+        if value.batch is None or value.coupling is not None:
             raise MixedSamplesError(
                 "The model rearranges token ids of several samples before it looks them up"
                 f"{_through(value.coupling)}, so that what it looks up belongs to no sample by "

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 
 from captum_transformer.trace.axis import Axis, View
-from captum_transformer.trace.dimensions import carried
+from captum_transformer.trace.batch import placed
+from captum_transformer.trace.dimensions import image, source_of
 from captum_transformer.trace.features import learn_features, place_features
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.probabilities import is_weighted_signal
 from captum_transformer.trace.samples import place_samples
 from captum_transformer.trace.statistics import softmax_dim
-from captum_transformer.trace.views import views_of
+from captum_transformer.trace.views import view_of
 
 _MAY_BE_SOFTMAX = frozenset({Kind.SOFTMAX, Kind.DIV, Kind.MUL, Kind.ENTRYWISE})
 _SCALES = frozenset({Kind.MUL, Kind.DIV})
@@ -23,38 +24,31 @@ def lay_out(operations: Sequence[Operation]) -> None:
     are filled in as well.
     """
     operation, traced = operations[-1], operations[-1].traced()
-    views = _views(operation)
-    _place(operation, views)
+    _place(operation)
     for operand in operation.operands:
         source = operand.value or operand.tokens
-        if source is not None and (source.features is None or source.samples is None):
+        if source is not None and (source.features is None or source.batch is None):
             known = [*learn_features(operation), *_learn_samples(operation)]
             if known:
                 made = min(known, key=lambda value: value.index).operation
                 start = 0 if made is None else made.index + 1
                 for again in operations[start:]:
-                    _place(again, _views(again))
+                    _place(again)
             break
     first = operation.outputs[0]
     if first is not None and len(operation.outputs) == len(traced) == 1:
         ((_, value),) = traced
-        if _keeps_all(operation, first, value, views[0]):
+        if _keeps_all(operation, first, value):
             first.origin = value.origin
 
 
-def _views(operation: Operation) -> Sequence[View | None]:
-    """How the outputs lie over the one operand of a view operation; None where they don't."""
-    views = views_of(operation) if operation.kind in MOVES else None
-    return [None] * len(operation.outputs) if views is None else views
-
-
-def _place(operation: Operation, views: Sequence[View | None]) -> None:
+def _place(operation: Operation) -> None:
     """Fills in what follows from where samples and features lie in the operands."""
-    mixtures = _mixtures(operation)
-    for place, output in enumerate(operation.outputs):
+    mixtures, may_view = _mixtures(operation), operation.kind is Kind.MOVE
+    for output in operation.outputs:
         if output is not None:
-            view = views[place]
-            if output.samples is None:
+            view = view_of(operation, output) if may_view else None
+            if output.batch is None:
                 place_samples(operation, output, view)
             if output.features is None:
                 place_features(operation, output, view)
@@ -62,11 +56,16 @@ def _place(operation: Operation, views: Sequence[View | None]) -> None:
             output.mixtures = mixtures
 
 
-def _keeps_all(operation: Operation, output: Value, value: Value, view: View | None) -> bool:
+def _keeps_all(operation: Operation, output: Value, value: Value) -> bool:
     """Whether an operation keeps all entries of its operand, each once."""
-    if view is None:
-        return operation.kind is Kind.COPY
-    return output.shape.numel() == value.shape.numel() and view.order() is not None
+    if operation.kind is Kind.COPY:
+        return True
+    view = view_of(operation, output)
+    return (
+        view is not None
+        and output.shape.numel() == value.shape.numel()
+        and view.order() is not None
+    )
 
 
 def _mixtures(operation: Operation) -> int:
@@ -102,9 +101,10 @@ def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None
             kept: Axis | None = keys
         elif view is not None:
             # Without some of the keys, such as an attention sink, they are probabilities still.
-            kept = keys.part_in_view(view)
+            seen = keys.seen_in(view)
+            kept = None if seen is None or seen[1].size == 1 < keys.size else seen[1]
         else:
-            kept = carried(operation, operand, keys, output, None)
+            kept = image(operation, operand, keys, output, None)
         if kept is not None:
             # A softmax over a token's own features, such as experts, that are in one row with other
             # tokens' now, weights no keys.
@@ -145,10 +145,11 @@ def _learn_samples(operation: Operation) -> list[Value]:
     found = []
     while pending:
         operation, operand, source, output = pending.pop()
-        if source.samples is None and output.samples is not None:
-            source.samples = _before(operation, operand, source, output, output.samples)
-            made = source.operation
-            if source.samples is not None and made is not None:
+        batch, made = output.batch, source.operation
+        if source.batch is None and batch is not None and made is not None:
+            axis = _before(operation, operand, source, output, batch.axis)
+            if axis is not None:
+                source.batch = placed(batch, axis)
                 found.append(source)
                 pending += [(made, of, value, source) for of, value in made.traced()]
     return found
@@ -162,6 +163,4 @@ def _before(
         return Axis(1, 1, source.shape.numel())
     if operation.kind in BY_ENTRY and source.shape == output.shape:
         return goal
-    view = _views(operation)[operation.outputs.index(output)]
-    parts = Axis.parts(source.shape, goal.size)
-    return next((p for p in parts if carried(operation, operand, p, output, view) == goal), None)
+    return source_of(operation, operand, goal, output, view_of(operation, output))

@@ -33,9 +33,9 @@ class Value:
         holder: the tensor, as long as it lives.
         version: how often the tensor had been written into when it came to hold this value.
         operation: what produced it; None for an input.
-        samples: where the samples of the batch lie in it, if they are apart.
-        batch: which samples its entries belong to, and where, if it is certain.
-        coupling: where that was lost: the first operation that may not keep samples apart.
+        batch: which samples its entries belong to, and where.
+        coupling: where that was lost: the first operation that may not keep samples apart. What is
+            known behind it is true only if it does.
         features: where the features of its tokens lie in it, whole or split (into heads, say);
             None as long as that is unknown.
         ancestors: bit set of the values that it was made from.
@@ -48,7 +48,6 @@ class Value:
     """
 
     operation: "Operation | None" = None
-    samples: Axis | None = None
     batch: Batch | None = None
     coupling: "Operation | None" = None
     features: Features = None
@@ -78,6 +77,12 @@ class Value:
     def origin(self, value: "Value") -> None:
         # Not itself: what refers to itself would wait for the garbage collector.
         self._origin = value
+
+    @property
+    def samples(self) -> Axis | None:
+        """Where the samples of the batch lie in it, if all of them are there and apart."""
+        batch = self.batch
+        return batch.axis if batch is not None and batch.axis.size == batch.of else None
 
     @property
     def is_denominator(self) -> bool:
@@ -131,6 +136,11 @@ class Operand:
         known = tensor if value is None else value
         self.size, self.dtype, self.device = known.shape, known.dtype, known.device
         self.tokens: Value | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """The same as its size: it stands among indices, which are asked as tensors are."""
+        return self.size
 
     @property
     def given(self) -> Tensor:
@@ -217,12 +227,24 @@ class Operation:
         """What was given for an argument, by its canonical name."""
         return self.arguments.get(name, default)
 
-    def dim(self, ndim: int, default: int | None = None) -> int | None:
-        """The dimension that it works along, counted from the front; None if it names none."""
-        dim = self.arguments.get("dim", default)
-        if isinstance(dim, (tuple, list)) and len(dim) == 1:
-            (dim,) = dim
-        return dim % ndim if isinstance(dim, int) and ndim else None
+    def along(self, ndim: int) -> tuple[int, ...] | None:
+        """The dimensions that it works along, counted from the front; None if it does not tell."""
+        default = self.function.entry.along
+        if default is None:
+            return None
+        dims = self.arguments.get("dim")
+        if isinstance(dims, int) and not isinstance(dims, bool):
+            return (dims % ndim,) if ndim else ()
+        if isinstance(dims, (tuple, list)) and dims:
+            return tuple(sorted({dim % ndim for dim in dims})) if ndim else ()
+        if isinstance(dims, Operand):  # as in `torch.max(x, y)`
+            return ()
+        return tuple(range(ndim)[default])
+
+    def dim(self, ndim: int) -> int | None:
+        """The dimension that it works along; None if these are several or none."""
+        dims = self.along(ndim)
+        return dims[0] if dims is not None and len(dims) == 1 else None
 
     def traced(self) -> list[tuple[Operand, Value]]:
         """The operands that the inputs reach, each with its value."""

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.dimensions import passage
 from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operation, Value
 
-_ALONG_DIMENSIONS = frozenset({Kind.MEAN, Kind.SUM, Kind.MAXIMUM})
-_POOLING = _ALONG_DIMENSIONS | {Kind.POOL, Kind.PRODUCT}
+_POOLING = frozenset({Kind.MEAN, Kind.SUM, Kind.MAXIMUM, Kind.POOL, Kind.PRODUCT})
 
 
 def pools_tokens(operation: Operation) -> bool:
@@ -36,18 +36,10 @@ def samples_in(value: Value) -> tuple[Axis, slice] | None:
     return None if value.samples is None else (value.samples, slice(None))
 
 
-def _gone(operation: Operation) -> list[int]:
+def _gone(operation: Operation) -> tuple[int, ...]:
     """The dimensions of its one signal along which an operation makes one entry of several."""
-    ((operand, value),) = operation.traced()
-    if operation.kind is Kind.PRODUCT:
-        product = operation.contraction()
-        return product.summed(operand) if product is not None else []
-    if operation.kind is Kind.POOL or "kernel_size" in operation.arguments:
-        return list(range(2, len(value.shape)))
-    given = operation.argument("dim")
-    dims = given if isinstance(given, (tuple, list)) else [given]
-    ndim = len(value.shape)
-    return [dim % ndim for dim in dims if isinstance(dim, int)] if ndim else []
+    ((operand, _),) = operation.traced()
+    return passage(operation, operand).mixed
 
 
 def read_from(operations: Iterable[Operation], calls: Iterable[AttentionCall]) -> list[Operation]:

@@ -18,18 +18,33 @@ _ONE_BY_ONE = ENTRIES_ALONE | MOVES
 
 
 def is_statistic_of(value: Value, signal: Value, kind: Kind) -> bool:
-    """Whether ``value`` is, say, the signal's own mean, as in a hand-written LayerNorm."""
+    """Whether ``value`` is, say, the signal's own mean, row by row, as in a hand-written LayerNorm.
+
+    A mean over tokens alone is none. Where features are unknown, or lie in parts of dimensions as
+    those of groups, rows are taken for the last dimension.
+    """
     operation = value.origin.operation
-    if operation is None or value.shape[-1] != 1:
+    if operation is None:
         return False
     (_, source), *_ = operation.traced()
-    if kind is Kind.SMOOTH_MAXIMUM and operation.name == "log":
+    if kind is Kind.SMOOTH_MAXIMUM and operation.name == "log" and value.shape[-1] == 1:
         total = sum_of_exponentials(source)
         if total is None or _exponent(total.traced()[0][1]) is not signal.origin:
             return False
         _leave_out_shifts(signal.origin, -1)
         return True
-    return operation.kind is kind and source.origin is signal.origin
+    if operation.kind is not kind:
+        return False
+    dims = operation.along(len(source.shape)) or ()
+    row = [1 if dim in dims else length for dim, length in enumerate(source.shape)]
+    if source.origin is not signal.origin or list(value.shape) != row:
+        return False
+    if kind is not Kind.MEAN:
+        return True
+    known, before = source.features or (), source.origin.features or ()
+    if not known or prod(axis.size for axis in known) < prod(axis.size for axis in before):
+        return len(source.shape) - 1 in dims
+    return any(axis.dim(source.shape) in dims for axis in known)
 
 
 def is_divided(operation: Operation) -> list[bool] | None:

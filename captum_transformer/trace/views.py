@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_transformer.trace.axis import View
 from captum_transformer.trace.kinds import Kind, Role
-from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.operation import Operand, Operation, Value
 
 # An argument that can be a key: its type, and what it consists of.
 Frozen = tuple[Any, ...]
@@ -25,6 +25,12 @@ def views_of(operation: Operation) -> tuple[View, ...] | None:
     if operation.views is None:
         operation.views = _views_of(operation) or ()
     return operation.views or None
+
+
+def view_of(operation: Operation, output: Value) -> View | None:
+    """How an output lies over the one operand of a view operation; None if it is none."""
+    views = views_of(operation) if operation.kind is Kind.MOVE else None
+    return None if views is None else views[operation.outputs.index(output)]
 
 
 def _views_of(operation: Operation) -> tuple[View, ...] | None:

@@ -71,7 +71,7 @@ def test_functionals_have_all_arguments_of_the_table(name):
         (F.batch_norm, (1, 2, 3), {}, {"input": 1, "running_mean": 2, "running_var": 3}),
         (torch.batch_norm, (1, 2, 3), {}, {"input": 1, "weight": 2, "bias": 3}),
         (torch.where, (1, 2, 3), {}, {"mask": 1, "input": 2, "other": 3}),
-        (torch.Tensor.__setitem__, (1, 2, 3), {}, {"input": 1, "index": 2, "source": 3}),
+        (torch.Tensor.__setitem__, (1, 2, 3), {}, {"input": 1, "brackets": 2, "source": 3}),
         (torch.einsum, ("ab->b", 1), {}, {"equation": "ab->b", "operands": (1,)}),
     ],
 )

@@ -15,8 +15,9 @@ from captum_transformer import (
 )
 from captum_transformer.errors import MixedSamplesError
 from captum_transformer.rules.relevance.sparsity import _picked
+from captum_transformer.trace import indices
 from captum_transformer.trace.axis import View
-from captum_transformer.trace.indices import moved_dims, with_tensors
+from captum_transformer.trace.indices import with_tensors
 from tests.trace.derivatives import derivative_of_the_tape
 
 METHODS = [
@@ -190,7 +191,7 @@ def test_where_brackets_leave_the_dimensions():
             ]
         except (IndexError, TypeError, ValueError):
             continue
-        moved = moved_dims(with_tensors(index), 4)
+        moved = indices.picked(with_tensors(index), 4).to
         for dim, numbers in enumerate(numbered):
             along = [d for d, n in enumerate(numbers.shape) if n > 1 and numbers.diff(dim=d).any()]
             if moved[dim] is None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.dimensions import carried
+from captum_transformer.trace.dimensions import image
 from captum_transformer.trace.features import is_linear_layer
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind, Role
 from captum_transformer.trace.operation import Operation, Value
@@ -62,7 +62,7 @@ def made(operation: Operation, output: Value, terms: tuple[Count, ...]) -> Count
         if not apart:
             return 1
         ((operand, _),), (of,) = operation.traced(), apart
-        axis = of.axis and carried(operation, operand, of.axis, output, None)
+        axis = of.axis and image(operation, operand, of.axis, output, None)
         return replace(of, value=output, of=terms, axis=axis, by_features=False)
     if operation.kind not in BY_ENTRY:
         return 1
@@ -95,7 +95,7 @@ def _moved(
     values = [value for _, value in operation.traced()]
     axis: Axis | None = None
     if operation.kind is Kind.CONCATENATE and lacking:
-        dim = operation.dim(len(output.shape), 0) or 0
+        dim = operation.dim(len(output.shape)) or 0
         if len({operand.size for operand in operation.operands}) == 1:
             axis = Axis.of(output.shape, dim, len(operation.operands))
     elif len(terms) == 1 and nodes and nodes[0].axis is not None:
@@ -103,7 +103,7 @@ def _moved(
         axis = nodes[0].axis.in_view(views[operation.outputs.index(output)]) if views else None
     dims = [Axis.of(output.shape, dim) for dim in range(len(output.shape))]
     if stacks := lacking and operation.kind is Kind.STACK:
-        axis = Axis.of(output.shape, operation.dim(len(output.shape), 0) or 0)
+        axis = Axis.of(output.shape, operation.dim(len(output.shape)) or 0)
     joins = lacking and not stacks and _joins_features(operation, values)
     return Terms(
         output,
@@ -137,5 +137,5 @@ def _joins_features(operation: Operation, values: Sequence[Value]) -> bool:
     """Whether different features of a token may come from different signals."""
     if operation.kind is not Kind.CONCATENATE:
         return len(values) > 1
-    dim = operation.dim(len(values[0].shape), 0)
+    dim = operation.dim(len(values[0].shape))
     return not all(v.features and Axis.of(v.shape, dim) not in v.features for v in values)

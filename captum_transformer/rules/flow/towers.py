@@ -8,9 +8,8 @@ the model runs once for each: what takes them together is refused.
 from typing import NamedTuple
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.batch import dimension_of, runs_along
-from captum_transformer.trace.dimensions import carried
+from captum_transformer.trace.axis import Axis, dimension_of, runs_along
+from captum_transformer.trace.dimensions import image
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.tape import Tape
@@ -89,15 +88,13 @@ class Towers:
             return before
         views = views_of(operation)
         axis, shape = before.axis, operand.size
-        whole = dimension_of(axis, shape)
         if operation.kind in BY_ENTRY and shape == output.shape:
             after: Axis | None = axis
         elif views is not None and (found := axis.in_view(views[place])) is not None:
             after = found
         else:
             view = None if views is None else views[place]
-            moved = whole and carried(operation, operand, whole.axis, output, view)
-            after = whole.part(moved, axis.size) if whole else None
+            after = image(operation, operand, axis, output, view)
         if after is None:
             picked = Place(None, before.attended, (operation, place))
             return picked if operation.kind in MOVES else None
@@ -122,10 +119,10 @@ def _laid_side_by_side(operation: Operation, output: Value) -> Axis | None:
         return None  # pieces of one value, such as heads
     before = values[0].shape
     if operation.kind is Kind.STACK and len(values) > 1:
-        return Axis.of(shape, operation.dim(len(shape), 0) or 0)
+        return Axis.of(shape, operation.dim(len(shape)) or 0)
     axis = None
     if operation.kind is Kind.CONCATENATE and len(values) > 1:
-        axis = Axis.of(shape, operation.dim(len(shape), 0) or 0, len(values))
+        axis = Axis.of(shape, operation.dim(len(shape)) or 0, len(values))
     elif operation.name in _REPEATS and before and _is_longer(shape, before):
         times = shape[0] // before[0]
         axis = Axis.of(shape, 0, times)

@@ -48,7 +48,7 @@ def summed(operation: Operation, relevance: Tensor) -> Shares:
     ((operand, value),) = operation.traced()
     stack, dim = value.operation, operation.dim(len(value.shape))
     stacked = stack is not None and stack.kind is Kind.STACK
-    if stack is None or not stacked or dim is None or dim != stack.dim(len(value.shape), 0):
+    if stack is None or not stacked or dim is None or dim != stack.dim(len(value.shape)):
         return terms(operation, relevance)
     values = [value for _, value in stack.traced()]
     addends = in_full(operand).unbind(dim)
