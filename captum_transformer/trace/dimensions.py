@@ -130,8 +130,9 @@ def _normalised(operation: Operation, operand: Operand, after: int) -> Passage:
         return _along(before, after, ())
     if how.over_samples:
         return _along(before, after, (0, *range(2, before)))
-    rows = zip(operand.size, how.rows, strict=False)
-    first = next(dim for dim, (length, row) in enumerate(rows) if length != row)
+    apart = how.rows[:-1]
+    cut = (d for d, (n, row) in enumerate(zip(operand.size, apart, strict=False)) if n != row)
+    first = next(cut, len(apart))
     return _along(before, after, tuple(range(first, before)))
 
 
