@@ -8,7 +8,7 @@ the model runs once for each: what takes them together is refused.
 from typing import NamedTuple
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.trace.axis import Axis, dimension_of, runs_along
+from captum_transformer.trace.axis import Axis, runs_along
 from captum_transformer.trace.dimensions import image
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
