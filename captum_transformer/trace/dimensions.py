@@ -269,14 +269,9 @@ def carried(
     *,
     apart: bool = False,
 ) -> Axis | None:
-    """An axis after a passage from one shape to another; see `image`.
+    """An axis after a passage from one shape to another, as `image` has it.
 
-    Args:
-        axis: where something lies before.
-        before: the shape of the operand.
-        found: what the operation does to its dimensions.
-        after: the shape of the output.
-        apart: whether entries that are made of several of the axis' indices don't count.
+    With `apart` it is lost where entries are made of several of its indices.
     """
     if apart and any(runs_along(axis, before, dim) for dim in found.mixed):
         return None

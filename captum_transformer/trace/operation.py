@@ -139,7 +139,7 @@ class Operand:
 
     @property
     def shape(self) -> torch.Size:
-        """The same as its size: it stands among indices, which are asked as tensors are."""
+        """Its size: it stands among indices, which are asked as tensors are."""
         return self.size
 
     @property
@@ -274,10 +274,9 @@ class Operation:
 
     def clear(self) -> None:
         """Lets go of everything that it refers to."""
-        self.args, self.kwargs, self.operands, self.outputs = (), {}, [], []
-        self.arguments = {}
-        self.result = self.edge = self.attention = self.pattern = self._contraction = None
-        self.shift = None
+        self.args, self.kwargs, self.arguments, self.operands, self.outputs = (), {}, {}, [], []
+        self.result = self.edge = self.attention = self.pattern = None
+        self._contraction = self.shift = None
         self.refusal, self.refused = None, ()
         self._traced = []
 
