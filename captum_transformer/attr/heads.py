@@ -43,7 +43,8 @@ def _heads(call: AttentionCall) -> int:
     in_order = own == list(range(lead - len(own), lead))
     # Learned queries are not followed, but what they read is.
     merged = [] if own else _merged(query_value(call)) or _merged(call.value.value)
-    if samples.outer != 1 or lead in dims or not in_order or None in merged:
+    first = max(_along(samples, laid_out), default=-1) < own[0] if own else samples.outer == 1
+    if not first or lead in dims or not in_order or None in merged:
         raise _unsupported(call, "which of its maps are heads is not known, and it averages these")
     return heads * torch.Size(size for size in merged if size is not None).numel()
 

@@ -31,8 +31,9 @@ def with_evidence(
         ledger: that of what has passed; what is added is noted there, too.
         selection: what is explained.
     """
-    require_known(selection.history.operations, selection.history.calls)
-    pooling = read_from(selection.history.operations, selection.history.calls)
+    operations, calls = selection.history.operations, selection.history.calls
+    require_known(operations, calls, len(selection.forward.inputs[0]))
+    pooling = read_from(operations, calls)
     flow = TokenFlow(selection.forward.tape, {})
     found: dict[tuple[Operation, ...], dict[Value, Tensor]] = {}
     together = dict(passed)

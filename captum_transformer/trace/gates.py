@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Kind
+from captum_transformer.trace.kinds import ENTRIES_ALONE, Kind
 from captum_transformer.trace.operation import Operation, Value
-from captum_transformer.trace.statistics import POWERS, is_gate_by_formula
+from captum_transformer.trace.statistics import is_gate_by_formula
 
 
 def is_gate(gate: Value, signal: Value) -> bool:
@@ -19,19 +19,6 @@ def is_gate(gate: Value, signal: Value) -> bool:
 def are_of_one_entry(gate: Value, signal: Value) -> bool:
     """Says whether both were made, entry by entry, of one value alone."""
     return _have_source(gate, signal, works_by_entry)
-
-
-def is_activation_in_steps(value: Value) -> bool:
-    """Says whether it is an activation to which a constant was added, as ``(tanh(x) + 1) / 2``."""
-    added = False
-    while (operation := value.operation) is not None and len(operation.traced()) == 1:
-        if operation.kind is Kind.ENTRYWISE and operation.name not in POWERS:
-            return added
-        if operation.kind not in ENTRIES_ALONE | MOVES:
-            return False
-        added = added or operation.kind in (Kind.ADD, Kind.SUB)
-        ((_, value),) = operation.traced()
-    return False
 
 
 def splits_activation(operation: Operation) -> bool:

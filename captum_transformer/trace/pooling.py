@@ -66,8 +66,15 @@ def read_from(operations: Iterable[Operation], calls: Iterable[AttentionCall]) -
     return found
 
 
-def require_known(operations: Iterable[Operation], calls: Iterable[AttentionCall]) -> None:
+def require_known(
+    operations: Iterable[Operation], calls: Iterable[AttentionCall], samples: int
+) -> None:
     """Refuses if an operation behind all attention may pool tokens of unknown samples.
+
+    Args:
+        operations: what leads to the score.
+        calls: the attention calls among it.
+        samples: how many there are.
 
     Raises:
         UnsupportedOperationError: if there is one.
@@ -80,8 +87,11 @@ def require_known(operations: Iterable[Operation], calls: Iterable[AttentionCall
         if samples_in(value) is not None or not value.attention or operation.pattern is not None:
             continue
         mixed = set(_gone(operation)) - set(feature_dims(value))
-        if any(value.shape[dim] > 1 for dim in mixed) and not any(
-            call.output.descends_from(output) for call in calls
+        one_token = samples * math.prod(axis.size for axis in value.features or ())
+        if (
+            any(value.shape[dim] > 1 for dim in mixed)
+            and output.shape.numel() == one_token
+            and not any(call.output.descends_from(output) for call in calls)
         ):
             raise UnsupportedOperationError(
                 f"{operation.described} may pool tokens that the score is read from, but where "

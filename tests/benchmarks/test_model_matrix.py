@@ -25,6 +25,15 @@ REFUSED = {
     "Transformers Perceiver": {"RawAttention", "AttentionGradCam", "PartialLRP"},
     # Its activation is a custom autograd function.
     "Transformers BLOOM": set(METHODS),
+    # Its blocks of queries hold several heads' or windows' maps side by side.
+    "timm HaloNet": {"AttentionGradCam"},
+    # Samples' rows are picked by experts in no order, and added up.
+    "Transformers JetMoE": {
+        "TransformerAttribution",
+        "full LRP",
+        "PartialLRP",
+        "AttentionGradCam",
+    },
     # Recurrences mix tokens without a map.
     "Transformers Qwen3-Next": set(METHODS) - GRADIENTS - {"full LRP"},
     "Transformers Jamba": set(METHODS) - GRADIENTS - {"full LRP"},

@@ -256,8 +256,6 @@ GROUPS: dict[str, dict[str, Function]] = {
         "gate first": lambda x: x.sigmoid() * (x @ V),
         "quotient": lambda x: (x @ V) / (1 + torch.exp(-x)),
         "reciprocal": lambda x: (x @ V) * (1 / (1 + torch.exp(-x))),
-        "tangent": lambda x: (x @ V) * ((x / 2).tanh() + 1) / 2,
-        "tangent first": lambda x: (0.5 + 0.5 * (x / 2).tanh()) * (x @ V),
     },
 }
 
@@ -304,8 +302,6 @@ REFUSED = {
     ("AttnLRP", "softmax", "shifted by a constant"): "softmax written by hand",
     ("AttnLRP", "sigmoid gate", "quotient"): "activation of another signal",
     ("AttnLRP", "sigmoid gate", "reciprocal"): "activation of another signal",
-    ("AttnLRP", "sigmoid gate", "tangent"): "written in several steps",
-    ("AttnLRP", "sigmoid gate", "tangent first"): "written in several steps",
     ("AttnLRP", "gated", "factor by factor"): "written in several steps",
     ("LRP", "gated", "factor by factor"): "activation of one of the factors",
     ("PartialLRP", "gated", "factor by factor"): "activation of one of the factors",

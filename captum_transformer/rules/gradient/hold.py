@@ -7,7 +7,6 @@ from typing import Any
 from captum_transformer.rules.propagate import BY_GRADIENT, unsupported
 from captum_transformer.trace.gates import (
     are_of_one_entry,
-    is_activation_in_steps,
     is_gate,
     splits_activation,
     works_by_entry,
@@ -58,6 +57,12 @@ def hold_divisor(operation: Operation) -> Any:
             "it divides by an activation of another signal, and the rule is for products",
             "Multiply by the gate, as by `torch.sigmoid(x)`; ",
         )
+    return with_held(operation, divisors)
+
+
+def hold_matrix(operation: Operation) -> Any:
+    """What a system of equations is solved for is a matrix that is held, as in a norm."""
+    _, divisors = _divided(operation)
     return with_held(operation, divisors)
 
 
@@ -117,7 +122,7 @@ def hold_gate(operation: Operation) -> Any:
     for (_, signal), (operand, gate) in (traced, traced[::-1]):
         if is_gate(gate, signal):
             return with_held(operation, [operand])
-    if any(is_activation_in_steps(gate) for _, gate in traced) or splits_activation(operation):
+    if splits_activation(operation):
         return refused(
             operation,
             "it multiplies another signal with an activation that is written in several steps, and "

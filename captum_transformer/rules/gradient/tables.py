@@ -15,6 +15,7 @@ from captum_transformer.rules.gradient.gamma import Gamma, favour_positive
 from captum_transformer.rules.gradient.hold import (
     hold_divisor,
     hold_gate,
+    hold_matrix,
     hold_mean,
     hold_probabilities,
     hold_statistic,
@@ -57,7 +58,7 @@ DIVISORS: ForwardRules = {
     Kind.DIV: hold_divisor,
     Kind.MUL: hold_divisor,
     Kind.PRODUCT: hold_divisor,
-    Kind.SOLVE: hold_divisor,
+    Kind.SOLVE: hold_matrix,
 }
 IDENTITY: ForwardRules = {
     Kind.ATTENTION: identity_of_scores,
