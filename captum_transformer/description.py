@@ -38,7 +38,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Addition:
-    """An addition of two signals, one of which has attended to what the other has not.
+    """An addition of two signals that have attended to different things.
 
     Attributes:
         after: the layers of the attention calls that its branch adds.

@@ -23,7 +23,7 @@ class AttnLRP(GradientTimesInput):
       another signal, leaves all its relevance to an x that may all but vanish, and so magnifies it;
     - norms, fused or written in Python, over features, channels, windows or samples: what divides
       the signal is a constant (the subtracted mean is not). So is any divisor of a signal, but for
-      the sum of softmax weights of which some are masked, which keeps its gradient as a softmax
+      the sum of softmax weights, some of them masked, which keeps its gradient as a softmax
       does, and for two that are refused: an activation of another signal, and a sum of
       exponentials.
 

@@ -1,4 +1,4 @@
-"""Which of an attention call's maps are of which head, as far as the trace knows."""
+"""Which maps of an attention call belong to which head, as far as the trace knows."""
 
 import torch
 from torch import Tensor

@@ -27,7 +27,7 @@ def total(value: Value | None, carried: Tensor) -> Tensor:
 
 
 def added_up(totals: Sequence[Tensor]) -> Tensor:
-    """The sum of several totals, of which some may be of all samples together."""
+    """The sum of several totals; some may be of all samples together."""
     by_sample = all(one.ndim for one in totals)
     first, *others = totals if by_sample else [one.sum() for one in totals]
     for other in others:

@@ -202,7 +202,7 @@ def rearranged(operation: Operation, cotangents: list[Tensor | None]) -> list[Te
 
 
 def _in_order(operation: Operation, cotangent: Tensor) -> Tensor | None:
-    """The cotangent as the operand's entries lie, of which the output shows each just once."""
+    """The cotangent as the operand's entries lie, where the output shows each just once."""
     views = views_of(operation)
     if views is None or len(views) != 1 or (order := views[0].order()) is None:
         return None

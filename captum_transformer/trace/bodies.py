@@ -156,7 +156,7 @@ def _scatter_reduce(
     *,
     include_self: bool = True,
 ) -> Tensor:
-    """Sums at indices; of means and extremes, of which entries count as many as there are."""
+    """Sums at indices, means, and extremes, which are shared by all entries that reach them."""
     given = input if include_self else input.scatter(dim, index, 0)
     if reduce == "sum":
         return given.scatter_add(dim, index, source)
@@ -186,7 +186,7 @@ def written_into(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda input, *args, **kwargs: input.copy_(body(input.clone(), *args, **kwargs))  # noqa: A006
 
 
-# Functions of which the table needs no line, written in those that it has: products that they
+# Functions that need no line in the table, written in those that have one: products that they
 # hide, and tensors that are given for their shape or type alone.
 WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "cosine_similarity": _cosine_similarity,

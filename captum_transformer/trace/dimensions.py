@@ -201,7 +201,7 @@ def _padded(operation: Operation, operand: Operand, after: int) -> Passage:
 
 
 def _compared(operation: Operation, operand: Operand, after: int) -> Passage | None:
-    """Rows with rows, of which those of the second become columns."""
+    """Rows with rows; those of the second become columns."""
     columns = operation.argument("columns")
     if columns is None:
         return None

@@ -114,7 +114,7 @@ def learn_features(operation: Operation) -> list[Value]:
     """Takes from an operation which dimensions of its operands are features, if that was unknown.
 
     Returns:
-        The values of which it is known now.
+        The values whose features are known now.
     """
     found = []
     for value, features in _told(operation):
@@ -137,7 +137,7 @@ def learn_features(operation: Operation) -> list[Value]:
 
 
 def _told(operation: Operation) -> Iterator[tuple[Value, tuple[Axis, ...]]]:
-    """Values of which an operation says which of their dimensions are features."""
+    """Values, and the dimensions that an operation shows to be their features."""
     for operand, value in operation.traced():
         if value.features is None:
             dims = _mixed(operation, operand)

@@ -138,7 +138,7 @@ def _learn_samples(operation: Operation) -> list[Value]:
     They are constants for all samples unless each sample's signals meet entries of their own.
 
     Returns:
-        The values of which it is known now.
+        The values whose samples are known now.
     """
     met = operation.outputs[0]
     pending = [(operation, o, o.tokens, met) for o in operation.operands if o.tokens and met]

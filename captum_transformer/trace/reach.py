@@ -99,7 +99,7 @@ def _of_signals(operation: Operation, output: Any) -> Tensor | None:
         return None
     if output.is_nested or output.layout is not torch.strided:
         raise UnsupportedOperationError(
-            f"{operation.described} makes a nested or sparse tensor, of which it is not followed "
+            f"{operation.described} makes a nested or sparse tensor, where it is not known "
             "which entries belong to which token. Use a padded, dense one with a mask."
         )
     if output.is_complex() and operation.kind not in _COMPLEX:

@@ -39,7 +39,7 @@ class Pattern(NamedTuple):
 
 
 def recognise(operation: Operation) -> Pattern | None:
-    """How an operation attends, of which all operands are at hand; None if it does not."""
+    """How an operation attends; None if it does not."""
     if operation.kind is Kind.ATTENTION:
         values = operation.arguments["value"]
         for operand in operation.argument("captured", ()):

@@ -1,7 +1,7 @@
 """To which sample of the batch each entry of a value belongs, as far as operations keep them apart.
 
 It is certain as long as no operation may have mixed samples. It is asked for where the scores of
-samples are explained, each of which must depend on its own sample alone.
+samples are explained: each score must depend on its own sample alone.
 """
 
 from collections.abc import Callable, Sequence

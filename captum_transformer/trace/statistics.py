@@ -144,7 +144,7 @@ def _summed(value: Value) -> Operation | None:
 
 
 def sums_to_one_again(operation: Operation) -> bool:
-    """Whether it divides softmax weights, of which some are masked, by their sum."""
+    """Whether it divides softmax weights, some of them masked, by their sum."""
     values, are_signals = [value for _, value in operation.traced()], is_divided(operation)
     if are_signals is None or len(values) != 2:
         return False

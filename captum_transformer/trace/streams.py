@@ -174,7 +174,7 @@ def _joins_features(operation: Operation) -> bool:
 
 
 def _joined(operation: Operation, carried: Sequence[Versions]) -> Versions:
-    """The stream that several ones, none of which has attended yet, are concatenated to."""
+    """The stream that several streams become when they are concatenated before they attend."""
     versions = [version for some in carried for version in some]
     if not all(version.is_start for version in versions):
         return ()

@@ -52,7 +52,7 @@ def _write_view(
     stride: tuple[int, ...],
     offset: int,
 ) -> Tensor:
-    """A tensor of which a part has been written into; zeros for what no input reaches."""
+    """A tensor that was written into in part; zeros for what no input reaches."""
     known = over if under is None else under
     if known is None:
         raise RuntimeError("a write that no input reaches is not recorded")

@@ -101,7 +101,7 @@ class Passing:
             raise unsupported(operation, "whether it keeps tokens apart is not known")
 
     def _mixed(self, operation: Operation, key: int, share: Tensor) -> Iterator[Piece]:
-        """What goes to a signal of which several entries make one, each by what it holds."""
+        """What goes to a signal whose entries are joined into fewer, each by what it holds."""
         ((operand, value),), rule = receiving(operation), MIXED_RULES[operation.kind]
         counts, pieces, whole = Counts(self._sources, share), [(key, share)], 0
         holding = counts.holding(value, key, operation)

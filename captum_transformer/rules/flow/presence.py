@@ -25,7 +25,7 @@ def signal(operand: Operand, like: Tensor, *, weighted: bool = False) -> Tensor 
     Args:
         operand: what is divided.
         like: gives the precision.
-        weighted: whether factors count, of which masks make terms of a sum disappear.
+        weighted: whether factors count: masks make terms of a sum disappear.
 
     Returns:
         None if all entries are of the signal alike.
@@ -158,7 +158,7 @@ class Counts:
 
 
 def _mixes(operation: Operation | None, value: Value, terms: Terms) -> bool:
-    """Whether an operation makes one entry of several of which only some hold sources."""
+    """Whether an operation makes one entry of several, and only some of these hold sources."""
     if operation is None or operation.kind not in (Kind.SUM, Kind.MEAN):
         return terms.apart
     ndim, dims = len(value.shape), operation.argument("dim")

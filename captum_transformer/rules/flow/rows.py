@@ -64,7 +64,7 @@ class Rows:
         return self._at.get(operation, ())
 
     def between(self, parts: Sequence[int], shared: int = 0) -> list[Layer]:
-        """The layers of which a call is in one part of some sources, and something older is not."""
+        """The layers with a call in one part of some sources, and something older outside of it."""
         held = Junction(tuple(parts), shared).held
         older = {call: self._older(call) & held for call in bits(held) if call in self.calls}
         bases = {

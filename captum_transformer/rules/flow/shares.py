@@ -236,7 +236,7 @@ ENTRY_RULES: dict[Kind, Rule] = {
     **dict.fromkeys(BY_ENTRY, by_entry),
     Kind.EMBEDDING: looked_up,
 }
-# What goes to one signal of which several entries make one, and only some may hold a source.
+# What goes to a signal whose entries are joined into fewer, where only some may hold a source.
 MIXED_RULES: dict[Kind, Rule] = {
     Kind.PRODUCT: product,
     **dict.fromkeys(CONVOLUTIONS, receptive_field),

@@ -27,7 +27,7 @@ class Gamma:
 
 
 def favour_positive(gammas: Mapping[int, Gamma]) -> ForwardRule:
-    """Runs linear layers of which positive weights count for more.
+    """Runs linear layers whose positive weights count for more.
 
     Args:
         gammas: by the place of the layer's operation on the tape.

@@ -13,7 +13,7 @@ from captum_transformer.trace.operation import Operand, Operation
 
 
 def share(operation: Operation) -> Any:
-    """Runs a product of which each factor that the inputs reach gets the same share.
+    """Runs a product; each factor that the inputs reach gets the same share.
 
     What is added to the product gets all of its own part.
     """
@@ -34,7 +34,7 @@ def share_attention(operation: Operation) -> Any:
 
 
 def share_by_degree(operation: Operation) -> Any:
-    """Runs a product of n entries, of which each gets an n-th part, or a variance, of squares.
+    """Runs a product of n entries, each of them getting an n-th part, or a variance, of squares.
 
     Their degree n is how much faster they grow than their entries.
     """

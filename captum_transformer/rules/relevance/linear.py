@@ -37,7 +37,7 @@ def half_quotient(
         terms: how many terms are summed up.
 
     Returns:
-        The half, and what of the relevance is lost thereby.
+        The half, and what of the relevance is lost.
     """
     noise = rounding(product.dtype, terms)
     twice_positive = product + absolute

@@ -17,7 +17,7 @@ from captum_transformer.trace.views import views_of
 
 
 class NonzeroSlice(NamedTuple):
-    """One index of an axis, outside of which all is zero.
+    """One index of an axis; all outside of it is zero.
 
     >>> import torch
     >>> first = NonzeroSlice(Axis.of((2, 3, 4), dim=1), 0)
@@ -80,7 +80,7 @@ def _before(operation: Operation, value: Value, sparsity: Sparsity) -> Sparsity:
 
 
 def _picked(view: View, shape: tuple[int, ...]) -> Iterator[NonzeroSlice]:
-    """Where the entries are of which a view of a contiguous tensor has one index of an axis."""
+    """The entries for which a view of a contiguous tensor has one index of an axis."""
     for dim, length in enumerate(shape if 0 not in shape else ()):
         axis = Axis.of(shape, dim)
         whole = axis.inner * length
