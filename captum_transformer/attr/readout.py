@@ -34,6 +34,8 @@ def with_evidence(
     operations, calls = selection.history.operations, selection.history.calls
     require_known(operations, calls, len(selection.forward.inputs[0]))
     pooling = read_from(operations, calls)
+    if not pooling:
+        return dict(passed)
     flow = TokenFlow(selection.forward.tape, {})
     found: dict[tuple[Operation, ...], dict[Value, Tensor]] = {}
     together = dict(passed)

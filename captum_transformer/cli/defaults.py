@@ -15,7 +15,7 @@ Kind = Literal["text", "image"]
 
 
 class Choice(NamedTuple):
-    """A method by its name, and what speaks for it."""
+    """The name of a method, and the reason to choose it."""
 
     method: str
     reason: str

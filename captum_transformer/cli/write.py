@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.image import imsave
@@ -84,17 +85,10 @@ FORMATS: dict[str, Write] = {
 
 def _picture(explanation: Explanation, options: MapOptions) -> Image:
     if isinstance(explanation, TextExplanation):
-        sign, scale = options.get("sign", "auto"), options.get("scale")
+        colors = _colors(explanation, options)
         return _stacked(
             [
-                token_strip(
-                    explanation.words,
-                    values,
-                    caption,
-                    sign=sign,
-                    scale=scale,
-                    off_scale=explanation.off_scale,
-                )
+                token_strip(explanation.words, values, caption, **colors)
                 for caption, values in _captioned(explanation)
             ]
         )
@@ -112,19 +106,18 @@ def _picture(explanation: Explanation, options: MapOptions) -> Image:
     return to_array(image_grid(explanation.image, rows, title=explanation.name, **options))
 
 
+def _colors(explanation: TextExplanation, options: MapOptions) -> dict[str, Any]:
+    """How the tokens of a text are coloured, whatever they are written to."""
+    sign, scale = options.get("sign", "auto"), options.get("scale")
+    return {"sign": sign, "scale": scale, "off_scale": explanation.off_scale}
+
+
 def _section(explanation: Explanation, options: MapOptions) -> str:
     heading = f"<h2>{escape(explanation.name)}</h2>"
     if isinstance(explanation, TextExplanation):
-        sign, scale = options.get("sign", "auto"), options.get("scale")
+        colors = _colors(explanation, options)
         return heading + "".join(
-            token_html(
-                explanation.words,
-                values,
-                caption,
-                sign=sign,
-                scale=scale,
-                off_scale=explanation.off_scale,
-            )
+            token_html(explanation.words, values, caption, **colors)
             for caption, values in _captioned(explanation)
         )
     data = b64encode(_png(_picture(explanation, options))).decode()

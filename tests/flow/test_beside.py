@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_transformer import (
     AttentionRollout,
@@ -10,27 +10,9 @@ from captum_transformer import (
     RawAttention,
     TransformerAttribution,
 )
+from tests.flow.one_block import TOKENS, WIDTH, Model
 
-WIDTH, TOKENS = 8, 6
 METHODS = [AttentionRollout, GenericAttentionRelevance, RawAttention, TransformerAttribution]
-
-
-class Model(nn.Module):
-    """One block on tokens that are changed before it."""
-
-    def __init__(self, change):
-        super().__init__()
-        torch.manual_seed(0)
-        self.change = change
-        self.one, self.other = (
-            nn.MultiheadAttention(WIDTH, 2, batch_first=True, dtype=torch.float64) for _ in range(2)
-        )
-        self.learned = nn.Parameter(torch.randn(WIDTH, dtype=torch.float64))
-        self.head = nn.Linear(WIDTH, 3, dtype=torch.float64)
-
-    def forward(self, x):
-        x = self.change(self, x)
-        return self.head((x + self.one(x, x, x)[0]).mean(1))
 
 
 @pytest.fixture

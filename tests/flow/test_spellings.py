@@ -11,29 +11,11 @@ from captum_transformer import (
     TransformerAttribution,
 )
 from captum_transformer.errors import NoAttentionError
+from tests.flow.one_block import TOKENS, WIDTH, Model
 
-WIDTH, TOKENS = 8, 6
 OF_MAPS = [AttentionRollout, GenericAttentionRelevance, RawAttention]
 METHODS = [*OF_MAPS, TransformerAttribution]
 MASK = torch.tensor([0.0, 1, 1, 0, 1, 0], dtype=torch.float64)[:, None]
-
-
-class Model(nn.Module):
-    """One block on tokens that are changed before it."""
-
-    def __init__(self, change):
-        super().__init__()
-        torch.manual_seed(0)
-        self.change = change
-        self.one, self.other = (
-            nn.MultiheadAttention(WIDTH, 2, batch_first=True, dtype=torch.float64) for _ in range(2)
-        )
-        self.learned = nn.Parameter(torch.randn(WIDTH, dtype=torch.float64))
-        self.head = nn.Linear(WIDTH, 3, dtype=torch.float64)
-
-    def forward(self, x):
-        x = self.change(self, x)
-        return self.head((x + self.one(x, x, x)[0]).mean(1))
 
 
 @pytest.fixture

@@ -86,15 +86,11 @@ class Towers:
         before = self._places[value]
         if before.axis is None:
             return before
-        views = views_of(operation)
-        axis, shape = before.axis, operand.size
-        if operation.kind in BY_ENTRY and shape == output.shape:
-            after: Axis | None = axis
-        elif views is not None and (found := axis.in_view(views[place])) is not None:
-            after = found
-        else:
+        after: Axis | None = before.axis
+        if operation.kind not in BY_ENTRY or operand.size != output.shape:
+            views = views_of(operation)
             view = None if views is None else views[place]
-            after = image(operation, operand, axis, output, view)
+            after = image(operation, operand, before.axis, output, view)
         if after is None:
             picked = Place(None, before.attended, (operation, place))
             return picked if operation.kind in MOVES else None
