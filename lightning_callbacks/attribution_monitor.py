@@ -29,6 +29,7 @@ from lightning_callbacks.run_context import Precision, RunContext
 from lightning_callbacks.sample_explainer import SampleExplainer
 from lightning_callbacks.samples import BatchToInputs
 from lightning_callbacks.stage_runs import StageRuns
+from lightning_callbacks.texts import Texts
 from lightning_callbacks.watched_runs import WatchedRuns
 
 if TYPE_CHECKING:
@@ -79,11 +80,13 @@ class AttributionMonitor(WatchedRuns):
         heatmap: How attributions of images are drawn, e.g. ``{"smooth": True}``; see
             `captum_transformer.visualization.MapOptions`. ``sign`` and ``scale`` hold for texts,
             too.
-        to_tokens: Turns the ids ``(N,)`` of a text into its N token strings, such as a tokenizer's
-            ``convert_ids_to_tokens``. By default the ids themselves are shown.
-        off_scale_ids: The ids of tokens that don't set the scale of a text's colours, such as a
-            tokenizer's ``all_special_ids``: ``[CLS]`` may have so much relevance that no word
-            would have a colour beside it.
+        tokenizer: A tokenizer of Transformers. Texts are shown as words with it, and the special
+            tokens don't set the scale of the colours: ``[CLS]`` may have so much relevance that no
+            word would have a colour beside it. Without one, ids are shown.
+        to_tokens: Turns the ids ``(N,)`` of a text into N strings, which are shown instead of
+            words, such as a tokenizer's ``convert_ids_to_tokens``.
+        off_scale_ids: The ids of tokens that don't set the scale of a text's colours, ``()`` for
+            none; by default the tokenizer's special tokens.
         batch_to_inputs: Reads ``(inputs, labels)`` or ``(inputs, labels, further)`` from a batch;
             inputs and further arguments by position, or by name in a mapping. By default a batch is
             a tensor, ``(inputs, labels)`` or a mapping with usual names, which is passed by name as
@@ -136,8 +139,9 @@ class AttributionMonitor(WatchedRuns):
         prefix: str = "attribution",
         class_names: Sequence[str] | None = None,
         heatmap: MapOptions | None = None,
+        tokenizer: Any = None,
         to_tokens: Callable[[Tensor], Sequence[str]] | None = None,
-        off_scale_ids: Collection[int] = (),
+        off_scale_ids: Collection[int] | None = None,
         batch_to_inputs: BatchToInputs | None = None,
         probabilities: Callable[[Tensor], Tensor] | None = None,
         internal_batch_size: int | None = None,
@@ -176,8 +180,7 @@ class AttributionMonitor(WatchedRuns):
             self._failures,
             class_names=class_names,
             heatmap=heatmap,
-            to_tokens=to_tokens,
-            off_scale_ids=off_scale_ids,
+            texts=Texts(tokenizer, to_tokens, off_scale_ids),
             probabilities=probabilities,
             internal_batch_size=internal_batch_size,
             faithfulness=faithfulness,

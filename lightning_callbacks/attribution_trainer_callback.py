@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal, cast
 
@@ -24,6 +25,7 @@ from lightning_callbacks.sample_explainer import SampleExplainer
 from lightning_callbacks.samples import BatchToInputs
 from lightning_callbacks.stage_runs import StageRuns
 from lightning_callbacks.summary_writers import AsLogger, summary_writer
+from lightning_callbacks.texts import Texts
 
 
 class AttributionTrainerCallback(TrainerCallback):
@@ -47,8 +49,8 @@ class AttributionTrainerCallback(TrainerCallback):
         prefix: The beginning of all tags.
         class_names: The names of the classes, for the captions.
         heatmap: How attributions of images are drawn.
-        to_tokens: Turns the ids ``(N,)`` of a text into its N token strings; by default the
-            ``convert_ids_to_tokens`` of the trainer's tokenizer.
+        to_tokens: Turns the ids ``(N,)`` of a text into N strings; by default the words are shown,
+            as the trainer's tokenizer has them.
         off_scale_ids: Ids that don't set the scale of a text's colours, ``()`` for none; by default
             the tokenizer's special tokens.
         batch_to_inputs: Reads a batch; by default it is passed by name, its labels aside.
@@ -118,8 +120,7 @@ class AttributionTrainerCallback(TrainerCallback):
             self._failures,
             class_names=class_names,
             heatmap=heatmap,
-            to_tokens=to_tokens,
-            off_scale_ids=off_scale_ids,
+            texts=Texts(None, to_tokens, off_scale_ids),
             probabilities=probabilities,
             internal_batch_size=internal_batch_size,
             faithfulness=faithfulness,
@@ -221,7 +222,8 @@ class AttributionTrainerCallback(TrainerCallback):
         if runs.fixed is None:
             return
         runs.compare(self._failures)
-        explainer = self._explainer.with_tokenizer(tokenizer)
+        texts = self._explainer.texts.with_tokenizer(tokenizer)
+        self._explainer = explainer = replace(self._explainer, texts=texts)
         device = next(model.parameters()).device
         # The trainer's own precision is in the model: its forward pass autocasts by itself.
         context = RunContext(model, device, _as_it_is, nullcontext, self.seed)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -16,6 +16,7 @@ from lightning_callbacks.classes import ClassSlot, Predictions
 from lightning_callbacks.explanation import Explanation
 from lightning_callbacks.log_entries import LogEntries
 from lightning_callbacks.samples import Samples
+from lightning_callbacks.texts import Texts
 
 LastMaps: TypeAlias = "dict[tuple[str, ClassSlot, int], tuple[int, Tensor]]"
 """By method, slot and sample: the class that was explained, and its map."""
@@ -30,16 +31,14 @@ class Report:
         prefix: The beginning of all tags.
         last_maps: The maps of the last run, which this one replaces.
         heatmap: How attributions of images are drawn.
-        to_tokens: Turns the ids of a text into token strings.
-        off_scale_ids: The ids of the tokens that don't set the scale of a text's colours.
+        texts: How texts are shown.
     """
 
     entries: LogEntries
     prefix: str
     last_maps: LastMaps
     heatmap: MapOptions
-    to_tokens: Callable[[Tensor], Sequence[str]] | None = None
-    off_scale_ids: Collection[int] = ()
+    texts: Texts = field(default_factory=Texts)
 
     def add(
         self,
@@ -142,31 +141,20 @@ class Report:
                 **self.heatmap,
             )
         else:
+            shown = [
+                self.texts.shown(item, attribution)
+                for item, attribution in zip(inputs, attributions, strict=True)
+            ]
             log_token_attributions(
                 self.entries,
                 self.prefix,
-                [self._tokens(item) for item in inputs],
-                {tag: attributions},
+                [text.labels for text in shown],
+                {tag: [text.attribution for text in shown]},
                 global_step=self.entries.step,
                 names=names,
                 captions=captions,
                 table=True,
                 sign=self.heatmap.get("sign", "auto"),
                 scale=self.heatmap.get("scale"),
-                off_scale=[self._off_scale(item) for item in inputs],
+                off_scale=[text.off_scale for text in shown],
             )
-
-    def _off_scale(self, item: Tensor) -> list[bool] | None:
-        if not _has_ids(item):
-            return None
-        return [token in self.off_scale_ids for token in item.tolist()]
-
-    def _tokens(self, item: Tensor) -> Sequence[str]:
-        if not _has_ids(item):
-            # Embeddings and features have no ids: their positions stand for them.
-            return [str(position) for position in range(len(item))]
-        return [str(i) for i in item.tolist()] if self.to_tokens is None else self.to_tokens(item)
-
-
-def _has_ids(item: Tensor) -> bool:
-    return item.dim() == 1 and not item.is_floating_point()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from captum_transformer.visualization import MapOptions
-from captum_transformer.visualization.token_scale import special_ids
 from lightning_callbacks.checks import MethodFactory
 from lightning_callbacks.classes import ClassSlot, Predictions, read_output
 from lightning_callbacks.explanation import Explanation, accounts, explain
@@ -22,6 +20,7 @@ from lightning_callbacks.log_entries import LogEntries
 from lightning_callbacks.report import LastMaps, Report
 from lightning_callbacks.run_context import RunContext
 from lightning_callbacks.samples import Samples
+from lightning_callbacks.texts import Texts
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,7 @@ class SampleExplainer:
         failures: What happens if a method fails.
         class_names: The names of the classes.
         heatmap: How attributions of images are drawn.
-        to_tokens: Turns the ids of a text into token strings.
-        off_scale_ids: The ids of the tokens that don't set the scale of a text's colours; None:
-            none, or a tokenizer's special ones, see `with_tokenizer`.
+        texts: How texts are shown.
         probabilities: Turns outputs into probabilities.
         internal_batch_size: How many samples are explained at a time.
         faithfulness: How faithfulness is measured, or None.
@@ -49,26 +46,12 @@ class SampleExplainer:
     failures: Failures
     class_names: Sequence[str] | None = None
     heatmap: MapOptions | None = None
-    to_tokens: Callable[[Tensor], Sequence[str]] | None = None
-    off_scale_ids: Collection[int] | None = None
+    texts: Texts = field(default_factory=Texts)
     probabilities: Callable[[Tensor], Tensor] | None = None
     internal_batch_size: int | None = None
     faithfulness: Faithfulness | None = None
     layers: Sequence[str] = ()
     account: bool = False
-
-    def with_tokenizer(self, tokenizer: Any) -> SampleExplainer:
-        """Takes from a tokenizer what was left open of how texts are shown.
-
-        Args:
-            tokenizer: A tokenizer of Transformers, or anything else, which says nothing.
-
-        Returns:
-            An explainer that is the same in all else.
-        """
-        to_tokens = self.to_tokens or getattr(tokenizer, "convert_ids_to_tokens", None)
-        ids = special_ids(tokenizer) if self.off_scale_ids is None else self.off_scale_ids
-        return replace(self, to_tokens=to_tokens, off_scale_ids=ids)
 
     def kinds(self) -> list[str]:
         """The kinds of numbers that are logged for each method."""
@@ -97,8 +80,7 @@ class SampleExplainer:
             prefix,
             last_maps,
             self.heatmap or MapOptions(),
-            self.to_tokens,
-            self.off_scale_ids or (),
+            self.texts,
         )
         for samples, numbers in zip(fixed.batches, fixed.numbers, strict=True):
             with self.failures.tolerated("predict the samples' classes"):

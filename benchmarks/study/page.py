@@ -21,6 +21,8 @@ HEADLINES = [
     ("mosaics", "grid pointing game", "grid pointing game"),
     ("digits-class-token", "grid pointing game", "share in the right cell"),
     ("digits-mean-pooling", "grid pointing game", "share in the right cell"),
+    ("digits-attention-pooling", "grid pointing game", "share in the right cell"),
+    ("digits-registers", "grid pointing game", "share in the right cell"),
     ("digits-swin", "grid pointing game", "share in the right cell"),
     ("clothing", "segmentation", "mIoU"),
     ("clothing", "localisation", "energy inside"),

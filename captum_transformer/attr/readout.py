@@ -37,14 +37,15 @@ def with_evidence(
     if not pooling:
         return dict(passed)
     flow = TokenFlow(selection.forward.tape, {})
-    found: dict[tuple[Operation, ...], dict[Value, Tensor]] = {}
+    found: dict[tuple[Operation, ...], tuple[dict[Value, Tensor], Tensor]] = {}
     together = dict(passed)
     for wanted, relevance in passed.items():
         of_it = tuple(o for o in pooling if o.traced()[0][1].descends_from(wanted))
         if of_it and of_it not in found:
             found[of_it] = _evidence(selection, of_it, flow)
-        if evidence := found.get(of_it):
-            weighed = _weighed(evidence, total(wanted, relevance))
+        if of_it:
+            evidence, pooled = found[of_it]
+            weighed = _weighed(evidence, pooled * total(wanted, relevance))
             of_own = Ledger()  # not looked at, as that would wait for the device once more
             own = flow(weighed, [wanted], of_own)
             together[wanted] = relevance + own[wanted]
@@ -54,21 +55,26 @@ def with_evidence(
 
 def _evidence(
     selection: Selection, pooling: Sequence[Operation], flow: TokenFlow
-) -> dict[Value, Tensor]:
+) -> tuple[dict[Value, Tensor], Tensor]:
     """Value times gradient of each pooled token, less its part of the sum over all of them.
 
-    So the sum is zero, and of a token that the score is read from alone nothing is left.
+    So the sum is zero, and of a token that the score is read from alone nothing is left. Beside it,
+    which part of what each sample's score is read from is pooled.
     """
     values = [value for operation in pooling for _, value in operation.traced()]
-    parts = flow(seed(selection.selected, selection.value), values)
+    seeds = seed(selection.selected, selection.value)
+    parts = flow(seeds, values)
     edges = [operation.edge for operation in pooling if operation.edge is not None]
     slopes = selection.forward.gradients(selection.selected, edges)
     evidence: dict[Value, Tensor] = {}
+    pooled = torch.zeros_like(
+        selection.selected, dtype=accumulation_dtype(selection.selected.dtype)
+    )
     for operation, value, slope in zip(pooling, values, slopes, strict=True):
         samples = samples_in(value)
         if slope is None or samples is None:
             continue
-        axis, _ = samples
+        axis, which = samples
         ((operand, _),) = operation.traced()
         dtype = accumulation_dtype(slope.dtype)
         data, beside = operand.tensor.to(dtype), [None] * (len(operation.outputs) - 1)
@@ -83,12 +89,16 @@ def _evidence(
         size = axis.total(said.abs()) * _ROUNDING * torch.finfo(dtype).eps
         nothing = own.abs() * _width(value) <= axis.spread(size, value.shape)
         own = own.masked_fill(nothing | ~axis.spread(read != 0, value.shape), 0.0)
-        evidence[value] = evidence[value] + own if value in evidence else own
-    return evidence
+        if value in evidence:
+            evidence[value] = evidence[value] + own
+        else:
+            evidence[value] = own
+            pooled[which] += read
+    return evidence, pooled
 
 
 def _weighed(evidence: dict[Value, Tensor], passed: Tensor) -> dict[Value, Tensor]:
-    """The same, such that what is positive weighs as much as what has passed attention."""
+    """The same, such that what is positive weighs as much as `passed`."""
     found = {value: samples_in(value) for value in evidence}
     known = {value: samples for value, samples in found.items() if samples is not None}
     positive = torch.zeros_like(passed)

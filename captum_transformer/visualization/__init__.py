@@ -29,7 +29,7 @@ from captum_transformer.visualization.token_html import html_page, token_html
 from captum_transformer.visualization.token_strip import token_strip
 from captum_transformer.visualization.tokens import token_table
 from captum_transformer.visualization.video_frames import video_frames
-from captum_transformer.visualization.words import merge_words
+from captum_transformer.visualization.words import decode_with_offsets, merge_words
 
 __all__ = [
     "POSITIVE_CMAP",
@@ -38,6 +38,7 @@ __all__ = [
     "ScaledMap",
     "account_bars",
     "common_scale",
+    "decode_with_offsets",
     "detections",
     "html_page",
     "image_and_text",

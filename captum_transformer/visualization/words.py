@@ -5,10 +5,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_transformer.visualization.token_scale import special_ids
 from captum_transformer.visualization.tokens import token_values
 
 # What a word is: letters and digits, with apostrophes and hyphens inside. Scripts that write no
@@ -75,6 +77,70 @@ def merge_words(
         words.append((written.strip() or written) if written else tokens[start])
         sums.append(values[start:end].sum())
     return words, torch.stack(sums)
+
+
+def decode_with_offsets(
+    tokenizer: Any, ids: Sequence[int] | Tensor
+) -> tuple[list[str], list[tuple[int, int]], str]:
+    """Finds the text that ids stand for, and where each is in it, as `merge_words` needs it.
+
+    A tokenizer has offsets only of a text that it is given. Here they come from decoding: the
+    tokens up to each one are decoded, and a token is what it adds to those before it.
+
+    Args:
+        tokenizer: A tokenizer of Transformers, fast or slow.
+        ids: The ids of N tokens ``(N,)``.
+
+    Returns:
+        The tokens as strings, their offsets, ``(0, 0)`` for special tokens, and the text.
+
+    Raises:
+        ValueError: If a token changes the text before it, so that it has no place of its own.
+
+    Example:
+        >>> import torch
+        >>> class Letters:
+        ...     all_special_ids, eos_token_id = [0], 0
+        ...
+        ...     def convert_ids_to_tokens(self, ids):
+        ...         return [" abcd"[each] if each else "<eos>" for each in ids]
+        ...
+        ...     def decode(self, ids, **kwargs):
+        ...         return "".join(" abcd"[each] for each in ids)
+        >>> decode_with_offsets(Letters(), torch.tensor([1, 3, 0]))
+        (['a', 'c', '<eos>'], [(0, 1), (1, 2), (0, 0)], 'ac')
+    """
+    every = [int(each) for each in ids]
+    special = special_ids(tokenizer)
+    written = [each for each in every if each not in special]
+
+    def decoded(count: int) -> str:
+        text: str = tokenizer.decode(written[:count], clean_up_tokenization_spaces=False)
+        return text
+
+    text = decoded(len(written))
+    # A part of a character is decoded to a replacement that is no prefix of the whole text.
+    ends = [_common(decoded(count), text) for count in range(len(written) + 1)]
+    if ends != sorted(ends):
+        raise ValueError(
+            "Some tokens change the text before them, so they have no place in it. Show the tokens "
+            "as they are, by to_tokens=tokenizer.convert_ids_to_tokens."
+        )
+    # All parts of a character have its place.
+    places = iter(
+        [
+            (start, next((later for later in ends[number:] if later > start), start))
+            for number, start in enumerate(ends[:-1])
+        ]
+    )
+    offsets = [(0, 0) if each in special else next(places) for each in every]
+    return list(tokenizer.convert_ids_to_tokens(every)), offsets, text
+
+
+def _common(left: str, right: str) -> int:
+    """How many characters two texts begin with alike."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def _span(offset: Sequence[int] | Tensor, text: str) -> tuple[int, int]:

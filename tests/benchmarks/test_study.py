@@ -158,6 +158,8 @@ SCORES = {
     "mosaics": {"grid pointing game": 1},
     "digits-class-token": {"grid pointing game": 2},
     "digits-mean-pooling": {"grid pointing game": 2},
+    "digits-attention-pooling": {"grid pointing game": 2},
+    "digits-registers": {"grid pointing game": 2},
     "digits-swin": {"grid pointing game": 2},
     "clothing": {"segmentation": 3, "localisation": 2},
     "sentiment": {"activation": 2, "removal": 2, "labels": 2, "conservation": 3},

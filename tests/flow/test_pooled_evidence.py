@@ -72,6 +72,28 @@ def test_tokens_that_are_left_out_of_a_mean_say_nothing(method, kind):
     torch.testing.assert_close(own.clamp_min(0).sum(1), plain.sum(1))
 
 
+class TokenBesideMean(Model):
+    """Read from its first token, joined to the mean of the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.join = nn.Linear(2 * WIDTH, 3, dtype=torch.float64)
+
+    def read(self, x):
+        return self.join(torch.cat([x[:, 0], x[:, 1:].mean(1)], 1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evidence_weighs_as_much_as_the_part_that_is_pooled(method):
+    model, x = TokenBesideMean(), torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    plain = method(model, pooled_evidence=False).attribute_tokens(x, 1)
+    own = method(model).attribute_tokens(x, 1) - plain
+    assert own[:, 0].abs().amax() < 1e-12
+    torch.testing.assert_close(own.sum(1), torch.zeros(2, dtype=x.dtype))
+    # Half of what is read is the first token.
+    torch.testing.assert_close(own.clamp_min(0).sum(1), plain.sum(1) / 2)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["timm ViT", "timm DeiT, distilled", "BERT", "GPT-2"])
 def test_one_token_has_nothing_to_be_compared_with(name, method):

@@ -1,7 +1,6 @@
 """Batches that are mappings, and modules that pass them on by name, in a real training."""
 
 import io
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +15,7 @@ from torch.utils.data import DataLoader
 from captum_transformer import ConservativeLRP, GenericAttentionRelevance
 from captum_transformer.visualization import panel
 from lightning_callbacks import AttributionMonitor
-from lightning_callbacks.failures import Failures
-from lightning_callbacks.sample_explainer import SampleExplainer
+from lightning_callbacks.texts import Texts
 from tests.attr.subjects import PixelsAndIds, images, timm_vit
 
 METHODS = {"generic": GenericAttentionRelevance, "lrp": ConservativeLRP}
@@ -129,20 +127,58 @@ def test_tokens_can_be_left_out_of_the_scale(pl, trainer_options):
         assert every != some
 
 
-def test_a_trainers_tokenizer_says_what_was_left_open():
-    class Tokenizer:
-        all_special_ids, unk_token_id = (0, 1, 2), 1
+class Tokenizer:
+    """Two ids to a word; 0 is special, 1 is unknown."""
 
-        def convert_ids_to_tokens(self, ids):
-            return [f"word {each}" for each in ids.tolist()]
+    all_special_ids, unk_token_id = (0, 1), 1
 
-    explainer = SampleExplainer({}, (), Failures("raise"))
-    found = explainer.with_tokenizer(Tokenizer())
-    assert found.off_scale_ids == {0, 2}
-    assert found.to_tokens(torch.tensor([3])) == ["word 3"]
-    asked = replace(explainer, off_scale_ids=()).with_tokenizer(Tokenizer())
-    assert asked.off_scale_ids == ()
-    assert explainer.with_tokenizer(None).off_scale_ids == frozenset()
+    def convert_ids_to_tokens(self, ids):
+        return [f"token {each}" for each in ids]
+
+    def decode(self, ids, **_):
+        return "".join(f" w{each // 2}" if each % 2 == 0 else "x" for each in ids)
+
+
+IDS, VALUES = torch.tensor([0, 2, 3, 1, 8]), torch.tensor([9.0, 1.0, 2.0, 3.0, 4.0])
+
+
+def test_a_tokenizer_shows_words_without_special_tokens_in_the_scale():
+    words, values, off_scale = Texts(Tokenizer()).shown(IDS, VALUES)
+    assert words == ["token 0", "w1xx", "w4"]
+    assert values.tolist() == [9, 6, 4]
+    assert off_scale == [True, False, False]
+
+
+def test_what_was_asked_for_goes_before_the_tokenizer():
+    texts = Texts(Tokenizer(), lambda ids: [f"<{each}>" for each in ids.tolist()], [8])
+    words, values, off_scale = texts.shown(IDS, VALUES)
+    assert words == ["<0>", "<2>", "<3>", "<1>", "<8>"]
+    assert values is VALUES
+    assert off_scale == [False] * 4 + [True]
+    assert not any(Texts(Tokenizer(), off_scale_ids=()).shown(IDS, VALUES).off_scale)
+
+
+def test_what_is_no_tokenizer_shows_ids():
+    words, _, off_scale = Texts().with_tokenizer(object()).shown(IDS, VALUES)
+    assert words == ["0", "2", "3", "1", "8"]
+    assert not any(off_scale)
+
+
+def test_a_monitor_with_a_tokenizer_logs_words(pl, trainer_options):
+    monitor = AttributionMonitor(
+        METHODS, ("label",), num_samples=1, on_error="raise", tokenizer=Tokenizer()
+    )
+    logger = pl.loggers.TensorBoardLogger(trainer_options["default_root_dir"])
+    trainer = pl.Trainer(**trainer_options, callbacks=[monitor], logger=logger)
+    trainer.validate(reader(pl, bert(), "signature"), texts(), verbose=False)
+    events = EventAccumulator(logger.log_dir, size_guidance={"tensors": 0}).Reload()
+    ids = texts().dataset[0]["input_ids"]
+    words, _, _ = Texts(Tokenizer()).shown(ids, torch.zeros(len(ids)))
+    assert 1 < len(words) < len(ids)
+    for method in METHODS:
+        (event,) = events.Tensors(f"attribution/sample_0/label/{method}/text_summary")
+        rows = event.tensor_proto.string_val[0].decode().splitlines()[-len(words) :]
+        assert [row.split(" | ")[1] for row in rows] == words
 
 
 @pytest.mark.parametrize("form", ["whole batch", "signature"])

@@ -5,7 +5,7 @@ from tokenizers.implementations import BertWordPieceTokenizer
 from tokenizers.processors import BertProcessing
 from transformers import PreTrainedTokenizerFast
 
-from captum_transformer.visualization import merge_words
+from captum_transformer.visualization import decode_with_offsets, merge_words
 
 TEXT = "Don't say it's  un-believable… naïve?"
 
@@ -87,3 +87,43 @@ def test_a_long_text_takes_no_time():
     spans = [(5 * n, 5 * n + 4) for n in range(20_000)]
     words, _ = merge_words(["word"] * 20_000, torch.ones(20_000), spans, text)
     assert len(words) == 20_000
+
+
+def test_words_from_ids_are_those_of_the_text():
+    tokenizer = word_pieces()
+    tokenizer.add_special_tokens({"cls_token": "[CLS]", "sep_token": "[SEP]"})
+    ids = tokenizer("So we say un-believable!").input_ids
+    tokens, offsets, text = decode_with_offsets(tokenizer, torch.tensor(ids))
+    assert len(tokens) > 12
+    words, _ = merge_words(tokens, torch.ones(len(ids)), offsets, text)
+    assert words == ["[CLS]", "so", "we", "say", "un", "-", "believable", "[UNK]", "[SEP]"]
+
+
+def test_parts_of_a_character_have_its_place():
+    tokenizer, text = bytes_alone(), "Don't 🙂 naïve\n\nyes"
+    coded = tokenizer(text, return_offsets_mapping=True)
+    _, offsets, decoded = decode_with_offsets(tokenizer, coded.input_ids)
+    assert decoded == text
+    values = torch.arange(1.0, len(offsets) + 1)
+    found = merge_words(coded.tokens(), values, offsets, text)
+    expected = merge_words(coded.tokens(), values, coded["offset_mapping"], text)
+    assert found[0] == expected[0]
+    torch.testing.assert_close(found[1], expected[1])
+
+
+def test_special_tokens_in_between_part_words():
+    tokenizer = bytes_alone()
+    tokenizer.add_special_tokens({"eos_token": "<eos>"})
+    ids = [*tokenizer("so")["input_ids"], tokenizer.eos_token_id, *tokenizer("so")["input_ids"]]
+    tokens, offsets, text = decode_with_offsets(tokenizer, ids)
+    words, _ = merge_words(tokens, torch.ones(5), offsets, text)
+    assert (words, text) == (["so", "<eos>", "so"], "soso")
+
+
+def test_tokens_that_change_what_was_before_are_refused():
+    class Backwards:
+        def decode(self, ids, **_):
+            return ["", "ab", "a", "abc"][len(ids)]
+
+    with pytest.raises(ValueError, match="change the text before them"):
+        decode_with_offsets(Backwards(), [1, 2, 3])

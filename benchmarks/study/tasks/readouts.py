@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from timm.models import SwinTransformer, VisionTransformer
 from torch import Tensor, nn
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageClassification
 
 from benchmarks.study.bootstrap import Score
+from benchmarks.study.given import Logits
 from benchmarks.study.methods import POOLED
 from benchmarks.study.models import device
 from benchmarks.study.pictures import Pictures
@@ -22,8 +24,6 @@ from benchmarks.study.subject import Subject
 from benchmarks.study.tasks.mosaics import BLACK, choose, facts, train
 from captum_transformer.metrics import grid_pointing_game
 from tutorials.quickstart import Mosaics, split_digits
-
-EPOCHS = 15
 
 
 def read(split: str, count: int, seed: int) -> Mosaics:
@@ -49,6 +49,16 @@ def swin() -> SwinTransformer:
     )  # fmt: skip
 
 
+def dino() -> nn.Module:
+    """Its score is read from the class token, joined to the mean of the 16 patches."""
+    config = Dinov2WithRegistersConfig(
+        image_size=16, patch_size=4, num_channels=1, num_labels=10, num_register_tokens=4,
+        hidden_size=64, num_hidden_layers=3, num_attention_heads=8, mlp_ratio=2,
+        layerscale_value=0.1,
+    )  # fmt: skip
+    return Logits(Dinov2WithRegistersForImageClassification(config))
+
+
 @dataclass(frozen=True)
 class Readout:
     """A task of the study.
@@ -57,12 +67,14 @@ class Readout:
         NAME: Of the task.
         build: Makes the model.
         model: The model in words.
+        EPOCHS: How long it is trained.
         SAMPLES: How many mosaics are explained.
     """
 
     NAME: str
     build: Callable[[], nn.Module]
     model: str
+    EPOCHS: int = 15
     SAMPLES: int = 200
 
     def subject(
@@ -77,7 +89,7 @@ class Readout:
             read,
             self.build,
             models / f"{self.NAME}.pt",
-            epochs=epochs or EPOCHS,
+            epochs=epochs or self.EPOCHS,
             learning_rate=4e-3,
         )
         chosen = choose(fit.model, read, samples)
@@ -116,6 +128,17 @@ TASKS = (
         "digits-mean-pooling",
         partial(vit, global_pool="avg", class_token=False),
         "ViT, its 16 patches averaged, 3 layers",
+    ),
+    Readout(
+        "digits-attention-pooling",
+        partial(vit, global_pool="map", class_token=False),
+        "ViT, its 16 patches pooled by attention, 3 layers",
+        EPOCHS=40,
+    ),
+    Readout(
+        "digits-registers",
+        dino,
+        "DINOv2 with four registers, 3 layers, 16 patches; class token and mean of patches",
     ),
     Readout("digits-swin", swin, "Swin, 4 layers, 64 patches, 16 tokens averaged"),
 )
