@@ -11,13 +11,13 @@ from captum_transformer.attr.attention_flow_method import (
     gradient_map,
     output_gradients,
 )
-from captum_transformer.attr.heads import by_head
 from captum_transformer.attr.single_layer_method import SingleLayerMethod
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.maps import Attended, MapBlock
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.heads import by_head
 from captum_transformer.trace.operation import Value
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.blocks import row_blocks
 from captum_transformer.trace.kinds import Kind
@@ -104,20 +103,6 @@ class AttentionCall(ABC):
     def blocks(self) -> Iterator[slice]:
         """Blocks of query rows that fit the memory set aside for probabilities."""
         return row_blocks(self.map_shape(), self.value.device)
-
-    def by_head(self, tensor: Tensor) -> Tensor:
-        """Splits the leading axes of a ``(..., X, Y)`` tensor: ``(samples, heads, X, Y)``."""
-        lead = tensor.shape[:-2]
-        if len(lead) == 2:
-            return tensor
-        samples = self.output.samples
-        if samples is None or samples.outer != 1:
-            raise UnsupportedOperationError(
-                f"Can't tell samples from heads in attention call {self.layer} ({self.module}) "
-                f"with probabilities of shape {self.map_shape()}: heads must come after samples. "
-                "Explain the samples one by one, or with a method that has no use for heads."
-            )
-        return tensor.reshape(samples.size, -1, *tensor.shape[-2:])
 
 
 class FusedAttention(AttentionCall):

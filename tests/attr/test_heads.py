@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captum_transformer import AttentionGradCam
+from captum_transformer import AttentionGradCam, RawAttention
 from captum_transformer.errors import UnsupportedOperationError
 
 TOKENS, WIDTH, HEADS, WINDOW = 6, 8, 2, 3
@@ -140,3 +140,17 @@ def test_samples_in_one_sequence_are_refused(pooling, x):
     alone = AttentionGradCam(Model(whole), pooling=pooling).attribute(x[:1], 1)
     packed = AttentionGradCam(Packed(), pooling=pooling).attribute(x[:1], 1)
     torch.testing.assert_close(packed, alone)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_maps_are_averaged_over_heads_and_not_over_windows(samples, x):
+    def read(core):
+        ((_, found),) = RawAttention(Model(core)).relevance_maps(x[:samples], 1).items()
+        return found
+
+    expected = read(windows_with_samples)
+    assert expected.shape == (samples * TOKENS // WINDOW, WINDOW, WINDOW)
+    torch.testing.assert_close(read(windows_ahead), expected)
+    for core in (windows_behind, neighbours, gathered, stacked):
+        with pytest.raises(UnsupportedOperationError, match="which of its maps are heads"):
+            read(core)

@@ -17,6 +17,7 @@ from captum_transformer.calling import Arguments
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.streams import update
 from captum_transformer.trace import traced_forward
+from captum_transformer.trace.heads import by_head
 from tests.attr.golden import load_case
 from tests.attr.subjects import SUBJECTS, assert_close, drawn, subject, with_random_weights
 
@@ -167,7 +168,7 @@ def test_relevance_takes_the_place_of_attention():
         question = method._selection(forward, target, ())
         blocks = relevance_map(question, forward.calls, weighted=True)
         one, two, *decoder = (
-            call.by_head(blocks(call, slice(None))).mean(1).detach() for call in forward.calls
+            by_head(call, blocks(call, slice(None))).mean(1).detach() for call in forward.calls
         )
     own_1, cross_1, own_2, cross_2 = decoder
     source = torch.eye(6) + one

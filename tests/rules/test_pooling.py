@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_transformer import AttentionRollout, GenericAttentionRelevance, TransformerAttribution
 from captum_transformer.calling import Arguments
+from captum_transformer.trace.heads import by_head
 from tests.attr.subjects import CLASSES, assert_close, images, timm_vit, with_random_weights
 
 SIZES: dict[str, Any] = {"img_size": (8, 12), "patch_size": 4, "embed_dim": 16, "num_heads": 2}
@@ -24,7 +25,7 @@ def maps(method: Any, inputs: Tensor, target: int) -> list[Tensor]:
     with method._traced(Arguments(inputs)) as forward:
         question = method._selection(forward, target, ())
         blocks = method._maps(question, forward.calls)
-        return [call.by_head(blocks(call, slice(None))).mean(1).detach() for call in forward.calls]
+        return [by_head(call, blocks(call, slice(None))).mean(1).detach() for call in forward.calls]
 
 
 def test_attention_pooling_hands_its_row_on():

@@ -11,6 +11,7 @@ from captum_transformer import ConservativeLRP, GenericAttentionRelevance, Trans
 from captum_transformer.calling import Arguments
 from captum_transformer.errors import InvalidInputError, NoAttentionError, UnseenOperationError
 from captum_transformer.trace import ExplicitAttention, FusedAttention, traced_forward
+from captum_transformer.trace.heads import by_head
 from captum_transformer.trace.mode import Trace
 
 HEADS, WIDTH, CLASSES = 2, 8, 3
@@ -127,7 +128,7 @@ def test_the_probabilities_of_a_call_are_those_of_the_model(kind, x):
         assert isinstance(
             call, FusedAttention if kind in (Attention, Grouped) else ExplicitAttention
         )
-        probabilities = call.by_head(call.probabilities(slice(None)))
+        probabilities = by_head(call, call.probabilities(slice(None)))
     torch.testing.assert_close(probabilities, expected.detach(), rtol=1e-6, atol=1e-7)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.heads import by_head
 
 # The rows of a call's map ``(..., rows, K)`` that belong to a slice of its queries.
 MapBlock = Callable[[AttentionCall, slice], Tensor]
@@ -55,12 +56,12 @@ def _through(maps: MapBlock, call: AttentionCall, shares: Tensor, rows: slice) -
 
 def by_heads(maps: MapBlock, call: AttentionCall) -> Tensor:
     """The whole map of each head of a call: ``(samples, heads, Q, K)``."""
-    return torch.cat([call.by_head(maps(call, rows)) for rows in call.blocks()], -2)
+    return torch.cat([by_head(call, maps(call, rows)) for rows in call.blocks()], -2)
 
 
 def averaged_over_heads(maps: MapBlock, call: AttentionCall) -> Tensor:
     """The whole map of a call, averaged over its heads: ``(samples, Q, K)``."""
-    return torch.cat([call.by_head(maps(call, rows)).mean(1) for rows in call.blocks()], -2)
+    return torch.cat([by_head(call, maps(call, rows)).mean(1) for rows in call.blocks()], -2)
 
 
 def by_sample(call: AttentionCall, keys: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.streams.update import Matrices, UpdateRule, added
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.heads import by_head
 from captum_transformer.trace.history import History
 from captum_transformer.trace.operation import Value
 from captum_transformer.trace.streams import query_value
@@ -197,7 +198,7 @@ def last_call(version: Version) -> AttentionCall:
 
 def shares_of_queries(call: AttentionCall, shares: Tensor) -> Tensor:
     """Shares at the output of a call, one for each query: ``(samples, queries)``."""
-    return call.by_head(call.outputs(shares)).sum((1, 3))
+    return by_head(call, call.outputs(shares)).sum((1, 3))
 
 
 def _not_aligned(why: str) -> UnsupportedOperationError:

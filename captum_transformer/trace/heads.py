@@ -13,7 +13,7 @@ from captum_transformer.trace.views import views_of
 
 
 def by_head(call: AttentionCall, tensor: Tensor) -> Tensor:
-    """Splits the leading axes of a ``(..., X, Y)`` tensor: ``(sets of tokens, heads, X, Y)``.
+    """Splits the leading axes of a call's ``(..., X, Y)``: ``(sets of tokens, heads, X, Y)``.
 
     A set of tokens is a sample, a window or a frame. Heads are features of the queries.
 
@@ -31,9 +31,10 @@ def _heads(call: AttentionCall) -> int:
     if samples is None or not all(dim < lead for dim in _along(samples, laid_out)):
         raise _unsupported(
             call,
-            "its rows may be of several samples, as where samples are packed into one sequence, "
-            "and are averaged over",
+            "its rows may be of several samples, as where samples are packed into one sequence",
         )
+    if value.learned and samples.outer == 1:  # learned queries lie in no windows
+        return torch.Size(laid_out.shape[:lead]).numel() // samples.size
     features = value.features
     if features is None:
         raise _unsupported(call, "it is not known which features its heads are")
@@ -45,7 +46,7 @@ def _heads(call: AttentionCall) -> int:
     merged = [] if own else _merged(query_value(call)) or _merged(call.value.value)
     first = max(_along(samples, laid_out), default=-1) < own[0] if own else samples.outer == 1
     if not first or lead in dims or not in_order or None in merged:
-        raise _unsupported(call, "which of its maps are heads is not known, and it averages these")
+        raise _unsupported(call, "which of its maps are heads is not known")
     return heads * torch.Size(size for size in merged if size is not None).numel()
 
 
@@ -86,8 +87,8 @@ def _along(axis: Axis, view: View) -> list[int]:
 
 def _unsupported(call: AttentionCall, why: str) -> UnsupportedOperationError:
     return UnsupportedOperationError(
-        "AttentionGradCam weights each head by its mean gradient over the map, but of attention "
-        f"call {call.layer} ({call.module}), with maps of shape {call.map_shape()}, {why}. "
-        "Take a method that has no use for heads, such as GenericAttentionRelevance, or choose "
-        "another `layer`."
+        f"The heads of attention call {call.layer} ({call.module}), with maps of shape "
+        f"{call.map_shape()}, can't be told apart from what else there is: {why}. Ask for the "
+        "relevance of inputs or tokens by a method that has no use for heads, such as "
+        "GenericAttentionRelevance with `propagation='flow'`, or choose another `layer`."
     )
