@@ -43,16 +43,18 @@ def _heads(call: AttentionCall) -> int:
     heads = torch.Size(laid_out.shape[dim] for dim in own).numel()
     in_order = own == list(range(lead - len(own), lead))
     # Learned queries are not followed, but what they read is.
-    merged = [] if own else _merged(query_value(call)) or _merged(call.value.value)
+    beside: int | None = 1
+    for source in () if own else (query_value(call), call.value.value):
+        beside = heads_beside_samples(source) if beside == 1 else beside
     first = max(_along(samples, laid_out), default=-1) < own[0] if own else samples.outer == 1
-    if not first or lead in dims or not in_order or None in merged:
+    if not first or lead in dims or not in_order or beside is None:
         raise _unsupported(call, "which of its maps are heads is not known")
-    return heads * torch.Size(size for size in merged if size is not None).numel()
+    return heads * beside
 
 
-def _merged(value: Value | None) -> list[int | None]:
-    """How many features were merged into an axis with the samples; None for one without them."""
-    found: list[int | None] = []
+def heads_beside_samples(value: Value | None) -> int | None:
+    """How many heads lie in one dimension with the samples; None if other things do, too."""
+    heads = 1
     operation = None if value is None else value.operation
     while value is not None and operation is not None and operation.attention is None:
         traced = operation.traced()
@@ -69,10 +71,11 @@ def _merged(value: Value | None) -> list[int | None]:
                 size = axis.size // torch.Size(view.shape[d] for d in dims if d not in lost).numel()
                 if lost:
                     # Beside samples and features there is nothing else in the dimension.
-                    alone = [view.shape[dim] for dim in lost] == [size * samples]
-                    found.append(size if alone else None)
+                    if [view.shape[dim] for dim in lost] != [size * samples]:
+                        return None
+                    heads *= size
         value, operation = source, source.operation
-    return found
+    return heads
 
 
 def _along(axis: Axis, view: View) -> list[int]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.features import feature_dims, is_linear_layer, keeps_features
+from captum_transformer.trace.heads import heads_beside_samples
 from captum_transformer.trace.history import History
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
 from captum_transformer.trace.operation import Operation, Value
@@ -198,21 +199,22 @@ def spread_over_tokens(shares: Tensor, value: Value) -> Tensor:
 
     The way back from `per_token`.
     """
-    features = feature_dims(value)
+    features, samples, heads = feature_dims(value), value.samples, heads_beside_samples(value)
     layout = [1 if dim in features else length for dim, length in enumerate(value.shape)]
-    copies = math.prod(layout) // shares.numel()
-    samples = value.samples
-    heads_merged = layout[0] == shares.shape[0] * copies or layout[1] == copies
-    if copies > 1 and heads_merged:
-        # In `nn.MultiheadAttention` the heads were one axis with the samples.
-        shares = shares.unsqueeze(1).repeat_interleave(copies, 1) / copies
-    if samples is None or samples.outer != 1 or math.prod(layout) != shares.numel():
+    if (
+        samples is None
+        or samples.outer != 1
+        or heads is None
+        or math.prod(layout) != shares.numel() * heads
+    ):
         raise UnsupportedOperationError(
             f"Can't tell samples, tokens and features apart in a tensor of shape "
             f"{tuple(value.shape)} that holds {tuple(shares.shape)} samples and tokens. Use "
             "`propagation='flow'`."
         )
-    width = math.prod(value.shape[dim] for dim in features)
+    # In `nn.MultiheadAttention` heads are in one dimension with the samples.
+    shares = shares.unsqueeze(1).expand(-1, heads, -1)
+    width = heads * math.prod(value.shape[dim] for dim in features)
     return (shares.reshape(layout) / width).expand(value.shape)
 
 
