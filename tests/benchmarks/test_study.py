@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from matplotlib.image import imread
 from PIL import Image
 from transformers import (
     AlbertConfig,
@@ -17,7 +18,7 @@ from transformers import (
 )
 
 from benchmarks.study import __main__ as program
-from benchmarks.study import page, pictures
+from benchmarks.study import page, pictures, pooled
 from benchmarks.study import texts as texts_with_methods
 from benchmarks.study.bootstrap import Score, draw
 from benchmarks.study.data import clothing, molecules, texts
@@ -418,3 +419,11 @@ def test_results_belong_to_their_weights_and_samples():
     with torch.no_grad():
         model.bias += 1
     assert state_of(model, samples) != state
+
+
+def test_models_that_pool_are_drawn(tmp_path):
+    pooled.main(["--out", str(tmp_path), "--epochs", "1"])
+    height, width, colours = imread(tmp_path / "readouts.png").shape
+    assert height > 600
+    assert width > 600
+    assert colours >= 3

@@ -22,6 +22,7 @@ from benchmarks.study.pictures import Pictures
 from benchmarks.study.store import Maps, Measured, state_of
 from benchmarks.study.subject import Subject
 from benchmarks.study.tasks.mosaics import BLACK, choose, facts, train
+from benchmarks.study.training import Trained
 from captum_transformer.metrics import grid_pointing_game
 from tutorials.quickstart import Mosaics, split_digits
 
@@ -77,6 +78,16 @@ class Readout:
     EPOCHS: int = 15
     SAMPLES: int = 200
 
+    def fit(self, models: Path, epochs: int | None = None) -> Trained:
+        """The model, which is trained if ``models`` has none."""
+        return train(
+            read,
+            self.build,
+            models / f"{self.NAME}.pt",
+            epochs=epochs or self.EPOCHS,
+            learning_rate=4e-3,
+        )
+
     def subject(
         self,
         data: Path,  # noqa: ARG002 - the digits are scikit-learn's
@@ -85,13 +96,7 @@ class Readout:
         epochs: int | None = None,
     ) -> Subject:
         """Trains the model, and asks in which cell the relevance is."""
-        fit = train(
-            read,
-            self.build,
-            models / f"{self.NAME}.pt",
-            epochs=epochs or self.EPOCHS,
-            learning_rate=4e-3,
-        )
+        fit = self.fit(models, epochs)
         chosen = choose(fit.model, read, samples)
         pictures = Pictures(
             fit.model, chosen.images, {"target": chosen.targets}, BLACK, device(), POOLED
