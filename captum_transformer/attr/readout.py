@@ -8,12 +8,13 @@ from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import Selection
 from captum_transformer.attr.transformer_method import seed
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.ledger import Ledger, total
 from captum_transformer.rules.propagate import transposed
 from captum_transformer.trace.numeric import accumulation_dtype, quotient
 from captum_transformer.trace.operation import Operation, Value
-from captum_transformer.trace.pooling import read_from, require_known, samples_in
+from captum_transformer.trace.pooling import read_from, samples_in
 
 # How many units in the last place a sum over tokens may be off.
 _ROUNDING = 64
@@ -31,16 +32,15 @@ def with_evidence(
         ledger: that of what has passed; what is added is noted there, too.
         selection: what is explained.
     """
-    operations, calls = selection.history.operations, selection.history.calls
-    require_known(operations, calls, len(selection.forward.inputs[0]))
-    pooling = read_from(operations, calls)
+    pooling = read_from(selection.history.operations, selection.history.calls)
     if not pooling:
         return dict(passed)
+    _require_samples(pooling)
     flow = TokenFlow(selection.forward.tape, {})
     found: dict[tuple[Operation, ...], tuple[dict[Value, Tensor], Tensor]] = {}
     together = dict(passed)
     for wanted, relevance in passed.items():
-        of_it = tuple(o for o in pooling if o.traced()[0][1].descends_from(wanted))
+        of_it = tuple(o for o in pooling if any(v.descends_from(wanted) for _, v in o.traced()))
         if of_it and of_it not in found:
             found[of_it] = _evidence(selection, of_it, flow)
         if of_it:
@@ -53,6 +53,17 @@ def with_evidence(
     return together
 
 
+def _require_samples(pooling: Sequence[Operation]) -> None:
+    for operation in pooling:
+        if any(samples_in(value) is None for _, value in operation.traced()):
+            raise UnsupportedOperationError(
+                f"{operation.described} pools tokens that the score is read from, but where "
+                "samples lie in them is not known. Explain the samples one by one "
+                "(`internal_batch_size=1`), or without what pooled tokens say by themselves "
+                "(`pooled_evidence=False`)."
+            )
+
+
 def _evidence(
     selection: Selection, pooling: Sequence[Operation], flow: TokenFlow
 ) -> tuple[dict[Value, Tensor], Tensor]:
@@ -61,40 +72,55 @@ def _evidence(
     So the sum is zero, and of a token that the score is read from alone nothing is left. Beside it,
     which part of what each sample's score is read from is pooled.
     """
-    values = [value for operation in pooling for _, value in operation.traced()]
     seeds = seed(selection.selected, selection.value)
-    parts = flow(seeds, values)
+    outputs = [operation.outputs[0] for operation in pooling]
+    shares = flow(seeds, [output for output in outputs if output is not None])
     edges = [operation.edge for operation in pooling if operation.edge is not None]
     slopes = selection.forward.gradients(selection.selected, edges)
-    evidence: dict[Value, Tensor] = {}
-    pooled = torch.zeros_like(
-        selection.selected, dtype=accumulation_dtype(selection.selected.dtype)
-    )
-    for operation, value, slope in zip(pooling, values, slopes, strict=True):
-        samples = samples_in(value)
-        if slope is None or samples is None:
+    said: dict[Value, Tensor] = {}
+    parts: dict[Value, Tensor] = {}
+    for operation, output, slope in zip(pooling, outputs, slopes, strict=True):
+        if slope is None or output is None:
             continue
-        axis, which = samples
-        ((operand, _),) = operation.traced()
         dtype = accumulation_dtype(slope.dtype)
-        data, beside = operand.tensor.to(dtype), [None] * (len(operation.outputs) - 1)
-        (back,) = transposed(operation, [data], [slope.to(dtype), *beside])
-        if back is None:
-            continue
-        said, part = _of_tokens(value, data * back), _of_tokens(value, parts[value])
-        read = axis.total(part)
-        mean = quotient(axis.total(said), read)
-        own = said - part * axis.spread(mean, value.shape)
-        # Where one token is read, or all say the same, what is left is rounding, not evidence.
-        size = axis.total(said.abs()) * _ROUNDING * torch.finfo(dtype).eps
-        nothing = own.abs() * _width(value) <= axis.spread(size, value.shape)
-        own = own.masked_fill(nothing | ~axis.spread(read != 0, value.shape), 0.0)
-        if value in evidence:
-            evidence[value] = evidence[value] + own
-        else:
-            evidence[value] = own
-            pooled[which] += read
+        data = [operand.tensor.to(dtype) for operand, _ in operation.traced()]
+        beside = [None] * (len(operation.outputs) - 1)
+        backs = transposed(operation, data, [slope.to(dtype), *beside])
+        values = [value for _, value in operation.traced()]
+        reached = flow({output: shares[output]}, values)
+        for value, tensor, back in zip(values, data, backs, strict=True):
+            if back is not None:
+                # What is left out of a mean may be anything, even no number.
+                given = tensor.masked_fill(back == 0, 0.0) * back
+                _add(said, value, _of_tokens(value, given))
+                _add(parts, value, _of_tokens(value, reached[value]))
+    return _compared(said, parts, next(iter(seeds.values())))
+
+
+def _compared(
+    said: Mapping[Value, Tensor], parts: Mapping[Value, Tensor], like: Tensor
+) -> tuple[dict[Value, Tensor], Tensor]:
+    """What each token says, less its part of what all of a sample's tokens say."""
+    places = {value: found for value in said if (found := samples_in(value)) is not None}
+    whole, size, pooled = (torch.zeros_like(like) for _ in range(3))
+    for value, (axis, which) in places.items():
+        whole[which] += axis.total(said[value])
+        size[which] += axis.total(said[value].abs())
+        pooled[which] += axis.total(parts[value])
+    mean = quotient(whole, pooled)
+    # Where one token is read, or all say the same, what is left is rounding, not evidence.
+    size = size * _ROUNDING * torch.finfo(size.dtype).eps
+    evidence: dict[Value, Tensor] = {}
+    for value, (axis, which) in places.items():
+        own = said[value] - parts[value] * axis.spread(mean[which], value.shape)
+        nothing = own.abs() * _width(value) <= axis.spread(size[which], value.shape)
+        unread = axis.spread(pooled[which] == 0, value.shape)
+        evidence[value] = own.masked_fill(nothing | unread, 0.0)
     return evidence, pooled
+
+
+def _add(found: dict[Value, Tensor], value: Value, tensor: Tensor) -> None:
+    found[value] = found[value] + tensor if value in found else tensor
 
 
 def _weighed(evidence: dict[Value, Tensor], passed: Tensor) -> dict[Value, Tensor]:

@@ -3,30 +3,63 @@
 import math
 from collections.abc import Iterable
 
-from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import AttentionCall
-from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.axis import Axis, dimension_of
 from captum_transformer.trace.dimensions import passage
-from captum_transformer.trace.features import feature_dims
-from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
+from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.views import view_of
 
-_POOLING = frozenset({Kind.MEAN, Kind.SUM, Kind.MAXIMUM, Kind.POOL, Kind.PRODUCT})
+# Entries of these are entries of one token each, wherever they are.
+_KEEPS_TOKENS = BY_ENTRY | MOVES | {Kind.ASKS, Kind.EMBEDDING}
 
 
 def pools_tokens(operation: Operation) -> bool:
-    """Whether an operation makes one of several tokens of the one signal that it has."""
-    traced = operation.traced()
-    if operation.kind not in _POOLING or len(traced) != 1 or operation.pattern is not None:
+    """Whether an operation makes entries of several tokens that have attended.
+
+    Attention does so, too, but is none: what it makes are tokens again.
+    """
+    if operation.pattern is not None or (
+        operation.kind in _KEEPS_TOKENS and not _picks_entries(operation)
+    ):
         return False
-    ((_, value),) = traced
-    samples, gone = samples_in(value), _gone(operation)
-    if samples is None or not value.features:
-        return False
-    kept = [axis.dim(value.shape) for axis in (samples[0], *value.features)]
-    if None in kept:
-        return False
-    return kept[0] not in gone and any(value.shape[d] > 1 for d in gone if d not in kept)
+    return any(value.attention and _mixes(operation, o, value) for o, value in operation.traced())
+
+
+def _picks_entries(operation: Operation) -> bool:
+    """Whether each feature may be of another token, as of the largest ones."""
+    index = operation.argument("index")
+    whole = isinstance(index, Operand) and operation.argument("source") is None
+    return operation.kind is Kind.MOVE and whole and len(index.size) > 1
+
+
+def _mixes(operation: Operation, operand: Operand, value: Value) -> bool:
+    """Whether entries are made of several ones of a signal that are no features of one token."""
+    samples = samples_in(value)
+    axes = (*(value.features or ()), *(() if samples is None else samples[:1]))
+    parts = [part for axis in axes if (part := dimension_of(axis, operand.size)) is not None]
+    return any(
+        operand.size[dim] > math.prod(part.size for part in parts if part.dim == dim)
+        for dim in passage(operation, operand).mixed
+        if _laid_side_by_side(value) != Axis.of(value.shape, dim)
+    )
+
+
+def _laid_side_by_side(value: Value) -> Axis | None:
+    """Along which axis signals were joined whose sum is an addition, and pools nothing."""
+    operation = value.operation
+    if operation is None:
+        return None
+    if operation.kind in (Kind.STACK, Kind.CONCATENATE):
+        alike = len({operand.size for operand in operation.operands}) == 1
+        dim = operation.dim(len(value.shape))
+        joined = alike and dim is not None
+        return Axis.of(value.shape, dim or 0, len(operation.operands)) if joined else None
+    view = view_of(operation, value)
+    if view is None or len(operation.traced()) != 1:
+        return None
+    axis = _laid_side_by_side(operation.traced()[0][1])
+    return None if axis is None else axis.in_view(view)
 
 
 def samples_in(value: Value) -> tuple[Axis, slice] | None:
@@ -36,16 +69,10 @@ def samples_in(value: Value) -> tuple[Axis, slice] | None:
     return None if value.samples is None else (value.samples, slice(None))
 
 
-def _gone(operation: Operation) -> tuple[int, ...]:
-    """The dimensions of its one signal along which an operation makes one entry of several."""
-    ((operand, _),) = operation.traced()
-    return passage(operation, operand).mixed
-
-
 def read_from(operations: Iterable[Operation], calls: Iterable[AttentionCall]) -> list[Operation]:
     """The operations that pool the tokens that a score is read from.
 
-    They make one token of all, which have attended; it attends no more and was not pooled before.
+    Their tokens have attended, attend no more and were not pooled before.
 
     Args:
         operations: what leads to the score.
@@ -57,53 +84,10 @@ def read_from(operations: Iterable[Operation], calls: Iterable[AttentionCall]) -
         output = operation.outputs[0]
         if operation.edge is None or output is None or not pools_tokens(operation):
             continue
-        ((_, value),) = operation.traced()
+        values = [value for _, value in operation.traced()]
         attends = any(call.output.descends_from(output) for call in calls)
-        pooled = any(value is one or value.descends_from(one) for one in outputs)
-        if value.attention and not attends and not pooled and _is_one_token(output, value):
+        pooled = any(v is one or v.descends_from(one) for v in values for one in outputs)
+        if not attends and not pooled:
             found.append(operation)
             outputs.append(output)
     return found
-
-
-def require_known(
-    operations: Iterable[Operation], calls: Iterable[AttentionCall], samples: int
-) -> None:
-    """Refuses if an operation behind all attention may pool tokens of unknown samples.
-
-    Args:
-        operations: what leads to the score.
-        calls: the attention calls among it.
-        samples: how many there are.
-
-    Raises:
-        UnsupportedOperationError: if there is one.
-    """
-    for operation in operations:
-        output, traced = operation.outputs[0], operation.traced()
-        if operation.kind not in _POOLING or len(traced) != 1 or output is None:
-            continue
-        ((_, value),) = traced
-        if samples_in(value) is not None or not value.attention or operation.pattern is not None:
-            continue
-        mixed = set(_gone(operation)) - set(feature_dims(value))
-        one_token = samples * math.prod(axis.size for axis in value.features or ())
-        if (
-            any(value.shape[dim] > 1 for dim in mixed)
-            and output.shape.numel() == one_token
-            and not any(call.output.descends_from(output) for call in calls)
-        ):
-            raise UnsupportedOperationError(
-                f"{operation.described} may pool tokens that the score is read from, but where "
-                "samples lie in them is not known. Explain the samples one by one "
-                "(`internal_batch_size=1`), or without what pooled tokens say by themselves "
-                "(`pooled_evidence=False`)."
-            )
-
-
-def _is_one_token(output: Value, pooled: Value) -> bool:
-    """Whether what was made of tokens has but the samples and features of one."""
-    sizes = [axis.size for axis in pooled.features or ()]
-    if (samples := samples_in(pooled)) is not None:
-        sizes.append(samples[0].size)
-    return output.shape.numel() == math.prod(sizes)

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from captum_transformer import (
     AttentionRollout,
@@ -70,6 +71,91 @@ def test_tokens_that_are_left_out_of_a_mean_say_nothing(method, kind):
     assert own[:, [3, 5]].abs().amax() < 1e-12 * own.abs().amax()
     torch.testing.assert_close(own.sum(1), torch.zeros(2, dtype=x.dtype))
     torch.testing.assert_close(own.clamp_min(0).sum(1), plain.sum(1))
+
+
+def at_one_place(x):
+    return torch.zeros(len(x), 1, WIDTH, dtype=x.dtype), torch.zeros_like(x, dtype=torch.long)
+
+
+def by_convolution(x):
+    kernel = torch.full((WIDTH, 1, TOKENS), 1 / TOKENS, dtype=x.dtype)
+    return F.conv1d(x.mT, kernel, groups=WIDTH)[..., 0]
+
+
+def without_numbers(x):
+    padded = F.pad(x, (0, 0, 0, 2), value=1.0)
+    return padded.masked_fill(torch.arange(TOKENS + 2)[:, None] >= TOKENS, torch.nan).nanmean(1)
+
+
+POOLINGS = {
+    "mean": {
+        "sum": lambda x: x.sum(1) / TOKENS,
+        "pool": lambda x: F.adaptive_avg_pool1d(x.mT, 1)[..., 0],
+        "grid, rows first": lambda x: x.unflatten(1, (2, 3)).mean(2).mean(1),
+        "grid, columns first": lambda x: x.unflatten(1, (2, 3)).mean(1).mean(1),
+        "halves": lambda x: (x[:, :3].mean(1) + x[:, 3:].mean(1)) / 2,
+        "einsum": lambda x: torch.einsum("bnd->bd", x) / TOKENS,
+        "product": lambda x: torch.full((1, TOKENS), 1 / TOKENS, dtype=x.dtype) @ x,
+        "scatter": lambda x: at_one_place(x)[0].scatter_reduce(
+            1, at_one_place(x)[1], x, "mean", include_self=False
+        ),
+        "scatter_add": lambda x: at_one_place(x)[0].scatter_add(1, at_one_place(x)[1], x) / TOKENS,
+        "index_add": lambda x: (
+            at_one_place(x)[0].index_add(1, torch.zeros(TOKENS).long(), x) / TOKENS
+        ),
+        "cumsum": lambda x: x.cumsum(1)[:, -1] / TOKENS,
+        "convolution": by_convolution,
+        "padding that is no number": without_numbers,
+        "one layer's tokens, twice": lambda x: torch.stack([x, x]).mean(0).mean(1),
+    },
+    "maximum": {
+        "max": lambda x: x.max(1).values,
+        "pool": lambda x: F.adaptive_max_pool1d(x.mT, 1)[..., 0],
+        "topk": lambda x: x.topk(1, 1).values[:, 0],
+        "sort": lambda x: x.sort(1).values[:, -1],
+        "kthvalue": lambda x: x.kthvalue(TOKENS, 1).values,
+        "gather": lambda x: x.gather(1, x.argmax(1, keepdim=True)),
+        "take_along_dim": lambda x: x.take_along_dim(x.argmax(1, keepdim=True), 1),
+    },
+}
+PLAIN = {"mean": lambda x: x.mean(1), "maximum": lambda x: x.amax(1)}
+
+
+class Pooled(Model):
+    def __init__(self, pool):
+        super().__init__()
+        self.pool = pool
+
+    def read(self, x):
+        return self.head(self.pool(x).reshape(len(x), WIDTH))
+
+
+@pytest.mark.parametrize(
+    ("kind", "spelling"), [(kind, name) for kind in POOLINGS for name in POOLINGS[kind]]
+)
+def test_evidence_does_not_depend_on_how_tokens_are_pooled(kind, spelling):
+    x = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    found, expected, passed = (
+        GenericAttentionRelevance(Pooled(pool), **options).attribute_tokens(x, 1)
+        for pool, options in (
+            (POOLINGS[kind][spelling], {}),
+            (PLAIN[kind], {}),
+            (PLAIN[kind], {"pooled_evidence": False}),
+        )
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert (expected - passed).abs().amax() > 0.1 * passed.abs().amax()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evidence_does_not_depend_on_what_lies_beside_the_samples(method):
+    model, x = MeanPooled(), torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    expected = method(model).attribute_tokens(x, 1)
+
+    def joined(x):
+        return model(torch.cat([x, torch.zeros_like(x)]))[: len(x)]
+
+    torch.testing.assert_close(method(joined).attribute_tokens(x, 1), expected)
 
 
 class TokenBesideMean(Model):

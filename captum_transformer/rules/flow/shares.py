@@ -61,7 +61,9 @@ def divided(
     among = output.detach()
     pieces = quotient(share, among)
     found = torch.autograd.grad(output, leaves, pieces, create_graph=share.requires_grad)
-    return Divided([part * point for part, point in zip(found, points, strict=True)], among)
+    # What is left out of a sum may be no number.
+    kept = (point.masked_fill(point.isnan(), 0.0) for point in points)
+    return Divided([part * point for part, point in zip(found, kept, strict=True)], among)
 
 
 def _present(
