@@ -9,7 +9,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_transformer import AttnLRP, ConservativeLRP, extend
-from captum_transformer.errors import ExplanationError, UnsupportedOperationError
+from captum_transformer.errors import (
+    ExplanationError,
+    InvalidInputError,
+    UnsupportedOperationError,
+)
 from tests.rules.by_hand import by_autograd, doubles, half, relevance, weigh
 
 Function = Callable[[Tensor], Tensor]
@@ -334,3 +338,20 @@ def test_a_checkpoint_that_recomputes_something_else_is_refused(activation):
 
     with pytest.raises(ExplanationError, match="checkpoint"):
         AttnLRP(model).attribute(X, target=0)
+
+
+def test_probabilities_are_held_where_they_weight_constants_too():
+    relative, head = doubles(4, 4, 6, seed=8), doubles(6, seed=9)
+
+    def apart(x):
+        weights = (x @ x.mT).softmax(-1)
+        return (weights @ x + torch.einsum("bnm,nmd->bnd", weights, relative)) @ head
+
+    def together(x):
+        weights = (x @ x.mT).softmax(-1)
+        return torch.einsum("bnm,bnmd->bnd", weights, x[:, None] + relative) @ head
+
+    found, expected = (ConservativeLRP(model).attribute(X, target=1) for model in (apart, together))
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(InvalidInputError, match="holds attention weights"):
+        ConservativeLRP(lambda x: (x @ x.mT).softmax(-1) @ doubles(4, 3)[..., 0]).attribute(X, 1)

@@ -136,13 +136,15 @@ def hold_probabilities(operation: Operation) -> Any:
     """The AH rule (Ali et al., eq. 11): attention is a linear map of its values.
 
     With queries and keys held, a fused kernel's backward is all that is needed. Probabilities that
-    were cut up or rearranged are held, too.
+    were cut up or rearranged are held, too, and those that weight constants, as relative values.
     """
     if operation.pattern is not None:
         return with_held(operation, operation.pattern.held)
     traced = operation.traced()
-    if operation.kind is not Kind.PRODUCT or len(traced) < 2:
+    if operation.kind is not Kind.PRODUCT:
         return NotImplemented
+    if len(traced) < 2:
+        return with_held(operation, [o for o, _ in traced if _sums_over_keys(operation, o)])
     held = [operand for operand, value in traced if are_probabilities(value)]
     if len(held) == len(traced):
         return refused(
@@ -152,6 +154,14 @@ def hold_probabilities(operation: Operation) -> Any:
             _WITHOUT_AH,
         )
     return with_held(operation, held)
+
+
+def _sums_over_keys(operation: Operation, operand: Operand) -> bool:
+    """Whether an operand holds softmax weights of tokens, and these are what is summed over."""
+    value, product = operand.value, operation.contraction()
+    if value is None or value.keys is None or product is None or not value.weighs_tokens:
+        return False
+    return value.keys.dim(value.shape) in product.summed(operand)
 
 
 def hold_weights(operation: Operation) -> Any:
