@@ -104,10 +104,10 @@ def _put_back(holder: Any, content: Any) -> None:
 
 def is_same(now: Any, before: Any) -> bool:
     """Whether a container holds the same objects as another one."""
-    if isinstance(now, set):
-        return bool(now == before)
     if isinstance(now, dict):
         if now.keys() != before.keys():
             return False
         now, before = now.values(), before.values()
+    elif isinstance(now, set):
+        return bool(now == before)
     return len(now) == len(before) and all(map(operator.is_, now, before))

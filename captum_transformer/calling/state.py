@@ -65,19 +65,19 @@ class State:
         """
         values = vars(module).copy()
         self.modules[id(module)] = module, values
-        hooks = _hooks_of(values)
+        hooks, buffers = _hooks_of(values), values.get("_buffers", ())
         if within:
             self._hooks_within += ((some, copy.copy(some)) for some in hooks)
-        elif any(hooks):
-            for some in hooks:
+            hooks = ()
+        if buffers or any(hooks):
+            for some in (*hooks, buffers):
                 self._keep(some)
         else:
-            self._empty += hooks
+            self._empty += (*hooks, buffers)
         for name in values.keys() - _OF_EVERY_MODULE:
             value = values[name]
             if type(value) not in ATOMS:
                 self._keep(value)
-        self._keep(values.get("_buffers", ()))
 
     def _keep(self, value: Any) -> None:
         if isinstance(value, Tensor):

@@ -107,7 +107,7 @@ def _convolved(operation: Operation, operand: Operand, _: int) -> Passage:
 
 def _attended(operation: Operation, operand: Operand, after: int) -> Passage:
     for name, ends in _ATTENDED.items():
-        if operand is operation.argument(name):
+        if operand is operation.arguments.get(name):
             return _with_ends(len(operand.size), after, ends)
     return _unknown(len(operand.size))
 

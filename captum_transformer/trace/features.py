@@ -8,7 +8,7 @@ mixes them, and then it is known of all that was made of the input before. Until
 from collections.abc import Iterator, Sequence
 
 from captum_transformer.trace.axis import Axis, View, pieces_in_view
-from captum_transformer.trace.dimensions import features_begin, image, passage
+from captum_transformer.trace.dimensions import Passage, carried, features_begin, passage
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind, Role
 from captum_transformer.trace.operation import Features, Operand, Operation, Value
 from captum_transformer.trace.probabilities import scores_of
@@ -51,18 +51,20 @@ def _after(
     """The features of an output that are those of an operand."""
     if view is not None:
         return pieces_in_view(tuple(features), view)
-    kept = (_image(operation, operand, axis, output) for axis in features)
+    before, after = operand.size, output.shape
+    found, resizes = passage(operation, operand, len(after)), operation.kind in _RESIZES
+    kept = []
+    for axis in features:
+        place = _resized(axis, before, found) if resizes else None
+        kept.append(carried(axis, before, found, after) if place is None else Axis.of(after, place))
     return tuple(axis for axis in kept if axis is not None)
 
 
-def _image(operation: Operation, operand: Operand, axis: Axis, output: Value) -> Axis | None:
-    """A feature axis after an operation."""
-    dim = axis.dim(operand.size) if operation.kind in _RESIZES else None
-    if dim is not None and axis.size == operand.size[dim]:
-        to, mixed = passage(operation, operand, len(output.shape))
-        if dim in mixed and (place := to[dim]) is not None:
-            return Axis.of(output.shape, place)
-    return image(operation, operand, axis, output, None)
+def _resized(axis: Axis, before: tuple[int, ...], found: Passage) -> int | None:
+    """Where a whole dimension of features is afterwards of which there are more or fewer then."""
+    dim = axis.dim(before)
+    whole = dim is not None and axis.size == before[dim] and dim in found.mixed
+    return found.to[dim] if dim is not None and whole else None
 
 
 def _new_features(operation: Operation, output: Value) -> tuple[Axis, ...] | None:

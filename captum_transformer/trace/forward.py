@@ -218,7 +218,7 @@ class TracedForward:
             every = sum(o.attention is not None for o in self.tape.operations)
             self._histories[key] = History(operations, self._named, beside=every > found)
         history = self._histories[key]
-        history.streams.read(behind)
+        history.go_on(behind)
         return history
 
     @property

@@ -49,7 +49,6 @@ class History:
         operations: these operations, in order.
         calls: the attention calls among tokens, in order.
         channel_calls: the attention calls among channels.
-        streams: the sets of tokens that the attention calls connect.
     """
 
     def __init__(
@@ -59,10 +58,21 @@ class History:
         attention = [o.attention for o in self.operations if o.attention is not None]
         self.calls: list[AttentionCall] = [c for c in attention if not c.among_channels]
         self.channel_calls: list[AttentionCall] = [c for c in attention if c.among_channels]
-        self.streams = Streams(inputs)
-        self.streams.read(self.operations)
+        self._streams = Streams(inputs)
+        self._unread = self.operations.copy()
         self._is_warned_of = False
         self._beside = beside
+
+    def go_on(self, behind: Iterable[Operation]) -> None:
+        """Says which operations lead from there to a score."""
+        self._unread += behind
+
+    @property
+    def streams(self) -> Streams:
+        """The sets of tokens that the attention calls connect."""
+        self._streams.read(self._unread)
+        self._unread.clear()
+        return self._streams
 
     def require_attention(self, *, weights: bool = False) -> None:
         """Raises if there is nothing that a rule for attention could follow.

@@ -15,6 +15,7 @@ from captum_transformer.trace.views import view_of
 
 _MAY_BE_SOFTMAX = frozenset({Kind.SOFTMAX, Kind.DIV, Kind.MUL, Kind.ENTRYWISE})
 _SCALES = frozenset({Kind.MUL, Kind.DIV})
+_MAY_KEEP_ALL = frozenset({Kind.COPY, Kind.MOVE})
 
 
 def lay_out(operations: Sequence[Operation]) -> None:
@@ -35,10 +36,9 @@ def lay_out(operations: Sequence[Operation]) -> None:
                 for again in operations[start:]:
                     _place(again)
             break
-    first = operation.outputs[0]
-    if first is not None and len(operation.outputs) == len(traced) == 1:
-        ((_, value),) = traced
-        if _keeps_all(operation, first, value):
+    if operation.kind in _MAY_KEEP_ALL and len(operation.outputs) == len(traced) == 1:
+        (first,), ((_, value),) = operation.outputs, traced
+        if first is not None and _keeps_all(operation, first, value):
             first.origin = value.origin
 
 

@@ -150,7 +150,7 @@ class Trace(TorchFunctionMode):
         kind = function.kind if function.kind_by is None else function.kind_by(arguments)
         leave_out_constants(operands)
         index = len(self.tape.operations)
-        return Operation(index, function, kind, given, by_name, operands, arguments, function.call)
+        return Operation(index, function, kind, given, by_name, operands, arguments)
 
     def _cut_off(self, operation: Operation, written: Sequence[Tensor], call: Call) -> Any:
         """Under ``torch.no_grad()`` what the model computes from the inputs is a constant."""
@@ -177,9 +177,10 @@ class Trace(TorchFunctionMode):
             operation.module = self._calling_module()
         if kind in _ATTENDS:
             operation.pattern = recognise(operation)
-        result = self._by_rule(operation, written)
+        result = self._by_rule(operation, written) if kind in self.rules else NotImplemented
         pools = pools_tokens(operation)
-        keep = pools or operation.pattern is not None or kind in tape.keep or is_weighted(operation)
+        keep = pools or operation.pattern is not None or kind in tape.keep
+        keep = keep or (kind is Kind.MUL and is_weighted(operation))
         tape.settle(operation.operands, keep=keep)
         if written is not None:
             tape.before_write(written)
@@ -206,16 +207,16 @@ class Trace(TorchFunctionMode):
         return result
 
     def _by_rule(self, operation: Operation, written: Tensor | None) -> Any:
-        """The result under the method's rule; `NotImplemented` if it has none that applies."""
-        rule, traced = self.rules.get(operation.kind), operation.traced()
-        if rule is None or not traced or traced[0][1].holds_ids:
+        """The result under the method's rule; `NotImplemented` if that does not apply."""
+        traced = operation.traced()
+        if not traced or traced[0][1].holds_ids:
             return NotImplemented
         if written is not None:
             # What autograd keeps of it must stay what it is.
             for operand in operation.operands:
                 if operand.data is written:
                     operand.data = written.clone()
-        return rule(operation)
+        return self.rules[operation.kind](operation)
 
     def _write_down(
         self, operation: Operation, outputs: list[Tensor | None], *, keep: bool, pools: bool

@@ -1,8 +1,8 @@
 """What a tape holds: operations, their operands, and the values that go from one to the next."""
 
+import copy
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -162,7 +162,6 @@ class Operand:
         return data
 
 
-@dataclass(eq=False, slots=True)
 class Operation:
     """One operation; tensors stand as `Operand` in its arguments.
 
@@ -190,26 +189,40 @@ class Operation:
         views: what `views_of` knows of it, if that was asked.
     """
 
-    index: int
-    function: Function
-    kind: Kind
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    operands: list[Operand]
-    arguments: dict[str, Any]
-    call: Callable[..., Any]
-    outputs: list[Value | None] = field(default_factory=list)
     result: Operand | None = None
     edge: GradientEdge | None = None
     attention: Any = None
     pattern: "Pattern | None" = None
     refusal: Exception | None = None
     refused: Sequence[GradientEdge] = ()
-    module: str = ""
+    module = ""
     shift: Operand | None = None
     views: tuple[View, ...] | None = None
-    _traced: list[tuple[Operand, Value]] | None = None
     _contraction: Contraction | None = None
+
+    def __init__(
+        self,
+        index: int,
+        function: Function,
+        kind: Kind,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        operands: list[Operand],
+        arguments: dict[str, Any],
+    ) -> None:
+        self.index, self.function, self.kind = index, function, kind
+        self.args, self.kwargs, self.operands = args, kwargs, operands
+        self.arguments = arguments
+        self.call: Callable[..., Any] = function.call
+        self.outputs: list[Value | None] = []
+        self._traced = [(o, o.value) for o in operands if o.value is not None]
+
+    def changed(self, **attributes: Any) -> "Operation":
+        """The same operation with other operands, or run in another way."""
+        new, operands = copy.copy(self), attributes.get("operands", self.operands)
+        traced = [(o, o.value) for o in operands if o.value is not None]
+        vars(new).update(attributes, _traced=traced, _contraction=None)
+        return new
 
     @property
     def name(self) -> str:
@@ -248,8 +261,6 @@ class Operation:
 
     def traced(self) -> list[tuple[Operand, Value]]:
         """The operands that the inputs reach, each with its value."""
-        if self._traced is None:
-            self._traced = [(o, o.value) for o in self.operands if o.value is not None]
         return self._traced
 
     @property
@@ -274,11 +285,7 @@ class Operation:
 
     def clear(self) -> None:
         """Lets go of everything that it refers to."""
-        self.args, self.kwargs, self.arguments, self.operands, self.outputs = (), {}, {}, [], []
-        self.result = self.edge = self.attention = self.pattern = None
-        self._contraction = self.shift = None
-        self.refusal, self.refused = None, ()
-        self._traced = []
+        vars(self).clear()
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Any]:
         """Runs the operation again on other tensors in the place of its traced operands.

@@ -1,7 +1,6 @@
 """Recognising attention: a fused call, or probabilities that are applied to values by a product."""
 
 import string
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -92,8 +91,7 @@ def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
     def call(one: Tensor, other: Tensor) -> Tensor:
         return (one * other).sum(dim, keepdim=keepdim)
 
-    return replace(
-        operation,
+    return operation.changed(
         function=Function("weighted sum", Kind.PRODUCT, call),
         kind=Kind.PRODUCT,
         args=(weights, signal),
@@ -102,7 +100,6 @@ def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
         arguments={"operands": (weights, signal), "equation": f"{','.join(letters)}->{output}"},
         call=call,
         pattern=Pattern((weights,), 0, *pattern[2:5], product),
-        _traced=None,
     )
 
 

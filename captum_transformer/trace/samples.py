@@ -31,7 +31,8 @@ def place_samples(operation: Operation, output: Value, view: View | None) -> Non
     batches = []
     for _, value in traced:
         batches.append(value.batch)
-        output.coupling = output.coupling or value.coupling
+        if value.coupling is not None:
+            output.coupling = output.coupling or value.coupling
     output.batch = _together(operation, output, view, batches)
     if output.batch is not None or not output.shape.numel():
         return

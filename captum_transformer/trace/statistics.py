@@ -52,8 +52,10 @@ def is_divided(operation: Operation) -> list[bool] | None:
 
     None if the operation does nothing of the kind: then its operands are on a par.
     """
+    if len(operation.traced()) < 2:
+        return None
     values = [value for _, value in operation.traced()]
-    if operation.kind in (Kind.MUL, Kind.PRODUCT) and len(values) > 1:
+    if operation.kind in (Kind.MUL, Kind.PRODUCT):
         are_signals = [not value.is_denominator for value in values]
         return are_signals if any(are_signals) and not all(are_signals) else None
     if len(values) != 2:

@@ -187,7 +187,7 @@ class Tape:
     ) -> Operation:
         """Writes down an operation of the trace's own."""
         index, kind, bound = len(self.operations), function.kind, function.bind(args, {})
-        operation = Operation(index, function, kind, args, {}, operands, bound, function.call)
+        operation = Operation(index, function, kind, args, {}, operands, bound)
         self.append(operation, results)
         return operation
 

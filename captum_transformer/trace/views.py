@@ -16,6 +16,8 @@ from captum_transformer.trace.operation import Operand, Operation, Value
 
 # An argument that can be a key: its type, and what it consists of.
 Frozen = tuple[Any, ...]
+# Most arguments are such; they are keys as they are.
+_ATOMS = frozenset({int, bool, float, type(None)})
 
 
 def views_of(operation: Operation) -> tuple[View, ...] | None:
@@ -68,14 +70,17 @@ def run_frozen(call: Callable[..., Any], args: Frozen, kwargs: Frozen, source: T
 
 
 def _frozen(argument: Any) -> Frozen:
-    if isinstance(argument, Operand):
+    kind = type(argument)
+    if kind in _ATOMS:
+        return (kind, argument)
+    if kind is Operand:
         # torch has read a number of the model's own by now, too.
         return _frozen(argument.tensor.tolist()) if argument.role is Role.EXTENT else (Operand,)
-    if isinstance(argument, slice):
-        return (slice, argument.start, argument.stop, argument.step)
     if isinstance(argument, (tuple, list)):
         return (list if isinstance(argument, list) else tuple, *map(_frozen, argument))
-    return (type(argument), argument)
+    if kind is slice:
+        return (slice, argument.start, argument.stop, argument.step)
+    return (kind, argument)
 
 
 def _thawed(frozen: Frozen, source: Tensor) -> Any:

@@ -365,7 +365,7 @@ def test_a_shape_that_is_given_as_a_tensor_is_no_index():
             assert value is not None, name
             assert value.samples is not None, name
             numbers = value.samples.spread(torch.arange(2), value.shape)
+            roles = {operand.role for operand in operation.operands}
         expected = torch.arange(2)[:, None, None].expand(x.shape)
         assert torch.equal(numbers, view(expected)), name
-        roles = {operand.role for operand in operation.operands}
         assert roles <= {Role.SIGNAL, Role.EXTENT}, name

@@ -3,7 +3,6 @@
 import functools
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -66,7 +65,7 @@ def at_indices(operation: Operation, weights: Sequence[Tensor]) -> Tensor:
     """The weight of each sum of a sum at indices; the constant that they are added to has none."""
     # Terms that are subtracted are terms.
     others = {name: value for name, value in operation.kwargs.items() if name != "alpha"}
-    added = replace(operation, kwargs=others)
+    added = operation.changed(kwargs=others)
     total: Tensor = added.replay(weights)[0]
     with torch.no_grad():
         constant: Tensor = added.replay([torch.zeros_like(weight) for weight in weights])[0]

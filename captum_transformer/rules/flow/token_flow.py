@@ -121,6 +121,8 @@ class TokenFlow:
         first = min((_step(value) for value in read), default=0)
         last = max(_step(value) for value in seeds)
         for operation in reversed(self._tape.operations[max(first, 0) : last + 1]):
+            if arriving.keys().isdisjoint(operation.outputs):
+                continue
             incoming = [arriving.pop(v, {}) if v is not None else {} for v in operation.outputs]
             for place, output in enumerate(operation.outputs):
                 if output in read:
@@ -131,7 +133,7 @@ class TokenFlow:
                 ):
                     ended.append((output, incoming[place]))
                     incoming[place] = {}
-            if any(incoming) and self._layers and self._rows is None:
+            if self._layers and self._rows is None and any(incoming):
                 towers.refuse(operation)
             for key in dict.fromkeys(key for found in incoming for key in found):
                 of_key = [found.get(key) for found in incoming]

@@ -16,6 +16,7 @@ from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.views import views_of
 
 _REPEATS = frozenset({"repeat", "tile", "repeat_interleave"})
+_JOINS = frozenset({Kind.CONCATENATE, Kind.STACK})
 
 
 class Place(NamedTuple):
@@ -62,8 +63,10 @@ class Towers:
             )
 
     def _read(self, operation: Operation) -> None:
-        traced = operation.traced()
+        traced = operation.traced() if self._places else ()
         known = [(operand, value) for operand, value in traced if value in self._places]
+        if not known and operation.kind not in _JOINS and operation.name not in _REPEATS:
+            return
         for place, output in enumerate(operation.outputs):
             if output is None:
                 continue

@@ -1,7 +1,6 @@
 """Relevance through products in every spelling, convolutions, and attention."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -106,12 +105,6 @@ def _exchanged(operation: Operation, change: Callable[[Operand], Operand]) -> Op
         mapped(new.__getitem__, Operand, nested)
         for nested in (operation.args, operation.kwargs, operation.arguments)
     )
-    return replace(
-        operation,
-        args=args,
-        kwargs=kwargs,
-        arguments=arguments,
-        operands=list(new.values()),
-        _traced=None,
-        _contraction=None,
+    return operation.changed(
+        args=args, kwargs=kwargs, arguments=arguments, operands=list(new.values())
     )
