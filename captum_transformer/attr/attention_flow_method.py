@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_transformer.account import Account
 from captum_transformer.attr.accounting import AccountableMethod
-from captum_transformer.attr.transformer_method import START, scaled_back, seed
+from captum_transformer.attr.transformer_method import START, seed
 from captum_transformer.errors import InvalidLayerError
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.flow.token_flow import TokenFlow
@@ -139,7 +139,9 @@ class AttentionFlowMethod(AccountableMethod):
     def _relevance(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
-        return scaled_back(self._carried(self._selection(forward, target, wanted))[0])
+        carried, _ = self._carried(self._selection(forward, target, wanted))
+        # All of it: maps are as small as the gradient, of an all but excluded class about zero.
+        return {value: tensor / START for value, tensor in carried.items()}
 
     def _account(self, forward: TracedForward, target: Any) -> Account:
         """Of the row of relevance that the score is read from: its sum over all tokens."""

@@ -91,6 +91,19 @@ def test_constant_images_stay_finite(name: str, method: str, value: float) -> No
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_maps_of_tiny_scores_are_as_those_of_small_ones(method: str) -> None:
+    given = subject("timm ViT").to(torch.float32)
+
+    def scaled(scale: float) -> Tensor:
+        explained = METHODS[method](lambda x: given.model(x) * scale)
+        result = explained.attribute(given.inputs, given.target).double()
+        assert result.any()
+        return result / result.abs().max()
+
+    assert_close(scaled(1e-35), scaled(1e-20), 1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["timm ViT, registers", "timm Swin", "Transformers ViT"])
 def test_black_images_stay_finite_in_double_precision(name: str, method: str) -> None:
     black = subject(name).map(torch.zeros_like).samples([0])
