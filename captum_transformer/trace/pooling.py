@@ -1,12 +1,11 @@
 """Where several tokens become one, as in the mean that many models read their scores from."""
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis, dimension_of
 from captum_transformer.trace.dimensions import passage
-from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
+from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.views import view_of
 
@@ -35,14 +34,38 @@ def _picks_entries(operation: Operation) -> bool:
 
 def _mixes(operation: Operation, operand: Operand, value: Value) -> bool:
     """Whether entries are made of several ones of a signal that are no features of one token."""
-    samples = samples_in(value)
-    axes = (*(value.features or ()), *(() if samples is None else samples[:1]))
-    parts = [part for axis in axes if (part := dimension_of(axis, operand.size)) is not None]
+    lengths = _lengths_of_tokens(value)
     return any(
-        operand.size[dim] > math.prod(part.size for part in parts if part.dim == dim)
+        lengths[dim] > 1 and _laid_side_by_side(value) != Axis.of(value.shape, dim)
         for dim in passage(operation, operand).mixed
-        if _laid_side_by_side(value) != Axis.of(value.shape, dim)
     )
+
+
+def _lengths_of_tokens(value: Value) -> list[int]:
+    """How much longer each dimension is than the samples and features in it: one without tokens."""
+    samples = samples_in(value)
+    lengths = list(value.shape)
+    for axis in (*(value.features or ()), *(() if samples is None else samples[:1])):
+        if (part := dimension_of(axis, value.shape)) is not None:
+            lengths[part.dim] //= part.size
+    return lengths
+
+
+def _leaves_one_token(operation: Operation) -> bool:
+    """Whether of several tokens of the one signal it has but one is left, picked or made of all."""
+    output, traced = operation.outputs[0], operation.traced()
+    if operation.kind in BY_ENTRY or operation.pattern is not None or len(traced) != 1:
+        return False
+    ((operand, value),) = traced
+    if output is None or not value.attention:
+        return False
+    samples = samples_in(value)
+    held = None if samples is None else dimension_of(samples[0], value.shape)
+    to = passage(operation, operand, len(output.shape)).to
+    tokens = [dim for dim, length in enumerate(_lengths_of_tokens(value)) if length > 1]
+    tokens = [dim for dim in tokens if held is None or held.size == 1 or dim != held.dim]
+    left = (place for dim in tokens if (place := to[dim]) is not None)
+    return bool(tokens) and all(output.shape[place] == 1 for place in left)
 
 
 def _laid_side_by_side(value: Value) -> Axis | None:
@@ -69,25 +92,36 @@ def samples_in(value: Value) -> tuple[Axis, slice] | None:
     return None if value.samples is None else (value.samples, slice(None))
 
 
-def read_from(operations: Iterable[Operation], calls: Iterable[AttentionCall]) -> list[Operation]:
+def read_from(operations: Sequence[Operation], calls: Iterable[AttentionCall]) -> list[Operation]:
     """The operations that pool the tokens that a score is read from.
 
-    Their tokens have attended, attend no more and were not pooled before.
+    These have attended, attend no more, and one token is made of them, perhaps in several steps.
 
     Args:
         operations: what leads to the score.
         calls: the attention calls among it.
     """
     found: list[Operation] = []
-    outputs: list[Value] = []
-    for operation in operations:
+    seen: list[Value] = []
+    for operation in reversed(operations):
         output = operation.outputs[0]
-        if operation.edge is None or output is None or not pools_tokens(operation):
+        if output is None or not _leaves_one_token(operation):
             continue
-        values = [value for _, value in operation.traced()]
         attends = any(call.output.descends_from(output) for call in calls)
-        pooled = any(v is one or v.descends_from(one) for v in values for one in outputs)
-        if not attends and not pooled:
-            found.append(operation)
-            outputs.append(output)
+        goes_on = any(value is output or value.descends_from(output) for value in seen)
+        if attends or goes_on:
+            continue
+        first, value = None, operation.traced()[0][1]
+        seen.append(value)
+        # One token may be made in steps, with layers of each token between them.
+        step: Operation | None = operation
+        while step is not None and len(step.traced()) == 1 and value.attention:
+            ((_, value),) = step.traced()
+            if step.edge is not None and pools_tokens(step):
+                if step.kind in CONVOLUTIONS and first is not None:
+                    break
+                first = step
+            step = None if step.pattern is not None else value.operation
+        if first is not None:
+            found.append(first)
     return found

@@ -196,3 +196,19 @@ def test_a_product_with_constants_that_sums_over_features_is_a_linear_layer(
     explain = method(scores(SCORED[spelling]))
     torch.testing.assert_close(explain.attribute(X, 1), expected)
     torch.testing.assert_close(explain.attribute(X[:1], 1), expected[:1])
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_constant_of_each_token_is_what_it_is_for_one_token_alone(method) -> None:
+    def placed(x: Tensor, mask: Tensor) -> Tensor:
+        y = encode.embed(x) + PLACES[:1, : x.shape[1]]
+        z = y + encode.branch(F.scaled_dot_product_attention(y, y, y, attn_mask=mask))
+        return encode.head((z + PLACES[1:2, : x.shape[1]])[:, 0])
+
+    for tokens in (1, 2):
+        mask = (torch.arange(TOKENS) < tokens).expand(SAMPLES, TOKENS, TOKENS)
+        whole = method(placed).attribute(X, 2, mask)[:, :tokens]
+        for samples in (SAMPLES, 1):
+            part = mask[:samples, :tokens, :tokens]
+            cut = method(placed).attribute(X[:samples, :tokens], 2, part)
+            torch.testing.assert_close(cut, whole[:samples], rtol=1e-9, atol=1e-12)

@@ -39,13 +39,20 @@ def _is_bias(constant: Operand, onto: Value, output: Value | None) -> bool:
     """Whether a constant differs only along the axes that weights made, or a norm normalised.
 
     From sample to sample it may differ: what it is for one of them does not depend on the others.
+    Where there is but one token, what has a dimension for tokens is of this token, and no bias.
     """
     if output is None or onto.shape != output.shape:
         return False
-    dims = range(-len(constant.size), 0)
-    strides = constant.given.stride()
-    differs = _axes(onto, (dim for dim in dims if constant.size[dim] > 1 and strides[dim]))
-    return differs <= _own(onto) | _samples(onto)
+    dims, sizes, strides = range(-len(constant.size), 0), constant.size, constant.given.stride()
+    own = _own(onto)
+    # A view may have made dimensions of one for heads and features, too.
+    if onto.operation is not None and views_of(onto.operation) is None:
+        samples = None if onto.samples is None else onto.samples.dim(onto.shape)
+        alone = {dim % len(onto.shape) for dim in dims if sizes[dim] == onto.shape[dim] == 1}
+        if not _axes(onto, alone - {samples}) <= own:
+            return False
+    differs = _axes(onto, (dim for dim in dims if sizes[dim] > 1 and strides[dim]))
+    return differs <= own | _samples(onto)
 
 
 def _samples(value: Value) -> Axes:
