@@ -40,6 +40,18 @@ class View(NamedTuple):
         strides = tuple(self.stride[dim] for dim in dims)
         return tuple(dims) if View(lengths, strides).is_contiguous() else None
 
+    @lru_cache(maxsize=4096)  # noqa: B019
+    def apart_from(self, other: "View", shape: tuple[int, ...]) -> bool:
+        """Whether it is known that two views of a contiguous tensor have no entry in common.
+
+        >>> import torch
+        >>> x = torch.empty(2, 5, 8)
+        >>> [View.of(x[:, 1]).apart_from(View.of(x[:, t:]), (2, 5, 8)) for t in (1, 2)]
+        [False, True]
+        """
+        one, two = (_entries(view, shape) for view in (self, other))
+        return any(set(a).isdisjoint(b) for a, b in zip(one, two, strict=True))
+
     def is_contiguous(self) -> bool:
         """Whether its entries lie in memory as they are counted."""
         expected = 1
@@ -48,6 +60,23 @@ class View(NamedTuple):
                 return False
             expected *= length
         return True
+
+
+def _entries(view: View, shape: tuple[int, ...]) -> list[range]:
+    """The entries of each dimension that a view shows; all where it may run over several."""
+    steps = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+    firsts = [view.offset // step % length for step, length in zip(steps, shape, strict=True)]
+    seen = [range(first, first + 1) for first in firsts]
+    for length, stride in zip(view.shape, view.stride, strict=True):
+        if length == 1 or not stride:
+            continue
+        dim = next(dim for dim, step in enumerate(steps) if step <= stride)
+        by, rest = divmod(stride, steps[dim])
+        start, end = seen[dim].start, seen[dim].stop + (length - 1) * by
+        if rest or end > shape[dim]:
+            return list(map(range, shape))
+        seen[dim] = range(start, end, by if len(seen[dim]) == 1 else 1)
+    return seen
 
 
 class Axis(NamedTuple):

@@ -137,16 +137,20 @@ def _normalised(operation: Operation, operand: Operand, after: int) -> Passage:
 
 
 def _rearranged(operation: Operation, operand: Operand, after: int) -> Passage | None:
-    """What brackets read, and what they write where they would read."""
-    brackets, source = operation.argument("brackets"), operation.argument("source")
-    if brackets is None:
+    """What brackets read, and what they or a view write where they would read."""
+    known, before = operation.arguments, len(operand.size)
+    brackets, source, strides = known.get("brackets"), known.get("source"), known.get("stride", ())
+    if brackets is None and not (source and strides):
         return None
-    before = len(operand.size)
     if operand is operation.argument("input"):
-        written = source is not None
-        return _along(before, after, ()) if written else _moved(picked(brackets, before).to)
+        is_read = source is None
+        return _moved(picked(brackets, before).to) if is_read else _along(before, after, ())
     if operand is not source:
         return _unknown(before)
+    if brackets is None:
+        written = operation.outputs[0]
+        steps = () if written is None else written.stride
+        return _moved(tuple(steps.index(step) if step in steps else None for step in strides))
     places = picked(brackets, after)
     shift = places.ndim - before
     return _moved(

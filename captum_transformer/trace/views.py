@@ -3,6 +3,7 @@
 The layers of a model ask the same of the same shapes, so answers are kept.
 """
 
+import operator
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -57,6 +58,12 @@ def _lie(
     if any(view.untyped_storage()._cdata != storage for view in views):
         return None
     return tuple(View.of(view) for view in views)
+
+
+def part_in_brackets(signal: Operand, brackets: Any) -> View | None:
+    """The part of a tensor that an index picks; None if that is no view."""
+    views = _lie(operator.getitem, tuple(signal.size), _frozen((signal, brackets)), _frozen(()))
+    return None if views is None else views[0]
 
 
 def frozen_arguments(operation: Operation) -> tuple[Frozen, Frozen]:

@@ -1,4 +1,4 @@
-"""What the trace knows of writes into views, and of the views that hooks of torch's own make."""
+"""What the trace knows of writes into tensors, and of the views that hooks of torch's own make."""
 
 from collections.abc import Callable
 from functools import cache
@@ -7,8 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.errors import UnseenOperationError
+from captum_transformer.trace.axis import View
+from captum_transformer.trace.entries import entry_of
 from captum_transformer.trace.functions import Function
-from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.kinds import Kind, Role
+from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.views import part_in_brackets
 
 # The autograd functions by which torch hangs hooks on modules: identities, whatever the hook does.
 _HOOKS = frozenset(
@@ -62,4 +66,43 @@ def _write_view(
     return result
 
 
-WRITE_VIEW = Function("write_view", Kind.MOVE, _write_view)
+_ENTRY = entry_of(Kind.MOVE, "input source size shape stride offset")
+WRITE_VIEW = Function("write_view", Kind.MOVE, _write_view, _ENTRY)
+
+
+def shown(value: Value, view: View) -> tuple[Value | None, bool]:
+    """What a view of a tensor shows that may have been written into in part.
+
+    Returns:
+        What the tensor held before the writes that the view shows nothing of, or what was written,
+        if the view shows that and nothing else; None for constants. And which of the two it is.
+    """
+    found: Value | None = value
+    shape = tuple(value.shape)
+    while found is not None and (write := found.operation) is not None:
+        part = _written_part(write)
+        source = None if part is None else _held(write, "source")
+        if part == view and (source is None or source.shape == view.shape):
+            return source, True
+        if part is None or not part.apart_from(view, shape):
+            break
+        found = _held(write, "input")
+    return found, False
+
+
+def _written_part(operation: Operation) -> View | None:
+    """The part of its output that a write is into; None if it is no write, or not known."""
+    output, known = operation.outputs[0], operation.arguments
+    if operation.kind is not Kind.MOVE or "source" not in known or output is None:
+        return None
+    shape = tuple(output.shape)
+    if "stride" in known and View(shape, output.stride).is_contiguous():
+        return View(tuple(known["shape"]), tuple(known["stride"]), known.get("offset") or 0)
+    if "brackets" not in known or any(o.role is Role.INDEX for o in operation.operands):
+        return None
+    return part_in_brackets(operation.operands[0], known["brackets"])
+
+
+def _held(operation: Operation, name: str) -> Value | None:
+    given = operation.arguments[name]
+    return given.value if isinstance(given, Operand) else None

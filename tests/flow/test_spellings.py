@@ -162,16 +162,72 @@ def test_a_choice_of_tokens_by_a_product_is_that_by_where(method, sides, x, requ
     )
 
 
-def _token_by_token(a, b):
+def _loop(add):
+    """An addition in which each token is read, changed and written back."""
+
+    def run(a, b):
+        result = 1 * a
+        for n in reversed(range(TOKENS)):
+            add(result, b, n)
+        return result
+
+    return run
+
+
+def _rows(a, b):
     result = 1 * a
+    rows = [result[:, n] for n in range(TOKENS)]
+    for row, new in zip(rows, b.unbind(1), strict=True):
+        row += new
+    return result
+
+
+def _halves(a, b):
+    result = 1 * a
+    one, other = result[:, :2], result.narrow(1, 2, TOKENS - 2)
+    one += b[:, :2]
+    other += b[:, 2:]
+    return result
+
+
+def _every_other(a, b):
+    result = 1 * a
+    result[:, ::2] += b[:, ::2]
+    result[:, 1::2] += b[:, 1::2]
+    return result
+
+
+def _into_zeros(a, b):
+    result = torch.zeros_like(a)
     for n in range(TOKENS):
+        result[:, n] = a[:, n]
         result[:, n] += b[:, n]
     return result
 
 
-@pytest.mark.parametrize("method", METHODS)
+TOKEN_BY_TOKEN = {
+    "written back": _loop(lambda r, b, n: r.__setitem__((slice(None), n), r[:, n] + b[:, n])),
+    "in place": _loop(lambda r, b, n: r[:, n].add_(b[:, n])),
+    "one token long": _loop(lambda r, b, n: r[:, n : n + 1].add_(b[:, n : n + 1])),
+    "rows": _rows,
+    "halves": _halves,
+    "every other": _every_other,
+    "into zeros": _into_zeros,
+    "one after another": lambda a, b: torch.stack([a[:, n] + b[:, n] for n in range(TOKENS)], 1),
+}
+
+
+@pytest.mark.parametrize("method", OF_MAPS)
+@pytest.mark.parametrize("spelling", TOKEN_BY_TOKEN)
 @pytest.mark.parametrize("sides", SIDES)
-def test_an_addition_token_by_token(method, sides, x, request):
-    known = method is TransformerAttribution or (sides != "projection" and method in OF_MAPS[:2])
-    xfail(request, "a token is taken to hold what others were given", known=known)
-    assert_alike(method, sides, lambda _, x, y: _token_by_token(x, y), lambda _, x, y: x + y, x)
+def test_an_addition_token_by_token(method, spelling, sides, x):
+    added = TOKEN_BY_TOKEN[spelling]
+    assert_alike(method, sides, lambda _, x, y: added(x, y), lambda _, x, y: x + y, x)
+
+
+@pytest.mark.parametrize("sides", SIDES)
+def test_the_relevance_of_an_addition_token_by_token(sides, x, request):
+    xfail(request, "relevance is normalised in each addition by itself", known=True)
+    added = TOKEN_BY_TOKEN["in place"]
+    method = TransformerAttribution
+    assert_alike(method, sides, lambda _, x, y: added(x, y), lambda _, x, y: x + y, x)

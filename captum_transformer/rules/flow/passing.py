@@ -215,7 +215,7 @@ class Passing:
             keys = attended.keys.unsqueeze(-1) / width
             received = call.to_values(keys.expand(*keys.shape[:-1], width))
         dims = feature_dims(value)
-        for alike, present in Counts(self._sources, share).holding(value, key):
+        for alike, present in Counts(self._sources, share).holding(value, key, call.operation):
             if present is not None:
                 whole = received.sum(dims, keepdim=True)
                 yield value, alike, shares.evenly(whole, present, value.shape, dims)

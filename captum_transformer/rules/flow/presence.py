@@ -110,7 +110,7 @@ class Counts:
         return total if isinstance(total, int) else total.expand(value.shape)
 
     def holding(
-        self, value: Value, key: int, operation: Operation | None = None
+        self, value: Value, key: int, operation: Operation
     ) -> list[tuple[int, Tensor | None]]:
         """Divides sources into those that the same entries of a value hold, with where they lie.
 
@@ -156,18 +156,20 @@ class Counts:
         return list(dict.fromkeys(group for found in parts for group in found))
 
 
-def _mixes(operation: Operation | None, value: Value, terms: Terms) -> bool:
+def _mixes(operation: Operation, value: Value, terms: Terms) -> bool:
     """Whether an operation makes one entry of several, and only some of these hold sources."""
-    if operation is None or operation.kind not in (Kind.SUM, Kind.MEAN):
-        return terms.apart
     ndim, dims = len(value.shape), operation.argument("dim")
-    if dims is None or dims == () or not ndim:
-        summed = set(range(ndim))
+    if operation.attention is not None:
+        mixed = set(feature_dims(value))  # it divides shares among tokens
+    elif operation.kind not in (Kind.SUM, Kind.MEAN):
+        return terms.apart
+    elif dims is None or dims == () or not ndim:
+        mixed = set(range(ndim))
     else:
-        summed = {dim % ndim for dim in (dims if isinstance(dims, (tuple, list)) else [dims])}
+        mixed = {dim % ndim for dim in (dims if isinstance(dims, (tuple, list)) else [dims])}
     stack = None if terms.axis is None else terms.axis.dim(value.shape)
-    features = value.features is None or summed & set(feature_dims(value))
-    return (terms.by_stacked and (stack is None or stack in summed)) or (
+    features = value.features is None or mixed & set(feature_dims(value))
+    return (terms.by_stacked and (stack is None or stack in mixed)) or (
         terms.by_features and bool(features)
     )
 

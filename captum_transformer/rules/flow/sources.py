@@ -32,6 +32,8 @@ from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.probabilities import CUT_PROBABILITIES, applies_cut_probabilities
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.tape import Tape
+from captum_transformer.trace.views import view_of
+from captum_transformer.trace.writes import shown
 
 # Of these it is not known which tokens they tie.
 _UNREADABLE = frozenset({Kind.TRANSFORM, Kind.SAMPLE, Kind.DERIVED, Kind.UNKNOWN})
@@ -132,7 +134,11 @@ class Sources:
     def _read_one(self, operation: Operation, outputs: Sequence[Value]) -> None:
         values = [value for _, value in receiving(operation)]
         before = [self._known(value) for value in values]
-        if len(before) == 1 and _hands_on(operation, values[0], before[0]):
+        hands_on = False
+        if len(values) == len(outputs) == 1 and (view := view_of(operation, outputs[0])):
+            source, hands_on = shown(values[0], view)
+            before = [Held.alike(0) if source is None else self._known(source)]
+        if len(before) == 1 and (hands_on or _hands_on(operation, values[0], before[0])):
             self._held |= dict.fromkeys(outputs, before[0])
             return
         junction = None

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from captum_transformer.trace.axis import Axis
-from captum_transformer.trace.dimensions import image
-from captum_transformer.trace.features import is_linear_layer
+from captum_transformer.trace.dimensions import image, passage
+from captum_transformer.trace.features import feature_dims, is_linear_layer
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind, Role
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.views import views_of
@@ -92,19 +92,20 @@ def _moved(
     operation: Operation, output: Value, terms: tuple[Count, ...], nodes: Sequence[Terms]
 ) -> Terms:
     lacking = len(operation.operands) > 1 and (0 in terms or len(terms) < len(operation.operands))
-    values = [value for _, value in operation.traced()]
     axis: Axis | None = None
     if operation.kind is Kind.CONCATENATE and lacking:
         dim = operation.dim(len(output.shape)) or 0
         if len({operand.size for operand in operation.operands}) == 1:
             axis = Axis.of(output.shape, dim, len(operation.operands))
+        elif nodes and all(of.axis == Axis.of(of.value.shape, dim) for of in nodes):
+            axis = Axis.of(output.shape, dim)  # one more in a stack, as in a cache
     elif len(terms) == 1 and nodes and nodes[0].axis is not None:
         views = views_of(operation)
         axis = nodes[0].axis.in_view(views[operation.outputs.index(output)]) if views else None
     dims = [Axis.of(output.shape, dim) for dim in range(len(output.shape))]
     if stacks := lacking and operation.kind is Kind.STACK:
         axis = Axis.of(output.shape, operation.dim(len(output.shape)) or 0)
-    joins = lacking and not stacks and _joins_features(operation, values)
+    joins = lacking and not stacks and _joins_features(operation, output)
     return Terms(
         output,
         terms,
@@ -133,9 +134,20 @@ def vanishes(operation: Operation) -> bool:
     return operation.kind is Kind.MUL and 0 in (*operation.args, *operation.kwargs.values())
 
 
-def _joins_features(operation: Operation, values: Sequence[Value]) -> bool:
+def _joins_features(operation: Operation, output: Value) -> bool:
     """Whether different features of a token may come from different signals."""
-    if operation.kind is not Kind.CONCATENATE:
-        return len(values) > 1
-    dim = operation.dim(len(values[0].shape))
-    return not all(v.features and Axis.of(v.shape, dim) not in v.features for v in values)
+    dims, ndim = feature_dims(output), len(output.shape)
+    if not dims or len(dims) < len(output.features or ()):
+        return True
+    for operand in operation.operands:
+        if operand.role is Role.MASK:
+            if any(d + len(operand.size) >= ndim and operand.size[d - ndim] > 1 for d in dims):
+                return True
+        elif operand.role is Role.SIGNAL:
+            to = passage(operation, operand, ndim).to
+            lengths = {place: operand.size[dim] for dim, place in enumerate(to)}
+            if any(lengths.get(dim) != output.shape[dim] for dim in dims):
+                return True
+        elif "brackets" not in operation.arguments and len(operand.size) > 1:
+            return True
+    return False
