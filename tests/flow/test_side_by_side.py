@@ -13,6 +13,7 @@ from captum_transformer import (
     TransformerAttribution,
 )
 from captum_transformer.errors import UnsupportedOperationError
+from tests.flow.graphs import drawn, expected, tokens
 
 METHODS = [GenericAttentionRelevance, RawAttention, TransformerAttribution, PartialLRP]
 WIDTH, CLASSES = 8, 3
@@ -42,6 +43,13 @@ def both(x):
     return [x, x.flip(1)]
 
 
+def _written(x):
+    views = x.new_empty(2 * len(x), *x.shape[1:])
+    views[: len(x)] = x
+    views[len(x) :] = x.flip(1)
+    return views
+
+
 TAKEN_TOGETHER = {
     "mean": lambda f, x: f(torch.cat(both(x))).view(2, len(x), -1).mean(0),
     "sum": lambda f, x: f(torch.cat(both(x))).unflatten(0, (2, -1)).sum(0),
@@ -56,6 +64,31 @@ TAKEN_TOGETHER = {
     "repeat": lambda f, x: f(x.repeat(2, 1, 1)).view(2, len(x), -1).mean(0),
     "interleaved": lambda f, x: f(x.repeat_interleave(2, 0)).view(len(x), 2, -1).mean(1),
     "joined": lambda f, x: torch.cat(f(torch.cat(both(x))).chunk(2), 1),
+    "expanded": lambda f, x: (
+        f(x[:, None].expand(-1, 2, -1, -1).flatten(0, 1)).unflatten(0, (-1, 2)).mean(1)
+    ),
+    "expanded ahead": lambda f, x: (
+        f(x.expand(2, *x.shape).reshape(-1, *x.shape[1:])).view(2, len(x), -1).sum(0)
+    ),
+    "repeated behind": lambda f, x: (
+        f(x[:, None].repeat(1, 2, 1, 1).flatten(0, 1)).view(len(x), 2, -1).sum(1)
+    ),
+    "tiled": lambda f, x: torch.add(*f(x.tile(2, 1, 1)).chunk(2)),
+    "picked twice": lambda f, x: torch.add(*f(x[[*range(len(x))] * 2]).chunk(2)),
+    "picked in turns": lambda f, x: (
+        f(x.index_select(0, torch.arange(2 * len(x)) // 2)).view(len(x), 2, -1).sum(1)
+    ),
+    "the same stacked": lambda f, x: (
+        f(torch.stack([x, x], 1).flatten(0, 1)).view(len(x), 2, -1).mean(1)
+    ),
+    "the same joined": lambda f, x: torch.add(*f(torch.cat([x, x])).chunk(2)),
+    "behind each other": lambda f, x: (
+        f(torch.cat(both(x), 1).reshape(-1, *x.shape[1:])).view(len(x), 2, -1).sum(1)
+    ),
+    "outer product": lambda f, x: (
+        f(torch.einsum("v,btd->vbtd", torch.ones(2), x).flatten(0, 1)).view(2, len(x), -1).sum(0)
+    ),
+    "written": lambda f, x: torch.add(*f(_written(x)).chunk(2)),
 }
 
 
@@ -110,3 +143,32 @@ def test_windows_and_samples_one_by_one_are_no_views(method, x):
     torch.testing.assert_close(one_by_one, alone, rtol=1e-4, atol=1e-6)
     windows = method(lambda x: tower(x.reshape(-1, 2, WIDTH)).view(len(x), 2, -1).mean(1))
     assert windows.attribute(x, 1).isfinite().all()
+
+
+@pytest.mark.parametrize("name", TAKEN_TOGETHER)
+def test_views_in_random_graphs(name):
+    for seed in range(10):
+        program = drawn(seed)
+        x = tokens(program)
+        together = GenericAttentionRelevance(lambda x, p=program: TAKEN_TOGETHER[name](p, x))
+        with pytest.raises(UnsupportedOperationError, match="once for each view"):
+            together.attribute_tokens(x, 1)
+
+
+LAID = {
+    "cat": lambda x: torch.cat(both(x)),
+    "expand": lambda x: x.expand(2, *x.shape).flatten(0, 1),
+    "repeat": lambda x: x.repeat(2, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", LAID)
+def test_one_view_of_a_random_graph(name):
+    for seed in range(20):
+        program = drawn(seed)
+        x = tokens(program)
+        picked = GenericAttentionRelevance(
+            lambda x, p=program: p(LAID[name](x))[: len(x)], with_identity=True
+        )
+        wanted = expected(program, x, 1, with_identity=True)
+        torch.testing.assert_close(picked.attribute(x, 1).sum(-1), wanted)

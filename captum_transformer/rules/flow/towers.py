@@ -8,14 +8,13 @@ the model runs once for each: what takes them together is refused.
 from typing import NamedTuple
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.trace.axis import Axis, runs_along
-from captum_transformer.trace.dimensions import image
+from captum_transformer.trace.axis import Axis, Part, dimension_of, runs_along
+from captum_transformer.trace.dimensions import image, passage
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.views import views_of
 
-_REPEATS = frozenset({"repeat", "tile", "repeat_interleave"})
 _JOINS = frozenset({Kind.CONCATENATE, Kind.STACK})
 
 
@@ -63,24 +62,38 @@ class Towers:
             )
 
     def _read(self, operation: Operation) -> None:
-        traced = operation.traced() if self._places else ()
-        known = [(operand, value) for operand, value in traced if value in self._places]
-        if not known and operation.kind not in _JOINS and operation.name not in _REPEATS:
+        traced, first = operation.traced(), operation.outputs[0]
+        known = [signal for signal in traced if signal[1] in self._places] if self._places else []
+        grows = len(traced) == 1 and first and first.shape.numel() > traced[0][1].shape.numel()
+        if not known and not grows and operation.kind not in _JOINS:
             return
         for place, output in enumerate(operation.outputs):
             if output is None:
                 continue
             if not known:
-                axis = _laid_side_by_side(operation, output)
+                axis = _laid_side_by_side(operation, output, place)
                 if axis is not None:
                     self._places[output] = Place(axis)
                 continue
             found = {self._after(operation, *signal, place, output) for signal in known}
+            attended = any(self._places[value].attended for _, value in known)
             if None not in found and len({(one.axis, one.picked) for one in found if one}) == 1:
                 # Of the same place, the one that has attended.
-                self._places[output] = max(filter(None, found), key=lambda one: one.attended)
-            elif any(self._places[value].attended for _, value in known):
+                after = max(filter(None, found), key=lambda one: one.attended)
+                if attended or not self._differs(operation, after.axis, output):
+                    self._places[output] = after
+            elif attended:
                 self._joined_by.add(operation)
+
+    def _differs(self, operation: Operation, axis: Axis | None, output: Value) -> bool:
+        """Whether what meets towers has something else for each, as queries for repeated keys."""
+        return axis is not None and any(
+            operand.size[dim] == output.shape[place] and runs_along(axis, output.shape, place)
+            for operand, value in operation.traced()
+            if value not in self._places
+            for dim, place in enumerate(passage(operation, operand, len(output.shape)).to)
+            if place is not None
+        )
 
     def _after(
         self, operation: Operation, operand: Operand, value: Value, place: int, output: Value
@@ -103,31 +116,41 @@ class Towers:
         return Place(after, attended=True)
 
 
-def _is_longer(shape: tuple[int, ...], before: tuple[int, ...]) -> bool:
-    return len(shape) == len(before) and shape[0] > before[0] > 0
-
-
-def _laid_side_by_side(operation: Operation, output: Value) -> Axis | None:
+def _laid_side_by_side(operation: Operation, output: Value, place: int) -> Axis | None:
     """Where values of the same samples lie in what they were joined to, or one was repeated to."""
     values = [value for _, value in operation.traced()]
-    shape, batches = output.shape, {value.batch for value in values}
-    if len(batches) != 1 or None in batches or len({value.shape for value in values}) > 1:
+    if len(values) == 1:
+        return _repeated(operation, output, place)
+    batches, made_by = {value.batch for value in values}, {value.operation for value in values}
+    pieces = len(set(values)) > 1 and len(made_by) == 1 and None not in made_by  # such as heads
+    alike = len({operand.size for operand in operation.operands}) == 1
+    if pieces or not alike or len(batches) != 1 or None in batches:
         return None
-    made_by = {value.operation for value in values}
-    if len(set(values)) > 1 and len(made_by) == 1 and None not in made_by:
-        return None  # pieces of one value, such as heads
-    before = values[0].shape
-    if operation.kind is Kind.STACK and len(values) > 1:
-        return Axis.of(shape, operation.dim(len(shape)) or 0)
-    axis = None
-    if operation.kind is Kind.CONCATENATE and len(values) > 1:
-        axis = Axis.of(shape, operation.dim(len(shape)) or 0, len(values))
-    elif operation.name in _REPEATS and before and _is_longer(shape, before):
-        times = shape[0] // before[0]
-        axis = Axis.of(shape, 0, times)
-        if operation.name == "repeat_interleave":
-            axis = Axis(before[0], times, shape[1:].numel())
-    return axis if axis is not None and _along_samples(axis, output) else None
+    dim = operation.dim(len(output.shape)) or 0
+    return Axis.of(output.shape, dim, len(operation.operands))
+
+
+def _repeated(operation: Operation, output: Value, place: int) -> Axis | None:
+    """Where the copies lie that an operation makes of the entries of its one signal."""
+    ((operand, _),), shape, samples = operation.traced(), output.shape, output.samples
+    if samples is None:
+        return None
+    if (views := views_of(operation)) is not None:
+        steps = enumerate(zip(shape, views[place].stride, strict=True))
+        return next((Axis.of(shape, dim) for dim, (n, step) in steps if n > 1 and not step), None)
+    if operation.kind not in MOVES | BY_ENTRY and not operation.spreads:
+        return None
+    to = passage(operation, operand, len(shape)).to
+    before = {after: operand.size[dim] for dim, after in enumerate(to)}
+    for dim, length in enumerate(shape):
+        times = length // before.get(dim, 1)
+        if times > 1 and (samples.size == 1 or not runs_along(samples, shape, dim)):
+            return Axis.of(shape, dim, times)
+        if times > 1 and (part := dimension_of(samples, shape)) is not None:
+            times = times if dim in before else length // samples.size
+            inner = 1 if part.outer == 1 else length // times
+            return Part(dim, length // times // inner, times, inner).of(shape, dim)
+    return None
 
 
 def _along_samples(axis: Axis, value: Value) -> bool:
