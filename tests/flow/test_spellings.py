@@ -97,6 +97,39 @@ def test_attention_by_broadcast_products_of_rows_is_read_or_refused(x):
     torch.testing.assert_close(found, expected)
 
 
+ENTRY_BY_ENTRY = {
+    "addcmul": (torch.addcmul, lambda x, y, g: x + y * g),
+    "addcmul, scaled": (
+        lambda x, y, g: torch.addcmul(x, y, g, value=2.0),
+        lambda x, y, g: x + 2 * y * g,
+    ),
+    "einsum": (lambda x, y, g: torch.einsum("btd,btd->btd", x, y * g), lambda x, y, g: x * y * g),
+    "einsum, moved": (
+        lambda x, y, g: torch.einsum("btd,btd,d->tdb", x, y, g).permute(2, 0, 1),
+        lambda x, y, g: x * y * g,
+    ),
+    "einsum with pooled": (
+        lambda x, y, g: x + torch.einsum("btd,bd->btd", y, (x * g).mean(1)),
+        lambda x, y, g: x + y * (x * g).mean(1, keepdim=True),
+    ),
+    "column by row": (
+        lambda x, y, g: x + (y.mean(1)[..., None] @ (x * g).mean(1)[:, None]).sum(1, keepdim=True),
+        lambda x, y, g: x + (y.mean(1)[..., None] * (x * g).mean(1)[:, None]).sum(1, keepdim=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("spelling", ENTRY_BY_ENTRY)
+def test_a_product_entry_by_entry(method, spelling, x):
+    found, expected = (
+        method(Model(lambda model, x, f=f: f(x, model.one(x, x, x)[0], model.learned)))
+        for f in ENTRY_BY_ENTRY[spelling]
+    )
+    expected = expected.attribute_tokens(x, 1)
+    torch.testing.assert_close(found.attribute_tokens(x, 1), expected, rtol=1e-5, atol=1e-8)
+
+
 STACKED = {
     "stack": lambda layer, x, y: layer(torch.stack([x, y], 2)).sum(2),
     "stack in front": lambda layer, x, y: layer(torch.stack([x, y])).sum(0),

@@ -283,7 +283,7 @@ def _junction(operation: Operation, values: Sequence[Value], before: Sequence[He
 
 
 def _owner(operation: Operation, holders: dict[int, Value], helds: Sequence[int]) -> int | None:
-    if operation.kind.does is Does.MIXES:
+    if operation.kind.does is Does.MIXES and not operation.spreads:
         return None  # how alike they are is a feature of neither
 
     def only(places: list[int]) -> int | None:
@@ -297,7 +297,7 @@ def _owner(operation: Operation, holders: dict[int, Value], helds: Sequence[int]
             if all(holders[o].descends_from(v.origin) for o in others[p])
         ]
     )
-    if skip is not None or operation.kind not in _JOINS:
+    if skip is not None or not (operation.kind in _JOINS or operation.spreads):
         return skip
     return only(
         [p for p in holders if all(helds[o] | helds[p] == helds[p] != helds[o] for o in others[p])]
