@@ -63,10 +63,6 @@ def _addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 
     return input + value * (tensor1 / tensor2)
 
 
-def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:  # noqa: A002
-    return input + value * (tensor1 * tensor2)
-
-
 def _inner(input: Tensor, other: Tensor) -> Tensor:  # noqa: A002
     if not input.ndim or not other.ndim:
         return input * other
@@ -201,7 +197,6 @@ WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "atleast_3d": _at_least(3),
     "glu": _glu,
     "addcdiv": _addcdiv,
-    "addcmul": _addcmul,
     "inner": _inner,
     "linalg_vecdot": _vecdot,
     "lerp": _lerp,

@@ -154,6 +154,7 @@ TABLE: dict[Kind, str] = {
         addr(bias/input input/vec1 other/vec2 beta alpha)
         baddbmm(bias/input input/batch1 other/batch2 beta alpha)
         addbmm(bias/input input/batch1 other/batch2 beta alpha)
+        addcmul(bias/input input/tensor1 other/tensor2 value)
         grouped_mm(input/mat_a other/mat2/mat_b index/offs bias)
         grouped_mm_fallback(input weight index/offs)
     """,

@@ -99,6 +99,13 @@ def _matmul(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
     return (left, right), f"{of_left}{rows}k,{of_right}k{columns}->{batch}{rows}{columns}"
 
 
+def _entries(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
+    left, right = _two(arguments)
+    ndim = max(len(factor.size) for factor in (left, right, arguments["bias"]))
+    terms = (_BATCH[ndim - len(factor.size) : ndim] for factor in (left, right))
+    return (left, right), f"{','.join(terms)}->{_BATCH[:ndim]}"
+
+
 def _tensordot(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
     left, right = _two(arguments)
     a, b = len(left.size), len(right.size)
@@ -141,6 +148,7 @@ def _grouped(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
 _SPELLINGS: dict[str, Spelling] = {
     "addbmm": _fixed("Amk,Akn->mn"),
     **dict.fromkeys(("outer", "ger", "addr"), _fixed("m,n->mn")),
+    "addcmul": _entries,
     "tensordot": _tensordot,
     "einsum": _einsum,
     "weighted sum": lambda arguments: (arguments["operands"], arguments["equation"]),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnseenOperationError
@@ -66,6 +67,10 @@ def _write_view(
     return result
 
 
+# The arguments that hold what is written, and functions that write all of a tensor.
+_WRITTEN = frozenset({"source", "value"})
+_WRITE_ALL = frozenset({"copy", "fill"})
+_NOTHING: tuple[frozenset[View], frozenset[Value]] = (frozenset(), frozenset())
 _ENTRY = entry_of(Kind.MOVE, "input source size shape stride offset")
 WRITE_VIEW = Function("write_view", Kind.MOVE, _write_view, _ENTRY)
 
@@ -81,21 +86,45 @@ def shown(value: Value, view: View) -> tuple[Value | None, bool]:
     shape = tuple(value.shape)
     while found is not None and (write := found.operation) is not None:
         part = _written_part(write)
-        source = None if part is None else _held(write, "source")
+        source = None if part is None else _written_from(write, "source")
         if part == view and (source is None or source.shape == view.shape):
             return source, True
         if part is None or not part.apart_from(view, shape):
             break
-        found = _held(write, "input")
+        found = _written_from(write, "input")
     return found, False
+
+
+class Overwritten:
+    """Finds writes that leave nothing of what a tensor held before, together with earlier ones."""
+
+    def __init__(self) -> None:
+        # The parts of each value that were written and don't overlap, and what was written there.
+        self._known: dict[Value | None, tuple[frozenset[View], frozenset[Value]]] = {}
+
+    def __call__(self, operation: Operation) -> frozenset[Value] | None:
+        """What was written; None if something is left, or if the operation does not write."""
+        part, output = _written_part(operation), operation.outputs[0]
+        if part is None or output is None:
+            return None
+        parts, values = self._known.get(_written_from(operation, "input"), _NOTHING)
+        others, shape = parts - {part}, tuple(output.shape)
+        if not all(part.apart_from(other, shape) for other in others):
+            parts, values = _NOTHING
+        source = _written_from(operation, "source")
+        parts, values = parts | {part}, values if source is None else values | {source}
+        self._known[output] = parts, values
+        return values if sum(one.numel() for one in parts) == output.shape.numel() else None
 
 
 def _written_part(operation: Operation) -> View | None:
     """The part of its output that a write is into; None if it is no write, or not known."""
     output, known = operation.outputs[0], operation.arguments
-    if operation.kind is not Kind.MOVE or "source" not in known or output is None:
+    if operation.kind is not Kind.MOVE or output is None or known.keys().isdisjoint(_WRITTEN):
         return None
     shape = tuple(output.shape)
+    if operation.name in _WRITE_ALL:
+        return View.of(torch.empty(shape, device="meta"))
     if "stride" in known and View(shape, output.stride).is_contiguous():
         return View(tuple(known["shape"]), tuple(known["stride"]), known.get("offset") or 0)
     if "brackets" not in known or any(o.role is Role.INDEX for o in operation.operands):
@@ -103,6 +132,7 @@ def _written_part(operation: Operation) -> View | None:
     return part_in_brackets(operation.operands[0], known["brackets"])
 
 
-def _held(operation: Operation, name: str) -> Value | None:
-    given = operation.arguments[name]
+def _written_from(operation: Operation, name: str) -> Value | None:
+    """What a write reads under the name of an argument; None if that is a constant."""
+    given = operation.argument(name)
     return given.value if isinstance(given, Operand) else None

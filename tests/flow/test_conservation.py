@@ -103,8 +103,9 @@ def divided(self, operation, key, of, share, *, rule=Passing._divided):
     return half(pieces) if operation.kind is Kind.CONV else pieces
 
 
-def unsaid(self, *_):
+def unsaid(self, operation, key, found):
     """What constants have is not taken down."""
+    return found
 
 
 LEAKS = {
@@ -112,7 +113,7 @@ LEAKS = {
     "attention's queries": (maps, "_through", without_the_first_query),
     "attention's map": (maps, "_through", with_half_a_map),
     "join": (Passing, "_moved", partialmethod(moved, of=Kind.CONCATENATE)),
-    "join, constant": (Passing, "_keep_of_constants", unsaid),
+    "join, constant": (Passing, "_without_constants", unsaid),
     "pad": (Passing, "_moved", partialmethod(moved, of=Kind.PAD)),
     "patches": (Passing, "_divided", divided),
 }

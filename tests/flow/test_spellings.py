@@ -23,6 +23,11 @@ def x() -> Tensor:
     return torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
 
 
+def xfail(request, reason, *, known):
+    if known:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+
+
 MASKED = {
     "product": lambda model, x: x * MASK,
     "number by number": lambda model, x: torch.stack(
@@ -44,6 +49,38 @@ def test_what_is_masked_by_a_product_has_nothing(method, spelling, x):
     found = method(Model(MASKED[spelling])).attribute_tokens(x, 1)
     assert not found[:, MASK[:, 0] == 0].any()
     torch.testing.assert_close(found, method(Model(by_where)).attribute_tokens(x, 1))
+
+
+FEATURES = torch.arange(WIDTH) > 2
+MASKED_FEATURES = {
+    "where": lambda x: torch.where(FEATURES, x, torch.zeros_like(x)),
+    "masked_fill": lambda x: x.masked_fill(~FEATURES, 0.0),
+    "written": lambda x: _set(1 * x, (..., ~FEATURES), 0.0),
+    "a slice written": lambda x: _set(1 * x, (..., slice(0, 3)), 0.0),
+    "index_fill": lambda x: x.index_fill(-1, torch.arange(3), 0.0),
+}
+MASKED_THEN = {
+    "alone": lambda mask, model, x: model.other_layer(mask(x)) + x,
+    "skip": lambda mask, model, x: mask(x) + model.one(x, x, x)[0],
+    "branch": lambda mask, model, x: x + mask(model.one(x, x, x)[0]),
+    "both": lambda mask, model, x: mask(x) + (y := model.one(x, x, x)[0]) - mask(y),
+    "sum": lambda mask, model, x: mask(x + model.one(x, x, x)[0]),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("spelling", MASKED_FEATURES)
+@pytest.mark.parametrize("place", MASKED_THEN)
+def test_a_mask_of_features_is_a_product(method, spelling, place, x):
+    class Masked(Model):
+        def __init__(self, mask):
+            super().__init__(lambda model, x: MASKED_THEN[place](mask, model, x))
+            self.other_layer = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+
+    torch.manual_seed(0)
+    found = method(Masked(MASKED_FEATURES[spelling])).attribute_tokens(x, 1)
+    expected = method(Masked(lambda x: x * FEATURES)).attribute_tokens(x, 1)
+    torch.testing.assert_close(found, expected)
 
 
 def _set(tensor, place, value):
@@ -121,13 +158,57 @@ ENTRY_BY_ENTRY = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("spelling", ENTRY_BY_ENTRY)
-def test_a_product_entry_by_entry(method, spelling, x):
+def test_a_product_entry_by_entry(method, spelling, x, request):
+    known = spelling == "addcmul, scaled" and method is TransformerAttribution
+    xfail(request, "the relevance of a scaled product in a sum is refused", known=known)
     found, expected = (
         method(Model(lambda model, x, f=f: f(x, model.one(x, x, x)[0], model.learned)))
         for f in ENTRY_BY_ENTRY[spelling]
     )
     expected = expected.attribute_tokens(x, 1)
     torch.testing.assert_close(found.attribute_tokens(x, 1), expected, rtol=1e-5, atol=1e-8)
+
+
+def _written_over(write):
+    def run(model, x):
+        skip = 1 * x
+        branch = model.layer(skip).relu()
+        write(skip, model.one(x, x, x)[0])
+        return skip + branch
+
+    return run
+
+
+def _in_halves(tensor, other):
+    tensor[:, :3].copy_(other[:, :3])
+    tensor[:, 3:] = other[:, 3:]
+
+
+WRITTEN_OVER = {
+    "set": lambda tensor, other: _set(tensor, slice(None), other),
+    "copied": lambda tensor, other: tensor.copy_(other),
+    "zeros, then added": lambda tensor, other: tensor.zero_().add_(other),
+    "another view": lambda tensor, other: tensor.view(-1, WIDTH).copy_(other.reshape(-1, WIDTH)),
+    "in halves": _in_halves,
+    "token by token": lambda tensor, other: [
+        _set(tensor, (slice(None), n), other[:, n]) for n in range(TOKENS)
+    ],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("spelling", WRITTEN_OVER)
+def test_what_was_written_over_is_no_skip_of_its_branch(method, spelling, x):
+    def alone(model, x):
+        return model.one(x, x, x)[0] + model.layer(x).relu()
+
+    class Written(Model):
+        def __init__(self, change):
+            super().__init__(change)
+            self.layer = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+
+    found = method(Written(_written_over(WRITTEN_OVER[spelling]))).attribute_tokens(x, 1)
+    torch.testing.assert_close(found, method(Written(alone)).attribute_tokens(x, 1))
 
 
 STACKED = {
@@ -164,11 +245,6 @@ class Sides(Model):
 def assert_alike(method, sides, combine, alike, x):
     expected, found = (method(Sides(sides, c)).attribute_tokens(x, 1) for c in (alike, combine))
     torch.testing.assert_close(found, expected)
-
-
-def xfail(request, reason, *, known):
-    if known:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
 
 
 @pytest.mark.parametrize("method", METHODS)

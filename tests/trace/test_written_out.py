@@ -161,7 +161,6 @@ SPELLED: dict[str, Spelling] = {
     "lerp all the way": (lambda a, b: a.lerp(b, 1.0), lambda a, b: 0.0 * a + 1.0 * b),
     "lerp of weights": (lambda a, b: a.lerp(b, WEIGHT), lambda a, b: (1 - WEIGHT) * a + WEIGHT * b),
     "addcdiv": (lambda a, b: torch.addcdiv(a, b, WEIGHT), lambda a, b: a + b / WEIGHT),
-    "addcmul": (lambda a, b: torch.addcmul(a, b, WEIGHT), lambda a, b: a + b * WEIGHT),
     "inner": (lambda a, b: torch.inner(a + b, W), lambda a, b: (a + b) @ W.T),
     "linalg_vecdot": (
         lambda a, b: torch.linalg.vecdot(a, b)[:, None],

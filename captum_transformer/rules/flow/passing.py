@@ -19,9 +19,10 @@ from captum_transformer.rules.flow.shares import (
     MIXED_RULES,
     PICKED,
     Divided,
+    unmasked,
 )
 from captum_transformer.rules.flow.sources import Junction, Sources, receiving, unread
-from captum_transformer.rules.flow.terms import ADDITIONS
+from captum_transformer.rules.flow.terms import ADDITIONS, joins_features
 from captum_transformer.rules.ledger import total
 from captum_transformer.rules.propagate import rearranged, unsupported
 from captum_transformer.rules.relevance.totals import constants, remaining
@@ -150,8 +151,7 @@ class Passing:
     def _moved(self, operation: Operation, key: int, found: list[Tensor | None]) -> Iterator[Piece]:
         """What was rearranged goes back; what constants and other tokens bring along is theirs."""
         if operation.kind in MOVES:
-            parts = rearranged(operation, found)
-            self._keep_of_constants(operation, key, found)
+            parts = rearranged(operation, self._without_constants(operation, key, found))
         else:
             parts = shares.selected(operation, found)
             if self._wanted is not None and constants(operation):
@@ -167,16 +167,25 @@ class Passing:
             reason = None if held & (self._wanted or 0) else Reason.JOINED
             self._keep(reason, key & ~held, value, part)
 
-    def _keep_of_constants(
+    def _without_constants(
         self, operation: Operation, key: int, found: list[Tensor | None]
-    ) -> None:
-        if self._wanted is None:
-            return
+    ) -> list[Tensor | None]:
+        """What is left of shares where constants have taken the place of entries."""
+        masks = operation.kind is Kind.MOVE
+        if self._wanted is None and not masks:
+            return found
+        shares = list(found)
         entries = constant_entries(operation, next(s for s in found if s is not None))
         reason = Reason.JOINED if constants(operation) else Reason.FILLED
-        for value, share, constant in zip(operation.outputs, found, entries, strict=False):
-            if share is not None and constant is not None:
-                self._keep(reason, key, value, share, constant)
+        for place, constant in enumerate(entries):
+            value, share = operation.outputs[place], found[place]
+            if value is None or share is None or constant is None:
+                continue
+            if masks and joins_features(operation, value):
+                shares[place], among = unmasked(share, 1 - constant, value)
+                constant = among == 0
+            self._keep(reason, key, value, share, constant)
+        return shares
 
     def _normalised(
         self, share: Tensor, pieces: list[tuple[int, Tensor]]

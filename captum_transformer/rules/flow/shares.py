@@ -9,10 +9,10 @@ from torch import Tensor
 from captum_transformer.rules.flow.presence import at_indices, factors, signal
 from captum_transformer.rules.propagate import share_of_ids, transposed, unsupported
 from captum_transformer.trace.contraction import Contraction
-from captum_transformer.trace.features import chooses_features, mixes_features
+from captum_transformer.trace.features import chooses_features, feature_dims, mixes_features
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, Kind, Role
 from captum_transformer.trace.numeric import in_full, quotient
-from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.operation import Operand, Operation, Value
 
 
 class Divided(NamedTuple):
@@ -81,11 +81,31 @@ def _filled(operand: Operand, held: Tensor | None, like: Tensor, *, weighted: bo
     return like.new_ones(()).expand(operand.size) if present is None else present
 
 
+def unmasked(share: Tensor, left: Tensor, value: Value) -> tuple[Tensor, Tensor]:
+    """A share without what lies at masked entries; the token's other features get that.
+
+    Args:
+        share: a share of each entry of a value.
+        left: one for each entry, or zero where a constant has taken its place.
+        value: the value.
+
+    Returns:
+        The share, and how much is left of each token: zero where all of it is masked.
+    """
+    left = left.reshape((1,) * (share.ndim - left.ndim) + left.shape)
+    part, dims = share * left, [dim for dim in feature_dims(value) if left.shape[dim] > 1]
+    if not dims:
+        return part, left
+    total = left.sum(dims, keepdim=True)
+    return part + left * quotient((share - part).sum(dims, keepdim=True), total), total
+
+
 def by_entry(operation: Operation, operand: Operand, share: Tensor, *_: Tensor | None) -> Divided:
     """A share stays at its entry, if no constant masks it; what was repeated gets all of it."""
-    scale = factors(operation, share)
-    part = share if scale is None else share * scale
-    return Divided([part.sum_to_size(operand.size)], scale)
+    among, output = factors(operation, share), operation.outputs[0]
+    if among is not None and output is not None:
+        share, among = unmasked(share, among, output)
+    return Divided([share.sum_to_size(operand.size)], among)
 
 
 def looked_up(operation: Operation, operand: Operand, share: Tensor, *_: Tensor | None) -> Divided:
@@ -131,6 +151,8 @@ def compared(
 ) -> Divided:
     """How similar two signals are, such as an image and a text: the features that are summed."""
     letters = _letters(operation)
+    if operand is letters.addend:
+        return by_entry(operation, operand, share)
     own, summed = letters.of(operand), letters.summed(operand)
     others = [dim for dim, letter in enumerate(letters.output) if letter not in own]
     share = share.sum(others) if others else share

@@ -33,7 +33,7 @@ from captum_transformer.trace.probabilities import CUT_PROBABILITIES, applies_cu
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.views import view_of
-from captum_transformer.trace.writes import shown
+from captum_transformer.trace.writes import Overwritten, shown
 
 # Of these it is not known which tokens they tie.
 _UNREADABLE = frozenset({Kind.TRANSFORM, Kind.SAMPLE, Kind.DERIVED, Kind.UNKNOWN})
@@ -73,6 +73,11 @@ class Held(NamedTuple):
     by_tokens: int = 0
     by_picked: int = 0
 
+    def among(self, sources: int) -> "Held":
+        """The same of some sources alone."""
+        terms = tuple((both, count) for of, count in self.terms if (both := of & sources))
+        return Held(self.sources & sources, terms, *(of & sources for of in self[2:]))
+
     @classmethod
     def alike(cls, sources: int) -> "Held":
         """Sources that each entry of a value holds once."""
@@ -94,6 +99,7 @@ class Sources:
         self._read = 0
         self._held: dict[Value, Held] = {}
         self._junctions: dict[Operation, Junction] = {}
+        self._overwritten = Overwritten()
         self.values: dict[Value, Operation] = {}
 
     def of(self, value: Value) -> Held:
@@ -133,11 +139,13 @@ class Sources:
 
     def _read_one(self, operation: Operation, outputs: Sequence[Value]) -> None:
         values = [value for _, value in receiving(operation)]
-        before = [self._known(value) for value in values]
-        hands_on = False
+        before, hands_on = [self._known(value) for value in values], False
         if len(values) == len(outputs) == 1 and (view := view_of(operation, outputs[0])):
             source, hands_on = shown(values[0], view)
             before = [Held.alike(0) if source is None else self._known(source)]
+        if (written := self._overwritten(operation)) is not None:
+            left = functools.reduce(operator.or_, (self._known(v).sources for v in written), 0)
+            before = [held.among(left) for held in before]
         if len(before) == 1 and (hands_on or _hands_on(operation, values[0], before[0])):
             self._held |= dict.fromkeys(outputs, before[0])
             return

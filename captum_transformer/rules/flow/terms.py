@@ -8,7 +8,7 @@ from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.dimensions import image, passage
 from captum_transformer.trace.features import feature_dims, is_linear_layer
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind, Role
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.views import views_of
 
 ADDITIONS = frozenset({Kind.ADD, Kind.SUB})
@@ -91,7 +91,7 @@ def made(operation: Operation, output: Value, terms: tuple[Count, ...]) -> Count
 def _moved(
     operation: Operation, output: Value, terms: tuple[Count, ...], nodes: Sequence[Terms]
 ) -> Terms:
-    lacking = len(operation.operands) > 1 and (0 in terms or len(terms) < len(operation.operands))
+    lacking = 0 in terms or has_constants(operation)
     axis: Axis | None = None
     if operation.kind is Kind.CONCATENATE and lacking:
         dim = operation.dim(len(output.shape)) or 0
@@ -105,7 +105,7 @@ def _moved(
     dims = [Axis.of(output.shape, dim) for dim in range(len(output.shape))]
     if stacks := lacking and operation.kind is Kind.STACK:
         axis = Axis.of(output.shape, operation.dim(len(output.shape)) or 0)
-    joins = lacking and not stacks and _joins_features(operation, output)
+    joins = lacking and not stacks and joins_features(operation, output)
     return Terms(
         output,
         terms,
@@ -134,20 +134,20 @@ def vanishes(operation: Operation) -> bool:
     return operation.kind is Kind.MUL and 0 in (*operation.args, *operation.kwargs.values())
 
 
-def _joins_features(operation: Operation, output: Value) -> bool:
-    """Whether different features of a token may come from different signals."""
-    dims, ndim = feature_dims(output), len(output.shape)
-    if not dims or len(dims) < len(output.features or ()):
+def joins_features(operation: Operation, output: Value) -> bool:
+    """Whether different features of a token may come from different signals, or from constants."""
+    dims, ndim, given = feature_dims(output), len(output.shape), operation.arguments
+    written = isinstance(given.get("source"), Operand)
+    if not dims or len(dims) < len(output.features or ()) or ("brackets" in given and not written):
         return True
     for operand in operation.operands:
-        if operand.role is Role.MASK:
-            if any(d + len(operand.size) >= ndim and operand.size[d - ndim] > 1 for d in dims):
-                return True
-        elif operand.role is Role.SIGNAL:
-            to = passage(operation, operand, ndim).to
+        if operand.role is Role.SIGNAL:
+            to, mixed = passage(operation, operand, ndim)
             lengths = {place: operand.size[dim] for dim, place in enumerate(to)}
-            if any(lengths.get(dim) != output.shape[dim] for dim in dims):
+            if any(lengths.get(dim) != output.shape[dim] or dim in mixed for dim in dims):
                 return True
-        elif "brackets" not in operation.arguments and len(operand.size) > 1:
-            return True
+        elif operand.role is Role.MASK or ("brackets" not in given and len(operand.size) > 1):
+            before = len(operand.size) - ndim
+            if any(before + dim >= 0 and operand.size[before + dim] > 1 for dim in dims):
+                return True
     return False
