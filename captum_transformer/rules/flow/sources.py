@@ -12,7 +12,6 @@ to one: where several signals that hold a source meet, `Junction` says which of 
 """
 
 import functools
-import math
 import operator
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from captum_transformer.rules.flow.terms import (
     ADDITIONS,
     Count,
     has_constants,
+    leaves_out,
     made,
     vanishes,
 )
@@ -168,7 +168,7 @@ class Sources:
                     held[count] = held.get(count, 0) | some
             held.pop(0, None)
             some = functools.reduce(operator.or_, held.values(), 0)
-            left = operation.kind in MOVES and tokens and _leaves_out(values, output)
+            left = operation.kind in MOVES and tokens and leaves_out(values, output)
             terms = tuple((sources, count) for count, sources in held.items())
             self._held[output] = Held(some, terms, tokens, picked | tokens * bool(left))
 
@@ -192,7 +192,7 @@ def _hands_on(operation: Operation, value: Value, held: Held) -> bool:
     kind, output = operation.kind, operation.outputs[0]
     alike = len(held.terms) == 1 and held.terms[0][1] == 1
     if kind in MOVES:
-        left = held.by_tokens and any(o and _leaves_out([value], o) for o in operation.outputs)
+        left = held.by_tokens and any(o and leaves_out([value], o) for o in operation.outputs)
         return alike and not left and not has_constants(operation)
     if kind is Kind.MUL and (len(operation.operands) > 1 or vanishes(operation)):
         return False
@@ -209,15 +209,6 @@ def _passing(
     for place, whole in enumerate(junction.whole if junction else ()):
         if own := found & whole:
             yield (*[0] * place, terms[place], *[0] * (len(terms) - place - 1)), own
-
-
-def _leaves_out(values: Sequence[Value], output: Value) -> bool:
-    """Whether a rearrangement has fewer tokens than before."""
-    sizes = [value.shape.numel() for value in (output, *values)]
-    if all(value.features for value in (output, *values)):
-        widths = (math.prod(axis.size for axis in v.features or ()) for v in (output, *values))
-        sizes = [size // width for size, width in zip(sizes, widths, strict=True)]
-    return sizes[0] < max(sizes)
 
 
 def is_source(operation: Operation) -> bool:

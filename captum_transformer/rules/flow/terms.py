@@ -1,5 +1,6 @@
 """How many terms of each entry hold a source, where signals were joined, masked or added."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -151,3 +152,12 @@ def joins_features(operation: Operation, output: Value) -> bool:
             if any(before + dim >= 0 and operand.size[before + dim] > 1 for dim in dims):
                 return True
     return False
+
+
+def leaves_out(values: Sequence[Value], output: Value) -> bool:
+    """Whether a rearrangement has fewer tokens than before."""
+    sizes = [value.shape.numel() for value in (output, *values)]
+    if all(value.features for value in (output, *values)):
+        widths = (math.prod(axis.size for axis in v.features or ()) for v in (output, *values))
+        sizes = [size // width for size, width in zip(sizes, widths, strict=True)]
+    return sizes[0] < max(sizes)
