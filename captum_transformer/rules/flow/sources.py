@@ -124,11 +124,6 @@ class Sources:
             if is_source(operation):
                 self.values |= dict.fromkeys(outputs, operation)
                 self._held |= {output: Held.alike(1 << output.index) for output in outputs}
-            elif operation.kind in MOVES and len(operation.operands) == len(operation.outputs) > 1:
-                # Each output shows one of the signals, as they are broadcast to one another.
-                for operand, output in zip(operation.operands, operation.outputs, strict=True):
-                    if operand.value is not None and output is not None:
-                        self._held[output] = self._known(operand.value)
             else:
                 self._read_one(operation, outputs)
 
