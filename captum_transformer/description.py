@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from captum_transformer.calling.arguments import Arguments
+from captum_transformer.rules.flow.beside import beside_skips
 from captum_transformer.rules.flow.sources import Junction, Sources
 from captum_transformer.trace.attention import AttentionCall, FusedAttention
 from captum_transformer.trace.forward import TracedForward, traced_forward
@@ -64,6 +65,9 @@ class Description:
             over all patches; otherwise they are read from single tokens, such as a class token.
         unread: operations that mix tokens and are no attention that can be read, by name and
             shapes. Methods that need maps refuse a branch that has one.
+        beside_skips: operations that mix tokens in a branch beside a skip, such as a convolution as
+            position encoding, by name and shapes. Methods that need maps give the skip its whole
+            share and do not follow the branch.
     """
 
     inputs: dict[str, tuple[int, ...]]
@@ -71,6 +75,7 @@ class Description:
     additions: tuple[Addition, ...]
     pooled: bool
     unread: tuple[str, ...]
+    beside_skips: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """A line for each thing that was seen."""
@@ -88,6 +93,7 @@ class Description:
         if self.pooled:
             lines.append("read from: pooled tokens")
         lines += [f"not read: {operation}" for operation in self.unread]
+        lines += [f"not followed, beside a skip: {operation}" for operation in self.beside_skips]
         if not self.attention:
             lines.append("no attention was seen")
         return "\n".join(lines)
@@ -131,6 +137,7 @@ def describe(
             tuple(_additions(forward)),
             bool(read_from(forward.tape.operations, forward.calls)),
             tuple(named(unread_mixing(forward.tape.operations))),
+            tuple(named(beside_skips(forward.tape.operations, forward.tape.derived(Sources)))),
         )
 
 

@@ -96,13 +96,14 @@ def _by_letters(letters: str, output: str) -> Passage:
 
 
 def _convolved(operation: Operation, operand: Operand, _: int) -> Passage:
-    """Channels become others, and places see their neighbours."""
-    before = len(operand.size)
+    """Channels become others, and places see their neighbours, if kernels reach that far."""
+    before, kernel = len(operand.size), operation.argument("weight").size[2:]
     if operand is not operation.argument("input"):
         return _unknown(before)
-    channels = before - len(operation.argument("weight").size) + 1
+    channels = before - len(kernel) - 1
     to = tuple(None if dim == channels else dim for dim in range(before))
-    return Passage(to, tuple(range(channels, before)))
+    alone = set(kernel) == {1} and operation.argument("stride", 1) in (1, (1,) * len(kernel))
+    return Passage(to, (channels,) if alone else tuple(range(channels, before)))
 
 
 def _attended(operation: Operation, operand: Operand, after: int) -> Passage:

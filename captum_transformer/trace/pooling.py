@@ -22,7 +22,9 @@ def pools_tokens(operation: Operation) -> bool:
         operation.kind in _KEEPS_TOKENS and not _picks_entries(operation)
     ):
         return False
-    return any(value.attention and _mixes(operation, o, value) for o, value in operation.traced())
+    return any(
+        value.attention and mixes_tokens(operation, o, value) for o, value in operation.traced()
+    )
 
 
 def _picks_entries(operation: Operation) -> bool:
@@ -32,7 +34,7 @@ def _picks_entries(operation: Operation) -> bool:
     return operation.kind is Kind.MOVE and whole and len(index.size) > 1
 
 
-def _mixes(operation: Operation, operand: Operand, value: Value) -> bool:
+def mixes_tokens(operation: Operation, operand: Operand, value: Value) -> bool:
     """Whether entries are made of several ones of a signal that are no features of one token."""
     lengths = _lengths_of_tokens(value)
     return any(

@@ -9,6 +9,7 @@ from captum_transformer import (
     GenericAttentionRelevance,
     RawAttention,
     TransformerAttribution,
+    describe,
 )
 from tests.flow.one_block import TOKENS, WIDTH, Model
 
@@ -42,7 +43,9 @@ def test_zeros_beside_a_number_have_nothing(method, spelling, x):
 
 
 BESIDE_A_SKIP = {
-    "convolution": lambda x, w: x + torch.nn.functional.conv1d(x.mT, w[:, :, None]).mT,
+    "convolution": lambda x, w: (
+        x + torch.nn.functional.conv1d(x.mT, w[:, :, None].repeat(1, 1, 3), padding=1).mT
+    ),
     "neighbours": lambda x, w: (
         x + torch.nn.functional.conv1d(x.mT, torch.ones(WIDTH, 1, 3).to(x), None, 1, 1, 1, WIDTH).mT
     ),
@@ -68,3 +71,24 @@ def test_what_moves_tokens_beside_a_skip_is_the_token_itself(method, spelling):
     found = read(BESIDE_A_SKIP[spelling])
     assert found[:, 0].any()
     assert not found[:, 1:].any()
+    seen = describe(Model(lambda _, x: BESIDE_A_SKIP[spelling](x, w)), x)
+    assert len(seen.beside_skips) == 1
+    assert f"not followed, beside a skip: {seen.beside_skips[0]}" in str(seen)
+
+
+KEEPS_TOKENS = {
+    "mlp": lambda model, x: x + model.layer(model.layer(x).relu()),
+    "convolution of one": lambda model, x: x + model.convolution(x.mT).mT,
+    "norm": lambda model, x: x + torch.nn.functional.layer_norm(x, (WIDTH,)),
+    "windows": lambda model, x: x + model.layer(x.view(2, 3, 2, WIDTH).flatten(0, 1)).view(x.shape),
+    "attention": lambda model, x: x + model.other(x, x, x)[0],
+    "attention and its mixer": lambda model, x: x + model.other(x, x, x)[0].roll(1, 1),
+}
+
+
+@pytest.mark.parametrize("spelling", KEEPS_TOKENS)
+def test_what_keeps_tokens_beside_a_skip_is_not_named(spelling, x):
+    model = Model(KEEPS_TOKENS[spelling])
+    model.layer = torch.nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+    model.convolution = torch.nn.Conv1d(WIDTH, WIDTH, 1, dtype=torch.float64)
+    assert describe(model, x).beside_skips == ()
