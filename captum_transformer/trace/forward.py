@@ -62,6 +62,7 @@ class TracedForward:
         self.output: Any = None
         self._named = dict(zip(names, values, strict=True))
         self._histories: dict[frozenset[Value], History] = {}
+        self._of_scores: dict[Value, History] = {}
         self._selected: tuple[Any, bool, tuple[Tensor, Value]] | None = None
         self._watched: Sequence[GradientEdge] = ()
         self._slopes: Sequence[Tensor | None] | None = None
@@ -82,6 +83,7 @@ class TracedForward:
     def finish(self) -> None:
         """Says that all operations are there that lead to the output."""
         self._end = len(self.tape.operations)
+        self._of_scores.clear()
 
     def select(self, target: Any, *, mean_if_none: bool = False) -> tuple[Tensor, Value]:
         """The scalar of each sample that is explained: ``(samples,)``, and its value on the tape.
@@ -209,6 +211,8 @@ class TracedForward:
 
     def history(self, value: Value) -> History:
         """What of the forward pass a score descends from."""
+        if value in self._of_scores:
+            return self._of_scores[value]
         behind = [o for o in leading_to([value], self._end) if o.index >= self._end]
         read = [value, *(v for operation in behind for _, v in operation.carried())]
         key = frozenset(v for v in read if v.operation is None or v.operation.index < self._end)
@@ -217,7 +221,7 @@ class TracedForward:
             found = sum(o.attention is not None for o in operations)
             every = sum(o.attention is not None for o in self.tape.operations)
             self._histories[key] = History(operations, self._named, beside=every > found)
-        history = self._histories[key]
+        history = self._of_scores[value] = self._histories[key]
         history.go_on(behind)
         return history
 

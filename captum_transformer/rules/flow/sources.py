@@ -104,7 +104,8 @@ class Sources:
 
     def of(self, value: Value) -> Held:
         """What a value holds."""
-        self._read_on()
+        if value not in self._held:
+            self._read_on()
         return self._known(value)
 
     def held(self, value: Value) -> int:
@@ -113,7 +114,8 @@ class Sources:
 
     def junction(self, operation: Operation) -> Junction | None:
         """What each signal gets where several meet; None where they do not."""
-        self._read_on()
+        if operation.index >= self._read:
+            self._read_on()
         return self._junctions.get(operation)
 
     def _read_on(self) -> None:
@@ -241,12 +243,10 @@ def receiving(operation: Operation) -> list[tuple[Operand, Value]]:
         operand = operation.attention.value
         return [] if operand.value is None else [(operand, operand.value)]
     traced = operation.traced()
-    signal = signal_of(operation)
-    return (
-        traced
-        if signal is None
-        else [t for t, is_one in zip(traced, signal, strict=True) if is_one]
-    )
+    signal = signal_of(operation) if len(traced) > 1 else None
+    if signal is None:
+        return traced
+    return [t for t, is_one in zip(traced, signal, strict=True) if is_one]
 
 
 def _junction(operation: Operation, values: Sequence[Value], before: Sequence[Held]) -> Junction:

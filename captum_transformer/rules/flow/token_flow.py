@@ -21,6 +21,7 @@ from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.books import Books
 from captum_transformer.rules.flow.maps import Attend
 from captum_transformer.rules.flow.passing import Passing
+from captum_transformer.rules.flow.picked import picks_others
 from captum_transformer.rules.flow.rows import NormalisedRows
 from captum_transformer.rules.flow.sources import Sources, unread
 from captum_transformer.rules.flow.towers import Towers
@@ -176,8 +177,11 @@ class TokenFlow:
     ) -> Iterator[tuple[bool, Tensor]]:
         """What of a share that starts at a value is to be kept apart, and what need not be."""
         held = self._sources.of(value)
-        if not held.sources & ends & held.by_picked:
-            yield bool(held.sources & ends), share
+        apart = held.sources & ends
+        if apart & held.by_picked and picks_others(value, apart, self._sources):
+            apart = 0
+        if not apart & held.by_picked:
+            yield bool(apart), share
             return
         # Tokens were picked of those that learned ones were joined to: if no input leads to them
         # but by attention, it is the class token of a ViT, and all of it counts.
