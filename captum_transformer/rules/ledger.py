@@ -91,8 +91,12 @@ class Ledger:
         """Whether all that was there went where it is known to have gone; waits for the device."""
         some = self.started[0]
         away = [*(taken.amount for taken in self.taken), *(amount for _, amount in self.ended)]
-        parts = [*self.started, *(-amount for amount in away)]
-        left = torch.cat([part.reshape(-1).to(some) for part in parts]).sum()
+        sums = [
+            torch.cat([part.reshape(-1).to(some) for part in parts]).sum()
+            for parts in (self.started, away)
+            if parts
+        ]
+        left = sums[0] - sum(sums[1:])
         size = torch.stack([size.to(some) for size in self._size]).sum()
         alike = (left.abs() <= size * ROUNDING) & left.isfinite()
         if self._compared:

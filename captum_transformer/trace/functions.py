@@ -50,18 +50,13 @@ class Function:
     body: Callable[..., Any] | None = None
     kind_by: "Callable[[Mapping[str, Any]], Kind] | None" = None
 
-    def role_at(self, place: int) -> Role:
-        """What tensors are for that are given by position."""
-        roles = self._roles
-        return roles[place] if place < len(roles) else roles[-1]
-
     def role_of(self, name: str) -> Role:
         """What tensors are for that are given by name."""
         return ROLES.get(self.entry.canonical(name), Role.SIGNAL)
 
     @cached_property
-    def _roles(self) -> tuple[Role, ...]:
-        """By position, the last one for all that follow."""
+    def roles(self) -> tuple[Role, ...]:
+        """What tensors are for that are given by position, the last one for all that follow."""
         names = (*self.entry.parameters, self.entry.rest)
         return tuple(ROLES.get(name or "", Role.SIGNAL) for name in names)
 

@@ -136,12 +136,12 @@ class Trace(TorchFunctionMode):
             operands.append(new)
             return new
 
-        by_place, by_name = list(args), kwargs.copy()
+        by_place, by_name, roles = list(args), kwargs.copy(), function.roles
         for place, argument in enumerate(args):
             if isinstance(argument, Tensor):
-                by_place[place] = operand(function.role_at(place), argument)
+                by_place[place] = operand(roles[min(place, len(roles) - 1)], argument)
             elif isinstance(argument, _MAY_HOLD_TENSORS):
-                of_role = partial(operand, function.role_at(place))
+                of_role = partial(operand, roles[min(place, len(roles) - 1)])
                 by_place[place] = mapped(of_role, Tensor, argument)
         for name, argument in kwargs.items():
             if isinstance(argument, (Tensor, *_MAY_HOLD_TENSORS)):

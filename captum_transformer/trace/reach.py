@@ -81,11 +81,11 @@ def reached(
     traced = operation.traced()
     if not traced:
         return [result[0] if isinstance(result, tuple) else result]
+    # Next to signals token ids are constants, so the first value tells for all.
+    of_ids = traced[0][1].holds_ids
     outputs: list[Tensor | None] = []
     some = False
-    for entry in result if isinstance(result, (tuple, list)) else [result]:
-        # Next to signals token ids are constants, so the first value tells for all.
-        of_ids = traced[0][1].holds_ids
+    for entry in result if isinstance(result, (tuple, list)) else (result,):
         output = _of_ids(tape, operation.kind, entry) if of_ids else _of_signals(operation, entry)
         outputs.append(output)
         some = some or output is not None

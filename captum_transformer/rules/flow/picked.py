@@ -29,9 +29,7 @@ def picks_others(value: Value, sought: int, sources: Sources) -> bool:
     return False
 
 
-def _only_one(
-    operation: Operation, sought: int, sources: Sources
-) -> tuple[Operand, Value] | None:
+def _only_one(operation: Operation, sought: int, sources: Sources) -> tuple[Operand, Value] | None:
     """The signal that all of a share goes to, if one does."""
     signals, junction = receiving(operation), sources.junction(operation)
     if junction is not None:
@@ -45,7 +43,9 @@ def _only_one(
     alone = operation.kind not in ADDITIONS or junction is None
     whole = made is not None and made.kind in BY_ENTRY and len(made.traced()) > 1
     others = (v for _, v in receiving(operation) if v is not signals[0][1])
-    return signals[0] if alone or whole or not any(sources.held(v) & sought for v in others) else None
+    return (
+        signals[0] if alone or whole or not any(sources.held(v) & sought for v in others) else None
+    )
 
 
 def _lies_beside(operation: Operation, operand: Operand, joined: Value, view: View) -> bool:

@@ -32,6 +32,13 @@ def adds_term(operation: Operation) -> bool:
     addend, traced, output = operation.argument("bias"), operation.traced(), operation.outputs[0]
     if addend is None or operation.kind in CONVOLUTIONS or output is None:
         return addend is not None and len(traced) > 1
+    product = operation.contraction() if len(traced) == 1 == len(addend.size) else None
+    if product is not None and addend.value is None:
+        # As most often: one number for each feature that weights make.
+        factors = zip(product.factors, product.letters, strict=True)
+        weights = (of for f, of in factors if f.role is Role.WEIGHT and f.value is None)
+        if any(product.output[-1:] in of for of in weights):
+            return False
     return addend.value is not None or not _is_bias(addend, output, output)
 
 

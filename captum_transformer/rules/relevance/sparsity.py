@@ -4,7 +4,7 @@ Between there and the attention call before it, linear layers have relevance in 
 in one column: the others need no products.
 """
 
-from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from torch import Tensor
@@ -51,8 +51,8 @@ def sparsity_from(start: Value, tape: Tape) -> dict[Value, Sparsity]:
     last = -1 if start.operation is None else start.operation.index
     for operation in reversed(tape.operations[: last + 1]):
         reached = [found[value] for value in operation.outputs if value in found]
+        single = len(operation.outputs) == 1
         for _, value in operation.traced() if reached else ():
-            single = len(operation.outputs) == 1
             sparsity = _before(operation, value, reached[0]) if single else DENSE
             found[value] = sparsity & found.get(value, sparsity)
     return found
@@ -68,8 +68,8 @@ def _before(operation: Operation, value: Value, sparsity: Sparsity) -> Sparsity:
     if operation.kind is Kind.MOVE and (views := views_of(operation)) is not None:
         (view,) = views
         same = view.is_contiguous() and view.numel() == value.shape.numel()
-        return sparsity if same else frozenset(_picked(view, value.shape))
-    product = operation.contraction()
+        return sparsity if same else _picked(view, value.shape)
+    product = operation.contraction() if sparsity else None
     if product is None or len(operation.traced()) > 1 or operation.attention is not None:
         return DENSE
     ((signal, _),) = operation.traced()
@@ -79,11 +79,14 @@ def _before(operation: Operation, value: Value, sparsity: Sparsity) -> Sparsity:
     return frozenset(NonzeroSlice(Axis.of(value.shape, dim), at) for dim, at in whole)
 
 
-def _picked(view: View, shape: tuple[int, ...]) -> Iterator[NonzeroSlice]:
+@lru_cache(maxsize=4096)
+def _picked(view: View, shape: tuple[int, ...]) -> Sparsity:
     """The entries for which a view of a contiguous tensor has one index of an axis."""
+    found = []
     for dim, length in enumerate(shape if 0 not in shape else ()):
         axis = Axis.of(shape, dim)
         whole = axis.inner * length
         steps = [(n - 1) * s for n, s in zip(view.shape, view.stride, strict=True) if s % whole]
         if length > 1 and view.offset % axis.inner + sum(steps) < axis.inner:
-            yield NonzeroSlice(axis, view.offset // axis.inner % length)
+            found.append(NonzeroSlice(axis, view.offset // axis.inner % length))
+    return frozenset(found)
