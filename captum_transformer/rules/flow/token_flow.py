@@ -29,7 +29,7 @@ from captum_transformer.rules.ledger import Ledger, balanced
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import quotient
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Value
 from captum_transformer.trace.tape import Tape
 
 KEEP = frozenset({Kind.MAXIMUM, Kind.CHOICE})
@@ -136,13 +136,15 @@ class TokenFlow:
                     incoming[place] = {}
             if self._layers and self._rows is None and any(incoming):
                 towers.refuse(operation)
+            call = operation.attention
+            attends = call is not None and not call.among_channels
             for key in dict.fromkeys(key for found in incoming for key in found):
                 of_key = [found.get(key) for found in incoming]
                 pieces = list(passed_on(operation, key.sources, of_key))
                 if books is not None:
                     kept, attended = passed_on.kept, passed_on.attended
                     books.passed(operation, key.sources, of_key, pieces, kept, attended)
-                apart = key.apart and not _is_attention(operation)
+                apart = key.apart and not attends
                 left = []
                 for value, part, share in pieces:
                     if apart and not part & (self._active | self._unread):
@@ -178,10 +180,9 @@ class TokenFlow:
         """What of a share that starts at a value is to be kept apart, and what need not be."""
         held = self._sources.of(value)
         apart = held.sources & ends
-        if apart & held.by_picked and picks_others(value, apart, self._sources):
-            apart = 0
-        if not apart & held.by_picked:
-            yield bool(apart), share
+        picked = apart & held.by_picked
+        if not picked or picks_others(value, apart, self._sources):
+            yield bool(apart) and not picked, share
             return
         # Tokens were picked of those that learned ones were joined to: if no input leads to them
         # but by attention, it is the class token of a ViT, and all of it counts.
@@ -278,10 +279,6 @@ class TokenFlow:
             total = (reached * quotient(relevance, reached.detach())).sum()
         (result,) = torch.autograd.grad(total, probe)
         return result
-
-
-def _is_attention(operation: Operation) -> bool:
-    return operation.attention is not None and not operation.attention.among_channels
 
 
 def _add(arriving: dict[Value, Shares], value: Value, key: Key, share: Tensor) -> None:
