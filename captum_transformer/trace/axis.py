@@ -113,7 +113,7 @@ class Axis(NamedTuple):
         [Axis(outer=2, size=3, inner=2), Axis(outer=4, size=3, inner=1)]
         """
         for dim, length in enumerate(shape):
-            if length and length % size == 0:
+            if size and length and length % size == 0:
                 first = cls.of(shape, dim, size)
                 last = cls(first.outer * length // size, size, math.prod(shape[dim + 1 :]))
                 yield from dict.fromkeys((first, last))
@@ -121,7 +121,7 @@ class Axis(NamedTuple):
     @lru_cache(maxsize=4096)  # noqa: B019 - an axis is three numbers
     def dim(self, shape: tuple[int, ...]) -> int | None:
         """The dimension of a tensor of this shape that the axis is, or leads, if there is one."""
-        for dim, length in enumerate(shape):
+        for dim, length in enumerate(shape if self.size else ()):
             if length % self.size == 0 and length and Axis.of(shape, dim, self.size) == self:
                 return dim
         return None
@@ -236,7 +236,7 @@ def dimension_of(axis: Axis, shape: tuple[int, ...]) -> Part | None:
     >>> dimension_of(Axis(outer=2, size=3, inner=8), (6, 8))
     Part(dim=0, outer=2, size=3, inner=1)
     """
-    for dim, length in enumerate(shape):
+    for dim, length in enumerate(shape if axis.size else ()):
         step = math.prod(shape[dim + 1 :])
         inner, outer = axis.inner // step if step else 0, length // axis.size
         inside = step * inner == axis.inner > 0 and length % (axis.size * inner) == 0

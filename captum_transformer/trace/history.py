@@ -94,10 +94,10 @@ class History:
         if not calls and not mixing:
             raise NoAttentionError(BESIDE if self._beside else NO_ATTENTION)
         if weights and unknown and (calls or len(unknown) < len(mixing)):
-            self.warn_once(WEIGHTS_UNKNOWN.format(products=_listed(unknown)))
+            self.warn_once(WEIGHTS_UNKNOWN.format(products=listed(named(unknown))))
         elif weights and unknown:
             raise NoAttentionError(
-                LINEAR_ATTENTION.format(products=_listed(mixing))
+                LINEAR_ATTENTION.format(products=listed(named(mixing)))
                 + "Which of their factors are the weights of tokens is not known, so these can't "
                 "be held constant. Use AttnLRP, or TransformerAttribution with "
                 "`propagate_to_input=True`; with `attention_rule=False` all factors count."
@@ -124,7 +124,7 @@ class History:
                 "there are "
             )
         else:
-            products = _listed(unread_mixing(self.operations))
+            products = listed(named(unread_mixing(self.operations)))
             seen = LINEAR_ATTENTION.format(products=products) + "There are "
         raise NoAttentionError(
             f"{seen}no maps from token to token, and no tokens to sum over. Use `attribute` of "
@@ -149,7 +149,7 @@ def leading_to(values: Iterable[Value], start: int = 0) -> list[Operation]:
     return [found[index] for index in sorted(found)]
 
 
-def _listed(mixing: list[Operation]) -> str:
-    """The first of some operations."""
-    names = named(mixing)
+def listed(names: Iterable[str]) -> str:
+    """The first of some names, each of them once."""
+    names = list(dict.fromkeys(names))
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -53,18 +53,18 @@ def require_apart(forward: "TracedForward", scores: Tensor, coupling: Operation 
         MixedSamplesError: if the samples influence each other.
     """
     points = _points(forward)
-    plain = _slopes(scores, points)
+    plain = _slopes(forward, scores, points)
     places = torch.arange(len(scores), device=scores.device)
     for digit in range(_digits(len(scores))):
         weights = 2.0 ** (places // _WEIGHTS**digit % _WEIGHTS)
-        weighted = _slopes(scores * weights.to(scores.dtype), points)
+        weighted = _slopes(forward, scores * weights.to(scores.dtype), points)
         for one, other, (_, batch) in zip(plain, weighted, points, strict=True):
             own = weights[batch.first : batch.last + 1, None].to(one.dtype)
             rounding = _ROUNDING * torch.finfo(one.dtype).eps * other.abs().amax(1)
             differs = (other - own * one).abs().amax(1) > rounding
             if bool(differs.any()):
                 mixed = batch.first + int(differs.nonzero()[0, 0])
-                raise _mixed(_source(scores, points, mixed), mixed, coupling)
+                raise _mixed(_source(forward, scores, points, mixed), mixed, coupling)
 
 
 def _digits(samples: int) -> int:
@@ -95,10 +95,12 @@ def _points(forward: "TracedForward") -> list[tuple[Any, Batch]]:
     return points
 
 
-def _slopes(scores: Tensor, points: Sequence[tuple[Any, Batch]]) -> list[Tensor]:
+def _slopes(
+    forward: "TracedForward", scores: Tensor, points: Sequence[tuple[Any, Batch]]
+) -> list[Tensor]:
     """The derivatives of a sum of scores at each point, a row for each of its samples."""
     edges = [edge for edge, _ in points]
-    slopes = torch.autograd.grad(scores.sum(), edges, retain_graph=True, allow_unused=True)
+    slopes = forward.derivatives(scores.sum(), edges)
     rows = []
     for slope, (_, batch) in zip(slopes, points, strict=True):
         size = batch.axis.size
@@ -109,12 +111,14 @@ def _slopes(scores: Tensor, points: Sequence[tuple[Any, Batch]]) -> list[Tensor]
     return rows
 
 
-def _source(scores: Tensor, points: Sequence[tuple[Any, Batch]], sample: int) -> int:
+def _source(
+    forward: "TracedForward", scores: Tensor, points: Sequence[tuple[Any, Batch]], sample: int
+) -> int:
     """A score that depends on a sample that is not its own."""
     for place, score in enumerate(scores):
         if place == sample:
             continue
-        for slope, (_, batch) in zip(_slopes(score, points), points, strict=True):
+        for slope, (_, batch) in zip(_slopes(forward, score, points), points, strict=True):
             if batch.first <= sample <= batch.last and slope[sample - batch.first].any():
                 return place
     return -1

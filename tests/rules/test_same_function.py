@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -121,7 +122,14 @@ GROUPS: dict[str, dict[str, Function]] = {
             0, (2, 4)
         ),
         "scaled before": lambda x: F.linear(x * 2, W.T / 2, BIAS),
+        "beside an empty product": lambda x: x @ W + BIAS + x[..., :0] @ W[:0],
         "bias of heads": lambda x: ((x @ W).view(2, 4, 5, 1) + BIAS[:, None]).flatten(2),
+    },
+    "vector": {
+        "matmul": lambda x: x @ W[:, 0],
+        "row by row": lambda x: torch.stack([F.linear(y, W[:, 0]) for y in x.flatten(0, 1)]).view(
+            2, 4
+        ),
     },
     "experts": {
         "one by one": lambda x: torch.stack(
@@ -327,6 +335,29 @@ def test_the_same_function_has_the_same_relevance(group: str, name: str, method:
     found, expected = (explain(lambda x, f=f: f(x @ BEFORE)) for f in (other, first))
     assert expected.abs().max() > 0.01
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_diagonal_within_a_product_is_refused_by_name():
+    diagonal = partial(torch.einsum, "bii,bi->bi")
+    for explain in (lrp, partial_lrp):
+        with pytest.raises(UnsupportedOperationError, match=r"`einsum`.*takes a diagonal"):
+            explain(lambda x: diagonal(x @ x.mT, x[..., 0]))
+
+
+WRITES: dict[str, Function] = {
+    "brackets": lambda x: x.__setitem__(..., x + x.square()) or x,
+    "a mean": lambda x: x.square().mean(-1, keepdim=True) * x.mul_(2),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_what_is_written_over_what_autograd_has_kept_is_named(write: Function) -> None:
+    def model(x: Tensor) -> Tensor:
+        return write((attended(x) @ V).square()) @ W[:, 0]
+
+    for method in (GenericAttentionRelevance, TransformerAttribution):
+        with pytest.raises(UnsupportedOperationError, match=r"`(setitem|mul)`.*out of place"):
+            method(model).attribute(X, target=1)
 
 
 WEIGHTS: dict[str, Function] = {

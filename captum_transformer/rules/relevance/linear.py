@@ -96,7 +96,7 @@ def _multiplied(
     x: Tensor, own: str, weights: Sequence[Tensor], letters: Sequence[str], after: str
 ) -> Tensor:
     """The product with these letters; of rows and a matrix without the detour of an einsum."""
-    if len(weights) == 1 and own and after[:-1] == own[:-1]:
+    if len(weights) == 1 and own and after and after[:-1] == own[:-1]:
         if letters[0] == own[-1] + after[-1]:
             return x @ weights[0]
         if letters[0] == after[-1] + own[-1]:

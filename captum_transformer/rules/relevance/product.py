@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_transformer.account import Reason
 from captum_transformer.rules.ledger import added_up
-from captum_transformer.rules.propagate import Shares
+from captum_transformer.rules.propagate import Shares, unsupported
 from captum_transformer.rules.relevance.addition import divided
 from captum_transformer.rules.relevance.attention import attention_rule
 from captum_transformer.rules.relevance.bias import adds_term, applies_weights
@@ -15,7 +15,7 @@ from captum_transformer.rules.relevance.homogeneous import z_rule
 from captum_transformer.rules.relevance.linear import alpha_beta, applied, z_box
 from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
 from captum_transformer.rules.relevance.totals import fitted
-from captum_transformer.trace.kinds import CONVOLUTIONS, Role
+from captum_transformer.trace.kinds import CONVOLUTIONS, Kind, Role
 from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operand, Operation
@@ -68,6 +68,12 @@ def _multiplied(operation: Operation, relevance: Tensor, sparsity: Sparsity = DE
     traced, are_signals = operation.traced(), signal_of(operation)
     if are_signals is not None:
         return _divided(operation, relevance, are_signals)
+    if operation.kind is Kind.PRODUCT and operation.contraction() is None:
+        raise unsupported(
+            operation,
+            "it takes a diagonal of one of its factors",
+            "Take that first, as by `x.diagonal(dim1=-2, dim2=-1)`; ",
+        )
     if len(traced) > 1:
         return z_rule(operation, relevance, degree=len(traced))
     ((signal, _),), found = traced, operation.contraction()
