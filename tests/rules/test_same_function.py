@@ -337,6 +337,25 @@ def test_the_same_function_has_the_same_relevance(group: str, name: str, method:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+UNKNOWN: dict[str, Function] = {
+    "dot": lambda x: torch.stack([torch.dot(y, W[:, 0]) for y in x.flatten(0, 1)]).view(2, 4),
+    "matmul": lambda x: torch.stack([y @ W[:, 0] for y in x.flatten(0, 1)]).view(2, 4),
+    "index_add": lambda x: (x @ W).index_add(2, torch.arange(5), BIAS.expand(2, 4, 5)),
+    "scatter_add": lambda x: (x @ W).scatter_add(
+        2, torch.arange(5).expand(2, 4, 5), BIAS.expand(2, 4, 5)
+    ),
+    "index_put": lambda x: (x @ W)[0].index_put(
+        (torch.arange(4)[:, None], torch.arange(5)), BIAS.expand(4, 5), accumulate=True
+    )[None],
+}
+
+
+@pytest.mark.parametrize("function", UNKNOWN.values(), ids=UNKNOWN)
+def test_what_may_or_may_not_be_weights_or_a_bias_is_refused(function: Function) -> None:
+    with pytest.raises(UnsupportedOperationError, match="not known"):
+        lrp(function)
+
+
 def test_a_diagonal_within_a_product_is_refused_by_name():
     diagonal = partial(torch.einsum, "bii,bi->bi")
     for explain in (lrp, partial_lrp):

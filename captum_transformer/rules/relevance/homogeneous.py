@@ -68,6 +68,18 @@ def terms(operation: Operation, relevance: Tensor) -> Shares:
     return _with_rest(shares, operation, relevance, Reason.CONSTANT)
 
 
+def added_at(operation: Operation, relevance: Tensor) -> Shares:
+    """Sums at indices; a constant that is added to a signal there may be a bias or none."""
+    signal, added = operation.arguments["input"], operation.arguments["source"]
+    if signal.value is not None and isinstance(added, Operand) and added.value is None:
+        raise unsupported(
+            operation,
+            "it adds a constant at indices, and whether that is a bias is not known",
+            "Add it by `+`; ",
+        )
+    return terms(operation, relevance)
+
+
 def length(operation: Operation, relevance: Tensor) -> Shares:
     """Norms and distances."""
     if operation.argument("p", operation.argument("ord")) == 0:

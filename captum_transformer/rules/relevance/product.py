@@ -78,6 +78,13 @@ def _multiplied(operation: Operation, relevance: Tensor, sparsity: Sparsity = DE
         return z_rule(operation, relevance, degree=len(traced))
     ((signal, _),), found = traced, operation.contraction()
     if found is not None and not applies_weights(found, signal):
+        if not found.output:
+            raise unsupported(
+                operation,
+                "whether it applies weights, as a linear layer, or picks a score is not known of "
+                "a single row",
+                "Call `F.linear`, or multiply the rows of all samples at once; ",
+            )
         if any(set(letters) - set(found.output) for letters in found.letters):
             return z_rule(operation, relevance)
         return Shares([applied(operation, in_full(signal), torch.ones_like)[1](relevance)])

@@ -19,7 +19,7 @@ from captum_transformer.rules.propagate import (
     unsupported,
 )
 from captum_transformer.rules.relevance.addition import addition, summed
-from captum_transformer.rules.relevance.homogeneous import length, moment, terms, z_rule
+from captum_transformer.rules.relevance.homogeneous import added_at, length, moment, terms, z_rule
 from captum_transformer.rules.relevance.product import convolution, product
 from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
 from captum_transformer.rules.relevance.totals import constants, passed_on, remaining
@@ -125,7 +125,8 @@ TABLE = Table(
         **dict.fromkeys((Kind.ATTENTION, Kind.PRODUCT), Entry(product, keeps=True)),
         **dict.fromkeys(CONVOLUTIONS, Entry(convolution, keeps=True)),
         **dict.fromkeys((Kind.SUM, Kind.MEAN), Entry(summed, keeps=True)),
-        **dict.fromkeys((Kind.POOL, Kind.SUM_AT_INDICES), Entry(terms, keeps=True)),
+        Kind.POOL: Entry(terms, keeps=True),
+        Kind.SUM_AT_INDICES: Entry(added_at, keeps=True),
         Kind.DISTANCE: Entry(length, keeps=True),
         Kind.DERIVED: Entry(moment, keeps=True),
         Kind.SOLVE: Entry(solved, keeps=True),
