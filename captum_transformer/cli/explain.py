@@ -87,7 +87,11 @@ def _given(inputs: Sequence[str], texts: Sequence[str]) -> list[Given]:
 def _explain(arguments: argparse.Namespace) -> Explain:
     """Loads the model, and says how an input is explained with it."""
     wanted = Wanted(
-        arguments.model, arguments.architecture, arguments.image_size, arguments.random_weights
+        arguments.model,
+        arguments.architecture,
+        arguments.image_size,
+        arguments.random_weights,
+        arguments.weights,
     )
     loaded = load_model(wanted)
     if arguments.random_weights:

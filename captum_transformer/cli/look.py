@@ -27,7 +27,13 @@ def run(arguments: argparse.Namespace) -> int:
     """
     # What is seen doesn't depend on the weights, so none are loaded but those of a file.
     loaded = load_model(
-        Wanted(arguments.model, arguments.architecture, arguments.image_size, random_weights=True)
+        Wanted(
+            arguments.model,
+            arguments.architecture,
+            arguments.image_size,
+            random_weights=True,
+            part=arguments.weights,
+        )
     )
     count = sum(parameter.numel() for parameter in loaded.model.parameters())
     inputs = _made_up(loaded, arguments)

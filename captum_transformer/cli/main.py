@@ -172,6 +172,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--architecture", metavar="NAME", help="timm's name of what a file's weights are for"
     )
     parser.add_argument(
+        "--weights",
+        metavar="NAME",
+        help="which of several models in a file: what is before its weights' names, as in teacher",
+    )
+    parser.add_argument(
         "--image-size", type=_positive, metavar="PIXELS", help="for models of timm that allow it"
     )
 

@@ -30,12 +30,14 @@ class Wanted:
         architecture: timm's name of the architecture, for a file.
         image_size: The images' height and width, where the model can have several.
         random_weights: Do without trained weights.
+        part: What the weights' names in a file begin with.
     """
 
     name: str
     architecture: str | None = None
     image_size: int | None = None
     random_weights: bool = False
+    part: str | None = None
 
     @property
     def path(self) -> Path:
@@ -170,7 +172,8 @@ def _of_folder(wanted: Wanted, config: Mapping[str, Any]) -> TimmModel:
         ]
         if not found:
             raise UserError(f"{wanted.name} has no model.safetensors and no pytorch_model.bin.")
-        fill(loaded.model, read_weights(found[0]), found[0].name)
+        weights = read_weights(found[0])
+        fill(loaded.model, weights, prefix_of(loaded.model, weights, wanted.part), found[0].name)
     return TimmModel(loaded.model, known)
 
 
@@ -187,12 +190,12 @@ def _of_file(wanted: Wanted) -> TimmModel:
     weights = read_weights(wanted.path)
     loaded = _build(wanted.architecture, wanted, {})
     head = loaded.config.get("classifier")
-    prefix = prefix_of(loaded.model, weights)
+    prefix = prefix_of(loaded.model, weights, wanted.part)
     kernel = weights.get(f"{prefix}{head}.weight")
     if kernel is not None and kernel.dim() == 2:
         # The file tells how many classes there are.
         loaded = _build(wanted.architecture, wanted, {"num_classes": len(kernel)})
-    fill(loaded.model, weights, wanted.name)
+    fill(loaded.model, weights, prefix, wanted.name)
     return loaded
 
 

@@ -1,7 +1,8 @@
 """Reads weights, and nothing but weights, and puts them into a model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,26 +38,32 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} can't be read as weights alone, and code in checkpoints is not run. "
             f"Save its state_dict. ({one_line(error)})"
         ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(read, dict) and isinstance(read.get(key), dict):
-            read = read[key]
     if not isinstance(read, dict):
         raise UserError(f"{path} has no state_dict.")
-    return {str(key): value for key, value in read.items() if isinstance(value, Tensor)}
+    return dict(_tensors(read))
 
 
-def fill(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+def _tensors(read: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors with their names, those in dicts within behind the names of the dicts."""
+    for key, value in read.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping):
+            yield from _tensors(value, f"{prefix}{key}.")
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], prefix: str, name: str) -> None:
     """Gives a model its weights, all of them.
 
     Args:
         model: The model.
-        weights: Its weights, with or without a prefix; those of other parts are left out.
+        weights: Its weights; those of other parts are left out.
+        prefix: What stands before their names.
         name: What their file is called.
 
     Raises:
         UserError: If they are another model's.
     """
-    prefix = prefix_of(model, weights)
     own = {
         key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)
     }
@@ -66,16 +73,34 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
         raise UserError(f"{name} has weights of another model: {one_line(error)}") from error
 
 
-def prefix_of(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
+def prefix_of(model: nn.Module, weights: Mapping[str, Tensor], chosen: str | None = None) -> str:
     """What a training has put before the names, such as ``model.`` or ``module.``.
 
     Args:
         model: The model that the weights are for.
         weights: The weights by name.
+        chosen: What the user wants it to be, with or without the dot at its end.
 
     Returns:
         The prefix; empty if there is none.
+
+    Raises:
+        UserError: If it is not there, or there are several.
     """
-    own = next(iter(model.state_dict()))
-    ends = [key.removesuffix(own) for key in weights if key.endswith(own)]
-    return min(ends, key=len, default="")
+    own = model.state_dict()
+    first = next(iter(own))
+    ends = [key.removesuffix(first) for key in weights if key.endswith(first)]
+    fitting = [end for end in ends if all(_fits(weights.get(end + k), w) for k, w in own.items())]
+    names = ", ".join(end.rstrip(".") or "''" for end in fitting)
+    if chosen is not None:
+        fitting = [end for end in ends if f".{end}".endswith(f".{chosen.rstrip('.')}.")]
+        if len(fitting) != 1:
+            raise UserError(f"--weights {chosen} is not one of the models that fit: {names}.")
+    if len(fitting) > 1:
+        raise UserError(f"The file has several models that fit: choose one by --weights, {names}.")
+    return min(fitting or ends, key=len, default="")
+
+
+def _fits(found: Tensor | None, weight: Tensor) -> bool:
+    """Whether a weight can be a model's, which may have another number of classes."""
+    return found is not None and found.shape[1:] == weight.shape[1:]

@@ -230,6 +230,33 @@ def test_models_that_do_not_load(checkpoints, photo, run):
         assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("names", "nested"),
+    [(("student", "teacher"), False), (("state_dict", "state_dict_ema"), True)],
+)
+def test_of_several_models_in_a_file_one_must_be_chosen(checkpoints, photo, run, names, nested):
+    import torch
+
+    vit = torch.load(checkpoints / "vit.pth")
+    other = {key: -weight for key, weight in vit.items()}
+    both = dict(zip(names, (other, vit), strict=True))
+    flat = {f"{name}.{key}": w for name, part in both.items() for key, w in part.items()}
+    torch.save({**both, "epoch": 3} if nested else {"state_dict": flat}, "both.ckpt")
+    first, second = names if nested else (f"state_dict.{name}" for name in names)
+    explain = "explain", "both.ckpt", "--architecture", "test_vit", "--image-size", "32", photo
+    status, _, err = run(*explain)
+    assert status == 2
+    assert f"by --weights, {first}, {second}." in err
+    status, _, err = run(*explain, "--weights", "third")
+    assert status == 2
+    assert f"models that fit: {first}, {second}." in err
+    status, out, _ = run(*explain, "-c", "1", "--weights", names[1])
+    alone = run("explain", checkpoints / "vit.pth", *explain[2:], "-c", "1")[1]
+    scores = [next(line for line in o.splitlines() if "score" in line) for o in (out, alone)]
+    assert status == 0
+    assert scores[0] == scores[1]
+
+
 def test_weights_that_are_not_there_are_not_made_up(checkpoints, photo, run):
     from shutil import copytree
 
