@@ -1,5 +1,6 @@
 """What the methods that hand relevance from token to token by attention maps share."""
 
+import operator
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import chain
@@ -51,7 +52,7 @@ class Selection(NamedTuple):
         """
         kept: list[AttentionCall] = []
         for tower in self._towers().values():
-            layers = _layers(tower, from_last=start_layer < 0)
+            layers = _layers(tower, from_last=_is_negative(start_layer, "start_layer"))
             kept += chain.from_iterable(layers[_place(start_layer, layers, "start_layer") :])
         return sorted(kept, key=lambda call: call.layer)
 
@@ -66,7 +67,7 @@ class Selection(NamedTuple):
         chosen = [tower for stream, tower in towers.items() if stream in read]
         found: list[AttentionCall] = []
         for tower in chosen or towers.values():
-            layers = _layers(tower, from_last=index < 0)
+            layers = _layers(tower, from_last=_is_negative(index, "layer"))
             found += layers[_place(index, layers, "layer")]
         return sorted(found, key=lambda call: call.layer)
 
@@ -106,6 +107,13 @@ def _follows(call: AttentionCall, other: AttentionCall) -> bool:
     """Whether a call depends on another one, or its queries have attended there before."""
     attended = call.output.attention >> other.layer & 1
     return bool(attended) or call.output.descends_from(other.output)
+
+
+def _is_negative(index: int, name: str) -> bool:
+    try:
+        return operator.index(index) < 0
+    except TypeError:
+        raise InvalidLayerError(f"{name} must be an int, got {index!r}.") from None
 
 
 def _place(index: int, layers: Sequence[Sequence[AttentionCall]], name: str) -> int:

@@ -79,7 +79,7 @@ def _points(forward: "TracedForward") -> list[tuple[Any, Batch]]:
     """Where the inputs enter the autograd graph: themselves, or what is looked up for their ids."""
     known = [(edge, value) for edge, value in zip(forward.edges, forward.values, strict=True)]
     for operation in forward.tape.operations:
-        if operation.kind is Kind.EMBEDDING:
+        if operation.kind is Kind.EMBEDDING and operation.traced()[0][1].holds_ids:
             known += [(operation.edge, output) for output in operation.outputs if output]
     points = []
     for edge, value in known:

@@ -246,10 +246,11 @@ class Tape:
             if node in self._roots:
                 raise UnseenOperationError(
                     f"A tensor of shape {tuple(tensor.shape)} depends on the inputs through an "
-                    f"operation that the trace can't see (autograd calls it "
-                    f"{tensor.grad_fn.name() if tensor.grad_fn else 'unknown'}). Custom "
-                    "`autograd.Function`s, scripted code, `torch.vmap` and flash-attn are "
-                    "invisible to torch functions: switch to a plain PyTorch "
+                    f"operation that the trace can't see, or torch not differentiate (autograd "
+                    f"calls it {tensor.grad_fn.name() if tensor.grad_fn else 'unknown'}). Custom "
+                    "`autograd.Function`s, scripted code, `torch.vmap`, flash-attn and what "
+                    "`torch.autograd.grad` computes are invisible to torch functions, and steps "
+                    "such as `torch.heaviside` have no derivative: switch to a plain PyTorch "
                     "implementation (`attn_implementation='sdpa'` in Transformers, a module of "
                     "torch.nn for an activation), checkpoint activations with "
                     "`use_reentrant=False`, remove hooks by which other libraries change "

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_transformer import (
@@ -15,6 +16,7 @@ from captum_transformer import (
     TransformerAttribution,
 )
 from captum_transformer.errors import (
+    ExplanationError,
     InvalidInputError,
     InvalidLayerError,
     NoAttentionError,
@@ -224,6 +226,36 @@ def test_attention_that_is_seen_beside_hidden_attention_is_refused() -> None:
 def test_layers_that_do_not_exist(method: Method) -> None:
     with pytest.raises(InvalidLayerError, match=r"2 layers of attention .*: choose from -2 to 1"):
         method(subject("timm ViT").model).attribute(images(), 1)
+
+
+@pytest.mark.parametrize("layer", [1.0, "last", None])
+def test_layers_are_whole_numbers(layer: Any) -> None:
+    for method in (
+        PartialLRP(timm_vit(), layer=layer),
+        TransformerAttribution(timm_vit(), start_layer=layer),
+    ):
+        with pytest.raises(InvalidLayerError, match="layer must be an int, got"):
+            method.attribute(images(), 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: x * torch.heaviside(x, torch.zeros(())), "no derivative"),
+        (
+            lambda x: torch.autograd.grad(x.exp().sum(), x, create_graph=True)[0] + x,
+            r"autograd\.grad",
+        ),
+        (lambda x: F.embedding(torch.arange(len(x)), x), "table .* depends on the inputs"),
+    ],
+    ids=["heaviside", "a gradient in the model", "rows of a signal"],
+)
+def test_what_cannot_be_followed_is_refused_for_the_true_reason(
+    function: Callable[[Tensor], Tensor], reason: str
+) -> None:
+    model = timm_vit().float()
+    with pytest.raises(ExplanationError, match=reason):
+        GenericAttentionRelevance(lambda x: function(model(x))).attribute(images().float(), 1)
 
 
 def test_negative_layers_count_from_the_last() -> None:
