@@ -137,10 +137,11 @@ class Sources:
     def _read_one(self, operation: Operation, outputs: Sequence[Value]) -> None:
         values = [value for _, value in receiving(operation)]
         before, hands_on = [self._known(value) for value in values], False
-        if len(values) == len(outputs) == 1 and (view := view_of(operation, outputs[0])):
+        view = view_of(operation, outputs[0]) if len(values) == len(outputs) == 1 else None
+        if view is not None:
             source, hands_on = shown(values[0], view)
             before = [Held.alike(0) if source is None else self._known(source)]
-        if (written := self._overwritten(operation)) is not None:
+        elif operation.kind is Kind.MOVE and (written := self._overwritten(operation)) is not None:
             left = functools.reduce(operator.or_, (self._known(v).sources for v in written), 0)
             before = [held.among(left) for held in before]
         if len(before) == 1 and (hands_on or _hands_on(operation, values[0], before[0])):
