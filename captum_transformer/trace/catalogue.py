@@ -88,7 +88,8 @@ TABLE: dict[Kind, str] = {
         to(input dtype) type(input dtype) float(input) half(input) bfloat16(input) double(input)
         cpu(input) cuda(input) xpu(input) mps(input) pin_memory(input) positive(input)
         long(input) int(input) short(input) char(input) byte(input)
-        resolve_conj(input) resolve_neg(input) real(input) conj(input) conj_physical(input)
+        resolve_conj(input) resolve_neg(input) real(input) imag(input) conj(input)
+        conj_physical(input)
     """,
     Kind.ENTRYWISE: """
         sinh(input) cosh(input) tan(input) asin(input) acos(input) atan(input) asinh(input)

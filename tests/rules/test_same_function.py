@@ -56,6 +56,12 @@ def once_more(x: Tensor) -> Tensor:
     return x / x.sum(-1, keepdim=True)
 
 
+def turned(x: Tensor) -> Tensor:
+    """Pairs of features as complex numbers, turned as by a rotary embedding."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (3, 2)))
+    return pairs * torch.polar(torch.ones(4, 1), torch.arange(4.0)[:, None]).to(pairs)
+
+
 def gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
 
@@ -196,6 +202,10 @@ GROUPS: dict[str, dict[str, Function]] = {
         "average pool": lambda x: F.avg_pool1d(x.mT, 4)[..., 0],
         "masked": lambda x: (x * torch.ones(4, 1, dtype=x.dtype)).sum(1) / torch.ones(4).sum(),
         "cumsum": lambda x: x.cumsum(1)[:, -1] / 4,
+    },
+    "turned": {
+        "view": lambda x: torch.view_as_real(turned(x)).flatten(2),
+        "parts": lambda x: torch.stack([turned(x).real, turned(x).imag], -1).flatten(2),
     },
     "gelu": {
         "fused": F.gelu,
