@@ -35,8 +35,10 @@ class AttentionGradCam(SingleLayerMethod):
             the last. In a model of several towers that the target is read from, each has its own.
         pooling: what the gradient is averaged over and the map is scaled by. ``"row"``: the row
             that the target is read from, without learned tokens, as in the authors' code for ViTs.
-            ``"map"``: the whole map, as in their code for BERT. ``"open"``: the whole map but for
-            keys that masks close to all queries, so padding does not count.
+            Tokens of inputs that are not explained are left out, too, so that what an input gets
+            depends on which others are explained with it. ``"map"``: the whole map, as in their
+            code for BERT. ``"open"``: the whole map but for keys that masks close to all queries,
+            so padding does not count.
         rescale: scale the map to between zero and one. The ICCV 2021 code does so for models of
             one stream, not for those with cross-attention.
 
