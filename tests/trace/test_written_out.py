@@ -87,7 +87,7 @@ OTHERS: dict[str, Function] = {
         for reduce in ("sum", "mean", "amax", "amin")
         for own in (True, False)
     },
-    "scatter_reduce into": lambda x: x.clone().scatter_reduce_(1, PLACES, Y, "mean"),
+    "scatter_reduce into": lambda x: x.clone().scatter_reduce_(1, PLACES, x * Y, "mean"),
 }
 REDUCED = {
     f"{name}, {reduction}": (lambda x, f=function, r=reduction: f(x, reduction=r))
