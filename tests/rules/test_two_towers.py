@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_transformer import (
+    AttentionRollout,
     ConservativeLRP,
     GenericAttentionRelevance,
     RawAttention,
@@ -48,6 +49,10 @@ def inputs() -> tuple[Tensor, Tensor]:
     return image.double(), text.double()
 
 
+def gram(z: Tensor) -> Tensor:
+    return z @ z.mT
+
+
 SIMILARITIES = {
     "diagonal of a matrix": lambda a, b: (a @ b.T).diagonal(),
     "matrix of normed vectors": lambda a, b: (
@@ -66,6 +71,26 @@ SIMILARITIES = {
     ),
     "cosine": lambda a, b: F.cosine_similarity(a, b) * 2,
     "cosine of a matrix": lambda a, b: F.cosine_similarity(a[:, None], b, dim=-1).diagonal(),
+    "joined, a matrix": lambda a, b: gram(torch.cat([a, b])).diagonal(len(a)),
+    "joined, einsum of a matrix": lambda a, b: torch.einsum(
+        "id,jd->ij", *[torch.cat([a, b])] * 2
+    ).diagonal(len(a)),
+    "joined, a block": lambda a, b: gram(torch.cat([a, b]))[: len(a), len(a) :].diagonal(),
+    "joined and normed": lambda a, b: gram(F.normalize(torch.cat([a, b]))).diagonal(len(a)),
+    "joined, cosines": lambda a, b: F.cosine_similarity(
+        (z := torch.cat([a, b]))[:, None], z, dim=-1
+    ).diagonal(len(a)),
+    "joined and divided": lambda a, b: (
+        (z := torch.cat([a, b]).chunk(2))[0][:, None] @ z[1][..., None]
+    ).flatten(),
+    "stacked": lambda a, b: gram(torch.stack([a, b], 1))[:, 0, 1],
+    "stacked and unbound": lambda a, b: torch.mul(*torch.stack([a, b], 1).unbind(1)).sum(-1),
+    "features joined": lambda a, b: torch.mul(
+        *torch.cat([a, b], 1).view(-1, 2, WIDTH).unbind(1)
+    ).sum(-1),
+    "features joined and divided": lambda a, b: torch.einsum(
+        "bd,bd->b", *torch.cat([a, b], 1).chunk(2, 1)
+    ),
 }
 
 
@@ -103,6 +128,50 @@ def test_pairs_of_a_batch_do_not_matter_to_each_other(name, method, towers, inpu
         alone = method(score).attribute(tuple(x[[i]] for x in inputs))
         for one, all_of_them in zip(alone, together, strict=True):
             torch.testing.assert_close(all_of_them[[i]], one)
+
+
+# What is not alike, or put together, in two spellings: side by side, or joined and taken apart.
+TOGETHER = {
+    "distance": (
+        lambda a, b, _: (a - b).mean(1).norm(dim=-1),
+        lambda a, b, _: torch.cdist(z := torch.cat([a, b]).mean(1), z).diagonal(len(a)),
+    ),
+    "difference of sums": (
+        lambda a, b, _: a.mean(1).sum(-1) - b.mean(1).sum(-1),
+        lambda a, b, _: torch.sub(*torch.cat([a, b]).mean(1).sum(-1).chunk(2)),
+    ),
+    "difference of products": (
+        lambda a, b, w: a.mean(1) @ w - b.mean(1) @ w,
+        lambda a, b, w: torch.sub(*(torch.stack([a.mean(1), b.mean(1)], 1) @ w).unbind(1)),
+    ),
+    "features": (
+        lambda a, b, w: torch.cat([a.mean(1), b.mean(1)], -1) @ torch.cat([w, w]),
+        lambda a, b, w: torch.cat([a, b], -1).mean(1) @ torch.cat([w, w]),
+    ),
+    "features that are compared": (
+        lambda a, b, w: (a.mean(1) * w).sum(-1) + (b.mean(1) * w).sum(-1),
+        lambda a, b, w: (torch.cat([a, b], -1).mean(1)[:, None] @ torch.cat([w, w])).flatten(),
+    ),
+}
+
+
+@pytest.mark.parametrize("method", [AttentionRollout, RawAttention])
+@pytest.mark.parametrize("name", TOGETHER)
+def test_what_was_joined_is_taken_apart(name, method, towers, inputs):
+    def attended(tower: Tower, x: Tensor) -> Tensor:
+        query, key, value = tower.qkv(x).chunk(3, -1)
+        return tower.out(x + (query @ key.mT).softmax(-1) @ value)
+
+    inputs = (inputs[0], inputs[1][:, :4])
+    apart, joined = (
+        method(
+            lambda a, b, put=put: put(
+                attended(towers[0], a), attended(towers[1], b), torch.ones(WIDTH).double()
+            )
+        ).attribute_tokens(inputs)
+        for put in TOGETHER[name]
+    )
+    torch.testing.assert_close(joined, apart)
 
 
 def test_signals_without_attention_of_their_own_get_half_each(towers, inputs):

@@ -6,7 +6,8 @@ and of others.
 
 from collections.abc import Sequence
 
-from captum_transformer.rules.flow.sources import Sources, receiving
+from captum_transformer.rules.flow.sources import Sources
+from captum_transformer.rules.flow.terms import receiving
 from captum_transformer.trace.kinds import BY_ENTRY, Kind
 from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.pooling import mixes_tokens

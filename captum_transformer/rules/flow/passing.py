@@ -21,8 +21,8 @@ from captum_transformer.rules.flow.shares import (
     Divided,
     unmasked,
 )
-from captum_transformer.rules.flow.sources import Junction, Sources, receiving, unread
-from captum_transformer.rules.flow.terms import ADDITIONS, joins_features
+from captum_transformer.rules.flow.sources import Junction, Sources, unread
+from captum_transformer.rules.flow.terms import ADDITIONS, joins_features, receiving
 from captum_transformer.rules.ledger import total
 from captum_transformer.rules.propagate import rearranged, unsupported
 from captum_transformer.rules.relevance.totals import constants, remaining
@@ -245,7 +245,7 @@ class Passing:
         counts = Counts(self._sources, share)
         for tied in [key] if self._rows is None else self._rows.tied(key):
             shared, parts = tied & junction.shared, junction.whole
-            counted = counts.counted([value for _, value in signals], shared, operation)
+            counted = counts.counted(operation, shared)
             if self._rows is not None and shared:
                 # What attention added to tokens goes where they go, each row with its sum.
                 parts = (0,) * len(parts)
@@ -259,7 +259,8 @@ class Passing:
                 also &= own * (operation.kind in ADDITIONS)
                 left = signal(operand, share) if also else None
                 if left is None:
-                    yield value, own, rule(operation, operand, share, None).parts[0]
+                    for some, present in counts.holding(value, own, operation):
+                        yield value, some, rule(operation, operand, share, present).parts[0]
                     continue
                 # Where constants have masked a signal, the others stand for it.
                 left = (left != 0).to(share.dtype)
@@ -280,7 +281,8 @@ class Passing:
                         part = quotient(share * number, among)
                         self._keep(None, alike & own, None, share - part)
                         own = alike & (own | junction.shared)
-                        yield value, own, rule(operation, operand, part, None).parts[0]
+                        for some, present in counts.holding(value, own, operation):
+                            yield value, some, rule(operation, operand, part, present).parts[0]
 
     def _met_at_indices(
         self, operation: Operation, junction: Junction, key: int, share: Tensor

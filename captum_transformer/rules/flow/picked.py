@@ -1,7 +1,7 @@
 """Tokens that were picked beside those that hold a source, told from the operations alone."""
 
-from captum_transformer.rules.flow.sources import Sources, receiving
-from captum_transformer.rules.flow.terms import ADDITIONS
+from captum_transformer.rules.flow.sources import Sources
+from captum_transformer.rules.flow.terms import ADDITIONS, receiving
 from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.kinds import BY_ENTRY, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value

@@ -7,9 +7,16 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.flow.sources import Sources, aligned, receiving
-from captum_transformer.rules.flow.terms import ADDITIONS, Count, Terms, has_constants
-from captum_transformer.trace.features import feature_dims, is_linear_layer
+from captum_transformer.rules.flow.sources import Sources, aligned
+from captum_transformer.rules.flow.terms import (
+    ADDITIONS,
+    Count,
+    Terms,
+    has_constants,
+    receiving,
+)
+from captum_transformer.trace.dimensions import passage
+from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
 
@@ -101,8 +108,10 @@ class Counts:
             return 1
         if operation.kind in MOVES:
             return _carried(operation, value, of, self._like)
-        if is_linear_layer(operation):
-            return _through_layer(operation, value, of[0])
+        if operation.kind not in BY_ENTRY:
+            pairs = zip(receiving(operation), of, strict=True)
+            seen = [_seen(operation, operand, value, part) for (operand, _), part in pairs]
+            return functools.reduce(operator.or_, seen).to(self._like.dtype)
         total = sum(of)
         scale = factors(operation, self._like)
         if scale is not None:
@@ -129,17 +138,25 @@ class Counts:
         return [(alike, None), *found] if alike else found
 
     def counted(
-        self, values: Sequence[Value], key: int, operation: Operation
+        self, operation: Operation, key: int
     ) -> Iterator[tuple[int, Sequence[Tensor | int]]]:
         """Divides sources that several signals share, with the terms that each has of them.
 
-        What is multiplied is one term each.
+        What is multiplied or compared is one term each.
         """
-        helds = [self._sources.of(value) for value in values]
+        signals = receiving(operation)
+        helds = [self._sources.of(value) for _, value in signals]
         uniform: dict[tuple[Tensor | int, ...], int] = {}
+        output = next(value for value in operation.outputs if value is not None)
         for terms, alike in aligned(helds, key).items():
-            added = operation.kind in ADDITIONS
-            numbers = tuple(self(of) if added else int(of != 0) for of in terms)
+            numbers = tuple(map(self, terms))
+            if operation.kind not in ADDITIONS:
+                numbers = tuple(
+                    _seen(operation, operand, output, number).to(self._like.dtype)
+                    if isinstance(number, Tensor)
+                    else int(bool(number))
+                    for (operand, _), number in zip(signals, numbers, strict=True)
+                )
             if any(isinstance(number, Tensor) for number in numbers):
                 yield alike, numbers
             else:
@@ -162,7 +179,7 @@ def _mixes(operation: Operation, value: Value, terms: Terms) -> bool:
     if operation.attention is not None:
         mixed = set(feature_dims(value))  # it divides shares among tokens
     elif operation.kind not in (Kind.SUM, Kind.MEAN):
-        return terms.apart
+        return terms.apart and operation.kind not in BY_ENTRY
     elif dims is None or dims == () or not ndim:
         mixed = set(range(ndim))
     else:
@@ -174,17 +191,19 @@ def _mixes(operation: Operation, value: Value, terms: Terms) -> bool:
     )
 
 
-def _through_layer(operation: Operation, value: Value, terms: Tensor | int) -> Tensor | int:
-    """One for each token, after a linear layer, whose features before it hold some sources."""
-    product, ((operand, _),) = operation.contraction(), operation.traced()
-    if isinstance(terms, int) or product is None:
-        return int(bool(terms)) if isinstance(terms, int) else 1
-    before, after = product.of(operand), product.output
-    kept = "".join(letter for letter in after if letter in before)
-    held = torch.einsum(f"{before}->{kept}", (terms != 0).to(terms.dtype)) > 0
-    sizes = [1 if letter not in before else -1 for letter in after]
-    shape = [n if size < 0 else 1 for n, size in zip(value.shape, sizes, strict=True)]
-    return held.to(terms.dtype).reshape(shape).expand(value.shape)
+def _seen(operation: Operation, operand: Operand, output: Value, terms: Tensor | int) -> Tensor:
+    """Whether an output's entries are made of entries of an operand that hold some sources."""
+    if isinstance(terms, int):
+        return torch.full(output.shape, bool(terms), device=output.device)
+    to, mixed = passage(operation, operand, len(output.shape))
+    gone = [dim for dim, place in enumerate(to) if place is None]
+    held, summed = terms != 0, [*{*mixed, *gone}]
+    if summed:
+        held = held.sum(summed, keepdim=True) != 0
+    order = sorted((place, dim) for dim, place in enumerate(to) if place is not None)
+    sizes = {place: held.shape[dim] for place, dim in order}
+    shape = [sizes.get(place, 1) for place in range(len(output.shape))]
+    return held.permute(*gone, *(dim for _, dim in order)).reshape(shape).expand(output.shape)
 
 
 def _filled(

@@ -23,14 +23,14 @@ from captum_transformer.rules.flow.terms import (
     has_constants,
     leaves_out,
     made,
+    receiving,
     vanishes,
 )
 from captum_transformer.rules.propagate import unsupported
 from captum_transformer.trace.features import sums_over_features
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Does, Kind
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operation, Value
 from captum_transformer.trace.probabilities import CUT_PROBABILITIES, applies_cut_probabilities
-from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.views import view_of
 from captum_transformer.trace.writes import Overwritten, shown
@@ -236,18 +236,6 @@ def unread(operation: Operation) -> UnsupportedOperationError:
         f"it mixes {mixed}, and which of their tokens it mixes is not known (attention must be a "
         "softmax over keys applied to values), so what its branch adds would be lost",
     )
-
-
-def receiving(operation: Operation) -> list[tuple[Operand, Value]]:
-    """The signals that get a part of the shares: no denominators, and of attention the values."""
-    if operation.attention is not None:
-        operand = operation.attention.value
-        return [] if operand.value is None else [(operand, operand.value)]
-    traced = operation.traced()
-    signal = signal_of(operation) if len(traced) > 1 else None
-    if signal is None:
-        return traced
-    return [t for t, is_one in zip(traced, signal, strict=True) if is_one]
 
 
 def _junction(operation: Operation, values: Sequence[Value], before: Sequence[Held]) -> Junction:

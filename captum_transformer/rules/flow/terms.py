@@ -7,9 +7,10 @@ from typing import TypeAlias
 
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.dimensions import image, passage
-from captum_transformer.trace.features import feature_dims, is_linear_layer
+from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.views import views_of
 
 ADDITIONS = frozenset({Kind.ADD, Kind.SUB})
@@ -57,16 +58,8 @@ def made(operation: Operation, output: Value, terms: tuple[Count, ...]) -> Count
         if not nodes and len(set(terms)) == 1 and not has_constants(operation):
             return terms[0]
         return _moved(operation, output, terms, nodes)
-    if is_linear_layer(operation):
-        # Signals that go through it side by side stay apart; joined features are mixed.
-        apart = [of for of in nodes if of.by_stacked or (of.joined and not of.by_features)]
-        if not apart:
-            return 1
-        ((operand, _),), (of,) = operation.traced(), apart
-        axis = of.axis and image(operation, operand, of.axis, output, None)
-        return replace(of, value=output, of=terms, axis=axis, by_features=False)
     if operation.kind not in BY_ENTRY:
-        return 1
+        return _mixed(operation, output, terms, nodes)
     if vanishes(operation):
         return 0
     held = [of for of in terms if of != 0]
@@ -87,6 +80,31 @@ def made(operation: Operation, output: Value, terms: tuple[Count, ...]) -> Count
         by_features=every and all(of.by_features for of in nodes),
         by_stacked=every and len(terms) == 1 and nodes[0].by_stacked,
     )
+
+
+def _mixed(
+    operation: Operation, output: Value, terms: tuple[Count, ...], nodes: Sequence[Terms]
+) -> Terms | int:
+    """Signals that go through it side by side stay apart; joined features may be mixed."""
+    if not nodes or operation.attention is not None:
+        return 1
+    traced, joined, by_features, by_stacked = receiving(operation), False, False, False
+    axis: Axis | None = None
+    for (operand, value), of in zip(traced, terms, strict=True):
+        if not isinstance(of, Terms):
+            continue
+        if of.by_features:
+            mixed = passage(operation, operand, len(output.shape)).mixed
+            of_features = not set(mixed).isdisjoint(feature_dims(value))
+            by_features |= value.features is not None and not of_features
+        if of.axis is not None:
+            axis = image(operation, operand, of.axis, output, None)
+        if of.axis is None or axis is not None:
+            joined |= of.joined and not of.by_features
+            by_stacked |= of.by_stacked
+    if not (joined or by_features or by_stacked):
+        return 1
+    return Terms(output, terms, axis if len(traced) == 1 else None, joined, by_features, by_stacked)
 
 
 def _moved(
@@ -128,6 +146,18 @@ def has_constants(operation: Operation) -> bool:
     if signals > 1:
         return any(o.value is None and o.role is Role.SIGNAL for o in operation.operands)
     return operation.kind not in _WHOLE and views_of(operation) is None
+
+
+def receiving(operation: Operation) -> list[tuple[Operand, Value]]:
+    """The signals that get a part of the shares: no denominators, and of attention the values."""
+    if operation.attention is not None:
+        operand = operation.attention.value
+        return [] if operand.value is None else [(operand, operand.value)]
+    traced = operation.traced()
+    signal = signal_of(operation) if len(traced) > 1 else None
+    if signal is None:
+        return traced
+    return [t for t, is_one in zip(traced, signal, strict=True) if is_one]
 
 
 def vanishes(operation: Operation) -> bool:
