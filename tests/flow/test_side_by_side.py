@@ -125,6 +125,15 @@ def test_one_of_them_is_as_alone(method, x):
     torch.testing.assert_close(picked, alone, rtol=1e-4, atol=1e-6)
 
 
+def test_nothing_that_is_joined_to_zeros_is_no_view(x):
+    def model(x):
+        y = Tower()(x)
+        return y - torch.cat([torch.zeros_like(y[:1]), y[:-1]])
+
+    found = RawAttention(model).attribute(x[:1], 1)
+    torch.testing.assert_close(found, RawAttention(Tower()).attribute(x[:1], 1))
+
+
 @pytest.mark.parametrize("name", ["mean", "mean of a stack", "chunk"])
 def test_normalised_rows_are_those_of_runs_for_each(name, x):
     """Where rows add up to one, two rows of one call and of two calls are worth the same."""

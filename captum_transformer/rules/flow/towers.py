@@ -132,8 +132,8 @@ def _laid_side_by_side(operation: Operation, output: Value, place: int) -> Axis 
 
 def _repeated(operation: Operation, output: Value, place: int) -> Axis | None:
     """Where the copies lie that an operation makes of the entries of its one signal."""
-    ((operand, _),), shape, samples = operation.traced(), output.shape, output.samples
-    if samples is None:
+    ((operand, value),), shape, samples = operation.traced(), output.shape, output.samples
+    if samples is None or not value.shape.numel():
         return None
     if (views := views_of(operation)) is not None:
         steps = enumerate(zip(shape, views[place].stride, strict=True))
