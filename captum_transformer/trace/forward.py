@@ -8,22 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils.checkpoint import CheckpointError
 
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.copies import copied
 from captum_transformer.calling.isolation import explaining, modules_of
 from captum_transformer.calling.refusals import called, refuse_sharded, refusing_scripted
 from captum_transformer.calling.target import Contrast, as_contrast, main_output, selected_scores
-from captum_transformer.errors import (
-    ExplanationError,
-    InvalidInputError,
-    UnsupportedOperationError,
-)
+from captum_transformer.errors import InvalidInputError
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.batch import Batch
+from captum_transformer.trace.derivatives import derivatives
 from captum_transformer.trace.functions import Function
-from captum_transformer.trace.history import History, leading_to, listed
+from captum_transformer.trace.history import History, leading_to
 from captum_transformer.trace.influence import belongs_to_samples, require_apart
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mode import ForwardRules, Trace
@@ -188,39 +184,10 @@ class TracedForward:
         points = [*points, *self._watched]
         if not points:
             return []
-        gradients = self.derivatives(selected.sum(), points)
+        gradients = derivatives(selected.sum(), points, self.tape.operations)
         count = len(points) - len(self._watched)
         self._slopes = gradients[count:]
         return list(gradients[:count])
-
-    def derivatives(
-        self, total: Tensor, points: Sequence[GradientEdge]
-    ) -> tuple[Tensor | None, ...]:
-        """The same, of a number, unwatched.
-
-        Raises:
-            ExplanationError: if autograd can't go back through what the model has run.
-        """
-        try:
-            return torch.autograd.grad(total, points, retain_graph=True, allow_unused=True)
-        except CheckpointError as reason:
-            raise ExplanationError(
-                "The model checkpoints activations, and what it recomputes in the backward pass is "
-                "not what was traced. Switch checkpointing off while it is explained, for instance "
-                "`model.set_grad_checkpointing(False)` in timm or "
-                "`model.gradient_checkpointing_disable()` in Transformers."
-            ) from reason
-        except RuntimeError as reason:
-            if "modified by an inplace operation" not in str(reason):
-                raise
-            writes = (o for o in self.tape.operations if o.function.inplace)
-            raise UnsupportedOperationError(
-                "The model writes into what autograd has kept for the gradient, so torch has none, "
-                "not even for the model by itself. Of what writes, it is one of these: "
-                f"{listed(o.described for o in writes)}. Write out of place there, as in "
-                "`y = y + z` for `y += z`, or into a copy, or choose a method that takes no "
-                f"gradient, such as RawAttention. ({str(reason).split('. Hint')[0]}.)"
-            ) from reason
 
     def watch(self, points: Sequence[GradientEdge]) -> None:
         """Asks for the gradient at some points whenever any is computed; see `slopes`."""

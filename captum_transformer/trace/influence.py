@@ -8,6 +8,7 @@ from torch import Tensor
 
 from captum_transformer.errors import InvalidTargetError, MixedSamplesError
 from captum_transformer.trace.batch import Batch
+from captum_transformer.trace.derivatives import derivatives
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operation, Value
 
@@ -100,7 +101,7 @@ def _slopes(
 ) -> list[Tensor]:
     """The derivatives of a sum of scores at each point, a row for each of its samples."""
     edges = [edge for edge, _ in points]
-    slopes = forward.derivatives(scores.sum(), edges)
+    slopes = derivatives(scores.sum(), edges, forward.tape.operations)
     rows = []
     for slope, (_, batch) in zip(slopes, points, strict=True):
         size = batch.axis.size

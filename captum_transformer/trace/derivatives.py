@@ -1,0 +1,47 @@
+"""Autograd's derivatives of what a model has run, and why there are none."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.utils.checkpoint import CheckpointError
+
+from captum_transformer.errors import ExplanationError, UnsupportedOperationError
+from captum_transformer.trace.history import listed
+from captum_transformer.trace.operation import Operation
+
+
+def derivatives(
+    total: Tensor, points: Sequence[GradientEdge], operations: Iterable[Operation]
+) -> tuple[Tensor | None, ...]:
+    """The derivatives of a number at some points; None where it does not depend on one.
+
+    Args:
+        total: the number.
+        points: where they stand in the autograd graph.
+        operations: what the model has run.
+
+    Raises:
+        ExplanationError: if autograd can't go back through that.
+    """
+    try:
+        return torch.autograd.grad(total, points, retain_graph=True, allow_unused=True)
+    except CheckpointError as reason:
+        raise ExplanationError(
+            "The model checkpoints activations, and what it recomputes in the backward pass is "
+            "not what was traced. Switch checkpointing off while it is explained, for instance "
+            "`model.set_grad_checkpointing(False)` in timm or "
+            "`model.gradient_checkpointing_disable()` in Transformers."
+        ) from reason
+    except RuntimeError as reason:
+        if "modified by an inplace operation" not in str(reason):
+            raise
+        writes = (o.described for o in operations if o.function.inplace)
+        raise UnsupportedOperationError(
+            "The model writes into what autograd has kept for the gradient, so torch has none, "
+            "not even for the model by itself. Of what writes, it is one of these: "
+            f"{listed(writes)}. Write out of place there, as in `y = y + z` for `y += z`, or into "
+            "a copy, or choose a method that takes no gradient, such as RawAttention. "
+            f"({str(reason).split('. Hint')[0]}.)"
+        ) from reason
