@@ -61,7 +61,6 @@ def tokens() -> Tensor:
             lambda x: torch.view_as_complex(x.unflatten(-1, (4, 2))).exp().abs().repeat(1, 1, 2),
         ),
         ("angle", lambda x: torch.fft.fft(x).angle()),
-        ("imag", lambda x: torch.fft.fft(x).imag),
     ],
 )
 def test_functions_of_torch_are_refused_by_name(method: Any, name: str, prepared: Any) -> None:
