@@ -26,7 +26,7 @@ def of_constants(operation: Operation, slope: Tensor) -> list[Taken]:
         slope: the gradient at its output.
     """
     reason, output = _reason(operation), operation.outputs[0]
-    if reason is None or output is None:
+    if reason is None or output is None or operation.activates:
         return []
     with torch.no_grad():
         zeros = [slope.new_zeros(value.shape) for _, value in operation.traced()]

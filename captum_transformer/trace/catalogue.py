@@ -5,9 +5,9 @@
 arguments; none asks for what a model happened to write. What the table lacks is refused by all
 passes.
 
-A line of the table is ``name(argument other/alias *rest @dimensions)``, see `entry_of`. Arguments
-that only torch reads are left out at the end. What torch has by several names that say so, such as
-``expand_copy`` and ``special.softmax``, has one line.
+A line of the table is ``name(argument other/alias *rest @dimensions !form)``, see `entry_of`.
+Arguments that only torch reads are left out at the end. What torch has by several names that say
+so, such as ``expand_copy`` and ``special.softmax``, has one line.
 """
 
 import re
@@ -95,20 +95,21 @@ TABLE: dict[Kind, str] = {
         sinh(input) cosh(input) tan(input) asin(input) acos(input) atan(input) asinh(input)
         acosh(input) atanh(input) arcsin(input) arccos(input) arctan(input) arcsinh(input)
         arccosh(input) arctanh(input) erf(input) erfc(input) erfinv(input) logit(input eps)
-        sinc(input) log(input) log2(input) log10(input) log1p(input) exp(input) exp2(input)
-        expm1(input) sgn(input) sign(input) round(input) floor(input) ceil(input) trunc(input)
-        fix(input) frac(input) relu6(input) gelu(input approximate) silu(input) mish(input)
-        elu(input alpha) selu(input) celu(input alpha) hardswish(input) hardsigmoid(input)
+        sinc(input) log(input !logarithm) log2(input !logarithm) log10(input !logarithm)
+        log1p(input) exp(input !exponential) exp2(input !exponential) expm1(input) sgn(input)
+        sign(input) round(input) floor(input) ceil(input) trunc(input) fix(input) frac(input)
+        relu6(input) gelu(input approximate) silu(input) mish(input) elu(input alpha) selu(input)
+        celu(input alpha) hardswish(input) hardsigmoid(input)
         hardtanh(input min/min_val max/max_val) tanh(input) sigmoid(input) logsigmoid(input)
-        log_sigmoid(input)
-        softplus(input beta threshold) softsign(input) tanhshrink(input) softshrink(input lambd)
-        hardshrink(input lambd) threshold(input threshold value) rrelu(input lower upper)
-        sqrt(input) pow(input exponent) float_power(input exponent) square(input) sin(input)
-        cos(input) clamp(input min max) clip(input min max) clamp_min(input min)
-        clamp_max(input max) nan_to_num(input nan) remainder(input other) fmod(input other)
-        mod(input other) floor_divide(input other) floordiv(input other)
-        digamma(input) lgamma(input) i0(input) polygamma(n input) mvlgamma(input p)
-        special_psi(input) special_gammaln(input) special_multigammaln(input p)
+        log_sigmoid(input) softplus(input beta threshold) softsign(input) tanhshrink(input)
+        softshrink(input lambd) hardshrink(input lambd) threshold(input threshold value)
+        rrelu(input lower upper) sqrt(input !power) pow(input exponent !power)
+        rpow(exponent input/other !power) float_power(input exponent !power) square(input !power)
+        sin(input) cos(input) clamp(input min max !power) clip(input min max !power)
+        clamp_min(input min !power) clamp_max(input max !power) nan_to_num(input nan)
+        remainder(input other) fmod(input other) mod(input other) floor_divide(input other)
+        floordiv(input other) digamma(input) lgamma(input) i0(input) polygamma(n input)
+        mvlgamma(input p) special_psi(input) special_gammaln(input) special_multigammaln(input p)
         special_erfcx(input) special_expit(input) special_ndtr(input) special_ndtri(input)
         special_log_ndtr(input) special_entr(input) special_i0e(input) special_i1(input)
         special_i1e(input)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from captum_transformer.trace.axis import Axis, View, dimension_of, runs_along
 from captum_transformer.trace.indices import picked
 from captum_transformer.trace.kinds import CONVOLUTIONS, Kind
+from captum_transformer.trace.norms import normalisation
 from captum_transformer.trace.operation import Operand, Operation, Value
-from captum_transformer.trace.statistics import normalisation
 
 
 class Passage(NamedTuple):

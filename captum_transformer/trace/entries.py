@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from captum_transformer.trace.kinds import ENTRIES_ALONE, Kind, Role
+from captum_transformer.trace.kinds import ENTRIES_ALONE, Form, Kind, Role
 
 # What a tensor is for, by the argument that it is given as; all others are signals.
 ROLES = {
@@ -34,6 +34,7 @@ class Entry(NamedTuple):
         aliases: from what else an argument is called to its canonical name.
         along: which dimensions it works along where its ``dim`` names none; along the others each
             entry stays at its place. None if ``dim`` does not tell.
+        form: what a function of each entry is, where that matters.
     """
 
     kind: Kind
@@ -41,6 +42,7 @@ class Entry(NamedTuple):
     rest: str | None
     aliases: Mapping[str, str]
     along: slice | None = None
+    form: Form | None = None
 
     def canonical(self, name: str) -> str:
         """The canonical name of an argument; kernels call the first one ``self``.
@@ -62,6 +64,7 @@ def entry_of(kind: Kind, arguments: str) -> Entry:
     After a slash stands what else an argument is called; one with a star takes all further ones.
     Behind an @ stand the dimensions that the function works along if its ``dim`` names none.
     Otherwise that is none of them for what works entry by entry, and all for all else but moves.
+    Behind a ! stands its form.
 
     >>> entry_of(Kind.MOVE, "input *dims/axes").aliases
     {'axes': 'dims'}
@@ -71,6 +74,7 @@ def entry_of(kind: Kind, arguments: str) -> Entry:
     parameters: list[str] = []
     rest: str | None = None
     aliases: dict[str, str] = {}
+    form = None
     along = None if kind in (Kind.MOVE, Kind.UNKNOWN) else slice(None)
     if kind in ENTRIES_ALONE:
         along = slice(0)
@@ -79,10 +83,13 @@ def entry_of(kind: Kind, arguments: str) -> Entry:
             ends = argument[1:].split(":")
             along = slice(*(int(end) if end else None for end in ends))
             continue
+        if argument.startswith("!"):
+            form = Form[argument[1:].upper()]
+            continue
         canonical, *others = argument.lstrip("*").split("/")
         aliases |= dict.fromkeys(others, canonical)
         if argument.startswith("*"):
             rest = canonical
         else:
             parameters.append(canonical)
-    return Entry(kind, tuple(parameters), rest, aliases, along)
+    return Entry(kind, tuple(parameters), rest, aliases, along, form)

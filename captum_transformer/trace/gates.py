@@ -1,37 +1,59 @@
-"""Activations written in Python: a signal times a gate made, entry by entry, of it alone."""
+"""Activations written in Python: functions of one signal that treat each of its entries alone."""
 
-from collections.abc import Callable
+from itertools import permutations
 
-from captum_transformer.trace.kinds import ENTRIES_ALONE, Kind
+import torch
+
+from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Kind
 from captum_transformer.trace.operation import Operation, Value
-from captum_transformer.trace.statistics import is_gate_by_formula
+from captum_transformer.trace.statistics import is_gate_by_formula, takes_number
+
+_ACTIVATIONS = frozenset({Kind.ENTRYWISE, Kind.RECIPROCAL})
 
 
-def is_gate(gate: Value, signal: Value) -> bool:
-    """Says whether ``signal * gate`` is one activation f(x), as ``x * sigmoid(x)``.
-
-    That is so if the signal is a constant multiple of a value x, and the gate was made of x alone
-    by operations that treat each entry by itself.
-    """
-    return _have_source(gate, signal, lambda operation: operation.kind in (Kind.MUL, Kind.DIV))
-
-
-def are_of_one_entry(gate: Value, signal: Value) -> bool:
-    """Says whether both were made, entry by entry, of one value alone."""
-    return _have_source(gate, signal, works_by_entry)
+def are_of_one_entry(*values: Value) -> bool:
+    """Whether all were made, entry by entry, of one value alone."""
+    frontier = set(values)
+    while len(frontier) > 1:
+        latest = max(frontier, key=lambda value: value.index)
+        frontier.remove(latest)
+        operation = latest.operation
+        if operation is None or not works_by_entry(operation):
+            return False
+        sources = [source for _, source in operation.traced()]
+        if any(source.shape != latest.shape for source in sources):
+            return False
+        frontier.update(sources)
+    return True
 
 
 def splits_activation(operation: Operation) -> bool:
     """Says whether it gates a product by one of its factors, as ``y * x * sigmoid(x)``."""
-    (_, first), (_, second) = operation.traced()
-    for product, gate in ((first, second), (second, first)):
-        made = product.operation
-        if made is None or made.kind not in (Kind.MUL, Kind.PRODUCT) or is_gate(product, gate):
-            continue
-        factors = [value for _, value in made.traced()] if works_by_entry(made) else []
-        if len(factors) > 1 and any(is_gate(gate, value) for value in factors):
-            return is_gate_by_formula(gate) and not is_gate(gate, product)
-    return False
+    values = [value for _, value in operation.traced()]
+    factors = [_factors(value) for value in values]
+    several = sum(map(len, factors)) > 2 and works_by_entry(operation)
+    if not several or are_of_one_entry(*values):
+        return False
+    return any(
+        is_gate_by_formula(gate) and are_of_one_entry(gate, signal)
+        for gates, signals in permutations(factors, 2)
+        for gate in gates
+        for signal in signals
+    )
+
+
+def _factors(value: Value) -> list[Value]:
+    """The signals that a value is the product of, entry by entry."""
+    operation = value.operation
+    while operation is not None and (takes_number(operation) or operation.kind is Kind.COPY):
+        if operation.kind in (Kind.ADD, Kind.SUB):
+            break
+        operation = operation.traced()[0][1].operation
+    if operation is None or operation.kind not in (Kind.MUL, Kind.PRODUCT):
+        return [value]
+    found = [source for _, source in operation.traced()]
+    several = len(found) > 1 and works_by_entry(operation) and not are_of_one_entry(*found)
+    return [factor for source in found for factor in _factors(source)] if several else [value]
 
 
 def works_by_entry(operation: Operation) -> bool:
@@ -40,34 +62,35 @@ def works_by_entry(operation: Operation) -> bool:
         return True
     product = operation.contraction()
     return product is not None and all(
-        product.of(operand) == product.output for operand, _ in operation.traced()
+        product.of(operand) == product.output or operand is product.addend
+        for operand, _ in operation.traced()
     )
 
 
-def _have_source(gate: Value, signal: Value, passes: Callable[[Operation], bool]) -> bool:
-    source = signal
-    while not _made_by_entry(gate, source):
-        operation = source.operation
-        if operation is None or not passes(operation):
+def is_activated(value: Value) -> bool:
+    """Whether it is what a rule for activations has made, but for numbers and rearrangements."""
+    while (operation := value.operation) is not None:
+        if operation.activates and operation.kind in _ACTIVATIONS:
+            return True
+        passes = operation.kind in MOVES or operation.kind in (Kind.COPY, Kind.HOMOGENEOUS)
+        if len(operation.traced()) != 1 or not (passes or takes_number(operation)):
             return False
-        (_, before), *others = operation.traced()
-        if others or before.shape != source.shape:
-            return False
-        source = before
-    return True
+        ((_, value),) = operation.traced()
+    return False
 
 
-def _made_by_entry(value: Value, source: Value) -> bool:
-    pending, seen = [value], {source}
-    while pending:
-        part = pending.pop()
-        if part in seen:
-            continue
-        seen.add(part)
-        operation = part.operation
-        if part.shape != source.shape or part.index < source.index or operation is None:
-            return False
-        if not works_by_entry(operation):
-            return False
-        pending += [operand for _, operand in operation.traced()]
-    return True
+def steps_with_numbers(value: Value) -> list[Operation]:
+    """The steps before an activation that scale a signal and add numbers, as in ``log(1 + x)``."""
+    operation = value.operation
+    if operation is None or not takes_number(operation) or is_activated(value):
+        return []
+    ((_, source),) = operation.traced()
+    return [*steps_with_numbers(source), operation]
+
+
+def constant_term(steps: list[Operation]) -> float:
+    """What these steps make of zero."""
+    number = torch.zeros((), dtype=torch.float64)
+    for operation in steps:
+        (number,) = operation.replay([number])
+    return float(number)

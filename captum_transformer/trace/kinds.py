@@ -69,6 +69,14 @@ class Kind(enum.Enum):
         return does
 
 
+class Form(enum.Enum):
+    """What a function of each entry is, where a softmax or a norm may be made of it."""
+
+    POWER = enum.auto()
+    EXPONENTIAL = enum.auto()
+    LOGARITHM = enum.auto()
+
+
 class Role(enum.Enum):
     """What a tensor is for among an operation's arguments."""
 

@@ -13,7 +13,7 @@ from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.batch import Batch
 from captum_transformer.trace.contraction import Contraction, contraction
 from captum_transformer.trace.functions import Function
-from captum_transformer.trace.kinds import MOVES, Kind, Role
+from captum_transformer.trace.kinds import MOVES, Form, Kind, Role
 from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.storages import dense
 
@@ -186,6 +186,7 @@ class Operation:
         refused: these outputs, in the autograd graph.
         module: the name of the module that ran it.
         shift: the operand of a sum that a softmax written by hand does not depend on.
+        activates: whether it is a step of an activation that a rule takes as a whole.
         views: what `views_of` knows of it, if that was asked.
     """
 
@@ -197,6 +198,7 @@ class Operation:
     refused: Sequence[GradientEdge] = ()
     module = ""
     shift: Operand | None = None
+    activates: bool = False
     views: tuple[View, ...] | None = None
     _contraction: Contraction | None = None
 
@@ -235,6 +237,14 @@ class Operation:
         shapes = [tuple(value.shape) for _, value in self.traced()]
         where = f" in `{self.module}`" if self.module else ""
         return f"`{self.name}`{where}, on tensors of shapes {shapes}"
+
+    @property
+    def form(self) -> Form | None:
+        """What it makes of each entry: a power, or an exponential if that is the exponent."""
+        exponent = self.arguments.get("exponent")
+        if not isinstance(exponent, Operand) or exponent.value is None:
+            return self.function.entry.form
+        return Form.EXPONENTIAL if len(self.traced()) == 1 else None
 
     def argument(self, name: str, default: Any = None) -> Any:
         """What was given for an argument, by its canonical name."""

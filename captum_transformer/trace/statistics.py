@@ -1,54 +1,32 @@
-"""Norms: what a fused one divides by, and which operands of a hand-written one do so."""
+"""Norms and softmaxes written by hand: what divides a signal, or is subtracted from it."""
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from math import prod
-from typing import Any
+import math
+from collections.abc import Collection, Iterator
+from itertools import permutations
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Kind
-from captum_transformer.trace.numeric import accumulation_dtype
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.axis import runs_along
+from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Form, Kind
+from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.views import view_of
 
-# Of these a norm makes its divisor, beside sums and means; other functions make a gate.
-POWERS = frozenset("sqrt pow float_power square clamp clip clamp_min clamp_max".split())
-_ONE_BY_ONE = ENTRIES_ALONE | MOVES
+_COPIES = MOVES | {Kind.COPY}
+_SCALES = frozenset({Kind.MUL, Kind.DIV})
+_SUMS = frozenset({Kind.ADD, Kind.SUB})
+_TO_SUM = _COPIES | {Kind.ADD, Kind.ENTRYWISE, Kind.RECIPROCAL}
+_MIXES = frozenset({Kind.SUM, Kind.MEAN, Kind.POOL, Kind.DISTANCE, Kind.PRODUCT})
+_OF_ROWS = frozenset({Kind.MAXIMUM, Kind.SMOOTH_MAXIMUM})
 
 
-def is_statistic_of(value: Value, signal: Value, kind: Kind) -> bool:
-    """Whether ``value`` is, say, the signal's own mean, row by row, as in a hand-written LayerNorm.
-
-    A mean over tokens alone is none. Where features are unknown, or lie in parts of dimensions as
-    those of groups, rows are taken for the last dimension.
-    """
-    operation = value.origin.operation
-    if operation is None:
-        return False
-    (_, source), *_ = operation.traced()
-    if kind is Kind.SMOOTH_MAXIMUM and operation.name == "log" and value.shape[-1] == 1:
-        total = sum_of_exponentials(source)
-        if total is None or _exponent(total.traced()[0][1]) is not signal.origin:
-            return False
-        _leave_out_shifts(signal.origin, -1)
-        return True
-    if operation.kind is not kind:
-        return False
-    dims = operation.along(len(source.shape)) or ()
-    row = [1 if dim in dims else length for dim, length in enumerate(source.shape)]
-    if source.origin is not signal.origin or list(value.shape) != row:
-        return False
-    if kind is not Kind.MEAN:
-        return True
-    known, before = source.features or (), source.origin.features or ()
-    if not known or prod(axis.size for axis in known) < prod(axis.size for axis in before):
-        return len(source.shape) - 1 in dims
-    return any(axis.dim(source.shape) in dims for axis in known)
+def takes_number(operation: Operation) -> bool:
+    """Whether it adds a number to a signal, or multiplies it with one."""
+    return operation.kind in _SCALES | _SUMS and len(operation.operands) == 1
 
 
 def is_divided(operation: Operation) -> list[bool] | None:
-    """For each traced operand, whether it is divided or shifted by the others.
+    """For each traced operand, whether it is divided by the others.
 
     None if the operation does nothing of the kind: then its operands are on a par.
     """
@@ -58,28 +36,33 @@ def is_divided(operation: Operation) -> list[bool] | None:
     if operation.kind in (Kind.MUL, Kind.PRODUCT):
         are_signals = [not value.is_denominator for value in values]
         return are_signals if any(are_signals) and not all(are_signals) else None
-    if len(values) != 2:
+    if len(values) != 2 or operation.kind not in (Kind.DIV, Kind.SOLVE):
         return None
-    if operation.kind in (Kind.DIV, Kind.SOLVE):
-        divided = operation.argument("input" if operation.kind is Kind.DIV else "other")
-        return [operand is divided for operand, _ in operation.traced()]
-    if operation.kind is Kind.SUB:
-        signal = operation.argument("input")
-        (subtracted,) = (v for o, v in operation.traced() if o is not signal)
-        kinds = (Kind.MEAN, Kind.SMOOTH_MAXIMUM)
-        if any(is_statistic_of(subtracted, signal.value, kind) for kind in kinds):
-            return [operand is signal for operand, _ in operation.traced()]
-    return None
+    divided = operation.argument("input" if operation.kind is Kind.DIV else "other")
+    return [operand is divided for operand, _ in operation.traced()]
+
+
+def _quotient(operation: Operation) -> tuple[Value, Value] | None:
+    """A signal, and what divides it."""
+    are_signals = is_divided(operation)
+    if are_signals is None or len(are_signals) != 2:
+        return None
+    (_, signal), (_, divisor) = operation.traced()[:: 1 if are_signals[0] else -1]
+    return signal, divisor
 
 
 def signal_of(operation: Operation) -> list[bool] | None:
-    """For each traced operand, whether it is the signal of a hand-written norm's step.
+    """For each traced operand, whether it is the signal of a step of a norm or a softmax.
 
     None if the operation is no such step. What divides may be a gate: then it is none.
     """
+    if operation.kind in _SUMS:
+        found = (s for s in subtracted(operation) if is_mean(s) or _log_sum_exp_dim(s) is not None)
+        step = next(found, None)
+        return step and [operand is step.operand for operand, _ in operation.traced()]
     are_signals = is_divided(operation)
-    if are_signals is None or operation.kind is Kind.SUB:
-        return are_signals
+    if are_signals is None:
+        return None
     parts = zip(operation.traced(), are_signals, strict=True)
     gates = any(is_gate_by_formula(value) for (_, value), is_signal in parts if not is_signal)
     return None if gates else are_signals
@@ -88,11 +71,145 @@ def signal_of(operation: Operation) -> list[bool] | None:
 def is_gate_by_formula(value: Value) -> bool:
     """Whether a divisor is an activation of each entry, as ``1 + exp(-x)``, and no statistic."""
     operation = value.operation
-    if operation is None or operation.kind not in _ONE_BY_ONE:
+    if operation is None or operation.kind not in ENTRIES_ALONE | MOVES:
         return False
-    if operation.kind is Kind.ENTRYWISE and operation.name not in POWERS:
+    if operation.kind is Kind.ENTRYWISE and operation.form is not Form.POWER:
         return True
-    return any(is_gate_by_formula(source) for _, source in operation.traced())
+    return not _picks(operation) and any(is_gate_by_formula(v) for _, v in operation.traced())
+
+
+def _picks(operation: Operation) -> bool:
+    """Whether it leaves entries out: what is summed up of them is no function of one entry."""
+    output, ((_, value), *_) = operation.outputs[0], operation.traced()
+    return operation.kind in MOVES and (
+        output is None or output.shape.numel() < value.shape.numel()
+    )
+
+
+class Subtracted(NamedTuple):
+    """What a sum or a difference subtracts from a signal, made of it.
+
+    Attributes:
+        operand: the signal.
+        signal: its value.
+        value: what is subtracted.
+        made: what made that, but for numbers, signs and rearrangements.
+        number: how many times what was made is subtracted; zero if that is not known.
+    """
+
+    operand: Operand
+    signal: Value
+    value: Value
+    made: Operation
+    number: float
+
+
+def subtracted(operation: Operation | None) -> Iterator[Subtracted]:
+    """What an operation subtracts from a signal of the same, along fewer dimensions."""
+    if operation is None or operation.kind not in _SUMS or operation.argument("alpha", 1) != 1:
+        return
+    sign = 1.0 if operation.kind is Kind.SUB else -1.0
+    for (operand, signal), (_, value) in permutations(operation.traced(), 2):
+        if value.shape != signal.shape and value.descends_from(_unshifted(signal)):
+            made, number = _multiple(value)
+            if made is not None:
+                yield Subtracted(operand, signal, value, made, number * sign)
+
+
+def _unshifted(value: Value) -> Value:
+    """The signal, before something was added to it that its rows have in common."""
+    value = value.origin
+    while (operation := value.operation) is not None and operation.kind in _SUMS:
+        whole = [source for _, source in operation.traced() if source.shape == value.shape]
+        if len(whole) != 1:
+            break
+        value = whole[0].origin
+    return value
+
+
+def _multiple(value: Value) -> tuple[Operation | None, float]:
+    """The operation that made a value but for a factor, and this number; zero if it is unknown."""
+    chain: list[Operation] = []
+    while (operation := value.operation) is not None and len(operation.traced()) == 1:
+        scales = takes_number(operation) and operation.kind in _SCALES
+        if scales or operation.kind is Kind.HOMOGENEOUS:
+            chain.append(operation)
+        elif operation.kind not in _COPIES:
+            break
+        ((_, value),) = operation.traced()
+
+    def at(number: float) -> float:
+        for operation in reversed(chain):
+            number = float(operation.replay([torch.tensor(number, dtype=torch.float64)])[0])
+        return number
+
+    return value.operation, at(1.0) if at(-1.0) == -at(1.0) else 0.0
+
+
+def is_mean(step: Subtracted) -> bool | None:
+    """Whether it is the signal's own mean, row by row, as in a LayerNorm; None if that is unknown.
+
+    A mean over tokens alone is none.
+    """
+    made, number = step.made, step.number
+    ((_, source), *_) = made.traced()
+    dims = made.along(len(source.shape)) or ()
+    if made.kind is Kind.SUM:
+        number *= math.prod(source.shape[dim] for dim in dims)
+    elif made.kind is not Kind.MEAN:
+        return False
+    of_rows = source.origin is step.signal.origin and _row(source, dims) == step.value.shape
+    return of_rows and math.isclose(number, 1.0) and _along_features(source, dims)
+
+
+def _row(value: Value, dims: Collection[int]) -> torch.Size:
+    return torch.Size(1 if dim in dims else length for dim, length in enumerate(value.shape))
+
+
+def _along_features(value: Value, dims: Collection[int]) -> bool | None:
+    """Whether some dimensions run along features; None if that is not known."""
+    known, before = value.features or (), value.origin.features or ()
+    if known and math.prod(a.size for a in known) >= math.prod(a.size for a in before):
+        return any(axis.dim(value.shape) in dims for axis in known)
+    source = value
+    while before and source is not value.origin and (operation := source.operation) is not None:
+        view = view_of(operation, source)
+        if operation.kind is not Kind.COPY and (view is None or not view.is_contiguous()):
+            return None
+        ((_, source),) = operation.traced()
+    return any(runs_along(a, value.shape, dim) for a in before for dim in dims) if before else None
+
+
+def _log_sum_exp_dim(step: Subtracted) -> int | None:
+    """Over which dimension a logarithm of a sum of exponentials runs; None if it is none."""
+    made, signal = step.made, step.signal
+    ((_, source), *others) = made.traced()
+    total = _total(source) if made.form is Form.LOGARITHM else made
+    if total is None or others or step.number != 1:
+        return None
+    scores = source.origin if made.kind is Kind.SMOOTH_MAXIMUM else _exponent(total.traced()[0][1])
+    dim = total.dim(len(signal.shape))
+    known = dim is not None and _row(signal, [dim]) == step.value.shape
+    return _shifted(signal.origin, dim) if known and scores is signal.origin else None
+
+
+def subtracts_unknown(operation: Operation) -> bool:
+    """Whether it subtracts a statistic of the signal's rows, and which one is not known.
+
+    Such are maxima and logarithms of sums of exponentials, which belong to a softmax.
+    """
+    for step in subtracted(operation):
+        if is_mean(step) is None:
+            return True
+        pending, start = [step.made], _unshifted(step.signal)
+        while pending:
+            made = pending.pop()
+            if made.form is Form.LOGARITHM or (made.kind in _OF_ROWS and step.number > 0):
+                return True
+            if made.kind in ENTRIES_ALONE | _COPIES | _MIXES:
+                sources = [value for _, value in made.traced() if value.descends_from(start)]
+                pending += [value.operation for value in sources if value.operation is not None]
+    return False
 
 
 def softmax_dim(operation: Operation) -> int | None:
@@ -100,28 +217,26 @@ def softmax_dim(operation: Operation) -> int | None:
 
     That is exponentials over their sum, or the exponential of a logarithm of a softmax.
     """
+    traced = operation.traced()
     if operation.kind is Kind.SOFTMAX:
         output = operation.outputs[0]
-        return None if output is None else operation.dim(len(output.shape))
+        dim = None if output is None else operation.dim(len(output.shape))
+        return _shifted(traced[0][1].origin, dim) if traced else dim
     if operation.kind is Kind.ENTRYWISE:
-        ((_, value), *_) = operation.traced()
-        return _dim_of_logarithm(value) if operation.name == "exp" else None
-    are_signals = is_divided(operation) if operation.kind in (Kind.DIV, Kind.MUL) else None
-    if are_signals is None or len(are_signals) != 2:
+        if operation.form is not Form.EXPONENTIAL:
+            return None
+        ((_, value),) = traced
+        made = value.operation
+        if made is not None and made.kind is Kind.LOG_SOFTMAX:
+            return made.dim(len(value.shape))
+        return next((d for d in map(_log_sum_exp_dim, subtracted(made)) if d is not None), None)
+    parts = _quotient(operation) if operation.kind in _SCALES else None
+    if parts is None:
         return None
-    value, divisor = (v for _, v in operation.traced()[:: 1 if are_signals[0] else -1])
-    scores, total = _exponent(value), sum_of_exponentials(divisor)
-    if scores is None or total is None:
+    scores, total = _exponent(parts[0]), _total(parts[1])
+    if scores is None or total is None or _exponent(total.traced()[0][1]) is not scores:
         return None
-    same = _exponent(total.traced()[0][1]) is scores
-    dim = total.dim(len(value.shape)) if same else None
-    if dim is not None:
-        _leave_out_shifts(scores, dim - len(value.shape))
-    return dim
-
-
-_TO_SCORES = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV, Kind.COPY})
-_TO_SUM = MOVES | {Kind.COPY, Kind.ADD, Kind.ENTRYWISE, Kind.RECIPROCAL}
+    return _shifted(scores, total.dim(len(parts[0].shape)))
 
 
 def _before(value: Value, kinds: Collection[Kind]) -> Value:
@@ -134,30 +249,48 @@ def _before(value: Value, kinds: Collection[Kind]) -> Value:
     return value
 
 
-def sum_of_exponentials(value: Value) -> Operation | None:
-    """The sum that a value is made of, if it is one of exponentials."""
-    total = _summed(value)
-    return None if total is None or _exponent(total.traced()[0][1]) is None else total
+def _exponent(value: Value) -> Value | None:
+    """Of what a value is the exponential function, masked perhaps."""
+    operation = _before(value, _COPIES | {Kind.MUL}).operation
+    if operation is None or operation.form is not Form.EXPONENTIAL:
+        return None
+    return operation.traced()[0][1].origin
 
 
-def _summed(value: Value) -> Operation | None:
+def _total(value: Value) -> Operation | None:
+    """The sum that a value is made of."""
     total = _before(value, _TO_SUM).operation
     return total if total is not None and total.kind in (Kind.SUM, Kind.DISTANCE) else None
 
 
+def sums_exponentials(value: Value) -> bool:
+    """Whether a value is made of sums of exponentials, in whatever way they are added up."""
+    pending, found, sums = [value], False, False
+    while pending:
+        operation = pending.pop().operation
+        if operation is None:
+            continue
+        if operation.form is Form.EXPONENTIAL:
+            found = True
+        elif operation.kind in ENTRIES_ALONE | _COPIES | _MIXES:
+            passes = operation.kind is not Kind.ENTRYWISE or operation.form is not None
+            sums |= operation.kind in _MIXES or _picks(operation)
+            pending += [source for _, source in operation.traced()] if passes else []
+    return found and sums
+
+
 def sums_to_one_again(operation: Operation) -> bool:
     """Whether it divides softmax weights, some of them masked, by their sum."""
-    values, are_signals = [value for _, value in operation.traced()], is_divided(operation)
-    if are_signals is None or len(values) != 2:
+    parts = _quotient(operation)
+    if parts is None:
         return False
-    weights, divisor = values[:: 1 if are_signals[0] else -1]
-    scores, total = _softened(weights), _summed(divisor)
+    scores, total = _softened(parts[0]), _total(parts[1])
     return scores is not None and total is not None and _softened(total.traced()[0][1]) is scores
 
 
 def _softened(value: Value) -> Value | None:
     """Of what a value is a softmax, masked perhaps."""
-    operation = _before(value, MOVES | {Kind.COPY, Kind.MUL}).operation
+    operation = _before(value, _COPIES | {Kind.MUL}).operation
     if operation is None or operation.kind is not Kind.SOFTMAX:
         return None
     return operation.traced()[0][1].origin
@@ -166,131 +299,24 @@ def _softened(value: Value) -> Value | None:
 def is_logarithm_of_softmax(operation: Operation) -> bool:
     """Whether it is the logarithm of softmax probabilities, of some of them perhaps."""
     made: Operation | None = operation
-    while made is not None and made.name in ("log", "clamp", "clamp_min", "clip"):
-        made = _before(made.traced()[0][1], MOVES | {Kind.COPY, Kind.ADD, Kind.SUM}).operation
-    return operation.name == "log" and made is not None and made.kind is Kind.SOFTMAX
+    while made is not None and made.form in (Form.LOGARITHM, Form.POWER):
+        made = _before(made.traced()[0][1], _COPIES | {Kind.ADD, Kind.SUM}).operation
+    return operation.form is Form.LOGARITHM and made is not None and made.kind is Kind.SOFTMAX
 
 
-def _exponent(value: Value) -> Value | None:
-    """Of what a value is the exponential function, masked perhaps."""
-    operation = _before(value, MOVES | {Kind.COPY, Kind.MUL}).operation
-    if operation is None or operation.name != "exp":
-        return None
-    return operation.traced()[0][1].origin
-
-
-def _leave_out_shifts(value: Value, dim: int) -> None:
-    """Notes what is added to all scores of a softmax alike, so that it does not depend on it."""
-    while (operation := value.operation) is not None and operation.kind in _TO_SCORES:
-        for operand in operation.operands if operation.kind in (Kind.ADD, Kind.SUB) else ():
+def _shifted(value: Value, dim: int | None) -> int | None:
+    """The dimension of a softmax, noting what it does not depend on: what all its scores share."""
+    while dim is not None and (operation := value.operation) is not None:
+        if operation.kind not in _SUMS | _SCALES | {Kind.COPY}:
+            break
+        ahead = dim - len(value.shape)
+        for operand in operation.operands if operation.kind in _SUMS else ():
             known = operand.value is not None or operand.data is not None
-            if known and (len(operand.size) < -dim or operand.size[dim] == 1 < value.shape[dim]):
+            size = operand.size
+            if known and (len(size) < -ahead or size[ahead] == 1 < value.shape[dim]):
                 operation.shift = operand
         left = [v for operand, v in operation.traced() if operand is not operation.shift]
-        if len(left) != 1:
-            return
+        if len(left) != 1 or left[0].shape != value.shape:
+            break
         (value,) = left
-
-
-def _dim_of_logarithm(value: Value) -> int | None:
-    operation = value.operation
-    if operation is not None and operation.kind is Kind.SUB and len(operation.traced()) == 2:
-        signal, subtracted = operation.argument("input"), operation.argument("other")
-        if not is_statistic_of(subtracted.value, signal.value, Kind.SMOOTH_MAXIMUM):
-            return None
-        operation = _before(subtracted.value, _TO_SUM).operation
-    elif operation is None or operation.kind is not Kind.LOG_SOFTMAX:
-        return None
-    return None if operation is None else operation.dim(len(value.shape))
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """How a fused norm normalises.
-
-    Attributes:
-        rows: a shape for the input in which each row is normalised by itself.
-        scale: a shape for the weights in which they broadcast to the input.
-        eps: what is added to the variance.
-        centred: whether the mean is subtracted.
-        over_samples: whether rows run over the samples, which then come second.
-        by_constants: whether it divides by constants, as by running statistics.
-    """
-
-    rows: tuple[int, ...] = ()
-    scale: tuple[int, ...] = ()
-    eps: float = 0.0
-    centred: bool = True
-    over_samples: bool = False
-    by_constants: bool = False
-
-    def in_rows(self, tensor: Tensor) -> Tensor:
-        """A tensor that lies as the norm's input, cut up into rows."""
-        return (tensor.transpose(0, 1) if self.over_samples else tensor).reshape(self.rows)
-
-    def from_rows(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `in_rows`."""
-        if not self.over_samples:
-            return rows.reshape(shape)
-        return rows.reshape(shape[1], shape[0], *shape[2:]).transpose(0, 1)
-
-    def inverse_deviation(self, tensor: Tensor) -> Tensor:
-        """What each row of the norm's input is multiplied by."""
-        rows = self.in_rows(tensor.to(accumulation_dtype(tensor.dtype)))
-        if not self.centred:
-            return (rows.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        # Far faster than `var`.
-        _, _, inverse = torch.native_layer_norm(rows, rows.shape[-1:], None, None, self.eps)
-        return inverse
-
-
-def normalisation(operation: Operation) -> Normalisation | None:
-    """How a fused norm normalises; None if that is not known."""
-    known = _NORMS.get(operation.name)
-    return None if known is None else known(operation.arguments)
-
-
-def _features(arguments: Mapping[str, Any], *, centred: bool) -> Normalisation:
-    size, shape, eps = arguments["input"].size, arguments["normalized_shape"], arguments.get("eps")
-    if eps is None:
-        dtype = accumulation_dtype(arguments["input"].dtype)
-        eps = 1e-5 if centred else torch.finfo(dtype).eps
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    return Normalisation((*size[: len(size) - len(shape)], prod(shape)), shape, eps, centred)
-
-
-def _groups(arguments: Mapping[str, Any]) -> Normalisation:
-    size = arguments["input"].size
-    groups = arguments["num_groups"]
-    rows = (size[0], groups, prod(size[1:]) // groups)
-    return Normalisation(rows, _of_channels(size), arguments.get("eps", 1e-5))
-
-
-def _channels(arguments: Mapping[str, Any]) -> Normalisation:
-    if not arguments.get("use_input_stats", True):
-        return Normalisation(by_constants=True)
-    size = arguments["input"].size
-    rows = (size[0], size[1], prod(size[2:]))
-    return Normalisation(rows, _of_channels(size), arguments.get("eps", 1e-5))
-
-
-def _batch(arguments: Mapping[str, Any]) -> Normalisation:
-    if arguments.get("running_mean") is not None and not arguments.get("training"):
-        return Normalisation(by_constants=True)
-    size = arguments["input"].size
-    eps = arguments.get("eps", 1e-5)
-    rows = (size[1], size[0] * prod(size[2:]))
-    return Normalisation(rows, _of_channels(size), eps, over_samples=True)
-
-
-def _of_channels(size: torch.Size) -> tuple[int, ...]:
-    return (-1, *[1] * (len(size) - 2))
-
-
-_NORMS: dict[str, Callable[[Mapping[str, Any]], Normalisation]] = {
-    **dict.fromkeys(("layer_norm", "native_layer_norm"), lambda a: _features(a, centred=True)),
-    **dict.fromkeys(("rms_norm", "fused_rms_norm"), lambda a: _features(a, centred=False)),
-    "group_norm": _groups,
-    "instance_norm": _channels,
-    "batch_norm": _batch,
-}
+    return dim

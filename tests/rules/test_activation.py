@@ -109,9 +109,9 @@ def test_activation_at_and_near_zero_stays_finite(name, dtype):
     assert (result[x == 0] == 0).all()
 
 
-def sigmoid(x: Tensor) -> Tensor:
-    """The same value with the slope of the identity rule."""
-    return x * (x.sigmoid() / x).detach()
+def activated(x: Tensor) -> Tensor:
+    """An activation with the slope of the identity rule."""
+    return x * ((1 + x.sigmoid()) / x).detach()
 
 
 GATES = {
@@ -137,7 +137,7 @@ def test_a_gate_that_is_not_made_of_the_signal_alone_gets_half(parts):
 
     def by_hand(x):
         signal, gate = parts(x)
-        return weigh(half(signal) * half(1 + sigmoid(gate)))
+        return weigh(half(signal) * half(activated(gate)))
 
     (result,) = relevance(gated, x)
     torch.testing.assert_close(result, by_autograd(by_hand, x)[0], rtol=1e-6, atol=1e-9)

@@ -24,7 +24,8 @@ def weight() -> Tensor:
 
 def score(norm, weight):
     """One score per sample that is not linear in the norm's output."""
-    return lambda x: (norm(x) * weight).tanh().flatten(1)
+    unchanged = torch.eye(6, dtype=torch.float64)  # a linear layer tells which features are
+    return lambda x: (norm(F.linear(x, unchanged)) * weight).tanh().flatten(1)
 
 
 def held(x: Tensor, weight: Tensor, *, mean: bool, centre: bool) -> Tensor:
@@ -82,6 +83,14 @@ def test_layer_norm_holds_its_deviation(norm, x, weight):
 def test_layer_norm_can_hold_its_mean_too(norm, x, weight):
     result = ConservativeLRP(score(norm, weight), hold_mean=True, **LN).attribute(x, target=5)
     torch.testing.assert_close(result, held(x, weight, mean=True, centre=True))
+
+
+def test_a_mean_of_what_may_be_no_features_is_refused(x, weight):
+    def model(x):
+        return (LAYER_NORMS["variance"](x) * weight).flatten(1)
+
+    with pytest.raises(UnsupportedOperationError, match="subtracts the mean of each token"):
+        ConservativeLRP(model, hold_mean=True, **LN).attribute(x, target=5)
 
 
 @pytest.mark.parametrize("norm", RMS_NORMS.values(), ids=RMS_NORMS)

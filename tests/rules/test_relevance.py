@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from captum_transformer.calling import Arguments
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.propagate import propagate
 from captum_transformer.rules.relevance import TABLE
 from captum_transformer.rules.relevance.linear import half_quotient
@@ -129,7 +130,6 @@ def test_products_of_two_signals_share_in_halves():
         nn.RMSNorm(6),
         lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
         lambda x: x * (x.square().mean(-1, keepdim=True) + 1e-6) ** -0.5,
-        lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt(),
         lambda x: nn.functional.normalize(x, dim=-1),
         nn.functional.gelu,
         lambda x: 0.5 * x.softmax(-1),
@@ -140,6 +140,13 @@ def test_norms_and_activations_pass_relevance_on(norm):
     x, relevance = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
     (result,) = propagated(norm, x, relevance=relevance)
     torch.testing.assert_close(result, relevance)
+
+
+@pytest.mark.parametrize("lead", [1, 3])
+def test_a_mean_of_what_may_be_no_features_is_refused(lead):
+    x, relevance = torch.randn(lead, 3, 6), torch.randn(lead, 3, 6)
+    with pytest.raises(UnsupportedOperationError, match="made of the whole rows of the signal"):
+        propagated(lambda x: x - x.mean(-1, keepdim=True), x, relevance=relevance)
 
 
 def test_pooling_and_sums_keep_the_relevance():

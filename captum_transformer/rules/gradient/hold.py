@@ -1,25 +1,26 @@
 """Operands that count as constants: what divides a signal, and what weights or gates it."""
 
-import itertools
 from collections.abc import Collection
 from typing import Any
 
 from captum_transformer.rules.propagate import BY_GRADIENT, unsupported
 from captum_transformer.trace.gates import (
     are_of_one_entry,
-    is_gate,
+    constant_term,
     splits_activation,
+    steps_with_numbers,
     works_by_entry,
 )
-from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.probabilities import are_probabilities
 from captum_transformer.trace.statistics import (
     is_divided,
-    is_statistic_of,
+    is_gate_by_formula,
+    is_mean,
     signal_of,
-    softmax_dim,
-    sum_of_exponentials,
+    subtracted,
+    sums_exponentials,
     sums_to_one_again,
 )
 
@@ -42,21 +43,24 @@ def refused(operation: Operation, why: str, instead: str = BY_GRADIENT) -> Any:
 def hold_divisor(operation: Operation) -> Any:
     """What divides a signal is held, in norms and in activations alike."""
     signals, divisors = _divided(operation)
-    if operation.kind is Kind.DIV and sums_to_one_again(operation):
+    if not divisors or (operation.kind is Kind.DIV and sums_to_one_again(operation)):
         return NotImplemented  # the gradient is that of a softmax
-    if _is_of_softmax(operation, divisors):
-        refused(
-            operation,
-            "with the exponential before it, it is a softmax written by hand, and the rule is for "
-            "the whole",
-            "Call `torch.softmax`; ",
-        )
-    elif divisors and signal_of(operation) is None and not _of_one_entry(signals, divisors):
-        refused(
-            operation,
-            "it divides by an activation of another signal, and the rule is for products",
-            "Multiply by the gate, as by `torch.sigmoid(x)`; ",
-        )
+    if not are_of_one_entry(*signals.values(), *divisors.values()):
+        if _is_of_softmax(operation, divisors):
+            return refused(
+                operation,
+                "with the exponential before it, it is a softmax written by hand, and the rule is "
+                "for the whole",
+                "Call `torch.softmax`; ",
+            )
+        if signal_of(operation) is None:
+            if operation.kind is not Kind.DIV:
+                return NotImplemented  # a product with an activation
+            return refused(
+                operation,
+                "it divides by an activation of another signal, and the rule is for products",
+                "Multiply by the gate, as by `torch.sigmoid(x)`; ",
+            )
     return with_held(operation, divisors)
 
 
@@ -74,17 +78,17 @@ def hold_statistic(operation: Operation) -> Any:
     """
     signals, divisors = _divided(operation)
     is_norm = divisors and signal_of(operation) is not None
-    if not is_norm or _is_of_softmax(operation, divisors) or _of_one_entry(signals, divisors):
+    if not is_norm or are_of_one_entry(*signals.values(), *divisors.values()):
         return NotImplemented
-    return with_held(operation, divisors)
+    return NotImplemented if _is_of_softmax(operation, divisors) else with_held(operation, divisors)
 
 
 def hold_mean(operation: Operation) -> Any:
     """The signal's own mean, which a norm written in Python subtracts, is held."""
-    signal, mean = operation.argument("input"), operation.argument("other")
-    if len(operation.traced()) != 2 or not is_statistic_of(mean.value, signal.value, Kind.MEAN):
-        return NotImplemented
-    return with_held(operation, [mean])
+    steps = [step for step in subtracted(operation) if is_mean(step) is not False]
+    if any(is_mean(step) is None for step in steps):
+        return refused(operation, "whether it subtracts the mean of each token is not known", "")
+    return with_held(operation, [o for s in steps for o, v in operation.traced() if v is s.value])
 
 
 def _divided(operation: Operation) -> tuple[dict[Operand, Value], dict[Operand, Value]]:
@@ -99,16 +103,7 @@ def _divided(operation: Operation) -> tuple[dict[Operand, Value], dict[Operand, 
 
 def _is_of_softmax(operation: Operation, divisors: dict[Operand, Value]) -> bool:
     """Whether it is the last step of a softmax written by hand, or of what one weights."""
-    return bool(divisors) and (
-        softmax_dim(operation) is not None
-        or sums_to_one_again(operation)
-        or any(sum_of_exponentials(divisor) is not None for divisor in divisors.values())
-    )
-
-
-def _of_one_entry(signals: dict[Operand, Value], divisors: dict[Operand, Value]) -> bool:
-    pairs = itertools.product(divisors.values(), signals.values())
-    return all(are_of_one_entry(divisor, signal) for divisor, signal in pairs)
+    return sums_to_one_again(operation) or any(map(sums_exponentials, divisors.values()))
 
 
 def hold_gate(operation: Operation) -> Any:
@@ -117,11 +112,14 @@ def hold_gate(operation: Operation) -> Any:
     So the slope is f(x) / x without a division.
     """
     traced = operation.traced()
-    if len(traced) != 2 or not works_by_entry(operation):
+    added = any(operand.role is Role.BIAS for operand, _ in traced)
+    if len(traced) < 2 or added or not works_by_entry(operation):
         return NotImplemented
-    for (_, signal), (operand, gate) in (traced, traced[::-1]):
-        if is_gate(gate, signal):
-            return with_held(operation, [operand])
+    (_, signal), *gates = sorted(traced, key=lambda pair: is_gate_by_formula(pair[1]))
+    if are_of_one_entry(signal, *(value for _, value in gates)) and not constant_term(
+        steps_with_numbers(signal)
+    ):
+        return with_held(operation, [operand for operand, _ in gates])
     if splits_activation(operation):
         return refused(
             operation,

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from captum_transformer.rules.gradient.hold import refused
+from captum_transformer.trace.gates import constant_term, is_activated, steps_with_numbers
+from captum_transformer.trace.kinds import Form
+from captum_transformer.trace.norms import Normalisation, normalisation
 from captum_transformer.trace.numeric import accumulation_dtype, ratio
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import (
-    Normalisation,
     is_logarithm_of_softmax,
-    normalisation,
     softmax_dim,
-    sum_of_exponentials,
+    subtracts_unknown,
+    sums_exponentials,
+    takes_number,
 )
 
 EPSILON = 1e-10
@@ -37,13 +40,28 @@ def identity(operation: Operation) -> Any:
     of_softmax = softmax_dim(operation) is not None or is_logarithm_of_softmax(operation)
     if not signal.dtype.is_floating_point or of_softmax:
         return NotImplemented  # with what is before it, it is one function: the gradient is its own
-    if operation.name == "log" and sum_of_exponentials(value) is not None:
+    before = value.operation if operation.form is Form.EXPONENTIAL else None
+    of_difference = before is not None and subtracts_unknown(before)
+    if of_difference or (operation.form is Form.LOGARITHM and sums_exponentials(value)):
         return refused(
             operation,
-            "with the exponentials before it, it is one function, and the rule is for the whole",
-            "Call `torch.logsumexp` or `torch.log_softmax`; ",
+            "with the operations before it, it is a softmax written by hand, or its logarithm, and "
+            "the rule is for the whole",
+            "Call `torch.softmax`, `torch.log_softmax` or `torch.logsumexp`; ",
         )
-    return _Activation.apply(signal.tensor, operation)
+    steps = steps_with_numbers(value)
+    for step in (*steps, operation):
+        step.activates = True
+    return _Activation.apply(signal.tensor, operation, constant_term(steps))
+
+
+def identity_of_sum(operation: Operation) -> Any:
+    """A number that is added to an activation is a part of it, as in ``(1 + tanh(x / 2)) / 2``."""
+    ((signal, value), *others) = operation.traced()
+    if others or not takes_number(operation) or not is_activated(value):
+        return NotImplemented
+    operation.activates = True
+    return _Activation.apply(signal.tensor, operation, 0.0)
 
 
 def identity_of_scores(operation: Operation) -> Any:
@@ -104,13 +122,18 @@ def _on(tensor: Tensor, operation: Operation) -> Any:
 
 
 class _Activation(torch.autograd.Function):
-    """An activation as it is; its backward multiplies by f(x) / x, and by zero where x is zero."""
+    """An activation as it is; its backward multiplies by f(x) / x, and by zero where x is zero.
+
+    What it gets is x and a constant.
+    """
 
     @staticmethod
-    def forward(ctx: Any, signal: Tensor, operation: Operation) -> Tensor:
+    def forward(ctx: Any, signal: Tensor, operation: Operation, constant: float) -> Tensor:
         output: Tensor = _on(signal, operation)
         dtype = accumulation_dtype(signal.dtype)
-        slope = ratio(output.to(dtype), signal.to(dtype), EPSILON)
+        own = signal.to(dtype)
+        own = own - constant if constant else own
+        slope = ratio(output.to(dtype), own, EPSILON)
         # In half precision a slope may be too large a number; bfloat16 has the range of float32.
         kept = torch.promote_types(signal.dtype, torch.bfloat16)
         ctx.save_for_backward(slope.to(kept), _MARK)
@@ -122,7 +145,7 @@ class _Activation(torch.autograd.Function):
         slope, _ = ctx.saved_tensors
         largest = torch.finfo(ctx.dtype).max
         gradient = (gradients[0].to(slope.dtype) * slope).clamp(-largest, largest)
-        return gradient.to(ctx.dtype), None
+        return gradient.to(ctx.dtype), None, None
 
 
 class _HeldNorm(torch.autograd.Function):

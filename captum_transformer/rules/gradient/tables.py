@@ -29,6 +29,7 @@ from captum_transformer.rules.gradient.slope import (
     hold_deviation_and_mean,
     identity,
     identity_of_scores,
+    identity_of_sum,
     without_empty_rows,
 )
 from captum_transformer.trace.kinds import Kind
@@ -64,6 +65,8 @@ IDENTITY: ForwardRules = {
     Kind.ATTENTION: identity_of_scores,
     Kind.ENTRYWISE: identity,
     Kind.RECIPROCAL: identity,
+    Kind.ADD: identity_of_sum,
+    Kind.SUB: identity_of_sum,
     Kind.MUL: hold_gate,
     Kind.PRODUCT: hold_gate,
 }

@@ -11,12 +11,12 @@ from captum_transformer.rules.ledger import added_up
 from captum_transformer.rules.propagate import Shares, unsupported
 from captum_transformer.rules.relevance.bias import adds_bias
 from captum_transformer.rules.relevance.homogeneous import terms
-from captum_transformer.rules.relevance.totals import fitted, of_ids, passed_on
+from captum_transformer.rules.relevance.totals import evenly, fitted, of_ids, passed_on
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import in_full, ratio
 from captum_transformer.trace.operation import Operation, Value
-from captum_transformer.trace.statistics import signal_of
+from captum_transformer.trace.statistics import signal_of, subtracts_unknown
 
 
 def addition(operation: Operation, relevance: Tensor) -> Shares:
@@ -29,12 +29,21 @@ def addition(operation: Operation, relevance: Tensor) -> Shares:
         return passed_on(operation, relevance)
     if shift is not None or (len(traced) == 1 and adds_bias(operation)):
         return Shares(None if o is shift else fitted(relevance, o) for o, _ in traced)
+    if (shares := evenly(operation, relevance)) is not None:
+        return shares
+    if subtracts_unknown(operation):
+        raise unsupported(
+            operation,
+            "what it subtracts is made of the whole rows of the signal, as in a softmax or a norm "
+            "written by hand, and the rule is for the whole",
+            "Call `torch.softmax`, `torch.log_softmax` or `F.layer_norm`; ",
+        )
     operands = [operation.arguments["input"], operation.arguments["other"]]
+    values = [value for _, value in traced]
     left, right = map(in_full, operands)
     factor = operation.argument("alpha", 1)
     factor = -factor if operation.kind is Kind.SUB else factor
     right = right if factor == 1 else right * factor
-    values = [value for _, value in traced]
     parts, totals, lost = divided(operation, left, right, relevance, values)
     received = {id(o): fitted(part, o) for o, part in zip(operands, parts, strict=True)}
     reached = {id(operand) for operand, _ in traced}

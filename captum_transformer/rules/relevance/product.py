@@ -14,7 +14,7 @@ from captum_transformer.rules.relevance.bias import adds_term, applies_weights
 from captum_transformer.rules.relevance.homogeneous import z_rule
 from captum_transformer.rules.relevance.linear import alpha_beta, applied, z_box
 from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
-from captum_transformer.rules.relevance.totals import fitted
+from captum_transformer.rules.relevance.totals import evenly, fitted, require_whole
 from captum_transformer.trace.kinds import CONVOLUTIONS, Kind, Role
 from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.numeric import in_full
@@ -33,6 +33,8 @@ def product(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE)
         relevance: what arrives at it.
         sparsity: that is zero outside these slices.
     """
+    if (shares := evenly(operation, relevance)) is not None:
+        return shares
     if not adds_term(operation):
         return _multiplied(operation, relevance, sparsity)
     addend = operation.arguments["bias"]
@@ -75,6 +77,7 @@ def _multiplied(operation: Operation, relevance: Tensor, sparsity: Sparsity = DE
             "Take that first, as by `x.diagonal(dim1=-2, dim2=-1)`; ",
         )
     if len(traced) > 1:
+        require_whole(operation)
         return z_rule(operation, relevance, degree=len(traced))
     ((signal, _),), found = traced, operation.contraction()
     if found is not None and not applies_weights(found, signal):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from captum_transformer.rules.ledger import added_up, total
 from captum_transformer.rules.propagate import Shares, unsupported
-from captum_transformer.trace.gates import splits_activation
+from captum_transformer.trace.gates import are_of_one_entry, splits_activation, works_by_entry
 from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import signal_of
@@ -31,15 +31,32 @@ def passed_on(operation: Operation, relevance: Tensor) -> Shares:
     if are_signals is None:
         if operation.kind not in (Kind.MUL, Kind.DIV) and not of_ids(operation):
             raise unsupported(operation, "it depends on several signals")
-        if len(traced) == 2 and not of_ids(operation) and splits_activation(operation):
-            raise unsupported(
-                operation,
-                "with the product before it, it is an activation of one of the factors",
-                "Multiply by the activation, as by `F.silu(x)`; ",
-            )
+        if not of_ids(operation):
+            require_whole(operation)
         return Shares(fitted(relevance / len(traced), operand) for operand, _ in traced)
     pairs = zip(traced, are_signals, strict=True)
     return Shares(fitted(relevance, o) if is_signal else None for (o, _), is_signal in pairs)
+
+
+def evenly(operation: Operation, relevance: Tensor) -> Shares | None:
+    """Even parts for signals that were made, entry by entry, of one value: they meet there again.
+
+    With what is before it, it is an activation, as ``x - x * sigmoid(-x)``.
+    """
+    values = [value for _, value in operation.traced()]
+    if len(values) < 2 or not works_by_entry(operation) or not are_of_one_entry(*values):
+        return None
+    return Shares(relevance / len(values) for _ in values)
+
+
+def require_whole(operation: Operation) -> None:
+    """Refuses the product of a signal with an activation that is written in several steps."""
+    if splits_activation(operation):
+        raise unsupported(
+            operation,
+            "with the product before it, it is an activation of one of the factors",
+            "Multiply by the activation, as by `F.silu(x)`; ",
+        )
 
 
 def of_ids(operation: Operation) -> bool:
