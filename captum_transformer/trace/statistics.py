@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from captum_transformer.trace.axis import runs_along
-from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Form, Kind
+from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Form, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation, Value
 from captum_transformer.trace.views import view_of
 
@@ -18,6 +18,7 @@ _SUMS = frozenset({Kind.ADD, Kind.SUB})
 _TO_SUM = _COPIES | {Kind.ADD, Kind.ENTRYWISE, Kind.RECIPROCAL}
 _MIXES = frozenset({Kind.SUM, Kind.MEAN, Kind.POOL, Kind.DISTANCE, Kind.PRODUCT})
 _OF_ROWS = frozenset({Kind.MAXIMUM, Kind.SMOOTH_MAXIMUM})
+_LINEAR = (ENTRIES_ALONE - {Kind.ENTRYWISE}) | MOVES | _MIXES
 
 
 def takes_number(operation: Operation) -> bool:
@@ -40,15 +41,6 @@ def is_divided(operation: Operation) -> list[bool] | None:
         return None
     divided = operation.argument("input" if operation.kind is Kind.DIV else "other")
     return [operand is divided for operand, _ in operation.traced()]
-
-
-def _quotient(operation: Operation) -> tuple[Value, Value] | None:
-    """A signal, and what divides it."""
-    are_signals = is_divided(operation)
-    if are_signals is None or len(are_signals) != 2:
-        return None
-    (_, signal), (_, divisor) = operation.traced()[:: 1 if are_signals[0] else -1]
-    return signal, divisor
 
 
 def signal_of(operation: Operation) -> list[bool] | None:
@@ -81,27 +73,18 @@ def is_gate_by_formula(value: Value) -> bool:
 def _picks(operation: Operation) -> bool:
     """Whether it leaves entries out: what is summed up of them is no function of one entry."""
     output, ((_, value), *_) = operation.outputs[0], operation.traced()
-    return operation.kind in MOVES and (
-        output is None or output.shape.numel() < value.shape.numel()
-    )
+    left = 0 if output is None else output.shape.numel()
+    return operation.kind in MOVES and left < value.shape.numel()
 
 
 class Subtracted(NamedTuple):
-    """What a sum or a difference subtracts from a signal, made of it.
+    """What a sum or a difference subtracts from a signal, made of it."""
 
-    Attributes:
-        operand: the signal.
-        signal: its value.
-        value: what is subtracted.
-        made: what made that, but for numbers, signs and rearrangements.
-        number: how many times what was made is subtracted; zero if that is not known.
-    """
-
-    operand: Operand
+    operand: Operand  # the signal
     signal: Value
-    value: Value
-    made: Operation
-    number: float
+    value: Value  # what is subtracted
+    made: Operation  # what made that, but for numbers, signs and rearrangements
+    number: float  # how many times what was made is subtracted; zero if that is not known
 
 
 def subtracted(operation: Operation | None) -> Iterator[Subtracted]:
@@ -131,19 +114,16 @@ def _multiple(value: Value) -> tuple[Operation | None, float]:
     """The operation that made a value but for a factor, and this number; zero if it is unknown."""
     chain: list[Operation] = []
     while (operation := value.operation) is not None and len(operation.traced()) == 1:
-        scales = takes_number(operation) and operation.kind in _SCALES
-        if scales or operation.kind is Kind.HOMOGENEOUS:
+        if operation.kind in _SCALES | {Kind.HOMOGENEOUS} and len(operation.operands) == 1:
             chain.append(operation)
         elif operation.kind not in _COPIES:
             break
         ((_, value),) = operation.traced()
-
-    def at(number: float) -> float:
-        for operation in reversed(chain):
-            number = float(operation.replay([torch.tensor(number, dtype=torch.float64)])[0])
-        return number
-
-    return value.operation, at(1.0) if at(-1.0) == -at(1.0) else 0.0
+    ends = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    for operation in reversed(chain):
+        (ends,) = operation.replay([ends])
+    number, other = ends.tolist()
+    return value.operation, number if other == -number else 0.0
 
 
 def is_mean(step: Subtracted) -> bool | None:
@@ -187,7 +167,7 @@ def _log_sum_exp_dim(step: Subtracted) -> int | None:
     total = _total(source) if made.form is Form.LOGARITHM else made
     if total is None or others or step.number != 1:
         return None
-    scores = source.origin if made.kind is Kind.SMOOTH_MAXIMUM else _exponent(total.traced()[0][1])
+    scores = source.origin if made.kind is Kind.SMOOTH_MAXIMUM else _summed(total, Form.EXPONENTIAL)
     dim = total.dim(len(signal.shape))
     known = dim is not None and _row(signal, [dim]) == step.value.shape
     return _shifted(signal.origin, dim) if known and scores is signal.origin else None
@@ -198,18 +178,29 @@ def subtracts_unknown(operation: Operation) -> bool:
 
     Such are maxima and logarithms of sums of exponentials, which belong to a softmax.
     """
-    for step in subtracted(operation):
-        if is_mean(step) is None:
-            return True
-        pending, start = [step.made], _unshifted(step.signal)
-        while pending:
-            made = pending.pop()
-            if made.form is Form.LOGARITHM or (made.kind in _OF_ROWS and step.number > 0):
-                return True
-            if made.kind in ENTRIES_ALONE | _COPIES | _MIXES:
-                sources = [value for _, value in made.traced() if value.descends_from(start)]
-                pending += [value.operation for value in sources if value.operation is not None]
-    return False
+    return any(
+        is_mean(step) is None
+        or made.form is Form.LOGARITHM
+        or (made.kind in _OF_ROWS and step.number > 0)
+        for step in subtracted(operation)
+        for made in _made_of(step.value, _unshifted(step.signal))
+    )
+
+
+def _made_of(value: Value, *until: Value) -> Iterator[Operation]:
+    """The operations that made a value, back to others, to layers and to functions of an entry."""
+    pending, seen = [value], set[Value]()
+    while pending:
+        value = pending.pop()
+        operation = value.operation
+        if operation is None or value in seen:
+            continue
+        seen.add(value)
+        yield operation
+        passes = operation.kind in _LINEAR or operation.form is Form.POWER
+        layer = any(operand.role is Role.WEIGHT for operand in operation.operands)
+        if passes and not layer and (value not in until or operation.form is Form.POWER):
+            pending += [source for _, source in operation.traced()]
 
 
 def softmax_dim(operation: Operation) -> int | None:
@@ -230,13 +221,25 @@ def softmax_dim(operation: Operation) -> int | None:
         if made is not None and made.kind is Kind.LOG_SOFTMAX:
             return made.dim(len(value.shape))
         return next((d for d in map(_log_sum_exp_dim, subtracted(made)) if d is not None), None)
-    parts = _quotient(operation) if operation.kind in _SCALES else None
-    if parts is None:
+    found = _over_sum(operation, Form.EXPONENTIAL) if operation.kind in _SCALES else None
+    return None if found is None else _shifted(found[0], found[1].dim(len(traced[0][1].shape)))
+
+
+def sums_to_one_again(operation: Operation) -> bool:
+    """Whether it divides softmax weights, some of them masked, by their sum."""
+    return _over_sum(operation, Kind.SOFTMAX) is not None
+
+
+def _over_sum(operation: Operation, what: Form | Kind) -> tuple[Value, Operation] | None:
+    """Of what something is divided by its own sum, and that sum: exponentials, or a softmax."""
+    are_signals = is_divided(operation)
+    if are_signals is None or len(are_signals) != 2:
         return None
-    scores, total = _exponent(parts[0]), _total(parts[1])
-    if scores is None or total is None or _exponent(total.traced()[0][1]) is not scores:
+    (_, signal), (_, divisor) = operation.traced()[:: 1 if are_signals[0] else -1]
+    scores, total = _argument(signal, what), _total(divisor)
+    if scores is None or total is None or _summed(total, what) is not scores:
         return None
-    return _shifted(scores, total.dim(len(parts[0].shape)))
+    return scores, total
 
 
 def _before(value: Value, kinds: Collection[Kind]) -> Value:
@@ -249,12 +252,16 @@ def _before(value: Value, kinds: Collection[Kind]) -> Value:
     return value
 
 
-def _exponent(value: Value) -> Value | None:
-    """Of what a value is the exponential function, masked perhaps."""
+def _argument(value: Value, what: Form | Kind) -> Value | None:
+    """Of what a value is the exponential function or the softmax, masked perhaps."""
     operation = _before(value, _COPIES | {Kind.MUL}).operation
-    if operation is None or operation.form is not Form.EXPONENTIAL:
+    if operation is None or what not in (operation.form, operation.kind):
         return None
     return operation.traced()[0][1].origin
+
+
+def _summed(total: Operation, what: Form | Kind) -> Value | None:
+    return _argument(total.traced()[0][1], what)
 
 
 def _total(value: Value) -> Operation | None:
@@ -263,37 +270,11 @@ def _total(value: Value) -> Operation | None:
     return total if total is not None and total.kind in (Kind.SUM, Kind.DISTANCE) else None
 
 
-def sums_exponentials(value: Value) -> bool:
-    """Whether a value is made of sums of exponentials, in whatever way they are added up."""
-    pending, found, sums = [value], False, False
-    while pending:
-        operation = pending.pop().operation
-        if operation is None:
-            continue
-        if operation.form is Form.EXPONENTIAL:
-            found = True
-        elif operation.kind in ENTRIES_ALONE | _COPIES | _MIXES:
-            passes = operation.kind is not Kind.ENTRYWISE or operation.form is not None
-            sums |= operation.kind in _MIXES or _picks(operation)
-            pending += [source for _, source in operation.traced()] if passes else []
-    return found and sums
-
-
-def sums_to_one_again(operation: Operation) -> bool:
-    """Whether it divides softmax weights, some of them masked, by their sum."""
-    parts = _quotient(operation)
-    if parts is None:
-        return False
-    scores, total = _softened(parts[0]), _total(parts[1])
-    return scores is not None and total is not None and _softened(total.traced()[0][1]) is scores
-
-
-def _softened(value: Value) -> Value | None:
-    """Of what a value is a softmax, masked perhaps."""
-    operation = _before(value, _COPIES | {Kind.MUL}).operation
-    if operation is None or operation.kind is not Kind.SOFTMAX:
-        return None
-    return operation.traced()[0][1].origin
+def sums_exponentials(value: Value, *signals: Value) -> bool:
+    """Whether what divides signals is made of sums of exponentials, however they are added up."""
+    made = list(_made_of(value, *signals))
+    exponentials = any(operation.form is Form.EXPONENTIAL for operation in made)
+    return exponentials and any(one.kind in _MIXES or _picks(one) for one in made)
 
 
 def is_logarithm_of_softmax(operation: Operation) -> bool:

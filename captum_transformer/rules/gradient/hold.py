@@ -46,7 +46,7 @@ def hold_divisor(operation: Operation) -> Any:
     if not divisors or (operation.kind is Kind.DIV and sums_to_one_again(operation)):
         return NotImplemented  # the gradient is that of a softmax
     if not are_of_one_entry(*signals.values(), *divisors.values()):
-        if _is_of_softmax(operation, divisors):
+        if _is_of_softmax(operation, signals, divisors):
             return refused(
                 operation,
                 "with the exponential before it, it is a softmax written by hand, and the rule is "
@@ -80,7 +80,11 @@ def hold_statistic(operation: Operation) -> Any:
     is_norm = divisors and signal_of(operation) is not None
     if not is_norm or are_of_one_entry(*signals.values(), *divisors.values()):
         return NotImplemented
-    return NotImplemented if _is_of_softmax(operation, divisors) else with_held(operation, divisors)
+    return (
+        NotImplemented
+        if _is_of_softmax(operation, signals, divisors)
+        else with_held(operation, divisors)
+    )
 
 
 def hold_mean(operation: Operation) -> Any:
@@ -101,9 +105,13 @@ def _divided(operation: Operation) -> tuple[dict[Operand, Value], dict[Operand, 
     return signals, divisors
 
 
-def _is_of_softmax(operation: Operation, divisors: dict[Operand, Value]) -> bool:
+def _is_of_softmax(
+    operation: Operation, signals: dict[Operand, Value], divisors: dict[Operand, Value]
+) -> bool:
     """Whether it is the last step of a softmax written by hand, or of what one weights."""
-    return sums_to_one_again(operation) or any(map(sums_exponentials, divisors.values()))
+    return sums_to_one_again(operation) or any(
+        sums_exponentials(divisor, *signals.values()) for divisor in divisors.values()
+    )
 
 
 def hold_gate(operation: Operation) -> Any:
