@@ -201,6 +201,8 @@ def spread_over_tokens(shares: Tensor, value: Value) -> Tensor:
     """
     features, samples, heads = feature_dims(value), value.samples, heads_beside_samples(value)
     layout = [1 if dim in features else length for dim, length in enumerate(value.shape)]
+    if value.learned and len(layout) > 3 and layout[2:] == [shares.shape[1], 1]:
+        heads = layout[1]  # what enters attention lies as that has it
     if (
         samples is None
         or samples.outer != 1
