@@ -204,6 +204,8 @@ class ConservativeLRP(GradientTimesInput):
 
     def _gammas(self, forward: TracedForward, gammas: list[float]) -> dict[int, Gamma]:
         calls = forward.whole.layers()
+        for call in calls:
+            forward.whole.warn_of_rounding(call.output.dtype)
         if len(gammas) not in (1, len(calls)):
             raise InvalidInputError(
                 f"gamma has {len(gammas)} values, the model {len(calls)} attention layers: give "

@@ -189,6 +189,7 @@ def _propagated(
     changed: Mapping[Kind, Entry],
 ) -> Iterator[tuple[dict[Value, Tensor], Ledger]]:
     """What is reached from the score, with its ledger; of a contrast from each of the two."""
+    forward.history(value).warn_of_rounding(selected.dtype)
     operation = value.operation
     contrast = operation is not None and operation.kind is Kind.CONTRAST
     for side in [v for _, v in operation.traced()] if operation and contrast else [value]:

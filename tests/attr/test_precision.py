@@ -1,5 +1,6 @@
 """Half precision, mixed precision, and inputs at the edge."""
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -265,3 +266,27 @@ def test_doubles_are_masked_before_they_become_singles(method: str) -> None:
 
     expected = METHODS[method](model).attribute(images(), 2)
     assert_close(METHODS[method](masked).attribute(images(), 2), expected, 1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_magnifies_rounding_says_so_in_half_precision(method: str) -> None:
+    def warned(dtype: torch.dtype) -> bool:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            subject("BERT, eager").to(dtype).attribute(METHODS[method])
+        return any("magnifies rounding" in str(warning.message) for warning in found)
+
+    assert warned(torch.bfloat16) == (method in MAGNIFY_ROUNDING)
+    assert not warned(torch.float32)
+
+
+def test_methods_that_say_nothing_in_half_precision_are_close() -> None:
+    for method in METHODS.keys() - MAGNIFY_ROUNDING:
+        low, same = (subject("BERT, eager").to(torch.bfloat16) for _ in range(2))
+        pairs = zip(
+            as_tuple(low.attribute(METHODS[method])),
+            as_tuple(same.to(torch.float32).attribute(METHODS[method])),
+            strict=True,
+        )
+        for found, exact in pairs:
+            assert (found.float() - exact).norm() < 0.05 * exact.norm()
