@@ -3,6 +3,7 @@
 from itertools import permutations
 
 import torch
+from torch import Tensor
 
 from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Kind
 from captum_transformer.trace.operation import Operation, Value
@@ -88,9 +89,11 @@ def steps_with_numbers(value: Value) -> list[Operation]:
     return [*steps_with_numbers(source), operation]
 
 
-def constant_term(steps: list[Operation]) -> float:
-    """What these steps make of zero."""
+def constant_term(steps: list[Operation]) -> Tensor | None:
+    """What these steps make of zero; None if they add nothing."""
+    if not any(operation.kind in (Kind.ADD, Kind.SUB) for operation in steps):
+        return None
     number = torch.zeros((), dtype=torch.float64)
     for operation in steps:
         (number,) = operation.replay([number])
-    return float(number)
+    return number

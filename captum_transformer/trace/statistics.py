@@ -119,6 +119,8 @@ def _multiple(value: Value) -> tuple[Operation | None, float]:
         elif operation.kind not in _COPIES:
             break
         ((_, value),) = operation.traced()
+    if not chain:
+        return value.operation, 1.0
     ends = torch.tensor([1.0, -1.0], dtype=torch.float64)
     for operation in reversed(chain):
         (ends,) = operation.replay([ends])
@@ -167,7 +169,11 @@ def _log_sum_exp_dim(step: Subtracted) -> int | None:
     total = _total(source) if made.form is Form.LOGARITHM else made
     if total is None or others or step.number != 1:
         return None
-    scores = source.origin if made.kind is Kind.SMOOTH_MAXIMUM else _summed(total, Form.EXPONENTIAL)
+    scores = (
+        source.origin
+        if made.kind is Kind.SMOOTH_MAXIMUM
+        else _argument(total.traced()[0][1], Form.EXPONENTIAL)
+    )
     dim = total.dim(len(signal.shape))
     known = dim is not None and _row(signal, [dim]) == step.value.shape
     return _shifted(signal.origin, dim) if known and scores is signal.origin else None
@@ -237,7 +243,7 @@ def _over_sum(operation: Operation, what: Form | Kind) -> tuple[Value, Operation
         return None
     (_, signal), (_, divisor) = operation.traced()[:: 1 if are_signals[0] else -1]
     scores, total = _argument(signal, what), _total(divisor)
-    if scores is None or total is None or _summed(total, what) is not scores:
+    if scores is None or total is None or _argument(total.traced()[0][1], what) is not scores:
         return None
     return scores, total
 
@@ -258,10 +264,6 @@ def _argument(value: Value, what: Form | Kind) -> Value | None:
     if operation is None or what not in (operation.form, operation.kind):
         return None
     return operation.traced()[0][1].origin
-
-
-def _summed(total: Operation, what: Form | Kind) -> Value | None:
-    return _argument(total.traced()[0][1], what)
 
 
 def _total(value: Value) -> Operation | None:

@@ -124,9 +124,8 @@ def hold_gate(operation: Operation) -> Any:
     if len(traced) < 2 or added or not works_by_entry(operation):
         return NotImplemented
     (_, signal), *gates = sorted(traced, key=lambda pair: is_gate_by_formula(pair[1]))
-    if are_of_one_entry(signal, *(value for _, value in gates)) and not constant_term(
-        steps_with_numbers(signal)
-    ):
+    adds = constant_term(steps_with_numbers(signal)) is not None
+    if are_of_one_entry(signal, *(value for _, value in gates)) and not adds:
         return with_held(operation, [operand for operand, _ in gates])
     if splits_activation(operation):
         return refused(

@@ -61,7 +61,7 @@ def identity_of_sum(operation: Operation) -> Any:
     if others or not takes_number(operation) or not is_activated(value):
         return NotImplemented
     operation.activates = True
-    return _Activation.apply(signal.tensor, operation, 0.0)
+    return _Activation.apply(signal.tensor, operation, None)
 
 
 def identity_of_scores(operation: Operation) -> Any:
@@ -128,11 +128,11 @@ class _Activation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, signal: Tensor, operation: Operation, constant: float) -> Tensor:
+    def forward(ctx: Any, signal: Tensor, operation: Operation, constant: Tensor | None) -> Tensor:
         output: Tensor = _on(signal, operation)
         dtype = accumulation_dtype(signal.dtype)
         own = signal.to(dtype)
-        own = own - constant if constant else own
+        own = own if constant is None else own - constant
         slope = ratio(output.to(dtype), own, EPSILON)
         # In half precision a slope may be too large a number; bfloat16 has the range of float32.
         kept = torch.promote_types(signal.dtype, torch.bfloat16)
