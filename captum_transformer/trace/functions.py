@@ -86,10 +86,12 @@ def _by_exponent(arguments: Mapping[str, Any]) -> Kind:
 
 
 def _by_bounds(arguments: Mapping[str, Any]) -> Kind:
-    """Clamping to a signal is the larger or smaller one of two."""
-    bounds = (arguments.get("min"), arguments.get("max"))
-    signals = any(getattr(bound, "value", None) is not None for bound in bounds)
-    return Kind.MAXIMUM if signals else Kind.ENTRYWISE
+    """Clamping to a signal is the larger or smaller one of two; to zero alone it is a ReLU."""
+    bounds = [bound for name in ("min", "max") if (bound := arguments.get(name)) is not None]
+    if any(getattr(bound, "value", None) is not None for bound in bounds):
+        return Kind.MAXIMUM
+    alone = len(bounds) == 1 and isinstance(bounds[0], (int, float)) and bounds[0] == 0
+    return Kind.HOMOGENEOUS if alone else Kind.ENTRYWISE
 
 
 def _by_numerator(arguments: Mapping[str, Any]) -> Kind:

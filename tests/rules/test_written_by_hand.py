@@ -215,6 +215,12 @@ GROUPS: dict[str, dict[str, Function]] = {
         "fused": F.mish,
         "by hand": lambda x: x * torch.tanh(torch.log(1 + torch.exp(x))),
     },
+    "relu of a sum": {
+        "fused": lambda x: (x + 0.5).relu(),
+        "clamp": lambda x: (x + 0.5).clamp(min=0),
+        "clamp_min": lambda x: torch.clamp_min(0.5 + x, 0),
+        "of the negative": lambda x: -(-0.5 - x).clamp(max=0),
+    },
     "squared relu": {
         "fused": lambda x: x.relu() ** 2,
         "product": lambda x: x.relu() * x.relu(),
