@@ -19,8 +19,10 @@ class AttnLRP(GradientTimesInput):
       its first-order Taylor expansion with a bias term;
     - activations: the slope is :math:`f(x) / x` (the identity rule), also of those written in
       Python as ``x * gate(x)``, where the gate is that slope, and no stabiliser is needed (the
-      results are the authors' to 1e-9). One that is not zero at zero, as a sigmoid that gates
-      another signal, leaves all its relevance to an x that may all but vanish, and so magnifies it;
+      results are the authors' to 1e-9). Numbers that are added are a part of it, as in
+      ``log(1 + x)`` or ``(1 + tanh(x / 2)) / 2``; a tensor is a bias. One that is not zero at
+      zero, as a sigmoid that gates another signal, leaves all its relevance to an x that may all
+      but vanish, and so magnifies it;
     - norms, fused or written in Python, over features, channels, windows or samples: what divides
       the signal is a constant (the subtracted mean is not). So is any divisor of a signal, but for
       the sum of softmax weights, some of them masked, which keeps its gradient as a softmax
