@@ -190,17 +190,14 @@ class Operation:
         views: what `views_of` knows of it, if that was asked.
     """
 
-    result: Operand | None = None
-    edge: GradientEdge | None = None
-    attention: Any = None
-    pattern: "Pattern | None" = None
-    refusal: Exception | None = None
-    refused: Sequence[GradientEdge] = ()
-    module = ""
-    shift: Operand | None = None
-    activates: bool = False
-    views: tuple[View, ...] | None = None
-    _contraction: Contraction | None = None
+    result: Operand | None
+    edge: GradientEdge | None
+    attention: Any
+    pattern: "Pattern | None"
+    refusal: Exception | None
+    shift: Operand | None
+    views: tuple[View, ...] | None
+    _contraction: Contraction | None
 
     def __init__(
         self,
@@ -217,7 +214,12 @@ class Operation:
         self.arguments = arguments
         self.call: Callable[..., Any] = function.call
         self.outputs: list[Value | None] = []
+        self.refused: Sequence[GradientEdge] = ()
+        self.module, self.activates = "", False
         self._traced = [(o, o.value) for o in operands if o.value is not None]
+        # Not in the class: what many objects lack is looked up slowly there.
+        self.result = self.edge = self.attention = self.pattern = None
+        self.refusal = self.shift = self.views = self._contraction = None
 
     def changed(self, **attributes: Any) -> "Operation":
         """The same operation with other operands, or run in another way."""
