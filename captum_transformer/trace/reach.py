@@ -14,7 +14,7 @@ from captum_transformer.trace.tape import Tape
 
 _COMPLEX = MOVES | {Kind.MUL, Kind.TRANSFORM}
 # Token ids stay token ids when they are shifted to their part of a table, hashed, or moved.
-_KEEPS_IDS = MOVES | {Kind.COPY, Kind.ENTRYWISE, Kind.ADD, Kind.SUB, Kind.MUL}
+_KEEPS_IDS = MOVES | {Kind.COPY, Kind.ENTRYWISE, Kind.HOMOGENEOUS, Kind.ADD, Kind.SUB, Kind.MUL}
 
 
 def leave_out_constants(operands: list[Operand]) -> None:
