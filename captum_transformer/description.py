@@ -135,7 +135,7 @@ def describe(
             {name: tuple(value.shape) for name, value in _named(forward).items()},
             tuple(_attention(forward)),
             tuple(_additions(forward)),
-            bool(read_from(forward.tape.operations, forward.calls)),
+            bool(read_from(forward.tape.operations, forward.calls, len(forward.inputs[0]))),
             tuple(named(unread_mixing(forward.tape.operations))),
             tuple(named(beside_skips(forward.tape.operations, forward.tape.derived(Sources)))),
         )

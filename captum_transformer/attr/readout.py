@@ -32,7 +32,8 @@ def with_evidence(
         ledger: that of what has passed; what is added is noted there, too.
         selection: what is explained.
     """
-    pooling = read_from(selection.history.operations, selection.history.calls)
+    history, samples = selection.history, len(selection.forward.inputs[0])
+    pooling = read_from(history.operations, history.calls, samples)
     if not pooling:
         return dict(passed)
     _require_samples(pooling)

@@ -1,9 +1,10 @@
 """Where several tokens become one, as in the mean that many models read their scores from."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from captum_transformer.trace.attention import AttentionCall
-from captum_transformer.trace.axis import Axis, dimension_of
+from captum_transformer.trace.axis import Axis, View, dimension_of
 from captum_transformer.trace.dimensions import passage
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation, Value
@@ -53,16 +54,21 @@ def _lengths_of_tokens(value: Value) -> list[int]:
     return lengths
 
 
-def _leaves_one_token(operation: Operation) -> bool:
-    """Whether of several tokens of the one signal it has but one is left, picked or made of all."""
+def _leaves_one_token(operation: Operation, samples: int) -> bool:
+    """Whether of several tokens of the one signal it has but one is left, picked or made of all.
+
+    Where it is not known where samples lie, it may be so if there is one for each of them.
+    """
     output, traced = operation.outputs[0], operation.traced()
     if operation.kind in BY_ENTRY or operation.pattern is not None or len(traced) != 1:
         return False
     ((operand, value),) = traced
     if output is None or not value.attention:
         return False
-    samples = samples_in(value)
-    held = None if samples is None else dimension_of(samples[0], value.shape)
+    if (lie := samples_in(value)) is None:
+        width = math.prod(axis.size for axis in value.features or ())
+        return pools_tokens(operation) and output.shape.numel() == samples * width
+    held = dimension_of(lie[0], value.shape)
     to = passage(operation, operand, len(output.shape)).to
     tokens = [dim for dim, length in enumerate(_lengths_of_tokens(value)) if length > 1]
     tokens = [dim for dim in tokens if held is None or held.size == 1 or dim != held.dim]
@@ -72,19 +78,28 @@ def _leaves_one_token(operation: Operation) -> bool:
 
 def _laid_side_by_side(value: Value) -> Axis | None:
     """Along which axis signals were joined whose sum is an addition, and pools nothing."""
-    operation = value.operation
-    if operation is None:
-        return None
-    if operation.kind in (Kind.STACK, Kind.CONCATENATE):
-        alike = len({operand.size for operand in operation.operands}) == 1
-        dim = operation.dim(len(value.shape))
-        joined = alike and dim is not None
-        return Axis.of(value.shape, dim or 0, len(operation.operands)) if joined else None
-    view = view_of(operation, value)
-    if view is None or len(operation.traced()) != 1:
-        return None
-    axis = _laid_side_by_side(operation.traced()[0][1])
-    return None if axis is None else axis.in_view(view)
+    views: list[View] = []
+    while (operation := value.operation) is not None:
+        values = [source for _, source in operation.traced()]
+        if operation.kind in (Kind.STACK, Kind.CONCATENATE):
+            dim = operation.dim(len(value.shape))
+            alike = len({operand.size for operand in operation.operands}) == 1
+            if dim is None or not alike:
+                return None
+            axis = Axis.of(value.shape, dim, len(operation.operands))
+            for view in reversed(views):
+                if (seen := axis.seen_in(view)) is None:
+                    return None
+                axis = seen[1]
+            return axis
+        if (view := view_of(operation, value)) is not None:
+            views.append(view)
+        elif operation.kind not in BY_ENTRY or any(v.shape != value.shape for v in values):
+            return None
+        if not values:
+            return None
+        value = values[0]
+    return None
 
 
 def samples_in(value: Value) -> tuple[Axis, slice] | None:
@@ -94,7 +109,9 @@ def samples_in(value: Value) -> tuple[Axis, slice] | None:
     return None if value.samples is None else (value.samples, slice(None))
 
 
-def read_from(operations: Sequence[Operation], calls: Iterable[AttentionCall]) -> list[Operation]:
+def read_from(
+    operations: Sequence[Operation], calls: Iterable[AttentionCall], samples: int
+) -> list[Operation]:
     """The operations that pool the tokens that a score is read from.
 
     These have attended, attend no more, and one token is made of them, perhaps in several steps.
@@ -102,19 +119,19 @@ def read_from(operations: Sequence[Operation], calls: Iterable[AttentionCall]) -
     Args:
         operations: what leads to the score.
         calls: the attention calls among it.
+        samples: how many there are.
     """
     found: list[Operation] = []
     seen: list[Value] = []
     for operation in reversed(operations):
         output = operation.outputs[0]
-        if output is None or not _leaves_one_token(operation):
+        if output is None or not _leaves_one_token(operation, samples):
             continue
         attends = any(call.output.descends_from(output) for call in calls)
         goes_on = any(value is output or value.descends_from(output) for value in seen)
         if attends or goes_on:
             continue
         first, value = None, operation.traced()[0][1]
-        seen.append(value)
         # One token may be made in steps, with layers of each token between them.
         step: Operation | None = operation
         while step is not None and len(step.traced()) == 1 and value.attention:
@@ -126,4 +143,5 @@ def read_from(operations: Sequence[Operation], calls: Iterable[AttentionCall]) -
             step = None if step.pattern is not None else value.operation
         if first is not None:
             found.append(first)
+            seen += [value for _, value in operation.traced()]
     return found
