@@ -87,8 +87,8 @@ def _laid_side_by_side(value: Value) -> Axis | None:
             if dim is None or not alike:
                 return None
             axis = Axis.of(value.shape, dim, len(operation.operands))
-            for view in reversed(views):
-                if (seen := axis.seen_in(view)) is None:
+            for lies in reversed(views):
+                if (seen := axis.seen_in(lies)) is None:
                     return None
                 axis = seen[1]
             return axis
