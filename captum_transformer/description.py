@@ -11,8 +11,9 @@ from captum_transformer.trace.attention import AttentionCall, FusedAttention
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mixing import named, unread_mixing
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.pooling import read_from
+from captum_transformer.trace.value import Value
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ from captum_transformer.trace.functions import ENTRY, bare_name, describe
 from captum_transformer.trace.kinds import Does, Kind, Role
 from captum_transformer.trace.nested import leaves
 from captum_transformer.trace.numeric import in_full, ratio
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.value import Value
 
 __all__ = [
     "AH",

@@ -18,7 +18,7 @@ from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.heads import by_head
-from captum_transformer.trace.operation import Value
+from captum_transformer.trace.value import Value
 
 
 class AttentionGradCam(SingleLayerMethod):

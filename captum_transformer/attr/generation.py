@@ -15,7 +15,7 @@ from captum_transformer.rules.flow import TokenFlow
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype
-from captum_transformer.trace.operation import Value
+from captum_transformer.trace.value import Value
 
 
 class Generation:

@@ -13,8 +13,9 @@ from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.ledger import Ledger, total
 from captum_transformer.rules.propagate import transposed
 from captum_transformer.trace.numeric import accumulation_dtype, quotient
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.pooling import read_from, samples_in
+from captum_transformer.trace.value import Value
 
 # How many units in the last place a sum over tokens may be off.
 _ROUNDING = 64

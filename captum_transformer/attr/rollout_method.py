@@ -20,8 +20,8 @@ from captum_transformer.rules.streams.relevancies import Relevancies, last_call,
 from captum_transformer.rules.streams.update import UpdateRule
 from captum_transformer.trace.history import History
 from captum_transformer.trace.numeric import accumulation_dtype
-from captum_transformer.trace.operation import Value
 from captum_transformer.trace.streams import query_value
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.versions import Version
 
 Propagation = Literal["paper", "flow"]

@@ -26,7 +26,7 @@ from captum_transformer.rules.streams.update import RelevanceUpdate
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.operation import Value
+from captum_transformer.trace.value import Value
 
 
 class TransformerAttribution(RolloutMethod):

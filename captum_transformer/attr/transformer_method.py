@@ -19,8 +19,8 @@ from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.numeric import accumulation_dtype
-from captum_transformer.trace.operation import Value
 from captum_transformer.trace.tokens import per_token, token_value
+from captum_transformer.trace.value import Value
 
 # Relevance and flow are linear, so they may start large; products with denormals are slow on CPUs.
 START = 2.0**40

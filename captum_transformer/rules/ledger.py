@@ -8,7 +8,8 @@ from torch import Tensor
 
 from captum_transformer.account import Reason
 from captum_transformer.errors import ConservationError
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.value import Value
 
 Result = TypeVar("Result")
 # How much of the sum of absolute values may be rounding. Models compute parts of what they do in

@@ -12,8 +12,9 @@ from captum_transformer.errors import InvalidRuleError, UnsupportedOperationErro
 from captum_transformer.rules.ledger import Audit, Ledger, balanced
 from captum_transformer.trace.dimensions import features_begin
 from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.tape import Tape
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import views_of
 
 

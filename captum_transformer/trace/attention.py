@@ -18,8 +18,9 @@ from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.blocks import row_blocks
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype, in_full
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.scoring import Scoring
+from captum_transformer.trace.value import Value
 
 if TYPE_CHECKING:
     from captum_transformer.trace.recognise import Pattern

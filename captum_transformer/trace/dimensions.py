@@ -11,7 +11,8 @@ from captum_transformer.trace.axis import Axis, View, dimension_of, runs_along
 from captum_transformer.trace.indices import picked
 from captum_transformer.trace.kinds import CONVOLUTIONS, Kind
 from captum_transformer.trace.norms import normalisation
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.value import Value
 
 
 class Passage(NamedTuple):

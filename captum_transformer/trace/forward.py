@@ -23,7 +23,7 @@ from captum_transformer.trace.history import History, leading_to
 from captum_transformer.trace.influence import belongs_to_samples, require_apart
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mode import ForwardRules, Trace
-from captum_transformer.trace.operation import Value
+from captum_transformer.trace.value import Value
 
 _CONTRAST = Function("contrast", Kind.CONTRAST, torch.sub)
 

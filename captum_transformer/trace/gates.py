@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Kind
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.statistics import is_gate_by_formula, takes_number
+from captum_transformer.trace.value import Value
 
 _ACTIVATIONS = frozenset({Kind.ENTRYWISE, Kind.RECIPROCAL})
 

@@ -7,8 +7,8 @@ from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis, View, pieces_in_view
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES
-from captum_transformer.trace.operation import Value
 from captum_transformer.trace.streams import query_value
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import views_of
 
 

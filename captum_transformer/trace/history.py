@@ -8,8 +8,9 @@ import torch
 from captum_transformer.errors import NoAttentionError
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.mixing import has_known_weights, named, unread_mixing
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.streams import Streams
+from captum_transformer.trace.value import Value
 
 LINEAR_ATTENTION = (
     "No attention that can be read was seen in the forward pass, but other operations that mix "

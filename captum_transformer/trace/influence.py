@@ -10,7 +10,8 @@ from captum_transformer.errors import InvalidTargetError, MixedSamplesError
 from captum_transformer.trace.batch import Batch
 from captum_transformer.trace.derivatives import derivatives
 from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.value import Value
 
 if TYPE_CHECKING:
     from captum_transformer.trace.forward import TracedForward

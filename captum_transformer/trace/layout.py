@@ -7,10 +7,11 @@ from captum_transformer.trace.batch import placed
 from captum_transformer.trace.dimensions import image, source_of
 from captum_transformer.trace.features import learn_features, place_features
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import is_weighted_signal
 from captum_transformer.trace.samples import place_samples
 from captum_transformer.trace.statistics import softmax_dim
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 
 _MAY_BE_SOFTMAX = frozenset({Kind.SOFTMAX, Kind.DIV, Kind.MUL, Kind.ENTRYWISE})

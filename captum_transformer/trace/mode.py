@@ -29,7 +29,7 @@ from captum_transformer.trace.functions import ENTRY, LOG_SUM_EXP, Function, des
 from captum_transformer.trace.kinds import MOVES, Kind, Role
 from captum_transformer.trace.layout import lay_out
 from captum_transformer.trace.nested import mapped
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.pooling import pools_tokens
 from captum_transformer.trace.reach import leave_out_constants, reached, with_gradient, written_by
 from captum_transformer.trace.recognise import (
@@ -41,6 +41,7 @@ from captum_transformer.trace.recognise import (
 )
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
+from captum_transformer.trace.value import Value
 
 _MAY_HOLD_TENSORS = (tuple, list, dict)
 _ATTENTIONS = frozenset({Kind.SOFTMAX, Kind.ATTENTION})

@@ -7,7 +7,8 @@ from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis, View, dimension_of
 from captum_transformer.trace.dimensions import passage
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 
 # Entries of these are entries of one token each, wherever they are.

@@ -1,8 +1,9 @@
 """What softmax probabilities were made of, and what has become of them."""
 
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.statistics import signal_of, softmax_dim
+from captum_transformer.trace.value import Value
 
 CUT_PROBABILITIES = (
     "applies softmax probabilities that were cut up or rearranged, as of sliding windows in "

@@ -12,9 +12,10 @@ from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.functions import Function
 from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import is_weighted_signal
 from captum_transformer.trace.scoring import INSTEAD
+from captum_transformer.trace.value import Value
 
 
 class Pattern(NamedTuple):

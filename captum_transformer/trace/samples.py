@@ -15,7 +15,8 @@ from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.batch import Batch, located, placed
 from captum_transformer.trace.dimensions import carried, passage
 from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import Frozen, frozen_arguments, run_frozen
 
 

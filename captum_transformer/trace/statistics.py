@@ -9,7 +9,8 @@ import torch
 
 from captum_transformer.trace.axis import runs_along
 from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Form, Kind, Role
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 
 _COPIES = MOVES | {Kind.COPY}

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
 from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import MOVES, Kind
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.probabilities import scores_of
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.versions import LEARNED, Stream, Version, Versions
 
 _TIES_TOKENS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV})

@@ -14,8 +14,9 @@ from torch.autograd.graph import get_gradient_edge
 from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.functions import Function, describe
 from captum_transformer.trace.kinds import MOVES, Kind
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.storages import memory_of
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.writes import WRITE_VIEW, is_hook
 
 Derived = TypeVar("Derived")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from captum_transformer.trace.axis import View
 from captum_transformer.trace.kinds import Kind, Role
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.value import Value
 
 # An argument that can be a key: its type, and what it consists of.
 Frozen = tuple[Any, ...]

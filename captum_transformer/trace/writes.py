@@ -12,7 +12,8 @@ from captum_transformer.trace.axis import View
 from captum_transformer.trace.entries import entry_of
 from captum_transformer.trace.functions import Function
 from captum_transformer.trace.kinds import Kind, Role
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import part_in_brackets
 
 # The autograd functions by which torch hangs hooks on modules: identities, whatever the hook does.

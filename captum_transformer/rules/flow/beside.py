@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from captum_transformer.rules.flow.sources import Sources
 from captum_transformer.rules.flow.terms import receiving
 from captum_transformer.trace.kinds import BY_ENTRY, Kind
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.pooling import mixes_tokens
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import views_of
 
 _KEEPS_TOKENS = BY_ENTRY | {Kind.EMBEDDING}

@@ -13,7 +13,8 @@ from torch import Tensor
 from captum_transformer.account import Reason
 from captum_transformer.rules.flow.maps import Attended
 from captum_transformer.rules.ledger import Audit, Ledger, Taken, total
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.value import Value
 
 # Where a share goes, the sources that it is of, and the share.
 Piece = tuple[Value, int, Tensor]

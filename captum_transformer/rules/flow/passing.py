@@ -30,7 +30,8 @@ from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.numeric import quotient
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.value import Value
 
 
 class Passing:

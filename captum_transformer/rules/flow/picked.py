@@ -4,7 +4,8 @@ from captum_transformer.rules.flow.sources import Sources
 from captum_transformer.rules.flow.terms import ADDITIONS, receiving
 from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.kinds import BY_ENTRY, Kind
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 
 

@@ -18,7 +18,8 @@ from captum_transformer.rules.flow.terms import (
 from captum_transformer.trace.dimensions import passage
 from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.value import Value
 
 
 def signal(operand: Operand, like: Tensor, *, weighted: bool = False) -> Tensor | None:

@@ -12,9 +12,10 @@ from torch import Tensor
 from captum_transformer.rules.flow.sources import Junction, Sources
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.kinds import MOVES, Kind
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
+from captum_transformer.trace.value import Value
 
 
 class Layer(NamedTuple):

@@ -12,7 +12,8 @@ from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.features import chooses_features, feature_dims, mixes_features
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, Kind, Role
 from captum_transformer.trace.numeric import in_full, quotient
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.value import Value
 
 
 class Divided(NamedTuple):

@@ -29,9 +29,10 @@ from captum_transformer.rules.flow.terms import (
 from captum_transformer.rules.propagate import unsupported
 from captum_transformer.trace.features import sums_over_features
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Does, Kind
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.probabilities import CUT_PROBABILITIES, applies_cut_probabilities
 from captum_transformer.trace.tape import Tape
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 from captum_transformer.trace.writes import Overwritten, shown
 

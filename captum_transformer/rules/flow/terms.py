@@ -9,8 +9,9 @@ from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.dimensions import image, passage
 from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind, Role
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import signal_of
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import views_of
 
 ADDITIONS = frozenset({Kind.ADD, Kind.SUB})

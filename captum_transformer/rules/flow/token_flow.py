@@ -29,8 +29,8 @@ from captum_transformer.rules.ledger import Ledger, balanced
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import quotient
-from captum_transformer.trace.operation import Value
 from captum_transformer.trace.tape import Tape
+from captum_transformer.trace.value import Value
 
 KEEP = frozenset({Kind.MAXIMUM, Kind.CHOICE})
 

@@ -11,8 +11,9 @@ from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.axis import Axis, Part, dimension_of, runs_along
 from captum_transformer.trace.dimensions import image, passage
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.tape import Tape
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import views_of
 
 _JOINS = frozenset({Kind.CONCATENATE, Kind.STACK})

@@ -12,7 +12,7 @@ from captum_transformer.trace.gates import (
     works_by_entry,
 )
 from captum_transformer.trace.kinds import Kind, Role
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import are_probabilities
 from captum_transformer.trace.statistics import (
     is_divided,
@@ -23,6 +23,7 @@ from captum_transformer.trace.statistics import (
     sums_exponentials,
     sums_to_one_again,
 )
+from captum_transformer.trace.value import Value
 
 _WITHOUT_AH = "With `attention_rule=False` they count as any other part of the gradient; "
 

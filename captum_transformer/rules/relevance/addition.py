@@ -15,8 +15,9 @@ from captum_transformer.rules.relevance.totals import evenly, fitted, of_ids, pa
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import in_full, ratio
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.statistics import signal_of, subtracts_unknown
+from captum_transformer.trace.value import Value
 
 
 def addition(operation: Operation, relevance: Tensor) -> Shares:

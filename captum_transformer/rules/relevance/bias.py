@@ -11,8 +11,9 @@ from captum_transformer.trace.axis import Axis, pieces_in_view
 from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.features import mixes_features
 from captum_transformer.trace.kinds import CONVOLUTIONS, Kind, Role
-from captum_transformer.trace.operation import Operand, Operation, Value
+from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import signal_of
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import views_of
 
 Axes = frozenset[Axis]

@@ -25,7 +25,8 @@ from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
 from captum_transformer.rules.relevance.totals import constants, passed_on, remaining
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
 from captum_transformer.trace.numeric import in_full
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import views_of
 
 OneOutputRule = Callable[[Operation, Tensor], list[Tensor | None]]

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.kinds import BY_ENTRY, Kind
-from captum_transformer.trace.operation import Operation, Value
+from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.tape import Tape
+from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import views_of
 
 

@@ -1,0 +1,103 @@
+"""The values that go from one operation to the next."""
+
+import weakref
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.batch import Batch
+from captum_transformer.trace.kinds import MOVES, Kind
+
+if TYPE_CHECKING:
+    from captum_transformer.trace.operation import Operation
+
+Features = tuple[Axis, ...] | None
+# A denominator stays one where these rearrange, scale or raise it.
+_KEEPS_DENOMINATORS = MOVES | {Kind.COPY, Kind.ENTRYWISE, Kind.HOMOGENEOUS, Kind.MUL, Kind.DIV}
+
+
+class Value:
+    """One version of a tensor that the inputs reach.
+
+    Attributes:
+        index: its place in the order of values.
+        holder: the tensor, as long as it lives.
+        version: how often the tensor had been written into when it came to hold this value.
+        operation: what produced it; None for an input.
+        batch: which samples its entries belong to, and where.
+        coupling: where that was lost: the first operation that may not keep samples apart. What is
+            known behind it is true only if it does.
+        features: where the features of its tokens lie in it, whole or split (into heads, say);
+            None as long as that is unknown.
+        ancestors: bit set of the values that it was made from.
+        attention: bit set of the attention calls in its history.
+        mixtures: bit set of the operations in its history that mix tokens, and are no attention.
+        shape, stride, dtype, device: of the tensor.
+        holds_ids: whether it holds token ids, which have no gradient.
+        learned: whether no input reaches it: attention among learned queries, and what follows.
+        keys: where the axis that a softmax ran over lies in it, if one did.
+    """
+
+    operation: "Operation | None" = None
+    batch: Batch | None = None
+    coupling: "Operation | None" = None
+    features: Features = None
+    ancestors = 0
+    attention = 0
+    mixtures = 0
+    learned = False
+    keys: Axis | None = None
+
+    def __init__(self, index: int, tensor: Tensor) -> None:
+        self.index = index
+        self.holder = weakref.ref(tensor)
+        self.version = tensor._version
+        self.shape = tensor.shape
+        self.stride = tensor.stride()
+        self.dtype = dtype = tensor.dtype
+        self.device = tensor.device
+        self.holds_ids = not (dtype.is_floating_point or dtype.is_complex)
+        self._origin: Value | None = None
+
+    @property
+    def origin(self) -> "Value":
+        """The value whose entries these are, merely cast or rearranged; itself otherwise."""
+        return self._origin or self
+
+    @origin.setter
+    def origin(self, value: "Value") -> None:
+        # Not itself: what refers to itself would wait for the garbage collector.
+        self._origin = value
+
+    @property
+    def samples(self) -> Axis | None:
+        """Where the samples of the batch lie in it, if all of them are there and apart."""
+        batch = self.batch
+        return batch.axis if batch is not None and batch.axis.size == batch.of else None
+
+    @property
+    def is_denominator(self) -> bool:
+        """Whether it is what a signal is divided by, as ``rsqrt(mean(x ** 2))`` in an RMSNorm."""
+        operation = self.operation
+        if operation is None:
+            return False
+        if operation.kind is Kind.RECIPROCAL:
+            return True
+        if operation.kind not in _KEEPS_DENOMINATORS and not operation.spreads:
+            return False
+        return all(value.is_denominator for _, value in operation.traced())
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether it holds softmax weights of tokens, and not of features."""
+        return self.keys is not None and self.keys not in (self.features or ())
+
+    def blank(self, dtype: torch.dtype) -> Tensor:
+        """A tensor of the same layout for replays in which the entries don't matter."""
+        return torch.empty_strided(self.shape, self.stride, dtype=dtype, device=self.device)
+
+    def descends_from(self, other: "Value") -> bool:
+        """Whether it was made from ``other``."""
+        return bool(self.ancestors >> other.index & 1)
