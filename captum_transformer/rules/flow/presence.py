@@ -215,7 +215,7 @@ def _filled(
     for place, (whole, part) in enumerate(zip(filled, parts, strict=True)):
         if isinstance(part, Tensor):
             # An expanded tensor has no room for entries that differ.
-            filled[place] = part if 0 in whole.stride() else whole.copy_(part)
+            filled[place] = part.to(like.dtype) if 0 in whole.stride() else whole.copy_(part)
         elif part is not None:
             whole.fill_(part)
     return filled
@@ -225,19 +225,19 @@ def _carried(
     operation: Operation, value: Value, parts: Sequence[Tensor | int | None], like: Tensor
 ) -> Tensor:
     """What the entries of a rearrangement bring along; constants among them nothing."""
-    place, given_parts = operation.outputs.index(value), _filled(operation, parts, like)
+    # What is filled in, such as the lowest number there is, must fit the precision.
+    dtypes = [v.dtype for _, v in operation.traced() if v.dtype.is_floating_point]
+    wide = like.new_empty((), dtype=functools.reduce(torch.promote_types, dtypes, like.dtype))
+    place, given_parts = operation.outputs.index(value), _filled(operation, parts, wide)
     with torch.no_grad():
         given: Tensor = operation.replay(given_parts)[place]
         absent = operation.replay([torch.zeros_like(part) for part in given_parts])[place]
-        return given.masked_fill(given == absent, 0.0)
+        return given.masked_fill(given == absent, 0.0).to(like.dtype)
 
 
 def constant_entries(operation: Operation, like: Tensor) -> list[Tensor | None]:
     """For each output of a rearrangement one where a constant is, and zero elsewhere."""
     if not has_constants(operation):
         return []
-    # What is filled in, such as the lowest number there is, must fit the precision.
-    dtypes = [v.dtype for _, v in operation.traced() if v.dtype.is_floating_point]
-    like = like.new_empty((), dtype=functools.reduce(torch.promote_types, dtypes, like.dtype))
     ones = [1] * len(operation.traced())
     return [o if o is None else 1 - _carried(operation, o, ones, like) for o in operation.outputs]
