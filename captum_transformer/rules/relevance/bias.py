@@ -53,8 +53,9 @@ def _is_bias(constant: Operand, onto: Value, output: Value | None) -> bool:
         return False
     dims, sizes, strides = range(-len(constant.size), 0), constant.size, constant.given.stride()
     own = _own(onto)
-    # A view may have made dimensions of one for heads and features, too.
-    if onto.operation is not None and views_of(onto.operation) is None:
+    # One number is no token's; and a view may have made dimensions of one for heads and features.
+    made = onto.operation
+    if any(n > 1 for n in sizes) and made is not None and views_of(made) is None:
         samples = None if onto.samples is None else onto.samples.dim(onto.shape)
         alone = {dim % len(onto.shape) for dim in dims if sizes[dim] == onto.shape[dim] == 1}
         if not _axes(onto, alone - {samples}) <= own:
