@@ -75,8 +75,7 @@ class TransformerMethod(GradientAttribution, ABC):
                 (``NoiseTunnel``, ``sensitivity_max``) don't repeat these.
             internal_batch_size: how many samples to explain at a time, where all together are too
                 large for the memory; the result is the same. Of the target and the further
-                arguments, what has a row for each sample is divided with them, as in Captum: give
-                a mask that all samples share a first dimension of one.
+                arguments, what has as many rows as there are samples is divided with them.
 
         Returns:
             As ``inputs``: a tensor, a tuple or a dict, each of its input's shape. Token ids get
