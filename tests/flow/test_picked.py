@@ -41,7 +41,8 @@ def told(model):
         sought = 1 << forward.values[0].index
         flow = TokenFlow(forward.tape, {})
         of_inputs = flow.comes_from_input(value, forward.values, torch.zeros(()))
-        return picks_others(value, sought, forward.tape.derived(Sources)), bool(of_inputs.any())
+        sources = forward.tape.derived(Sources)
+        return picks_others(value, sought, sources, forward.values), bool(of_inputs.any())
 
 
 @pytest.mark.parametrize(

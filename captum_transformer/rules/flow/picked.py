@@ -1,5 +1,7 @@
 """Tokens that were picked beside those that hold a source, told from the operations alone."""
 
+from collections.abc import Sequence
+
 from captum_transformer.rules.flow.sources import Sources
 from captum_transformer.rules.flow.terms import ADDITIONS, receiving
 from captum_transformer.trace.axis import Axis, View
@@ -9,13 +11,13 @@ from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 
 
-def picks_others(value: Value, sought: int, sources: Sources) -> bool:
-    """Whether no share of some sources at a value leads to what holds them, as of a class token.
+def picks_others(value: Value, sought: int, sources: Sources, wanted: Sequence[Value]) -> bool:
+    """Whether no share of some sources at a value leads to what is wanted, as of a class token.
 
     That was joined to the patches, and picked in the end. False where it is not plain to see.
     """
     view: View | None = None
-    while (operation := value.operation) is not None:
+    while (operation := value.operation) is not None and value not in wanted:
         found = _only_one(operation, sought, sources)
         if found is None:
             return False

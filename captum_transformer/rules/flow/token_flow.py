@@ -181,7 +181,7 @@ class TokenFlow:
         held = self._sources.of(value)
         apart = held.sources & ends
         picked = apart & held.by_picked
-        if not picked or picks_others(value, apart, self._sources):
+        if not picked or picks_others(value, apart, self._sources, wanted):
             yield bool(apart) and not picked, share
             return
         # Tokens were picked of those that learned ones were joined to: if no input leads to them
