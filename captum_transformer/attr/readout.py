@@ -43,15 +43,16 @@ def with_evidence(
     together = dict(passed)
     for wanted, relevance in passed.items():
         of_it = tuple(o for o in pooling if any(v.descends_from(wanted) for _, v in o.traced()))
-        if of_it and of_it not in found:
+        if not of_it:
+            continue
+        if of_it not in found:
             found[of_it] = _evidence(selection, of_it, flow)
-        if of_it:
-            evidence, pooled = found[of_it]
-            weighed = _weighed(evidence, pooled * total(wanted, relevance))
-            of_own = Ledger()  # not looked at, as that would wait for the device once more
-            own = flow(weighed, [wanted], of_own)
-            together[wanted] = relevance + own[wanted]
-            ledger.join(of_own)
+        evidence, pooled = found[of_it]
+        weighed = _weighed(evidence, pooled * total(wanted, relevance))
+        of_own = Ledger()  # not looked at, as that would wait for the device once more
+        own = flow(weighed, [wanted], of_own)
+        together[wanted] = relevance + own[wanted]
+        ledger.join(of_own)
     return together
 
 

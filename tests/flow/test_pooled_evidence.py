@@ -82,7 +82,7 @@ def by_convolution(x):
     return F.conv1d(x.mT, kernel, groups=WIDTH)[..., 0]
 
 
-def without_numbers(x):
+def mean_without_nan(x):
     padded = F.pad(x, (0, 0, 0, 2), value=1.0)
     return padded.masked_fill(torch.arange(TOKENS + 2)[:, None] >= TOKENS, torch.nan).nanmean(1)
 
@@ -105,7 +105,7 @@ POOLINGS = {
         ),
         "cumsum": lambda x: x.cumsum(1)[:, -1] / TOKENS,
         "convolution": by_convolution,
-        "padding that is no number": without_numbers,
+        "NaN padding, nanmean": mean_without_nan,
         "one layer's tokens, twice": lambda x: torch.stack([x, x]).mean(0).mean(1),
     },
     "maximum": {
