@@ -3,6 +3,7 @@
 from captum_transformer.attr.attention_grad_cam import AttentionGradCam
 from captum_transformer.attr.attention_rollout import AttentionRollout
 from captum_transformer.attr.attn_lrp import AttnLRP
+from captum_transformer.attr.bilrp import BiLRP, PairRelevance
 from captum_transformer.attr.conservative_lrp import ConservativeLRP
 from captum_transformer.attr.generic_attention_relevance import GenericAttentionRelevance
 from captum_transformer.attr.partial_lrp import PartialLRP
@@ -14,8 +15,10 @@ __all__ = [
     "AttentionGradCam",
     "AttentionRollout",
     "AttnLRP",
+    "BiLRP",
     "ConservativeLRP",
     "GenericAttentionRelevance",
+    "PairRelevance",
     "PartialLRP",
     "RawAttention",
     "TransformerAttribution",

@@ -4,12 +4,13 @@
 module that loads them (``cases.loads``) and lists them as ``GOLDEN``; it is added here.
 """
 
-from tests.attr.golden import attnlrp, co_attention, cvpr21, iccv21, icml22
+from tests.attr.golden import attnlrp, bilrp, co_attention, cvpr21, iccv21, icml22
 from tests.attr.golden.cases import CASES, Case, load_case
 from tests.attr.golden.comparison import Golden, deviation
 
 GOLDEN: tuple[Golden, ...] = (
     *attnlrp.GOLDEN,
+    *bilrp.GOLDEN,
     *cvpr21.GOLDEN,
     *iccv21.GOLDEN,
     *co_attention.GOLDEN,

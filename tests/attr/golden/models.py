@@ -19,14 +19,14 @@ def vision_transformer(stored: Stored, attention: str) -> Case:
     return Case(model, stored.inputs["pixel_values"], stored.targets(), stored.expected)
 
 
-def pretrained(stored: Stored, attention: str) -> nn.Module:
+def pretrained(stored: Stored, attention: str, **options: Any) -> nn.Module:
     """A model of Transformers whose manifest names its class, configuration and arguments."""
     manifest = stored.manifest
     name = manifest["config_class"].rpartition(".")[2]
     if not hasattr(transformers, name):
         pytest.skip(f"Transformers {transformers.__version__} has no {name}")
     config = getattr(transformers, name)(**manifest["kwargs"], attn_implementation=attention)
-    model = getattr(transformers, manifest["class"].rpartition(".")[2])(config)
+    model = getattr(transformers, manifest["class"].rpartition(".")[2])(config, **options)
     model.load_state_dict(stored.state)
     return model.double().eval()
 

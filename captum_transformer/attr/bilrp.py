@@ -1,0 +1,289 @@
+"""Eberle et al. (TPAMI 2020): BiLRP, which pairs of tokens make two inputs similar."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from captum_transformer.attr.conservative_lrp import ConservativeLRP
+from captum_transformer.attr.directions import SMALLEST_RANK, along, drawn_directions, paired
+from captum_transformer.attr.gradient_times_input import GradientTimesInput
+from captum_transformer.attr.transformer_method import logged
+from captum_transformer.calling.arguments import Arguments
+from captum_transformer.calling.isolation import in_full_precision
+from captum_transformer.errors import (
+    AmbiguousOutputError,
+    InvalidInputError,
+    UnsupportedOperationError,
+)
+from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.numeric import accumulation_dtype, quotient
+
+_Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+
+
+class PairRelevance(NamedTuple):
+    """How much each pair of tokens makes two inputs similar.
+
+    Attributes:
+        relevance: of each token of the one input with each of the other: ``(samples, N1, N2)``.
+        similarity: the dot product, or cosine, of the two embeddings: ``(samples,)``.
+        standard_error: of each entry of the relevance, as ``relevance``; zero unless it is
+            estimated from some directions, see ``rank``.
+    """
+
+    relevance: Tensor
+    similarity: Tensor
+    standard_error: Tensor
+
+    @property
+    def delta(self) -> Tensor:
+        """By how much conservation fails: the sum of relevance minus the similarity."""
+        return self.relevance.sum((1, 2)) - self.similarity
+
+
+class BiLRP:
+    r"""Which pairs of tokens, or patches, make two inputs similar.
+
+    For embeddings :math:`\phi(x)` and :math:`\phi'(x')` with the similarity
+    :math:`\sum_k \phi_k \phi'_k`, the relevance of token :math:`i` of the one input together with
+    token :math:`j` of the other is
+
+    .. math:: R_{ij} = \sum_k R_i(\phi_k) \, R_j(\phi'_k)
+
+    where :math:`R_i(\phi_k)` is what a method of gradient x input attributes to a token of one
+    dimension of the embedding. It sums up to the similarity where that method conserves relevance:
+    biases, position embeddings and saturating activations take a share. Tokens that are masked in
+    attention and in the pooling have none.
+
+    The model runs once for each input, and back once for each dimension, or ``rank`` times.
+
+    Args:
+        forward_func: a model, or any callable that runs one, which returns an embedding for each
+            sample: ``(samples, dimensions)``.
+        other: the tower of the other input, as of CLIP's texts; None if it is the same.
+        method: from a forward function to the method by which each dimension is attributed:
+            ``ConservativeLRP`` (the default, with attention and norms held constant), ``AttnLRP``,
+            ``functools.partial(ConservativeLRP, hold_mean=True)``, or another of gradient x input.
+        normalize: explain the cosine of the two embeddings, with their lengths as constants, by
+            which all relevance is divided. For a model that divides by the length itself, as those
+            with a normalizing last module do, the result is the same without.
+        rank: estimate the relevance from so many directions instead of all dimensions of the
+            embedding. They are orthonormal, and the first two span both embeddings, so that the
+            sum is as exact as with all dimensions. The others are random ones, orthogonal to both
+            and scaled so that each entry is right in the mean; its standard error comes with it.
+        generator: draws these directions; None for one with a seed of zero in each call. The global
+            random state is not used.
+
+    Raises:
+        ValueError: if the rank is too small.
+        UnsupportedOperationError: if products of the method's relevance mean nothing.
+
+    Reference:
+        `Building and Interpreting Deep Similarity Models <https://arxiv.org/abs/2003.05431>`_.
+
+    Example:
+        >>> import torch, transformers
+        >>> config = transformers.BertConfig(
+        ...     vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        ...     intermediate_size=32)
+        >>> model = transformers.BertModel(config)
+        >>> def sentence(ids, mask):
+        ...     hidden = model(ids, attention_mask=mask).last_hidden_state
+        ...     return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        >>> ids, others = torch.tensor([[7, 8, 9, 0]]), torch.tensor([[7, 5, 6, 8, 9]])
+        >>> pairs = BiLRP(sentence, normalize=True).explain(ids, others, ids != 0, others != 0)
+        >>> pairs.relevance.shape, pairs.similarity.shape
+        (torch.Size([1, 4, 5]), torch.Size([1]))
+        >>> pairs.relevance[0, 3]  # padding
+        tensor([0., 0., 0., 0., 0.])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        other: Callable[..., Any] | None = None,
+        *,
+        method: Callable[[Callable[..., Any]], Any] = ConservativeLRP,
+        normalize: bool = False,
+        rank: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if rank is not None and rank < SMALLEST_RANK:
+            raise ValueError(
+                f"rank must be at least {SMALLEST_RANK}, the directions of the two embeddings and "
+                f"two others to tell the error by, got {rank}."
+            )
+        self.forward_func = forward_func
+        self.other = forward_func if other is None else other
+        self.normalize = normalize
+        self.rank = rank
+        self.generator = generator
+        self._towers = _conserving(method(self.forward_func)), _conserving(method(self.other))
+
+    @logged
+    def attribute(
+        self,
+        inputs: _Inputs,
+        other_inputs: _Inputs,
+        additional_forward_args: Any = None,
+        other_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+        other_forward_kwargs: Mapping[str, Any] | None = None,
+        internal_batch_size: int | None = None,
+    ) -> Tensor:
+        """Attributes the similarity of two inputs to the pairs of their tokens.
+
+        Args:
+            inputs: the tensor whose tokens are explained, samples first: token ids, embeddings or
+                pixels. By position, or in a mapping of one, such as ``{"input_ids": ids}``, by
+                name.
+            other_inputs: the other input, with as many samples: the first is compared with the
+                first, the second with the second.
+            additional_forward_args: further arguments with ``inputs`` by position, as a mask.
+            other_forward_args: those with ``other_inputs``. They are not the same by default.
+            additional_forward_kwargs: further arguments with ``inputs`` by name.
+            other_forward_kwargs: those with ``other_inputs``.
+            internal_batch_size: how many pairs to explain at a time; None for all at once.
+
+        Returns:
+            The relevance of each pair, ``(samples, N1, N2)``; of images the patches in row-major
+            order.
+
+        Raises:
+            InvalidInputError: if the two sides have other numbers of samples, their embeddings
+                other widths, or one of them several inputs.
+            AmbiguousOutputError: if a model does not return one embedding for each sample.
+            NoAttentionError: if the method needs attention and there is none.
+        """
+        return self.explain(
+            inputs,
+            other_inputs,
+            additional_forward_args,
+            other_forward_args,
+            additional_forward_kwargs=additional_forward_kwargs,
+            other_forward_kwargs=other_forward_kwargs,
+            internal_batch_size=internal_batch_size,
+        ).relevance
+
+    def explain(
+        self,
+        inputs: _Inputs,
+        other_inputs: _Inputs,
+        additional_forward_args: Any = None,
+        other_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+        other_forward_kwargs: Mapping[str, Any] | None = None,
+        internal_batch_size: int | None = None,
+    ) -> PairRelevance:
+        """As :meth:`attribute`, with the similarity and the error of an estimate beside it.
+
+        The arguments are those of :meth:`attribute`.
+        """
+        one = Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
+        two = Arguments[Any](other_inputs, other_forward_args, other_forward_kwargs)
+        _require_pairs(one, two)
+        batches = (arguments.batches(internal_batch_size) for arguments in (one, two))
+        generator = self.generator or torch.Generator().manual_seed(0)
+        parts = [self._explained(a, b, generator) for (_, a), (_, b) in zip(*batches, strict=True)]
+        return PairRelevance(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _explained(
+        self, one: Arguments[Any], two: Arguments[Any], generator: torch.Generator
+    ) -> PairRelevance:
+        here, there = self._towers
+        with _traced(here, one) as first, _traced(there, two) as second:
+            embeddings = _embedding(first, "inputs"), _embedding(second, "other_inputs")
+            _require_same_width(*embeddings)
+            width = embeddings[0].shape[1]
+            count = width if self.rank is None else min(self.rank, width)
+            if count < width:
+                directions = drawn_directions(*embeddings, count, generator)
+                first.then(lambda embedding: along(embedding, directions))
+                second.then(lambda embedding: along(embedding, directions))
+            of_tokens = _token_relevance(here, first, count), _token_relevance(there, second, count)
+            with in_full_precision(embeddings[0].device):
+                similarity = (embeddings[0] * embeddings[1]).sum(1)
+                relevance, error = paired(*of_tokens, width)
+        if self.normalize:
+            lengths = embeddings[0].norm(dim=1) * embeddings[1].norm(dim=1)
+            similarity = quotient(similarity, lengths)
+            relevance, error = (quotient(t, lengths[:, None, None]) for t in (relevance, error))
+        return PairRelevance(relevance, similarity, error)
+
+
+def _conserving(method: Any) -> GradientTimesInput:
+    """The method, if products of its relevance are parts of a dot product."""
+    if isinstance(method, GradientTimesInput):
+        return method
+    name = type(method).__name__
+    raise UnsupportedOperationError(
+        f"`method` makes a {name}. BiLRP multiplies what tokens have of each dimension of one "
+        "embedding with what they have of it in the other, and adds up. That is a part of the dot "
+        "product only if the relevance of a dimension is linear in its value, as gradient x input "
+        "under some rule is: ConservativeLRP, AttnLRP, or extend.GradientMethod with rules of "
+        f"one's own. That of a {name} is not known to be: maps of attention and relevance that "
+        "starts at one say which tokens count, but not how much of the value is theirs."
+    )
+
+
+def _traced(
+    method: GradientTimesInput, arguments: Arguments[Any]
+) -> AbstractContextManager[TracedForward]:
+    return method._traced(arguments)  # noqa: SLF001
+
+
+def _require_pairs(one: Arguments[Any], two: Arguments[Any]) -> None:
+    for name, arguments in (("inputs", one), ("other_inputs", two)):
+        if len(arguments.inputs) > 1:
+            raise InvalidInputError(
+                f"`{name}` holds {len(arguments.inputs)} tensors, but the tokens of one on each "
+                "side are paired. Pass what goes with it, such as a mask, as "
+                "`additional_forward_kwargs` or `other_forward_kwargs`. If several are to be "
+                "explained, explain them one after the other, with the others passed so."
+            )
+    if one.samples != two.samples:
+        raise InvalidInputError(
+            f"`inputs` holds {one.samples} samples and `other_inputs` {two.samples}: the first is "
+            "compared with the first, the second with the second. To compare one with many, repeat "
+            "it: `inputs.expand(len(other_inputs), -1)`."
+        )
+
+
+def _embedding(forward: TracedForward, name: str) -> Tensor:
+    """What a model returned, if it is an embedding of each sample."""
+    output: Any = forward.output
+    samples = len(forward.inputs[0])
+    if isinstance(output, Tensor) and output.ndim == 2 and len(output) == samples:
+        return output.detach().to(accumulation_dtype(output.dtype))
+    found = f"a {type(output).__name__}"
+    if isinstance(output, Tensor):
+        found = f"a tensor of the shape {tuple(output.shape)}"
+    elif isinstance(output, Mapping):
+        found += f" of {', '.join(map(repr, output))}"
+    raise AmbiguousOutputError(
+        f"For `{name}` the model returned {found}; it must be a tensor with one embedding for each "
+        f"of the {samples} samples, ({samples}, dimensions). Pass a function that picks or pools "
+        "it, for instance `lambda ids, mask: model(ids, mask).pooler_output`, or the mean over "
+        "tokens, `(hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)`."
+    )
+
+
+def _require_same_width(one: Tensor, other: Tensor) -> None:
+    if one.shape != other.shape:
+        raise InvalidInputError(
+            f"The embedding of `inputs` has {one.shape[1]} dimensions and that of `other_inputs` "
+            f"{other.shape[1]}: they have no dot product. Pass functions that end in the layers by "
+            "which the two towers are compared, such as CLIP's projections."
+        )
+
+
+def _token_relevance(method: GradientTimesInput, forward: TracedForward, count: int) -> Tensor:
+    """What each token has of each of the outputs: ``(samples, outputs, tokens)``."""
+    maps = [method._attribute_tokens(forward, output)[0] for output in range(count)]  # noqa: SLF001
+    relevance = torch.stack(maps, 1)
+    return relevance.flatten(2).to(accumulation_dtype(relevance.dtype))
