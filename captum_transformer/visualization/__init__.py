@@ -24,6 +24,8 @@ from captum_transformer.visualization.overlay import overlay, to_display
 from captum_transformer.visualization.panel import panel
 from captum_transformer.visualization.spectrogram import spectrogram
 from captum_transformer.visualization.tensorboard import log_attributions, log_token_attributions
+from captum_transformer.visualization.ties import patch_ties, word_ties
+from captum_transformer.visualization.ties_html import word_ties_html
 from captum_transformer.visualization.token_ansi import token_ansi
 from captum_transformer.visualization.token_html import html_page, token_html
 from captum_transformer.visualization.token_strip import token_strip
@@ -49,6 +51,7 @@ __all__ = [
     "merge_words",
     "overlay",
     "panel",
+    "patch_ties",
     "scale_map",
     "smooth_patches",
     "spectrogram",
@@ -61,4 +64,6 @@ __all__ = [
     "token_strip",
     "token_table",
     "video_frames",
+    "word_ties",
+    "word_ties_html",
 ]

@@ -264,3 +264,45 @@ def test_leaves_the_model_as_it_was(encoder, pair) -> None:
     assert all(torch.equal(before[n], t) for n, t in encoder.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in encoder.parameters())
     assert not any(x.requires_grad for x in pair)
+
+
+def test_a_trained_encoder_is_read_right() -> None:
+    """Two sentences are about the same if they name the same one of four things, in any word."""
+    names, fillers, length = 12, 15, 7
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=1 + names + fillers,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = transformers.BertModel(config, add_pooling_layer=False)
+
+    def sentences(about: Tensor) -> tuple[Tensor, Tensor]:
+        ids = torch.randint(1 + names, config.vocab_size, (len(about), length))
+        places = torch.randint(length, (len(about), 1))
+        named = 1 + 3 * about + torch.randint(3, about.shape)
+        return ids.scatter(1, places, named.unsqueeze(1)), places.squeeze(1)
+
+    def embedding(ids: Tensor) -> Tensor:
+        return model(ids).last_hidden_state.mean(1)
+
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(150):
+        about = torch.randint(4, (64,))
+        one, other = (nn.functional.normalize(embedding(sentences(about)[0])) for _ in range(2))
+        same = (about.unsqueeze(1) == about).float()
+        nn.functional.mse_loss(one @ other.T, same).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    about = torch.randint(4, (60,))
+    (one, here), (other, there) = (sentences(about) for _ in range(2))
+
+    pairs = BiLRP(embedding, normalize=True).explain(one, other)
+
+    assert pairs.similarity.median() > 0.9
+    strongest = pairs.relevance.flatten(1).argmax(1)
+    assert (strongest == length * here + there).float().mean() >= 0.95
