@@ -2,6 +2,7 @@
 
 from captum_transformer.account import Account
 from captum_transformer.attr import (
+    GIM,
     AttentionGradCam,
     AttentionRollout,
     AttnLRP,
@@ -20,6 +21,7 @@ from captum_transformer.description import Description, describe
 __version__ = "0.1.0"
 
 __all__ = [
+    "GIM",
     "Account",
     "AttentionGradCam",
     "AttentionRollout",

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from captum_transformer import (
+    GIM,
     AttentionGradCam,
     AttentionRollout,
     AttnLRP,
@@ -50,6 +51,7 @@ METHODS: dict[str, Callable[[nn.Module], Attribution]] = {
     "GenericAttentionRelevance": GenericAttentionRelevance,
     "ConservativeLRP": ConservativeLRP,
     "AttnLRP": AttnLRP,
+    "GIM": GIM,
     "AttentionGradCam": AttentionGradCam,
     "PartialLRP": PartialLRP,
     "Full LRP": partial(TransformerAttribution, propagate_to_input=True),

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.cost.subjects import Subject
 from captum_transformer import (
+    GIM,
     AttentionGradCam,
     AttentionRollout,
     AttnLRP,
@@ -36,6 +37,7 @@ METHODS = {
     "GenericAttentionRelevance": GenericAttentionRelevance,
     "ConservativeLRP": ConservativeLRP,
     "AttnLRP": AttnLRP,
+    "GIM": GIM,
     "AttentionGradCam": AttentionGradCam,
     "PartialLRP": PartialLRP,
     "Full LRP": partial(TransformerAttribution, propagate_to_input=True),

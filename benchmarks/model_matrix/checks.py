@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.model_matrix.conservation import conservation_error
 from benchmarks.model_matrix.family import SAMPLES, Case, Family
 from captum_transformer import (
+    GIM,
     AttentionGradCam,
     AttentionRollout,
     AttnLRP,
@@ -40,6 +41,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "PartialLRP": PartialLRP,
     "ConservativeLRP": ConservativeLRP,
     "AttnLRP": AttnLRP,
+    "GIM": GIM,
 }
 # The same map for every target.
 SAME_FOR_ALL = frozenset({"AttentionRollout", "RawAttention"})

@@ -7,6 +7,7 @@ from typing import Any
 from captum.attr import Attribution, InputXGradient, IntegratedGradients, Saliency
 
 from captum_transformer import (
+    GIM,
     AttentionGradCam,
     AttentionRollout,
     AttnLRP,
@@ -24,6 +25,7 @@ TRANSFORMER: dict[str, Callable[[Any], TransformerMethod]] = {
     "ConservativeLRP": ConservativeLRP,
     "ConservativeLRP, AH only": partial(ConservativeLRP, layer_norm_rule=False),
     "AttnLRP": AttnLRP,
+    "GIM": GIM,
     "Full LRP": partial(TransformerAttribution, propagate_to_input=True),
     "PartialLRP": PartialLRP,
     "AttentionGradCam": AttentionGradCam,
@@ -52,13 +54,13 @@ CAPTUM: dict[str, Callable[[Any], Attribution]] = {
 }
 # What these say of a pixel differs from what they say of its neighbours in the same patch.
 OF_EACH_VALUE = {
-    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "Full LRP"),
+    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "GIM", "Full LRP"),
     *CAPTUM,
 }
 # Gradients that are weighted by what they are taken at. In front of a LayerNorm they vanish, as its
 # result does not depend on the length of its input; the ICML 2022 experiments take them behind it.
 OF_STATES = (
-    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP"),
+    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "GIM"),
     *("Saliency", "InputXGradient"),
 )
 RANDOM = "Random"

@@ -6,12 +6,14 @@ from captum_transformer.attr.attn_lrp import AttnLRP
 from captum_transformer.attr.bilrp import BiLRP, PairRelevance
 from captum_transformer.attr.conservative_lrp import ConservativeLRP
 from captum_transformer.attr.generic_attention_relevance import GenericAttentionRelevance
+from captum_transformer.attr.gim import GIM
 from captum_transformer.attr.partial_lrp import PartialLRP
 from captum_transformer.attr.raw_attention import RawAttention
 from captum_transformer.attr.transformer_attribution import TransformerAttribution
 from captum_transformer.attr.transformer_method import TransformerMethod
 
 __all__ = [
+    "GIM",
     "AttentionGradCam",
     "AttentionRollout",
     "AttnLRP",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer import (
+    GIM,
     AttentionGradCam,
     AttentionRollout,
     AttnLRP,
@@ -29,6 +30,7 @@ METHODS: dict[str, type[TransformerMethod]] = {
         GenericAttentionRelevance,
         ConservativeLRP,
         AttnLRP,
+        GIM,
         PartialLRP,
         AttentionGradCam,
         AttentionRollout,

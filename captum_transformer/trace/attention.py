@@ -147,7 +147,7 @@ class FusedAttention(AttentionCall):
     def bias(self, rows: slice) -> Tensor | None:
         """What is added to the scores, masks as minus infinity; broadcasts to them."""
         if self.is_causal:
-            queries, keys = self.map_shape()[-2:]
+            queries, keys = self.query.size[-2], self.key.size[-2]
             row = torch.arange(queries, device=self.query.device)[rows]
             allowed = torch.arange(keys, device=self.query.device) <= row[:, None]
         elif self.mask is not None:
@@ -271,5 +271,10 @@ def attention_call(layer: int, operation: Operation, pattern: "Pattern") -> Atte
     """The attention call that an operation is."""
     if operation.kind is not Kind.ATTENTION:
         return ExplicitAttention(layer, operation, pattern)
+    return fused_attention(operation, layer)
+
+
+def fused_attention(operation: Operation, layer: int = -1) -> FusedAttention:
+    """The attention call that an operation of the kind is, on the tape or not yet."""
     flexible = "scoring" in operation.arguments
     return FlexAttention(layer, operation) if flexible else FusedAttention(layer, operation)

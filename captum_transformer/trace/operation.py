@@ -97,6 +97,7 @@ class Operation:
         module: the name of the module that ran it.
         shift: the operand of a sum that a softmax written by hand does not depend on.
         activates: whether it is a step of an activation that a rule takes as a whole.
+        attends: for a softmax, whether a rule has seen its weights applied to a signal.
         views: what `views_of` knows of it, if that was asked.
     """
 
@@ -108,6 +109,7 @@ class Operation:
     shift: Operand | None
     views: tuple[View, ...] | None
     _contraction: Contraction | None
+    attends = False
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer import (
+    GIM,
     AttentionGradCam,
     AttentionRollout,
     AttnLRP,
@@ -90,6 +91,13 @@ def layer_wise_relevance(seen: Seen) -> Tensor:
 def attn_lrp(seen: Seen) -> Tensor:
     """A V in halves, the softmax by its gradient, Q Kᵀ again in halves."""
     keys = seen.attracted / 4
+    return seen.contributed / 2 + keys + seen.asking * keys.sum()
+
+
+def gim(seen: Seen) -> Tensor:
+    """The same, but for the softmax's gradient, which is that at a temperature of two."""
+    soft = (seen.logits / 2).softmax(0)
+    keys = seen.logits * soft * (seen.evidence - (soft * seen.evidence).sum()) / 4
     return seen.contributed / 2 + keys + seen.asking * keys.sum()
 
 
@@ -195,4 +203,6 @@ CLAIMS = {
     ),
     # Achtibat et al., ICML 2024: through queries and keys as well; the softmax's bias absorbs.
     "AttnLRP": Claims(AttnLRP, attn_lrp, "against", "against", "peak"),
+    # Edin et al., 2025: AttnLRP's shares, the softmax softened.
+    "GIM": Claims(GIM, gim, "against", "against", "peak"),
 }

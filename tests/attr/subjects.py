@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 from captum_transformer import (
+    GIM,
     AttentionGradCam,
     AttentionRollout,
     AttnLRP,
@@ -46,6 +47,7 @@ INPUT_METHODS: dict[str, Method] = {
     "full LRP": partial(TransformerAttribution, propagate_to_input=True),
     "AttnLRP": AttnLRP,
     "ConservativeLRP": ConservativeLRP,
+    "GIM": GIM,
     "ConservativeLRP, gamma": partial(ConservativeLRP, gamma=0.1),
     "ConservativeLRP, held mean": partial(ConservativeLRP, hold_mean=True),
     "gradient x input": partial(ConservativeLRP, attention_rule=False, layer_norm_rule=False),

@@ -1,4 +1,4 @@
-"""AttnLRP changes gradients and nothing else, also of language models with gates and soft caps."""
+"""AttnLRP and GIM change gradients and nothing else, also where there are gates and soft caps."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from captum_transformer import AttnLRP
+from captum_transformer import GIM, AttnLRP
 from tests.attr.subjects import SUBJECTS, as_tuple, assert_close, ids, subject, with_random_weights
 
 
@@ -17,7 +17,8 @@ def scores(output: Any) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_every_bit_of_the_output_stays(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("method", [AttnLRP, GIM])
+def test_every_bit_of_the_output_stays(method: Any, name: str, dtype: torch.dtype) -> None:
     given = subject(name).to(dtype)
     seen: list[Tensor] = []
 
@@ -25,7 +26,7 @@ def test_every_bit_of_the_output_stays(name: str, dtype: torch.dtype) -> None:
         seen.append(scores(given.model(*arguments)))
         return seen[0]
 
-    AttnLRP(watched).attribute(given.inputs, given.target, given.extra)
+    method(watched).attribute(given.inputs, given.target, given.extra)
 
     leaves = [t.clone() for t in as_tuple(given.inputs)]
     for leaf in leaves:
@@ -50,9 +51,10 @@ def gemma3(attention: str) -> Any:
     return with_random_weights(transformers.Gemma3ForCausalLM(config))
 
 
-def test_sdpa_equals_eager_on_gemma() -> None:
+@pytest.mark.parametrize("method", [AttnLRP, GIM])
+def test_sdpa_equals_eager_on_gemma(method: Any) -> None:
     target = [(6, word) for word in (1, 4, 0)]
-    sdpa, eager = (AttnLRP(gemma3(a)).attribute(ids(), target) for a in ("sdpa", "eager"))
+    sdpa, eager = (method(gemma3(a)).attribute(ids(), target) for a in ("sdpa", "eager"))
 
     assert (sdpa != 0).all()
     assert_close(sdpa, eager, 1e-5)  # probabilities and norms in float32 in either case

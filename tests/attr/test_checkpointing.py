@@ -11,7 +11,9 @@ from captum_transformer.errors import ExplanationError, UnseenOperationError
 from tests.attr.subjects import METHODS, assert_close, bert, ids, images, timm_vit
 
 # Their rules change the backward pass, in which what is recomputed does not know of them.
-CHANGES_GRADIENT = {name for name in METHODS if name.startswith(("ConservativeLRP", "AttnLRP"))}
+CHANGES_GRADIENT = {
+    name for name in METHODS if name.startswith(("ConservativeLRP", "AttnLRP", "GIM"))
+}
 
 
 def checkpointed(model: Any, *, use_reentrant: bool) -> Callable[[Tensor], Tensor]:

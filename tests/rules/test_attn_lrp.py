@@ -9,7 +9,7 @@ from torch import nn
 
 from captum_transformer import AttnLRP
 from captum_transformer.calling.arguments import Arguments
-from captum_transformer.rules.gradient import ATTN_LRP
+from captum_transformer.rules.gradient import ATTN_LRP, gim
 from captum_transformer.trace import traced_forward
 from tests.rules.by_hand import doubles, relevance
 from tests.rules.test_activation import ACTIVATIONS, WRITTEN_IN_PYTHON
@@ -50,14 +50,15 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_every_bit_of_the_forward_pass_stays(name, dtype):
+@pytest.mark.parametrize("rules", [ATTN_LRP, gim(2.0)], ids=["AttnLRP", "GIM"])
+def test_every_bit_of_the_forward_pass_stays(rules, name, dtype):
     function, *inputs = OPERATIONS[name]
     if isinstance(function, nn.Module):
         function = copy.deepcopy(function).to(dtype)
     inputs = [x.to(dtype) for x in inputs]
     expected = function(*(x.clone().requires_grad_() for x in inputs))
 
-    with traced_forward(function, Arguments(tuple(inputs)), rules=ATTN_LRP) as forward:
+    with traced_forward(function, Arguments(tuple(inputs)), rules=rules) as forward:
         assert forward.output.dtype == expected.dtype
         assert torch.equal(forward.output, expected)
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_transformer import (
+    GIM,
     AttentionRollout,
     AttnLRP,
     ConservativeLRP,
@@ -296,6 +297,10 @@ def attn_lrp(function: Function) -> Tensor:
     return AttnLRP(lambda x: weigh(function(attended(x))).flatten(1).sum(1)).attribute(X)
 
 
+def gim(function: Function) -> Tensor:
+    return GIM(lambda x: weigh(function(attended(x))).flatten(1).sum(1)).attribute(X)
+
+
 def partial_lrp(function: Function) -> Tensor:
     """A map of the attention before the function, so that this is all that tells."""
     method = PartialLRP(lambda x: weigh(function(attended(x))).flatten(1).sum(1))
@@ -311,6 +316,7 @@ PASSES: dict[str, Callable[[Function], Tensor]] = {
     "LRP": lrp,
     "ConservativeLRP": conservative,
     "AttnLRP": attn_lrp,
+    "GIM": gim,
     "PartialLRP": partial_lrp,
 }
 # Rules for single functions are not one for all together, and that is said.
@@ -327,6 +333,11 @@ REFUSED = {
     ("AttnLRP", "masked softmax", "reciprocal"): "softmax written by hand",
     ("AttnLRP", "weighted by a softmax", "sums"): "softmax written by hand",
     ("AttnLRP", "weighted by a softmax", "reciprocal"): "softmax written by hand",
+    ("GIM", "sigmoid gate", "quotient"): "activation of another signal",
+    ("GIM", "gated", "factor by factor"): "written in several steps",
+    ("GIM", "masked softmax", "reciprocal"): "softmax written by hand",
+    ("GIM", "weighted by a softmax", "sums"): "softmax written by hand",
+    ("GIM", "weighted by a softmax", "reciprocal"): "softmax written by hand",
 }
 PAIRS = [(group, name) for group, spellings in GROUPS.items() for name in list(spellings)[1:]]
 

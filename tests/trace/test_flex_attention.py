@@ -151,7 +151,7 @@ def _rows_by_two(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_rows_by_two")
-@pytest.mark.parametrize("method", ["GenericAttentionRelevance", "full LRP", "AttnLRP"])
+@pytest.mark.parametrize("method", ["GenericAttentionRelevance", "full LRP", "AttnLRP", "GIM"])
 def test_in_blocks_of_queries(method: str) -> None:
     written, flex, mask = pair("soft cap and bias, one head of keys")
     assert_close(maps(flex, method, mask), maps(written, method, mask), relative=1e-8)

@@ -15,6 +15,7 @@ METHODS = [
     "GenericAttentionRelevance",
     "ConservativeLRP",
     "AttnLRP",
+    "GIM",
     "AttentionGradCam",
     "PartialLRP",
     "Full LRP",

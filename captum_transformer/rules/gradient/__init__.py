@@ -1,6 +1,6 @@
-"""Gradients with parts held constant: Ali et al. (ICML 2022) and AttnLRP (ICML 2024)."""
+"""Gradients that rules change: Ali et al. (2022), AttnLRP (2024) and GIM (2025)."""
 
 from captum_transformer.rules.gradient.gamma import Gamma
-from captum_transformer.rules.gradient.tables import ATTN_LRP, conservative_lrp
+from captum_transformer.rules.gradient.tables import ATTN_LRP, conservative_lrp, gim
 
-__all__ = ["ATTN_LRP", "Gamma", "conservative_lrp"]
+__all__ = ["ATTN_LRP", "Gamma", "conservative_lrp", "gim"]

@@ -19,6 +19,7 @@ from captum_transformer.trace.statistics import (
     is_gate_by_formula,
     is_mean,
     signal_of,
+    softmax_dim,
     subtracted,
     sums_exponentials,
     sums_to_one_again,
@@ -48,21 +49,46 @@ def hold_divisor(operation: Operation) -> Any:
         return NotImplemented  # the gradient is that of a softmax
     if not are_of_one_entry(*signals.values(), *divisors.values()):
         if _is_of_softmax(operation, signals, divisors):
-            return refused(
-                operation,
-                "with the exponential before it, it is a softmax written by hand, and the rule is "
-                "for the whole",
-                "Call `torch.softmax`; ",
-            )
+            return _refused_softmax(operation)
         if signal_of(operation) is None:
-            if operation.kind is not Kind.DIV:
-                return NotImplemented  # a product with an activation
-            return refused(
-                operation,
-                "it divides by an activation of another signal, and the rule is for products",
-                "Multiply by the gate, as by `torch.sigmoid(x)`; ",
-            )
+            return _refused_gate(operation)
     return with_held(operation, divisors)
+
+
+def refuse_part(operation: Operation) -> Any:
+    """What divides a signal and is no norm's, where rules for products would take it apart.
+
+    A softmax written by hand is a function by itself, and so are softmax weights that are divided
+    by their sum: as quotients they keep their gradient.
+    """
+    signals, divisors = _divided(operation)
+    if not divisors or are_of_one_entry(*signals.values(), *divisors.values()):
+        return NotImplemented
+    if _is_of_softmax(operation, signals, divisors):
+        whole = softmax_dim(operation) is not None or sums_to_one_again(operation)
+        return (
+            NotImplemented if operation.kind is Kind.DIV and whole else _refused_softmax(operation)
+        )
+    return NotImplemented if signal_of(operation) is not None else _refused_gate(operation)
+
+
+def _refused_softmax(operation: Operation) -> Any:
+    return refused(
+        operation,
+        "with the exponential before it, it is a softmax written by hand, and the rule is for the "
+        "whole",
+        "Call `torch.softmax`; ",
+    )
+
+
+def _refused_gate(operation: Operation) -> Any:
+    if operation.kind is not Kind.DIV:
+        return NotImplemented  # a product with an activation
+    return refused(
+        operation,
+        "it divides by an activation of another signal, and the rule is for products",
+        "Multiply by the gate, as by `torch.sigmoid(x)`; ",
+    )
 
 
 def hold_matrix(operation: Operation) -> Any:
@@ -120,14 +146,33 @@ def hold_gate(operation: Operation) -> Any:
 
     So the slope is f(x) / x without a division.
     """
-    traced = operation.traced()
-    added = any(operand.role is Role.BIAS for operand, _ in traced)
-    if len(traced) < 2 or added or not works_by_entry(operation):
+    if not _multiplies_entries(operation):
         return NotImplemented
-    (_, signal), *gates = sorted(traced, key=lambda pair: is_gate_by_formula(pair[1]))
+    (_, signal), *gates = sorted(operation.traced(), key=lambda pair: is_gate_by_formula(pair[1]))
     adds = constant_term(steps_with_numbers(signal)) is not None
     if are_of_one_entry(signal, *(value for _, value in gates)) and not adds:
         return with_held(operation, [operand for operand, _ in gates])
+    return _refused_split(operation)
+
+
+def keep_activation(operation: Operation) -> Any:
+    """Activations written in Python keep their gradient, though they are products of signals."""
+    if not _multiplies_entries(operation):
+        return NotImplemented
+    if are_of_one_entry(*(value for _, value in operation.traced())):
+        return operation.run(lambda operand: operand.tensor)
+    return _refused_split(operation)
+
+
+def _multiplies_entries(operation: Operation) -> bool:
+    """Whether it is a product of signals, entry by entry, and nothing else."""
+    traced = operation.traced()
+    added = any(operand.role is Role.BIAS for operand, _ in traced)
+    return len(traced) > 1 and not added and works_by_entry(operation)
+
+
+def _refused_split(operation: Operation) -> Any:
+    """Refuses a product that is a part of an activation in several steps; no rule for others."""
     if splits_activation(operation):
         return refused(
             operation,
@@ -150,7 +195,7 @@ def hold_probabilities(operation: Operation) -> Any:
     if operation.kind is not Kind.PRODUCT:
         return NotImplemented
     if len(traced) < 2:
-        return with_held(operation, [o for o, _ in traced if _sums_over_keys(operation, o)])
+        return with_held(operation, [o for o, _ in traced if sums_over_keys(operation, o)])
     held = [operand for operand, value in traced if are_probabilities(value)]
     if len(held) == len(traced):
         return refused(
@@ -162,7 +207,7 @@ def hold_probabilities(operation: Operation) -> Any:
     return with_held(operation, held)
 
 
-def _sums_over_keys(operation: Operation, operand: Operand) -> bool:
+def sums_over_keys(operation: Operation, operand: Operand) -> bool:
     """Whether an operand holds softmax weights of tokens, and these are what is summed over."""
     value, product = operand.value, operation.contraction()
     if value is None or value.keys is None or product is None or not value.weighs_tokens:

@@ -25,12 +25,17 @@ def share(operation: Operation) -> Any:
 
 def share_attention(operation: Operation) -> Any:
     """Runs fused attention: two products, the softmax with its own gradient between them."""
+    return _divided(operation, parts_of_attention(operation))
+
+
+def parts_of_attention(operation: Operation) -> dict[Operand, int]:
+    """By what the gradient of each signal of fused attention is divided."""
     signals = {operand for operand, _ in operation.traced()}
     query, key, value, mask = map(operation.argument, ("query", "key", "value", "attn_mask"))
     scores = 2 if {query, key} <= signals else 1
     outputs = 2 if value in signals and signals - {value} else 1
     parts = {query: scores * outputs, key: scores * outputs, value: outputs, mask: outputs}
-    return _divided(operation, {operand: parts.get(operand, 1) for operand in signals})
+    return {operand: parts.get(operand, 1) for operand in signals}
 
 
 def share_by_degree(operation: Operation) -> Any:

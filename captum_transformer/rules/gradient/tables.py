@@ -20,6 +20,8 @@ from captum_transformer.rules.gradient.hold import (
     hold_probabilities,
     hold_statistic,
     hold_weights,
+    keep_activation,
+    refuse_part,
     refuse_places,
     refuse_unknown,
 )
@@ -32,6 +34,7 @@ from captum_transformer.rules.gradient.slope import (
     identity_of_sum,
     without_empty_rows,
 )
+from captum_transformer.rules.gradient.temperature import at_temperature
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mode import ForwardRule, ForwardRules
 from captum_transformer.trace.operation import Operation
@@ -103,10 +106,23 @@ def method(*tables: ForwardRules) -> ForwardRules:
     What an unknown function does, a norm or attention perhaps, may be what a rule is for. A method
     without any rule takes its gradient, which is right for every function.
     """
-    return joined(_PLAIN, *([_UNKNOWN, *tables] if any(tables) else ()))
+    return joined(*([_UNKNOWN, *tables] if any(tables) else ()), _PLAIN)
 
 
 ATTN_LRP = method(DIVISORS, IDENTITY, UNIFORM)
+# What is written as products and quotients and has its own gradient: activations, and softmaxes.
+_WHOLE: ForwardRules = dict.fromkeys((Kind.DIV, Kind.MUL, Kind.PRODUCT), refuse_part)
+_ACTIVATIONS: ForwardRules = dict.fromkeys((Kind.MUL, Kind.PRODUCT), keep_activation)
+
+
+def gim(temperature: float) -> ForwardRules:
+    """The table of Edin et al. (2025).
+
+    Args:
+        temperature: at which attention's softmax has its gradient; at one that is its own.
+    """
+    softmax = {} if temperature == 1 else at_temperature(temperature)
+    return method(softmax, LN, _WHOLE, _ACTIVATIONS, UNIFORM)
 
 
 def conservative_lrp(

@@ -1,0 +1,210 @@
+"""Attention's softmax with the gradient that it has at another temperature (GIM, 2025).
+
+The forward pass is the model's own. In the backward pass the derivative of the probabilities is
+taken at scores divided by the temperature, but not the factor of that division.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from captum_transformer.rules.gradient.hold import refused, sums_over_keys
+from captum_transformer.rules.gradient.share import parts_of_attention
+from captum_transformer.trace.attention import FusedAttention, fused_attention
+from captum_transformer.trace.blocks import row_blocks
+from captum_transformer.trace.flex import log_sum_exp_is_used
+from captum_transformer.trace.kinds import MOVES, Kind
+from captum_transformer.trace.mode import ForwardRules
+from captum_transformer.trace.nested import leaves, mapped
+from captum_transformer.trace.numeric import accumulation_dtype, in_full
+from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.probabilities import are_probabilities
+from captum_transformer.trace.statistics import softmax_dim, sums_to_one_again
+from captum_transformer.trace.value import Value
+
+# Saved so that checkpointing notices that what it recomputes is another operation.
+_MARK = torch.empty(0, 0)
+_COPIES = MOVES | {Kind.COPY}
+
+
+def at_temperature(temperature: float) -> ForwardRules:
+    """The rules for attention whose softmax has its gradient at a temperature.
+
+    For fused attention that is the uniform rule as well, which it would otherwise displace.
+    """
+    return {
+        Kind.SOFTMAX: partial(_soften, temperature=temperature),
+        Kind.ATTENTION: partial(_soften_attention, temperature=temperature),
+        Kind.PRODUCT: _note_attention,
+        Kind.MUL: _note_attention,
+    }
+
+
+def _soften(operation: Operation, *, temperature: float) -> Any:
+    ((scores, _),) = operation.traced()
+    return _Softmax.apply(scores.tensor, operation, temperature)
+
+
+def _soften_attention(operation: Operation, *, temperature: float) -> Any:
+    # With gradients on, as the model runs it: which kernel runs may depend on that.
+    native = operation.run(lambda operand: operand.tensor)
+    signals = [operand.tensor for operand, _ in operation.traced()]
+    return _Attention.apply([native], operation, temperature, *signals)
+
+
+def _note_attention(operation: Operation) -> Any:
+    """Notes of which softmax the weights are that an operation applies to a signal.
+
+    Only then it is known that the softmax attends: that of a classifier or a router does not.
+    """
+    softmaxes = [o for value in _weights(operation) for o in _softmaxes(value)]
+    if all(softmax.kind is Kind.SOFTMAX for softmax in softmaxes):
+        for softmax in softmaxes:
+            softmax.attends = True
+        return NotImplemented
+    return refused(
+        operation,
+        "the softmax of the weights that it applies is written by hand, or masked after it and "
+        "divided by the sum again, and the rule for its temperature is for the whole",
+        "Call `torch.softmax`, of scores that are masked by minus infinity; ",
+    )
+
+
+def _weights(operation: Operation) -> list[Value]:
+    """The softmax weights of tokens, or of what else attention is to, that it applies."""
+    traced = operation.traced()
+    if operation.pattern is not None:
+        return [operand.value for operand in operation.pattern.held if operand.value is not None]
+    if len(traced) > 1:
+        return [value for _, value in traced if value.weighs_tokens or are_probabilities(value)]
+    return [value for operand, value in traced if sums_over_keys(operation, operand)]
+
+
+def _softmaxes(weights: Value) -> Iterator[Operation]:
+    """The softmaxes of which weights come, or what divides them by their sum again."""
+    pending = [weights]
+    while pending:
+        operation = pending.pop().operation
+        if operation is None:
+            continue
+        if softmax_dim(operation) is not None or sums_to_one_again(operation):
+            yield operation
+            continue
+        moves = operation.kind in _COPIES
+        pending += [v for _, v in operation.traced() if moves or v.keys is not None]
+
+
+# A point where a softmax was computed, and what came out: autograd has the derivative there.
+Point = tuple[Tensor, Tensor]
+
+
+def _point(operation: Operation, scores: Tensor) -> Point:
+    ((signal, _),) = operation.traced()
+    with torch.enable_grad():
+        at = scores.requires_grad_()
+        return at, operation.run(lambda operand: at if operand is signal else operand.tensor)
+
+
+class _Softmax(torch.autograd.Function):
+    """A softmax as it is; where its weights attend, its backward is that at another temperature.
+
+    A row without any key has a gradient of zero.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, operation: Operation, temperature: float) -> Tensor:
+        own = scores.detach()
+        ctx.plain = _point(operation, own)
+        full = own.to(accumulation_dtype(scores.dtype))
+        ctx.soft = _point(operation, full / temperature)
+        ctx.operation, ctx.dtype = operation, scores.dtype
+        ctx.save_for_backward(_MARK)
+        output: Tensor = ctx.plain[1].detach()
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        point: Point = ctx.soft if ctx.operation.attends else ctx.plain
+        scores, weights = point
+        arriving = gradients[0].to(weights.dtype)
+        (slope,) = torch.autograd.grad(weights, scores, arriving, retain_graph=True)
+        return slope.masked_fill(weights.isnan(), 0.0).to(ctx.dtype), None, None
+
+
+class _Attention(torch.autograd.Function):
+    """Fused attention as it is; its backward computes the probabilities in blocks of queries."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, native: list[Any], operation: Operation, temperature: float, *_: Tensor
+    ) -> Any:
+        result = native.pop()
+        have_gradient = [tensor.requires_grad for tensor in leaves(Tensor, result)]
+        result = mapped(Tensor.detach, Tensor, result)
+        outputs = zip(leaves(Tensor, result), have_gradient, strict=True)
+        ctx.mark_non_differentiable(*(tensor for tensor, has_one in outputs if not has_one))
+        ctx.set_materialize_grads(False)
+        ctx.call, ctx.temperature = fused_attention(operation), temperature
+        ctx.save_for_backward(_MARK)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        arriving, *beside = gradients
+        if any(gradient is not None for gradient in beside):
+            raise log_sum_exp_is_used()
+        operation: Operation = ctx.call.operation
+        found: dict[Operand, Tensor] = {}
+        if arriving is not None:
+            with torch.autocast(arriving.device.type, enabled=False):
+                found = _gradients(ctx.call, arriving, ctx.temperature)
+        parts = parts_of_attention(operation)
+        given = [
+            (found[o] / parts[o]).to(o.dtype) if o in found else None for o, _ in operation.traced()
+        ]
+        return None, None, None, *given
+
+
+def _gradients(call: FusedAttention, arriving: Tensor, temperature: float) -> dict[Operand, Tensor]:
+    """The gradients of an attention call's queries, keys, values and mask, in full precision."""
+    query, key, value = in_full(call.query), call.keys(), call.values()
+    lead = arriving.shape[:-2]
+    signals = {operand for operand, _ in call.operation.traced()}
+    totals = {
+        operand: value.new_zeros((*lead, *operand.size[-2:]))
+        for operand in (call.query, call.key, call.value)
+        if operand in signals
+    }
+    if call.mask in signals:
+        totals[call.mask] = value.new_zeros(call.mask.size)
+    for rows in row_blocks((*lead, arriving.shape[-2], key.shape[-2]), key.device):
+        queries, above = query[..., rows, :], arriving[..., rows, :].to(value.dtype)
+        with torch.enable_grad():
+            products = (queries @ key.mT).requires_grad_()
+            scores, bias = call.scores(products, rows)
+        own = scores.detach()
+        if call.value in signals:
+            totals[call.value] += call.softmax(own, bias).mT @ above
+        if signals == {call.value}:
+            continue
+        soft = call.softmax(own / temperature, None if bias is None else bias / temperature)
+        slope = above @ value.mT
+        slope = soft * (slope - (soft * slope).sum(-1, keepdim=True))
+        if call.mask in signals:
+            total = totals[call.mask]
+            part = total[..., rows, :] if total.ndim > 1 < total.shape[-2] else total
+            part += slope.sum_to_size(part.shape)
+        if scores.requires_grad:  # else the model's own function of the scores has no use for them
+            slope = slope.sum_to_size(scores.shape)
+            (slope,) = torch.autograd.grad(scores, products, slope)
+            if call.query in signals:
+                totals[call.query][..., rows, :] = slope @ key
+            if call.key in signals:
+                totals[call.key] += slope.mT @ queries
+    return {o: total if o is call.mask else call.ungroup(total, o) for o, total in totals.items()}
