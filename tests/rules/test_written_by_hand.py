@@ -269,6 +269,12 @@ REFUSED: dict[tuple[str, str], str] = {
     ("AttnLRP", "weighted by a softmax"): "by a product|joined|in blocks",
     ("AttnLRP", "sigmoid gate"): "quotient|exponentials",
     ("AttnLRP", "swiglu"): "einsum of three|halved between|divided",
+    ("GIM", "softmax"): (
+        "by a product|by einsum|by a mean|cumulative|python|maximum twice|squared|in blocks"
+    ),
+    ("GIM", "weighted by a softmax"): "by a product|joined|in blocks",
+    ("GIM", "sigmoid gate"): "quotient|exponentials",
+    ("GIM", "swiglu"): "einsum of three|halved between|divided",
     **{(method, "softmax"): _SHIFTED for method in LRP},
     **{
         (method, "log softmax"): (

@@ -146,9 +146,11 @@ def hold_gate(operation: Operation) -> Any:
 
     So the slope is f(x) / x without a division.
     """
-    if not _multiplies_entries(operation):
+    traced = operation.traced()
+    added = any(operand.role is Role.BIAS for operand, _ in traced)
+    if len(traced) < 2 or added or not works_by_entry(operation):
         return NotImplemented
-    (_, signal), *gates = sorted(operation.traced(), key=lambda pair: is_gate_by_formula(pair[1]))
+    (_, signal), *gates = sorted(traced, key=lambda pair: is_gate_by_formula(pair[1]))
     adds = constant_term(steps_with_numbers(signal)) is not None
     if are_of_one_entry(signal, *(value for _, value in gates)) and not adds:
         return with_held(operation, [operand for operand, _ in gates])
@@ -157,18 +159,12 @@ def hold_gate(operation: Operation) -> Any:
 
 def keep_activation(operation: Operation) -> Any:
     """Activations written in Python keep their gradient, though they are products of signals."""
-    if not _multiplies_entries(operation):
+    traced = operation.traced()
+    if len(traced) < 2 or not works_by_entry(operation):
         return NotImplemented
-    if are_of_one_entry(*(value for _, value in operation.traced())):
+    if are_of_one_entry(*(value for _, value in traced)):
         return operation.run(lambda operand: operand.tensor)
     return _refused_split(operation)
-
-
-def _multiplies_entries(operation: Operation) -> bool:
-    """Whether it is a product of signals, entry by entry, and nothing else."""
-    traced = operation.traced()
-    added = any(operand.role is Role.BIAS for operand, _ in traced)
-    return len(traced) > 1 and not added and works_by_entry(operation)
 
 
 def _refused_split(operation: Operation) -> Any:
