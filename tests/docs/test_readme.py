@@ -9,21 +9,10 @@ import timm
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-import captum_transformer
+from tests.public_methods import EVERY, OF_SCORES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-METHODS = {
-    name
-    for name in captum_transformer.__all__
-    if name != "TransformerMethod" and hasattr(getattr(captum_transformer, name), "attribute")
-}
-# The others explain no score of one input.
-OF_SCORES = {
-    name
-    for name in METHODS
-    if issubclass(getattr(captum_transformer, name), captum_transformer.TransformerMethod)
-}
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -69,7 +58,7 @@ def test_the_examples_run(block, what_the_reader_has, tmp_path, monkeypatch):
 
 def test_each_method_is_in_the_table():
     rows = re.findall(r"^\| `(\w+)", README, flags=re.MULTILINE)
-    assert set(rows) >= METHODS
+    assert set(rows) >= EVERY
 
 
 @pytest.mark.parametrize("end", ["tutorials/quickstart.py", "pytest"])
