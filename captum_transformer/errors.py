@@ -42,4 +42,4 @@ class InvalidTargetError(AssertionError, ValueError):
 
 
 class InvalidLayerError(ExplanationError, ValueError):
-    """The chosen attention layer does not exist in the model."""
+    """A chosen layer does not exist in the model, or does not run as it was said to."""

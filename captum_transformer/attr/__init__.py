@@ -7,6 +7,7 @@ from captum_transformer.attr.bilrp import BiLRP, PairRelevance
 from captum_transformer.attr.conservative_lrp import ConservativeLRP
 from captum_transformer.attr.generic_attention_relevance import GenericAttentionRelevance
 from captum_transformer.attr.gim import GIM
+from captum_transformer.attr.layer_relevance import LayerRelevance
 from captum_transformer.attr.partial_lrp import PartialLRP
 from captum_transformer.attr.raw_attention import RawAttention
 from captum_transformer.attr.transformer_attribution import TransformerAttribution
@@ -20,6 +21,7 @@ __all__ = [
     "BiLRP",
     "ConservativeLRP",
     "GenericAttentionRelevance",
+    "LayerRelevance",
     "PairRelevance",
     "PartialLRP",
     "RawAttention",

@@ -12,12 +12,13 @@ from torch import Tensor
 from captum_transformer.account import Account
 from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.attr.transformer_method import START, seed
-from captum_transformer.errors import InvalidLayerError
+from captum_transformer.errors import InvalidLayerError, UnsupportedOperationError
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.ledger import Ledger
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.heads import by_head
 from captum_transformer.trace.history import History
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.value import Value
@@ -150,6 +151,47 @@ class AttentionFlowMethod(AccountableMethod):
         carried, _ = self._carried(self._selection(forward, target, wanted))
         # All of it: maps are as small as the gradient, of an all but excluded class about zero.
         return {value: tensor / START for value, tensor in carried.items()}
+
+    def _relevance_within(
+        self, forward: TracedForward, target: Any, wanted: Sequence[Value]
+    ) -> dict[Value, Tensor]:
+        if not self._reads_maps:
+            return self._relevance(forward, target, wanted)
+        carried, ledger = self._carried(self._selection(forward, target, wanted))
+        for value in wanted:
+            if value not in ledger.reached:
+                made = value.operation
+                raise UnsupportedOperationError(
+                    f"{type(self).__name__} has no relevance for the tensor of shape "
+                    f"{tuple(value.shape)} that {made.described if made else 'no operation'} "
+                    "has made: relevance goes from token to token along skip connections and "
+                    "through attention, and none of that which counts comes by. The tensor lies "
+                    "in a branch, as inside an MLP, or behind all attention that counts. Choose "
+                    "the output of an earlier block, `propagation='flow'` where there is "
+                    "cross-attention, or a method that follows each feature, such as AttnLRP."
+                )
+        return {value: tensor / START for value, tensor in carried.items()}
+
+    def _heads(
+        self, forward: TracedForward, target: Any, calls: Sequence[AttentionCall]
+    ) -> dict[AttentionCall, Tensor]:
+        """What each head's map hands on of the shares of its queries."""
+        if not self._reads_maps:
+            return super()._heads(forward, target, calls)
+        selection = self._selection(forward, target, [call.output for call in calls])
+        flow = self._flow(selection)
+        flow.direct = True  # what lies at a call's output is to pass it
+        seeds = seed(selection.selected, selection.value, start=START)
+        shares, _ = flow.conserved(seeds, selection.wanted)
+        maps = self._maps(selection, [call for call in calls if call.layer in flow.layers])
+        heads = {}
+        for call in calls:
+            share = by_head(call, call.outputs(shares[call.output])).sum(-1) / START
+            sums = torch.zeros_like(share)
+            if call.layer in flow.layers:
+                sums = by_head(call, row_sums(maps, call).unsqueeze(-1)).squeeze(-1)
+            heads[call] = share * sums
+        return heads
 
     def _account(self, forward: TracedForward, target: Any) -> Account:
         """Of the row of relevance that the score is read from: its sum over all tokens."""

@@ -1,10 +1,11 @@
 """What the methods share whose relevance is gradient x input under some rule."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from captum_transformer.account import INPUTS, Account, Part, Reason
 from captum_transformer.attr.accounting import AccountableMethod
@@ -17,6 +18,14 @@ from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.value import Value
+
+
+class Point(NamedTuple):
+    """Where relevance is asked for: a value, its data, and where it stands in autograd's graph."""
+
+    value: Value
+    data: Tensor
+    edge: GradientEdge | None
 
 
 class GradientTimesInput(AccountableMethod):
@@ -39,31 +48,32 @@ class GradientTimesInput(AccountableMethod):
         selected, score = forward.select(target)
         self._require_attention(forward.history(score))
         _refuse(forward, selected, score)
-        at_inputs = self._gradient_times_input(forward, selected)
-        if all(value in at_inputs for value in wanted):
-            return at_inputs
+        inner = _inner(forward, wanted)
+        found = self._gradient_times_input(forward, selected, inner)
+        if all(value in found for value in wanted):
+            return found
         return {
-            value: at_inputs[source]
-            if value is source
-            else TokenFlow(forward.tape, {}).gathered(value, source, at_inputs[source])
+            value: found[value]
+            if value in found
+            else TokenFlow(forward.tape, {}).gathered(value, source, found[source])
             for value, source in zip(wanted, forward.values, strict=True)
         }
 
     def _gradient_times_input(
-        self, forward: TracedForward, selected: Tensor
+        self, forward: TracedForward, selected: Tensor, inner: Sequence[Point] = ()
     ) -> dict[Value, Tensor]:
         lookups = [o for o in forward.tape.operations if o.kind is Kind.EMBEDDING]
-        points = [edge for edge in forward.edges if edge is not None]
-        points += [operation.edge for operation in lookups if operation.edge is not None]
-        gradients = forward.gradients(selected, points)
+        given = zip(forward.values, forward.inputs, forward.edges, strict=True)
+        points = [Point(*of) for of in given if of[2] is not None] + list(inner)
+        edges = [point.edge for point in points if point.edge is not None]
+        edges += [operation.edge for operation in lookups if operation.edge is not None]
+        gradients = forward.gradients(selected, edges)
         relevance: dict[Value, Tensor] = {}
-        for value, tensor, edge in zip(forward.values, forward.inputs, forward.edges, strict=True):
-            if edge is None:
-                continue
+        for value, tensor, _ in points:
             dtype = accumulation_dtype(tensor.dtype)
             gradient = gradients.pop(0)
             slope = torch.zeros_like(tensor) if gradient is None else gradient
-            relevance[value] = tensor.detach().to(dtype) * slope.to(dtype)
+            relevance[value] = tensor.detach().to(dtype) * slope.to(dtype).reshape(tensor.shape)
         seeds: dict[Value, Tensor] = {}
         for operation, gradient in zip(lookups, gradients, strict=True):
             if gradient is not None:
@@ -104,6 +114,20 @@ class GradientTimesInput(AccountableMethod):
         rest = added_up([score, *(-part.amount for part in parts)])
         parts.append(Part(Reason.REST.value, _listed(forward, operations), rest))
         return Account(type(self).__name__, score, tuple(parts))
+
+
+def _inner(forward: TracedForward, wanted: Sequence[Value]) -> list[Point]:
+    """Where the values stand that are wanted of layers, and of what attention makes."""
+    known = {
+        inner.value: Point(inner.value, inner.operand.tensor, inner.edge)
+        for tensors in forward.layers
+        for inner in tensors
+    }
+    for value in wanted:
+        operation = value.operation
+        if operation is not None and operation.attention is not None and operation.result:
+            known.setdefault(value, Point(value, operation.result.tensor, operation.edge))
+    return [known[value] for value in wanted if value in known and value not in forward.values]
 
 
 def _refuse(forward: TracedForward, selected: Tensor, score: Value) -> None:

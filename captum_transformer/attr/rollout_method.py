@@ -18,6 +18,8 @@ from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.ledger import Ledger
 from captum_transformer.rules.streams.relevancies import Relevancies, last_call, shares_of_queries
 from captum_transformer.rules.streams.update import UpdateRule
+from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.history import History
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.streams import query_value
@@ -154,6 +156,17 @@ class RolloutMethod(AttentionFlowMethod):
                 f"{type(self).__name__} has no relevance to give. Choose an earlier `start_layer`, "
                 "or take `with_identity=True`, which counts what passes no attention, too."
             )
+
+    def _heads(
+        self, forward: TracedForward, target: Any, calls: Sequence[AttentionCall]
+    ) -> dict[AttentionCall, Tensor]:
+        _, score = self._select(forward, target)
+        if self.propagation == "paper" and forward.history(score).streams.cross_attention:
+            raise UnsupportedOperationError(
+                "Where there is cross-attention, the paper's rules are for whole matrices and not "
+                "for heads. Use `propagation='flow'`."
+            )
+        return super()._heads(forward, target, calls)
 
     def _relevancies(self, selection: Selection) -> Relevancies:
         calls = selection.from_layer(self.start_layer)

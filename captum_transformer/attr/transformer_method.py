@@ -1,6 +1,5 @@
 """What all methods share: Captum's calling conventions around one traced forward pass."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
@@ -11,8 +10,10 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_transformer.attr.generation import Generation
+from captum_transformer.attr.inner_relevance import InnerRelevance
 from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.calling.isolation import in_full_precision
+from captum_transformer.calling.layers import ChosenLayer
 from captum_transformer.calling.target import Target, target_of
 from captum_transformer.rules import flow
 from captum_transformer.trace.forward import TracedForward, traced_forward
@@ -33,7 +34,7 @@ def logged(function: Function) -> Function:
     return cast(Function, log_usage(part_of_slo=True)(function))
 
 
-class TransformerMethod(GradientAttribution, ABC):
+class TransformerMethod(InnerRelevance, GradientAttribution):
     """An attribution method for Transformers.
 
     The model runs once, unmodified, under a trace; the method then carries something backward
@@ -226,7 +227,12 @@ class TransformerMethod(GradientAttribution, ABC):
         return [tuple(map(torch.cat, zip(*maps, strict=True))) for maps in of_targets]
 
     def _traced(
-        self, arguments: Arguments[Any], *, account: bool = False
+        self,
+        arguments: Arguments[Any],
+        *,
+        account: bool = False,
+        layers: Sequence[ChosenLayer] = (),
+        layer_inputs: bool = False,
     ) -> AbstractContextManager[TracedForward]:
         further = self._kept_for_account if account else frozenset()
         return traced_forward(
@@ -235,6 +241,8 @@ class TransformerMethod(GradientAttribution, ABC):
             keep=self._keep | further,
             rules=self._forward_rules(arguments),
             all_edges=bool(further),
+            layers=layers,
+            layer_inputs=layer_inputs,
         )
 
     def _forward_rules(
@@ -268,12 +276,6 @@ class TransformerMethod(GradientAttribution, ABC):
     def _select(self, forward: TracedForward, target: Any) -> tuple[Tensor, Value]:
         """The scores that are explained, and their value on the tape."""
         return forward.select(target)
-
-    @abstractmethod
-    def _relevance(
-        self, forward: TracedForward, target: Any, wanted: Sequence[Value]
-    ) -> dict[Value, Tensor]:
-        """The relevance of the target's score at some values of the forward pass."""
 
 
 def seed(selected: Tensor, value: Value, *, start: float = 1.0) -> dict[Value, Tensor]:

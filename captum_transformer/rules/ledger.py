@@ -45,9 +45,14 @@ class Taken(NamedTuple):
 
 
 class Ledger:
-    """What a pass started with, what was taken, and where it ended."""
+    """What a pass started with, what was taken, and where it ended.
+
+    Attributes:
+        reached: the wanted values that something came to which counts, be it zero.
+    """
 
     def __init__(self) -> None:
+        self.reached: set[Value] = set()
         self.started: list[Tensor] = []
         self.taken: list[Taken] = []
         self.ended: list[tuple[Value, Tensor]] = []
@@ -84,6 +89,7 @@ class Ledger:
 
     def join(self, other: "Ledger") -> None:
         """Takes over what another pass has noted."""
+        self.reached |= other.reached
         self.started += other.started
         self.taken += other.taken
         self.ended += other.ended

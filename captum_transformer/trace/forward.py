@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.copies import copied
 from captum_transformer.calling.isolation import explaining, modules_of
+from captum_transformer.calling.layers import ChosenLayer
 from captum_transformer.calling.refusals import called, refuse_sharded, refusing_scripted
 from captum_transformer.calling.target import Contrast, as_contrast, main_output, selected_scores
 from captum_transformer.errors import InvalidInputError
@@ -22,6 +23,7 @@ from captum_transformer.trace.functions import Function
 from captum_transformer.trace.history import History, leading_to
 from captum_transformer.trace.influence import belongs_to_samples, require_apart
 from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.layers import InnerTensor, WatchedLayers
 from captum_transformer.trace.mode import ForwardRules, Trace
 from captum_transformer.trace.value import Value
 
@@ -38,6 +40,7 @@ class TracedForward:
         values: the same on the tape.
         edges: where they stand in the autograd graph; None for token ids.
         names: the inputs' names: as given, or in the forward function's signature.
+        layers: the tensors of the layers that are watched.
         output: what the model returned.
     """
 
@@ -59,6 +62,7 @@ class TracedForward:
         self.names = names
         self.values = values
         self.edges = edges
+        self.layers: list[tuple[InnerTensor, ...]] = []
         self.output: Any = None
         self._named = dict(zip(names, values, strict=True))
         self._histories: dict[frozenset[Value], History] = {}
@@ -230,6 +234,8 @@ def traced_forward(
     keep: frozenset[Kind] = frozenset(),
     rules: ForwardRules | None = None,
     all_edges: bool = False,
+    layers: Sequence[ChosenLayer] = (),
+    layer_inputs: bool = False,
 ) -> Iterator[TracedForward]:
     """Runs a model once under the trace; within the context its output can be explained.
 
@@ -239,6 +245,8 @@ def traced_forward(
         keep: the kinds of operation whose operands are kept for the rules.
         rules: change the gradient of some operations.
         all_edges: keep where every operation's output stands in the autograd graph.
+        layers: the modules whose tensors are watched.
+        layer_inputs: watch what they get, and not what they make.
     """
     inputs = arguments.inputs
     modules = modules_of(forward_func)
@@ -256,13 +264,16 @@ def traced_forward(
         edges = tuple(get_gradient_edge(t) if t.requires_grad else None for t in entered)
         again = partial(traced_forward, forward_func, arguments)
         forward = TracedForward(trace, inputs, values, edges, arguments.names(forward_func), again)
+        watched = WatchedLayers(layers, trace.tape, inputs=layer_inputs)
         try:
-            with refusing_scripted(modules), trace:
+            with refusing_scripted(modules), watched.watching(), trace:
                 forward.output = called(forward_func, arguments, entered)
+            forward.layers = watched.tensors()
             forward.finish()
             yield forward
         finally:
             forward.output = None
+            forward.layers.clear()
             trace.tape.clear()
             trace.calls.clear()
 

@@ -73,9 +73,9 @@ class TokenFlow:
         row_sums: Callable[[AttentionCall], Tensor] | None = None,
     ) -> None:
         self._tape = tape
-        self._layers = layers
+        self.layers = layers
         self._skip = skip
-        self._direct = direct
+        self.direct = direct
         self._row_sums = row_sums
         self._sources = tape.derived(Sources)
         self._unread = self._counting = 0
@@ -107,17 +107,17 @@ class TokenFlow:
         asked = functools.reduce(operator.or_, read.values(), 0)
         # Not an attribute: each would hold the other, and what the maps are made of would stay.
         noted = None if ledger is None else asked
-        passed_on = Passing(self._sources, self._layers, self._starting, self._rows, noted)
+        passed_on = Passing(self._sources, self.layers, self._starting, self._rows, noted)
         starting = {value: self._starting(value) for value in seeds}
         books = None if ledger is None else Books(ledger, asked)
         if books is not None:
             books.start(seeds, starting)
         arriving: dict[Value, Shares] = {}
-        ends, towers = 0 if self._direct else asked, self._tape.derived(Towers)
+        ends, towers = 0 if self.direct else asked, self._tape.derived(Towers)
         for value, share in seeds.items():
             for apart, some in self._parted(value, share, wanted, ends):
                 _add(arriving, value, Key(starting[value], apart), some)
-        arrived: dict[Value, Tensor] = {}
+        arrived: dict[Value, list[Tensor]] = {}
         ended: list[tuple[Value, Shares]] = []
         first = min((_step(value) for value in read), default=0)
         last = max(_step(value) for value in seeds)
@@ -127,14 +127,14 @@ class TokenFlow:
             incoming = [arriving.pop(v, {}) if v is not None else {} for v in operation.outputs]
             for place, output in enumerate(operation.outputs):
                 if output in read:
-                    arrived[output] = _total(incoming[place], read[output], output, seeds)
+                    arrived[output] = _counting(incoming[place], read[output])
                 if output is not None and (
                     operation.index == first
                     or (output in read and not any(map(output.descends_from, read)))
                 ):
                     ended.append((output, incoming[place]))
                     incoming[place] = {}
-            if self._layers and self._rows is None and any(incoming):
+            if self.layers and self._rows is None and any(incoming):
                 towers.refuse(operation)
             call = operation.attention
             attends = call is not None and not call.among_channels
@@ -157,12 +157,15 @@ class TokenFlow:
                     books.leave_out(operation, left)
         for value, source in read.items():
             if value not in arrived:
-                arrived[value] = _total(arriving.get(value, {}), source, value, seeds)
+                arrived[value] = _counting(arriving.get(value, {}), source)
+        if ledger is not None:
+            ledger.reached |= {value for value, shares in arrived.items() if shares}
         if books is not None:
             for value, found in (*ended, *arriving.items()):
                 for key, share in found.items():
                     books.end(value, read.get(value, 0) * (not key.apart), key.sources, share)
-        return arrived
+        zero = next(iter(seeds.values())).new_zeros(())
+        return {value: sum(shares, zero).expand(value.shape) for value, shares in arrived.items()}
 
     def conserved(
         self, seeds: Mapping[Value, Tensor], wanted: Sequence[Value]
@@ -222,9 +225,9 @@ class TokenFlow:
         ends = [
             operation.attention.value.value
             for operation in self._tape.operations
-            if operation.attention is not None and operation.attention.layer in self._layers
+            if operation.attention is not None and operation.attention.layer in self.layers
         ]
-        starts = [start] if self._skip and self._direct else []
+        starts = [start] if self._skip and self.direct else []
         values = [value for value in (*ends, *starts) if value is not None]
         made = any(v is earlier or v.descends_from(earlier) for v in values for earlier in wanted)
         if made and not any(self.has_way(value, wanted) for value in values):
@@ -288,13 +291,9 @@ def _add(arriving: dict[Value, Shares], value: Value, key: Key, share: Tensor) -
         found[key] = found[key] + share if key in found else share
 
 
-def _total(found: Shares, source: int, value: Value, seeds: Mapping[Value, Tensor]) -> Tensor:
+def _counting(found: Shares, source: int) -> list[Tensor]:
     """What has arrived of one source and counts."""
-    total = next(iter(seeds.values())).new_zeros(())
-    for key, share in found.items():
-        if key.sources & source and not key.apart:
-            total = total + share
-    return total.expand(value.shape)
+    return [share for key, share in found.items() if key.sources & source and not key.apart]
 
 
 def _step(value: Value) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from captum_transformer.rules.propagate import growth
 from captum_transformer.trace.kinds import Role
-from captum_transformer.trace.nested import leaves
+from captum_transformer.trace.nested import leaves, mapped
 from captum_transformer.trace.operation import Operand, Operation
 
 
@@ -48,7 +48,8 @@ def share_by_degree(operation: Operation) -> Any:
     for output, of_output in zip(leaves(Tensor, result), grown, strict=True):
         degree = torch.where(output == 0, 1.0, of_output / output).detach()
         _divide_gradient(output, degree)
-    return result
+    # What is read of the gradient at the result itself is not divided.
+    return mapped(lambda output: output.view_as(output), Tensor, result)
 
 
 def _divided(operation: Operation, parts: Mapping[Operand, int]) -> Any:

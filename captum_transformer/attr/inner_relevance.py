@@ -1,0 +1,206 @@
+"""Relevance inside a model: at the tensors of its layers, and of the heads of its attention."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer.calling.arguments import Arguments, Inputs
+from captum_transformer.calling.isolation import in_full_precision
+from captum_transformer.calling.layers import ChosenLayer, Layer, chosen_layers
+from captum_transformer.calling.target import Target, target_of
+from captum_transformer.errors import InvalidLayerError, UnsupportedOperationError
+from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.heads import by_head
+from captum_transformer.trace.value import Value
+
+
+class InnerRelevance(ABC):
+    """What methods share that can say how relevant the values inside a model are."""
+
+    forward_func: Any
+
+    def attribute_layers(
+        self,
+        inputs: Inputs,
+        layers: Sequence[Layer],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        attribute_to_layer_input: bool = False,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+        internal_batch_size: int | None = None,
+    ) -> list[Tensor | tuple[Tensor, ...]]:
+        """Attributes the target's score to what layers inside the model make.
+
+        All layers are explained by the one forward pass and the one backward pass that
+        :meth:`attribute` takes. A layer's relevance is what the method would attribute to the
+        tensor if it were an input of the rest of the model: all that the model does with it counts,
+        a skip connection around the next layer, too. Methods that hand relevance from token to
+        token spread a token's relevance evenly over its features.
+
+        Args:
+            inputs: as in :meth:`attribute`.
+            layers: modules of the model, or their dotted names. A tuple of one of these and a
+                number says which call is meant, where a module runs several times.
+            target: as in :meth:`attribute`.
+            additional_forward_args: as in :meth:`attribute`.
+            attribute_to_layer_input: attribute to what the layers get, as in Captum.
+            additional_forward_kwargs: as in :meth:`attribute`.
+            internal_batch_size: as in :meth:`attribute`.
+
+        Returns:
+            For each layer the relevance of the tensor that it makes, of its shape; a tuple where it
+            makes several tensors that depend on the inputs. Zero where the score does not depend on
+            one of them.
+
+        Raises:
+            InvalidLayerError: if there is no such layer, if it does not run, or runs several times,
+                or if the score does not depend on it.
+            UnsupportedOperationError: if the method gives the tensor no relevance, as behind all
+                attention.
+
+        Example:
+            >>> import timm, torch
+            >>> from captum_transformer import AttnLRP
+            >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)
+            >>> layers = ["patch_embed", model.blocks[0], "blocks.1.mlp.act"]
+            >>> found = AttnLRP(model).attribute_layers(torch.rand(1, 3, 32, 32), layers, target=3)
+            >>> [tuple(relevance.shape) for relevance in found]
+            [(1, 4, 192), (1, 5, 192), (1, 5, 768)]
+        """
+        arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
+        chosen = chosen_layers(self.forward_func, layers)
+        parts: list[list[tuple[Tensor, ...]]] = []
+        for rows, batch in arguments.batches(internal_batch_size):
+            some = target_of(target, rows, arguments.samples)
+            with self._traced(batch, layers=chosen, layer_inputs=attribute_to_layer_input) as run:
+                if batch is not arguments:
+                    _require_samples_first(run, chosen)
+                parts.append(self._attribute_layers(run, some, chosen))
+        found = [
+            tuple(map(torch.cat, zip(*of_layer, strict=True)))
+            for of_layer in zip(*parts, strict=True)
+        ]
+        return [tensors if len(tensors) > 1 else tensors[0] for tensors in found]
+
+    def attribute_heads(
+        self,
+        inputs: Inputs,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+        internal_batch_size: int | None = None,
+    ) -> list[Tensor]:
+        """Attributes the target's score to the heads of all attention calls that it depends on.
+
+        The arguments are those of :meth:`attribute`. A head's relevance is that of what it makes,
+        before the output projection, summed over its features. Methods that hand relevance from
+        token to token by attention maps give each head what its map hands on.
+
+        Returns:
+            For each attention call, in the order in which they run, ``(samples, heads, queries)``;
+            of attention within windows ``(windows, heads, queries)``.
+
+        Raises:
+            NoAttentionError: if the score depends on no attention.
+            UnsupportedOperationError: if the heads of a call can't be told apart.
+
+        Example:
+            >>> import timm, torch
+            >>> from captum_transformer import AttnLRP
+            >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)
+            >>> heads = AttnLRP(model).attribute_heads(torch.rand(1, 3, 32, 32), target=3)
+            >>> [tuple(relevance.shape) for relevance in heads]
+            [(1, 3, 5), (1, 3, 5)]
+        """
+        arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
+        parts = []
+        for rows, batch in arguments.batches(internal_batch_size):
+            some = target_of(target, rows, arguments.samples)
+            with self._traced(batch) as forward, in_full_precision(forward.inputs[0].device):
+                scores, score = self._select(forward, some)
+                calls = forward.history(score).layers()
+                heads = self._heads(forward, some, calls)
+                parts.append([heads[call].to(scores.dtype).detach() for call in calls])
+        return [torch.cat(of_call) for of_call in zip(*parts, strict=True)]
+
+    def _attribute_layers(
+        self, forward: TracedForward, target: Any, layers: Sequence[ChosenLayer]
+    ) -> list[tuple[Tensor, ...]]:
+        scores, score = self._select(forward, target)
+        behind: list[Value] = []
+        for layer, tensors in zip(layers, forward.layers, strict=True):
+            found = [t.value for t in tensors if score is t.value or score.descends_from(t.value)]
+            if not found:
+                raise InvalidLayerError(f"The score does not depend on the layer {layer.name!r}.")
+            behind += found
+        wanted = list(dict.fromkeys(behind))
+        with in_full_precision(forward.inputs[0].device):
+            relevance = self._relevance_within(forward, target, wanted)
+        return [
+            tuple(
+                _like(relevance[value], value, operand.dtype, scores)
+                if value in relevance
+                else torch.zeros(value.shape, dtype=operand.dtype, device=value.device)
+                for value, operand, _ in tensors
+            )
+            for tensors in forward.layers
+        ]
+
+    def _relevance_within(
+        self, forward: TracedForward, target: Any, wanted: Sequence[Value]
+    ) -> dict[Value, Tensor]:
+        """The relevance of values inside the model."""
+        return self._relevance(forward, target, wanted)
+
+    def _heads(
+        self, forward: TracedForward, target: Any, calls: Sequence[AttentionCall]
+    ) -> dict[AttentionCall, Tensor]:
+        """The relevance of each head: ``(sets of tokens, heads, queries)``."""
+        relevance = self._relevance(forward, target, [call.output for call in calls])
+        return {call: by_head(call, call.outputs(relevance[call.output])).sum(-1) for call in calls}
+
+    @abstractmethod
+    def _traced(
+        self,
+        arguments: Arguments[Any],
+        *,
+        layers: Sequence[ChosenLayer] = (),
+        layer_inputs: bool = False,
+    ) -> AbstractContextManager[TracedForward]:
+        """The model's forward pass under the trace."""
+
+    @abstractmethod
+    def _select(self, forward: TracedForward, target: Any) -> tuple[Tensor, Value]:
+        """The scores that are explained, and their value on the tape."""
+
+    @abstractmethod
+    def _relevance(
+        self, forward: TracedForward, target: Any, wanted: Sequence[Value]
+    ) -> dict[Value, Tensor]:
+        """The relevance of the target's score at some values of the forward pass."""
+
+
+def _require_samples_first(forward: TracedForward, layers: Sequence[ChosenLayer]) -> None:
+    """Raises unless the results of several batches can be joined in their first dimension."""
+    for layer, tensors in zip(layers, forward.layers, strict=True):
+        for value, _, _ in tensors:
+            if value.samples is None or value.samples.outer != 1:
+                raise UnsupportedOperationError(
+                    f"The layer {layer.name!r} has a tensor of shape {tuple(value.shape)}, whose "
+                    "first dimension is not that of the samples, so results of several batches "
+                    "can't be joined. Leave `internal_batch_size` out."
+                )
+
+
+def _like(relevance: Tensor, value: Value, dtype: torch.dtype, scores: Tensor) -> Tensor:
+    """Of the layer's own precision; NaN where a sample's score is."""
+    unknown, samples = scores.detach().isnan(), value.samples
+    where = unknown.any() if samples is None else samples.spread(unknown, value.shape)
+    return relevance.detach().to(dtype).masked_fill(where, torch.nan).contiguous()

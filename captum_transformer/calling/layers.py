@@ -1,0 +1,71 @@
+"""Which modules of a model are meant: by name, by themselves, or as one of several calls."""
+
+import difflib
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from captum_transformer.calling.isolation import modules_of
+from captum_transformer.errors import InvalidLayerError
+
+# A dotted name or the module; where it runs several times, with the number of the call.
+Layer = str | nn.Module | tuple[str | nn.Module, int]
+
+
+class ChosenLayer(NamedTuple):
+    """A module whose inputs or outputs are explained.
+
+    Attributes:
+        name: its dotted name, for messages.
+        module: itself.
+        call: which of its calls in a forward pass; None if it must run just once.
+    """
+
+    name: str
+    module: nn.Module
+    call: int | None
+
+
+def chosen_layers(forward_func: Callable[..., Any], layers: Sequence[Layer]) -> list[ChosenLayer]:
+    """The modules that are meant.
+
+    Raises:
+        InvalidLayerError: if there is no module of a name, or what is given can't mean one.
+    """
+    modules = modules_of(forward_func)
+    by_name = dict(modules)
+    names = {id(module): name for name, module in modules}
+    return [_chosen(layer, by_name, names) for layer in layers]
+
+
+def _chosen(layer: Layer, by_name: dict[str, nn.Module], names: dict[int, str]) -> ChosenLayer:
+    given, call = layer if isinstance(layer, tuple) and len(layer) == 2 else (layer, None)
+    if call is not None:
+        try:
+            call = operator.index(call)
+        except TypeError:
+            raise InvalidLayerError(f"The number of a call must be an int, got {call!r}.") from None
+    if isinstance(given, nn.Module):
+        return ChosenLayer(names.get(id(given)) or type(given).__name__, given, call)
+    if not isinstance(given, str):
+        raise InvalidLayerError(
+            "A layer is a module, its dotted name as in `model.named_modules()`, or a tuple of one "
+            f"of these and the number of a call, got {layer!r}."
+        )
+    found = [given] if given in by_name else [n for n in by_name if _below(n, by_name) == given]
+    if len(found) == 1:
+        return ChosenLayer(given, by_name[found[0]], call)
+    close = found or difflib.get_close_matches(given, by_name, n=3, cutoff=0.5)
+    named = ", ".join(map(repr, close)) or "none with a name like it"
+    if found:
+        raise InvalidLayerError(f"{given!r} may be any of {named}. Give the whole name.")
+    raise InvalidLayerError(f"There is no module {given!r} in the model. There is: {named}.")
+
+
+def _below(name: str, by_name: dict[str, nn.Module]) -> str:
+    """A module's name within the outermost module that a forward function uses."""
+    parts = name.split(".")
+    roots = (n for n in range(len(parts)) if ".".join(parts[:n]) in by_name)
+    return ".".join(parts[next(roots, 0) :])
