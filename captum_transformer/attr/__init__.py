@@ -8,8 +8,10 @@ from captum_transformer.attr.conservative_lrp import ConservativeLRP
 from captum_transformer.attr.generic_attention_relevance import GenericAttentionRelevance
 from captum_transformer.attr.gim import GIM
 from captum_transformer.attr.layer_relevance import LayerRelevance
+from captum_transformer.attr.libra import FullGradPlus, LibraGrad
 from captum_transformer.attr.partial_lrp import PartialLRP
 from captum_transformer.attr.raw_attention import RawAttention
+from captum_transformer.attr.relevance_patching import RelevancePatching
 from captum_transformer.attr.transformer_attribution import TransformerAttribution
 from captum_transformer.attr.transformer_method import TransformerMethod
 
@@ -20,11 +22,14 @@ __all__ = [
     "AttnLRP",
     "BiLRP",
     "ConservativeLRP",
+    "FullGradPlus",
     "GenericAttentionRelevance",
     "LayerRelevance",
+    "LibraGrad",
     "PairRelevance",
     "PartialLRP",
     "RawAttention",
+    "RelevancePatching",
     "TransformerAttribution",
     "TransformerMethod",
 ]

@@ -47,8 +47,8 @@ class GradientTimesInput(AccountableMethod):
     ) -> dict[Value, Tensor]:
         selected, score = forward.select(target)
         self._require_attention(forward.history(score))
-        _refuse(forward, selected, score)
-        inner = _inner(forward, wanted)
+        refuse_reached(forward, selected, score)
+        inner = inner_points(forward, wanted)
         found = self._gradient_times_input(forward, selected, inner)
         if all(value in found for value in wanted):
             return found
@@ -68,12 +68,10 @@ class GradientTimesInput(AccountableMethod):
         edges = [point.edge for point in points if point.edge is not None]
         edges += [operation.edge for operation in lookups if operation.edge is not None]
         gradients = forward.gradients(selected, edges)
-        relevance: dict[Value, Tensor] = {}
-        for value, tensor, _ in points:
-            dtype = accumulation_dtype(tensor.dtype)
-            gradient = gradients.pop(0)
-            slope = torch.zeros_like(tensor) if gradient is None else gradient
-            relevance[value] = tensor.detach().to(dtype) * slope.to(dtype).reshape(tensor.shape)
+        relevance = {
+            value: tensor.detach() * slope_at(tensor, gradients.pop(0))
+            for value, tensor, _ in points
+        }
         seeds: dict[Value, Tensor] = {}
         for operation, gradient in zip(lookups, gradients, strict=True):
             if gradient is not None:
@@ -93,7 +91,7 @@ class GradientTimesInput(AccountableMethod):
         """
         selected, value = forward.select(target)
         self._require_attention(forward.history(value))
-        _refuse(forward, selected, value)
+        refuse_reached(forward, selected, value)
         score = selected.detach().to(accumulation_dtype(selected.dtype))
         at_inputs = self._gradient_times_input(forward, selected)
         parts = [
@@ -116,7 +114,15 @@ class GradientTimesInput(AccountableMethod):
         return Account(type(self).__name__, score, tuple(parts))
 
 
-def _inner(forward: TracedForward, wanted: Sequence[Value]) -> list[Point]:
+def slope_at(tensor: Tensor, gradient: Tensor | None) -> Tensor:
+    """The gradient at a tensor, of its shape; zero if there is none."""
+    dtype = accumulation_dtype(tensor.dtype)
+    if gradient is None:
+        return torch.zeros_like(tensor, dtype=dtype)
+    return gradient.to(dtype).reshape(tensor.shape)
+
+
+def inner_points(forward: TracedForward, wanted: Sequence[Value]) -> list[Point]:
     """Where the values stand that are wanted of layers, and of what attention makes."""
     known = {
         inner.value: Point(inner.value, inner.operand.tensor, inner.edge)
@@ -130,7 +136,7 @@ def _inner(forward: TracedForward, wanted: Sequence[Value]) -> list[Point]:
     return [known[value] for value in wanted if value in known and value not in forward.values]
 
 
-def _refuse(forward: TracedForward, selected: Tensor, score: Value) -> None:
+def refuse_reached(forward: TracedForward, selected: Tensor, score: Value) -> None:
     """Raises if relevance arrives at an operation that the rules refuse."""
     for operation in forward.tape.operations:
         if operation.refusal is None:

@@ -19,21 +19,29 @@ _AFFINE = CONVOLUTIONS | {Kind.PRODUCT, Kind.NORM}
 def of_constants(operation: Operation, slope: Tensor) -> list[Taken]:
     """What the constants have that an operation adds to signals, or puts beside them.
 
-    They are what comes out where all signals are zero.
-
     Args:
         operation: the operation.
         slope: the gradient at its output.
     """
-    reason, output = _reason(operation), operation.outputs[0]
-    if reason is None or output is None or operation.activates:
-        return []
+    found = constant_part(operation, slope)
+    return (
+        [] if found is None else [Taken(operation, found[0], total(operation.outputs[0], found[1]))]
+    )
+
+
+def constant_part(operation: Operation, slope: Tensor) -> tuple[Reason, Tensor] | None:
+    """What constants have of each entry that an operation makes, and why; None if it has none.
+
+    They are what comes out where all signals are zero.
+    """
+    reason = _reason(operation)
+    if reason is None or operation.outputs[0] is None or operation.activates:
+        return None
     with torch.no_grad():
         zeros = [slope.new_zeros(value.shape) for _, value in operation.traced()]
         constant = operation.replay(zeros)[0]
     # A mask of minus infinity has a gradient of zero.
-    amount = torch.where(slope == 0, torch.zeros_like(slope), constant * slope)
-    return [Taken(operation, reason, total(output, amount))]
+    return reason, torch.where(slope == 0, torch.zeros_like(slope), constant * slope)
 
 
 def of_activation(operation: Operation, slope: Tensor) -> list[Taken]:

@@ -14,7 +14,7 @@ from captum_transformer.rules.gradient.hold import refused
 from captum_transformer.trace.gates import constant_term, is_activated, steps_with_numbers
 from captum_transformer.trace.kinds import Form
 from captum_transformer.trace.norms import Normalisation, normalisation
-from captum_transformer.trace.numeric import accumulation_dtype, ratio
+from captum_transformer.trace.numeric import accumulation_dtype, quotient
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import (
     is_logarithm_of_softmax,
@@ -24,14 +24,18 @@ from captum_transformer.trace.statistics import (
     takes_number,
 )
 
-EPSILON = 1e-10
 # Saved beside what is needed: no native operation saves a tensor of this shape, so checkpointing,
 # which would recompute that operation, notices that it is another one.
 _MARK = torch.empty(0, 0)
 
 
-def identity(operation: Operation) -> Any:
-    """The identity rule for activations (Achtibat et al., ICML 2024): the slope is f(x) / x."""
+def identity(operation: Operation, *, epsilon: float = 0.0) -> Any:
+    """The identity rule for activations (Achtibat et al., ICML 2024): the slope is f(x) / x.
+
+    Args:
+        operation: the activation.
+        epsilon: what is added to x where it divides.
+    """
     (signal, value), *others = operation.traced()
     if others:
         return refused(
@@ -52,7 +56,7 @@ def identity(operation: Operation) -> Any:
     steps = steps_with_numbers(value)
     for step in (*steps, operation):
         step.activates = True
-    return _Activation.apply(signal.tensor, operation, constant_term(steps))
+    return _Activation.apply(signal.tensor, operation, constant_term(steps), epsilon)
 
 
 def identity_of_sum(operation: Operation) -> Any:
@@ -61,7 +65,7 @@ def identity_of_sum(operation: Operation) -> Any:
     if others or not takes_number(operation) or not is_activated(value):
         return NotImplemented
     operation.activates = True
-    return _Activation.apply(signal.tensor, operation, None)
+    return _Activation.apply(signal.tensor, operation, None, 0.0)
 
 
 def identity_of_scores(operation: Operation) -> Any:
@@ -128,12 +132,16 @@ class _Activation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, signal: Tensor, operation: Operation, constant: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, signal: Tensor, operation: Operation, constant: Tensor | None, epsilon: float
+    ) -> Tensor:
         output: Tensor = _on(signal, operation)
         dtype = accumulation_dtype(signal.dtype)
         own = signal.to(dtype)
         own = own if constant is None else own - constant
-        slope = ratio(output.to(dtype), own, EPSILON)
+        largest = torch.finfo(dtype).max
+        slope = quotient(output.to(dtype), own + epsilon).masked_fill_(own == 0, 0.0)
+        slope.clamp_(-largest, largest)
         # In half precision a slope may be too large a number; bfloat16 has the range of float32.
         kept = torch.promote_types(signal.dtype, torch.bfloat16)
         ctx.save_for_backward(slope.to(kept), _MARK)
@@ -145,7 +153,7 @@ class _Activation(torch.autograd.Function):
         slope, _ = ctx.saved_tensors
         largest = torch.finfo(ctx.dtype).max
         gradient = (gradients[0].to(slope.dtype) * slope).clamp(-largest, largest)
-        return gradient.to(ctx.dtype), None, None
+        return gradient.to(ctx.dtype), None, None, None
 
 
 class _HeldNorm(torch.autograd.Function):

@@ -9,6 +9,7 @@ A method is some rules joined, and `joined` asks the first ones first.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from captum_transformer.rules.gradient.gamma import Gamma, favour_positive
@@ -109,7 +110,11 @@ def method(*tables: ForwardRules) -> ForwardRules:
     return joined(*([_UNKNOWN, *tables] if any(tables) else ()), _PLAIN)
 
 
-ATTN_LRP = method(DIVISORS, IDENTITY, UNIFORM)
+# Its authors' code stabilises the division.
+_STABILISED = partial(identity, epsilon=1e-10)
+ATTN_LRP = method(
+    DIVISORS, {**IDENTITY, Kind.ENTRYWISE: _STABILISED, Kind.RECIPROCAL: _STABILISED}, UNIFORM
+)
 # What is written as products and quotients and has its own gradient: activations, and softmaxes.
 _WHOLE: ForwardRules = dict.fromkeys((Kind.DIV, Kind.MUL, Kind.PRODUCT), refuse_part)
 _ACTIVATIONS: ForwardRules = dict.fromkeys((Kind.MUL, Kind.PRODUCT), keep_activation)
@@ -123,6 +128,21 @@ def gim(temperature: float) -> ForwardRules:
     """
     softmax = {} if temperature == 1 else at_temperature(temperature)
     return method(softmax, LN, _WHOLE, _ACTIVATIONS, UNIFORM)
+
+
+# Each factor of a gate gets half.
+HALF: ForwardRules = {Kind.MUL: share}
+
+
+def libra(*, attention_rule: bool = True) -> ForwardRules:
+    """The table of LibraGrad (CVPR 2025) and RelP (2025): all that is not linear is held.
+
+    Args:
+        attention_rule: hold the attention probabilities constant (AH); without it products of
+            attention keep their gradient, and only gates are halved.
+    """
+    tables = [AH, DIVISORS, IDENTITY, UNIFORM] if attention_rule else [DIVISORS, IDENTITY, HALF]
+    return method(*tables)
 
 
 def conservative_lrp(

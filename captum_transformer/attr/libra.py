@@ -1,0 +1,244 @@
+"""Mehri et al. (CVPR 2025): LibraGrad, and FullGrad+ with its gradients."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor
+
+from captum_transformer.account import Reason
+from captum_transformer.attr.gradient_times_input import (
+    GradientTimesInput,
+    inner_points,
+    refuse_reached,
+)
+from captum_transformer.calling.arguments import Arguments
+from captum_transformer.calling.isolation import in_full_precision
+from captum_transformer.calling.layers import ChosenLayer, Layer, chosen_layers
+from captum_transformer.calling.target import Target
+from captum_transformer.errors import InvalidLayerError, UnsupportedOperationError
+from captum_transformer.rules.constants import constant_part
+from captum_transformer.rules.flow.token_flow import TokenFlow
+from captum_transformer.rules.gradient import libra
+from captum_transformer.rules.streams.relevancies import shares_of_queries
+from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.history import History
+from captum_transformer.trace.mode import ForwardRules
+from captum_transformer.trace.numeric import accumulation_dtype
+from captum_transformer.trace.streams import query_value
+from captum_transformer.trace.tokens import per_token, spread_over_tokens
+from captum_transformer.trace.value import Value
+
+
+class LibraGrad(GradientTimesInput):
+    r"""Gradient x input with everything held that is no straight line.
+
+    The relevance of the inputs is :math:`R_i = x_i \cdot \partial f_c / \partial x_i`, where the
+    gradient takes as constants the attention probabilities, what divides the signal in a norm, and
+    the slope :math:`f(x) / x` of an activation, and gives each factor of a gate half. So the sum of
+    the relevance is the score, but for what biases, position embeddings and learned tokens have,
+    which :meth:`account` lists. These are the rules of :class:`RelevancePatching`, and those of
+    :class:`ConservativeLRP` with the identity rule for activations.
+
+    It costs one forward and one backward pass.
+
+    Args:
+        forward_func: the model or any callable that runs one.
+        attention_rule: hold the attention probabilities; without it products of attention keep
+            their gradient.
+
+    Reference:
+        `LibraGrad: Balancing Gradient Flow for Universally Better Vision Transformer Attributions
+        <https://arxiv.org/abs/2411.16760>`_.
+
+    Example:
+        >>> import timm, torch
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+        >>> LibraGrad(model).attribute(torch.rand(2, 3, 32, 32), target=3).shape
+        torch.Size([2, 3, 32, 32])
+    """
+
+    def __init__(self, forward_func: Callable[..., Any], *, attention_rule: bool = True) -> None:
+        super().__init__(forward_func)
+        self.attention_rule = attention_rule
+
+    def _require_attention(self, history: History) -> None:
+        if self.attention_rule:
+            history.require_attention(weights=True)
+
+    def _forward_rules(self, arguments: Arguments[Any]) -> ForwardRules:  # noqa: ARG002
+        return libra(attention_rule=self.attention_rule)
+
+
+class FullGradPlus(LibraGrad):
+    r"""FullGrad+: what each token has at the input of each layer, and what biases add behind it.
+
+    With the gradients of :class:`LibraGrad`, the tokens :math:`x^{(l)}` at the input of layer
+    :math:`l`, and all biases :math:`b` behind it, each at its own token :math:`i`:
+
+    .. math:: R_i = \sum_l \Big( x_i^{(l)} \cdot \frac{\partial f_c}{\partial x_i^{(l)}}
+              + \sum_{b \text{ behind } l} b \cdot \frac{\partial f_c}{\partial b_i} \Big)
+
+    The map of each layer sums up to the score. A bias behind the tokens, as of the classifier, goes
+    to those that the score is read from. Tokens keep their places along skip connections; what an
+    attention block adds to a token is that token's.
+
+    Args:
+        forward_func: the model or any callable that runs one.
+        layers: the layers, mostly the model's blocks: modules or their dotted names.
+        biases: count what biases add.
+        attention_rule: hold the attention probabilities.
+
+    Reference:
+        As :class:`LibraGrad`. The authors' code for vision has the biases, that for language
+        models, which have none, leaves them out.
+
+    Example:
+        >>> import timm, torch
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+        >>> method = FullGradPlus(model, list(model.blocks))
+        >>> method.attribute_tokens(torch.rand(2, 3, 32, 32), target=3).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layers: Sequence[Layer],
+        *,
+        biases: bool = True,
+        attention_rule: bool = True,
+    ) -> None:
+        super().__init__(forward_func, attention_rule=attention_rule)
+        if not layers:
+            raise InvalidLayerError("FullGradPlus sums over layers: give at least one.")
+        self.layers = layers
+        self.biases = biases
+
+    def layer_maps(
+        self,
+        inputs: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[Tensor]:
+        """The map of each layer by itself, FullGrad.
+
+        The arguments are those of :meth:`attribute`.
+
+        Returns:
+            For each layer ``(samples, tokens)``: all tokens that enter it, learned ones included.
+        """
+        arguments = Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
+        with self._traced(arguments) as forward, in_full_precision(forward.inputs[0].device):
+            found = self._at_layers(forward, target)
+            return [per_token(found[inner.value], inner.value) for (inner,) in forward.layers]
+
+    def _traced(
+        self,
+        arguments: Arguments[Any],
+        *,
+        account: bool = False,
+        layers: Sequence[ChosenLayer] = (),
+        layer_inputs: bool = False,  # noqa: ARG002 - it is the inputs that are added up
+    ) -> AbstractContextManager[TracedForward]:
+        if layers or account:
+            raise UnsupportedOperationError(
+                "FullGradPlus adds up several layers, so it has neither relevance of single ones "
+                "nor an account: ask LibraGrad for these, or for `layer_maps`."
+            )
+        chosen = chosen_layers(self.forward_func, self.layers)
+        return super()._traced(arguments, account=self.biases, layers=chosen, layer_inputs=True)
+
+    def _relevance(
+        self, forward: TracedForward, target: Any, wanted: Sequence[Value]
+    ) -> dict[Value, Tensor]:
+        return TokenFlow(forward.tape, {})(self._at_layers(forward, target), wanted)
+
+    def _at_layers(self, forward: TracedForward, target: Any) -> dict[Value, Tensor]:
+        """What each entry that enters a layer has, and what the biases behind it add to that."""
+        selected, score = forward.select(target)
+        self._require_attention(forward.history(score))
+        refuse_reached(forward, selected, score)
+        streams = self._streams(forward, score)
+        found = self._gradient_times_input(forward, selected, inner_points(forward, streams))
+        found = {value: found[value] for value in streams}
+        if not self.biases:
+            return found
+        flow, added = TokenFlow(forward.tape, {}), self._of_biases(forward, selected, streams)
+        own = {v: part for v, part in added.items() if flow.has_way(v, _before(v, streams))}
+        of_blocks = {value: part for value, part in added.items() if value not in own}
+        asking = _at_queries(flow, of_blocks, forward.history(score).layers())
+        # What is added where a layer begins is before it, not behind it.
+        begin = [({v: own.pop(v)}, _before(v, streams)) for v in streams if v in own]
+        for seeds, wanted in [(own, streams), (asking, streams), *begin]:
+            reached = flow(seeds, wanted) if seeds and wanted else {}
+            found = {v: part + reached[v] if v in reached else part for v, part in found.items()}
+        return found
+
+    def _streams(self, forward: TracedForward, score: Value) -> list[Value]:
+        """The tokens that enter each layer."""
+        streams = []
+        for layer, inputs in zip(self.layers, forward.layers, strict=True):
+            if len(inputs) != 1 or not score.descends_from(inputs[0].value):
+                raise InvalidLayerError(
+                    f"The layer {layer!r} gets {len(inputs)} tensors that the inputs reach, or the "
+                    "score does not depend on it. Choose layers that get the tokens and hand them "
+                    "on, such as blocks."
+                )
+            streams.append(inputs[0].value)
+        return streams
+
+    def _of_biases(
+        self, forward: TracedForward, selected: Tensor, streams: Sequence[Value]
+    ) -> dict[Value, Tensor]:
+        """What biases add to each entry that an operation behind some layer makes."""
+        found: dict[Value, Tensor] = {}
+        operations = [
+            operation
+            for operation in forward.tape.operations
+            if (output := operation.outputs[0]) is not None
+            and operation.edge is not None
+            and any(output.descends_from(value) for value in streams)
+        ]
+        edges = [operation.edge for operation in operations if operation.edge is not None]
+        for operation, gradient in zip(operations, forward.gradients(selected, edges), strict=True):
+            output = operation.outputs[0]
+            if gradient is None or output is None:
+                continue
+            part = constant_part(operation, gradient.to(accumulation_dtype(gradient.dtype)))
+            if part is not None and part[0] is Reason.BIAS:
+                found[output] = part[1]
+        return found
+
+
+def _before(value: Value, streams: Sequence[Value]) -> list[Value]:
+    return [stream for stream in streams if value.descends_from(stream)]
+
+
+def _at_queries(
+    flow: TokenFlow, parts: Mapping[Value, Tensor], calls: Sequence[AttentionCall]
+) -> dict[Value, Tensor]:
+    """What attention blocks add to tokens, at these: a token is where its query comes from.
+
+    Raises:
+        UnsupportedOperationError: if queries are learned, so that there is no such token.
+    """
+    found: dict[Value, Tensor] = {}
+    if not parts:
+        return found
+    reached = flow(parts, [call.output for call in calls])
+    for call in calls:
+        if not any(value.descends_from(call.output) for value in parts):
+            continue
+        query = query_value(call)
+        if query is None:
+            raise UnsupportedOperationError(
+                f"Attention call {call.layer} ({call.module}) has learned queries, so what biases "
+                "behind it add belongs to no token. Choose `biases=False`."
+            )
+        shares = spread_over_tokens(shares_of_queries(call, reached[call.output]), query)
+        found[query] = found[query] + shares if query in found else shares
+    return found

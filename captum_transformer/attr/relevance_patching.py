@@ -1,0 +1,256 @@
+"""Jafari et al. (2025): relevance patching, activation patching by propagated coefficients."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_transformer.attr.gradient_times_input import (
+    Point,
+    inner_points,
+    refuse_reached,
+    slope_at,
+)
+from captum_transformer.calling.arguments import Arguments
+from captum_transformer.calling.isolation import in_full_precision
+from captum_transformer.calling.layers import Layer, chosen_layers
+from captum_transformer.calling.target import Target, target_of
+from captum_transformer.errors import InvalidInputError
+from captum_transformer.rules.gradient import libra
+from captum_transformer.rules.gradient.tables import method
+from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.forward import TracedForward, traced_forward
+from captum_transformer.trace.heads import by_head
+from captum_transformer.trace.mode import ForwardRules
+from captum_transformer.trace.value import Value
+
+Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+
+
+class RelevancePatching:
+    r"""How much a score would recover if a part of the model had what it has on a clean input.
+
+    Activation patching runs the model on a corrupted input once for each part (a layer's output, a
+    head, at a position) with that part's activation :math:`a` taken from the clean run. Relevance
+    patching (RelP) estimates what that changes of the score for all parts at once:
+
+    .. math:: (a_\mathrm{clean} - a_\mathrm{corrupted}) \odot c, \qquad
+              c = \partial f_c / \partial a \text{ at the corrupted input}
+
+    where the gradient is changed so that what is no straight line is held: the attention
+    probabilities (AH), what norms divide by (LN), the slope :math:`f(x) / x` of activations
+    (identity rule), and each factor of a gate gets half. It costs two forward passes and one
+    backward pass. The plain gradient in its place (``rules={}``) is attribution patching.
+
+    Args:
+        forward_func: the model or any callable that runs one.
+        attention_rule: hold the attention probabilities constant. The paper's demonstration does
+            not; then products of attention keep their gradient.
+        rules: another table of rules for the gradient, joined by
+            :func:`~captum_transformer.extend.joined`; an empty one for the plain gradient.
+
+    Reference:
+        `RelP: Faithful and Efficient Circuit Discovery in Language Models via Relevance Patching
+        <https://arxiv.org/abs/2508.21258>`_.
+
+    Example:
+        >>> import torch, transformers
+        >>> from captum_transformer import Contrast, RelevancePatching
+        >>> config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50)
+        >>> model = transformers.GPT2LMHeadModel(config)
+        >>> clean, corrupted = torch.tensor([[3, 14, 15]]), torch.tensor([[3, 9, 15]])
+        >>> patching = RelevancePatching(model)
+        >>> layers = [f"transformer.h.{i}.mlp" for i in range(2)]
+        >>> target = Contrast((2, 26), (2, 41))  # the last token's logits of two words
+        >>> mlps = patching.attribute(clean, corrupted, layers, target)
+        >>> by_position = [scores.sum(-1) for scores in mlps]
+        >>> by_position[0].shape
+        torch.Size([1, 3])
+        >>> heads = patching.attribute_heads(clean, corrupted, target)
+        >>> heads[1].shape  # (samples, heads, positions)
+        torch.Size([1, 2, 3])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        attention_rule: bool = True,
+        rules: ForwardRules | None = None,
+    ) -> None:
+        self.forward_func = forward_func
+        chosen = libra(attention_rule=attention_rule)
+        self.rules = chosen if rules is None else method(rules)
+
+    def attribute(
+        self,
+        clean: Inputs,
+        corrupted: Inputs,
+        layers: Sequence[Layer],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        attribute_to_layer_input: bool = False,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+        internal_batch_size: int | None = None,
+    ) -> list[Tensor | tuple[Tensor, ...]]:
+        """Estimates what each entry of some layers' tensors changes if it is patched.
+
+        Args:
+            clean: the inputs whose activations are put in, in any form of
+                :meth:`TransformerMethod.attribute`.
+            corrupted: the inputs on which the score is explained, of the same shapes.
+            layers: modules of the model, or their dotted names: a block for the residual stream
+                behind it, its attention or its MLP for what they add to it. A tuple of one of these
+                and a number says which call is meant, where a module runs several times.
+            target: which output, or a :class:`~captum_transformer.Contrast`, such as of the right
+                answer and the wrong one.
+            additional_forward_args: further arguments for the model, for both runs.
+            attribute_to_layer_input: patch what the layers get, and not what they make.
+            additional_forward_kwargs: further arguments by name, for both runs.
+            internal_batch_size: how many samples at a time.
+
+        Returns:
+            For each layer scores of the shape of its tensor: sum over the features for those of a
+            position, over all entries for that of the layer. A tuple if the layer has several
+            tensors that depend on the inputs.
+
+        Raises:
+            InvalidInputError: if the clean and the corrupted inputs, or what a layer makes of
+                them, differ in shape.
+            InvalidLayerError: if there is no such layer, if it does not run, or runs several times.
+        """
+        chosen = chosen_layers(self.forward_func, layers)
+
+        def nodes(run: TracedForward, _: Value) -> "list[list[_Node]]":
+            named = zip(chosen, run.layers, strict=True)
+            return [
+                [_Node(layer.name, Point(t.value, t.operand.tensor, t.edge)) for t in tensors]
+                for layer, tensors in named
+            ]
+
+        arguments = [
+            Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
+            for inputs in (clean, corrupted)
+        ]
+        traced = partial(
+            traced_forward,
+            rules=self.rules,
+            layers=chosen,
+            layer_inputs=attribute_to_layer_input,
+        )
+        found = self._scores(arguments, target, internal_batch_size, nodes, traced)
+        return [tensors if len(tensors) > 1 else tensors[0] for tensors in found]
+
+    def attribute_heads(
+        self,
+        clean: Inputs,
+        corrupted: Inputs,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+        internal_batch_size: int | None = None,
+    ) -> list[Tensor]:
+        """Estimates what each attention head changes at each position if it is patched.
+
+        What a head makes is meant, before the output projection. The arguments are those of
+        :meth:`attribute`.
+
+        Returns:
+            For each attention call that the score depends on, in the order in which they run,
+            ``(samples, heads, queries)``.
+
+        Raises:
+            InvalidInputError: if the clean and the corrupted inputs differ in shape.
+            NoAttentionError: if the score depends on no attention.
+        """
+
+        def nodes(run: TracedForward, score: Value) -> "list[list[_Node]]":
+            calls = run.history(score).layers()
+            points = inner_points(run, [call.output for call in calls])
+            return [
+                [_Node(call.module, point, call)] for call, point in zip(calls, points, strict=True)
+            ]
+
+        arguments = [
+            Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
+            for inputs in (clean, corrupted)
+        ]
+        traced = partial(traced_forward, rules=self.rules)
+        found = self._scores(arguments, target, internal_batch_size, nodes, traced)
+        return [of_call for (of_call,) in found]
+
+    def _scores(
+        self,
+        arguments: Sequence[Arguments[Any]],
+        target: Target,
+        size: int | None,
+        nodes: "Callable[[TracedForward, Value], list[list[_Node]]]",
+        traced: Callable[..., AbstractContextManager[TracedForward]],
+    ) -> list[tuple[Tensor, ...]]:
+        """Difference times coefficient at each of some groups of nodes."""
+        clean, corrupted = arguments
+        for name, one, other in zip(
+            clean.names(self.forward_func), clean.inputs, corrupted.inputs, strict=False
+        ):
+            _require_alike(f"The input {name!r}", one, other)
+        parts = []
+        batches = zip(clean.batches(size), corrupted.batches(size), strict=True)
+        for (rows, some_clean), (_, some_corrupted) in batches:
+            chosen: Any = target_of(target, rows, clean.samples)
+            with traced(self.forward_func, some_clean) as forward:
+                _, score = forward.select(chosen)
+                known = [[node.point.data for node in group] for group in nodes(forward, score)]
+            with traced(self.forward_func, some_corrupted) as forward:
+                selected, score = forward.select(chosen)
+                refuse_reached(forward, selected, score)
+                groups = nodes(forward, score)
+                if len(groups) != len(known):
+                    raise InvalidInputError(
+                        f"The score depends on {len(known)} attention calls in the clean run and "
+                        f"on {len(groups)} in the corrupted one, so they can't be paired."
+                    )
+                edges = [n.point.edge for g in groups for n in g if n.point.edge is not None]
+                slopes = iter(forward.gradients(selected, edges))
+                with in_full_precision(forward.inputs[0].device):
+                    parts.append(
+                        [
+                            tuple(node.score(c, next(slopes)) for node, c in zip(*of, strict=True))
+                            for of in zip(groups, known, strict=True)
+                        ]
+                    )
+        return [
+            tuple(map(torch.cat, zip(*of_group, strict=True)))
+            for of_group in zip(*parts, strict=True)
+        ]
+
+
+class _Node(NamedTuple):
+    """A part of the model that may be patched: a tensor of a layer, or the heads of a call."""
+
+    name: str
+    point: Point
+    call: AttentionCall | None = None
+
+    def score(self, clean: Tensor, gradient: Tensor | None) -> Tensor:
+        """The difference of the activations times the coefficient."""
+        corrupted = self.point.data
+        _require_alike(f"What {self.name!r} makes", clean, corrupted)
+        slope = slope_at(corrupted, gradient)
+        scores = (clean.to(slope.dtype) - corrupted.to(slope.dtype)) * slope
+        if self.call is not None:
+            scores = by_head(self.call, self.call.outputs(scores)).sum(-1)
+        return scores.to(corrupted.dtype)
+
+
+def _require_alike(what: str, clean: Tensor, corrupted: Tensor) -> None:
+    if clean.shape != corrupted.shape:
+        raise InvalidInputError(
+            f"{what} has the shape {tuple(clean.shape)} in the clean run and "
+            f"{tuple(corrupted.shape)} in the corrupted one. Patching puts the one in the other's "
+            "place: give inputs of the same shapes, such as texts of as many tokens."
+        )
