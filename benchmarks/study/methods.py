@@ -13,6 +13,7 @@ from captum_transformer import (
     AttnLRP,
     ConservativeLRP,
     GenericAttentionRelevance,
+    LibraGrad,
     PartialLRP,
     RawAttention,
     TransformerAttribution,
@@ -26,6 +27,7 @@ TRANSFORMER: dict[str, Callable[[Any], TransformerMethod]] = {
     "ConservativeLRP, AH only": partial(ConservativeLRP, layer_norm_rule=False),
     "AttnLRP": AttnLRP,
     "GIM": GIM,
+    "LibraGrad": LibraGrad,
     "Full LRP": partial(TransformerAttribution, propagate_to_input=True),
     "PartialLRP": PartialLRP,
     "AttentionGradCam": AttentionGradCam,
@@ -55,12 +57,14 @@ CAPTUM: dict[str, Callable[[Any], Attribution]] = {
 # What these say of a pixel differs from what they say of its neighbours in the same patch.
 OF_EACH_VALUE = {
     *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "GIM", "Full LRP"),
+    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "LibraGrad", "Full LRP"),
     *CAPTUM,
 }
 # Gradients that are weighted by what they are taken at. In front of a LayerNorm they vanish, as its
 # result does not depend on the length of its input; the ICML 2022 experiments take them behind it.
 OF_STATES = (
     *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "GIM"),
+    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "LibraGrad"),
     *("Saliency", "InputXGradient"),
 )
 RANDOM = "Random"

@@ -14,7 +14,7 @@ from captum_transformer.rules.gradient.hold import refused
 from captum_transformer.trace.gates import constant_term, is_activated, steps_with_numbers
 from captum_transformer.trace.kinds import Form
 from captum_transformer.trace.norms import Normalisation, normalisation
-from captum_transformer.trace.numeric import accumulation_dtype, quotient
+from captum_transformer.trace.numeric import accumulation_dtype, ratio
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import (
     is_logarithm_of_softmax,
@@ -140,8 +140,7 @@ class _Activation(torch.autograd.Function):
         own = signal.to(dtype)
         own = own if constant is None else own - constant
         largest = torch.finfo(dtype).max
-        slope = quotient(output.to(dtype), own + epsilon).masked_fill_(own == 0, 0.0)
-        slope.clamp_(-largest, largest)
+        slope = ratio(output.to(dtype), own, epsilon).clamp_(-largest, largest)
         # In half precision a slope may be too large a number; bfloat16 has the range of float32.
         kept = torch.promote_types(signal.dtype, torch.bfloat16)
         ctx.save_for_backward(slope.to(kept), _MARK)

@@ -4,7 +4,7 @@
 module that loads them (``cases.loads``) and lists them as ``GOLDEN``; it is added here.
 """
 
-from tests.attr.golden import attnlrp, bilrp, co_attention, cvpr21, gim, iccv21, icml22
+from tests.attr.golden import attnlrp, bilrp, co_attention, cvpr21, gim, iccv21, icml22, inner
 from tests.attr.golden.cases import CASES, Case, load_case
 from tests.attr.golden.comparison import Golden, deviation
 
@@ -16,6 +16,7 @@ GOLDEN: tuple[Golden, ...] = (
     *co_attention.GOLDEN,
     *icml22.GOLDEN,
     *gim.GOLDEN,
+    *inner.GOLDEN,
 )
 
 NOT_REPRODUCED = co_attention.NOT_REPRODUCED

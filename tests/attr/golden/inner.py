@@ -40,7 +40,9 @@ def pair(stored: Stored, attention: str) -> Case:
         "mlp_out": [f"{name}.mlp" for name in names],
     }
     last = stored.inputs["clean_ids"].shape[1] - 1
-    sides = ([(last, word) for word in side.tolist()] for side in stored.inputs["targets"].unbind(1))
+    sides = (
+        [(last, word) for word in side.tolist()] for side in stored.inputs["targets"].unbind(1)
+    )
     inputs = (stored.inputs["clean_ids"], stored.inputs["corrupt_ids"])
     return Case(model, inputs, [Contrast(*sides)], stored.expected)
 
@@ -69,13 +71,16 @@ def coefficients(node: str, method: Callable[[Any], TransformerMethod]) -> Calla
 
     def compute(case: Case) -> Tensor:
         model: Any = case.model
-        names, of_inputs, held = model.nodes[node], node == "resid", []
-        for name in names:
-            held.append(model.get_submodule(name).register_forward_hook(
-                lambda _, args, kwargs, output: seen.append((args or [kwargs["hidden_states"]])[0] if of_inputs else output),
-                with_kwargs=True,
-            ))
+        names, of_inputs = model.nodes[node], node == "resid"
         seen: list[Tensor] = []
+
+        def note(_: Any, args: Any, kwargs: Any, output: Any) -> None:
+            seen.append((*args, *kwargs.values())[0] if of_inputs else output)
+
+        held = [
+            model.get_submodule(name).register_forward_hook(note, with_kwargs=True)
+            for name in names
+        ]
         with torch.no_grad():
             model(case.inputs[1])
         for hook in held:
@@ -105,10 +110,7 @@ def metric(which: int) -> Callable[[Case], Tensor]:
         logits = model(case.inputs[which]).logits.detach()
         rows = range(len(logits))
         return torch.stack(
-            [
-                logits[i, *contrast.target[i]] - logits[i, *contrast.rather_than[i]]
-                for i in rows
-            ]
+            [logits[(i, *contrast.target[i])] - logits[(i, *contrast.rather_than[i])] for i in rows]
         )
 
     return compute

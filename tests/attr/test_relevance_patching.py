@@ -1,0 +1,150 @@
+"""Relevance patching: exact where a model is made of what its rules take as straight lines."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+
+from captum_transformer import Contrast, LibraGrad, RelevancePatching
+from captum_transformer.errors import InvalidInputError, InvalidLayerError
+from tests.attr.subjects import assert_close, with_random_weights
+
+
+class Linear(nn.Module):
+    """A residual stream with branches, and a score that is linear in each of its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for branch in self.branches:
+            x = x + branch(x)
+        return self.head(x.mean(1))
+
+
+def pair(*shape: int) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(2)
+    return torch.rand(*shape, dtype=torch.float64), torch.rand(*shape, dtype=torch.float64)
+
+
+def patched(model: nn.Module, layer: nn.Module, clean: Any, corrupted: Any, score: Any) -> Tensor:
+    """What patching a layer's whole output changes, by running the model again."""
+    made: list[Tensor] = []
+    with torch.no_grad():
+        hook = layer.register_forward_hook(lambda *given: made.append(given[-1]))
+        score(model(clean))
+        before = score(model(corrupted))
+        hook.remove()
+        hook = layer.register_forward_hook(lambda *_: made[0])
+        after = score(model(corrupted))
+        hook.remove()
+    return after - before
+
+
+def test_it_is_activation_patching_where_the_model_is_linear() -> None:
+    model = with_random_weights(Linear())
+    clean, corrupted = pair(2, 3, 4)
+    found = RelevancePatching(model).attribute(clean, corrupted, list(model.branches), 1)
+
+    for layer, scores in zip(model.branches, found, strict=True):
+        expected = patched(model, layer, clean, corrupted, lambda logits: logits[:, 1])
+        assert_close(scores.sum((1, 2)), expected)
+
+
+class Gated(nn.Module):
+    """An activation whose slope f(x) / x differs from its derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.act, self.out = nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.act(self.into(x)))
+
+
+def test_the_coefficient_is_the_slope_and_not_the_derivative() -> None:
+    model = with_random_weights(Gated())
+    clean, corrupted = pair(2, 4)
+    (scores,) = RelevancePatching(model).attribute(clean, corrupted, ["into"], 1)
+    (plain,) = RelevancePatching(model, rules={}).attribute(clean, corrupted, ["into"], 1)
+
+    one, other = model.into(clean).detach(), model.into(corrupted).detach()
+    slope = F.gelu(other) / other * model.out.weight[1].detach()
+    leaf = other.clone().requires_grad_()
+    (derivative,) = torch.autograd.grad(F.gelu(leaf).sum(), leaf)
+    assert_close(scores, (one - other) * slope)
+    assert_close(plain, (one - other) * derivative * model.out.weight[1].detach())
+
+
+def gpt2() -> Any:
+    config = transformers.GPT2Config(
+        n_layer=2, n_head=2, n_embd=16, vocab_size=40, bos_token_id=0, eos_token_id=0
+    )
+    return with_random_weights(transformers.GPT2LMHeadModel(config))
+
+
+IDS = torch.tensor([[3, 14, 15, 9], [2, 6, 5, 3]]), torch.tensor([[3, 24, 15, 9], [2, 6, 7, 3]])
+ANSWER = Contrast((3, 1), (3, 2))
+
+
+def test_heads_add_up_to_the_attention() -> None:
+    model = gpt2()
+    heads = RelevancePatching(model).attribute_heads(*IDS, ANSWER)
+    into = RelevancePatching(model).attribute(
+        *IDS,
+        [f"transformer.h.{i}.attn.c_proj" for i in range(2)],
+        ANSWER,
+        attribute_to_layer_input=True,
+    )
+
+    for of_heads, scores in zip(heads, into, strict=True):
+        assert_close(of_heads, scores.unflatten(-1, (2, -1)).sum(-1).transpose(1, 2))
+
+
+def test_nothing_changes_before_the_first_difference() -> None:
+    (scores,) = RelevancePatching(gpt2()).attribute(*IDS, ["transformer.h.0"], ANSWER)
+
+    changes = scores.any(-1)
+    assert changes.tolist() == [[False, True, True, True], [False, False, True, True]]
+
+
+def test_batches_are_alike() -> None:
+    model, layers = gpt2(), ["transformer.h.0.mlp"]
+    together = RelevancePatching(model).attribute(*IDS, layers, ANSWER)
+    parts = RelevancePatching(model).attribute(*IDS, layers, ANSWER, internal_batch_size=1)
+
+    assert_close(together[0], parts[0])
+
+
+def test_inputs_of_other_shapes_are_refused() -> None:
+    clean, corrupted = IDS
+    with pytest.raises(InvalidInputError, match=r"'input_ids' has the shape \(2, 4\) in the clean"):
+        RelevancePatching(gpt2()).attribute(clean, corrupted[:, :3], ["transformer.h.0"], ANSWER)
+    with pytest.raises(InvalidInputError, match="has the shape"):
+        RelevancePatching(gpt2()).attribute_heads(clean, corrupted[:1], ANSWER)
+
+
+def test_layers_that_do_not_run_are_refused() -> None:
+    with pytest.raises(InvalidLayerError, match=r"There is no module 'transformer\.h\.7'"):
+        RelevancePatching(gpt2()).attribute(*IDS, ["transformer.h.7"], ANSWER)
+
+
+@pytest.mark.parametrize("pooling", ["token", "avg"])
+def test_libra_conserves_the_score_up_to_constants(pooling: str) -> None:
+    model = with_random_weights(
+        timm.create_model(
+            "vit_tiny_patch16_224", img_size=32, depth=2, num_classes=4, global_pool=pooling
+        )
+    )
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    account = LibraGrad(model).account(images, 3)
+
+    assert_close(account.total, model(images)[:, 3].detach())
+    assert abs(account.shares().get("the rest", 0.0)) < 1e-9
+    assert account.of("biases").abs().min() > 0
