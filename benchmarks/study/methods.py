@@ -56,15 +56,13 @@ CAPTUM: dict[str, Callable[[Any], Attribution]] = {
 }
 # What these say of a pixel differs from what they say of its neighbours in the same patch.
 OF_EACH_VALUE = {
-    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "GIM", "Full LRP"),
-    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "LibraGrad", "Full LRP"),
+    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "GIM", "LibraGrad", "Full LRP"),
     *CAPTUM,
 }
 # Gradients that are weighted by what they are taken at. In front of a LayerNorm they vanish, as its
 # result does not depend on the length of its input; the ICML 2022 experiments take them behind it.
 OF_STATES = (
-    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "GIM"),
-    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "LibraGrad"),
+    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "GIM", "LibraGrad"),
     *("Saliency", "InputXGradient"),
 )
 RANDOM = "Random"

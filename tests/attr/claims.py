@@ -14,6 +14,7 @@ from captum_transformer import (
     AttnLRP,
     ConservativeLRP,
     GenericAttentionRelevance,
+    LibraGrad,
     PartialLRP,
     RawAttention,
     TransformerAttribution,
@@ -192,6 +193,10 @@ CLAIMS = {
     # Ali et al., ICML 2022: attention held constant, the values have it all.
     "ConservativeLRP": Claims(
         ConservativeLRP, lambda seen: seen.contributed, "nothing", "against", "all", total="score"
+    ),
+    # Mehri et al., CVPR 2025: with activations and gates as well, of which there are none here.
+    "LibraGrad": Claims(
+        LibraGrad, lambda seen: seen.contributed, "nothing", "against", "all", total="score"
     ),
     # What they start from: not conserved, since queries and keys count twice.
     "gradient x input": Claims(
