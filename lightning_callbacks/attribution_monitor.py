@@ -104,7 +104,8 @@ class AttributionMonitor(WatchedRuns):
             ``{prefix}/insertion_auc/{method}``; None: don't, for it may cost more than to explain.
         layers: Names of submodules, such as a Transformer's blocks. A histogram of what each
             method says of what enters them is logged under ``{prefix}/layers/{name}/{method}``, at
-            the cost of an explanation each; see `lightning_callbacks.layer_relevance`.
+            the cost of one more explanation, or of one each for methods of Captum's own; see
+            `lightning_callbacks.layer_relevance`.
         account: Log where the relevance goes, too, as shares under
             ``{prefix}/account/{taker}/{method}``: to the inputs, to biases, to position embeddings;
             of the methods that have an `account`, at the cost of an explanation.

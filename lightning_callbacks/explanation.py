@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,15 +71,10 @@ def explain(
     Returns:
         An explanation for each pair.
     """
-    size = min(len(samples), internal_batch_size or len(samples))
-    unique = list(dict.fromkeys(pairs))
     explanations: dict[tuple[int, int], Explanation] = {}
-    for start in range(0, len(unique), size):
-        part = unique[start : start + size]
-        # Captum marks its inputs as requiring gradients: every call gets its own copy.
-        chosen = samples.select([row for row, _ in part])
+    for part, chosen in _in_batches(samples, pairs, internal_batch_size):
         attributions, deltas = _attribute(
-            method, chosen, None if single else [class_id for _, class_id in part], tokens
+            method, chosen, _target(part, chosen, single=single), tokens
         )
         for number, pair in enumerate(part):
             explanations[pair] = Explanation(
@@ -89,14 +84,70 @@ def explain(
     return explanations
 
 
+def explain_layers(
+    method: TransformerMethod,
+    layers: Sequence[tuple[str, int]],
+    samples: Samples,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    single: bool = False,
+    internal_batch_size: int | None = None,
+) -> list[Tensor]:
+    """What a method says of what enters some layers, all in one explanation.
+
+    Args:
+        method: The method.
+        layers: Their names, each with the number of the call.
+        samples: The samples, on the model's device.
+        pairs: Sample numbers and class ids.
+        single: The model's output has no dimension for classes.
+        internal_batch_size: How many to explain at a time, if not as many as there are samples.
+
+    Returns:
+        For each layer all values of its first tensor, flat, float32 on the CPU.
+    """
+    values: list[list[Tensor]] = [[] for _ in layers]
+    for part, chosen in _in_batches(samples, pairs, internal_batch_size):
+        found = method.attribute_layers(
+            _inputs_of(chosen),
+            layers,
+            _target(part, chosen, single=single),
+            chosen.additional_forward_args or None,
+            attribute_to_layer_input=True,
+            additional_forward_kwargs=chosen.additional_forward_kwargs or None,
+        )
+        for of_layer, relevance in zip(values, found, strict=True):
+            of_layer.append(_as_tuple(relevance)[0].detach().float().cpu().flatten())
+    return [torch.cat(of_layer) for of_layer in values]
+
+
+def _in_batches(
+    samples: Samples, pairs: Sequence[tuple[int, int]], size: int | None
+) -> Iterator[tuple[list[tuple[int, int]], Samples]]:
+    """A few different pairs at a time, each with a sample of its own."""
+    size = min(len(samples), size or len(samples))
+    unique = list(dict.fromkeys(pairs))
+    for start in range(0, len(unique), size):
+        part = unique[start : start + size]
+        # Captum marks its inputs as requiring gradients: every call gets its own copy.
+        yield part, samples.select([row for row, _ in part])
+
+
+def _target(pairs: Sequence[tuple[int, int]], samples: Samples, *, single: bool) -> Tensor | None:
+    if single:
+        return None
+    return torch.tensor([class_id for _, class_id in pairs], device=samples.inputs[0].device)
+
+
+def _inputs_of(samples: Samples) -> Any:
+    several = len(samples.inputs) > 1
+    return samples.named_inputs or (samples.inputs if several else samples.inputs[0])
+
+
 def _attribute(
-    method: Attribution, samples: Samples, classes: list[int] | None, tokens: bool
+    method: Attribution, samples: Samples, target: Tensor | None, tokens: bool
 ) -> tuple[tuple[Tensor, ...], list[float] | None]:
-    options: dict[str, Any] = {
-        "target": None
-        if classes is None
-        else torch.tensor(classes, device=samples.inputs[0].device)
-    }
+    options: dict[str, Any] = {"target": target}
     attribute = method.attribute
     if isinstance(method, TransformerMethod):
         attribute = method.attribute_tokens if tokens else attribute
@@ -104,8 +155,7 @@ def _attribute(
     else:
         samples = by_position(samples, method.forward_func)
     options["additional_forward_args"] = samples.additional_forward_args or None
-    several = len(samples.inputs) > 1
-    inputs = samples.named_inputs or (samples.inputs if several else samples.inputs[0])
+    inputs = _inputs_of(samples)
     has_delta = method.has_convergence_delta() and not tokens
     if has_delta:
         result, delta = attribute(inputs, **options, return_convergence_delta=True)
@@ -141,23 +191,15 @@ def accounts(
     """
     if not isinstance(method, AccountableMethod):
         return []
-    size = min(len(samples), internal_batch_size or len(samples))
-    unique = list(dict.fromkeys(pairs))
-    found = []
-    for start in range(0, len(unique), size):
-        part = unique[start : start + size]
-        chosen = samples.select([row for row, _ in part])
-        classes = torch.tensor([class_id for _, class_id in part], device=chosen.inputs[0].device)
-        inputs: Any = chosen.named_inputs or chosen.inputs
-        found.append(
-            method.account(
-                inputs,
-                None if single else classes,
-                chosen.additional_forward_args or None,
-                additional_forward_kwargs=chosen.additional_forward_kwargs or None,
-            )
+    return [
+        method.account(
+            _inputs_of(chosen),
+            _target(part, chosen, single=single),
+            chosen.additional_forward_args or None,
+            additional_forward_kwargs=chosen.additional_forward_kwargs or None,
         )
-    return found
+        for part, chosen in _in_batches(samples, pairs, internal_batch_size)
+    ]
 
 
 def _as_tuple(result: Any) -> tuple[Tensor, ...]:

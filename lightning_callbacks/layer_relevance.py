@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from captum_transformer import TransformerMethod
 from lightning_callbacks.checks import MethodFactory
-from lightning_callbacks.explanation import explain
+from lightning_callbacks.explanation import explain, explain_layers
 from lightning_callbacks.samples import Samples
 
 
@@ -79,24 +80,23 @@ class FromLayer(nn.Module):
 
 def layer_relevance(
     model: nn.Module,
-    layer: str,
+    layers: Sequence[str],
     method: MethodFactory,
     samples: Samples,
     pairs: Sequence[tuple[int, int]],
     *,
     single: bool = False,
     internal_batch_size: int | None = None,
-) -> Tensor:
-    """What a method says of the input of a submodule, rather than of the model's inputs.
+) -> dict[str, Tensor]:
+    """What a method says of the inputs of submodules, rather than of the model's inputs.
 
-    It is what the method attributes to that input in the rest of the model, see `FromLayer`: with
-    a method of layer-wise relevance propagation the relevance that arrives there, with attention
-    maps what flows there through those of the attention from there on. Arguments of the method
-    that number the layers, such as ``start_layer``, count those of the rest.
+    A `TransformerMethod` says it of all of them in one explanation of the model, see its
+    `attribute_layers`. Of other methods it is what they attribute to each input in the rest of the
+    model, see `FromLayer`, at the cost of an explanation each.
 
     Args:
         model: The model.
-        layer: The submodule's name, as in ``model.named_modules()``.
+        layers: The submodules' names, as in ``model.named_modules()``.
         method: Makes the method.
         samples: The samples, on the model's device.
         pairs: Sample numbers and class ids.
@@ -104,32 +104,42 @@ def layer_relevance(
         internal_batch_size: How many samples to explain at a time.
 
     Returns:
-        All values, flat, float32 on the CPU; those of all calls, if it is called several times.
+        For each layer all values, flat, float32 on the CPU; those of all calls, if it is called
+        several times.
 
     Raises:
-        ValueError: If the submodule's first argument isn't one of each sample.
+        ValueError: If a submodule's first argument isn't one of each sample.
 
     Example:
         >>> from captum.attr import InputXGradient
         >>> model = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3))
         >>> samples = Samples((torch.ones(1, 2),), None)
-        >>> layer_relevance(model, "1", InputXGradient, samples, [(0, 1)]).shape
+        >>> layer_relevance(model, ["1"], InputXGradient, samples, [(0, 1)])["1"].shape
         torch.Size([4])
     """
-    place = model.get_submodule(layer)
     samples = replace(samples, labels=None)
-    values = []
-    for call, entering in enumerate(_inputs(model, place, layer, samples)):
-        inside = Samples((entering,), None, row_tensors(samples))
-        explanations = explain(
-            method(FromLayer(model, place, call, samples)),
-            inside,
-            pairs,
-            single=single,
-            internal_batch_size=internal_batch_size,
-        )
-        values += [e.attributions[0].flatten() for e in explanations.values()]
-    return torch.cat(values)
+    entering = _inputs(model, layers, samples)
+    made = method(model)
+    options: dict[str, Any] = {"single": single, "internal_batch_size": internal_batch_size}
+    if isinstance(made, TransformerMethod):
+        calls = [(layer, call) for layer in layers for call in range(len(entering[layer]))]
+        found = explain_layers(made, calls, samples, pairs, **options)
+        return {
+            layer: torch.cat(
+                [v for (name, _), v in zip(calls, found, strict=True) if name == layer]
+            )
+            for layer in layers
+        }
+    values: dict[str, Tensor] = {}
+    for layer, tensors in entering.items():
+        place, parts = model.get_submodule(layer), []
+        for call, tensor in enumerate(tensors):
+            inside = Samples((tensor,), None, row_tensors(samples))
+            rest = method(FromLayer(model, place, call, samples))
+            explanations = explain(rest, inside, pairs, **options)
+            parts += [e.attributions[0].flatten() for e in explanations.values()]
+        values[layer] = torch.cat(parts)
+    return values
 
 
 def row_tensors(samples: Samples) -> tuple[Tensor, ...]:
@@ -156,35 +166,40 @@ def _has_rows(tensor: Tensor, samples: Samples) -> bool:
     return tensor.dim() > 0 and len(tensor) == len(samples)
 
 
-def _inputs(model: nn.Module, layer: nn.Module, name: str, samples: Samples) -> list[Tensor]:
-    """What the layer takes first at each of its calls."""
-    taken = _recorded(model, layer, samples)
+def _inputs(model: nn.Module, layers: Sequence[str], samples: Samples) -> dict[str, list[Tensor]]:
+    """What each layer takes first at each of its calls."""
+    taken = _recorded(model, layers, samples)
     # Where samples come second, as in nn.Transformer by default, their number and that of the
     # tokens may be the same.
-    alone = _recorded(model, layer, samples.select([0]))
-    tensors = [values for values in taken if _is_explainable(values, len(samples))]
-    if (
-        not tensors
-        or len(tensors) < len(taken)
-        or not all(_is_explainable(values, 1) for values in alone)
-    ):
-        found = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in taken]
+    alone = _recorded(model, layers, samples.select([0]))
+    for layer in layers:
+        known = all(_is_explainable(values, len(samples)) for values in taken[layer])
+        if taken[layer] and known and all(_is_explainable(values, 1) for values in alone[layer]):
+            continue
+        found = [
+            tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in taken[layer]
+        ]
         raise ValueError(
-            f"The submodule {name!r} has been given {found or 'nothing: it was not called'}. Name "
+            f"The submodule {layer!r} has been given {found or 'nothing: it was not called'}. Name "
             "submodules in `layers` that run for each sample, and whose first argument is a tensor "
             f"of real numbers with the {len(samples)} samples in its first dimension."
         )
-    return tensors
+    return taken
 
 
-def _recorded(model: nn.Module, layer: nn.Module, samples: Samples) -> list[Any]:
-    taken: list[Any] = []
+def _recorded(model: nn.Module, layers: Sequence[str], samples: Samples) -> dict[str, list[Any]]:
+    taken: dict[str, list[Any]] = {layer: [] for layer in layers}
 
-    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        first = _first(args, kwargs)
-        taken.append(first.detach().clone() if isinstance(first, Tensor) else first)
+    def recorder(calls: list[Any]) -> Any:
+        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            first = _first(args, kwargs)
+            calls.append(first.detach().clone() if isinstance(first, Tensor) else first)
 
-    with _hook(layer, record), torch.no_grad():
+        return record
+
+    with ExitStack() as stack, torch.no_grad():
+        for layer, calls in taken.items():
+            stack.enter_context(_hook(model.get_submodule(layer), recorder(calls)))
         samples.run(model)
     return taken
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -149,21 +150,29 @@ class SampleExplainer:
         predictions: Predictions,
         report: Report,
     ) -> None:
-        for layer in self.layers:
-            with (
-                self.failures.tolerated(f"explain the layer {layer!r} with the method {method!r}"),
-                context.undisturbed(),
-            ):
-                relevance = layer_relevance(
+        def explain_together(layers: Sequence[str]) -> None:
+            with context.undisturbed():
+                found = layer_relevance(
                     context.module,
-                    layer,
+                    layers,
                     self.methods[method],
                     samples,
                     pairs,
                     single=predictions.single,
                     internal_batch_size=self.internal_batch_size,
                 )
+            for layer, relevance in found.items():
                 report.distribution(layer, method, relevance)
+
+        if len(self.layers) > 1:
+            with suppress(Exception):
+                explain_together(self.layers)
+                return
+        # One by one, to say which of them it is that fails.
+        for layer in self.layers:
+            what = f"explain the layer {layer!r} with the method {method!r}"
+            with self.failures.tolerated(what):
+                explain_together([layer])
 
     def _measure(
         self,

@@ -43,7 +43,7 @@ def arriving_on_the_way_to_the_inputs(method, network, layer, x, target):
 def test_it_is_what_arrives_there_on_the_way_to_the_inputs(make, layer, name):
     network, x = make()
     method = ON_THE_TAPE[name]
-    found = layer_relevance(network, layer, method, Samples((x,), None), PAIRS)
+    found = layer_relevance(network, [layer], method, Samples((x,), None), PAIRS)[layer]
     expected = arriving_on_the_way_to_the_inputs(method(network), network, layer, x, [1, 3])
     torch.testing.assert_close(found, expected.float().flatten(), rtol=1e-6, atol=0)
 
@@ -54,7 +54,9 @@ def test_where_a_layers_input_is_all_that_goes_on_its_relevance_is_conserved():
     scores = network(x).detach()
     expected = [float(scores[pair]) for pair in pairs]
     for layer, width in (("2", 6), ("3", 5)):
-        values = layer_relevance(network, layer, InputXGradient, Samples((x,), None), pairs)
+        values = layer_relevance(network, [layer], InputXGradient, Samples((x,), None), pairs)[
+            layer
+        ]
         assert values.reshape(3, width).sum(1).tolist() == pytest.approx(expected, rel=1e-5)
     assert not x.requires_grad
     assert not any(part._forward_hooks for part in network.modules())
@@ -73,13 +75,20 @@ def test_methods_that_repeat_the_samples():
     network = Masked().double()
     x, mask = torch.randn(2, 4).double(), torch.tensor([[1.0, 1, 0, 0], [0, 0, 0, 1]]).double()
     samples = read_batch({"x": x, "mask": mask}, network.forward)
-    values = layer_relevance(network, "middle", IntegratedGradients, samples, [(0, 1), (1, 2)])
+    values = layer_relevance(network, ["middle"], IntegratedGradients, samples, [(0, 1), (1, 2)])[
+        "middle"
+    ]
     expected = x.tanh() * mask * network.last.weight[[1, 2]]
     torch.testing.assert_close(values, expected.detach().float().flatten())
 
 
+def plain_gradient(network):
+    return ConservativeLRP(network, attention_rule=False, layer_norm_rule=False)
+
+
+@pytest.mark.parametrize("method", [InputXGradient, plain_gradient])
 @pytest.mark.parametrize("size", [1, None])
-def test_a_layer_that_is_called_twice_has_the_values_of_both_calls(size):
+def test_a_layer_that_is_called_twice_has_the_values_of_both_calls(size, method):
     class Twice(nn.Sequential):
         def forward(self, x):
             return self[1](self[0](self[0](x)))
@@ -88,12 +97,12 @@ def test_a_layer_that_is_called_twice_has_the_values_of_both_calls(size):
     x = torch.randn(2, 4, dtype=torch.float64)
     values = layer_relevance(
         network,
-        "0",
-        InputXGradient,
+        ["0"],
+        method,
         Samples((x,), None),
         [(0, 1), (1, 2)],
         internal_batch_size=size,
-    )
+    )["0"]
     scores = network(x)
     sums = values.reshape(2, 2, 4).sum(2)
     expected = torch.stack([scores[0, 1], scores[1, 2]]).expand(2, 2)
@@ -104,7 +113,7 @@ def test_the_layer_may_write_into_its_input():
     network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)).double()
     samples = Samples((torch.randn(2, 4).double(),), None)
     for method in (Saliency, lambda m: ConservativeLRP(m, attention_rule=False)):
-        assert layer_relevance(network, "1", method, samples, PAIRS[:1]).abs().sum() > 0
+        assert layer_relevance(network, ["1"], method, samples, PAIRS[:1])["1"].abs().sum() > 0
 
 
 class Attends(nn.Module):
@@ -122,7 +131,9 @@ class Attends(nn.Module):
 
 def test_frozen_layers_and_an_input_in_several_places_by_name():
     network, x = Attends().double().requires_grad_(False), torch.randn(2, 5, 8).double()
-    found = layer_relevance(network, "attention", InputXGradient, Samples((x,), None), PAIRS)
+    found = layer_relevance(network, ["attention"], InputXGradient, Samples((x,), None), PAIRS)[
+        "attention"
+    ]
     # A constant is added before, so the inputs have the same gradient.
     gradient = Saliency(network).attribute(x, target=[1, 3], abs=False)
     torch.testing.assert_close(found, ((x + 1) * gradient).float().flatten())
@@ -140,7 +151,23 @@ def test_layers_whose_samples_lie_elsewhere_are_refused():
     # As many tokens as samples.
     samples = Samples((torch.randn(2, 2, 8),), None)
     with pytest.raises(ValueError, match=r"'layer' has been given \[\(2, 2, 8\)\]"):
-        layer_relevance(TokensFirst().eval(), "layer", AttnLRP, samples, PAIRS)
+        layer_relevance(TokensFirst().eval(), ["layer"], AttnLRP, samples, PAIRS)
+
+
+def test_all_layers_are_explained_in_one_call():
+    network, x = tiny_vit()
+    layers, passes = ["blocks.0", "blocks.5", "norm"], []
+    one_by_one = {
+        layer: layer_relevance(network, [layer], AttnLRP, Samples((x,), None), PAIRS)[layer]
+        for layer in layers
+    }
+    network.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    found = layer_relevance(network, layers, AttnLRP, Samples((x,), None), PAIRS)
+    assert found.keys() == one_by_one.keys()
+    for layer, values in found.items():
+        torch.testing.assert_close(values, one_by_one[layer], rtol=0, atol=0)
+    # Twice to see what the layers take, without a gradient, and once to explain.
+    assert passes == [False, False, True]
 
 
 def test_layers_that_are_not_called_are_refused():
@@ -150,7 +177,9 @@ def test_layers_that_are_not_called_are_refused():
 
     network = Lazy(nn.Linear(4, 4), nn.Linear(4, 3))
     with pytest.raises(ValueError, match="'0' has been given nothing: it was not called"):
-        layer_relevance(network, "0", Saliency, Samples((torch.randn(1, 4),), None), [(0, 1)])
+        layer_relevance(network, ["0"], Saliency, Samples((torch.randn(1, 4),), None), [(0, 1)])[
+            "0"
+        ]
 
 
 class Checkpointed(nn.Sequential):
@@ -168,10 +197,10 @@ def test_layers_whose_activations_are_recomputed(method):
     torch.manual_seed(0)
     network = Checkpointed(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     samples = Samples((torch.randn(2, 4).double(),), None)
-    expected = layer_relevance(network, "1", method, samples, PAIRS[:1])
+    expected = layer_relevance(network, ["1"], method, samples, PAIRS[:1])["1"]
     network.reentrant = False
-    found = layer_relevance(network, "1", method, samples, PAIRS[:1])
+    found = layer_relevance(network, ["1"], method, samples, PAIRS[:1])["1"]
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     network.reentrant = True
     with pytest.raises(RuntimeError, match="does not require grad"):
-        layer_relevance(network, "1", method, samples, PAIRS[:1])
+        layer_relevance(network, ["1"], method, samples, PAIRS[:1])["1"]
