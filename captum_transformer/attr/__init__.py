@@ -8,6 +8,7 @@ from captum_transformer.attr.conservative_lrp import ConservativeLRP
 from captum_transformer.attr.generic_attention_relevance import GenericAttentionRelevance
 from captum_transformer.attr.gim import GIM
 from captum_transformer.attr.layer_relevance import LayerRelevance
+from captum_transformer.attr.legrad import LeGrad
 from captum_transformer.attr.libra import FullGradPlus, LibraGrad
 from captum_transformer.attr.partial_lrp import PartialLRP
 from captum_transformer.attr.raw_attention import RawAttention
@@ -25,6 +26,7 @@ __all__ = [
     "FullGradPlus",
     "GenericAttentionRelevance",
     "LayerRelevance",
+    "LeGrad",
     "LibraGrad",
     "PairRelevance",
     "PartialLRP",

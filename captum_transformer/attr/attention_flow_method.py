@@ -52,10 +52,21 @@ class Selection(NamedTuple):
             InvalidLayerError: if a tower has no such layer.
         """
         kept: list[AttentionCall] = []
+        for layers, start in self.layers_of_towers(start_layer):
+            kept += chain.from_iterable(layers[start:])
+        return sorted(kept, key=lambda call: call.layer)
+
+    def layers_of_towers(self, start_layer: int) -> list[tuple[list[list[AttentionCall]], int]]:
+        """The layers of each tower, and with which of them it is to start.
+
+        Raises:
+            InvalidLayerError: if a tower has no such layer.
+        """
+        found = []
         for tower in self._towers().values():
             layers = _layers(tower, from_last=_is_negative(start_layer, "start_layer"))
-            kept += chain.from_iterable(layers[_place(start_layer, layers, "start_layer") :])
-        return sorted(kept, key=lambda call: call.layer)
+            found.append((layers, _place(start_layer, layers, "start_layer")))
+        return found
 
     def layer(self, index: int) -> list[AttentionCall]:
         """The attention calls of a layer of each tower that the score is read from.

@@ -1,0 +1,200 @@
+"""What a model's own head makes of the tokens of its earlier layers."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.rules.propagate import propagate, transposed
+from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.history import leading_to
+from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.streams import query_value
+from captum_transformer.trace.tape import Tape
+from captum_transformer.trace.value import Value
+
+# Attention calls that don't depend on each other.
+Layer = Sequence[AttentionCall]
+
+
+class Reading(NamedTuple):
+    """The head run on the tokens of a layer.
+
+    Attributes:
+        tokens: these tokens.
+        found: what the head makes of them, step by step.
+        score: what it says in the end, ``(samples,)``.
+    """
+
+    tokens: Tensor
+    found: Mapping[Value, Tensor]
+    score: Tensor
+
+    def slope(self, at: Tensor) -> Tensor:
+        """How the score changes with the tokens, or with one of the steps."""
+        slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
+            self.score.sum(), at, retain_graph=True, allow_unused=True
+        )
+        return torch.zeros_like(at) if slopes[0] is None else slopes[0]
+
+
+class LayerScores:
+    """The score of each layer's tokens: what the head, all that comes behind the last layer, says.
+
+    The tokens of a layer are the last value that all that its attention has added passes through
+    before the next one attends. Those of the last layer are what the same operations make there.
+
+    Args:
+        tape: the forward pass, with all operands kept.
+        score: the score.
+        layers: the layers of one tower.
+
+    Attributes:
+        layers: the layers, but for the pooler.
+        pooler: the attention by which learned queries read the tokens of the last layer, if the
+            head begins with one.
+
+    Raises:
+        UnsupportedOperationError: if there is no head that reads the tokens of the last layer
+            alone, or if it can't read those of the others.
+    """
+
+    def __init__(self, tape: Tape, score: Value, layers: Sequence[Layer]) -> None:
+        self._tape, self._operations, self._score = tape, leading_to([score]), score
+        self._last_use = {v: o.index for o in self._operations for _, v in o.traced()}
+        self.pooler = _pooler(layers)
+        self.layers = layers if self.pooler is None else layers[:-1]
+        self._tokens = [
+            self._tokens_between(layer, further)
+            for layer, further in zip(self.layers[:-1], self.layers[1:], strict=True)
+        ]
+        self._head: list[Operation] = []
+        if self._tokens:
+            self._tokens.append(self._last_tokens())
+            self._head = list(self._behind(self._tokens[-1:]))
+            self._require_head()
+
+    def reading(self, layer: int) -> Reading:
+        """Runs the head on the tokens of a layer."""
+        read = self._tokens[layer]
+        data = next(
+            operand.tensor
+            for operation in self._operations
+            for operand, value in operation.traced()
+            if value is read
+        )
+        with torch.enable_grad():
+            tokens = data.detach().requires_grad_()
+            found = {self._tokens[-1]: tokens}
+            for operation in self._head:
+                given = [found.get(value, operand.tensor) for operand, value in operation.traced()]
+                made = zip(operation.outputs, operation.replay(given), strict=False)
+                found |= {value: tensor for value, tensor in made if value is not None}
+        return Reading(tokens, found, found[self._score])
+
+    def back_to(self, layer: int, slope: Tensor) -> dict[AttentionCall, Tensor]:
+        """From the slope at the tokens of a layer to those at the outputs of its attention."""
+
+        def gradient(operation: Operation, slopes: list[Tensor | None]) -> list[Tensor | None]:
+            return transposed(operation, [o.tensor for o, _ in operation.traced()], slopes)
+
+        calls = self.layers[layer]
+        outputs = [call.output for call in calls]
+        reached = propagate(self._tape, {self._tokens[layer]: slope}, gradient, outputs)
+        return {call: call.outputs(reached[call.output]) for call in calls}
+
+    def _behind(self, values: Sequence[Value]) -> Iterator[Operation]:
+        """The operations that make something of some values, in order."""
+        for operation in self._operations:
+            if any(_is_of(value, values) for _, value in operation.traced()):
+                yield operation
+
+    def _narrow(self, layer: Layer) -> Iterator[Value]:
+        """The values that all passes through that a layer's attention has added."""
+        outputs = [call.output for call in layer]
+        live = set(outputs)
+        for operation in self._behind(outputs):
+            live |= {value for value in operation.outputs if value in self._last_use}
+            live = {value for value in live if self._last_use[value] > operation.index}
+            if len(live) == 1:
+                yield from live
+
+    def _tokens_between(self, layer: Layer, further: Layer) -> Value:
+        until = min(call.operation.index for call in further)
+        found = [value for value in self._narrow(layer) if _step(value) < until]
+        if not found:
+            raise _unsupported(
+                f"what attention call {layer[0].layer} ({layer[0].module}) adds does not all pass "
+                "through one tensor before the next one attends, so no tensor holds its tokens"
+            )
+        return found[-1]
+
+    def _last_tokens(self) -> Value:
+        """The last layer's tokens: made in the same steps as those of the layer before."""
+        before, last = self.layers[-2:]
+        made, step = self._tokens[-1], _step(self._tokens[-1])
+        steps = [o for o in self._behind([c.output for c in before]) if o.index <= step]
+        found = list(self._behind([call.output for call in last]))[: len(steps)]
+        if list(map(_kind, steps)) == list(map(_kind, found)):
+            value = found[-1].outputs[steps[-1].outputs.index(made)]
+            if value is not None and any(value is other for other in self._narrow(last)):
+                return value
+        raise _unsupported(
+            f"its last layer ({last[0].module}) is not built as the one before "
+            f"({before[0].module}), so where it ends and the head begins is not known"
+        )
+
+    def _require_head(self) -> None:
+        last = self._tokens[-1]
+        shapes = [tuple(value.shape) for value in self._tokens]
+        if len(set(shapes)) > 1:
+            raise _unsupported(
+                f"the head reads tokens of the shape {shapes[-1]}, but layers have {shapes[:-1]}, "
+                "as where tokens are merged or dropped"
+            )
+        first = [call.output for call in self.layers[0]]
+        for operation in self._head:
+            attends = operation.attention is not None and operation.attention is not self.pooler
+            if attends:
+                raise _unsupported(
+                    f"behind the last layer there is more attention ({operation.described})"
+                )
+            others = [v for _, v in operation.traced() if not _is_of(v, [last])]
+            if any(_is_of(value, first) for value in others):
+                raise _unsupported(
+                    f"the score is read from the tokens of several layers ({operation.described})"
+                )
+
+
+def _pooler(layers: Sequence[Layer]) -> AttentionCall | None:
+    """The last call if its queries are learned and have read no tokens before."""
+    (*_, before), last = layers[:-1] or [()], layers[-1]
+    if not before or len(last) > 1:
+        return None
+    query, read = query_value(last[0]), last[0].value.value
+    earlier = [call.output for call in before]
+    reads = read is not None and _is_of(read, earlier)
+    return last[0] if reads and (query is None or not _is_of(query, earlier)) else None
+
+
+def _is_of(value: Value, others: Sequence[Value]) -> bool:
+    return any(value is other or value.descends_from(other) for other in others)
+
+
+def _step(value: Value) -> float:
+    return -math.inf if value.operation is None else value.operation.index
+
+
+def _kind(operation: Operation) -> tuple[str, list[tuple[int, ...] | None]]:
+    shapes = [None if value is None else tuple(value.shape) for value in operation.outputs]
+    return operation.name, shapes
+
+
+def _unsupported(why: str) -> UnsupportedOperationError:
+    return UnsupportedOperationError(
+        "LeGrad lets the model's head read the tokens of each layer, which it can't do here: "
+        f"{why}. GenericAttentionRelevance follows such models."
+    )
