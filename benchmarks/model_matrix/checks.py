@@ -22,6 +22,7 @@ from captum_transformer import (
     AttnLRP,
     ConservativeLRP,
     GenericAttentionRelevance,
+    LeGrad,
     PartialLRP,
     RawAttention,
     TransformerAttribution,
@@ -42,6 +43,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "ConservativeLRP": ConservativeLRP,
     "AttnLRP": AttnLRP,
     "GIM": GIM,
+    "LeGrad": LeGrad,
 }
 # The same map for every target.
 SAME_FOR_ALL = frozenset({"AttentionRollout", "RawAttention"})

@@ -13,6 +13,7 @@ from captum_transformer import (
     AttnLRP,
     ConservativeLRP,
     GenericAttentionRelevance,
+    LeGrad,
     LibraGrad,
     PartialLRP,
     RawAttention,
@@ -30,6 +31,7 @@ TRANSFORMER: dict[str, Callable[[Any], TransformerMethod]] = {
     "LibraGrad": LibraGrad,
     "Full LRP": partial(TransformerAttribution, propagate_to_input=True),
     "PartialLRP": PartialLRP,
+    "LeGrad": LeGrad,
     "AttentionGradCam": AttentionGradCam,
     "AttentionRollout": AttentionRollout,
     "RawAttention": RawAttention,
@@ -44,6 +46,8 @@ POOLED: dict[str, Callable[[Any], TransformerMethod]] = TRANSFORMER | {
     for method in (TransformerAttribution, GenericAttentionRelevance)
     for pooling, options in POOLINGS.items()
 }
+# LeGrad asks one head about the tokens of all layers: there must be as many in each.
+MERGING = {name: make for name, make in POOLED.items() if name != "LeGrad"}
 # As the authors' code has it for BERT. Of GradCAM's poolings the one that gives padding nothing.
 TEXT: dict[str, Callable[[Any], TransformerMethod]] = TRANSFORMER | {
     "TransformerAttribution": partial(TransformerAttribution, normalize_rows=True),

@@ -220,7 +220,7 @@ class AttentionFlowMethod(AccountableMethod):
         selection = Selection(forward, *self._select(forward, target), wanted)
         selection.history.layers()
         if self._reads_maps:
-            _warn_of_channels(selection.history)
+            warn_of_channels(selection.history)
         return selection
 
     def _select(self, forward: TracedForward, target: Any) -> tuple[Tensor, Value]:
@@ -235,7 +235,7 @@ class AttentionFlowMethod(AccountableMethod):
         """The token flow with the method's maps."""
 
 
-def _warn_of_channels(history: History) -> None:
+def warn_of_channels(history: History) -> None:
     """Says once that some of the attention has no map of tokens; if none has one, that is an error.
 
     Held constant, attention among channels is a matrix that every token's features are multiplied

@@ -196,5 +196,5 @@ def _kind(operation: Operation) -> tuple[str, list[tuple[int, ...] | None]]:
 def _unsupported(why: str) -> UnsupportedOperationError:
     return UnsupportedOperationError(
         "LeGrad lets the model's head read the tokens of each layer, which it can't do here: "
-        f"{why}. GenericAttentionRelevance follows such models."
+        f"{why}. GenericAttentionRelevance asks for no such head."
     )

@@ -10,6 +10,7 @@ from captum_transformer.attr.attention_flow_method import (
     Selection,
     gradient_map,
     output_gradients,
+    warn_of_channels,
 )
 from captum_transformer.attr.layer_scores import LayerScores
 from captum_transformer.attr.transformer_method import TransformerMethod
@@ -44,6 +45,9 @@ class LeGrad(TransformerMethod):
 
     The authors' code for CLIP reads the mean of all tokens instead of the class token, and takes
     the last two layers by default (``start_layer=-2``).
+
+    What a layer prepares for later ones, in tokens that the head does not read, changes no score of
+    its own and is not seen.
 
     A baseline for models with a class token and those like CLIP. Each tower is scaled by itself.
     Models whose layers have other numbers of tokens are refused, and so is cross-attention.
@@ -82,22 +86,28 @@ class LeGrad(TransformerMethod):
         selection = Selection(forward, *self._select(forward, target), wanted)
         history = selection.history
         history.layers()
+        warn_of_channels(history)
         if history.streams.cross_attention:
             raise UnsupportedOperationError(
-                "LeGrad lets the model's head read the tokens of each layer, and where one set of "
-                "tokens attends to another that reads them no head by itself. Use "
+                "LeGrad lets the model's head read the tokens of each layer. Here one set of "
+                "tokens attends to another, so no head reads those of one set alone. Use "
                 "GenericAttentionRelevance, which has rules for cross-attention."
             )
+        flow = TokenFlow(forward.tape, {})
+        tokens = [token_value(value, history) for value in forward.values]
         shares: dict[Value, Tensor] = {}
         opened: dict[Value, Tensor] = {}
         for call, gradients in self._gradients(selection):
             value = call.value.value
-            if value is None:
-                continue
+            if value is None or not flow.has_way(value, tokens):
+                raise UnsupportedOperationError(
+                    f"What attention call {call.layer} ({call.module}) attends to was made of the "
+                    "inputs by attention without a skip beside it, as latents are that read a "
+                    "text, so the sensitivity to it leads back to no token. Use AttentionRollout, "
+                    "GenericAttentionRelevance, or AttnLRP."
+                )
             for found, of_keys in zip((shares, opened), _columns(call, gradients), strict=True):
                 found[value] = found[value] + of_keys if value in found else of_keys
-        flow = TokenFlow(forward.tape, {})
-        tokens = [token_value(value, history) for value in forward.values]
         sums, counts = flow(shares, tokens), flow(opened, tokens)
         relevance: dict[Value, Tensor] = {}
         for value, source in zip(tokens, forward.values, strict=True):

@@ -14,6 +14,7 @@ from captum_transformer import (
     AttnLRP,
     ConservativeLRP,
     GenericAttentionRelevance,
+    LeGrad,
     LibraGrad,
     PartialLRP,
     RawAttention,
@@ -76,6 +77,12 @@ def chefer_2021_cvpr(seen: Seen) -> Tensor:
 def grad_cam(seen: Seen) -> Tensor:
     cam = of_own_head(seen.evidence.mean() * seen.heads[seen.own])
     return (cam - cam.min()) / (cam.max() - cam.min())
+
+
+def legrad(seen: Seen) -> Tensor:
+    """The gradient at the attention is what the head reads, whether or not it attends to it."""
+    positive = seen.evidence.clamp(min=0)
+    return (positive - positive.min()) / (positive.max() - positive.min())
 
 
 def layer_wise_relevance(seen: Seen) -> Tensor:
@@ -178,6 +185,9 @@ CLAIMS = {
     ),
     # Selvaraju et al., ICCV 2017, on attention: one weight per head can't tell tokens apart.
     "AttentionGradCam": Claims(AttentionGradCam, grad_cam, "most", "for", "none"),
+    # Bousselham et al., ICCV 2025: what would be read if it were attended to, layer by layer. What
+    # one layer prepares for another changes no score of its own.
+    "LeGrad": Claims(LeGrad, legrad, "nothing", "nothing", "none"),
     # Abnar & Zuidema, ACL 2020: follows attention through the layers, whatever it reads.
     "AttentionRollout": Claims(
         AttentionRollout,

@@ -400,3 +400,26 @@ def test_refuses_layers_that_are_not_there_and_generated_text() -> None:
     ).eval()
     with pytest.raises(UnsupportedOperationError, match="later ones"):
         LeGrad(model).attribute_generated(ids()[:, :4], ids())
+
+
+class Latents(nn.Module):
+    """Learned latents read the tokens once, then themselves, and are read by a learned query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.zeros(1, 3, 16))
+        self.query = nn.Parameter(torch.zeros(1, 1, 16))
+        self.read = nn.ModuleList(nn.MultiheadAttention(16, 2, batch_first=True) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        latents, query = (p.expand(len(x), -1, -1) for p in (self.latents, self.query))
+        first, *between, last = self.read
+        latents = first(latents, x, x)[0]
+        for layer in between:
+            latents = latents + layer(latents, latents, latents)[0]
+        return last(query, latents, latents)[0][:, 0]
+
+
+def test_refuses_latents_that_lead_back_to_no_token() -> None:
+    with pytest.raises(UnsupportedOperationError, match="leads back to no token"):
+        LeGrad(with_random_weights(Latents())).attribute(drawn(2, 5, 16), 1)

@@ -48,6 +48,22 @@ REFUSED = {
         "AttentionRollout",
     },
 }
+# LeGrad lets one head read the tokens of all layers.
+WITHOUT_ONE_HEAD = {
+    # Layers have other numbers of tokens, or are built in another way.
+    *("timm Swin", "timm CaiT", "timm MViTv2", "timm VOLO", "timm MobileViTv2", "timm DaViT"),
+    "Transformers Funnel",
+    # The score is read from two streams of tokens.
+    "timm TNT",
+    # Experts differ from layer to layer.
+    *("Transformers GPT-OSS", "Transformers Mixtral", "Transformers DeepSeek-V2"),
+    "Transformers JetMoE",
+    # One set of tokens attends to another, or there is a language model behind a tower.
+    *("Transformers T5", "Transformers LongT5", "Transformers LXMERT", "Transformers DETR"),
+    *("Transformers LLaVA", "Transformers Qwen2.5-VL"),
+    # Which maps are heads, or what latents lead back to, is not known.
+    *("timm HaloNet", "Transformers ConvBERT", "Transformers Perceiver"),
+}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -56,7 +72,8 @@ def test_every_method_works_or_refuses_as_expected(name):
     assert row.failed == ()
     assert {m: v.failed for m, v in row.verdicts.items() if v.failed} == {}
     refused = {method for method, verdict in row.verdicts.items() if verdict.refused is not None}
-    assert refused == REFUSED.get(name, set())
+    without_head = {"LeGrad"} if name in WITHOUT_ONE_HEAD else set()
+    assert refused == REFUSED.get(name, set()) | without_head
 
 
 def test_each_library_has_its_representatives():
@@ -71,7 +88,7 @@ def test_failures_and_refusals_are_shown():
     verdicts["PartialLRP"] = Verdict(warned=("1 of 3 attention calls are among channels.",))
     row = Row(("timm", "ViT"), (2, 1), ["x"], ["4"], ("the output changes",), verdicts)
     text = page([row, row])
-    assert "| timm ViT ✗ | 2 + 1 | 4 | x | ✓ | ✓ | ✓ | ✓ | ✗ | ✓ | ✓ a | ✓ | [1] | ✓ |" in text
+    assert "| timm ViT ✗ | 2 + 1 | 4 | x | ✓ | ✓ | ✓ | ✓ | ✗ | ✓ | ✓ a | ✓ | [1] | ✓ | ✓ |" in text
     assert text.count("\n1. No rule for `f`: why.\n") == 1
     assert text.count("\n- a: Some attention calls are among channels.\n") == 1
     assert "- timm ViT, RawAttention: is all zero." in text

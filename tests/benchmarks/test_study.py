@@ -43,7 +43,7 @@ OF_PICTURES = METHODS | {name + PIXELS for name in (*OF_EACH_VALUE, RANDOM)}
 OF_TEXTS = METHODS | {name + STATES for name in OF_STATES}
 METHODS_OF = (
     dict.fromkeys(("vision", "mosaics", "clothing"), OF_PICTURES)
-    | dict.fromkeys((task.NAME for task in readouts.TASKS), OF_PICTURES | {*POOLED})
+    | {task.NAME: (OF_PICTURES - {*POOLED}) | {*task.methods} for task in readouts.TASKS}
     | dict.fromkeys(("sentiment-last-token", "lookup"), METHODS)
 )
 TREES = [

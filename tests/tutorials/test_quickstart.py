@@ -16,6 +16,7 @@ METHODS = [
     "ConservativeLRP",
     "AttnLRP",
     "GIM",
+    "LeGrad",
     "AttentionGradCam",
     "PartialLRP",
     "Full LRP",

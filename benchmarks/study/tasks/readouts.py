@@ -3,8 +3,8 @@
 The mosaics are the quickstart's: digits of 8x8 pixels, so that each model trains within minutes.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageC
 
 from benchmarks.study.bootstrap import Score
 from benchmarks.study.given import Logits
-from benchmarks.study.methods import POOLED
+from benchmarks.study.methods import MERGING, POOLED
 from benchmarks.study.models import device
 from benchmarks.study.pictures import Pictures
 from benchmarks.study.store import Maps, Measured, state_of
 from benchmarks.study.subject import Subject
 from benchmarks.study.tasks.mosaics import BLACK, choose, facts, train
 from benchmarks.study.training import Trained
+from captum_transformer import TransformerMethod
 from captum_transformer.metrics import grid_pointing_game
 from tutorials.quickstart import Mosaics, split_digits
 
@@ -70,6 +71,7 @@ class Readout:
         model: The model in words.
         EPOCHS: How long it is trained.
         SAMPLES: How many mosaics are explained.
+        methods: This package's methods that explain it.
     """
 
     NAME: str
@@ -77,6 +79,7 @@ class Readout:
     model: str
     EPOCHS: int = 15
     SAMPLES: int = 200
+    methods: Mapping[str, Callable[[Any], TransformerMethod]] = field(default_factory=POOLED.copy)
 
     def fit(self, models: Path, epochs: int | None = None) -> Trained:
         """The model, which is trained if ``models`` has none."""
@@ -99,7 +102,7 @@ class Readout:
         fit = self.fit(models, epochs)
         chosen = choose(fit.model, read, samples)
         pictures = Pictures(
-            fit.model, chosen.images, {"target": chosen.targets}, BLACK, device(), POOLED
+            fit.model, chosen.images, {"target": chosen.targets}, BLACK, device(), self.methods
         )
         return Subject(
             self.NAME,
@@ -145,5 +148,10 @@ TASKS = (
         dino,
         "DINOv2 with four registers, 3 layers, 16 patches; class token and mean of patches",
     ),
-    Readout("digits-swin", swin, "Swin, 4 layers, 64 patches, 16 tokens averaged"),
+    Readout(
+        "digits-swin",
+        swin,
+        "Swin, 4 layers, 64 patches, 16 tokens averaged",
+        methods=MERGING,
+    ),
 )
