@@ -7,6 +7,7 @@ any time.
 - :func:`describe_function` puts a line into the table of torch functions.
 - :func:`operation` lets the trace see a Python function as one operation, whatever is inside: a
   custom ``autograd.Function``, say, or a kernel of another package.
+- :func:`gamma` is LRP-gamma for the linear maps of one's choice, for such a method.
 - :class:`RelevanceMethod`, :class:`GradientMethod` and :class:`MapMethod` are methods with rules or
   maps of one's own.
 """
@@ -28,7 +29,7 @@ from captum_transformer.attr.attention_flow_method import (
 )
 from captum_transformer.attr.composed import GradientMethod, MapMethod, RelevanceMethod
 from captum_transformer.rules.flow.maps import MapBlock
-from captum_transformer.rules.gradient.tables import AH, IDENTITY, LN, UNIFORM, joined
+from captum_transformer.rules.gradient.tables import AH, IDENTITY, LN, UNIFORM, favoured, joined
 from captum_transformer.rules.propagate import Shares, transposed
 from captum_transformer.rules.relevance.homogeneous import z_rule
 from captum_transformer.trace.attention import AttentionCall
@@ -37,6 +38,7 @@ from captum_transformer.trace.catalogue import ENTRIES
 from captum_transformer.trace.entries import Entry, entry_of
 from captum_transformer.trace.functions import ENTRY, bare_name, describe
 from captum_transformer.trace.kinds import Does, Kind, Role
+from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.nested import leaves
 from captum_transformer.trace.numeric import in_full, ratio
 from captum_transformer.trace.operation import Operand, Operation
@@ -63,6 +65,7 @@ __all__ = [
     "Shares",
     "Value",
     "describe_function",
+    "gamma",
     "gradient_map",
     "in_full",
     "joined",
@@ -77,6 +80,41 @@ _SIGNALS = frozenset({"query", "key", "value"})
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+
+
+def gamma(value: float, *, where: Callable[[Operation], bool] | None = None) -> ForwardRules:
+    """LRP-gamma as a table for :class:`GradientMethod`, for some of a model's linear maps.
+
+    It is for linear layers and convolutions, in any spelling, whose weights are constants. Of their
+    terms those count one plus gamma times that have the sign of the output; biases have their part,
+    which goes to no input. :class:`captum_transformer.AttnLRP` can have it for all of them.
+
+    Args:
+        value: the gamma. Without any, a layer keeps its gradient, which is LRP-0.
+        where: whether an operation is one of those that it is for. An operation knows the dotted
+            name of the module that ran it, ``operation.module``, and its ``operation.kind``. By
+            default all are.
+
+    Returns:
+        The table.
+
+    Raises:
+        InvalidInputError: if gamma is negative or no number.
+
+    Example:
+        >>> import timm, torch
+        >>> from captum_transformer import extend
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+        >>> rules = extend.joined(
+        ...     extend.gamma(0.25, where=lambda operation: operation.kind is extend.Kind.CONV),
+        ...     extend.gamma(0.05, where=lambda operation: ".mlp." in operation.module),
+        ...     extend.AH,
+        ...     extend.LN,
+        ... )
+        >>> extend.GradientMethod(model, rules).attribute(torch.rand(1, 3, 32, 32), target=3).shape
+        torch.Size([1, 3, 32, 32])
+    """
+    return favoured(value, where or (lambda _: True))
 
 
 class DescribedFunction:

@@ -1,10 +1,11 @@
 """Achtibat et al. (ICML 2024): AttnLRP."""
 
+from collections.abc import Callable
 from typing import Any
 
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
 from captum_transformer.calling.arguments import Arguments
-from captum_transformer.rules.gradient import ATTN_LRP
+from captum_transformer.rules.gradient import attn_lrp
 from captum_transformer.trace.mode import ForwardRules
 
 
@@ -54,5 +55,17 @@ class AttnLRP(GradientTimesInput):
         torch.Size([2, 4])
     """
 
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        gamma: float | None = None,
+        conv_gamma: float | None = None,
+    ) -> None:
+        super().__init__(forward_func)
+        self.gamma = gamma
+        self.conv_gamma = conv_gamma
+        self._rules = attn_lrp(gamma, conv_gamma)
+
     def _forward_rules(self, arguments: Arguments[Any]) -> ForwardRules:  # noqa: ARG002
-        return ATTN_LRP
+        return self._rules

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.account import Reason
+from captum_transformer.rules.gradient.gamma import Favoured
 from captum_transformer.rules.ledger import Taken, total
 from captum_transformer.rules.propagate import transposed
 from captum_transformer.rules.relevance.bias import adds_bias, adds_term
@@ -40,6 +41,8 @@ def constant_part(operation: Operation, slope: Tensor) -> tuple[Reason, Tensor] 
     with torch.no_grad():
         zeros = [slope.new_zeros(value.shape) for _, value in operation.traced()]
         constant = operation.replay(zeros)[0]
+    if isinstance(operation.note, Favoured):  # more or less than the gradient says
+        constant = operation.note.of_bias(constant)
     # A mask of minus infinity has a gradient of zero.
     return reason, torch.where(slope == 0, torch.zeros_like(slope), constant * slope)
 

@@ -97,7 +97,7 @@ class Operation:
         module: the name of the module that ran it.
         shift: the operand of a sum that a softmax written by hand does not depend on.
         activates: whether it is a step of an activation that a rule takes as a whole.
-        attends: for a softmax, whether a rule has seen its weights applied to a signal.
+        note: what a rule leaves here for the rules of operations that come later.
         views: what `views_of` knows of it, if that was asked.
     """
 
@@ -109,7 +109,7 @@ class Operation:
     shift: Operand | None
     views: tuple[View, ...] | None
     _contraction: Contraction | None
-    attends = False
+    note: Any = None
 
     def __init__(
         self,

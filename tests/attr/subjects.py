@@ -46,6 +46,7 @@ FLOW_METHODS: dict[str, Method] = {
 INPUT_METHODS: dict[str, Method] = {
     "full LRP": partial(TransformerAttribution, propagate_to_input=True),
     "AttnLRP": AttnLRP,
+    "AttnLRP, gamma": partial(AttnLRP, gamma=0.25, conv_gamma=1.0),
     "ConservativeLRP": ConservativeLRP,
     "GIM": GIM,
     "ConservativeLRP, gamma": partial(ConservativeLRP, gamma=0.1),

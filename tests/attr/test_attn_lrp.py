@@ -1,5 +1,6 @@
 """AttnLRP and GIM change gradients and nothing else, also where there are gates and soft caps."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from torch import Tensor
 from captum_transformer import GIM, AttnLRP
 from tests.attr.subjects import SUBJECTS, as_tuple, assert_close, ids, subject, with_random_weights
 
+FAVOURED = partial(AttnLRP, gamma=0.25, conv_gamma=1.0)
+
 
 def scores(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.logits
@@ -17,7 +20,7 @@ def scores(output: Any) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", SUBJECTS)
-@pytest.mark.parametrize("method", [AttnLRP, GIM])
+@pytest.mark.parametrize("method", [AttnLRP, FAVOURED, GIM], ids=["AttnLRP", "gamma", "GIM"])
 def test_every_bit_of_the_output_stays(method: Any, name: str, dtype: torch.dtype) -> None:
     given = subject(name).to(dtype)
     seen: list[Tensor] = []

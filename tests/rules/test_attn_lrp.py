@@ -9,7 +9,7 @@ from torch import nn
 
 from captum_transformer import AttnLRP
 from captum_transformer.calling.arguments import Arguments
-from captum_transformer.rules.gradient import ATTN_LRP, gim
+from captum_transformer.rules.gradient import ATTN_LRP, attn_lrp, gim
 from captum_transformer.trace import traced_forward
 from tests.rules.by_hand import doubles, relevance
 from tests.rules.test_activation import ACTIVATIONS, WRITTEN_IN_PYTHON
@@ -48,9 +48,12 @@ OPERATIONS = {
 }
 
 
+RULES = {"AttnLRP": ATTN_LRP, "AttnLRP, gamma": attn_lrp(0.25, 1.0), "GIM": gim(2.0)}
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("rules", [ATTN_LRP, gim(2.0)], ids=["AttnLRP", "GIM"])
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
 def test_every_bit_of_the_forward_pass_stays(rules, name, dtype):
     function, *inputs = OPERATIONS[name]
     if isinstance(function, nn.Module):

@@ -1,16 +1,25 @@
-"""LRP-gamma in linear layers, as a gradient (Ali et al., ICML 2022)."""
+"""LRP-gamma in linear maps, as a gradient: for positive weights (Ali et al.), or for all signs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from captum_transformer.rules.gradient.hold import refused
+from captum_transformer.rules.gradient.hold import attention_weights, refused
+from captum_transformer.rules.relevance.bias import adds_to, applies_weights, has_bias
 from captum_transformer.trace.features import is_linear_layer
+from captum_transformer.trace.kinds import MOVES, Kind, Role
 from captum_transformer.trace.mode import ForwardRule
-from captum_transformer.trace.numeric import quotient
-from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.numeric import accumulation_dtype, quotient
+from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.probabilities import scores_of
+from captum_transformer.trace.value import Value
+
+_COPIES = MOVES | {Kind.COPY}
+# Saved so that checkpointing notices that what it recomputes is another operation.
+_MARK = torch.empty(0, 0)
 
 
 @dataclass(frozen=True)
@@ -52,3 +61,200 @@ def favour_positive(gammas: Mapping[int, Gamma]) -> ForwardRule:
         return unchanged + (output - held) * quotient(unchanged, held)
 
     return rule
+
+
+# Which operations a rule is for.
+Where = Callable[[Operation], bool]
+
+
+@dataclass
+class Favoured:
+    """A linear map in which what has the output's sign counts for more, where autograd sees it.
+
+    Attributes:
+        gamma: how much more.
+        product: what comes out: ``sum x w + b``.
+        magnitude: ``sum |x w| + |b|``.
+        added: the bias, where it is a term by itself.
+        alone: whether what is added to it later may be its bias.
+        of: the map that the bias was added to, where that was done afterwards.
+        attends: whether what comes out are scores of attention: that is no layer then.
+    """
+
+    gamma: float
+    product: Tensor
+    magnitude: Tensor
+    added: Tensor | None = None
+    alone: bool = True
+    of: "Favoured | None" = None
+    attends: bool = False
+
+    @property
+    def makes_scores(self) -> bool:
+        """Whether what comes out are scores of attention, with what is added to them or without."""
+        return self.attends or (self.of is not None and self.of.makes_scores)
+
+    def slope(self) -> Tensor:
+        """What of the gradient goes on to the favoured terms, with the sign of the output."""
+        dtype = accumulation_dtype(self.product.dtype)
+        product, magnitude = (t.detach().to(dtype) for t in (self.product, self.magnitude))
+        favoured = product.abs().mul_(1 + self.gamma / 2).add_(magnitude, alpha=self.gamma / 2)
+        return quotient(product, favoured)
+
+    def of_bias(self, constant: Tensor) -> Tensor:
+        """What the bias has of the output's relevance, for a gradient of one.
+
+        Args:
+            constant: what the operation adds; before it, another one may have added some.
+        """
+        constant, slope = constant if self.added is None else self.added, self.slope()
+        whole = (1 + self.gamma / 2) * constant * slope.abs()
+        return whole + self.gamma / 2 * constant.abs() * slope
+
+
+def favour(operation: Operation, *, gamma: float, where: Where) -> Any:
+    """LRP-gamma for a linear map with constant weights, whatever the signs of inputs and outputs.
+
+    With ``z = W x + b`` the gradient ``g`` at the output becomes
+
+        (1 + gamma/2) W^T h + gamma/2 sign(x) |W|^T (sign(z) h)   at the input,
+
+    where ``h = g |z| / ((1 + gamma/2) |z| + gamma/2 (|W| |x| + |b|))``. That is what the rule comes
+    to that splits inputs, weights and bias by their signs: no matrix is split, nothing cancels, and
+    no denominator is zero but that of a z of zero, which has no relevance.
+    """
+    signals = [(o, value) for o, value in operation.traced() if o.role is not Role.BIAS]
+    if len(signals) != 1 or not where(operation):
+        return NotImplemented
+    ((signal, value),) = signals
+    if signal.role is not Role.SIGNAL or value.keys is not None:
+        return NotImplemented
+    if operation.kind is Kind.PRODUCT:
+        product = operation.contraction()
+        if product is None or not applies_weights(product, signal):
+            return NotImplemented
+    addend = None if has_bias(operation, signal) else operation.argument("bias")
+
+    def alone(operand: Operand) -> Tensor:
+        return torch.zeros_like(operand.tensor) if operand is addend else operand.tensor
+
+    product_alone: Tensor = operation.run(alone)
+    note = operation.note = Favoured(
+        gamma, product_alone, _of_magnitudes(operation, alone), alone=addend is None
+    )
+    if addend is None:
+        return _Favour.apply([product_alone.detach()], note, product_alone, note.magnitude)
+    # What is added is a term by itself: a signal, or positions.
+    whole = operation.run(lambda o: o.tensor if o is addend else o.tensor.detach())
+    terms = [whole] if addend.value is not None else []
+    return _Favour.apply([whole.detach()], note, product_alone, note.magnitude, *terms)
+
+
+def _of_magnitudes(operation: Operation, tensor: Callable[[Operand], Tensor]) -> Tensor:
+    """The operation on the magnitudes of all that it multiplies and adds."""
+
+    def magnitude(operand: Operand) -> Tensor:
+        if not operand.dtype.is_floating_point:
+            return operand.tensor
+        of = tensor(operand)
+        return of.abs() if operand.value is not None else of.detach().abs()
+
+    factors = {k: abs(v) for k, v in operation.kwargs.items() if k in ("alpha", "beta")}
+    result: Tensor = operation.changed(kwargs={**operation.kwargs, **factors}).run(magnitude)
+    return result
+
+
+def favour_bias(operation: Operation) -> Any:
+    """A bias that is added to a linear map afterwards is a part of it, as within the function."""
+    traced = operation.traced()
+    # A number is no bias, but a part of the activation that follows, as in `relu6(x + 3)`.
+    found = _map_of(traced[0][1]) if len(traced) == 1 < len(operation.operands) else None
+    if found is None or not adds_to(operation):
+        return NotImplemented
+    note, moves, made = found
+
+    def moved(tensor: Tensor, *, sizes: bool = False) -> Tensor:
+        for move in moves:
+            tensor = _on(tensor, move)
+            tensor = tensor.abs() if sizes else tensor
+        return tensor
+
+    magnitude = moved(note.magnitude, sizes=True)
+    constant = _on(torch.zeros_like(magnitude), operation)
+    product = _on(moved(note.product), operation)
+    before = note.added
+    if before is None and made.argument("bias") is not None:
+        ((of, _),) = made.traced()
+        before = _on(torch.zeros(of.size, dtype=of.dtype, device=of.device), made)
+    operation.note = Favoured(
+        note.gamma,
+        product,
+        (_on(magnitude, operation) - constant).abs() + constant.abs(),
+        added=constant if before is None else _on(moved(before), operation),
+        of=note,
+    )
+    return _Favour.apply([product.detach()], operation.note, product, operation.note.magnitude)
+
+
+def _on(tensor: Tensor, operation: Operation) -> Tensor:
+    """An operation on another tensor in the place of its one signal."""
+    ((signal, _),) = operation.traced()
+    result: Tensor = operation.run(lambda o: tensor if o is signal else o.tensor.detach())
+    return result
+
+
+def _map_of(value: Value) -> tuple[Favoured, list[Operation], Operation] | None:
+    """What is noted of the map that made a value, what was done to that since, and the map."""
+    moves: list[Operation] = []
+    while (operation := value.operation) is not None:
+        if isinstance(operation.note, Favoured):
+            return (operation.note, moves[::-1], operation) if operation.note.alone else None
+        traced = operation.traced()
+        passes = operation.kind in _COPIES | {Kind.MUL}
+        passes = passes or (
+            operation.kind is Kind.DIV and operation.argument("input") is traced[0][0]
+        )
+        if not passes or len(traced) != 1 or len(operation.outputs) != 1:
+            return None
+        moves.append(operation)
+        ((_, value),) = traced
+    return None
+
+
+def note_scores(operation: Operation) -> Any:
+    """Notes of which product the scores are whose softmax weights an operation applies.
+
+    Queries that are constants would make a layer of it, and do not in fused attention.
+    """
+    for weights in attention_weights(operation):
+        scores = scores_of(weights)
+        if scores is not None and isinstance(scores.note, Favoured):
+            scores.note.attends = True
+    return NotImplemented
+
+
+class _Favour(torch.autograd.Function):
+    """The output of a linear map as it is, with the gradient of the favoured one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: list[Tensor], note: Favoured, product: Tensor, *_: Tensor
+    ) -> Tensor:
+        # In half precision it may be too small a number; bfloat16 has the range of float32.
+        kept = torch.promote_types(product.dtype, torch.bfloat16)
+        ctx.save_for_backward(note.slope().to(kept), _MARK)
+        ctx.note = note
+        return value.pop()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        slope, _ = ctx.saved_tensors
+        note: Favoured = ctx.note
+        (gradient,) = gradients
+        terms = [gradient] * (len(ctx.needs_input_grad) - 4)
+        if note.makes_scores:
+            return None, None, gradient, None, *terms
+        of_sign = gradient.to(slope.dtype) * slope
+        of_product = gradient.to(slope.dtype) * slope.abs() * (1 + note.gamma / 2)
+        dtype = gradient.dtype
+        return None, None, of_product.to(dtype), (of_sign * (note.gamma / 2)).to(dtype), *terms

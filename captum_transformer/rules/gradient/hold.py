@@ -191,7 +191,7 @@ def hold_probabilities(operation: Operation) -> Any:
     if operation.kind is not Kind.PRODUCT:
         return NotImplemented
     if len(traced) < 2:
-        return with_held(operation, [o for o, _ in traced if sums_over_keys(operation, o)])
+        return with_held(operation, [o for o, _ in traced if _sums_over_keys(operation, o)])
     held = [operand for operand, value in traced if are_probabilities(value)]
     if len(held) == len(traced):
         return refused(
@@ -203,12 +203,22 @@ def hold_probabilities(operation: Operation) -> Any:
     return with_held(operation, held)
 
 
-def sums_over_keys(operation: Operation, operand: Operand) -> bool:
+def _sums_over_keys(operation: Operation, operand: Operand) -> bool:
     """Whether an operand holds softmax weights of tokens, and these are what is summed over."""
     value, product = operand.value, operation.contraction()
     if value is None or value.keys is None or product is None or not value.weighs_tokens:
         return False
     return value.keys.dim(value.shape) in product.summed(operand)
+
+
+def attention_weights(operation: Operation) -> list[Value]:
+    """The softmax weights of tokens, or of what else attention is to, that a product applies."""
+    traced = operation.traced()
+    if operation.pattern is not None:
+        return [operand.value for operand in operation.pattern.held if operand.value is not None]
+    if len(traced) > 1:
+        return [value for _, value in traced if value.weighs_tokens or are_probabilities(value)]
+    return [value for operand, value in traced if _sums_over_keys(operation, operand)]
 
 
 def hold_weights(operation: Operation) -> Any:

@@ -8,11 +8,20 @@ constant term takes the rest. What the table of operations lacks is refused, if 
 A method is some rules joined, and `joined` asks the first ones first.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from captum_transformer.rules.gradient.gamma import Gamma, favour_positive
+from captum_transformer.errors import InvalidInputError
+from captum_transformer.rules.gradient.gamma import (
+    Gamma,
+    Where,
+    favour,
+    favour_bias,
+    favour_positive,
+    note_scores,
+)
 from captum_transformer.rules.gradient.hold import (
     hold_divisor,
     hold_gate,
@@ -36,7 +45,7 @@ from captum_transformer.rules.gradient.slope import (
     without_empty_rows,
 )
 from captum_transformer.rules.gradient.temperature import at_temperature
-from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.kinds import CONVOLUTIONS, Kind
 from captum_transformer.trace.mode import ForwardRule, ForwardRules
 from captum_transformer.trace.operation import Operation
 
@@ -112,9 +121,45 @@ def method(*tables: ForwardRules) -> ForwardRules:
 
 # Its authors' code stabilises the division.
 _STABILISED = partial(identity, epsilon=1e-10)
-ATTN_LRP = method(
-    DIVISORS, {**IDENTITY, Kind.ENTRYWISE: _STABILISED, Kind.RECIPROCAL: _STABILISED}, UNIFORM
-)
+_IDENTITY: ForwardRules = {
+    **IDENTITY,
+    Kind.ENTRYWISE: _STABILISED,
+    Kind.RECIPROCAL: _STABILISED,
+}
+
+
+def favoured(gamma: float, where: Where) -> ForwardRules:
+    """LRP-gamma in some of the linear maps with constant weights; see `favour`.
+
+    Args:
+        gamma: how much more counts what has the sign of the output; none where it is zero.
+        where: tells of an operation whether it is one of them.
+    """
+    if not 0 <= gamma < math.inf:
+        raise InvalidInputError(f"gamma must be a number that is not negative, got {gamma}.")
+    if not gamma:
+        return {}
+    rule = partial(favour, gamma=gamma, where=where)
+    maps = dict.fromkeys((Kind.PRODUCT, *CONVOLUTIONS), rule)
+    scores = dict.fromkeys((Kind.PRODUCT, Kind.MUL), note_scores)
+    return joined(scores, maps, dict.fromkeys((Kind.ADD, Kind.SUB), favour_bias))
+
+
+def attn_lrp(gamma: float | None = None, conv_gamma: float | None = None) -> ForwardRules:
+    """The table of Achtibat et al. (ICML 2024).
+
+    Args:
+        gamma: of LRP-gamma in linear layers.
+        conv_gamma: of LRP-gamma in convolutions.
+    """
+    gammas = (
+        favoured(conv_gamma or 0.0, lambda operation: operation.kind in CONVOLUTIONS),
+        favoured(gamma or 0.0, lambda operation: operation.kind is Kind.PRODUCT),
+    )
+    return method(*gammas, DIVISORS, _IDENTITY, UNIFORM)
+
+
+ATTN_LRP = attn_lrp()
 # What is written as products and quotients and has its own gradient: activations, and softmaxes.
 _WHOLE: ForwardRules = dict.fromkeys((Kind.DIV, Kind.MUL, Kind.PRODUCT), refuse_part)
 _ACTIVATIONS: ForwardRules = dict.fromkeys((Kind.MUL, Kind.PRODUCT), keep_activation)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from captum_transformer.rules.gradient.hold import refused, sums_over_keys
+from captum_transformer.rules.gradient.hold import attention_weights, refused
 from captum_transformer.rules.gradient.share import parts_of_attention
 from captum_transformer.trace.attention import FusedAttention, fused_attention
 from captum_transformer.trace.blocks import row_blocks
@@ -22,13 +22,14 @@ from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.nested import leaves, mapped
 from captum_transformer.trace.numeric import accumulation_dtype, in_full
 from captum_transformer.trace.operation import Operand, Operation
-from captum_transformer.trace.probabilities import are_probabilities
 from captum_transformer.trace.statistics import softmax_dim, sums_to_one_again
 from captum_transformer.trace.value import Value
 
 # Saved so that checkpointing notices that what it recomputes is another operation.
 _MARK = torch.empty(0, 0)
 _COPIES = MOVES | {Kind.COPY}
+# Noted at a softmax whose weights are applied to a signal.
+_ATTENDS = object()
 
 
 def at_temperature(temperature: float) -> ForwardRules:
@@ -61,10 +62,10 @@ def _note_attention(operation: Operation) -> Any:
 
     Only then it is known that the softmax attends: that of a classifier or a router does not.
     """
-    softmaxes = [o for value in _weights(operation) for o in _softmaxes(value)]
+    softmaxes = [o for value in attention_weights(operation) for o in _softmaxes(value)]
     if all(softmax.kind is Kind.SOFTMAX for softmax in softmaxes):
         for softmax in softmaxes:
-            softmax.attends = True
+            softmax.note = _ATTENDS
         return NotImplemented
     return refused(
         operation,
@@ -72,16 +73,6 @@ def _note_attention(operation: Operation) -> Any:
         "divided by the sum again, and the rule for its temperature is for the whole",
         "Call `torch.softmax`, of scores that are masked by minus infinity; ",
     )
-
-
-def _weights(operation: Operation) -> list[Value]:
-    """The softmax weights of tokens, or of what else attention is to, that it applies."""
-    traced = operation.traced()
-    if operation.pattern is not None:
-        return [operand.value for operand in operation.pattern.held if operand.value is not None]
-    if len(traced) > 1:
-        return [value for _, value in traced if value.weighs_tokens or are_probabilities(value)]
-    return [value for operand, value in traced if sums_over_keys(operation, operand)]
 
 
 def _softmaxes(weights: Value) -> Iterator[Operation]:
@@ -129,7 +120,7 @@ class _Softmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        point: Point = ctx.soft if ctx.operation.attends else ctx.plain
+        point: Point = ctx.soft if ctx.operation.note is _ATTENDS else ctx.plain
         scores, weights = point
         arriving = gradients[0].to(weights.dtype)
         (slope,) = torch.autograd.grad(weights, scores, arriving, retain_graph=True)

@@ -7,6 +7,8 @@ number of samples what is a bias, so one that has been repeated for each of them
 
 from collections.abc import Iterable
 
+import torch
+
 from captum_transformer.trace.axis import Axis, pieces_in_view
 from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.features import mixes_features
@@ -26,6 +28,30 @@ def adds_bias(operation: Operation) -> bool:
     ((signal, value),) = operation.traced()
     constants = (operand for operand in operation.operands if operand is not signal)
     return all(_is_bias(constant, value, operation.outputs[0]) for constant in constants)
+
+
+def has_bias(operation: Operation, signal: Operand) -> bool:
+    """Whether what is added to a product of a signal with weights is a bias, before it has run."""
+    product, value = operation.contraction(), signal.value
+    addend = operation.argument("bias")
+    if addend is None or product is None or value is None:
+        return addend is None or addend.value is None
+    if addend.value is not None:
+        return False
+    behind = len(product.output) - len(addend.size)
+    dims = enumerate(zip(addend.size, addend.given.stride(), strict=True))
+    differs = {dim + behind for dim, (length, step) in dims if length > 1 and step}
+    samples = None if value.samples is None else value.samples.dim(value.shape)
+    of_samples = None if samples is None else product.moved(signal, samples)
+    return differs <= {*_weighted(operation, product, signal), of_samples}
+
+
+def adds_to(operation: Operation) -> bool:
+    """Whether all that an addition adds to its one signal is a bias, before it has run."""
+    ((signal, value),) = operation.traced()
+    constants = [operand for operand in operation.operands if operand is not signal]
+    shape = torch.broadcast_shapes(value.shape, *(constant.size for constant in constants))
+    return shape == value.shape and all(_is_bias(c, value, value) for c in constants)
 
 
 def adds_term(operation: Operation) -> bool:

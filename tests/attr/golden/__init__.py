@@ -4,7 +4,17 @@
 module that loads them (``cases.loads``) and lists them as ``GOLDEN``; it is added here.
 """
 
-from tests.attr.golden import attnlrp, bilrp, co_attention, cvpr21, gim, iccv21, icml22, inner
+from tests.attr.golden import (
+    attnlrp,
+    bilrp,
+    co_attention,
+    cvpr21,
+    gamma,
+    gim,
+    iccv21,
+    icml22,
+    inner,
+)
 from tests.attr.golden.cases import CASES, Case, load_case
 from tests.attr.golden.comparison import Golden, deviation
 
@@ -15,6 +25,7 @@ GOLDEN: tuple[Golden, ...] = (
     *iccv21.GOLDEN,
     *co_attention.GOLDEN,
     *icml22.GOLDEN,
+    *gamma.GOLDEN,
     *gim.GOLDEN,
     *inner.GOLDEN,
 )
