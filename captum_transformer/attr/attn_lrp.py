@@ -31,15 +31,58 @@ class AttnLRP(GradientTimesInput):
       exponentials.
 
     Linear maps, residual connections, rotary embeddings, maxima and lengths keep their gradient,
-    which is LRP-0. Unlike in ``ConservativeLRP`` queries and keys take part. Biases, also those of
-    the softmax's expansion, absorb relevance: the sum is not the score, and there is no convergence
-    delta. It costs one forward and one backward pass.
+    which is LRP-0; with ``gamma`` and ``conv_gamma`` linear maps have LRP-gamma. Unlike in
+    ``ConservativeLRP`` queries and keys take part. Biases, also those of the softmax's expansion,
+    absorb relevance: the sum is not the score, and there is no convergence delta. It costs one
+    forward and one backward pass.
+
+    **LRP-gamma.** Pixels and features differ in sign from one to the next, and on pictures LRP-0 is
+    as noisy as they are. With :math:`z_j = \sum_i x_i W_{ji} + b_j`, relevance is shared out by
+
+    .. math:: R_i = \sum_j \frac{t_{ij} + \gamma \, t_{ij}^{s_j}}
+        {\sum_k (t_{kj} + \gamma \, t_{kj}^{s_j}) + b_j + \gamma \, b_j^{s_j}} R_j,
+        \qquad t_{ij} = x_i W_{ji},
+
+    where :math:`t^{s_j}` is :math:`t` if it has the sign of :math:`z_j`, and zero if not: what made
+    an output the size that it is counts :math:`1 + \gamma` times. The bias takes its part, and an
+    output of zero has no relevance. That is for linear layers and convolutions with constant
+    weights, in any spelling, the products that make attention's scores aside; where weights depend
+    on the inputs, each factor has its share. Without biases the sum stays what it is. It costs two
+    more products of the same size for each layer.
 
     The results are those of the authors' package ``lxt`` for language models. For vision
-    Transformers the paper adds LRP-gamma in linear layers and convolutions, which is not done here.
+    Transformers it has other rules than for language models: attention weights are constants, as in
+    ``ConservativeLRP``, so that nothing goes through queries and keys; gamma is on the patch
+    embedding, the MLPs and the head, and not on attention's projections. Of a model of torchvision
+    that is
+
+    .. code-block:: python
+
+        def is_convolution(operation):
+            return operation.kind is extend.Kind.CONV
+
+        def is_of_mlp_or_head(operation):
+            return ".mlp." in operation.module or operation.module.startswith("heads.")
+
+        rules = extend.joined(
+            extend.gamma(0.25, where=is_convolution),
+            extend.gamma(0.05, where=is_of_mlp_or_head),
+            extend.AH,
+            extend.IDENTITY,
+            extend.LN,
+        )
+        extend.GradientMethod(model, rules).attribute(images, target=3)
+
+    which agrees with ``lxt`` but for its stabilisers (1e-6 in a layer's denominator, 1e-10 where it
+    divides by a value: 6e-6 of the largest relevance).
 
     Args:
         forward_func: the model or any callable that runs one.
+        gamma: of LRP-gamma in linear layers. None, like zero, is LRP-0.
+        conv_gamma: of LRP-gamma in convolutions, such as a patch embedding.
+
+    Raises:
+        InvalidInputError: if a gamma is negative or no number.
 
     Reference:
         `AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers

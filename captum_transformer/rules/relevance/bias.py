@@ -7,8 +7,6 @@ number of samples what is a bias, so one that has been repeated for each of them
 
 from collections.abc import Iterable
 
-import torch
-
 from captum_transformer.trace.axis import Axis, pieces_in_view
 from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.features import mixes_features
@@ -50,8 +48,13 @@ def adds_to(operation: Operation) -> bool:
     """Whether all that an addition adds to its one signal is a bias, before it has run."""
     ((signal, value),) = operation.traced()
     constants = [operand for operand in operation.operands if operand is not signal]
-    shape = torch.broadcast_shapes(value.shape, *(constant.size for constant in constants))
-    return shape == value.shape and all(_is_bias(c, value, value) for c in constants)
+    return all(_fits(c.size, value.shape) and _is_bias(c, value, value) for c in constants)
+
+
+def _fits(size: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether what is added to entries of a shape leaves them as many."""
+    behind = len(shape) - len(size)
+    return behind >= 0 and all(n in (1, m) for n, m in zip(size, shape[behind:], strict=True))
 
 
 def adds_term(operation: Operation) -> bool:
