@@ -49,8 +49,24 @@ class View(NamedTuple):
         >>> [View.of(x[:, 1]).apart_from(View.of(x[:, t:]), (2, 5, 8)) for t in (1, 2)]
         [False, True]
         """
-        one, two = (_entries(view, shape) for view in (self, other))
+        one, two = (view.entries(shape) for view in (self, other))
         return any(set(a).isdisjoint(b) for a, b in zip(one, two, strict=True))
+
+    def entries(self, shape: tuple[int, ...]) -> list[range]:
+        """The indices of each dimension that it shows; all where it may run over several."""
+        steps = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+        firsts = [self.offset // step % length for step, length in zip(steps, shape, strict=True)]
+        seen = [range(first, first + 1) for first in firsts]
+        for length, stride in zip(self.shape, self.stride, strict=True):
+            if length == 1 or not stride:
+                continue
+            dim = next(dim for dim, step in enumerate(steps) if step <= stride)
+            by, rest = divmod(stride, steps[dim])
+            start, end = seen[dim].start, seen[dim].stop + (length - 1) * by
+            if rest or end > shape[dim]:
+                return list(map(range, shape))
+            seen[dim] = range(start, end, by if len(seen[dim]) == 1 else 1)
+        return seen
 
     def is_contiguous(self) -> bool:
         """Whether its entries lie in memory as they are counted."""
@@ -60,23 +76,6 @@ class View(NamedTuple):
                 return False
             expected *= length
         return True
-
-
-def _entries(view: View, shape: tuple[int, ...]) -> list[range]:
-    """The entries of each dimension that a view shows; all where it may run over several."""
-    steps = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
-    firsts = [view.offset // step % length for step, length in zip(steps, shape, strict=True)]
-    seen = [range(first, first + 1) for first in firsts]
-    for length, stride in zip(view.shape, view.stride, strict=True):
-        if length == 1 or not stride:
-            continue
-        dim = next(dim for dim, step in enumerate(steps) if step <= stride)
-        by, rest = divmod(stride, steps[dim])
-        start, end = seen[dim].start, seen[dim].stop + (length - 1) * by
-        if rest or end > shape[dim]:
-            return list(map(range, shape))
-        seen[dim] = range(start, end, by if len(seen[dim]) == 1 else 1)
-    return seen
 
 
 class Axis(NamedTuple):
@@ -206,6 +205,21 @@ def pieces_in_view(axes: tuple[Axis, ...], view: View) -> tuple[Axis, ...]:
         for dim, (length, stride) in enumerate(zip(view.shape, view.stride, strict=True))
         if length > 1 and any(low <= stride and stride * length <= high for low, high in spans)
     )
+
+
+def axes_in_view(axes: tuple[Axis, ...], view: View) -> tuple[Axis, ...] | None:
+    """Axes in a view of a contiguous tensor, where some may be split, merged, or gone.
+
+    >>> import torch
+    >>> stack = (Axis.of((6, 5, 4), dim=0),)
+    >>> axes_in_view(stack, View.of(torch.empty(2, 3, 5, 4).transpose(1, 2)))
+    (Axis(outer=1, size=2, inner=60), Axis(outer=10, size=3, inner=4))
+    """
+    pieces = pieces_in_view(axes, view)
+    if math.prod(axis.size for axis in pieces) == math.prod(axis.size for axis in axes):
+        return pieces
+    found = [seen[1] for axis in axes if (seen := axis.seen_in(view)) is not None]
+    return tuple(axis for axis in found if axis.size > 1) if len(found) == len(axes) else None
 
 
 class Part(NamedTuple):

@@ -161,7 +161,7 @@ class Tape:
         background = self.operand(base.detach(), self.held_by(base), keep=False)
         patch = self.operand(tensor, source, keep=False)
         known = tuple(None if o.value is None else o for o in (background, patch))
-        args = (*known, tuple(base.shape), *layout)
+        args = (*known, tuple(base.shape), *layout, base.stride())
         self.record(WRITE_VIEW, args, [o for o in known if o is not None], [base])
 
     def _reread(self, tensor: Tensor) -> Value | None:

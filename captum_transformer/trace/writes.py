@@ -57,13 +57,14 @@ def _write_view(
     shape: tuple[int, ...],
     stride: tuple[int, ...],
     offset: int,
+    steps: tuple[int, ...],
 ) -> Tensor:
     """A tensor that was written into in part; zeros for what no input reaches."""
     known = over if under is None else under
     if known is None:
         raise RuntimeError("a write that no input reaches is not recorded")
     # Not torch.as_strided_scatter: its derivative for the background is wrong.
-    result = known.new_zeros(size) if under is None else under.clone()
+    result = known.new_empty_strided(size, steps).zero_() if under is None else under.clone()
     result.as_strided(shape, stride, offset).copy_(known.new_zeros(()) if over is None else over)
     return result
 
@@ -72,7 +73,7 @@ def _write_view(
 _WRITTEN = frozenset({"source", "value"})
 _WRITE_ALL = frozenset({"copy", "fill"})
 _NOTHING: tuple[frozenset[View], frozenset[Value]] = (frozenset(), frozenset())
-_ENTRY = entry_of(Kind.MOVE, "input source size shape stride offset")
+_ENTRY = entry_of(Kind.MOVE, "input source size shape stride offset steps")
 WRITE_VIEW = Function("write_view", Kind.MOVE, _write_view, _ENTRY)
 
 

@@ -225,7 +225,10 @@ class Passing:
             keys = attended.keys.unsqueeze(-1) / width
             received = call.to_values(keys.expand(*keys.shape[:-1], width))
         dims = feature_dims(value)
-        for alike, present in Counts(self._sources, share).holding(value, key, call.operation):
+        holding = Counts(self._sources, share).holding(value, key, call.operation)
+        if self._rows is not None:
+            self._rows.require_together(call.operation, [own for own, _ in holding])
+        for alike, present in holding:
             if present is not None:
                 whole = received.sum(dims, keepdim=True)
                 yield value, alike, shares.evenly(whole, present, value.shape, dims)

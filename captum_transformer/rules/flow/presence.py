@@ -15,6 +15,7 @@ from captum_transformer.rules.flow.terms import (
     has_constants,
     receiving,
 )
+from captum_transformer.trace.axis import runs_along
 from captum_transformer.trace.dimensions import passage
 from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
@@ -176,20 +177,17 @@ class Counts:
 
 def _mixes(operation: Operation, value: Value, terms: Terms) -> bool:
     """Whether an operation makes one entry of several, and only some of these hold sources."""
-    ndim, dims = len(value.shape), operation.argument("dim")
     if operation.attention is not None:
-        mixed = set(feature_dims(value))  # it divides shares among tokens
-    elif operation.kind not in (Kind.SUM, Kind.MEAN):
-        return terms.apart and operation.kind not in BY_ENTRY
-    elif dims is None or dims == () or not ndim:
-        mixed = set(range(ndim))
-    else:
-        mixed = {dim % ndim for dim in (dims if isinstance(dims, (tuple, list)) else [dims])}
-    stack = None if terms.axis is None else terms.axis.dim(value.shape)
-    features = value.features is None or mixed & set(feature_dims(value))
-    return (terms.by_stacked and (stack is None or stack in mixed)) or (
-        terms.by_features and bool(features)
+        return terms.by_features  # it divides shares among tokens
+    if operation.kind in BY_ENTRY:
+        return False
+    operand = next(operand for operand, source in operation.traced() if source is value)
+    mixed = passage(operation, operand).mixed
+    stacked = terms.axes is None or any(
+        runs_along(axis, value.shape, dim) for axis in terms.axes for dim in mixed
     )
+    of_features = value.features is None or not set(mixed).isdisjoint(feature_dims(value))
+    return (terms.by_stacked and stacked) or (terms.by_features and of_features)
 
 
 def _seen(operation: Operation, operand: Operand, output: Value, terms: Tensor | int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.rules.flow.sources import Junction, Sources
+from captum_transformer.rules.propagate import unsupported
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
@@ -174,6 +175,19 @@ class NormalisedRows:
         """The same where what attention gave is added to the learned tokens that attended."""
         calls = self._rows.beside_learned(operation, value) & self._active
         return share / (1 + self._sums_at(operation, calls, share)) if calls else share
+
+    def require_together(self, operation: Operation, parts: Sequence[int]) -> None:
+        """Refuses attention to tokens whose features are other attention and what it reads.
+
+        Raises:
+            UnsupportedOperationError: if rows of a layer are in several of these parts.
+        """
+        if len(parts) > 1 and self._rows.between(parts):
+            raise unsupported(
+                operation,
+                "some features of what it attends to are the result of other attention and some "
+                "are not, and no layer has mixed them: a token there has no row of its own",
+            )
 
     def _divided(
         self, layers: Sequence[Layer], operation: Operation, key: int, share: Tensor

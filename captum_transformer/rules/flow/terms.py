@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from captum_transformer.rules.flow.joined import Axes, along_features, carried, joined_along
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.dimensions import image, passage
 from captum_transformer.trace.features import feature_dims
@@ -29,7 +30,7 @@ class Terms:
         value: the value.
         of: how many terms of each of the signals that it was made of hold them; a number if all
             entries are alike.
-        axis: along which the signals lie that were joined, if it is known.
+        axes: along which the signals lie that were joined; None if that is not known.
         joined: whether signals were joined of which only some hold the sources.
         by_features: whether only some features of a token may hold them.
         by_stacked: whether only some of the signals in a stack do.
@@ -37,7 +38,7 @@ class Terms:
 
     value: Value
     of: "tuple[Count, ...]"
-    axis: Axis | None = None
+    axes: Axes = None
     joined: bool = False
     by_features: bool = False
     by_stacked: bool = False
@@ -70,13 +71,13 @@ def made(operation: Operation, output: Value, terms: tuple[Count, ...]) -> Count
         return sum(numbers) if operation.kind in ADDITIONS or len(terms) == 1 else 1
     if len(held) == 1 and not scaled and (not nodes or nodes[0].value.shape == output.shape):
         # What is added to a stack is more than one of its signals.
-        added = len(terms) > 1 and nodes and nodes[0].axis is not None
-        return replace(nodes[0], axis=None, by_stacked=False) if added else held[0]
+        added = len(terms) > 1 and nodes and nodes[0].axes is not None
+        return replace(nodes[0], axes=None, by_stacked=False) if added else held[0]
     every = len(held) == len(nodes)
     return Terms(
         output,
         terms,
-        nodes[0].axis if every and len(nodes) == 1 else None,
+        nodes[0].axes if every and len(nodes) == 1 else None,
         joined=any(of.joined for of in nodes),
         by_features=every and all(of.by_features for of in nodes),
         by_stacked=every and len(terms) == 1 and nodes[0].by_stacked,
@@ -90,7 +91,7 @@ def _mixed(
     if not nodes or operation.attention is not None:
         return 1
     traced, joined, by_features, by_stacked = receiving(operation), False, False, False
-    axis: Axis | None = None
+    axes: Axes = None
     for (operand, value), of in zip(traced, terms, strict=True):
         if not isinstance(of, Terms):
             continue
@@ -98,41 +99,41 @@ def _mixed(
             mixed = passage(operation, operand, len(output.shape)).mixed
             of_features = not set(mixed).isdisjoint(feature_dims(value))
             by_features |= value.features is not None and not of_features
-        if of.axis is not None:
-            axis = image(operation, operand, of.axis, output, None)
-        if of.axis is None or axis is not None:
-            joined |= of.joined and not of.by_features
+        if of.axes is not None:
+            found = (image(operation, operand, axis, output, None) for axis in of.axes)
+            axes = tuple(filter(None, found))
+        if of.axes is None or axes:
+            joined |= of.joined and (bool(axes) or not of.by_features)
             by_stacked |= of.by_stacked
     if not (joined or by_features or by_stacked):
         return 1
-    return Terms(output, terms, axis if len(traced) == 1 else None, joined, by_features, by_stacked)
+    return Terms(output, terms, axes if len(traced) == 1 else None, joined, by_features, by_stacked)
 
 
 def _moved(
     operation: Operation, output: Value, terms: tuple[Count, ...], nodes: Sequence[Terms]
 ) -> Terms:
     lacking = 0 in terms or has_constants(operation)
-    axis: Axis | None = None
-    if operation.kind is Kind.CONCATENATE and lacking:
-        dim = operation.dim(len(output.shape)) or 0
-        if len({operand.size for operand in operation.operands}) == 1:
-            axis = Axis.of(output.shape, dim, len(operation.operands))
-        elif nodes and all(of.axis == Axis.of(of.value.shape, dim) for of in nodes):
-            axis = Axis.of(output.shape, dim)  # one more in a stack, as in a cache
-    elif len(terms) == 1 and nodes and nodes[0].axis is not None:
-        views = views_of(operation)
-        axis = nodes[0].axis.in_view(views[operation.outputs.index(output)]) if views else None
-    dims = [Axis.of(output.shape, dim) for dim in range(len(output.shape))]
-    if stacks := lacking and operation.kind is Kind.STACK:
-        axis = Axis.of(output.shape, operation.dim(len(output.shape)) or 0)
-    joins = lacking and not stacks and joins_features(operation, output)
+    before = [of.axes if isinstance(of, Terms) else () for of in terms]
+    joined = joined_along(operation, output, before) if lacking else ()
+    joins = lacking and operation.kind is not Kind.STACK and joins_features(operation, output)
+    known, unknown, lost = list(joined or ()), joined is None, False
+    for (operand, _), of in zip(receiving(operation), terms, strict=True):
+        if isinstance(of, Terms):
+            moved = carried(operation, operand, of.axes, output, stacked=of.by_stacked)
+            unknown, lost = unknown or moved is None, lost or (moved is None and of.by_stacked)
+            known += moved or ()
+    axes = None if lost or (unknown and not known) else tuple(dict.fromkeys(known))
+    dims = (Axis.of(output.shape, dim) for dim in range(len(output.shape)))
+    stacked = any(of.by_stacked for of in nodes) or not set(known).isdisjoint(dims)
+    joins |= lost or (stacked and along_features(known, output))
     return Terms(
         output,
         terms,
-        axis,
+        axes,
         joined=(lacking and 0 in terms) or any(of.joined for of in nodes),
         by_features=joins or any(of.by_features for of in nodes),
-        by_stacked=stacks or axis in dims or any(of.by_stacked for of in nodes),
+        by_stacked=stacked and axes != (),
     )
 
 
