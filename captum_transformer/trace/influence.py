@@ -56,9 +56,8 @@ def require_apart(forward: "TracedForward", scores: Tensor, coupling: Operation 
     """
     points = _points(forward)
     plain = _slopes(forward, scores, points)
-    places = torch.arange(len(scores), device=scores.device)
-    for digit in range(_digits(len(scores))):
-        weights = 2.0 ** (places // _WEIGHTS**digit % _WEIGHTS)
+    for digit in range(digits_of(len(scores))):
+        weights = weights_of(len(scores), digit, scores.device)
         weighted = _slopes(forward, scores * weights.to(scores.dtype), points)
         for one, other, (_, batch) in zip(plain, weighted, points, strict=True):
             own = weights[batch.first : batch.last + 1, None].to(one.dtype)
@@ -69,7 +68,13 @@ def require_apart(forward: "TracedForward", scores: Tensor, coupling: Operation 
                 raise _mixed(_source(forward, scores, points, mixed), mixed, coupling)
 
 
-def _digits(samples: int) -> int:
+def weights_of(samples: int, digit: int, device: torch.device) -> Tensor:
+    """A weight for each sample, which a digit of its number tells."""
+    places = torch.arange(samples, device=device)
+    return torch.pow(2.0, places // _WEIGHTS**digit % _WEIGHTS)
+
+
+def digits_of(samples: int) -> int:
     """How many digits number the samples."""
     digits = 1
     while _WEIGHTS**digits < samples:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.rules.flow.apart import require_own_samples
 from captum_transformer.rules.flow.books import Books
 from captum_transformer.rules.flow.maps import Attend
 from captum_transformer.rules.flow.passing import Passing
@@ -174,8 +175,11 @@ class TokenFlow:
 
         Raises:
             ConservationError: if a rule hands on another sum than it got without a reason.
+            MixedSamplesError: if a sample gets a share of what another one's score is made of.
         """
-        return balanced(lambda ledger: self(seeds, wanted, ledger))
+        found, ledger = balanced(lambda ledger: self(seeds, wanted, ledger))
+        require_own_samples(lambda weighted: self(weighted, wanted), seeds, found)
+        return found, ledger
 
     def _parted(
         self, value: Value, share: Tensor, wanted: Sequence[Value], ends: int

@@ -1,0 +1,68 @@
+"""What a sample's score is made of stays with the sample, or is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from captum_transformer import (
+    AttentionGradCam,
+    AttentionRollout,
+    GenericAttentionRelevance,
+    RawAttention,
+)
+from captum_transformer.errors import MixedSamplesError
+
+SAMPLES, TOKENS, WIDTH = 3, 4, 8
+
+
+PACKED = {
+    "differences of a cumsum": lambda z, ends: torch.diff(
+        z.cumsum(0)[ends], dim=0, prepend=torch.zeros_like(z[:1])
+    ),
+    "steps of a triangular product": lambda z, ends: torch.diff(
+        (torch.ones(len(z), len(z)).tril() @ z)[ends], dim=0, prepend=torch.zeros_like(z[:1])
+    ),
+    "all but the others": lambda z, ends: torch.stack(
+        [z.sum(0) - z[: end + 1 - TOKENS].sum(0) - z[end + 1 :].sum(0) for end in map(int, ends)]
+    ),
+}
+
+
+@pytest.mark.parametrize("spelling", PACKED)
+@pytest.mark.parametrize(
+    "method", [GenericAttentionRelevance, AttentionRollout, RawAttention, AttentionGradCam]
+)
+def test_shares_of_sums_that_cancel_are_not_handed_to_other_samples(method, spelling):
+    """Each score depends on its own sample alone, but what it is made of does not."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(WIDTH, 2, WIDTH, batch_first=True, dropout=0.0)
+    head, x = nn.Linear(WIDTH, 3), torch.randn(SAMPLES, TOKENS, WIDTH)
+
+    def model(x):
+        ends = torch.arange(1, len(x) + 1) * TOKENS - 1
+        return head(PACKED[spelling](encoder(x).flatten(0, 1), ends))
+
+    with pytest.raises(MixedSamplesError, match="internal_batch_size=1"):
+        method(model).attribute_tokens(x, 1)
+    alone = method(model).attribute_tokens(x, 1, internal_batch_size=1)
+    expected = torch.cat([method(model).attribute_tokens(one, 1) for one in x.split(1)])
+    torch.testing.assert_close(alone, expected, rtol=1e-3, atol=1e-5)
+
+
+KEPT = {
+    "picked and summed": lambda z, rows: torch.zeros(SAMPLES, WIDTH).index_add(0, rows, z),
+    "joined and split": lambda z, rows: torch.stack([z[rows == n].sum(0) for n in range(SAMPLES)]),
+    "a matrix of ones": lambda z, rows: torch.eye(SAMPLES)[rows].mT @ z,
+}
+
+
+@pytest.mark.parametrize("spelling", KEPT)
+@pytest.mark.parametrize("method", [AttentionRollout, RawAttention])
+def test_packed_tokens_that_are_told_apart(method, spelling):
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(WIDTH, 2, WIDTH, batch_first=True, dropout=0.0)
+    head, x = nn.Linear(WIDTH, 3), torch.randn(SAMPLES, TOKENS, WIDTH)
+    rows = torch.arange(SAMPLES).repeat_interleave(TOKENS)
+    packed = method(lambda x: head(KEPT[spelling](encoder(x).flatten(0, 1), rows)))
+    expected = method(lambda x: head(encoder(x).sum(1))).attribute_tokens(x, 1)
+    torch.testing.assert_close(packed.attribute_tokens(x, 1), expected, rtol=1e-3, atol=1e-5)
