@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
+from captum_transformer.attr.positional_method import Positions
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.rules.gradient import attn_lrp
 from captum_transformer.trace.mode import ForwardRules
@@ -80,6 +81,9 @@ class AttnLRP(GradientTimesInput):
         forward_func: the model or any callable that runs one.
         gamma: of LRP-gamma in linear layers. None, like zero, is LRP-0.
         conv_gamma: of LRP-gamma in convolutions, such as a patch embedding.
+        positions: what becomes of the relevance of positions: ``"ignore"`` leaves it out;
+            ``"separate"`` leaves it to :meth:`attribute_positions`, and rotary angles half of what
+            they turn; ``"add"`` adds it to that of the tokens (PA-LRP).
 
     Raises:
         InvalidInputError: if a gamma is negative or no number.
@@ -104,8 +108,9 @@ class AttnLRP(GradientTimesInput):
         *,
         gamma: float | None = None,
         conv_gamma: float | None = None,
+        positions: Positions = "ignore",
     ) -> None:
-        super().__init__(forward_func)
+        super().__init__(forward_func, positions=positions)
         self.gamma = gamma
         self.conv_gamma = conv_gamma
         self._rules = attn_lrp(gamma, conv_gamma)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
+from captum_transformer.attr.positional_method import Positions
 from captum_transformer.attr.transformer_method import logged
 from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.calling.target import Target
@@ -47,6 +48,8 @@ class ConservativeLRP(GradientTimesInput):
         gamma_keeps_output: with ``gamma``, let the output projection return what it does without
             it, as the rule is meant. The authors' code, followed by default, lets it return the
             changed value, so that the explained score changes a little.
+        positions: as in :class:`AttnLRP`; rotary angles have nothing where queries and keys are
+            held.
 
     Reference:
         `XAI for Transformers: Better Explanations through Conservative Propagation
@@ -71,8 +74,9 @@ class ConservativeLRP(GradientTimesInput):
         hold_mean: bool = False,
         gamma: float | Sequence[float] = 0.0,
         gamma_keeps_output: bool = False,
+        positions: Positions = "ignore",
     ) -> None:
-        super().__init__(forward_func)
+        super().__init__(forward_func, positions=positions)
         self.attention_rule = attention_rule
         self.layer_norm_rule = layer_norm_rule
         self.hold_mean = hold_mean

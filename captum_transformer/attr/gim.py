@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
+from captum_transformer.attr.positional_method import Positions
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.rules.gradient import gim
@@ -46,6 +47,7 @@ class GIM(GradientTimesInput):
     Args:
         forward_func: the model or any callable that runs one.
         temperature: of the softmax in the backward pass. At one it has its own gradient.
+        positions: as in :class:`AttnLRP`.
 
     Reference:
         `GIM: Improved Interpretability for Large Language Models
@@ -60,8 +62,14 @@ class GIM(GradientTimesInput):
         torch.Size([2, 5])
     """
 
-    def __init__(self, forward_func: Callable[..., Any], *, temperature: float = 2.0) -> None:
-        super().__init__(forward_func)
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        temperature: float = 2.0,
+        positions: Positions = "ignore",
+    ) -> None:
+        super().__init__(forward_func, positions=positions)
         if not 0 < temperature < math.inf:
             raise InvalidInputError(
                 f"`temperature` must be a positive number, got {temperature}. At 1 the softmax has "

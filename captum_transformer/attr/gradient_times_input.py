@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_transformer.account import INPUTS, Account, Part, Reason
-from captum_transformer.attr.accounting import AccountableMethod
+from captum_transformer.attr.positional_method import PositionalMethod
 from captum_transformer.rules.constants import of_activation, of_constants
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.ledger import Taken, added_up, total
@@ -28,7 +28,7 @@ class Point(NamedTuple):
     edge: GradientEdge | None
 
 
-class GradientTimesInput(AccountableMethod):
+class GradientTimesInput(PositionalMethod):
     """A method whose relevance is the input times the gradient, which a rule has changed.
 
     Token ids get the relevance of the embeddings that were looked up for them, summed over the
@@ -50,14 +50,17 @@ class GradientTimesInput(AccountableMethod):
         refuse_reached(forward, selected, score)
         inner = inner_points(forward, wanted)
         found = self._gradient_times_input(forward, selected, inner)
-        if all(value in found for value in wanted):
-            return found
-        return {
-            value: found[value]
-            if value in found
-            else TokenFlow(forward.tape, {}).gathered(value, source, found[source])
-            for value, source in zip(wanted, forward.values, strict=True)
-        }
+        if not all(value in found for value in wanted):
+            found = {
+                value: found[value]
+                if value in found
+                else TokenFlow(forward.tape, {}).gathered(value, source, found[source])
+                for value, source in zip(wanted, forward.values, strict=True)
+            }
+        if self.positions == "add":
+            added = self._of_positions(forward, selected, score, wanted)
+            found = {value: found[value] + added[value] for value in wanted}
+        return found
 
     def _gradient_times_input(
         self, forward: TracedForward, selected: Tensor, inner: Sequence[Point] = ()

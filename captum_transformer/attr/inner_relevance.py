@@ -204,3 +204,11 @@ def _like(relevance: Tensor, value: Value, dtype: torch.dtype, scores: Tensor) -
     unknown, samples = scores.detach().isnan(), value.samples
     where = unknown.any() if samples is None else samples.spread(unknown, value.shape)
     return relevance.detach().to(dtype).masked_fill(where, torch.nan).contiguous()
+
+
+def like_input(relevance: Tensor, tensor: Tensor, scores: Tensor) -> Tensor:
+    """Contiguous, of the input's precision (its own for ids); NaN where a sample's score is."""
+    dtype = tensor.dtype if tensor.is_floating_point() else relevance.dtype
+    by_sample = relevance.detach().to(dtype).reshape(len(scores), -1)
+    unknown = scores.detach().isnan().unsqueeze(1)
+    return by_sample.masked_fill(unknown, torch.nan).reshape(relevance.shape).contiguous()

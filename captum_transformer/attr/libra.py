@@ -12,6 +12,7 @@ from captum_transformer.attr.gradient_times_input import (
     inner_points,
     refuse_reached,
 )
+from captum_transformer.attr.positional_method import Positions
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.layers import ChosenLayer, Layer, chosen_layers
@@ -47,6 +48,7 @@ class LibraGrad(GradientTimesInput):
         forward_func: the model or any callable that runs one.
         attention_rule: hold the attention probabilities; without it products of attention keep
             their gradient.
+        positions: as in :class:`AttnLRP`.
 
     Reference:
         `LibraGrad: Balancing Gradient Flow for Universally Better Vision Transformer Attributions
@@ -59,8 +61,14 @@ class LibraGrad(GradientTimesInput):
         torch.Size([2, 3, 32, 32])
     """
 
-    def __init__(self, forward_func: Callable[..., Any], *, attention_rule: bool = True) -> None:
-        super().__init__(forward_func)
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        attention_rule: bool = True,
+        positions: Positions = "ignore",
+    ) -> None:
+        super().__init__(forward_func, positions=positions)
         self.attention_rule = attention_rule
 
     def _require_attention(self, history: History) -> None:

@@ -10,7 +10,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_transformer.attr.generation import Generation
-from captum_transformer.attr.inner_relevance import InnerRelevance
+from captum_transformer.attr.inner_relevance import InnerRelevance, like_input
 from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.layers import ChosenLayer
@@ -48,6 +48,7 @@ class TransformerMethod(InnerRelevance, GradientAttribution):
     _keep: frozenset[Kind] = flow.KEEP
     # Those that its account wants to see, too, with where all operations stand in autograd's graph.
     _kept_for_account: frozenset[Kind] = frozenset()
+    _all_edges = False
 
     @logged
     def attribute(
@@ -239,11 +240,15 @@ class TransformerMethod(InnerRelevance, GradientAttribution):
             self.forward_func,
             arguments,
             keep=self._keep | further,
-            rules=self._forward_rules(arguments),
-            all_edges=bool(further),
+            rules=self._all_rules(arguments),
+            all_edges=self._all_edges or bool(further),
             layers=layers,
             layer_inputs=layer_inputs,
         )
+
+    def _all_rules(self, arguments: Arguments[Any]) -> ForwardRules | None:
+        """The method's rules, and what options add to them."""
+        return self._forward_rules(arguments)
 
     def _forward_rules(
         self,
@@ -259,7 +264,7 @@ class TransformerMethod(InnerRelevance, GradientAttribution):
         with in_full_precision(forward.inputs[0].device):
             relevance = self._relevance(forward, target, forward.values)
         return tuple(
-            _like(relevance[value], tensor, self._select(forward, target)[0])
+            like_input(relevance[value], tensor, self._select(forward, target)[0])
             for value, tensor in zip(forward.values, forward.inputs, strict=True)
         )
 
@@ -269,7 +274,7 @@ class TransformerMethod(InnerRelevance, GradientAttribution):
         with in_full_precision(forward.inputs[0].device):
             relevance = self._relevance(forward, target, tokens)
         return tuple(
-            _like(per_token(relevance[value], value), tensor, scores)
+            like_input(per_token(relevance[value], value), tensor, scores)
             for value, tensor in zip(tokens, forward.inputs, strict=True)
         )
 
@@ -292,11 +297,3 @@ def scaled_back(relevance: dict[Value, Tensor]) -> dict[Value, Tensor]:
         vanishing = scaled.abs() < torch.finfo(scaled.dtype).tiny * START
         result[value] = scaled.masked_fill(vanishing, 0.0)
     return result
-
-
-def _like(relevance: Tensor, tensor: Tensor, scores: Tensor) -> Tensor:
-    """Contiguous, of the input's precision (its own for ids); NaN where a sample's score is."""
-    dtype = tensor.dtype if tensor.is_floating_point() else relevance.dtype
-    by_sample = relevance.detach().to(dtype).reshape(len(scores), -1)
-    unknown = scores.detach().isnan().unsqueeze(1)
-    return by_sample.masked_fill(unknown, torch.nan).reshape(relevance.shape).contiguous()

@@ -20,12 +20,12 @@ def share(operation: Operation) -> Any:
     factors = [operand for operand, _ in operation.traced() if operand.role is not Role.BIAS]
     if len(factors) < 2:
         return NotImplemented
-    return _divided(operation, dict.fromkeys(factors, len(factors)))
+    return divided(operation, dict.fromkeys(factors, len(factors)))
 
 
 def share_attention(operation: Operation) -> Any:
     """Runs fused attention: two products, the softmax with its own gradient between them."""
-    return _divided(operation, parts_of_attention(operation))
+    return divided(operation, parts_of_attention(operation))
 
 
 def parts_of_attention(operation: Operation) -> dict[Operand, int]:
@@ -52,7 +52,7 @@ def share_by_degree(operation: Operation) -> Any:
     return mapped(lambda output: output.view_as(output), Tensor, result)
 
 
-def _divided(operation: Operation, parts: Mapping[Operand, int]) -> Any:
+def divided(operation: Operation, parts: Mapping[Operand, int]) -> Any:
     """Runs an operation so that the gradient of some operands is divided by a number."""
 
     def tensor(operand: Operand) -> Tensor:

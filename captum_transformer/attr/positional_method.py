@@ -1,0 +1,133 @@
+"""Bakish et al. (NeurIPS 2025): the relevance of positions, PA-LRP."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from captum_transformer.attr.accounting import AccountableMethod
+from captum_transformer.attr.inner_relevance import like_input
+from captum_transformer.attr.transformer_method import logged
+from captum_transformer.calling.arguments import Arguments, Inputs
+from captum_transformer.calling.isolation import in_full_precision
+from captum_transformer.calling.target import Target
+from captum_transformer.errors import InvalidInputError
+from captum_transformer.rules.flow.token_flow import TokenFlow
+from captum_transformer.rules.gradient.positions import (
+    POSITIONS,
+    of_positions,
+    share_of_positions,
+)
+from captum_transformer.rules.gradient.tables import joined
+from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.mode import ForwardRules
+from captum_transformer.trace.numeric import accumulation_dtype
+from captum_transformer.trace.tokens import per_token, token_value
+from captum_transformer.trace.value import Value
+
+# What becomes of the relevance of positions: left out, told apart, or added to that of the tokens.
+Positions = Literal["ignore", "separate", "add"]
+
+
+class PositionalMethod(AccountableMethod):
+    """A method of modified gradients that can say what the positions of tokens have of a score.
+
+    Args:
+        forward_func: the model or any callable that runs one.
+        positions: what becomes of their relevance: ``"ignore"`` leaves it out; ``"separate"``
+            leaves it to :meth:`attribute_positions`, and rotary angles their part of it; ``"add"``
+            adds it to that of the tokens.
+    """
+
+    def __init__(
+        self, forward_func: Callable[..., Any], *, positions: Positions = "ignore"
+    ) -> None:
+        super().__init__(forward_func)
+        if positions not in get_args(Positions):
+            raise InvalidInputError(
+                f"`positions` must be one of {list(get_args(Positions))}, got {positions!r}."
+            )
+        self.positions = positions
+        if positions != "ignore":
+            self._keep = self._keep | POSITIONS.keys()
+            self._all_edges = True
+
+    @logged
+    def attribute_positions(
+        self,
+        inputs: Inputs,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+        internal_batch_size: int | None = None,
+    ) -> Inputs:
+        r"""Attributes the target's score to the positions of the inputs' tokens (PA-LRP).
+
+        A position embedding :math:`p` that is added to a token has :math:`p \cdot \partial f_c /
+        \partial p`, as everything has that is added to tokens and is no bias, such as the type of a
+        token. Of what rotary angles turn, angles and token each have half (the uniform rule).
+
+        It takes a method that is made with ``positions="separate"``, whose other attributions leave
+        positions out, or with ``positions="add"``, where they are included. The arguments are those
+        of :meth:`attribute`.
+
+        Returns:
+            The relevance of positions ``(samples, tokens)`` for each input.
+
+        Raises:
+            InvalidInputError: if the method ignores positions.
+
+        Reference:
+            `Revisiting LRP: Positional Attribution as the Missing Ingredient for Transformer
+            Explainability <https://arxiv.org/abs/2506.02138>`_.
+
+        Example:
+            >>> import timm, torch
+            >>> from captum_transformer import AttnLRP
+            >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+            >>> method = AttnLRP(model, positions="separate")
+            >>> method.attribute_positions(torch.rand(2, 3, 32, 32), target=3).shape
+            torch.Size([2, 4])
+        """
+        if self.positions == "ignore":
+            raise InvalidInputError(
+                "This method ignores positions. Make it with `positions='separate'`."
+            )
+        arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
+        (maps,) = self._in_batches(
+            arguments, [target], self._attribute_positions, internal_batch_size
+        )
+        return arguments.restored(maps)
+
+    def _all_rules(self, arguments: Arguments[Any]) -> ForwardRules | None:
+        rules = self._forward_rules(arguments)
+        return rules if self.positions == "ignore" else joined(POSITIONS, rules or {})
+
+    def _attribute_positions(self, forward: TracedForward, target: Any) -> tuple[Tensor, ...]:
+        selected, score = forward.select(target)
+        tokens = [token_value(value, forward.history(score)) for value in forward.values]
+        with in_full_precision(forward.inputs[0].device):
+            found = self._of_positions(forward, selected, score, tokens)
+        return tuple(
+            like_input(per_token(found[value], value), tensor, selected)
+            for value, tensor in zip(tokens, forward.inputs, strict=True)
+        )
+
+    def _of_positions(
+        self, forward: TracedForward, selected: Tensor, score: Value, wanted: Sequence[Value]
+    ) -> dict[Value, Tensor]:
+        """What positions have of some values' tokens, spread evenly over features."""
+        history = forward.history(score)
+        operations = of_positions(history.operations, history.calls)
+        edges = [operation.edge for operation in operations if operation.edge is not None]
+        seeds: dict[Value, Tensor] = {}
+        for operation, gradient in zip(operations, forward.gradients(selected, edges), strict=True):
+            output = operation.outputs[0]
+            if gradient is not None and output is not None:
+                slope = gradient.to(accumulation_dtype(gradient.dtype))
+                share = share_of_positions(operation, slope)
+                seeds |= {} if share is None else {output: share}
+        if not seeds:
+            return {value: selected.new_zeros(value.shape) for value in wanted}
+        return TokenFlow(forward.tape, {})(seeds, wanted)
