@@ -23,6 +23,7 @@ from captum_transformer import (
     ConservativeLRP,
     GenericAttentionRelevance,
     LeGrad,
+    LibraGrad,
     PartialLRP,
     RawAttention,
     TransformerAttribution,
@@ -43,6 +44,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "ConservativeLRP": ConservativeLRP,
     "AttnLRP": AttnLRP,
     "GIM": GIM,
+    "LibraGrad": LibraGrad,
     "LeGrad": LeGrad,
 }
 # The same map for every target.
