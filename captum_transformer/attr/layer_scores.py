@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.propagate import propagate, transposed
+from captum_transformer.rules.flow.token_flow import TokenFlow
+from captum_transformer.rules.propagate import propagate, rearranged, transposed
 from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.history import leading_to
-from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.kinds import MOVES
+from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
@@ -84,13 +87,13 @@ class LayerScores:
             operand.tensor
             for operation in self._operations
             for operand, value in operation.traced()
-            if value is read
+            if value is read and operand.data is not None
         )
         with torch.enable_grad():
             tokens = data.detach().requires_grad_()
             found = {self._tokens[-1]: tokens}
             for operation in self._head:
-                given = [found.get(value, operand.tensor) for operand, value in operation.traced()]
+                given = [_given(operand, found.get(value)) for operand, value in operation.traced()]
                 made = zip(operation.outputs, operation.replay(given), strict=False)
                 found |= {value: tensor for value, tensor in made if value is not None}
         return Reading(tokens, found, found[self._score])
@@ -99,7 +102,9 @@ class LayerScores:
         """From the slope at the tokens of a layer to those at the outputs of its attention."""
 
         def gradient(operation: Operation, slopes: list[Tensor | None]) -> list[Tensor | None]:
-            return transposed(operation, [o.tensor for o, _ in operation.traced()], slopes)
+            if operation.kind in MOVES:
+                return rearranged(operation, slopes)
+            return transposed(operation, [_given(o) for o, _ in operation.traced()], slopes)
 
         calls = self.layers[layer]
         outputs = [call.output for call in calls]
@@ -167,6 +172,26 @@ class LayerScores:
                 raise _unsupported(
                     f"the score is read from the tokens of several layers ({operation.described})"
                 )
+        self._require_places()
+
+    def _require_places(self) -> None:
+        """Makes sure that each layer has the same tokens at the same places, by what skips move."""
+        *others, last = self._tokens
+        dims = feature_dims(last)
+        layout = [1 if dim in dims else length for dim, length in enumerate(last.shape)]
+        count = math.prod(layout)
+        numbers = torch.arange(1, 1 + count, dtype=torch.float64, device=last.device)
+        shares = numbers.reshape(layout).expand(last.shape)
+        reached = TokenFlow(self._tape, {})({last: shares}, others)
+        for value, layer in zip(others, self.layers, strict=False):
+            # What is not moved feature by feature is spread over them; masks leave some tokens out.
+            found, expected = reached[value].sum(dims), shares.sum(dims)
+            kept = found != 0
+            if not kept.any() or not torch.allclose(found, expected * kept):
+                raise _unsupported(
+                    f"behind the layer of {layer[0].module!r} tokens don't keep their places along "
+                    "a skip, so the head would take some for others"
+                )
 
 
 def _pooler(layers: Sequence[Layer]) -> AttentionCall | None:
@@ -178,6 +203,15 @@ def _pooler(layers: Sequence[Layer]) -> AttentionCall | None:
     earlier = [call.output for call in before]
     reads = read is not None and _is_of(read, earlier)
     return last[0] if reads and (query is None or not _is_of(query, earlier)) else None
+
+
+def _given(operand: Operand, instead: Tensor | None = None) -> Tensor:
+    """What an operation runs on: the head's own values, or what the operand held."""
+    if instead is not None:
+        return instead
+    if operand.data is None:
+        raise _unsupported("it reads what was written through a view, and that was not kept")
+    return operand.tensor
 
 
 def _is_of(value: Value, others: Sequence[Value]) -> bool:

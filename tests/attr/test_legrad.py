@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from captum_transformer import LeGrad
+from captum_transformer import Contrast, LeGrad
 from captum_transformer.errors import InvalidLayerError, UnsupportedOperationError
 from tests.attr.subjects import (
     CLASSES,
@@ -251,7 +251,7 @@ class Residual(nn.Module):
 class OpenClipVision(nn.Module):
     """The image tower of OpenCLIP, which multiplies with a parameter at its end."""
 
-    def __init__(self, *, several: bool = False) -> None:
+    def __init__(self, *, several: bool = False, turns: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 4, 4, bias=False)
         self.class_embedding = nn.Parameter(torch.zeros(1, 16))
@@ -259,7 +259,7 @@ class OpenClipVision(nn.Module):
         self.blocks = nn.ModuleList(Residual() for _ in range(3))
         self.ln_pre, self.ln_post = nn.LayerNorm(16), nn.LayerNorm(16)
         self.proj = nn.Parameter(torch.zeros(16, 8))
-        self.several = several
+        self.several, self.turns = several, turns
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x).flatten(2).transpose(1, 2)
@@ -268,7 +268,7 @@ class OpenClipVision(nn.Module):
         x = x.permute(1, 0, 2)
         read = []
         for block in self.blocks:
-            x = block(x)
+            x = block(x).flip(0) if self.turns else block(x)
             read.append(x)
         if self.several:
             x = x + read[0]
@@ -342,9 +342,15 @@ def test_all_spellings_of_a_model_are_alike() -> None:
     assert_close(tokens_first, subject("nn.TransformerEncoder").attribute_tokens(LeGrad))
 
 
-def test_a_contrast_and_several_targets() -> None:
-    model = torchvision_vit()
-    x = drawn(2, 3, 8, 8)
+def test_a_contrast_is_the_score_of_the_difference() -> None:
+    model, x = torchvision_vit(), drawn(2, 3, 8, 8)
+
+    once = LeGrad(lambda images: (scores := model(images))[:, 1] - scores[:, 2]).attribute(x)
+    assert_close(LeGrad(model).attribute(x, Contrast(1, rather_than=2)), once)
+
+
+def test_several_targets() -> None:
+    model, x = torchvision_vit(), drawn(2, 3, 8, 8)
     for target, found in zip([1, 2], LeGrad(model).attribute_targets(x, [1, 2]), strict=True):
         assert_close(found, LeGrad(model).attribute(x, target))
 
@@ -364,8 +370,9 @@ def test_a_map_of_one_value_is_zero() -> None:
             images(),
             "tokens of several layers",
         ),
+        (lambda: with_random_weights(OpenClipVision(turns=True)), images(), "keep their places"),
     ],
-    ids=["merged tokens", "several layers"],
+    ids=["merged tokens", "several layers", "tokens turned round"],
 )
 def test_refuses_heads_that_do_not_read_one_layers_tokens(forward, x, why: str) -> None:
     with pytest.raises(UnsupportedOperationError, match=why):
@@ -423,3 +430,32 @@ class Latents(nn.Module):
 def test_refuses_latents_that_lead_back_to_no_token() -> None:
     with pytest.raises(UnsupportedOperationError, match="leads back to no token"):
         LeGrad(with_random_weights(Latents())).attribute(drawn(2, 5, 16), 1)
+
+
+class WritesIntoViews(nn.Module):
+    """Blocks that write into parts of their tokens, and a head that does."""
+
+    def __init__(self, *, writes: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            timm.models.vision_transformer.Block(16, 2, qkv_bias=True) for _ in range(3)
+        )
+        self.head, self.writes = nn.Linear(16, CLASSES), writes
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = self._scaled(block(x))
+        return self.head(self._scaled(x)[:, 0])
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        if self.writes:
+            x = x.clone()
+            x[:, 1:] *= 0.5
+            return x
+        return torch.cat([x[:, :1], 0.5 * x[:, 1:]], 1)
+
+
+def test_writes_into_views_are_what_they_do() -> None:
+    models = [with_random_weights(WritesIntoViews(writes=writes)) for writes in (True, False)]
+    x = drawn(3, 5, 16)
+    assert_close(*(LeGrad(model).attribute_tokens(x, TARGET) for model in models))
