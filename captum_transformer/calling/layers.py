@@ -2,7 +2,7 @@
 
 import difflib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -35,12 +35,16 @@ def chosen_layers(forward_func: Callable[..., Any], layers: Sequence[Layer]) -> 
         InvalidLayerError: if there is no module of a name, or what is given can't mean one.
     """
     modules = modules_of(forward_func)
-    by_name = dict(modules)
+    by_name: dict[str, list[nn.Module]] = {}
+    for name, module in modules:
+        by_name.setdefault(name, []).append(module)
     names = {id(module): name for name, module in modules}
     return [_chosen(layer, by_name, names) for layer in layers]
 
 
-def _chosen(layer: Layer, by_name: dict[str, nn.Module], names: dict[int, str]) -> ChosenLayer:
+def _chosen(
+    layer: Layer, by_name: dict[str, list[nn.Module]], names: dict[int, str]
+) -> ChosenLayer:
     given, call = layer if isinstance(layer, tuple) and len(layer) == 2 else (layer, None)
     if call is not None:
         try:
@@ -55,16 +59,20 @@ def _chosen(layer: Layer, by_name: dict[str, nn.Module], names: dict[int, str]) 
             f"of these and the number of a call, got {layer!r}."
         )
     found = [given] if given in by_name else [n for n in by_name if _below(n, by_name) == given]
-    if len(found) == 1:
-        return ChosenLayer(given, by_name[found[0]], call)
+    if len(found) == 1 and len(by_name[found[0]]) == 1:
+        return ChosenLayer(given, by_name[found[0]][0], call)
     close = found or difflib.get_close_matches(given, by_name, n=3, cutoff=0.5)
     named = ", ".join(map(repr, close)) or "none with a name like it"
     if found:
-        raise InvalidLayerError(f"{given!r} may be any of {named}. Give the whole name.")
+        count = sum(len(by_name[name]) for name in found)
+        raise InvalidLayerError(
+            f"{given!r} may be any of {count} modules ({named}). Give the whole name, or the "
+            "module itself."
+        )
     raise InvalidLayerError(f"There is no module {given!r} in the model. There is: {named}.")
 
 
-def _below(name: str, by_name: dict[str, nn.Module]) -> str:
+def _below(name: str, by_name: Mapping[str, object]) -> str:
     """A module's name within the outermost module that a forward function uses."""
     parts = name.split(".")
     roots = (n for n in range(len(parts)) if ".".join(parts[:n]) in by_name)

@@ -89,7 +89,6 @@ class Ledger:
 
     def join(self, other: "Ledger") -> None:
         """Takes over what another pass has noted."""
-        self.reached |= other.reached
         self.started += other.started
         self.taken += other.taken
         self.ended += other.ended

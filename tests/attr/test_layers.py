@@ -303,6 +303,24 @@ def test_what_no_token_flow_comes_by_is_refused(method: Make, layer: str) -> Non
         method(vit()).attribute_layers(images(), [layer], 3)
 
 
+def test_behind_all_attention_pooled_tokens_are_refused() -> None:
+    model = vit(global_pool="avg", class_token=False)
+    with pytest.raises(UnsupportedOperationError, match="has no relevance for the tensor"):
+        GenericAttentionRelevance(model).attribute_layers(images(), ["blocks.2"], 3)
+
+
+def test_names_that_two_modules_have_are_refused() -> None:
+    models = [vit(), vit()]
+
+    def ensemble(x: Tensor) -> Any:
+        return models[0](x) + models[1](x)
+
+    with pytest.raises(InvalidLayerError, match=r"'blocks\.0' may be any of 2 modules"):
+        AttnLRP(ensemble).attribute_layers(images(), ["blocks.0"], 3)
+    one, other = AttnLRP(ensemble).attribute_layers(images(), [m.blocks[0] for m in models], 3)
+    assert_close(one, other)  # the models are alike
+
+
 def test_a_sample_without_a_score_has_no_numbers() -> None:
     batch = images()
     batch[1] = torch.nan
