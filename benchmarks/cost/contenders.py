@@ -39,6 +39,7 @@ METHODS = {
     "GenericAttentionRelevance": GenericAttentionRelevance,
     "ConservativeLRP": ConservativeLRP,
     "AttnLRP": AttnLRP,
+    "AttnLRP, gamma": partial(AttnLRP, gamma=0.05, conv_gamma=100.0),
     "GIM": GIM,
     "LibraGrad": LibraGrad,
     "LeGrad": LeGrad,

@@ -43,6 +43,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "PartialLRP": PartialLRP,
     "ConservativeLRP": ConservativeLRP,
     "AttnLRP": AttnLRP,
+    "AttnLRP, gamma": partial(AttnLRP, gamma=0.05, conv_gamma=100.0),
     "GIM": GIM,
     "LibraGrad": LibraGrad,
     "LeGrad": LeGrad,

@@ -49,7 +49,13 @@ class AttnLRP(GradientTimesInput):
     output of zero has no relevance. That is for linear layers and convolutions with constant
     weights, in any spelling, the products that make attention's scores aside; where weights depend
     on the inputs, each factor has its share. Without biases the sum stays what it is. It costs two
-    more products of the same size for each layer.
+    more products of the same size for each layer: for a ViT-B/16 2.6 times a forward and a backward
+    pass, and with ``conv_gamma`` alone as much as without.
+
+    For pictures ``gamma=0.05, conv_gamma=100`` is best in five small models with mosaics of digits:
+    72 to 85 % of the positive relevance of pixels is in the right cell, without gammas 48 to 64 %;
+    by patch it is 74 to 86 %, without 71 to 85 %. Most of it comes from the convolution, and a
+    gamma of one in linear layers is worse than none.
 
     The results are those of the authors' package ``lxt`` for language models. For vision
     Transformers it has other rules than for language models: attention weights are constants, as in

@@ -11,12 +11,13 @@ from benchmarks.model_matrix.page import differences, page
 
 PAGE = Path(__file__).parents[2] / "docs" / "model_matrix.md"
 KINDS = {f"{family.library} {family.name}": family for family in representatives()}
-GRADIENTS = {"ConservativeLRP", "AttnLRP", "GIM"}
+GRADIENTS = {"ConservativeLRP", "AttnLRP", "AttnLRP, gamma", "GIM"}
 REFUSED = {
     # Its weights are made of positions and contents at once: there is no map to multiply.
     "timm LambdaNet": set(METHODS) - {"full LRP"} - GRADIENTS,
     # Without a softmax it can't be told what to hold.
-    "timm EfficientViT, ReLU linear attention": set(METHODS) - {"full LRP", "AttnLRP", "GIM"},
+    "timm EfficientViT, ReLU linear attention": set(METHODS)
+    - {"full LRP", "AttnLRP", "AttnLRP, gamma", "GIM"},
     "Transformers FNet": set(METHODS) - GRADIENTS,
     # Probabilities in chunks have no map that can be read off.
     "Transformers Longformer": set(METHODS) - GRADIENTS,
@@ -88,7 +89,9 @@ def test_failures_and_refusals_are_shown():
     verdicts["PartialLRP"] = Verdict(warned=("1 of 3 attention calls are among channels.",))
     row = Row(("timm", "ViT"), (2, 1), ["x"], ["4"], ("the output changes",), verdicts)
     text = page([row, row])
-    assert "| timm ViT ✗ | 2 + 1 | 4 | x | ✓ | ✓ | ✓ | ✓ | ✗ | ✓ | ✓ a | ✓ | [1] | ✓ | ✓ |" in text
+    assert (
+        "| timm ViT ✗ | 2 + 1 | 4 | x | ✓ | ✓ | ✓ | ✓ | ✗ | ✓ | ✓ a | ✓ | [1] | ✓ | ✓ | ✓ |" in text
+    )
     assert text.count("\n1. No rule for `f`: why.\n") == 1
     assert text.count("\n- a: Some attention calls are among channels.\n") == 1
     assert "- timm ViT, RawAttention: is all zero." in text

@@ -99,7 +99,8 @@ class Favoured:
         dtype = accumulation_dtype(self.product.dtype)
         product, magnitude = (t.detach().to(dtype) for t in (self.product, self.magnitude))
         favoured = product.abs().mul_(1 + self.gamma / 2).add_(magnitude, alpha=self.gamma / 2)
-        return quotient(product, favoured)
+        # It is no smaller than what it divides, so only a zero below asks for another number.
+        return product / favoured.clamp_(min=torch.finfo(dtype).tiny)
 
     def of_bias(self, constant: Tensor) -> Tensor:
         """What the bias has of the output's relevance, for a gradient of one.
@@ -254,7 +255,7 @@ class _Favour(torch.autograd.Function):
         terms = [gradient] * (len(ctx.needs_input_grad) - 4)
         if note.makes_scores:
             return None, None, gradient, None, *terms
-        of_sign = gradient.to(slope.dtype) * slope
-        of_product = gradient.to(slope.dtype) * slope.abs() * (1 + note.gamma / 2)
         dtype = gradient.dtype
-        return None, None, of_product.to(dtype), (of_sign * (note.gamma / 2)).to(dtype), *terms
+        of_product = slope.abs().mul_(gradient).mul_(1 + note.gamma / 2).to(dtype)
+        of_magnitude = (gradient * slope).mul_(note.gamma / 2).to(dtype)
+        return None, None, of_product, of_magnitude, *terms
