@@ -175,24 +175,19 @@ def test_a_text_with_padding(attention: str) -> None:
         assert not tokens[sample, length:].any()
 
 
-def copied_clip_vision(model: Any, x: Tensor, texts: Tensor) -> Copy:
-    """A hand-written image tower of CLIP; the score is the cosine with a text's embedding."""
-    vision = model.vision_model
-    tokens = vision.pre_layrnorm(vision.embeddings(x))
+def copied_tower(
+    layers: Any, tokens: Tensor, head: Callable[[Tensor], Tensor], closed: Any = None
+) -> Copy:
+    """A hand-written tower of CLIP; the score is the cosine with the other's embedding."""
     maps, streams = [], []
-    for layer in vision.encoder.layers:
+    for layer in layers:
         own, read = layer.self_attn, layer.layer_norm1(tokens)
         projected = own.q_proj(read), own.k_proj(read), own.v_proj(read)
-        attended, attention = attend(*projected, own.num_heads)
+        attended, attention = attend(*projected, own.num_heads, closed)
         tokens = tokens + own.out_proj(attended)
         tokens = tokens + layer.mlp(layer.layer_norm2(tokens))
         maps.append(attention)
         streams.append(tokens)
-
-    def head(z: Tensor) -> Tensor:
-        embedding = model.visual_projection(vision.post_layernorm(z[:, 0]))
-        return F.cosine_similarity(embedding, texts)[:, None]
-
     return Copy(maps, streams, head)
 
 
@@ -218,19 +213,34 @@ def test_clip_of_transformers() -> None:
         output = model(input_ids=input_ids, pixel_values=pixel_values)
         return output.logits_per_image.diagonal()
 
-    texts = model(input_ids=words, pixel_values=x).text_embeds.detach()
-    copy = copied_clip_vision(model, x, texts)
-    expected = similarity(x, words)
-    torch.testing.assert_close(copy.head(copy.tokens[-1])[:, 0] * scale, expected)
+    output = model(input_ids=words, pixel_values=x)
+    of_words, of_images = output.text_embeds.detach(), output.image_embeds.detach()
+    vision, text = model.vision_model, model.text_model
+    image_tower = copied_tower(
+        vision.encoder.layers,
+        vision.pre_layrnorm(vision.embeddings(x)),
+        lambda z: F.cosine_similarity(
+            model.visual_projection(vision.post_layernorm(z[:, 0])), of_words
+        )[:, None],
+    )
+    text_tower = copied_tower(
+        text.encoder.layers,
+        text.embeddings(words),
+        lambda z: F.cosine_similarity(
+            model.text_projection(text.final_layer_norm(z)[:, -1]), of_images
+        )[:, None],
+        torch.ones(words.shape[1], words.shape[1], dtype=torch.bool).triu(1),
+    )
+    for tower in (image_tower, text_tower):
+        found = tower.head(tower.tokens[-1])[:, 0] * scale
+        torch.testing.assert_close(found, similarity(x, words))
 
-    total = by_hand(copy, [0, 0, 0])[:, 1:]
     # Transformers computes the softmax in float32.
     patches = LeGrad(similarity).attribute_tokens(x, None, (words,))
-    assert_close(patches, scaled(total), 1e-5)
+    assert_close(patches, scaled(by_hand(image_tower, [0, 0, 0])[:, 1:]), 1e-5)
     both = LeGrad(similarity).attribute_tokens((x, words))
     assert_close(both[0], patches)
-    assert both[1].amin(1).eq(0).all()
-    assert both[1].amax(1).eq(1).all()
+    assert_close(both[1], scaled(by_hand(text_tower, [0, 0, 0])), 1e-5)
 
 
 class Residual(nn.Module):
