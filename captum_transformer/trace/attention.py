@@ -122,7 +122,7 @@ class FusedAttention(AttentionCall):
     def _heads(self, tensor: Tensor) -> Tensor:
         """Repeats the heads of grouped keys or values, one for each query head."""
         lead = self.query.size[:-2]
-        if tensor.ndim >= 3 and lead and tensor.shape[-3] not in (1, lead[-1]):
+        if tensor.ndim >= 3 and lead and 1 < tensor.shape[-3] < lead[-1]:
             tensor = tensor.repeat_interleave(lead[-1] // tensor.shape[-3], dim=-3)
         return tensor
 

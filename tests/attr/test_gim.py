@@ -195,6 +195,27 @@ def test_a_mask_that_is_a_signal_has_its_gradient() -> None:
         assert_close(found, expected, relative=1e-12)
 
 
+SHARED: dict[str, tuple[int, int]] = {"query": (1, HEADS), "scores": (1, 1), "keys": (HEADS, 1)}
+
+
+@pytest.mark.parametrize("shapes", SHARED.values(), ids=SHARED)
+def test_queries_or_keys_that_heads_share(shapes: tuple[int, int]) -> None:
+    """Heads are broadcast, as in any product."""
+    project = with_random_weights(nn.ModuleList(nn.Linear(WIDTH, 4 * n) for n in (*shapes, HEADS)))
+
+    def model(x: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        query, key, value = (split(part(x)) for part in project)
+        return attend(query, key, value).transpose(1, 2).flatten(1)
+
+    def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return (query @ key.mT / 2).softmax(-1) @ value
+
+    x = drawn(SAMPLES, TOKENS, WIDTH, seed=5)
+    ways = (F.scaled_dot_product_attention, plain)
+    found = [GIM(partial(model, attend=attend)).attribute(x, 3) for attend in ways]
+    assert_close(*found, relative=1e-12)
+
+
 def gpt2(attention: str) -> Any:
     config = transformers.GPT2Config(
         vocab_size=30, n_positions=12, n_embd=16, n_layer=2, n_head=2, attn_implementation=attention

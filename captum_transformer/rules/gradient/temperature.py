@@ -167,9 +167,11 @@ def _gradients(call: FusedAttention, arriving: Tensor, temperature: float) -> di
     query, key, value = in_full(call.query), call.keys(), call.values()
     lead = arriving.shape[:-2]
     signals = {operand for operand, _ in call.operation.traced()}
+    shared = (query[..., 0, 0] + key[..., 0, 0]).shape  # values may have more heads
+    leads = {call.query: shared, call.key: shared, call.value: lead}
     totals = {
-        operand: value.new_zeros((*lead, *operand.size[-2:]))
-        for operand in (call.query, call.key, call.value)
+        operand: value.new_zeros((*before, *operand.size[-2:]))
+        for operand, before in leads.items()
         if operand in signals
     }
     if call.mask in signals:
