@@ -155,8 +155,10 @@ def _columns(call: AttentionCall, gradients: MapBlock) -> tuple[Tensor, Tensor]:
     positive: Tensor | None = None
     reached: Tensor | None = None
     for rows in call.blocks():
-        is_open = call.probabilities(rows) > 0
-        some = (gradients(call, rows).clamp(min=0) * is_open).sum(-2)
+        attended = call.probabilities(rows)
+        is_open = attended != 0
+        # A NaN of the attention stays one, whatever the gradient is.
+        some = (gradients(call, rows).clamp(min=0) * is_open + 0 * attended).sum(-2)
         positive = some if positive is None else positive + some
         opened = is_open.any(-2)
         reached = opened if reached is None else reached | opened

@@ -26,6 +26,7 @@ from tests.attr.subjects import (
     torchvision_vit,
     with_random_weights,
 )
+from tests.attr.test_nan import Model
 
 TARGET = [1, 4, 0]
 
@@ -469,3 +470,10 @@ def test_writes_into_views_are_what_they_do() -> None:
     models = [with_random_weights(WritesIntoViews(writes=writes)) for writes in (True, False)]
     x = drawn(3, 5, 16)
     assert_close(*(LeGrad(model).attribute_tokens(x, TARGET) for model in models))
+
+
+def test_attention_that_is_no_number_gives_no_map() -> None:
+    """Not even where the kernel makes numbers of it."""
+    model = Model()
+    model.qkv.weight.data[1, 0] = torch.nan
+    assert LeGrad(model).attribute(torch.randn(2, 5, 8), 1).isnan().any()
