@@ -101,6 +101,13 @@ def _by_numerator(arguments: Mapping[str, Any]) -> Kind:
     return Kind.DIV if getattr(numerator, "value", None) is not None else Kind.RECIPROCAL
 
 
+def _by_signals(arguments: Mapping[str, Any]) -> Kind:
+    """Of a signal and a constant it is a function of each entry: with zero ``F.softplus``."""
+    given = (arguments.get("input"), arguments.get("other"))
+    signals = sum(getattr(one, "value", None) is not None for one in given)
+    return Kind.SMOOTH_MAXIMUM if signals > 1 else Kind.ENTRYWISE
+
+
 def _by_accumulation(arguments: Mapping[str, Any]) -> Kind:
     if arguments.get("reduce") not in (None, "add"):
         return Kind.UNKNOWN
@@ -114,6 +121,7 @@ _BY_ARGUMENTS: dict[str, Callable[[Mapping[str, Any]], Kind]] = {
     "float_power": _by_exponent,
     **dict.fromkeys(("div", "truediv", "true_divide", "divide", "rdiv", "rtruediv"), _by_numerator),
     **dict.fromkeys(("clamp", "clip", "clamp_min", "clamp_max"), _by_bounds),
+    **dict.fromkeys(("logaddexp", "logaddexp2"), _by_signals),
     "index_put": _by_accumulation,
     "put": _by_accumulation,
     "scatter": _by_accumulation,

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Kind
 from captum_transformer.trace.operation import Operation
-from captum_transformer.trace.statistics import is_gate_by_formula, takes_number
+from captum_transformer.trace.quotients import is_gate_by_formula
+from captum_transformer.trace.statistics import takes_number
 from captum_transformer.trace.value import Value
+from captum_transformer.trace.views import view_of
 
 _ACTIVATIONS = frozenset({Kind.ENTRYWISE, Kind.RECIPROCAL})
 
@@ -56,6 +58,27 @@ def _factors(value: Value) -> list[Value]:
     found = [source for _, source in operation.traced()]
     several = len(found) > 1 and works_by_entry(operation) and not are_of_one_entry(*found)
     return [factor for source in found for factor in _factors(source)] if several else [value]
+
+
+def is_of_one_entry(operation: Operation) -> bool:
+    """Whether a softmax or its like is of one entry and constants, as ``softmax([x, 0])``.
+
+    Then it is an activation such as a sigmoid. Scores of one key that a sink is joined to are none:
+    the dimension that keys lie along was not made for the constants.
+    """
+    ((_, value), *_), ndim = operation.traced(), len(operation.traced()[0][1].shape)
+    join, dim = value.operation, operation.dim(ndim)
+    if join is None or dim is None or len(join.traced()) != 1 or join.dim(ndim) not in (dim, None):
+        return False
+    ((operand, source),) = join.traced()
+    if join.kind is Kind.STACK:
+        return len(join.operands) > 1
+    made = source.operation
+    if join.kind not in (Kind.CONCATENATE, Kind.PAD) or made is None or operand.size[dim] != 1:
+        return False
+    before = [list(one.shape) for _, one in made.traced()]
+    left = [length for place, length in enumerate(operand.size) if place != dim]
+    return view_of(made, source) is not None and before == [left]
 
 
 def works_by_entry(operation: Operation) -> bool:

@@ -10,6 +10,7 @@ import torch
 from captum_transformer.trace.axis import runs_along
 from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Form, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.quotients import is_divided, is_gate_by_formula, picks, quotient_of
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 
@@ -25,23 +26,6 @@ _LINEAR = (ENTRIES_ALONE - {Kind.ENTRYWISE}) | MOVES | _MIXES
 def takes_number(operation: Operation) -> bool:
     """Whether it adds a number to a signal, or multiplies it with one."""
     return operation.kind in _SCALES | _SUMS and len(operation.operands) == 1
-
-
-def is_divided(operation: Operation) -> list[bool] | None:
-    """For each traced operand, whether it is divided by the others.
-
-    None if the operation does nothing of the kind: then its operands are on a par.
-    """
-    if len(operation.traced()) < 2:
-        return None
-    values = [value for _, value in operation.traced()]
-    if operation.kind in (Kind.MUL, Kind.PRODUCT):
-        are_signals = [not value.is_denominator for value in values]
-        return are_signals if any(are_signals) and not all(are_signals) else None
-    if len(values) != 2 or operation.kind not in (Kind.DIV, Kind.SOLVE):
-        return None
-    divided = operation.argument("input" if operation.kind is Kind.DIV else "other")
-    return [operand is divided for operand, _ in operation.traced()]
 
 
 def signal_of(operation: Operation) -> list[bool] | None:
@@ -61,23 +45,6 @@ def signal_of(operation: Operation) -> list[bool] | None:
     return None if gates else are_signals
 
 
-def is_gate_by_formula(value: Value) -> bool:
-    """Whether a divisor is an activation of each entry, as ``1 + exp(-x)``, and no statistic."""
-    operation = value.operation
-    if operation is None or operation.kind not in ENTRIES_ALONE | MOVES:
-        return False
-    if operation.kind is Kind.ENTRYWISE and operation.form is not Form.POWER:
-        return True
-    return not _picks(operation) and any(is_gate_by_formula(v) for _, v in operation.traced())
-
-
-def _picks(operation: Operation) -> bool:
-    """Whether it leaves entries out: what is summed up of them is no function of one entry."""
-    output, ((_, value), *_) = operation.outputs[0], operation.traced()
-    left = 0 if output is None else output.shape.numel()
-    return operation.kind in MOVES and left < value.shape.numel()
-
-
 class Subtracted(NamedTuple):
     """What a sum or a difference subtracts from a signal, made of it."""
 
@@ -94,10 +61,18 @@ def subtracted(operation: Operation | None) -> Iterator[Subtracted]:
         return
     sign = 1.0 if operation.kind is Kind.SUB else -1.0
     for (operand, signal), (_, value) in permutations(operation.traced(), 2):
-        if value.shape != signal.shape and value.descends_from(_unshifted(signal)):
-            made, number = _multiple(value)
-            if made is not None:
-                yield Subtracted(operand, signal, value, made, number * sign)
+        made, number = _multiple(value)
+        whole, part = quotient_of(signal.operation), quotient_of(made)
+        if whole is not None and part is not None and whole.is_by_same(part):
+            # As in x / s - mean(x) / s, which is (x - mean(x)) / s.
+            signal = whole.signal
+            made, times = _multiple(part.signal)
+            number *= times
+        statistic = None if made is None else made.outputs[0]
+        if made is None or statistic is None or statistic.shape == signal.shape:
+            continue
+        if value.descends_from(_unshifted(signal)):
+            yield Subtracted(operand, signal, value, made, number * sign)
 
 
 def _unshifted(value: Value) -> Value:
@@ -277,7 +252,7 @@ def sums_exponentials(value: Value, *signals: Value) -> bool:
     """Whether what divides signals is made of sums of exponentials, however they are added up."""
     made = list(_made_of(value, *signals))
     exponentials = any(operation.form is Form.EXPONENTIAL for operation in made)
-    return exponentials and any(one.kind in _MIXES or _picks(one) for one in made)
+    return exponentials and any(one.kind in _MIXES or picks(one) for one in made)
 
 
 def is_logarithm_of_softmax(operation: Operation) -> bool:

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.batch import Batch
-from captum_transformer.trace.kinds import MOVES, Kind
+from captum_transformer.trace.kinds import MOVES, Form, Kind
 
 if TYPE_CHECKING:
     from captum_transformer.trace.operation import Operation
 
 Features = tuple[Axis, ...] | None
 # A denominator stays one where these rearrange, scale or raise it.
+_SCALES = frozenset({Kind.MUL, Kind.DIV, Kind.ADD, Kind.SUB, Kind.COPY, Kind.HOMOGENEOUS})
 _KEEPS_DENOMINATORS = MOVES | {Kind.COPY, Kind.ENTRYWISE, Kind.HOMOGENEOUS, Kind.MUL, Kind.DIV}
 
 
@@ -85,6 +86,9 @@ class Value:
             return False
         if operation.kind is Kind.RECIPROCAL:
             return True
+        if operation.kind is Kind.ENTRYWISE and (power := base_of(operation)) is not None:
+            base, exponent = power
+            return exponent < 0 or base.is_denominator
         if operation.kind not in _KEEPS_DENOMINATORS and not operation.spreads:
             return False
         return all(value.is_denominator for _, value in operation.traced())
@@ -101,3 +105,22 @@ class Value:
     def descends_from(self, other: "Value") -> bool:
         """Whether it was made from ``other``."""
         return bool(self.ancestors >> other.index & 1)
+
+
+def base_of(operation: "Operation") -> tuple[Value, float] | None:
+    """Of what an exponential of a multiple of a logarithm is a power, and of which exponent."""
+    if operation.form is not Form.EXPONENTIAL:
+        return None
+    steps: list[Operation] = []
+    step = operation.traced()[0][1].operation
+    while step is not None and len(step.traced()) == 1 and step.form is not Form.LOGARITHM:
+        if step.kind not in _SCALES or len(step.operands) > 1:
+            return None
+        steps.append(step)
+        step = step.traced()[0][1].operation
+    if step is None or step.form is not Form.LOGARITHM:
+        return None
+    ends = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    for scale in reversed(steps):
+        (ends,) = scale.replay([ends])
+    return step.traced()[0][1], float(ends[0] - ends[1])

@@ -14,9 +14,8 @@ from captum_transformer.trace.gates import (
 from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import are_probabilities
+from captum_transformer.trace.quotients import is_divided, is_gate_by_formula
 from captum_transformer.trace.statistics import (
-    is_divided,
-    is_gate_by_formula,
     is_mean,
     signal_of,
     softmax_dim,

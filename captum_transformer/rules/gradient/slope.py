@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from captum_transformer.rules.gradient.hold import refused
-from captum_transformer.trace.gates import constant_term, is_activated, steps_with_numbers
+from captum_transformer.trace.gates import (
+    constant_term,
+    is_activated,
+    is_of_one_entry,
+    steps_with_numbers,
+)
 from captum_transformer.trace.kinds import Form
 from captum_transformer.trace.norms import Normalisation, normalisation
 from captum_transformer.trace.numeric import accumulation_dtype, ratio
@@ -66,6 +71,18 @@ def identity_of_sum(operation: Operation) -> Any:
         return NotImplemented
     operation.activates = True
     return _Activation.apply(signal.tensor, operation, None, 0.0)
+
+
+def refuse_of_one_entry(operation: Operation) -> Any:
+    """A softmax of one signal and constants is an activation, and no rule knows which."""
+    if not operation.traced() or not is_of_one_entry(operation):
+        return NotImplemented
+    return refused(
+        operation,
+        "it is of one entry of a signal, joined with constants: an activation written by hand, and "
+        "the rule is for the whole",
+        "Call `torch.sigmoid`, `F.logsigmoid` or `F.softplus`; ",
+    )
 
 
 def identity_of_scores(operation: Operation) -> Any:

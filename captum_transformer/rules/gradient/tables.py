@@ -42,6 +42,7 @@ from captum_transformer.rules.gradient.slope import (
     identity,
     identity_of_scores,
     identity_of_sum,
+    refuse_of_one_entry,
     without_empty_rows,
 )
 from captum_transformer.rules.gradient.temperature import at_temperature
@@ -75,6 +76,7 @@ DIVISORS: ForwardRules = {
     Kind.SOLVE: hold_matrix,
 }
 IDENTITY: ForwardRules = {
+    **dict.fromkeys((Kind.SOFTMAX, Kind.LOG_SOFTMAX, Kind.SMOOTH_MAXIMUM), refuse_of_one_entry),
     Kind.ATTENTION: identity_of_scores,
     Kind.ENTRYWISE: identity,
     Kind.RECIPROCAL: identity,

@@ -1,0 +1,84 @@
+"""What divides a signal, in every spelling: a quotient, a reciprocal, the power of a logarithm."""
+
+from typing import NamedTuple
+
+from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Form, Kind
+from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.value import Value, base_of
+from captum_transformer.trace.views import frozen_arguments
+
+
+def is_divided(operation: Operation) -> list[bool] | None:
+    """For each traced operand, whether it is divided by the others.
+
+    None if the operation does nothing of the kind: then its operands are on a par.
+    """
+    if len(operation.traced()) < 2:
+        return None
+    values = [value for _, value in operation.traced()]
+    if operation.kind in (Kind.MUL, Kind.PRODUCT):
+        are_signals = [not value.is_denominator for value in values]
+        return are_signals if any(are_signals) and not all(are_signals) else None
+    if len(values) != 2 or operation.kind not in (Kind.DIV, Kind.SOLVE):
+        return None
+    divided = operation.argument("input" if operation.kind is Kind.DIV else "other")
+    return [operand is divided for operand, _ in operation.traced()]
+
+
+class Quotient(NamedTuple):
+    """A signal and what divides it, by an operation of a kind."""
+
+    signal: Value
+    divisor: Value
+    kind: Kind
+
+    def is_by_same(self, other: "Quotient | None") -> bool:
+        """Whether another signal is divided by the same."""
+        return (
+            other is not None
+            and self.kind is other.kind
+            and _are_alike(self.divisor, other.divisor)
+        )
+
+
+def quotient_of(operation: Operation | None) -> Quotient | None:
+    """What an operation divides by what; None if it divides nothing."""
+    are_signals = None if operation is None else is_divided(operation)
+    if operation is None or are_signals is None or len(are_signals) != 2:
+        return None
+    (_, signal), (_, divisor) = operation.traced()[:: 1 if are_signals[0] else -1]
+    return Quotient(signal, divisor, operation.kind)
+
+
+def _are_alike(one: Value, other: Value) -> bool:
+    """Whether two values are one, or were made in the same way of the same."""
+    one, other = one.origin, other.origin
+    if one is other:
+        return True
+    made, again = one.operation, other.operation
+    if made is None or again is None or made.call is not again.call:
+        return False
+    pairs = list(zip(made.traced(), again.traced(), strict=False))
+    return (
+        len(made.traced()) == len(made.operands) == len(again.operands)
+        and frozen_arguments(made) == frozen_arguments(again)
+        and all(_are_alike(source, same) for (_, source), (_, same) in pairs)
+    )
+
+
+def is_gate_by_formula(value: Value) -> bool:
+    """Whether a divisor is an activation of each entry, as ``1 + exp(-x)``, and no statistic."""
+    operation = value.operation
+    if operation is None or operation.kind not in ENTRIES_ALONE | MOVES:
+        return False
+    if operation.kind is Kind.ENTRYWISE and operation.form is not Form.POWER:
+        power = base_of(operation)
+        return power is None or is_gate_by_formula(power[0])
+    return not picks(operation) and any(is_gate_by_formula(v) for _, v in operation.traced())
+
+
+def picks(operation: Operation) -> bool:
+    """Whether it leaves entries out: what is summed up of them is no function of one entry."""
+    output, ((_, value), *_) = operation.outputs[0], operation.traced()
+    left = 0 if output is None else output.shape.numel()
+    return operation.kind in MOVES and left < value.shape.numel()
