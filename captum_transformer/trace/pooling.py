@@ -66,12 +66,15 @@ def _leaves_one_token(operation: Operation, samples: int) -> bool:
     ((operand, value),) = traced
     if output is None or not value.attention:
         return False
+    width = math.prod(axis.size for axis in value.features or ())
+    one_each = output.shape.numel() == samples * width < value.shape.numel()
     if (lie := samples_in(value)) is None:
-        width = math.prod(axis.size for axis in value.features or ())
-        return pools_tokens(operation) and output.shape.numel() == samples * width
+        return one_each
     held = dimension_of(lie[0], value.shape)
     to = passage(operation, operand, len(output.shape)).to
     tokens = [dim for dim, length in enumerate(_lengths_of_tokens(value)) if length > 1]
+    if held is not None and [held.dim] == tokens and held.size > 1:
+        return one_each and pools_tokens(operation)  # packed, those of all samples
     tokens = [dim for dim in tokens if held is None or held.size == 1 or dim != held.dim]
     left = (place for dim in tokens if (place := to[dim]) is not None)
     return bool(tokens) and all(output.shape[place] == 1 for place in left)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from captum_transformer import (
@@ -10,7 +11,7 @@ from captum_transformer import (
     GenericAttentionRelevance,
     RawAttention,
 )
-from captum_transformer.errors import MixedSamplesError
+from captum_transformer.errors import MixedSamplesError, UnsupportedOperationError
 
 SAMPLES, TOKENS, WIDTH = 3, 4, 8
 
@@ -57,7 +58,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize("spelling", KEPT)
-@pytest.mark.parametrize("method", [AttentionRollout, RawAttention])
+@pytest.mark.parametrize("method", [GenericAttentionRelevance, RawAttention])
 def test_packed_tokens_that_are_told_apart(method, spelling):
     torch.manual_seed(0)
     encoder = nn.TransformerEncoderLayer(WIDTH, 2, WIDTH, batch_first=True, dropout=0.0)
@@ -66,3 +67,27 @@ def test_packed_tokens_that_are_told_apart(method, spelling):
     packed = method(lambda x: head(KEPT[spelling](encoder(x).flatten(0, 1), rows)))
     expected = method(lambda x: head(encoder(x).sum(1))).attribute_tokens(x, 1)
     torch.testing.assert_close(packed.attribute_tokens(x, 1), expected, rtol=1e-3, atol=1e-5)
+
+
+PADDED = {
+    "before": lambda f, x: f(F.pad(x, (0, 0, 0, 0, 0, 5))).mean(1)[: len(x)],
+    "joined to zeros": lambda f, x: f(torch.cat([x, torch.zeros(5, *x.shape[1:])])).mean(1)[
+        : len(x)
+    ],
+    "behind": lambda f, x: F.pad(f(x), (0, 0, 0, 0, 0, 5)).mean(1)[: len(x)],
+    "in front": lambda f, x: f(F.pad(x, (0, 0, 0, 0, 5, 0))).mean(1)[5:],
+}
+
+
+@pytest.mark.parametrize("spelling", PADDED)
+def test_what_pooled_tokens_say_in_a_batch_with_other_rows(spelling):
+    """Where samples lie among rows that are none is not known, so what is pooled is refused."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(WIDTH, 2, WIDTH, batch_first=True, dropout=0.0)
+    head, x = nn.Linear(WIDTH, 3), torch.randn(SAMPLES, TOKENS, WIDTH)
+    padded = GenericAttentionRelevance(lambda x: head(PADDED[spelling](encoder, x)))
+    expected = GenericAttentionRelevance(lambda x: head(encoder(x).mean(1))).attribute(x, 1)
+    with pytest.raises(UnsupportedOperationError, match="internal_batch_size=1"):
+        padded.attribute(x, 1)
+    found = padded.attribute(x, 1, internal_batch_size=1)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
