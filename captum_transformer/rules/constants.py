@@ -9,7 +9,7 @@ from captum_transformer.rules.ledger import Taken, total
 from captum_transformer.rules.propagate import transposed
 from captum_transformer.rules.relevance.bias import adds_bias, adds_term
 from captum_transformer.rules.relevance.totals import constants
-from captum_transformer.trace.kinds import CONVOLUTIONS, MOVES, Kind, Role
+from captum_transformer.trace.kinds import AS_OTHERS, CONVOLUTIONS, MOVES, Kind, Role
 from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.views import views_of
@@ -71,6 +71,6 @@ def _reason(operation: Operation) -> Reason | None:
     if kind in _AFFINE:
         adds = any(operand.role in (Role.BIAS, Role.STATISTIC) for operand in operation.operands)
         return (Reason.ADDED if adds_term(operation) else Reason.BIAS) if adds else None
-    if kind in MOVES and views_of(operation) is None:
+    if kind in MOVES - AS_OTHERS and views_of(operation) is None:
         return Reason.JOINED if constants(operation) else Reason.FILLED
     return None

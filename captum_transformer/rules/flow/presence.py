@@ -18,7 +18,7 @@ from captum_transformer.rules.flow.terms import (
 from captum_transformer.trace.axis import runs_along
 from captum_transformer.trace.dimensions import passage
 from captum_transformer.trace.features import feature_dims
-from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
+from captum_transformer.trace.kinds import AS_OTHERS, BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.value import Value
 
@@ -66,7 +66,7 @@ def factors(operation: Operation, like: Tensor, *, weighted: bool = False) -> Te
     if operation.kind is not Kind.MUL:
         return None
     given = [operand.tensor for operand in operation.operands if operand.value is None]
-    scales = [(t if weighted else t != 0).to(like.dtype).abs() for t in given]
+    scales = [(t.abs() if weighted else t != 0).to(like.dtype) for t in given]
     return functools.reduce(operator.mul, scales) if scales else None
 
 
@@ -223,6 +223,11 @@ def _carried(
     operation: Operation, value: Value, parts: Sequence[Tensor | int | None], like: Tensor
 ) -> Tensor:
     """What the entries of a rearrangement bring along; constants among them nothing."""
+    if operation.kind in AS_OTHERS:
+        # What a complex number brings along is one number for both of its parts.
+        (part,) = _filled(operation, parts, like)
+        both = operation.kind is Kind.AS_COMPLEX
+        return part.amax(-1) if both else torch.stack([part, part], -1)
     # What is filled in, such as the lowest number there is, must fit the precision.
     dtypes = [v.dtype for _, v in operation.traced() if v.dtype.is_floating_point]
     wide = like.new_empty((), dtype=functools.reduce(torch.promote_types, dtypes, like.dtype))

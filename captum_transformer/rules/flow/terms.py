@@ -9,14 +9,13 @@ from captum_transformer.rules.flow.joined import Axes, along_features, carried, 
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.dimensions import image, passage
 from captum_transformer.trace.features import feature_dims
-from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind, Role
+from captum_transformer.trace.kinds import AS_OTHERS, BY_ENTRY, MOVES, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import views_of
 
 ADDITIONS = frozenset({Kind.ADD, Kind.SUB})
-_WHOLE = frozenset({Kind.AS_COMPLEX, Kind.AS_REAL})
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -147,7 +146,7 @@ def has_constants(operation: Operation) -> bool:
         return len(operation.operands) > signals
     if signals > 1:
         return any(o.value is None and o.role is Role.SIGNAL for o in operation.operands)
-    return operation.kind not in _WHOLE and views_of(operation) is None
+    return operation.kind not in AS_OTHERS and views_of(operation) is None
 
 
 def receiving(operation: Operation) -> list[tuple[Operand, Value]]:

@@ -90,7 +90,10 @@ def _multiplied(operation: Operation, relevance: Tensor, sparsity: Sparsity = DE
             )
         if any(set(letters) - set(found.output) for letters in found.letters):
             return z_rule(operation, relevance)
-        return Shares([applied(operation, in_full(signal), torch.ones_like)[1](relevance)])
+        # Each entry is one of the signal's, whatever number multiplies it, as in `addcmul`.
+        others = {name: given for name, given in operation.kwargs.items() if name != "value"}
+        moved = applied(operation.changed(kwargs=others), in_full(signal), torch.ones_like)
+        return Shares([moved[1](relevance)])
     return alpha_beta(operation, relevance, sparsity)
 
 

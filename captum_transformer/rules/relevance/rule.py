@@ -23,7 +23,7 @@ from captum_transformer.rules.relevance.homogeneous import added_at, length, mom
 from captum_transformer.rules.relevance.product import convolution, product
 from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
 from captum_transformer.rules.relevance.totals import constants, passed_on, remaining
-from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
+from captum_transformer.trace.kinds import AS_OTHERS, BY_ENTRY, CONVOLUTIONS, MOVES, Kind
 from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.value import Value
@@ -82,7 +82,7 @@ class Table:
 def moved(operation: Operation, incoming: list[Tensor | None]) -> Shares:
     """Relevance goes back to where entries came from; entries filled in keep theirs."""
     shares = rearranged(operation, incoming)
-    if views_of(operation) is not None or operation.kind in (Kind.AS_COMPLEX, Kind.AS_REAL):
+    if views_of(operation) is not None or operation.kind in AS_OTHERS:
         return Shares(shares)
     joined = operation.kind in (Kind.CONCATENATE, Kind.STACK) or constants(operation)
     reason = Reason.JOINED if joined else Reason.FILLED
