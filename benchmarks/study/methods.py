@@ -27,6 +27,7 @@ TRANSFORMER: dict[str, Callable[[Any], TransformerMethod]] = {
     "ConservativeLRP": ConservativeLRP,
     "ConservativeLRP, AH only": partial(ConservativeLRP, layer_norm_rule=False),
     "AttnLRP": AttnLRP,
+    "AttnLRP, gamma": partial(AttnLRP, gamma=0.05, conv_gamma=100),
     "GIM": GIM,
     "LibraGrad": LibraGrad,
     "Full LRP": partial(TransformerAttribution, propagate_to_input=True),
@@ -60,6 +61,7 @@ CAPTUM: dict[str, Callable[[Any], Attribution]] = {
 }
 # What these say of a pixel differs from what they say of its neighbours in the same patch.
 OF_EACH_VALUE = {
+    "AttnLRP, gamma",
     *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "GIM", "LibraGrad", "Full LRP"),
     *CAPTUM,
 }

@@ -11,7 +11,7 @@ from benchmarks.study.methods import CAPTUM, RANDOM, TRANSFORMER, plain
 from benchmarks.study.tables import ARROWS, Record
 
 ORDER = (*TRANSFORMER, *CAPTUM, RANDOM)
-HUES = "C0 C1 C2 C3 C4 teal olive C5 C6 peru navy C8 C9 0.3 0.5 0.7 0"
+HUES = "C0 C1 C2 C3 C4 magenta teal olive C5 C6 peru navy C8 C9 0.3 0.5 0.7 0"
 COLOURS = dict(zip(ORDER, HUES.split(), strict=True))
 
 
