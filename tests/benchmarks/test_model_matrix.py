@@ -11,7 +11,7 @@ from benchmarks.model_matrix.page import differences, page
 
 PAGE = Path(__file__).parents[2] / "docs" / "model_matrix.md"
 KINDS = {f"{family.library} {family.name}": family for family in representatives()}
-GRADIENTS = {"ConservativeLRP", "AttnLRP", "AttnLRP, gamma", "GIM"}
+GRADIENTS = {"ConservativeLRP", "AttnLRP", "AttnLRP, gamma", "GIM", "LibraGrad"}
 REFUSED = {
     # Its weights are made of positions and contents at once: there is no map to multiply.
     "timm LambdaNet": set(METHODS) - {"full LRP"} - GRADIENTS,
