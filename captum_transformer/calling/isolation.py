@@ -112,8 +112,11 @@ def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> I
         if (known and not _is_training(module)) or get_ident() != thread:
             return
         if not known:
-            state.keep(module, within=True)
-            _leave_out_backward_hooks(module)
+            # With its parts: it may put hooks on them before they are called.
+            for part in module.modules():
+                if id(part) not in state.modules:
+                    state.keep(part, within=True)
+                    _leave_out_backward_hooks(part)
         if _is_training(module):
             training.append(module)
             module.training = False

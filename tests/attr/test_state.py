@@ -459,6 +459,29 @@ def test_hooks_that_a_model_installs_while_it_is_explained_are_dropped(used_befo
     assert len(model.vit.head._forward_pre_hooks_with_kwargs) == 1
 
 
+@pytest.mark.parametrize("used_before", [False, True])
+def test_hooks_of_a_model_within_an_object_are_dropped(used_before: bool) -> None:
+    """It is first seen as it is called, and puts hooks on parts that have not been called yet."""
+
+    class Held:
+        def __init__(self, model: nn.Module) -> None:
+            self.models = [[model]]
+
+        def scores(self, pixels: Tensor) -> Tensor:
+            return self.models[0][0](pixels)
+
+    model = Hooked().eval()
+    held = Held(model)
+    if used_before:
+        model(images())
+    with unchanged(model):
+        for _ in range(2):
+            GenericAttentionRelevance(held.scores).attribute(images(), 1)
+    model(images())
+    assert len(model.vit.head._forward_hooks) == 1
+    assert len(model.vit.head._forward_pre_hooks_with_kwargs) == 1
+
+
 class Holder:
     """An object of the user's that runs a model with a hook of its own in between."""
 
