@@ -66,7 +66,9 @@ def factors(operation: Operation, like: Tensor, *, weighted: bool = False) -> Te
     if operation.kind is not Kind.MUL:
         return None
     given = [operand.tensor for operand in operation.operands if operand.value is None]
-    scales = [(t.abs() if weighted else t != 0).to(like.dtype) for t in given]
+    # What is true or false weighs one or nothing.
+    sizes = [t.abs() if weighted and t.dtype != torch.bool else t != 0 for t in given]
+    scales = [size.to(like.dtype) for size in sizes]
     return functools.reduce(operator.mul, scales) if scales else None
 
 
