@@ -42,8 +42,9 @@ def half_quotient(
     noise = rounding(product.dtype, terms)
     twice_positive = product + absolute
     vanishes = twice_positive <= absolute.mul_(2 * noise)
-    half = (relevance / (twice_positive + 2 * EPSILON)).masked_fill_(vanishes, 0.0)
-    return half, torch.addcmul(relevance, half, twice_positive, value=-1)
+    divisor = torch.add(twice_positive, 2 * EPSILON, out=absolute)  # there is room for it
+    half = (relevance / divisor).masked_fill_(vanishes, 0.0)
+    return half, torch.addcmul(relevance, half, twice_positive, value=-1, out=absolute)
 
 
 def alpha_beta(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE) -> Shares:
