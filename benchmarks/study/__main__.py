@@ -19,11 +19,13 @@ from benchmarks.study.store import Store
 from benchmarks.study.subject import Subject, study
 from benchmarks.study.tables import Record, markdown, record
 from benchmarks.study.tasks import (
+    agreement,
     clothing,
     last_token,
     lookup,
     molecules,
     mosaics,
+    patching,
     readouts,
     reviews,
     sentiment,
@@ -42,6 +44,8 @@ TASKS: dict[str, Any] = {
         reviews,
         molecules,
         lookup,
+        agreement,
+        patching,
     )
 }
 

@@ -43,17 +43,22 @@ class Score:
         better: ``"high"``, ``"low"`` or ``"none"``.
         groups: Which samples belong together (several classes in one picture) and are drawn
             together; None if each is for itself.
+        models: Which model each sample was explained for, if there are several: models are drawn,
+            too, then samples of each. None if all are of one.
     """
 
     values: list[list[float]]
     statistic: str = "mean"
     better: str = "high"
     groups: list[int] | None = None
+    models: list[int] | None = None
 
     @classmethod
-    def of(cls, values: Sequence[float], better: str = "high") -> "Score":
+    def of(
+        cls, values: Sequence[float], better: str = "high", models: list[int] | None = None
+    ) -> "Score":
         """The mean of one value for each sample."""
-        return cls([[float(value)] for value in values], better=better)
+        return cls([[float(value)] for value in values], better=better, models=models)
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,23 @@ def draw(score: Score, resamples: int = RESAMPLES, seed: int = 0) -> Drawn:
     np.add.at(sums, numbers, np.column_stack([values, np.ones(len(values))]))
 
     statistic = STATISTICS[score.statistic]
-    chosen = np.random.default_rng(seed).multinomial(count, [1 / count] * count, resamples)
+    of_model = np.zeros(count, int)
+    of_model[numbers] = 0 if score.models is None else score.models
+    chosen = _chosen(of_model, resamples, np.random.default_rng(seed))
     drawn = np.concatenate([np.ones((1, count)), chosen]) @ sums
     found = statistic(drawn[:, :-1] / drawn[:, -1:])
     return Drawn(float(found[0]), found[1:])
+
+
+def _chosen(of_model: NDArray[np.int_], resamples: int, random: np.random.Generator) -> Floats:
+    """How often each sample is drawn: models first if there are several, then samples of each."""
+    models = np.unique(of_model)
+    times = np.ones((resamples, 1), int)
+    if len(models) > 1:
+        times = random.multinomial(len(models), [1 / len(models)] * len(models), resamples)
+    chosen = np.zeros((resamples, len(of_model)))
+    for model, repeats in zip(models, times.T, strict=True):
+        inside = np.flatnonzero(of_model == model)
+        even = [1 / len(inside)] * len(inside)
+        chosen[:, inside] = random.multinomial(repeats * len(inside), even)
+    return chosen

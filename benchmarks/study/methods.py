@@ -17,6 +17,7 @@ from captum_transformer import (
     LibraGrad,
     PartialLRP,
     RawAttention,
+    RelevancePatching,
     TransformerAttribution,
     TransformerMethod,
 )
@@ -53,6 +54,12 @@ MERGING = {name: make for name, make in POOLED.items() if name != "LeGrad"}
 TEXT: dict[str, Callable[[Any], TransformerMethod]] = TRANSFORMER | {
     "TransformerAttribution": partial(TransformerAttribution, normalize_rows=True),
     "AttentionGradCam": partial(AttentionGradCam, pooling="open"),
+}
+# What estimates activation patching.
+PATCHING: dict[str, Callable[[Any], RelevancePatching]] = {
+    "RelevancePatching": RelevancePatching,
+    "RelevancePatching, attention not held": partial(RelevancePatching, attention_rule=False),
+    "Attribution patching": partial(RelevancePatching, rules={}),
 }
 CAPTUM: dict[str, Callable[[Any], Attribution]] = {
     "Saliency": Saliency,

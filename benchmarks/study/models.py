@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
@@ -55,6 +57,24 @@ def text_encoder(words: int) -> BertForSequenceClassification:
 def decoder(words: int, layers: int = 3) -> LlamaForCausalLM:
     """A Llama that continues texts."""
     return LlamaForCausalLM(_llama(words, 64, layers))
+
+
+def speaker(words: int, length: int, layers: int, ends: int) -> GPT2LMHeadModel:
+    """A GPT-2 for sentences of up to ``length`` words; ``ends`` is the word at their end."""
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=words,
+            n_positions=length,
+            n_embd=64,
+            n_layer=layers,
+            n_head=4,
+            bos_token_id=ends,
+            eos_token_id=ends,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+    )
 
 
 class LastToken(nn.Module):

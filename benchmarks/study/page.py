@@ -34,6 +34,7 @@ HEADLINES = [
     ("reviews", "rationales", "average precision"),
     ("lookup", "answer", "answer, right token has most"),
     ("lookup", "contrast", "contrast, right token has most"),
+    ("agreement", "agreement", "subject has most"),
 ]
 
 

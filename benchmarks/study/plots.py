@@ -7,11 +7,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from benchmarks.study.methods import CAPTUM, RANDOM, TRANSFORMER, plain
+from benchmarks.study.methods import CAPTUM, PATCHING, RANDOM, TRANSFORMER, plain
 from benchmarks.study.tables import ARROWS, Record
 
-ORDER = (*TRANSFORMER, *CAPTUM, RANDOM)
-HUES = "C0 C1 C2 C3 C4 magenta teal olive C5 C6 peru navy C8 C9 0.3 0.5 0.7 0"
+ORDER = (*TRANSFORMER, *CAPTUM, RANDOM, *PATCHING)
+HUES = "C0 C1 C2 C3 C4 magenta teal olive C5 C6 peru navy C8 C9 0.3 0.5 0.7 0 teal C0 0.5"
 COLOURS = dict(zip(ORDER, HUES.split(), strict=True))
 
 

@@ -27,6 +27,7 @@ from benchmarks.study.methods import (
     CAPTUM,
     OF_EACH_VALUE,
     OF_STATES,
+    PATCHING,
     PIXELS,
     POOLED,
     RANDOM,
@@ -36,7 +37,7 @@ from benchmarks.study.methods import (
 from benchmarks.study.order import untied
 from benchmarks.study.papers import compare
 from benchmarks.study.store import state_of
-from benchmarks.study.tasks import lookup, mosaics, readouts
+from benchmarks.study.tasks import lookup, mosaics, patching, readouts
 
 METHODS = {*TRANSFORMER, *CAPTUM, RANDOM}
 OF_PICTURES = METHODS | {name + PIXELS for name in (*OF_EACH_VALUE, RANDOM)}
@@ -44,7 +45,8 @@ OF_TEXTS = METHODS | {name + STATES for name in OF_STATES}
 METHODS_OF = (
     dict.fromkeys(("vision", "mosaics", "clothing"), OF_PICTURES)
     | {task.NAME: (OF_PICTURES - {*POOLED}) | {*task.methods} for task in readouts.TASKS}
-    | dict.fromkeys(("sentiment-last-token", "lookup"), METHODS)
+    | dict.fromkeys(("sentiment-last-token", "lookup", "agreement"), METHODS)
+    | {"patching": {*PATCHING}}
 )
 TREES = [
     "(4 (2 A) (3 (3 very) (4 good)))",
@@ -138,9 +140,11 @@ def make_molecules(folder):
 
 
 def run(data, out, *further):
-    program.main(
-        ["--data", str(data), "--out", str(out), "--samples", "4", "--threads", "1", *further]
-    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(patching, "DEPTHS", (1, 2))  # each layer is patched by itself
+        program.main(
+            ["--data", str(data), "--out", str(out), "--samples", "4", "--threads", "1", *further]
+        )
     return {record["name"]: record for record in json.loads((out / "study.json").read_text())}
 
 
@@ -167,6 +171,8 @@ SCORES = {
     "sentiment-last-token": {"activation": 2, "removal": 2, "labels": 2, "conservation": 3},
     "reviews": {"rationales": 2},
     "lookup": {"answer": 4, "contrast": 4},
+    "agreement": {"agreement": 4},
+    "patching": {"1 layers": 8, "2 layers": 8},
     "molecules": {"conservation": 3, "conservation, words only": 3},
 }
 

@@ -1,0 +1,178 @@
+"""Which noun does the verb agree with?"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+
+from benchmarks.study.bootstrap import Score
+from benchmarks.study.data import agreement
+from benchmarks.study.methods import CAPTUM, INTEGRATION_STEPS, RANDOM, TEXT
+from benchmarks.study.models import device, parameters, speaker
+from benchmarks.study.store import Maps, Measured, state_of
+from benchmarks.study.subject import Subject
+from benchmarks.study.training import Trained, trained
+from captum_transformer import Contrast
+
+NAME, SAMPLES = "agreement", 100  # samples of each model
+SEEDS, LAYERS = 3, 3
+EPOCHS = 50
+TRAINING, OF_EPOCH = 20_000, 640
+BATCH = 32
+
+
+def train(folder: Path, layers: int, seed: int, *, epochs: int | None = None) -> Trained:
+    """A model of the language: it learns to say each word of a sentence after those before."""
+    count = epochs or EPOCHS
+
+    def loader() -> DataLoader[tuple[Tensor, ...]]:
+        sentences = TensorDataset(agreement.draw(TRAINING, seed=1).ids)
+        return DataLoader(sentences, BATCH, sampler=RandomSampler(sentences, num_samples=OF_EPOCH))
+
+    def loss(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
+        (ids,) = batch
+        given, said = ids[:, :-1], ids[:, 1:]
+        known = given != agreement.END
+        return F.cross_entropy(model(given).logits[known], said[known])
+
+    def measure(model: nn.Module) -> dict[str, float]:
+        sentences = agreement.draw(1000, seed=2)
+        on = next(model.parameters()).device
+        gains = contrast(model(sentences.prompts().to(on)).logits.cpu(), sentences)
+        return {"accuracy": (gains > 0).double().mean().item()}
+
+    return trained(
+        folder / f"{NAME}-{layers}-layers-{seed}.pt",
+        lambda: speaker(agreement.SIZE, agreement.LENGTH, layers, agreement.END),
+        loader, loss, measure, epochs=count, learning_rate=2e-3, seed=seed,
+    )  # fmt: skip
+
+
+def contrast(logits: Tensor, sentences: agreement.Sentences) -> Tensor:
+    """How far the right verb is ahead of the wrong one."""
+    rows = torch.arange(len(logits), device=logits.device)
+    _, _, last, right, wrong = (each.to(logits.device) for each in sentences)
+    found: Tensor = logits[rows, last, right] - logits[rows, last, wrong]
+    return found
+
+
+def target(sentences: agreement.Sentences) -> Contrast:
+    """The same as a target."""
+    places = sentences.last.tolist()
+    right, wrong = sentences.right.tolist(), sentences.wrong.tolist()
+    return Contrast(list(zip(places, right, strict=True)), list(zip(places, wrong, strict=True)))
+
+
+def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -> Subject:  # noqa: ARG001 - as of the other tasks
+    """Sentences at random, whatever the model says of them, others for each of the models."""
+    speakers = [train(models, LAYERS, seed, epochs=epochs) for seed in range(SEEDS)]
+    sentences = [agreement.draw(samples, seed=1000 + seed) for seed in range(SEEDS)]
+    explained = [
+        Explained(each.model.to(device()), of_each)
+        for each, of_each in zip(speakers, sentences, strict=True)
+    ]
+    state = [state_of(each.model, each.sentences.ids) for each in explained]
+    return Subject(
+        NAME,
+        "-".join(state),
+        facts(speakers)
+        | {
+            "samples": (
+                f"{samples} sentences for each model, with one or two nouns between the subject "
+                "and its verb"
+            )
+        },
+        {
+            method: partial(_of_all, [each.methods()[method] for each in explained])
+            for method in explained[0].methods()
+        },
+        {"agreement": partial(measured, sentences=sentences)},
+    )
+
+
+def facts(speakers: list[Trained]) -> dict[str, str]:
+    """What the models are."""
+    accuracies = [each.held_out["accuracy"] for each in speakers]
+    return {
+        "models": (
+            f"{len(speakers)} GPT-2 of {parameters(speakers[0].model):,} parameters, that differ "
+            "in their seeds"
+        ),
+        "held-out accuracy": (
+            f"{', '.join(f'{each:.1%}' for each in accuracies)} of 1000 sentences have the right "
+            "verb before the same in the other number"
+        ),
+        "training": f"{', '.join(f'{each.seconds:.0f}' for each in speakers)} s",
+    }
+
+
+def _of_all(explain: list[Callable[[], Maps]]) -> Maps:
+    """The maps of all models, one after the other."""
+    parts = [each() for each in explain]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+class Explained:
+    """What makes the maps of one model."""
+
+    def __init__(self, model: nn.Module, sentences: agreement.Sentences) -> None:
+        self.model, self.sentences = model, sentences
+
+    def methods(self) -> dict[str, Callable[[], Maps]]:
+        """What computes the maps of each method, by its name."""
+        found: dict[str, Callable[[], Maps]] = {name: partial(self._ours, name) for name in TEXT}
+        found |= {name: partial(self._captum, name) for name in CAPTUM}
+        return found | {RANDOM: self._random}
+
+    def _ours(self, name: str) -> Maps:
+        method = TEXT[name](self.model)
+        ids = self.sentences.prompts().to(device())
+        return {"contrast": method.attribute(ids, target=target(self.sentences))}
+
+    def _captum(self, name: str) -> Maps:
+        embed: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        embedded = embed(self.sentences.prompts().to(device())).detach()
+        rest = tuple(each.to(device()) for each in self.sentences)
+        settings = {"n_steps": INTEGRATION_STEPS} if name == "IntegratedGradients" else {}
+
+        def score(states: Tensor, *sentences: Tensor) -> Tensor:
+            logits = self.model(inputs_embeds=states).logits
+            return contrast(logits, agreement.Sentences(*sentences))
+
+        relevance = CAPTUM[name](score).attribute(
+            embedded, additional_forward_args=rest, **settings
+        )
+        return {"contrast": relevance.sum(-1)}
+
+    def _random(self) -> Maps:
+        generator = torch.Generator().manual_seed(0)
+        return {"contrast": torch.rand(self.sentences.ids.shape, generator=generator)}
+
+
+def measured(maps: Maps, sentences: list[agreement.Sentences]) -> Measured:
+    """Whether the subject has the most relevance, how many have more, and how much it has."""
+    models = [i for i, each in enumerate(sentences) for _ in each.ids]
+    visible = torch.cat([each.visible() for each in sentences])
+    place = torch.cat([each.subject for each in sentences])[:, None]
+    relevance = maps["contrast"].double()
+    size = relevance.abs() * visible
+    share = size.gather(1, place) / size.sum(1, keepdim=True).clamp_min(1e-30)
+    relevance = relevance.masked_fill(~visible, -torch.inf)
+    rank = 1 + (relevance > relevance.gather(1, place)).sum(1)
+    found = relevance.argmax(1) == place[:, 0]
+    nouns = torch.cat([each.nouns() for each in sentences])
+    among = relevance.masked_fill(~nouns, -torch.inf).argmax(1) == place[:, 0]
+    return Measured(
+        {
+            "subject has most": Score.of((100.0 * found).tolist(), models=models),
+            "most of the nouns": Score.of((100.0 * among).tolist(), models=models),
+            "its rank": Score.of(rank.tolist(), "low", models),
+            "its share": Score.of((100 * share[:, 0]).tolist(), models=models),
+        },
+        {},
+    )
