@@ -58,6 +58,11 @@ def test_a_swapped_subject_is_the_same_noun_in_the_other_number(sentences):
         assert sorted((grammar.WORDS[one], grammar.WORDS[other])) in map(list, grammar.NOUNS)
 
 
+def test_plain_sentences_have_nothing_between_subject_and_verb():
+    sentences = grammar.draw(200, seed=0, plain=0.4)
+    assert 0.3 < (sentences.subject == sentences.last).double().mean() < 0.5
+
+
 def test_sentences_are_the_same_for_the_same_seed(sentences):
     again = grammar.draw(40, seed=0)
     assert all(torch.equal(one, other) for one, other in zip(sentences, again, strict=True))

@@ -81,12 +81,18 @@ def other_number(words: Tensor) -> Tensor:
     return _NOUN + ((words - _NOUN) ^ 1)
 
 
-def draw(count: int, seed: int) -> Sentences:
-    """Sentences at random, with at least one other noun between the subject and its verb."""
+def draw(count: int, seed: int, plain: float = 0.0) -> Sentences:
+    """Sentences at random, with at least one other noun between the subject and its verb.
+
+    Args:
+        count: how many.
+        seed: of the generator.
+        plain: how many of them have nothing between, as most of what is said; easy to learn from.
+    """
     generator = random.Random(seed)
     ids, rows = torch.full((count, LENGTH), END), []
     for row in range(count):
-        words, subject = _sentence(generator)
+        words, subject = _sentence(generator, plain)
         ids[row, : len(words)] = torch.tensor(words)
         rows.append(
             (subject, len(words) - 2, words[-1], int(other_number(torch.tensor(words[-1]))))
@@ -94,7 +100,7 @@ def draw(count: int, seed: int) -> Sentences:
     return Sentences(ids, *torch.tensor(rows).T)
 
 
-def _sentence(random: random.Random) -> tuple[list[int], int]:
+def _sentence(random: random.Random, plain: float) -> tuple[list[int], int]:
     """A sentence's words, the last of them its verb, and where its subject is."""
     words = [START]
     if random.random() < 0.5:
@@ -103,7 +109,7 @@ def _sentence(random: random.Random) -> tuple[list[int], int]:
     words += subject
     place = len(words) - 1
     kinds = random.choice([(_beside,), (_clause,), (_beside, _beside), (_beside, _clause)])
-    for further in kinds:
+    for further in () if random.random() < plain else kinds:
         words += further(random)
     return [*words, _VERB + 2 * random.randrange(len(MAIN)) + plural], place
 
