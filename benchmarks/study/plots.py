@@ -38,8 +38,11 @@ def draw_all(records: list[Record], folder: Path) -> list[Path]:
 
 def draw_scores(found: Record, path: Path) -> Path:
     """A panel for each score, a line for each method: the figure and its interval."""
+    names = [name for entry in found["metrics"].values() for name in entry["scores"]]
     scores = {
-        f"{name} {ARROWS[column['better']]}": column["methods"]
+        f"{metric}: " * (names.count(name) > 1) + f"{name} {ARROWS[column['better']]}": column[
+            "methods"
+        ]
         for metric, entry in found["metrics"].items()
         for name, column in entry["scores"].items()
         if metric != "conservation" or len(found["metrics"]) == 1
