@@ -16,7 +16,7 @@ from benchmarks.study.subject import Subject
 from benchmarks.study.tasks.agreement import SEEDS, facts, target, train
 
 NAME, SAMPLES = "patching", 30  # samples of each model
-DEPTHS = (3, 8)
+DEPTHS = (3, 5, 8)
 
 
 def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -> Subject:  # noqa: ARG001 - as of the other tasks
