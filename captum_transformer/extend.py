@@ -85,9 +85,10 @@ Result = TypeVar("Result")
 def gamma(value: float, *, where: Callable[[Operation], bool] | None = None) -> ForwardRules:
     """LRP-gamma as a table for :class:`GradientMethod`, for some of a model's linear maps.
 
-    It is for linear layers and convolutions, in any spelling, whose weights are constants. Of their
-    terms those count one plus gamma times that have the sign of the output; biases have their part,
-    which goes to no input. :class:`captum_transformer.AttnLRP` can have it for all of them.
+    It is for linear layers, in any spelling of a matrix product, and convolutions. Of their terms
+    those count one plus gamma times that have the sign of the output; biases have their part, which
+    goes to no input. Weights that depend on the inputs have other rules.
+    :class:`captum_transformer.AttnLRP` can have it for all of them.
 
     Args:
         value: the gamma. Without any, a layer keeps its gradient, which is LRP-0.

@@ -46,11 +46,11 @@ class AttnLRP(GradientTimesInput):
 
     where :math:`t^{s_j}` is :math:`t` if it has the sign of :math:`z_j`, and zero if not: what made
     an output the size that it is counts :math:`1 + \gamma` times. The bias takes its part, and an
-    output of zero has no relevance. That is for linear layers and convolutions with constant
-    weights, in any spelling, the products that make attention's scores aside; where weights depend
-    on the inputs, each factor has its share. Without biases the sum stays what it is. It costs two
-    more products of the same size for each layer: for a ViT-B/16 2.6 times a forward and a backward
-    pass, and with ``conv_gamma`` alone as much as without.
+    output of zero has no relevance. That is for convolutions and linear layers with constant
+    weights, in any spelling of a matrix product, the products that make attention's scores aside;
+    where weights depend on the inputs, each factor has its share. Without biases the sum stays what
+    it is. It costs two more products of the same size for each layer: for a ViT-B/16 2.6 times a
+    forward and a backward pass, and with ``conv_gamma`` alone as much as without.
 
     For pictures ``gamma=0.05, conv_gamma=100`` is best in five small models with mosaics of digits:
     72 to 85 % of the positive relevance of pixels is in the right cell, without gammas 48 to 64 %;

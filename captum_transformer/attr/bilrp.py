@@ -10,6 +10,7 @@ from torch import Tensor
 from captum_transformer.attr.conservative_lrp import ConservativeLRP
 from captum_transformer.attr.directions import SMALLEST_RANK, along, drawn_directions, paired
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
+from captum_transformer.attr.libra import FullGradPlus
 from captum_transformer.attr.transformer_method import logged
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.isolation import in_full_precision
@@ -72,8 +73,9 @@ class BiLRP:
             with a normalizing last module do, the result is the same without.
         rank: estimate the relevance from so many directions instead of all dimensions of the
             embedding. They are orthonormal, and the first two span both embeddings, so that the
-            sum is as exact as with all dimensions. The others are random ones, orthogonal to both
-            and scaled so that each entry is right in the mean; its standard error comes with it.
+            sum is the similarity where the method conserves each dimension. The others are random
+            ones, orthogonal to both and scaled so that each entry is right in the mean; its
+            standard error comes with it.
         generator: draws these directions; None for one with a seed of zero in each call. The global
             random state is not used.
 
@@ -218,6 +220,12 @@ class BiLRP:
 
 def _conserving(method: Any) -> GradientTimesInput:
     """The method, if products of its relevance are parts of a dot product."""
+    if isinstance(method, FullGradPlus):
+        raise UnsupportedOperationError(
+            "`method` makes a FullGradPlus, which adds up several layers, each with the whole "
+            "value of a dimension, so that pairs would have a multiple of the dot product. Use "
+            "LibraGrad."
+        )
     if isinstance(method, GradientTimesInput):
         return method
     name = type(method).__name__

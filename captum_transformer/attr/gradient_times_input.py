@@ -9,6 +9,7 @@ from torch.autograd.graph import GradientEdge
 
 from captum_transformer.account import INPUTS, Account, Part, Reason
 from captum_transformer.attr.positional_method import PositionalMethod
+from captum_transformer.attr.reached import refuse_reached
 from captum_transformer.rules.constants import of_activation, of_constants
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.ledger import Taken, added_up, total
@@ -137,18 +138,6 @@ def inner_points(forward: TracedForward, wanted: Sequence[Value]) -> list[Point]
         if operation is not None and operation.attention is not None and operation.result:
             known.setdefault(value, Point(value, operation.result.tensor, operation.edge))
     return [known[value] for value in wanted if value in known and value not in forward.values]
-
-
-def refuse_reached(forward: TracedForward, selected: Tensor, score: Value) -> None:
-    """Raises if relevance arrives at an operation that the rules refuse."""
-    for operation in forward.tape.operations:
-        if operation.refusal is None:
-            continue
-        values = [value for value in operation.outputs if value is not None]
-        if any(score.descends_from(value) and not value.learned for value in values):
-            gradients = forward.gradients(selected, operation.refused)
-            if any(gradient is not None and gradient.any() for gradient in gradients):
-                raise operation.refusal
 
 
 def _embedded(operation: Operation, gradient: Tensor) -> dict[Value, Tensor]:

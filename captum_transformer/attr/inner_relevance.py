@@ -23,6 +23,8 @@ class InnerRelevance(ABC):
     """What methods share that can say how relevant the values inside a model are."""
 
     forward_func: Any
+    # Methods that add up layers have none of a single one.
+    _is_of_single_layers = True
 
     def attribute_layers(
         self,
@@ -73,14 +75,15 @@ class InnerRelevance(ABC):
             >>> [tuple(relevance.shape) for relevance in found]
             [(1, 4, 192), (1, 5, 192), (1, 5, 768)]
         """
+        self._require_single_layers()
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
         chosen = chosen_layers(self.forward_func, layers)
         parts: list[list[tuple[Tensor, ...]]] = []
         for rows, batch in arguments.batches(internal_batch_size):
             some = target_of(target, rows, arguments.samples)
             with self._traced(batch, layers=chosen, layer_inputs=attribute_to_layer_input) as run:
-                if batch is not arguments:
-                    _require_samples_first(run, chosen)
+                if batch is not arguments and not parts:
+                    require_samples_first(run, chosen)
                 parts.append(self._attribute_layers(run, some, chosen))
         found = [
             tuple(map(torch.cat, zip(*of_layer, strict=True)))
@@ -119,6 +122,7 @@ class InnerRelevance(ABC):
             >>> [tuple(relevance.shape) for relevance in heads]
             [(1, 3, 5), (1, 3, 5)]
         """
+        self._require_single_layers()
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
         parts = []
         for rows, batch in arguments.batches(internal_batch_size):
@@ -129,6 +133,14 @@ class InnerRelevance(ABC):
                 heads = self._heads(forward, some, calls)
                 parts.append([heads[call].to(scores.dtype).detach() for call in calls])
         return [torch.cat(of_call) for of_call in zip(*parts, strict=True)]
+
+    def _require_single_layers(self) -> None:
+        if not self._is_of_single_layers:
+            raise UnsupportedOperationError(
+                f"{type(self).__name__} adds up what several layers say of the tokens, so a single "
+                "layer or head has no relevance. Use LibraGrad, AttnLRP or "
+                "GenericAttentionRelevance."
+            )
 
     def _attribute_layers(
         self, forward: TracedForward, target: Any, layers: Sequence[ChosenLayer]
@@ -187,15 +199,19 @@ class InnerRelevance(ABC):
         """The relevance of the target's score at some values of the forward pass."""
 
 
-def _require_samples_first(forward: TracedForward, layers: Sequence[ChosenLayer]) -> None:
+def require_samples_first(forward: TracedForward, layers: Sequence[ChosenLayer]) -> None:
     """Raises unless the results of several batches can be joined in their first dimension."""
     for layer, tensors in zip(layers, forward.layers, strict=True):
         for value, _, _ in tensors:
-            if value.samples is None or value.samples.outer != 1:
+            samples = value.samples
+            # One sample has no place that can be told from others, but by its size.
+            alone = samples is not None and samples.size == 1 and value.shape[:1].numel() != 1
+            if samples is None or samples.outer != 1 or alone:
                 raise UnsupportedOperationError(
                     f"The layer {layer.name!r} has a tensor of shape {tuple(value.shape)}, whose "
-                    "first dimension is not that of the samples, so results of several batches "
-                    "can't be joined. Leave `internal_batch_size` out."
+                    f"first dimension is not {'known to be ' * alone}that of the samples, so the "
+                    "results of several batches can't be joined. Leave `internal_batch_size` out"
+                    f"{', or make it 2' * alone}."
                 )
 
 

@@ -69,6 +69,7 @@ class LeGrad(TransformerMethod):
 
     # The head, and each layer, run once more.
     _keep = frozenset(Kind)
+    _is_of_single_layers = False
 
     def __init__(self, forward_func: Callable[..., Any], *, start_layer: int = 0) -> None:
         super().__init__(forward_func)

@@ -10,9 +10,9 @@ from captum_transformer.account import Reason
 from captum_transformer.attr.gradient_times_input import (
     GradientTimesInput,
     inner_points,
-    refuse_reached,
 )
 from captum_transformer.attr.positional_method import Positions
+from captum_transformer.attr.reached import refuse_reached
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.layers import ChosenLayer, Layer, chosen_layers
@@ -110,6 +110,8 @@ class FullGradPlus(LibraGrad):
         torch.Size([2, 4])
     """
 
+    _is_of_single_layers = False
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -119,9 +121,9 @@ class FullGradPlus(LibraGrad):
         attention_rule: bool = True,
     ) -> None:
         super().__init__(forward_func, attention_rule=attention_rule)
-        if not layers:
+        self.layers = list(layers)
+        if not self.layers:
             raise InvalidLayerError("FullGradPlus sums over layers: give at least one.")
-        self.layers = layers
         self.biases = biases
 
     def layer_maps(
@@ -149,13 +151,13 @@ class FullGradPlus(LibraGrad):
         arguments: Arguments[Any],
         *,
         account: bool = False,
-        layers: Sequence[ChosenLayer] = (),
+        layers: Sequence[ChosenLayer] = (),  # noqa: ARG002 - it has its own
         layer_inputs: bool = False,  # noqa: ARG002 - it is the inputs that are added up
     ) -> AbstractContextManager[TracedForward]:
-        if layers or account:
+        if account:
             raise UnsupportedOperationError(
-                "FullGradPlus adds up several layers, so it has neither relevance of single ones "
-                "nor an account: ask LibraGrad for these, or for `layer_maps`."
+                "FullGradPlus adds up several layers, each with the whole score, so it has no "
+                "account. LibraGrad has one."
             )
         chosen = chosen_layers(self.forward_func, self.layers)
         return super()._traced(arguments, account=self.biases, layers=chosen, layer_inputs=True)
@@ -197,6 +199,14 @@ class FullGradPlus(LibraGrad):
                     "on, such as blocks."
                 )
             streams.append(inputs[0].value)
+            if passes_by(score, inputs[0].value, forward.values):
+                raise InvalidLayerError(
+                    f"The score also depends on the inputs past what enters the layer {layer!r}, "
+                    "so its map would lack a part of the score. Choose layers that the whole "
+                    "stream of tokens passes, such as blocks, and not what is inside them."
+                )
+        if len(set(streams)) < len(streams):
+            raise InvalidLayerError("Two of the layers get the same tokens: give each once.")
         return streams
 
     def _of_biases(
@@ -220,6 +230,21 @@ class FullGradPlus(LibraGrad):
             if part is not None and part[0] is Reason.BIAS:
                 found[output] = part[1]
         return found
+
+
+def passes_by(score: Value, layer: Value, inputs: Sequence[Value]) -> bool:
+    """Whether a way leads from the inputs to a score, and not through a layer's value."""
+    pending, seen = [score], {layer}
+    while pending:
+        value = pending.pop()
+        if value in seen:
+            continue
+        if value in inputs:
+            return True
+        seen.add(value)
+        if value.operation is not None:
+            pending += [source for _, source in value.operation.traced()]
+    return False
 
 
 def _before(value: Value, streams: Sequence[Value]) -> list[Value]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.attr.inner_relevance import like_input
+from captum_transformer.attr.reached import refuse_reached
 from captum_transformer.attr.transformer_method import logged
 from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.calling.isolation import in_full_precision
@@ -106,6 +107,7 @@ class PositionalMethod(AccountableMethod):
 
     def _attribute_positions(self, forward: TracedForward, target: Any) -> tuple[Tensor, ...]:
         selected, score = forward.select(target)
+        refuse_reached(forward, selected, score)
         tokens = [token_value(value, forward.history(score)) for value in forward.values]
         with in_full_precision(forward.inputs[0].device):
             found = self._of_positions(forward, selected, score, tokens)
@@ -130,4 +132,9 @@ class PositionalMethod(AccountableMethod):
                 seeds |= {} if share is None else {output: share}
         if not seeds:
             return {value: selected.new_zeros(value.shape) for value in wanted}
-        return TokenFlow(forward.tape, {})(seeds, wanted)
+        flow, found = TokenFlow(forward.tape, {}), dict[Value, Tensor]()
+        for value in wanted:
+            # What is added where a value is made is a part of it already.
+            behind = {output: share for output, share in seeds.items() if output is not value}
+            found |= flow(behind, [value]) if behind else {value: selected.new_zeros(value.shape)}
+        return found

@@ -11,9 +11,10 @@ from torch import Tensor
 from captum_transformer.attr.gradient_times_input import (
     Point,
     inner_points,
-    refuse_reached,
     slope_at,
 )
+from captum_transformer.attr.inner_relevance import require_samples_first
+from captum_transformer.attr.reached import refuse_reached
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.layers import Layer, chosen_layers
@@ -126,6 +127,8 @@ class RelevancePatching:
         chosen = chosen_layers(self.forward_func, layers)
 
         def nodes(run: TracedForward, _: Value) -> "list[list[_Node]]":
+            if internal_batch_size == len(run.inputs[0]):
+                require_samples_first(run, chosen)
             named = zip(chosen, run.layers, strict=True)
             return [
                 [_Node(layer.name, Point(t.value, t.operand.tensor, t.edge)) for t in tensors]
@@ -194,8 +197,13 @@ class RelevancePatching:
     ) -> list[tuple[Tensor, ...]]:
         """Difference times coefficient at each of some groups of nodes."""
         clean, corrupted = arguments
+        if len(clean.inputs) != len(corrupted.inputs):
+            raise InvalidInputError(
+                f"There are {len(clean.inputs)} clean inputs and {len(corrupted.inputs)} corrupted "
+                "ones: give as many of both."
+            )
         for name, one, other in zip(
-            clean.names(self.forward_func), clean.inputs, corrupted.inputs, strict=False
+            clean.names(self.forward_func), clean.inputs, corrupted.inputs, strict=True
         ):
             _require_alike(f"The input {name!r}", one, other)
         parts = []
@@ -209,10 +217,12 @@ class RelevancePatching:
                 selected, score = forward.select(chosen)
                 refuse_reached(forward, selected, score)
                 groups = nodes(forward, score)
-                if len(groups) != len(known):
+                counts = [[len(group) for group in run] for run in (known, groups)]
+                if counts[0] != counts[1]:
                     raise InvalidInputError(
-                        f"The score depends on {len(known)} attention calls in the clean run and "
-                        f"on {len(groups)} in the corrupted one, so they can't be paired."
+                        f"The clean run has {counts[0]} tensors in the layers, or attention calls "
+                        f"that the score depends on, the corrupted one {counts[1]}: they can't be "
+                        "paired."
                     )
                 edges = [n.point.edge for g in groups for n in g if n.point.edge is not None]
                 slopes = iter(forward.gradients(selected, edges))

@@ -2,7 +2,7 @@
 
 import difflib
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -28,12 +28,16 @@ class ChosenLayer(NamedTuple):
     call: int | None
 
 
-def chosen_layers(forward_func: Callable[..., Any], layers: Sequence[Layer]) -> list[ChosenLayer]:
+def chosen_layers(forward_func: Callable[..., Any], layers: Iterable[Layer]) -> list[ChosenLayer]:
     """The modules that are meant.
 
     Raises:
         InvalidLayerError: if there is no module of a name, or what is given can't mean one.
     """
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise InvalidLayerError(
+            f"`layers` must be a list, of one layer if need be, got {layers!r}."
+        )
     modules = modules_of(forward_func)
     by_name: dict[str, list[nn.Module]] = {}
     for name, module in modules:

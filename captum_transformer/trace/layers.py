@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import is_dataclass
 from threading import get_ident
 from typing import Any, NamedTuple
 
@@ -70,6 +71,8 @@ class WatchedLayers:
             yield
 
     def _note(self, module: nn.Module, tensors: Any) -> None:
+        if is_dataclass(tensors):
+            tensors = vars(tensors)
         with torch._C.DisableTorchFunction():
             distinct = {id(tensor): tensor for tensor in leaves(Tensor, tensors)}.values()
             found = [self._found(tensor) for tensor in distinct if tensor.is_floating_point()]
@@ -136,6 +139,7 @@ class WatchedLayers:
         if not calls[index]:
             raise InvalidLayerError(
                 f"The layer {name!r} {'gets' if self._inputs else 'makes'} no tensor of real "
-                "numbers that the inputs reach, so it has no relevance."
+                "numbers that the inputs reach, by itself or in tuples, lists and dictionaries, so "
+                "it has no relevance."
             )
         return calls[index]

@@ -100,7 +100,12 @@ def test_what_belongs_to_no_token_is_refused() -> None:
 
 def test_layers_must_get_the_tokens() -> None:
     model, layers, _, target = vit()
+    model = with_random_weights(model)
     with pytest.raises(InvalidLayerError, match="give at least one"):
         FullGradPlus(model, [])
-    with pytest.raises(UnsupportedOperationError, match="adds up several layers"):
+    with pytest.raises(UnsupportedOperationError, match="adds up what several layers say"):
         FullGradPlus(model, layers).attribute_layers(IMAGES, ["blocks.0"], target)
+    with pytest.raises(InvalidLayerError, match=r"past what enters the layer 'blocks\.0\.mlp'"):
+        FullGradPlus(model, ["blocks.0.mlp"]).attribute_tokens(IMAGES, target)
+    with pytest.raises(InvalidLayerError, match="Two of the layers get the same tokens"):
+        FullGradPlus(model, [layers[0], "blocks.0"]).attribute_tokens(IMAGES, target)

@@ -17,7 +17,9 @@ from captum_transformer import (
     ConservativeLRP,
     GenericAttentionRelevance,
     LayerRelevance,
+    LeGrad,
     PartialLRP,
+    RelevancePatching,
     TransformerAttribution,
     TransformerMethod,
     extend,
@@ -319,6 +321,36 @@ def test_names_that_two_modules_have_are_refused() -> None:
         AttnLRP(ensemble).attribute_layers(images(), ["blocks.0"], 3)
     one, other = AttnLRP(ensemble).attribute_layers(images(), [m.blocks[0] for m in models], 3)
     assert_close(one, other)  # the models are alike
+
+
+class TokensFirst(nn.Module):
+    """Its layer has the samples in the second dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x.transpose(0, 1)).mean(0))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_batches_are_not_joined_along_the_tokens(size: int) -> None:
+    model, x = with_random_weights(TokensFirst()), torch.rand(4, 5, 8, dtype=torch.float64)
+
+    with pytest.raises(UnsupportedOperationError, match="can't be joined"):
+        AttnLRP(model).attribute_layers(x, ["layer"], 3, internal_batch_size=size)
+    with pytest.raises(UnsupportedOperationError, match="can't be joined"):
+        RelevancePatching(model).attribute(x, x.flip(1), ["layer"], 3, internal_batch_size=size)
+
+
+def test_methods_that_add_up_layers_have_none_of_one() -> None:
+    for attribute in (
+        LeGrad(vit()).attribute_heads,
+        LayerRelevance(LeGrad(vit()), "norm").attribute,
+    ):
+        with pytest.raises(UnsupportedOperationError, match="adds up what several layers say"):
+            attribute(images(), 3)
 
 
 def test_a_sample_without_a_score_has_no_numbers() -> None:

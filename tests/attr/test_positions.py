@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor, nn
 
 from captum_transformer import GIM, AttnLRP, ConservativeLRP, LibraGrad
-from captum_transformer.errors import InvalidInputError
+from captum_transformer.errors import InvalidInputError, UnsupportedOperationError
 from tests.attr.subjects import assert_close, with_random_weights
 
 
@@ -178,3 +178,62 @@ def test_methods_that_ignore_positions_have_none() -> None:
         AttnLRP(Rotary()).attribute_positions(torch.rand(1, 5, 8), 1)
     with pytest.raises(InvalidInputError, match="must be one of"):
         AttnLRP(Rotary(), positions="apart")  # type: ignore[arg-type]
+
+
+class Scaled(nn.Module):
+    """Tokens that are scaled by their place, or mixed with those before them."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.attend = form, nn.MultiheadAttention(8, 2, batch_first=True)
+        self.mix, self.embed, self.head = (
+            nn.Parameter(torch.rand(8)),
+            nn.Linear(8, 8),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = torch.arange(5.0).unsqueeze(1).expand(5, 8).to(x) / 3
+        cos, sin, x = angles.cos(), angles.sin(), self.embed(x)
+        if self.form == "token shift":
+            x = x * self.mix + torch.roll(x, 1, 1) * (1 - self.mix)
+        elif self.form == "scaled":
+            x = x * cos * 2 + turned(x) * sin * 2
+        elif self.form == "matrices":
+            matrices = torch.stack([torch.diag(row) for row in cos])
+            x = torch.einsum("bnd,nde->bne", x, matrices)
+        elif self.form == "quotient":
+            x = x / cos
+        mixed: Tensor = self.attend(x, x, x, need_weights=False)[0]
+        return self.head(mixed.mean(1))
+
+
+@pytest.mark.parametrize("form", ["scaled", "matrices", "quotient"])
+def test_positions_in_forms_that_are_not_known_are_refused(form: str) -> None:
+    method = AttnLRP(with_random_weights(Scaled(form)), positions="separate")
+    x = torch.rand(2, 5, 8, dtype=torch.float64)
+
+    for attribute in (method.attribute, method.attribute_positions):
+        with pytest.raises(UnsupportedOperationError, match="differs from token to token"):
+            attribute(x, 1)
+
+
+def test_mixing_tokens_with_those_before_is_no_rotation() -> None:
+    model = with_random_weights(Scaled("token shift"))
+    method, x = AttnLRP(model, positions="separate"), torch.rand(2, 5, 8, dtype=torch.float64)
+
+    assert not method.attribute_positions(x, 1).any()
+    assert_close(method.attribute(x, 1), AttnLRP(model).attribute(x, 1))
+
+
+def test_what_a_layer_has_of_a_position_is_not_added_again() -> None:
+    model = with_random_weights(
+        timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=4)
+    )
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    added, alone = (
+        AttnLRP(model, positions=positions).attribute_layers(images, ["pos_drop"], 3)[0]
+        for positions in ("add", "ignore")
+    )
+
+    assert_close(added, alone)

@@ -6,13 +6,14 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.account import Reason
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.constants import constant_part
 from captum_transformer.rules.gradient.share import divided
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.numeric import in_full
-from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import scores_of
 from captum_transformer.trace.value import Value
 
@@ -21,41 +22,88 @@ _ADDS = frozenset({Kind.ADD, Kind.SUB})
 _TURNED = MOVES | {Kind.COPY, Kind.HOMOGENEOUS}
 
 
+# How far the squares of a sine and a cosine may be from the same number, in half precision.
+_ROUNDING = 1e-2
+
+
+class _UnplacedError(UnsupportedOperationError):
+    """What scales tokens by their place may be a position, in a form that is not known."""
+
+
 def share_with_angles(operation: Operation) -> Any:
     """Runs a rotary embedding so that the signal gets half; the angles have the other half."""
     if not is_rotation(operation):
-        return NotImplemented
+        return refuse_unplaced(operation) if operation.kind is Kind.MUL else NotImplemented
+    for _, value in operation.traced():
+        if value.operation is not None and isinstance(value.operation.refusal, _UnplacedError):
+            value.operation.refusal = None
     return divided(operation, {operand: 2 for operand, _ in operation.traced()})
 
 
-POSITIONS: ForwardRules = dict.fromkeys((Kind.ADD, Kind.SUB, Kind.MUL), share_with_angles)
+def refuse_unplaced(operation: Operation) -> Any:
+    """Refuses products with a constant that differs from token to token, until it is known."""
+    if len(operation.traced()) == 1 and _differs_by_token(operation):
+        operation.refusal = _UnplacedError(
+            f"{operation.described} scales tokens by a constant that differs from token to token. "
+            "Whether that is a position, and what it has, is known for rotary embeddings as "
+            "`x * cos + turned(x) * sin`. Use `positions='ignore'`."
+        )
+    return NotImplemented
+
+
+POSITIONS: ForwardRules = {
+    **dict.fromkeys((Kind.ADD, Kind.SUB, Kind.MUL), share_with_angles),
+    **dict.fromkeys((Kind.DIV, Kind.PRODUCT), refuse_unplaced),
+}
 
 
 def is_rotation(operation: Operation) -> bool:
     """Whether it is the last step of a rotary embedding: entries of one signal, turned by angles.
 
-    That is a sum or difference of two products of its entries with constants, one for each entry,
-    or one product with complex constants.
+    That is a sum or difference of two products of its entries with a cosine and a sine, or one
+    product with complex constants.
     """
     values = [value for _, value in operation.traced()]
     if operation.kind is Kind.MUL:
-        return len(values) == 1 and values[0].dtype.is_complex and _has_angles(operation)
-    if operation.kind not in _ADDS or len(values) != 2:
+        return len(values) == 1 and values[0].dtype.is_complex and bool(_constants(operation))
+    if operation.kind not in _ADDS or len(values) != 2 or operation.argument("alpha", 1) != 1:
         return False
-    roots = set()
-    for value in values:
-        product = value.operation
-        if product is None or product.kind is not Kind.MUL or not _has_angles(product):
-            return False
-        ((_, turned),) = product.traced()
-        roots.add(_root(turned))
-    return len(roots) == 1
+    products = [v.operation for v in values if v.operation and v.operation.kind is Kind.MUL]
+    if any(len(p.traced()) != 1 or len(_constants(p)) != 1 for p in products):
+        return False
+    turned = [p.traced()[0][1] for p in products]
+    if len(turned) != 2 or turned[0] is turned[1] or len(set(map(_root, turned))) != 1:
+        return False
+    cosine, sine = (in_full(_constants(p)[0]) for p in products)
+    squares = cosine * cosine + sine * sine
+    return bool((squares.amax() - squares.amin()) <= _ROUNDING * squares.amax())
 
 
-def _has_angles(product: Operation) -> bool:
-    """Whether it multiplies one signal with a constant that has several entries."""
-    constants = [operand for operand in product.operands if operand.value is None]
-    return len(product.traced()) == 1 and any(o.size.numel() > 1 for o in constants)
+def _constants(product: Operation) -> list[Operand]:
+    """The constants with several entries that are multiplied."""
+    contraction = product.contraction()
+    factors = product.operands if contraction is None else contraction.factors
+    return [o for o in factors if o.value is None and o.size.numel() > 1]
+
+
+def _differs_by_token(operation: Operation) -> bool:
+    """Whether a constant differs along what is neither samples nor features of the signal."""
+    ((signal, value),) = operation.traced()
+    shape, product = value.shape, operation.contraction()
+    known = [*(value.features or ()), *([] if value.samples is None else [value.samples])]
+    own = {axis.dim(shape) for axis in known}
+    for constant in _constants(operation):
+        strides = constant.given.stride()
+        for dim, (length, stride) in enumerate(zip(constant.size, strides, strict=True)):
+            if length == 1 or not stride:
+                continue
+            along: int | None = dim - len(constant.size) + len(shape)
+            if product is not None:
+                along = product.of(signal).find(product.of(constant)[dim])
+                along = None if along < 0 or along in product.summed(signal) else along
+            if along is not None and along not in own and (along < 0 or shape[along] > 1):
+                return True
+    return False
 
 
 def _root(value: Value) -> Value:

@@ -1,0 +1,18 @@
+"""Operations that a method's rules refuse, where relevance arrives at them."""
+
+from torch import Tensor
+
+from captum_transformer.trace.forward import TracedForward
+from captum_transformer.trace.value import Value
+
+
+def refuse_reached(forward: TracedForward, selected: Tensor, score: Value) -> None:
+    """Raises if relevance arrives at an operation that the rules refuse."""
+    for operation in forward.tape.operations:
+        if operation.refusal is None:
+            continue
+        values = [value for value in operation.outputs if value is not None]
+        if any(score.descends_from(value) and not value.learned for value in values):
+            gradients = forward.gradients(selected, operation.refused)
+            if any(gradient is not None and gradient.any() for gradient in gradients):
+                raise operation.refusal
