@@ -227,7 +227,7 @@ class Passing:
         dims = feature_dims(value)
         holding = Counts(self._sources, share).holding(value, key, call.operation)
         if self._rows is not None:
-            self._rows.require_together(call.operation, [own for own, _ in holding])
+            self._rows.require_together(call.operation, holding, dims)
         for alike, present in holding:
             if present is not None:
                 whole = received.sum(dims, keepdim=True)

@@ -176,12 +176,26 @@ class NormalisedRows:
         calls = self._rows.beside_learned(operation, value) & self._active
         return share / (1 + self._sums_at(operation, calls, share)) if calls else share
 
-    def require_together(self, operation: Operation, parts: Sequence[int]) -> None:
+    def require_together(
+        self,
+        operation: Operation,
+        holding: Sequence[tuple[int, Tensor | None]],
+        dims: Sequence[int],
+    ) -> None:
         """Refuses attention to tokens whose features are other attention and what it reads.
 
+        Args:
+            operation: the attention.
+            holding: the sources of what it attends to, and where each of them is.
+            dims: the features of what it attends to.
+
         Raises:
-            UnsupportedOperationError: if rows of a layer are in several of these parts.
+            UnsupportedOperationError: if rows of a layer are in several parts of a token.
         """
+        if len(holding) < 2 or not self._rows.between([own for own, _ in holding]):
+            return
+        # Tokens that hold different sources, as of several modalities, have rows of their own.
+        parts = [own for own, present in holding if _is_of_some(present, list(dims))]
         if len(parts) > 1 and self._rows.between(parts):
             raise unsupported(
                 operation,
@@ -266,3 +280,11 @@ def _joined(value: Value | None, constant: Operand) -> bool:
         if len(traced) == 1 or operation.kind in MOVES:
             stack.extend(traced)
     return False
+
+
+def _is_of_some(present: Tensor | None, features: list[int]) -> bool:
+    """Whether something is in some features of a token, and not in others."""
+    if present is None or not features:
+        return False
+    held = (present != 0).float()
+    return bool((held.amin(features) != held.amax(features)).any())
