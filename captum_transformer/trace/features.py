@@ -62,7 +62,7 @@ def _after(
 
 
 def _resized(axis: Axis, before: tuple[int, ...], found: Passage) -> int | None:
-    """Where a whole dimension of features is afterwards of which there are more or fewer then."""
+    """Where a dimension of features is afterwards, if an operation makes more or fewer of them."""
     dim = axis.dim(before)
     whole = dim is not None and axis.size == before[dim] and dim in found.mixed
     return found.to[dim] if dim is not None and whole else None

@@ -108,7 +108,7 @@ class Value:
 
 
 def base_of(operation: "Operation") -> tuple[Value, float] | None:
-    """Of what an exponential of a multiple of a logarithm is a power, and of which exponent."""
+    """What an exponential of a multiple of a logarithm is a power of, and the exponent."""
     if operation.form is not Form.EXPONENTIAL:
         return None
     steps: list[Operation] = []

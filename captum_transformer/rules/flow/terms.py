@@ -30,7 +30,7 @@ class Terms:
         of: how many terms of each of the signals that it was made of hold them; a number if all
             entries are alike.
         axes: along which the signals lie that were joined; None if that is not known.
-        joined: whether signals were joined of which only some hold the sources.
+        joined: whether signals were joined, and only some of them hold the sources.
         by_features: whether only some features of a token may hold them.
         by_stacked: whether only some of the signals in a stack do.
     """

@@ -223,7 +223,7 @@ def _map_of(value: Value) -> tuple[Favoured, list[Operation], Operation] | None:
 
 
 def note_scores(operation: Operation) -> Any:
-    """Notes of which product the scores are whose softmax weights an operation applies.
+    """Notes the product of scores whose softmax weights an operation applies.
 
     Queries that are constants would make a layer of it, and do not in fused attention.
     """

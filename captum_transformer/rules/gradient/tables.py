@@ -135,7 +135,7 @@ def favoured(gamma: float, where: Where) -> ForwardRules:
 
     Args:
         gamma: how much more counts what has the sign of the output; none where it is zero.
-        where: tells of an operation whether it is one of them.
+        where: says whether an operation is one of them.
     """
     if not 0 <= gamma < math.inf:
         raise InvalidInputError(f"gamma must be a number that is not negative, got {gamma}.")

@@ -58,7 +58,7 @@ def _soften_attention(operation: Operation, *, temperature: float) -> Any:
 
 
 def _note_attention(operation: Operation) -> Any:
-    """Notes of which softmax the weights are that an operation applies to a signal.
+    """Notes the softmax whose weights an operation applies to a signal.
 
     Only then it is known that the softmax attends: that of a classifier or a router does not.
     """
@@ -76,7 +76,7 @@ def _note_attention(operation: Operation) -> Any:
 
 
 def _softmaxes(weights: Value) -> Iterator[Operation]:
-    """The softmaxes of which weights come, or what divides them by their sum again."""
+    """The softmaxes that weights come from, or what divides them by their sum again."""
     pending = [weights]
     while pending:
         operation = pending.pop().operation
