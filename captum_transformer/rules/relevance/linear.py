@@ -22,6 +22,7 @@ def rounding(dtype: torch.dtype, terms: int) -> float:
     return float(4 * torch.finfo(dtype).eps * max(terms, 1) ** 0.5)
 
 
+@torch.no_grad()
 def half_quotient(
     relevance: Tensor, product: Tensor, absolute: Tensor, terms: int
 ) -> tuple[Tensor, Tensor]:
