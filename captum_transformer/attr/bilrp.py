@@ -10,7 +10,6 @@ from torch import Tensor
 from captum_transformer.attr.conservative_lrp import ConservativeLRP
 from captum_transformer.attr.directions import SMALLEST_RANK, along, drawn_directions, paired
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
-from captum_transformer.attr.libra import FullGradPlus
 from captum_transformer.attr.transformer_method import logged
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.isolation import in_full_precision
@@ -220,15 +219,14 @@ class BiLRP:
 
 def _conserving(method: Any) -> GradientTimesInput:
     """The method, if products of its relevance are parts of a dot product."""
-    if isinstance(method, FullGradPlus):
+    name = type(method).__name__
+    if isinstance(method, GradientTimesInput) and method.adds_up_layers:
         raise UnsupportedOperationError(
-            "`method` makes a FullGradPlus, which adds up several layers, each with the whole "
-            "value of a dimension, so that pairs would have a multiple of the dot product. Use "
-            "LibraGrad."
+            f"`method` makes a {name}, which adds up several layers, each with the whole value of "
+            "a dimension, so that pairs would have a multiple of the dot product. Use LibraGrad."
         )
     if isinstance(method, GradientTimesInput):
         return method
-    name = type(method).__name__
     raise UnsupportedOperationError(
         f"`method` makes a {name}. BiLRP multiplies what tokens have of each dimension of one "
         "embedding with what they have of it in the other, and adds up. That is a part of the dot "

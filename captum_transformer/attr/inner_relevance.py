@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ class InnerRelevance(ABC):
     """What methods share that can say how relevant the values inside a model are."""
 
     forward_func: Any
-    # Methods that add up layers have none of a single one.
-    _is_of_single_layers = True
+    # Those that do have no relevance of a single layer or head.
+    adds_up_layers: ClassVar[bool] = False
 
     def attribute_layers(
         self,
@@ -135,7 +135,7 @@ class InnerRelevance(ABC):
         return [torch.cat(of_call) for of_call in zip(*parts, strict=True)]
 
     def _require_single_layers(self) -> None:
-        if not self._is_of_single_layers:
+        if self.adds_up_layers:
             raise UnsupportedOperationError(
                 f"{type(self).__name__} adds up what several layers say of the tokens, so a single "
                 "layer or head has no relevance. Use LibraGrad, AttnLRP or "

@@ -36,9 +36,9 @@ class LeGrad(TransformerMethod):
 
     .. math:: E_j = \sum_l \frac{1}{H N} \sum_{h, i} \big(\partial s^l / \partial A^l_{h i j}\big)^+
 
-    What a class token has is left out, as it is no input, and the rest is scaled to between zero
-    and one. Keys that a mask closes to all queries have nothing and don't count for the scale. A
-    map that is the same everywhere becomes zero.
+    A class token is not an input, so its share is left out, and the rest is scaled to lie between
+    zero and one. Keys that a mask closes to all queries have nothing and don't count for the scale.
+    A map that is the same everywhere becomes zero.
 
     If the head begins with attention by learned queries, as in SigLIP, the gradient is that at the
     pooler's attention to each layer's tokens.
@@ -69,7 +69,7 @@ class LeGrad(TransformerMethod):
 
     # The head, and each layer, run once more.
     _keep = frozenset(Kind)
-    _is_of_single_layers = False
+    adds_up_layers = True
 
     def __init__(self, forward_func: Callable[..., Any], *, start_layer: int = 0) -> None:
         super().__init__(forward_func)

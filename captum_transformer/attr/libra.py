@@ -19,6 +19,7 @@ from captum_transformer.calling.layers import ChosenLayer, Layer, chosen_layers
 from captum_transformer.calling.target import Target
 from captum_transformer.errors import InvalidLayerError, UnsupportedOperationError
 from captum_transformer.rules.constants import constant_part
+from captum_transformer.rules.flow.behind import behind
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.gradient import libra
 from captum_transformer.rules.streams.relevancies import shares_of_queries
@@ -110,7 +111,7 @@ class FullGradPlus(LibraGrad):
         torch.Size([2, 4])
     """
 
-    _is_of_single_layers = False
+    adds_up_layers = True
 
     def __init__(
         self,
@@ -181,10 +182,7 @@ class FullGradPlus(LibraGrad):
         own = {v: part for v, part in added.items() if flow.has_way(v, _before(v, streams))}
         of_blocks = {value: part for value, part in added.items() if value not in own}
         asking = _at_queries(flow, of_blocks, forward.history(score).layers())
-        # What is added where a layer begins is before it, not behind it.
-        begin = [({v: own.pop(v)}, _before(v, streams)) for v in streams if v in own]
-        for seeds, wanted in [(own, streams), (asking, streams), *begin]:
-            reached = flow(seeds, wanted) if seeds and wanted else {}
+        for reached in (behind(flow, own, streams), flow(asking, streams) if asking else {}):
             found = {v: part + reached[v] if v in reached else part for v, part in found.items()}
         return found
 
@@ -199,7 +197,7 @@ class FullGradPlus(LibraGrad):
                     "on, such as blocks."
                 )
             streams.append(inputs[0].value)
-            if passes_by(score, inputs[0].value, forward.values):
+            if _passes_by(score, inputs[0].value, forward.values):
                 raise InvalidLayerError(
                     f"The score also depends on the inputs past what enters the layer {layer!r}, "
                     "so its map would lack a part of the score. Choose layers that the whole "
@@ -232,7 +230,7 @@ class FullGradPlus(LibraGrad):
         return found
 
 
-def passes_by(score: Value, layer: Value, inputs: Sequence[Value]) -> bool:
+def _passes_by(score: Value, layer: Value, inputs: Sequence[Value]) -> bool:
     """Whether a way leads from the inputs to a score, and not through a layer's value."""
     pending, seen = [score], {layer}
     while pending:

@@ -13,6 +13,7 @@ from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.target import Target
 from captum_transformer.errors import InvalidInputError
+from captum_transformer.rules.flow.behind import behind
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.gradient.positions import (
     POSITIONS,
@@ -130,11 +131,5 @@ class PositionalMethod(AccountableMethod):
                 slope = gradient.to(accumulation_dtype(gradient.dtype))
                 share = share_of_positions(operation, slope)
                 seeds |= {} if share is None else {output: share}
-        if not seeds:
-            return {value: selected.new_zeros(value.shape) for value in wanted}
-        flow, found = TokenFlow(forward.tape, {}), dict[Value, Tensor]()
-        for value in wanted:
-            # What is added where a value is made is a part of it already.
-            behind = {output: share for output, share in seeds.items() if output is not value}
-            found |= flow(behind, [value]) if behind else {value: selected.new_zeros(value.shape)}
-        return found
+        nothing = {value: selected.new_zeros(value.shape) for value in wanted}
+        return nothing | behind(TokenFlow(forward.tape, {}), seeds, wanted)

@@ -94,6 +94,8 @@ class Role(enum.Enum):
 MOVES = frozenset(kind for kind in Kind if kind.does is Does.MOVES and kind is not Kind.EMBEDDING)
 # Pairs of real numbers as complex ones, and back.
 AS_OTHERS = frozenset({Kind.AS_COMPLEX, Kind.AS_REAL})
+# Beside these a copy, which may be of another type.
+COPIES = MOVES | {Kind.COPY}
 # On operands of the output's own shape these leave every entry, and its relevance, where it is.
 BY_ENTRY = frozenset(kind for kind in Kind if kind.does is Does.WORKS_BY_ENTRY)
 # Those that treat each entry by itself: norms and softmax look at others for their statistics.

@@ -8,16 +8,15 @@ from typing import NamedTuple
 import torch
 
 from captum_transformer.trace.axis import runs_along
-from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Form, Kind, Role
+from captum_transformer.trace.kinds import COPIES, ENTRIES_ALONE, MOVES, Form, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.quotients import is_divided, is_gate_by_formula, picks, quotient_of
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 
-_COPIES = MOVES | {Kind.COPY}
 _SCALES = frozenset({Kind.MUL, Kind.DIV})
 _SUMS = frozenset({Kind.ADD, Kind.SUB})
-_TO_SUM = _COPIES | {Kind.ADD, Kind.ENTRYWISE, Kind.RECIPROCAL}
+_TO_SUM = COPIES | {Kind.ADD, Kind.ENTRYWISE, Kind.RECIPROCAL}
 _MIXES = frozenset({Kind.SUM, Kind.MEAN, Kind.POOL, Kind.DISTANCE, Kind.PRODUCT})
 _OF_ROWS = frozenset({Kind.MAXIMUM, Kind.SMOOTH_MAXIMUM})
 _LINEAR = (ENTRIES_ALONE - {Kind.ENTRYWISE}) | MOVES | _MIXES
@@ -92,7 +91,7 @@ def _multiple(value: Value) -> tuple[Operation | None, float]:
     while (operation := value.operation) is not None and len(operation.traced()) == 1:
         if operation.kind in _SCALES | {Kind.HOMOGENEOUS} and len(operation.operands) == 1:
             chain.append(operation)
-        elif operation.kind not in _COPIES:
+        elif operation.kind not in COPIES:
             break
         ((_, value),) = operation.traced()
     if not chain:
@@ -236,7 +235,7 @@ def _before(value: Value, kinds: Collection[Kind]) -> Value:
 
 def _argument(value: Value, what: Form | Kind) -> Value | None:
     """Of what a value is the exponential function or the softmax, masked perhaps."""
-    operation = _before(value, _COPIES | {Kind.MUL}).operation
+    operation = _before(value, COPIES | {Kind.MUL}).operation
     if operation is None or what not in (operation.form, operation.kind):
         return None
     return operation.traced()[0][1].origin
@@ -259,7 +258,7 @@ def is_logarithm_of_softmax(operation: Operation) -> bool:
     """Whether it is the logarithm of softmax probabilities, of some of them perhaps."""
     made: Operation | None = operation
     while made is not None and made.form in (Form.LOGARITHM, Form.POWER):
-        made = _before(made.traced()[0][1], _COPIES | {Kind.ADD, Kind.SUM}).operation
+        made = _before(made.traced()[0][1], COPIES | {Kind.ADD, Kind.SUM}).operation
     return operation.form is Form.LOGARITHM and made is not None and made.kind is Kind.SOFTMAX
 
 

@@ -11,6 +11,7 @@ from captum_transformer import (
     AttnLRP,
     BiLRP,
     ConservativeLRP,
+    FullGradPlus,
     GenericAttentionRelevance,
     TransformerAttribution,
 )
@@ -306,3 +307,10 @@ def test_a_trained_encoder_is_read_right() -> None:
     assert pairs.similarity.median() > 0.9
     strongest = pairs.relevance.flatten(1).argmax(1)
     assert (strongest == length * here + there).float().mean() >= 0.95
+
+
+def test_a_method_that_adds_up_layers_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+    with pytest.raises(UnsupportedOperationError, match="makes a FullGradPlus, which adds up"):
+        BiLRP(model, method=partial(FullGradPlus, layers=["0", "1"]))

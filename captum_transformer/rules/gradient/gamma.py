@@ -7,19 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.gradient.hold import attention_weights, refused
+from captum_transformer.rules.gradient.hold import MARK, attention_weights, refused
 from captum_transformer.rules.relevance.bias import adds_to, applies_weights, has_bias
 from captum_transformer.trace.features import is_linear_layer
-from captum_transformer.trace.kinds import MOVES, Kind, Role
+from captum_transformer.trace.kinds import COPIES, Kind, Role
 from captum_transformer.trace.mode import ForwardRule
 from captum_transformer.trace.numeric import accumulation_dtype, quotient
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import scores_of
 from captum_transformer.trace.value import Value
-
-_COPIES = MOVES | {Kind.COPY}
-# Saved so that checkpointing notices that what it recomputes is another operation.
-_MARK = torch.empty(0, 0)
 
 
 @dataclass(frozen=True)
@@ -211,7 +207,7 @@ def _map_of(value: Value) -> tuple[Favoured, list[Operation], Operation] | None:
         if isinstance(operation.note, Favoured):
             return (operation.note, moves[::-1], operation) if operation.note.alone else None
         traced = operation.traced()
-        passes = operation.kind in _COPIES | {Kind.MUL}
+        passes = operation.kind in COPIES | {Kind.MUL}
         passes = passes or (
             operation.kind is Kind.DIV and operation.argument("input") is traced[0][0]
         )
@@ -243,7 +239,7 @@ class _Favour(torch.autograd.Function):
     ) -> Tensor:
         # In half precision it may be too small a number; bfloat16 has the range of float32.
         kept = torch.promote_types(product.dtype, torch.bfloat16)
-        ctx.save_for_backward(note.slope().to(kept), _MARK)
+        ctx.save_for_backward(note.slope().to(kept), MARK)
         ctx.note = note
         return value.pop()
 

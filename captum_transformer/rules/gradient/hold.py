@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from typing import Any
 
+import torch
+
 from captum_transformer.rules.propagate import BY_GRADIENT, unsupported
 from captum_transformer.trace.gates import (
     are_of_one_entry,
@@ -25,6 +27,9 @@ from captum_transformer.trace.statistics import (
 )
 from captum_transformer.trace.value import Value
 
+# Saved beside what is needed: no native operation saves a tensor of this shape, so checkpointing,
+# which would recompute that operation, notices that it is another one.
+MARK = torch.empty(0, 0)
 _WITHOUT_AH = "With `attention_rule=False` they count as any other part of the gradient; "
 
 

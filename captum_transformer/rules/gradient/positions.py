@@ -10,7 +10,7 @@ from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.constants import constant_part
 from captum_transformer.rules.gradient.share import divided
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention
-from captum_transformer.trace.kinds import MOVES, Kind
+from captum_transformer.trace.kinds import COPIES, Kind
 from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operand, Operation
@@ -19,9 +19,9 @@ from captum_transformer.trace.value import Value
 
 _ADDS = frozenset({Kind.ADD, Kind.SUB})
 # What of a signal may be rearranged or change its sign before it is turned.
-_TURNED = MOVES | {Kind.COPY, Kind.HOMOGENEOUS}
-
-
+_TURNED = COPIES | {Kind.HOMOGENEOUS}
+# Noted at the last step of a rotary embedding.
+_TURNS = object()
 # How far the squares of a sine and a cosine may be from the same number, in half precision.
 _ROUNDING = 1e-2
 
@@ -32,11 +32,12 @@ class _UnplacedError(UnsupportedOperationError):
 
 def share_with_angles(operation: Operation) -> Any:
     """Runs a rotary embedding so that the signal gets half; the angles have the other half."""
-    if not is_rotation(operation):
+    if not _is_rotation(operation):
         return refuse_unplaced(operation) if operation.kind is Kind.MUL else NotImplemented
     for _, value in operation.traced():
         if value.operation is not None and isinstance(value.operation.refusal, _UnplacedError):
             value.operation.refusal = None
+    operation.note = _TURNS
     return divided(operation, {operand: 2 for operand, _ in operation.traced()})
 
 
@@ -57,7 +58,7 @@ POSITIONS: ForwardRules = {
 }
 
 
-def is_rotation(operation: Operation) -> bool:
+def _is_rotation(operation: Operation) -> bool:
     """Whether it is the last step of a rotary embedding: entries of one signal, turned by angles.
 
     That is a sum or difference of two products of its entries with a cosine and a sine, or one
@@ -124,7 +125,7 @@ def of_positions(
         operation
         for operation in operations
         if operation not in of_scores
-        and (is_rotation(operation) or (operation.kind in _ADDS and len(operation.traced()) == 1))
+        and (operation.note is _TURNS or (operation.kind in _ADDS and len(operation.traced()) == 1))
     ]
 
 
@@ -151,7 +152,7 @@ def share_of_positions(operation: Operation, slope: Tensor) -> Tensor | None:
         operation: one of `of_positions`.
         slope: the gradient at its output.
     """
-    if is_rotation(operation):
+    if operation.note is _TURNS:
         (result,) = operation.replay([in_full(operand) for operand, _ in operation.traced()])
         half: Tensor = (result * slope.conj()).real / 2
         return half

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.gradient.hold import refused
+from captum_transformer.rules.gradient.hold import MARK, refused
 from captum_transformer.trace.gates import (
     constant_term,
     is_activated,
@@ -28,10 +28,6 @@ from captum_transformer.trace.statistics import (
     sums_exponentials,
     takes_number,
 )
-
-# Saved beside what is needed: no native operation saves a tensor of this shape, so checkpointing,
-# which would recompute that operation, notices that it is another one.
-_MARK = torch.empty(0, 0)
 
 
 def identity(operation: Operation, *, epsilon: float = 0.0) -> Any:
@@ -160,7 +156,7 @@ class _Activation(torch.autograd.Function):
         slope = ratio(output.to(dtype), own, epsilon).clamp_(-largest, largest)
         # In half precision a slope may be too large a number; bfloat16 has the range of float32.
         kept = torch.promote_types(signal.dtype, torch.bfloat16)
-        ctx.save_for_backward(slope.to(kept), _MARK)
+        ctx.save_for_backward(slope.to(kept), MARK)
         ctx.dtype = signal.dtype
         return output
 
@@ -182,7 +178,7 @@ class _HeldNorm(torch.autograd.Function):
         output = _on(signal, operation)
         weight: Operand | None = operation.argument("weight")
         scale = None if weight is None else weight.tensor.detach().reshape(norm.scale)
-        ctx.save_for_backward(norm.inverse_deviation(signal), scale, _MARK)
+        ctx.save_for_backward(norm.inverse_deviation(signal), scale, MARK)
         ctx.norm, ctx.centre = norm, norm.centred and not hold_mean
         ctx.shape, ctx.dtype = signal.shape, signal.dtype
         if isinstance(output, tuple):

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from captum_transformer.rules.gradient.hold import attention_weights, refused
+from captum_transformer.rules.gradient.hold import MARK, attention_weights, refused
 from captum_transformer.rules.gradient.share import parts_of_attention
 from captum_transformer.trace.attention import FusedAttention, fused_attention
 from captum_transformer.trace.blocks import row_blocks
 from captum_transformer.trace.flex import log_sum_exp_is_used
-from captum_transformer.trace.kinds import MOVES, Kind
+from captum_transformer.trace.kinds import COPIES, Kind
 from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.nested import leaves, mapped
 from captum_transformer.trace.numeric import accumulation_dtype, in_full
@@ -25,9 +25,6 @@ from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import softmax_dim, sums_to_one_again
 from captum_transformer.trace.value import Value
 
-# Saved so that checkpointing notices that what it recomputes is another operation.
-_MARK = torch.empty(0, 0)
-_COPIES = MOVES | {Kind.COPY}
 # Noted at a softmax whose weights are applied to a signal.
 _ATTENDS = object()
 
@@ -85,7 +82,7 @@ def _softmaxes(weights: Value) -> Iterator[Operation]:
         if softmax_dim(operation) is not None or sums_to_one_again(operation):
             yield operation
             continue
-        moves = operation.kind in _COPIES
+        moves = operation.kind in COPIES
         pending += [v for _, v in operation.traced() if moves or v.keys is not None]
 
 
@@ -113,7 +110,7 @@ class _Softmax(torch.autograd.Function):
         full = own.to(accumulation_dtype(scores.dtype))
         ctx.soft = _point(operation, full / temperature)
         ctx.operation, ctx.dtype = operation, scores.dtype
-        ctx.save_for_backward(_MARK)
+        ctx.save_for_backward(MARK)
         output: Tensor = ctx.plain[1].detach()
         return output
 
@@ -141,7 +138,7 @@ class _Attention(torch.autograd.Function):
         ctx.mark_non_differentiable(*(tensor for tensor, has_one in outputs if not has_one))
         ctx.set_materialize_grads(False)
         ctx.call, ctx.temperature = fused_attention(operation), temperature
-        ctx.save_for_backward(_MARK)
+        ctx.save_for_backward(MARK)
         return result
 
     @staticmethod
