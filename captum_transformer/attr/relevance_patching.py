@@ -125,9 +125,13 @@ class RelevancePatching:
             InvalidLayerError: if there is no such layer, if it does not run, or runs several times.
         """
         chosen = chosen_layers(self.forward_func, layers)
+        arguments = [
+            Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
+            for inputs in (clean, corrupted)
+        ]
 
         def nodes(run: TracedForward, _: Value) -> "list[list[_Node]]":
-            if internal_batch_size == len(run.inputs[0]):
+            if len(run.inputs[0]) < arguments[0].samples:
                 require_samples_first(run, chosen)
             named = zip(chosen, run.layers, strict=True)
             return [
@@ -135,10 +139,6 @@ class RelevancePatching:
                 for layer, tensors in named
             ]
 
-        arguments = [
-            Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
-            for inputs in (clean, corrupted)
-        ]
         traced = partial(
             traced_forward,
             rules=self.rules,

@@ -10,7 +10,11 @@ import transformers
 from torch import Tensor, nn
 
 from captum_transformer import Contrast, LibraGrad, RelevancePatching
-from captum_transformer.errors import InvalidInputError, InvalidLayerError
+from captum_transformer.errors import (
+    InvalidInputError,
+    InvalidLayerError,
+    UnsupportedOperationError,
+)
 from tests.attr.subjects import assert_close, with_random_weights
 
 
@@ -120,6 +124,25 @@ def test_batches_are_alike() -> None:
     parts = RelevancePatching(model).attribute(*IDS, layers, ANSWER, internal_batch_size=1)
 
     assert_close(together[0], parts[0])
+
+
+def test_a_batch_that_is_not_divided_may_have_samples_anywhere() -> None:
+    class TokensFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.transpose(0, 1)).mean(0)
+
+    patching = RelevancePatching(TokensFirst())
+    clean, corrupted = torch.randn(2, 2, 5, 8)
+
+    whole = patching.attribute(clean, corrupted, ["layer"], 1)
+    alike = patching.attribute(clean, corrupted, ["layer"], 1, internal_batch_size=2)
+    assert_close(alike[0], whole[0])
+    with pytest.raises(UnsupportedOperationError, match="can't be joined"):
+        patching.attribute(clean, corrupted, ["layer"], 1, internal_batch_size=1)
 
 
 def test_inputs_of_other_shapes_are_refused() -> None:

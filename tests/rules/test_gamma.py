@@ -267,13 +267,13 @@ def test_the_account_knows_what_biases_take(apart: bool) -> None:
     assert rest.abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("gamma", [-0.1, math.inf, math.nan])
-def test_gammas_that_are_none(gamma: float) -> None:
+@pytest.mark.parametrize("gamma", [-0.1, math.inf, math.nan, "a"])
+def test_gammas_that_are_none(gamma: Any) -> None:
     for make in (
         partial(AttnLRP, timm_vit(), gamma=gamma),
         partial(AttnLRP, timm_vit(), conv_gamma=gamma),
     ):
-        with pytest.raises(InvalidInputError, match=f"not negative, got {gamma}"):
+        with pytest.raises(InvalidInputError, match=f"not negative, got {gamma!r}"):
             make()
     with pytest.raises(InvalidInputError, match="not negative"):
         extend.gamma(gamma)

@@ -11,6 +11,7 @@ A method is some rules joined, and `joined` asks the first ones first.
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 from captum_transformer.errors import InvalidInputError
@@ -137,8 +138,8 @@ def favoured(gamma: float, where: Where) -> ForwardRules:
         gamma: how much more counts what has the sign of the output; none where it is zero.
         where: says whether an operation is one of them.
     """
-    if not 0 <= gamma < math.inf:
-        raise InvalidInputError(f"gamma must be a number that is not negative, got {gamma}.")
+    if not isinstance(gamma, Real) or not 0 <= gamma < math.inf:
+        raise InvalidInputError(f"gamma must be a number that is not negative, got {gamma!r}.")
     if not gamma:
         return {}
     rule = partial(favour, gamma=gamma, where=where)
