@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from benchmarks.study import page
 from benchmarks.study.given import subject_of
 from benchmarks.study.plots import draw_all
 from benchmarks.study.store import Store
-from benchmarks.study.subject import Subject, study
+from benchmarks.study.subject import Subject, joined, study
 from benchmarks.study.tables import Record, markdown, record
 from benchmarks.study.tasks import (
     agreement,
@@ -55,7 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder with the data sets")
     parser.add_argument("--out", type=Path, required=True, help="where models and results are kept")
     parser.add_argument("--only", nargs="+", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("--samples", type=int, help="of each task; each has its own by default")
+    parser.add_argument("--samples", type=int, help="of each model; each has its own by default")
+    parser.add_argument("--seeds", type=int, help="how many models of each task: three by default")
     parser.add_argument(
         "--model",
         nargs="+",
@@ -70,6 +72,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.samples is not None and args.samples < 2:
         parser.error(f"--samples must be at least 2, got {args.samples}.")
+    if args.seeds is not None and args.seeds < 1:
+        parser.error(f"--seeds must be at least 1, got {args.seeds}.")
     if args.publish and (args.model or args.samples or args.epochs):
         parser.error("--publish needs the tasks with their own numbers of samples and epochs.")
 
@@ -80,11 +84,14 @@ def main(arguments: list[str] | None = None) -> None:
     for name in [] if args.model else args.only or TASKS:
         task = TASKS[name]
         samples, models = args.samples or task.SAMPLES, args.out / "models"
-        subject = task.subject(args.data, models, samples, args.epochs)
-        records.append(finished(subject, store))
+        seeds = min(task.SEEDS, args.seeds or task.SEEDS)
+        subjects = (
+            task.subject(args.data, models, samples, args.epochs, seed) for seed in range(seeds)
+        )
+        records.append(finished(subjects, store))
     for name in args.model:
         subject = subject_of(name, args.data, args.samples or 200)
-        records.append(finished(subject, store))
+        records.append(finished([subject], store))
     (args.out / "study.json").write_text(json.dumps(records, indent=1) + "\n")
     (args.out / "study.md").write_text("\n\n".join(map(markdown, records)) + "\n")
     figures = draw_all(records, args.out)
@@ -93,9 +100,9 @@ def main(arguments: list[str] | None = None) -> None:
         page.publish(records, figures)
 
 
-def finished(subject: Subject, store: Store) -> Record:
-    """Studies one subject, prints and returns what came out."""
-    found = record(subject, study(subject, store), store)
+def finished(subjects: Iterable[Subject], store: Store) -> Record:
+    """Studies the models of a task, prints and returns what came out."""
+    found = record(joined([study(subject, store) for subject in subjects]))
     print(f"\n{markdown(found)}", flush=True)
     return found
 

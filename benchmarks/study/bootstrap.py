@@ -42,9 +42,9 @@ class Score:
         statistic: A name in `STATISTICS`.
         better: ``"high"``, ``"low"`` or ``"none"``.
         groups: Which samples belong together (several classes in one picture) and are drawn
-            together; None if each is for itself.
+            together, whatever the model; None if each is for itself.
         models: Which model each sample was explained for, if there are several: models are drawn,
-            too, then samples of each. None if all are of one.
+            too. None if all are of one.
     """
 
     values: list[list[float]]
@@ -54,11 +54,24 @@ class Score:
     models: list[int] | None = None
 
     @classmethod
-    def of(
-        cls, values: Sequence[float], better: str = "high", models: list[int] | None = None
-    ) -> "Score":
+    def of(cls, values: Sequence[float], better: str = "high") -> "Score":
         """The mean of one value for each sample."""
-        return cls([[float(value)] for value in values], better=better, models=models)
+        return cls([[float(value)] for value in values], better=better)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Score"]) -> "Score":
+        """What was measured of several models, each with samples of its own."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        numbers = [part.groups for part in parts if part.groups is not None]
+        return cls(
+            [row for part in parts for row in part.values],
+            first.statistic,
+            first.better,
+            [number for groups in numbers for number in groups] or None,
+            [model for model, part in enumerate(parts) for _ in part.values],
+        )
 
 
 @dataclass(frozen=True)
@@ -94,33 +107,28 @@ class Drawn:
 
 
 def draw(score: Score, resamples: int = RESAMPLES, seed: int = 0) -> Drawn:
-    """Draws samples, with the same seed the same ones for all scores of the same samples."""
-    values = np.asarray(score.values, np.float64)
-    groups = np.arange(len(values)) if score.groups is None else np.asarray(score.groups)
-    _, numbers = np.unique(groups, return_inverse=True)
-    count = int(numbers.max()) + 1
-    # With the number of samples in the last column, as groups differ in size.
-    sums = np.zeros((count, values.shape[1] + 1))
-    np.add.at(sums, numbers, np.column_stack([values, np.ones(len(values))]))
+    """Draws samples, with the same seed the same ones for all scores of the same samples.
 
-    statistic = STATISTICS[score.statistic]
-    of_model = np.zeros(count, int)
-    of_model[numbers] = 0 if score.models is None else score.models
-    chosen = _chosen(of_model, resamples, np.random.default_rng(seed))
-    drawn = np.concatenate([np.ones((1, count)), chosen]) @ sums
-    found = statistic(drawn[:, :-1] / drawn[:, -1:])
+    If there are several models, these are drawn, too: a sample counts as often as it and its model
+    were drawn.
+    """
+    values = np.asarray(score.values, np.float64)
+    random = np.random.default_rng(seed)
+    chosen = _times(score.groups or list(range(len(values))), resamples, random)
+    if score.models is not None:
+        chosen = chosen * _times(score.models, resamples, random)
+    # With the number of samples in the last column.
+    columns = np.column_stack([values, np.ones(len(values))])
+    sums = np.concatenate([np.ones((1, len(values))), chosen]) @ columns
+    with np.errstate(invalid="ignore"):  # of the models that were drawn no sample was
+        means = sums[:, :-1] / sums[:, -1:]
+    found = STATISTICS[score.statistic](means)
     return Drawn(float(found[0]), found[1:])
 
 
-def _chosen(of_model: NDArray[np.int_], resamples: int, random: np.random.Generator) -> Floats:
-    """How often each sample is drawn: models first if there are several, then samples of each."""
-    models = np.unique(of_model)
-    times = np.ones((resamples, 1), int)
-    if len(models) > 1:
-        times = random.multinomial(len(models), [1 / len(models)] * len(models), resamples)
-    chosen = np.zeros((resamples, len(of_model)))
-    for model, repeats in zip(models, times.T, strict=True):
-        inside = np.flatnonzero(of_model == model)
-        even = [1 / len(inside)] * len(inside)
-        chosen[:, inside] = random.multinomial(repeats * len(inside), even)
-    return chosen
+def _times(groups: list[int], resamples: int, random: np.random.Generator) -> Floats:
+    """How often each sample is drawn if those of a group are drawn together."""
+    known, numbers = np.unique(groups, return_inverse=True)
+    even = np.full(len(known), 1 / len(known))
+    times: Floats = random.multinomial(len(known), even, resamples)[:, numbers].astype(np.float64)
+    return times

@@ -22,7 +22,7 @@ from benchmarks.study.data.archive import lines
 from benchmarks.study.models import device, parameters
 from benchmarks.study.pictures import Pictures
 from benchmarks.study.store import state_of
-from benchmarks.study.subject import Subject
+from benchmarks.study.subject import Subject, evenly
 from benchmarks.study.texts import SUMMING, Texts
 from captum_transformer.metrics import black
 
@@ -78,7 +78,7 @@ def _pictures(
     files = [(path, label) for label, each in enumerate(classes) for path in sorted(each.iterdir())]
     if not files:
         raise FileNotFoundError(f"{folder} must have a folder of pictures for each class.")
-    chosen = torch.linspace(0, len(files) - 1, min(samples, len(files))).long().tolist()
+    chosen = evenly(len(files), samples)
     images = torch.stack([transform(Image.open(files[i][0]).convert("RGB")) for i in chosen])
     labels = torch.tensor([files[i][1] for i in chosen])
     with torch.no_grad():
@@ -110,7 +110,7 @@ def _sentences(name: str, data: Path, samples: int) -> Subject:
         raise FileNotFoundError(f"{path} is missing: lines of a sentence, a tab, and 0 or 1.")
     rows = [line.rsplit("\t", 1) for line in lines(path)]
     rows = [(text, int(label)) for text, label in rows if label in ("0", "1")]
-    rows = [rows[i] for i in torch.linspace(0, len(rows) - 1, min(samples, len(rows))).long()]
+    rows = [rows[i] for i in evenly(len(rows), samples)]
     encoded = [
         tokenizer(text, return_special_tokens_mask=True, truncation=True) for text, _ in rows
     ]

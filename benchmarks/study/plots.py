@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 from benchmarks.study.methods import CAPTUM, PATCHING, RANDOM, TRANSFORMER, plain
+from benchmarks.study.store import SCATTER
 from benchmarks.study.tables import ARROWS, Record
 
 ORDER = (*TRANSFORMER, *CAPTUM, RANDOM, *PATCHING)
@@ -26,8 +27,8 @@ def draw_all(records: list[Record], folder: Path) -> list[Path]:
             for metric, entry in found["metrics"].items()
             for name, of_methods in entry["curves"].items()
         }
-        lines = {name: c for name, c in curves.items() if not name.endswith("scatter")}
-        scatters = [c for name, c in curves.items() if name.endswith("scatter")]
+        lines = {name: c for name, c in curves.items() if not name.endswith(SCATTER)}
+        scatters = [c for name, c in curves.items() if name.endswith(SCATTER)]
         if lines:
             paths.append(draw_curves(found["name"], lines, folder / f"{stem}-curves.png"))
         for number, points in enumerate(scatters, 1):

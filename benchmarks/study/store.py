@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from benchmarks.study.bootstrap import Score
 
 Maps = dict[str, Tensor]
+Curve = tuple[list[float], list[float]]
+SCATTER = "scatter"
+"""The name of a curve that is points, not a line."""
 
 
 class Measured(NamedTuple):
@@ -26,7 +29,7 @@ class Measured(NamedTuple):
     """
 
     scores: dict[str, Score]
-    curves: dict[str, tuple[list[float], list[float]]]
+    curves: dict[str, Curve]
 
 
 class Store:

@@ -6,8 +6,7 @@ from typing import Any
 from benchmarks.study.bootstrap import Score, draw
 from benchmarks.study.methods import PIXELS, RANDOM
 from benchmarks.study.papers import compare
-from benchmarks.study.store import Store
-from benchmarks.study.subject import Results, Subject, seconds
+from benchmarks.study.subject import Studied
 
 Record = dict[str, Any]
 """What is known of a subject, as plain values that JSON has."""
@@ -15,10 +14,10 @@ Record = dict[str, Any]
 ARROWS = {"high": "↑", "low": "↓", "none": ""}
 
 
-def record(subject: Subject, results: Results, store: Store) -> Record:
-    """Summarises the results of a subject."""
+def record(studied: Studied) -> Record:
+    """Summarises what came out."""
     metrics: dict[str, Any] = {}
-    for metric, by_method in results.items():
+    for metric, by_method in studied.results.items():
         names = next(iter(by_method.values())).scores
         scores = {
             name: {method: measured.scores[name] for method, measured in by_method.items()}
@@ -27,7 +26,7 @@ def record(subject: Subject, results: Results, store: Store) -> Record:
         found: dict[str, Any] = {}
         for name, of_methods in scores.items():
             found[name] = _column(of_methods)
-            if (comparison := compare(subject.name, metric, name, of_methods)) is not None:
+            if (comparison := compare(studied.name, metric, name, of_methods)) is not None:
                 found[name]["published"] = asdict(comparison)
         curves = {
             name: {method: measured.curves[name] for method, measured in by_method.items()}
@@ -35,10 +34,10 @@ def record(subject: Subject, results: Results, store: Store) -> Record:
         }
         metrics[metric] = {"scores": found, "curves": curves}
     return {
-        "name": subject.name,
-        "facts": dict(subject.facts),
+        "name": studied.name,
+        "facts": studied.facts,
         "metrics": metrics,
-        "seconds": seconds(subject, store),
+        "seconds": studied.seconds,
     }
 
 

@@ -14,7 +14,7 @@ from benchmarks.study.bootstrap import Score
 from benchmarks.study.data.texts import padded
 from benchmarks.study.methods import CAPTUM, INTEGRATION_STEPS, OF_STATES, RANDOM, STATES, TEXT
 from benchmarks.study.order import DIRECTIONS, untied
-from benchmarks.study.store import Maps, Measured
+from benchmarks.study.store import SCATTER, Maps, Measured
 from captum_transformer.metrics import (
     Conservation,
     activation_curve,
@@ -247,7 +247,7 @@ class Texts:
                 "slope": Score(moments, "slope", "none"),
                 "relative difference": Score(off, "ratios", "low"),
             },
-            {"scatter": (x.tolist(), y.tolist())},
+            {SCATTER: (x.tolist(), y.tolist())},
         )
 
 

@@ -37,6 +37,7 @@ from benchmarks.study.methods import (
 from benchmarks.study.order import untied
 from benchmarks.study.papers import compare
 from benchmarks.study.store import state_of
+from benchmarks.study.subject import evenly, in_one
 from benchmarks.study.tasks import lookup, mosaics, patching, readouts
 
 METHODS = {*TRANSFORMER, *CAPTUM, RANDOM}
@@ -155,7 +156,7 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def records(data, out):
-    return run(data, out, "--epochs", "1")
+    return run(data, out, "--epochs", "1", "--seeds", "2")
 
 
 SCORES = {
@@ -188,6 +189,29 @@ def test_each_method_has_each_score_with_its_interval(records):
                     assert column["methods"].keys() == expected
                 for row in column["methods"].values():
                     assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_the_models_of_a_task_differ_and_are_pooled(records, out):
+    for task, record in records.items():
+        several = task != "molecules"
+        assert record["facts"]["models"] == ("2, which differ in their seeds" * several or "one")
+        states = {
+            json.loads(path.read_text())["state"]
+            for path in (out / "results").glob(f"{task}-[01]/*/Random.json")
+        }
+        assert len(states) == (0 if task in ("molecules", "patching") else 2)
+
+
+def test_facts_of_several_models_stand_side_by_side():
+    assert in_one(["90.1% of 8", "91.2% of 8", "90.1% of 8"]) == "90.1% / 91.2% / 90.1% of 8"
+    assert in_one(["the same", "the same"]) == "the same"
+    assert in_one(["a b", "a"]) == "a b; a"
+
+
+def test_each_model_has_samples_of_its_own():
+    parts = [evenly(500, 120, seed) for seed in range(3)]
+    assert len({*parts[0], *parts[1], *parts[2]}) >= 358
+    assert evenly(3, 10) == [0, 1, 2]
 
 
 def test_what_is_written_can_be_read(records, out):
@@ -265,10 +289,10 @@ def test_the_page_has_a_place_for_each_table():
 
 def test_what_is_there_is_not_computed_again(records, data, out):
     files = [path for kind in ("models", "maps", "results") for path in (out / kind).rglob("*.*")]
-    lost = out / "results" / "vision" / "segmentation" / "Saliency.json"
+    lost = out / "results" / "vision-1" / "segmentation" / "Saliency.json"
     before = {path: path.stat().st_mtime_ns for path in files}
     lost.unlink()
-    again = run(data, out, "--epochs", "1", "--only", "vision", "sentiment")
+    again = run(data, out, "--epochs", "1", "--seeds", "2", "--only", "vision", "sentiment")
     after = {path: path.stat().st_mtime_ns for path in files}
     assert {path for path in files if before[path] != after[path]} == {lost}
     assert again["vision"] == records["vision"]
@@ -279,8 +303,9 @@ def test_what_is_there_is_not_computed_again(records, data, out):
 def test_other_samples_are_computed_anew(records, data, tmp_path, out):
     (tmp_path / "models").symlink_to(out / "models")
     (tmp_path / "results").mkdir()
-    four = run(data, tmp_path, "--epochs", "1", "--only", "sentiment")["sentiment"]
-    three = run(data, tmp_path, "--epochs", "1", "--only", "sentiment", "--samples", "3")
+    again = ("--epochs", "1", "--seeds", "2", "--only", "sentiment")
+    four = run(data, tmp_path, *again)["sentiment"]
+    three = run(data, tmp_path, *again, "--samples", "3")
     assert four == records["sentiment"] | {"seconds": four["seconds"]}
     assert three["sentiment"]["metrics"] != four["metrics"]
 

@@ -1,5 +1,7 @@
 """Sentences with a subject and a verb: their grammar, exact patching, and what is measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -140,11 +142,10 @@ def test_parts_that_a_sentence_does_not_have_are_left_out():
     for each in (x, y):
         each[:, :, 3:] = torch.nan
     maps, exact = dict.fromkeys(KINDS, y), dict.fromkeys(KINDS, x)
-    found = patching.measured(maps, exact, models=2).scores
+    found = patching.measured(maps, exact).scores
     a, b = x[:, :, :3].flatten().numpy(), y[:, :, :3].flatten().numpy()
     assert draw(found["MLP"]).value == pytest.approx(np.corrcoef(a, b)[0, 1])
     assert draw(found["head, slope"]).value == pytest.approx(np.polyfit(a, b, 1)[0])
-    assert found["MLP"].models == [0, 0, 1, 1]
 
 
 def test_the_subject_is_looked_for_in_front_of_the_verb(sentences):
@@ -153,7 +154,7 @@ def test_the_subject_is_looked_for_in_front_of_the_verb(sentences):
     relevance[rows, sentences.subject] = 3
     relevance[rows, sentences.last + 1] = 5  # behind the last word that the verb is read from
     relevance[0, 0] = 4  # the start token, which is no noun
-    found = agreement.measured({"contrast": relevance}, [sentences]).scores
+    found = agreement.measured({"contrast": relevance}, sentences).scores
     values = {name: np.array(score.values)[:, 0] for name, score in found.items()}
     assert values["subject has most"].tolist() == [0] + [100] * 39
     assert values["most of the nouns"].tolist() == [100] * 40
@@ -163,9 +164,9 @@ def test_the_subject_is_looked_for_in_front_of_the_verb(sentences):
 
 
 def test_intervals_cover_models():
-    values = [0.0, 1.0] * 50 + [10.0, 11.0] * 50 + [20.0, 21.0] * 50
-    models = [0] * 100 + [1] * 100 + [2] * 100
-    alone, drawn = draw(Score.of(values)), draw(Score.of(values, models=models))
+    parts = [Score.of([value, value + 1] * 50) for value in (0.0, 10.0, 20.0)]
+    joined = Score.joined(parts)
+    alone, drawn = draw(replace(joined, models=None)), draw(joined)
     assert drawn.value == alone.value
     samples, both = alone.interval(), drawn.interval()
     assert both.high - both.low > 5 * (samples.high - samples.low)
@@ -176,5 +177,16 @@ def test_intervals_cover_models():
 
 def test_one_model_is_drawn_as_if_there_were_no_others():
     values = np.random.default_rng(0).normal(size=30).tolist()
-    alone, one = draw(Score.of(values)), draw(Score.of(values, models=[0] * 30))
-    assert np.array_equal(alone.others, one.others)
+    alone, one = Score.of(values), Score.joined([Score.of(values)])
+    assert np.array_equal(draw(alone).others, draw(one).others)
+    assert np.array_equal(draw(alone).others, draw(replace(one, models=[0] * 30)).others)
+
+
+def test_what_models_share_is_drawn_once_for_all():
+    """The same photographs, of which the models say the same: two models are no more samples."""
+    values = np.random.default_rng(0).normal(size=40).tolist()
+    one = replace(Score.of(values), groups=list(range(40)))
+    found, both = draw(one).interval(), draw(Score.joined([one, one])).interval()
+    assert both.high - both.low == pytest.approx(found.high - found.low, rel=0.05)
+    apart = draw(Score.joined([Score.of(values), Score.of(values)])).interval()
+    assert apart.high - apart.low < 0.95 * (found.high - found.low)

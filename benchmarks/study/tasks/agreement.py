@@ -19,8 +19,8 @@ from benchmarks.study.subject import Subject
 from benchmarks.study.training import Trained, trained
 from captum_transformer import Contrast
 
-NAME, SAMPLES = "agreement", 100  # samples of each model
-SEEDS, LAYERS = 3, 3
+NAME, SAMPLES, SEEDS = "agreement", 100, 3
+LAYERS = 3
 EPOCHS = 20
 TRAINING, OF_EPOCH = 20_000, 1280
 BATCH = 64
@@ -70,53 +70,47 @@ def target(sentences: agreement.Sentences) -> Contrast:
     return Contrast(list(zip(places, right, strict=True)), list(zip(places, wrong, strict=True)))
 
 
-def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -> Subject:  # noqa: ARG001 - as of the other tasks
+def subject(
+    data: Path,  # noqa: ARG001 - as of the other tasks
+    models: Path,
+    samples: int,
+    epochs: int | None = None,
+    seed: int = 0,
+) -> Subject:
     """Sentences at random, whatever the model says of them, others for each of the models."""
-    speakers = [train(models, LAYERS, seed, epochs=epochs) for seed in range(SEEDS)]
-    sentences = [agreement.draw(samples, seed=1000 + seed) for seed in range(SEEDS)]
-    explained = [
-        Explained(each.model.to(device()), of_each)
-        for each, of_each in zip(speakers, sentences, strict=True)
-    ]
-    state = [state_of(each.model, each.sentences.ids) for each in explained]
+    fit = train(models, LAYERS, seed, epochs=epochs)
+    sentences = draw(samples, seed)
     return Subject(
         NAME,
-        "-".join(state),
-        facts(speakers)
+        state_of(fit.model, sentences.ids),
+        facts(fit)
         | {
             "samples": (
                 f"{samples} sentences for each model, with one or two nouns between the subject "
                 "and its verb"
             )
         },
-        {
-            method: partial(_of_all, [each.methods()[method] for each in explained])
-            for method in explained[0].methods()
-        },
+        Explained(fit.model.to(device()), sentences).methods(),
         {"agreement": partial(measured, sentences=sentences)},
+        seed=seed,
     )
 
 
-def facts(speakers: list[Trained]) -> dict[str, str]:
-    """What the models are."""
-    accuracies = [each.held_out["accuracy"] for each in speakers]
+def draw(samples: int, seed: int) -> agreement.Sentences:
+    """The sentences of a model."""
+    return agreement.draw(samples, seed=1000 + seed)
+
+
+def facts(fit: Trained) -> dict[str, str]:
+    """What the model is."""
     return {
-        "models": (
-            f"{len(speakers)} GPT-2 of {parameters(speakers[0].model):,} parameters, that differ "
-            "in their seeds"
-        ),
+        "model": f"GPT-2, {parameters(fit.model):,} parameters",
         "held-out accuracy": (
-            f"{', '.join(f'{each:.1%}' for each in accuracies)} of 1000 sentences have the right "
-            "verb before the same in the other number"
+            f"{fit.held_out['accuracy']:.1%} of 1000 sentences have the right verb before the "
+            "same in the other number"
         ),
-        "training": f"{', '.join(f'{each.seconds:.0f}' for each in speakers)} s",
+        "training": f"{fit.seconds:.0f} s",
     }
-
-
-def _of_all(explain: list[Callable[[], Maps]]) -> Maps:
-    """The maps of all models, one after the other."""
-    parts = [each() for each in explain]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 class Explained:
@@ -156,25 +150,22 @@ class Explained:
         return {"contrast": torch.rand(self.sentences.ids.shape, generator=generator)}
 
 
-def measured(maps: Maps, sentences: list[agreement.Sentences]) -> Measured:
+def measured(maps: Maps, sentences: agreement.Sentences) -> Measured:
     """Whether the subject has the most relevance, how many have more, and how much it has."""
-    models = [i for i, each in enumerate(sentences) for _ in each.ids]
-    visible = torch.cat([each.visible() for each in sentences])
-    place = torch.cat([each.subject for each in sentences])[:, None]
+    visible, place = sentences.visible(), sentences.subject[:, None]
     relevance = maps["contrast"].double()
     size = relevance.abs() * visible
     share = size.gather(1, place) / size.sum(1, keepdim=True).clamp_min(1e-30)
     relevance = relevance.masked_fill(~visible, -torch.inf)
     rank = 1 + (relevance > relevance.gather(1, place)).sum(1)
-    found = relevance.argmax(1) == place[:, 0]
-    nouns = torch.cat([each.nouns() for each in sentences])
-    among = relevance.masked_fill(~nouns, -torch.inf).argmax(1) == place[:, 0]
+    found = relevance.argmax(1) == sentences.subject
+    among = relevance.masked_fill(~sentences.nouns(), -torch.inf).argmax(1) == sentences.subject
     return Measured(
         {
-            "subject has most": Score.of((100.0 * found).tolist(), models=models),
-            "most of the nouns": Score.of((100.0 * among).tolist(), models=models),
-            "its rank": Score.of(rank.tolist(), "low", models),
-            "its share": Score.of((100 * share[:, 0]).tolist(), models=models),
+            "subject has most": Score.of((100.0 * found).tolist()),
+            "most of the nouns": Score.of((100.0 * among).tolist()),
+            "its rank": Score.of(rank.tolist(), "low"),
+            "its share": Score.of((100 * share[:, 0]).tolist()),
         },
         {},
     )

@@ -1,6 +1,6 @@
 """What is worn in this part of a photograph?"""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from benchmarks.study.subject import Subject
 from benchmarks.study.tasks import vision
 from benchmarks.study.training import Trained, trained
 
-NAME, SAMPLES = "clothing", 120
+NAME, SAMPLES, SEEDS = "clothing", 120, 3
 EPOCHS = 160
 SIDE = 64
 SMALLEST, LARGEST = 48, 112  # of a photograph of 160x160
@@ -48,19 +48,18 @@ class Parts:
         self.shown = clothing.masks(self.maps).double().mean((2, 3)) >= PRESENT
 
 
-def held_out_parts(data: Path, count: int) -> tuple[Parts, list[int]]:
-    """Always the same ones, evenly from all held-out photographs, and of which each is."""
+def held_out_parts(data: Path, count: int, seed: int = 0) -> tuple[Parts, list[int]]:
+    """For each seed the same ones, evenly from all held-out photographs, and of which each is."""
     images, maps = clothing.read(data, "val")
     photographs = torch.arange(count) % len(images)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+        torch.manual_seed(1 + seed)
         return Parts(images[photographs], maps[photographs]), photographs.tolist()
 
 
-def train(
-    data: Path, checkpoint: Path, beginning: Mapping[str, Tensor], *, epochs: int | None = None
-) -> Trained:
+def train(data: Path, models: Path, seed: int, *, epochs: int | None = None) -> Trained:
     """Goes on from the model of objects, as four hundred photographs are few."""
+    beginning = vision.train(data, models, seed, epochs=epochs).model.state_dict()
 
     def build() -> nn.Module:
         model = picture_vit(len(clothing.CLASSES))
@@ -92,18 +91,20 @@ def train(
         }
 
     return trained(
-        checkpoint, build, loader, loss, measure, epochs=epochs or EPOCHS, learning_rate=1e-3
-    )
+        models / f"{NAME}-{seed}.pt", build, loader, loss, measure,
+        epochs=epochs or EPOCHS, learning_rate=1e-3, seed=seed,
+    )  # fmt: skip
 
 
-def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -> Subject:
+def subject(
+    data: Path, models: Path, samples: int, epochs: int | None = None, seed: int = 0
+) -> Subject:
     """Every class that is there and that the model finds.
 
     Where it finds none, the one that it is surest of among those that are there.
     """
-    beginning = vision.train(data, models / f"{vision.NAME}.pt", epochs=epochs).model.state_dict()
-    model, held_out, seconds = train(data, models / f"{NAME}.pt", beginning, epochs=epochs)
-    parts, photographs = held_out_parts(data, samples)
+    model, held_out, seconds = train(data, models, seed, epochs=epochs)
+    parts, photographs = held_out_parts(data, samples, seed)
     images = normalised(parts.images)
     with torch.no_grad():
         scores = torch.cat([model(part) for part in images.split(100)])
@@ -145,4 +146,5 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
             "segmentation": of_classes(lambda found: pictures.segmentation(found, shapes, ignore)),
             "localisation": of_classes(lambda found: pictures.localisation(found, shapes)),
         },
+        seed=seed,
     )

@@ -18,13 +18,13 @@ from benchmarks.study.subject import Subject
 from benchmarks.study.training import Trained, trained
 from captum_transformer import Contrast
 
-NAME, SAMPLES = "lookup", 200
+NAME, SAMPLES, SEEDS = "lookup", 200, 3
 EPOCHS = 4
 TRAINING = 20_000
 BATCH = 128
 
 
-def train(checkpoint: Path, *, epochs: int | None = None) -> Trained:
+def train(models: Path, seed: int, *, epochs: int | None = None) -> Trained:
     def loader() -> DataLoader[tuple[Tensor, ...]]:
         prompts, _, answers, _ = lookup.draw(TRAINING, seed=1)
         return DataLoader(TensorDataset(prompts, answers), BATCH, shuffle=True)
@@ -42,15 +42,21 @@ def train(checkpoint: Path, *, epochs: int | None = None) -> Trained:
         return {"accuracy": (found.argmax(1).cpu() == answers).double().mean().item()}
 
     return trained(
-        checkpoint, lambda: decoder(lookup.SIZE), loader, loss, measure,
-        epochs=epochs or EPOCHS, learning_rate=3e-3,
+        models / f"{NAME}-{seed}.pt", lambda: decoder(lookup.SIZE), loader, loss, measure,
+        epochs=epochs or EPOCHS, learning_rate=3e-3, seed=seed,
     )  # fmt: skip
 
 
-def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -> Subject:  # noqa: ARG001 - as of the other tasks
+def subject(
+    data: Path,  # noqa: ARG001 - as of the other tasks
+    models: Path,
+    samples: int,
+    epochs: int | None = None,
+    seed: int = 0,
+) -> Subject:
     """Prompts at random, whatever the model says of them."""
-    model, held_out, seconds = train(models / f"{NAME}.pt", epochs=epochs)
-    prompts = lookup.draw(samples, seed=3)
+    model, held_out, seconds = train(models, seed, epochs=epochs)
+    prompts = lookup.draw(samples, seed=3 + seed)
     explained = Explained(model.to(device()), prompts)
     return Subject(
         NAME,
@@ -69,6 +75,7 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
             name: partial(measured, maps_name=name, place=prompts.place)
             for name in ("answer", "contrast")
         },
+        seed=seed,
     )
 
 

@@ -14,7 +14,7 @@ from benchmarks.study.store import Maps, state_of
 from benchmarks.study.subject import Subject
 from benchmarks.study.texts import SUMMING, Texts
 
-NAME, SAMPLES = "molecules", 48
+NAME, SAMPLES, SEEDS = "molecules", 48, 1  # others trained it
 FOLDER, ARCHIVE = "albert_heads_8_uspto_all_1310k", "rxnmapper_albert"
 
 
@@ -28,7 +28,13 @@ def unpacked(data: Path, models: Path) -> Path:
     return models / FOLDER
 
 
-def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -> Subject:  # noqa: ARG001 - nothing to train
+def subject(
+    data: Path,
+    models: Path,
+    samples: int,
+    epochs: int | None = None,  # noqa: ARG001 - nothing to train
+    seed: int = 0,
+) -> Subject:
     """The score of what the model takes the masked token for."""
     folder = unpacked(data, models)
     model = AlbertForMaskedLM.from_pretrained(folder).eval()
@@ -64,4 +70,5 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
             "conservation": lambda maps: texts.conservation(maps["all"], "predicted"),
             "conservation, words only": lambda maps: texts.conservation(maps["words"], "predicted"),
         },
+        seed=seed,
     )

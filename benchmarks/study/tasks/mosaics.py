@@ -19,7 +19,7 @@ from benchmarks.study.subject import Subject
 from benchmarks.study.training import Trained, trained
 from captum_transformer.metrics import grid_pointing_game
 
-NAME, SAMPLES = "mosaics", 200
+NAME, SAMPLES, SEEDS = "mosaics", 200, 3
 EPOCHS = 10
 BLACK = normalised(torch.zeros(1))
 TRAINING = 10_000
@@ -42,6 +42,7 @@ def train(
     read: Read,
     build: Callable[[], nn.Module],
     checkpoint: Path,
+    seed: int,
     *,
     epochs: int,
     learning_rate: float = 4e-3,
@@ -68,13 +69,14 @@ def train(
         }
 
     return trained(
-        checkpoint, build, loader, loss, measure, epochs=epochs, learning_rate=learning_rate
-    )
+        checkpoint, build, loader, loss, measure,
+        epochs=epochs, learning_rate=learning_rate, seed=seed,
+    )  # fmt: skip
 
 
-def choose(model: nn.Module, read: Read, samples: int) -> Chosen:
+def choose(model: nn.Module, read: Read, samples: int, seed: int) -> Chosen:
     """Mosaics of which the model gets all answers right, where there are enough."""
-    split = read("test", 4 * samples, 3)
+    split = read("test", 4 * samples, 3 + seed)
     with torch.no_grad():
         scores = torch.cat([model(part) for part in normalised(split.images).split(100)])
     answers = ((scores > 0) == (split.labels > 0)).sum(1)
@@ -102,11 +104,13 @@ def facts(model: str, fit: Trained, chosen: Chosen) -> dict[str, str]:
     }
 
 
-def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -> Subject:
+def subject(
+    data: Path, models: Path, samples: int, epochs: int | None = None, seed: int = 0
+) -> Subject:
     """The grid pointing game takes what the model is surest of."""
     read = partial(mosaics.read, data)
-    fit = train(read, mosaic_vit, models / f"{NAME}.pt", epochs=epochs or EPOCHS)
-    chosen = choose(fit.model, read, samples)
+    fit = train(read, mosaic_vit, models / f"{NAME}-{seed}.pt", seed, epochs=epochs or EPOCHS)
+    chosen = choose(fit.model, read, samples, seed)
     pictures = Pictures(fit.model, chosen.images, {"target": chosen.targets}, BLACK, device())
 
     def pointing(maps: Maps) -> Measured:
@@ -119,4 +123,5 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
         facts("ViT, 4 layers, 64 patches, 16 to a digit", fit, chosen),
         pictures.methods(),
         {"grid pointing game": pointing},
+        seed=seed,
     )

@@ -70,7 +70,8 @@ class Readout:
         build: Makes the model.
         model: The model in words.
         EPOCHS: How long it is trained.
-        SAMPLES: How many mosaics are explained.
+        SAMPLES: How many mosaics are explained for each model.
+        SEEDS: How many models there are.
         methods: This package's methods that explain it.
     """
 
@@ -79,14 +80,16 @@ class Readout:
     model: str
     EPOCHS: int = 15
     SAMPLES: int = 200
+    SEEDS: int = 3
     methods: Mapping[str, Callable[[Any], TransformerMethod]] = field(default_factory=POOLED.copy)
 
-    def fit(self, models: Path, epochs: int | None = None) -> Trained:
+    def fit(self, models: Path, seed: int, epochs: int | None = None) -> Trained:
         """The model, which is trained if ``models`` has none."""
         return train(
             read,
             self.build,
-            models / f"{self.NAME}.pt",
+            models / f"{self.NAME}-{seed}.pt",
+            seed,
             epochs=epochs or self.EPOCHS,
             learning_rate=4e-3,
         )
@@ -97,10 +100,11 @@ class Readout:
         models: Path,
         samples: int,
         epochs: int | None = None,
+        seed: int = 0,
     ) -> Subject:
         """Trains the model, and asks in which cell the relevance is."""
-        fit = self.fit(models, epochs)
-        chosen = choose(fit.model, read, samples)
+        fit = self.fit(models, seed, epochs)
+        chosen = choose(fit.model, read, samples, seed)
         pictures = Pictures(
             fit.model, chosen.images, {"target": chosen.targets}, BLACK, device(), self.methods
         )
@@ -110,6 +114,7 @@ class Readout:
             facts(self.model, fit, chosen),
             pictures.methods(),
             {"grid pointing game": partial(pointing, cells=chosen.cells)},
+            seed=seed,
         )
 
 

@@ -1,6 +1,5 @@
 """Is this review positive or negative, and what did people find decisive?"""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,26 +10,22 @@ from torch.utils.data import DataLoader
 from benchmarks.study.data.texts import Vocabulary, read_reviews
 from benchmarks.study.models import LONGEST, device, parameters, text_encoder
 from benchmarks.study.store import state_of
-from benchmarks.study.subject import Subject
+from benchmarks.study.subject import Subject, evenly
 from benchmarks.study.tasks import sentiment
 from benchmarks.study.tasks.sentiment import Labelled, text_accuracy, together, with_gaps
 from benchmarks.study.texts import Texts
 from benchmarks.study.training import Trained, trained
 
-NAME, SAMPLES = "reviews", 60
+NAME, SAMPLES, SEEDS = "reviews", 60, 3
 EPOCHS = 4
 WINDOW = 256
 
 
 def train(
-    data: Path,
-    checkpoint: Path,
-    words: Vocabulary,
-    beginning: Mapping[str, Tensor],
-    *,
-    epochs: int | None = None,
+    data: Path, models: Path, words: Vocabulary, seed: int, *, epochs: int | None = None
 ) -> Trained:
     """Goes on from a model of sentences; sees a part of a review at a time."""
+    beginning = sentiment.train_encoder(data, models, words, seed, epochs=epochs).model.state_dict()
 
     def build() -> nn.Module:
         model = text_encoder(len(words))
@@ -52,8 +47,9 @@ def train(
         return {"accuracy": text_accuracy(model, texts)}
 
     return trained(
-        checkpoint, build, loader, loss, measure, epochs=epochs or EPOCHS, learning_rate=5e-4
-    )
+        models / f"{NAME}-{seed}.pt", build, loader, loss, measure,
+        epochs=epochs or EPOCHS, learning_rate=5e-4, seed=seed,
+    )  # fmt: skip
 
 
 def windows(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,20 +61,15 @@ def windows(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return ids.gather(1, places), mask.gather(1, places), places
 
 
-def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -> Subject:
+def subject(
+    data: Path, models: Path, samples: int, epochs: int | None = None, seed: int = 0
+) -> Subject:
     """All held-out reviews count, and the label is explained: people marked reasons for that."""
     words = sentiment.vocabulary(data)
-    beginning = sentiment.train(
-        data,
-        models / f"{sentiment.NAME}.pt",
-        words,
-        lambda: text_encoder(len(words)),
-        epochs or sentiment.EPOCHS,
-    ).model.state_dict()
-    model, held_out, seconds = train(data, models / f"{NAME}.pt", words, beginning, epochs=epochs)
+    model, held_out, seconds = train(data, models, words, seed, epochs=epochs)
     split = read_reviews(data, "val")
     # The negative ones come first in the file.
-    reviews = [split[i] for i in torch.linspace(0, len(split) - 1, min(samples, len(split))).long()]
+    reviews = [split[i] for i in evenly(len(split), samples, seed)]
     encoded = [words.encode(review.words, LONGEST) for review in reviews]
     special = [(ids == Vocabulary.FIRST) | (ids == Vocabulary.LAST) for ids in encoded]
     labels = torch.tensor([review.label for review in reviews])
@@ -102,4 +93,5 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
         },
         texts.methods(),
         {"rationales": lambda maps: texts.rationales(maps["label"], rationale)},
+        seed=seed,
     )

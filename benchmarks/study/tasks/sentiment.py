@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, Sampler
 from benchmarks.study.data.texts import NEUTRAL, Tree, Vocabulary, padded, read_reviews, read_trees
 from benchmarks.study.models import device, parameters, text_encoder
 from benchmarks.study.store import Maps, Measured, state_of
-from benchmarks.study.subject import Subject
+from benchmarks.study.subject import Subject, evenly
 from benchmarks.study.texts import SUMMING, Texts, agreement
 from benchmarks.study.training import Trained, trained
 
-NAME, SAMPLES = "sentiment", 150
+NAME, SAMPLES, SEEDS = "sentiment", 150, 3
 EPOCHS = 3
 Labelled = tuple[Tensor, int]
 GAPS = 0.1
@@ -91,7 +91,12 @@ def sentences(trees: list[Tree], words: Vocabulary) -> list[Labelled]:
 
 
 def train(
-    data: Path, checkpoint: Path, words: Vocabulary, build: Callable[[], nn.Module], epochs: int
+    data: Path,
+    checkpoint: Path,
+    words: Vocabulary,
+    build: Callable[[], nn.Module],
+    epochs: int,
+    seed: int,
 ) -> Trained:
     def loader() -> DataLoader[Labelled]:
         texts = phrases(read_trees(data, "train"), words)
@@ -109,26 +114,41 @@ def train(
         measure,
         epochs=epochs,
         learning_rate=1e-3,
+        seed=seed,
     )
 
 
-def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -> Subject:
+def train_encoder(
+    data: Path, models: Path, words: Vocabulary, seed: int, *, epochs: int | None = None
+) -> Trained:
+    """The task's model."""
+    path = models / f"{NAME}-{seed}.pt"
+    return train(data, path, words, lambda: text_encoder(len(words)), epochs or EPOCHS, seed)
+
+
+def subject(
+    data: Path, models: Path, samples: int, epochs: int | None = None, seed: int = 0
+) -> Subject:
     """All held-out sentences count, rightly classified or not, as in ICML 2022."""
     words = vocabulary(data)
-    fit = train(
-        data, models / f"{NAME}.pt", words, lambda: text_encoder(len(words)), epochs or EPOCHS
-    )
-    return subject_of(NAME, "BERT, 4 layers", fit, data, words, samples)
+    fit = train_encoder(data, models, words, seed, epochs=epochs)
+    return subject_of(NAME, "BERT, 4 layers", fit, data, words, samples, seed)
 
 
 def subject_of(
-    name: str, kind: str, fit: Trained, data: Path, words: Vocabulary, samples: int
+    name: str,
+    kind: str,
+    fit: Trained,
+    data: Path,
+    words: Vocabulary,
+    samples: int,
+    seed: int,
 ) -> Subject:
     """What is asked of any classifier of sentences."""
     model, held_out, seconds = fit
     trees = [tree for tree in read_trees(data, "dev") if tree.sentiment != NEUTRAL]
     # Those of a label stand together in the file.
-    trees = [trees[i] for i in torch.linspace(0, len(trees) - 1, min(samples, len(trees))).long()]
+    trees = [trees[i] for i in evenly(len(trees), samples, seed)]
     encoded = [words.encode(tree.words, 64) for tree in trees]
     labels = torch.tensor([int(tree.sentiment > NEUTRAL) for tree in trees])
     special = [(ids == Vocabulary.FIRST) | (ids == Vocabulary.LAST) for ids in encoded]
@@ -174,4 +194,5 @@ def subject_of(
         texts.methods(),
         metrics,
         {"conservation": SUMMING},
+        seed,
     )

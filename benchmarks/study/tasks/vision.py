@@ -12,11 +12,11 @@ from benchmarks.study.data import objects
 from benchmarks.study.models import device, normalised, parameters, picture_vit
 from benchmarks.study.pictures import Pictures
 from benchmarks.study.store import state_of
-from benchmarks.study.subject import Subject
+from benchmarks.study.subject import Subject, evenly
 from benchmarks.study.training import Trained, trained
 from captum_transformer.metrics import boxes_to_masks
 
-NAME, SAMPLES = "vision", 120
+NAME, SAMPLES, SEEDS = "vision", 120, 3  # samples of each model
 EPOCHS = 16
 BLACK = normalised(torch.zeros(1))
 
@@ -25,7 +25,7 @@ def pixels(images: Tensor) -> Tensor:
     return normalised(images.float() / 255)
 
 
-def train(data: Path, checkpoint: Path, *, epochs: int | None = None) -> Trained:
+def train(data: Path, models: Path, seed: int, *, epochs: int | None = None) -> Trained:
     def loader() -> DataLoader[tuple[Tensor, ...]]:
         split = objects.read(data, "train")
         return DataLoader(TensorDataset(split.images, split.labels), 64, shuffle=True)
@@ -42,22 +42,24 @@ def train(data: Path, checkpoint: Path, *, epochs: int | None = None) -> Trained
         return {"accuracy": (scores.argmax(1).cpu() == split.labels).double().mean().item()}
 
     return trained(
-        checkpoint,
+        models / f"{NAME}-{seed}.pt",
         lambda: picture_vit(10),
         loader,
         loss,
         measure,
         epochs=epochs or EPOCHS,
         learning_rate=1.5e-3,
+        seed=seed,
     )
 
 
-def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -> Subject:
+def subject(
+    data: Path, models: Path, samples: int, epochs: int | None = None, seed: int = 0
+) -> Subject:
     """All held-out pictures count, rightly classified or not, as in CVPR 2021."""
-    model, held_out, seconds = train(data, models / f"{NAME}.pt", epochs=epochs)
+    model, held_out, seconds = train(data, models, seed, epochs=epochs)
     split = objects.read(data, "val")
-    # The classes follow each other in the file.
-    chosen = torch.linspace(0, len(split.labels) - 1, min(samples, len(split.labels))).long()
+    chosen = evenly(len(split.labels), samples, seed)  # the classes follow each other in the file
     images, labels = pixels(split.images[chosen]), split.labels[chosen]
     first_and_behind = split.boxes[chosen] + torch.tensor([0, 0, 1, 1])
     masks = boxes_to_masks(first_and_behind, tuple(images.shape[2:]))
@@ -80,4 +82,5 @@ def subject(data: Path, models: Path, samples: int, epochs: int | None = None) -
             "segmentation": lambda maps: pictures.segmentation(maps["predicted"], masks),
             "localisation": lambda maps: pictures.localisation(maps["target"], masks),
         },
+        seed=seed,
     )
