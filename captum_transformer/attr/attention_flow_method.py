@@ -192,7 +192,7 @@ class AttentionFlowMethod(AccountableMethod):
         selection = self._selection(forward, target, [call.output for call in calls])
         flow = self._flow(selection)
         flow.direct = True  # what lies at a call's output is to pass it
-        seeds = seed(selection.selected, selection.value, start=START)
+        seeds = seed(selection.forward, selection.selected, selection.value, start=START)
         shares, _ = flow.conserved(seeds, selection.wanted)
         maps = self._maps(selection, [call for call in calls if call.layer in flow.layers])
         heads = {}
@@ -213,7 +213,7 @@ class AttentionFlowMethod(AccountableMethod):
         """What the token flow carries from the score to the wanted values, and its ledger."""
         flow = self._flow(selection)
         flow.require_way(selection.value, selection.wanted)
-        seeds = seed(selection.selected, selection.value, start=START)
+        seeds = seed(selection.forward, selection.selected, selection.value, start=START)
         return flow.conserved(seeds, selection.wanted)
 
     def _selection(self, forward: TracedForward, target: Any, wanted: Sequence[Value]) -> Selection:

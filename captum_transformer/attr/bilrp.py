@@ -10,7 +10,7 @@ from torch import Tensor
 from captum_transformer.attr.conservative_lrp import ConservativeLRP
 from captum_transformer.attr.directions import SMALLEST_RANK, along, drawn_directions, paired
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
-from captum_transformer.attr.transformer_method import logged
+from captum_transformer.attr.logged import logged
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.errors import (

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
+from captum_transformer.attr.logged import logged
 from captum_transformer.attr.positional_method import Positions
-from captum_transformer.attr.transformer_method import logged
 from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.calling.target import Target
 from captum_transformer.errors import InvalidInputError

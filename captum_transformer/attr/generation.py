@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from captum_transformer.attr.spans import Spans, weights_of
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.copies import copied
-from captum_transformer.calling.target import Contrast, Target, main_output
+from captum_transformer.calling.target import Combination, Contrast, Target, main_output
 from captum_transformer.errors import AmbiguousOutputError, InvalidInputError, InvalidTargetError
 from captum_transformer.rules.flow import TokenFlow
 from captum_transformer.trace.forward import TracedForward
@@ -29,9 +31,12 @@ class Generation:
         generated: the ids that it returned, ``(samples, tokens)``.
         generated_as: the name of the argument that takes them.
         rather_than: the ids that the generated tokens are compared with.
+        spans: which generated tokens are explained together; None for each by itself.
 
     Attributes:
         inputs: what the model is called with: the prompt, continued or with the decoder's ids.
+        place: which of these inputs the generated tokens are among.
+        start: the first of them there.
 
     Raises:
         InvalidInputError: if the ids do not belong to the prompt.
@@ -40,11 +45,13 @@ class Generation:
     def __init__(
         self,
         prompt: Arguments[Any],
-        generated: Tensor,
+        generated: Any,
         generated_as: str | None = None,
         rather_than: Tensor | int | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self._prompt = prompt
+        generated = _ids_in(generated)
         self._continued = _continued(prompt, generated_as)
         _check_ids(generated, prompt.samples)
         inputs = list(prompt.inputs)
@@ -61,19 +68,40 @@ class Generation:
         if self._continued is None:
             self.inputs[generated_as] = generated
         self._lookups: dict[GradientEdge, Value | None] = {}
-        self._place = -1 if self._continued is None else self._continued
+        self._generated_as = generated_as
+        self.start = start
+        self.place = len(prompt.inputs) if self._continued is None else self._continued
         self._length = generated.shape[1]
         self._tokens = generated[:, start:]
+        samples, steps = self._tokens.shape
+        self._single = spans is None
+        if spans is None:
+            self._weights = torch.eye(steps).expand(samples, -1, -1)
+        else:
+            self._weights = weights_of(spans, samples, steps, start)
         self._others = None
         if rather_than is not None:
             self._others = _fitting(rather_than, self._tokens)
 
-    def targets(self) -> list[Target]:
-        """A target for each generated token, among the scores that `read` makes the output."""
-        steps = range(self._tokens.shape[1])
+    def targets(self) -> list[tuple[Any, Tensor]]:
+        """A target for each span, among the scores that `read` makes the output.
+
+        Beside each the weight of each generated token in it, ``(samples, generated tokens)``.
+        """
+        weights = list(self._weights.to(self._tokens.device).unbind(1))
+        if not self._single:
+            return [(self.weighted(each, signed=True), each) for each in weights]
+        steps = range(len(weights))
+        targets: list[Target] = list(steps)
+        if self._others is not None:
+            targets = [Contrast(step, rather_than=len(steps) + step) for step in steps]
+        return list(zip(targets, weights, strict=True))
+
+    def weighted(self, weights: Tensor, *, signed: bool = False) -> Combination:
+        """The sum of the generated tokens' scores, each times its weight."""
         if self._others is None:
-            return list(steps)
-        return [Contrast(step, rather_than=len(steps) + step) for step in steps]
+            return Combination(weights, signed=signed and bool((weights < 0).any()))
+        return Combination(torch.cat([weights, -weights], 1), signed=True, contrasted=True)
 
     def check(self, further: Mapping[str, Any]) -> None:
         """Refuses further arguments that hold something for each token of the prompt only.
@@ -102,7 +130,7 @@ class Generation:
         """
         forward.then(self._scores)
         value = forward.tape.find(forward.output)
-        place = self._place
+        place = self.place
         if value is None or not value.descends_from(forward.values[place]):
             raise InvalidInputError(
                 "The logits do not depend on the generated tokens, which were passed as "
@@ -112,7 +140,7 @@ class Generation:
 
     def watch(self, forward: TracedForward) -> None:
         """Has each gradient of a score computed down to the ids' embeddings."""
-        ids = forward.values[self._place]
+        ids = forward.values[self.place]
         self._lookups = {
             operation.edge: operation.outputs[0]
             for operation in forward.tape.operations
@@ -122,7 +150,7 @@ class Generation:
         }
         forward.watch(list(self._lookups))
 
-    def slopes(self, forward: TracedForward, target: Target) -> Tensor:
+    def slopes(self, forward: TracedForward, target: Any) -> Tensor:
         """How much a score changes with each token: ``(samples, tokens)``."""
         selected, _ = forward.select(target)
         slopes = zip(self._lookups.values(), forward.slopes(selected), strict=True)
@@ -131,28 +159,28 @@ class Generation:
             for output, slope in slopes
             if slope is not None and output is not None
         }
-        ids = forward.values[self._place]
+        ids = forward.values[self.place]
         if not seeds:
             return selected.new_zeros(ids.shape, dtype=accumulation_dtype(selected.dtype))
         return TokenFlow(forward.tape, {})(seeds, [ids])[ids]
 
-    def of_prompt(self, maps: Sequence[Sequence[Tensor]], slopes: Sequence[Tensor]) -> list[Tensor]:
-        """The relevance of the prompt: ``(samples, generated tokens, ...)`` for each input.
+    def restored(self, maps: Sequence[Sequence[Tensor]], *, include_generated: bool) -> Any:
+        """Relevance in the form of the prompt: ``(samples, spans, ...)`` for each input.
 
         Args:
-            maps: for each generated token the relevance of each input of the model.
-            slopes: for each generated token how much its score changes with each token.
-
-        Raises:
-            InvalidInputError: if the score of a token depends on tokens behind it.
+            maps: for each span the relevance of each input of the model.
+            include_generated: keep that of the ids behind the prompt, and of a decoder's own.
         """
-        _require_causal(torch.stack(list(slopes), 1))
-        stacked = [torch.stack(steps, 1) for steps in zip(*maps, strict=True)]
+        stacked = [torch.stack(rows, 1) for rows in zip(*maps, strict=True)]
+        if include_generated:
+            if self._continued is not None:
+                return self._prompt.restored(stacked)
+            *of_prompt, of_decoder = stacked
+            return {**self._prompt.restored(of_prompt), self._generated_as: of_decoder}
         stacked = stacked[: len(self._prompt.inputs)]
         if self._continued is not None:
-            length = self._prompt.inputs[self._continued].shape[1]
-            stacked[self._continued] = stacked[self._continued][..., :length].contiguous()
-        return stacked
+            stacked[self._continued] = stacked[self._continued][..., : self.start].contiguous()
+        return self._prompt.restored(stacked)
 
     def _scores(self, output: Any) -> Tensor:
         logits = main_output(output)
@@ -177,10 +205,23 @@ class Generation:
         return torch.cat([logits.gather(2, ids.unsqueeze(2)).squeeze(2) for ids in tokens], 1)
 
 
-def _require_causal(slopes: Tensor) -> None:
-    """Raises if scores ``(samples, scores, tokens)`` change with tokens behind them."""
-    steps, tokens = slopes.shape[1:]
-    behind = torch.ones(steps, tokens, dtype=torch.bool, device=slopes.device).triu(tokens - steps)
+def require_causal(slopes: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """Raises if scores change with tokens behind them.
+
+    Args:
+        slopes: for each score how much it changes with each token, ``(samples, tokens)``.
+        weights: the weight of each generated token in each of them.
+
+    Raises:
+        InvalidInputError: if one does.
+    """
+    _require_causal(torch.stack(list(slopes), 1), torch.stack(list(weights), 1))
+
+
+def _require_causal(slopes: Tensor, weights: Tensor) -> None:
+    counts = (weights != 0).long()
+    later = counts.flip(2).cumsum(2).flip(2) - counts
+    behind = F.pad(later == 0, (slopes.shape[2] - later.shape[2], 0), value=False)
     # What is masked has no part at all; rounding may leave some where tokens are convolved.
     rounding = 64 * torch.finfo(slopes.dtype).eps
     if bool(((slopes * behind).amax(2) > rounding * slopes.amax(2)).any()):
@@ -210,9 +251,16 @@ def _continued(prompt: Arguments[Any], generated_as: str | None) -> int | None:
     return prompt.keys.index(generated_as) if generated_as in prompt.keys else None
 
 
-def _check_ids(generated: Any, samples: int) -> None:
+def _ids_in(generated: Any) -> Any:
+    """The ids that ``generate`` has returned, by themselves or among other things."""
+    if isinstance(generated, Tensor):
+        return generated
     if isinstance(generated, Mapping):
-        raise InvalidInputError("`generated` must be ids: pass the `sequences` of what you have.")
+        return generated.get("sequences", generated)
+    return getattr(generated, "sequences", generated)
+
+
+def _check_ids(generated: Any, samples: int) -> None:
     ids = (
         isinstance(generated, Tensor) and generated.ndim == 2 and not generated.is_floating_point()
     )

@@ -6,7 +6,8 @@ from typing import Any
 from captum.attr import LayerAttribution
 from torch import Tensor
 
-from captum_transformer.attr.transformer_method import TransformerMethod, logged
+from captum_transformer.attr.logged import logged
+from captum_transformer.attr.transformer_method import TransformerMethod
 from captum_transformer.calling.arguments import Inputs
 from captum_transformer.calling.layers import Layer, chosen_layers
 from captum_transformer.calling.target import Target

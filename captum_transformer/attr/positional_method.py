@@ -7,8 +7,8 @@ from torch import Tensor
 
 from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.attr.inner_relevance import like_input
+from captum_transformer.attr.logged import logged
 from captum_transformer.attr.reached import refuse_reached
-from captum_transformer.attr.transformer_method import logged
 from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.target import Target

@@ -75,7 +75,7 @@ def _evidence(
     So the sum is zero, and of a token that the score is read from alone nothing is left. Beside it,
     which part of what each sample's score is read from is pooled.
     """
-    seeds = seed(selection.selected, selection.value)
+    seeds = seed(selection.forward, selection.selected, selection.value)
     outputs = [operation.outputs[0] for operation in pooling]
     shares = flow(seeds, [output for output in outputs if output is not None])
     edges = [operation.edge for operation in pooling if operation.edge is not None]

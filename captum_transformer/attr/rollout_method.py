@@ -7,8 +7,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Selection, row_sums
+from captum_transformer.attr.logged import logged
 from captum_transformer.attr.readout import with_evidence
-from captum_transformer.attr.transformer_method import START, logged, seed
+from captum_transformer.attr.transformer_method import START, seed
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.target import Target
@@ -219,7 +220,7 @@ def _read(selection: Selection) -> dict[Version, Tensor]:
             "the paper has no rule for that. Use `propagation='flow'`."
         )
     calls = {version: last_call(version) for version in versions}
-    seeds = seed(selection.selected, selection.value, start=START)
+    seeds = seed(forward, selection.selected, selection.value, start=START)
     reached = TokenFlow(forward.tape, {})(seeds, [call.output for call in calls.values()])
     return {
         version: shares_of_queries(call, reached[call.output]) for version, call in calls.items()

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Selection
-from captum_transformer.attr.transformer_method import logged
+from captum_transformer.attr.logged import logged
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.target import Target

@@ -26,6 +26,7 @@ from captum_transformer.rules.streams.update import RelevanceUpdate
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.value import Value
 
 
@@ -190,12 +191,24 @@ def _propagated(
 ) -> Iterator[tuple[dict[Value, Tensor], Ledger]]:
     """What is reached from the score, with its ledger; of a contrast from each of the two."""
     forward.history(value).warn_of_rounding(selected.dtype)
+    for side, seeds in _sides(forward, selected, value):
+        rules = relevance.with_sparsity(sparsity_from(side, forward.tape)) | changed
+        yield conserved(forward.tape, seeds, rules, wanted)
+
+
+def _sides(
+    forward: TracedForward, selected: Tensor, value: Value
+) -> Iterator[tuple[Value, dict[Value, Tensor]]]:
+    """Where relevance starts; of a contrast, and of weights of both signs, from each side."""
+    if (combined := forward.combined(value)) is not None:
+        dtype = accumulation_dtype(selected.dtype)
+        for weights in combined.sides:
+            yield combined.value, {combined.value: weights.to(dtype) * START}
+        return
     operation = value.operation
     contrast = operation is not None and operation.kind is Kind.CONTRAST
     for side in [v for _, v in operation.traced()] if operation and contrast else [value]:
-        seeds = seed(selected, side, start=START)
-        rules = relevance.with_sparsity(sparsity_from(side, forward.tape)) | changed
-        yield conserved(forward.tape, seeds, rules, wanted)
+        yield side, seed(forward, selected, side, start=START)
 
 
 def relevance_map(

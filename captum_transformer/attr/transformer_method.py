@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from captum.attr._utils.attribution import GradientAttribution
-from captum.log import log_usage
 from torch import Tensor
 
-from captum_transformer.attr.generation import Generation
+from captum_transformer.attr.generated_relevance import GeneratedRelevance
 from captum_transformer.attr.inner_relevance import InnerRelevance, like_input
+from captum_transformer.attr.logged import logged
 from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.layers import ChosenLayer
@@ -26,15 +26,8 @@ from captum_transformer.trace.value import Value
 # Relevance and flow are linear, so they may start large; products with denormals are slow on CPUs.
 START = 2.0**40
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 
-
-def logged(function: Function) -> Function:
-    """Captum's ``log_usage``, which its tools count on in an ``attribute``, with the type kept."""
-    return cast(Function, log_usage(part_of_slo=True)(function))
-
-
-class TransformerMethod(InnerRelevance, GradientAttribution):
+class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution):
     """An attribution method for Transformers.
 
     The model runs once, unmodified, under a trace; the method then carries something backward
@@ -146,69 +139,6 @@ class TransformerMethod(InnerRelevance, GradientAttribution):
         )
         return [arguments.restored(maps) for maps in of_targets]
 
-    @logged
-    def attribute_generated(
-        self,
-        inputs: Inputs,
-        generated: Tensor,
-        additional_forward_args: Any = None,
-        *,
-        additional_forward_kwargs: Mapping[str, Any] | None = None,
-        generated_as: str | None = None,
-        rather_than: Tensor | int | None = None,
-    ) -> Inputs:
-        """Attributes each generated token's logit to the prompt; the model runs only once.
-
-        Args:
-            inputs: the prompt, in the forms of :meth:`attribute`: what ``generate`` was given.
-            generated: the ids that ``generate`` returned, ``(samples, tokens)``. Of a decoder-only
-                model they begin with the prompt, of an encoder-decoder model with a start token.
-            additional_forward_args: as in :meth:`attribute`. What there is for each token must be
-                there for the generated ones, too: a mask must be extended.
-            additional_forward_kwargs: the same by name. Where the model has it,
-                ``logits_to_keep`` (generated tokens + 1) saves memory.
-            generated_as: the name of the argument that takes ``generated``, for inputs by name:
-                one of them, which ``generated`` continues, or the decoder's, such as
-                ``"decoder_input_ids"``. Not needed if there is but one input, which is continued.
-            rather_than: explain why each token and not another: ids ``(samples, generated
-                tokens)``, or of a shape that broadcasts to it.
-
-        Returns:
-            As ``inputs``, each with an axis for the generated tokens behind that of the samples:
-            of prompt ids ``(samples, generated tokens, prompt tokens)``. Tokens behind the end of
-            a sample's text are explained like any other.
-
-        Raises:
-            InvalidInputError: if ``generated`` does not continue the prompt or scores look ahead.
-            AmbiguousOutputError: if the model returns no logits for each token.
-            UnsupportedOperationError: if the method's relevance of a token depends on later ones.
-
-        Example:
-            >>> import torch, transformers
-            >>> from captum_transformer import GenericAttentionRelevance
-            >>> config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50)
-            >>> model = transformers.GPT2LMHeadModel(config)
-            >>> prompt = torch.tensor([[3, 14, 15]])
-            >>> sequences = torch.tensor([[3, 14, 15, 9, 26]])  # model.generate(prompt, ...)
-            >>> GenericAttentionRelevance(model).attribute_generated(prompt, sequences).shape
-            torch.Size([1, 2, 3])
-        """
-        prompt = Arguments(inputs)
-        generation = Generation(prompt, generated, generated_as, rather_than)
-        arguments = Arguments[Any](
-            generation.inputs, additional_forward_args, additional_forward_kwargs
-        )
-        generation.check(arguments.further)
-        with self._traced(arguments) as forward:
-            generation.read(forward)
-            self._check_causal(forward)
-            generation.watch(forward)
-            maps, slopes = [], []
-            for target in generation.targets():
-                maps.append(self._attribute_inputs(forward, target))
-                slopes.append(generation.slopes(forward, target))
-        return prompt.restored(generation.of_prompt(maps, slopes))
-
     def _in_batches(
         self,
         arguments: Arguments[Any],
@@ -283,10 +213,14 @@ class TransformerMethod(InnerRelevance, GradientAttribution):
         return forward.select(target)
 
 
-def seed(selected: Tensor, value: Value, *, start: float = 1.0) -> dict[Value, Tensor]:
-    """One for each sample's chosen score, or a larger start value."""
-    ones = torch.full_like(selected.detach(), start, dtype=accumulation_dtype(selected.dtype))
-    return {value: ones}
+def seed(
+    forward: TracedForward, selected: Tensor, value: Value, *, start: float = 1.0
+) -> dict[Value, Tensor]:
+    """One for each sample's chosen score, or a larger start value; of a sum its scores' weights."""
+    dtype = accumulation_dtype(selected.dtype)
+    if (combined := forward.combined(value)) is not None:
+        return {combined.value: combined.shares.to(dtype) * start}
+    return {value: torch.full_like(selected.detach(), start, dtype=dtype)}
 
 
 def scaled_back(relevance: dict[Value, Tensor]) -> dict[Value, Tensor]:

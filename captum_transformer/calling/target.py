@@ -39,6 +39,26 @@ class Contrast:
     rather_than: TargetType
 
 
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """The sum of all scores of a model's output, each times a weight.
+
+    Gradients are those of the sum. Relevance that is propagated by rules is that of the scores with
+    positive weights less that of the others; a token flow starts at each score with its weight's
+    size.
+
+    Attributes:
+        weights: ``(samples, scores)``.
+        signed: whether some may be negative.
+        contrasted: whether each score is given beside one that it is compared with, and so is read
+            from the token that the other is read from.
+    """
+
+    weights: Tensor
+    signed: bool = False
+    contrasted: bool = False
+
+
 Target: TypeAlias = TargetType | Contrast | list[Contrast]
 
 

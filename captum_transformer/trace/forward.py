@@ -14,10 +14,17 @@ from captum_transformer.calling.copies import copied
 from captum_transformer.calling.isolation import explaining, modules_of
 from captum_transformer.calling.layers import ChosenLayer
 from captum_transformer.calling.refusals import called, refuse_sharded, refusing_scripted
-from captum_transformer.calling.target import Contrast, as_contrast, main_output, selected_scores
+from captum_transformer.calling.target import (
+    Combination,
+    Contrast,
+    as_contrast,
+    main_output,
+    selected_scores,
+)
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.batch import Batch
+from captum_transformer.trace.combined import Combined
 from captum_transformer.trace.derivatives import derivatives
 from captum_transformer.trace.functions import Function
 from captum_transformer.trace.history import History, leading_to
@@ -25,6 +32,7 @@ from captum_transformer.trace.influence import belongs_to_samples, require_apart
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.layers import InnerTensor, WatchedLayers
 from captum_transformer.trace.mode import ForwardRules, Trace
+from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.value import Value
 
 _CONTRAST = Function("contrast", Kind.CONTRAST, torch.sub)
@@ -67,6 +75,7 @@ class TracedForward:
         self._named = dict(zip(names, values, strict=True))
         self._histories: dict[frozenset[Value], History] = {}
         self._of_scores: dict[Value, History] = {}
+        self._combined: dict[Value, Combined] = {}
         self._selected: tuple[Any, bool, tuple[Tensor, Value]] | None = None
         self._watched: Sequence[GradientEdge] = ()
         self._slopes: Sequence[Tensor | None] | None = None
@@ -88,6 +97,7 @@ class TracedForward:
         """Says that all operations are there that lead to the output."""
         self._end = len(self.tape.operations)
         self._of_scores.clear()
+        self._combined.clear()
 
     def select(self, target: Any, *, mean_if_none: bool = False) -> tuple[Tensor, Value]:
         """The scalar of each sample that is explained: ``(samples,)``, and its value on the tape.
@@ -131,6 +141,8 @@ class TracedForward:
         contrast = as_contrast(target)
         if contrast is not None:
             selected = self._difference(contrast)
+        elif isinstance(target, Combination):
+            selected = self._sum(target)
         else:
             with self._trace:
                 output = main_output(self.output)
@@ -182,6 +194,20 @@ class TracedForward:
         operands = [self.tape.operand(*side, keep=False) for side in sides]
         self.tape.record(_CONTRAST, tuple(operands), operands, [difference])
         return difference
+
+    def _sum(self, combination: Combination) -> Tensor:
+        with self._trace:
+            scores = main_output(self.output)
+            weights = combination.weights.to(accumulation_dtype(scores.dtype))
+            selected: Tensor = (scores * weights).sum(1)
+        value, source = self.tape.find(selected), self.tape.find(scores)
+        if value is not None and source is not None:
+            self._combined[value] = Combined(source, combination)
+        return selected
+
+    def combined(self, value: Value) -> Combined | None:
+        """The scores that a score is the sum of; None if it is one by itself."""
+        return self._combined.get(value)
 
     def gradients(self, selected: Tensor, points: Sequence[GradientEdge]) -> list[Tensor | None]:
         """The gradient of the selected outputs at some points; None where they don't depend on."""

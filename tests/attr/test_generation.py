@@ -349,7 +349,7 @@ SEQUENCES = F.pad(IDS, (0, 2), value=11)
         ((IDS, SEQUENCES.repeat(2, 1)), "Of several sequences per prompt, repeat the prompt"),
         ((IDS, SEQUENCES.float()), "must be token ids"),
         ((IDS, SEQUENCES.tolist()), "got list"),
-        ((IDS, {"sequences": SEQUENCES}), "pass the `sequences`"),
+        ((IDS, {"logits": SEQUENCES}), "got dict"),
         ((drawn(2, 3, 16), SEQUENCES), r"only continue token ids .* \(2, 3, 16\)"),
         (((IDS, IDS), SEQUENCES), "There are 2 inputs: which one was continued"),
         (([], SEQUENCES), "got a list"),

@@ -1,0 +1,164 @@
+"""Relevance of what a model has generated: of each token, of spans, and through its reasoning."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor
+
+from captum_transformer.attr.generation import Generation, require_causal
+from captum_transformer.attr.hops import followed
+from captum_transformer.attr.logged import logged
+from captum_transformer.attr.spans import Spans
+from captum_transformer.calling.arguments import Arguments, Inputs
+from captum_transformer.errors import InvalidInputError
+from captum_transformer.trace.forward import TracedForward
+
+
+class GeneratedRelevance(ABC):
+    """What methods share that can explain what a model has generated."""
+
+    @logged
+    def attribute_generated(
+        self,
+        inputs: Inputs,
+        generated: Any,
+        additional_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+        generated_as: str | None = None,
+        rather_than: Tensor | int | None = None,
+        spans: Spans | None = None,
+        hops: int | None = 0,
+        include_generated: bool = False,
+    ) -> Inputs:
+        """Attributes generated tokens' logits to the prompt; the model runs only once.
+
+        Args:
+            inputs: the prompt, in the forms of :meth:`attribute`: what ``generate`` was given.
+            generated: the ids that ``generate`` returned, ``(samples, tokens)``, or the object that
+                has them as its ``sequences``. Of a decoder-only model they begin with the prompt,
+                of an encoder-decoder model with a start token.
+            additional_forward_args: as in :meth:`attribute`. What there is for each token must be
+                there for the generated ones, too: a mask must be extended.
+            additional_forward_kwargs: the same by name. Where the model has it,
+                ``logits_to_keep`` (generated tokens + 1) saves memory.
+            generated_as: the name of the argument that takes ``generated``, for inputs by name:
+                one of them, which ``generated`` continues, or the decoder's, such as
+                ``"decoder_input_ids"``. Not needed if there is but one input, which is continued.
+            rather_than: explain why each token and not another: ids ``(samples, generated
+                tokens)``, or of a shape that broadcasts to it.
+            spans: explain the sum of several tokens' logits, such as a sentence's or the final
+                answer's, by one backward pass for each span: a list of ``(start, end)`` or slices,
+                which count generated tokens from 0 and leave the end out; or weights ``(spans,
+                generated tokens)`` or ``(samples, spans, generated tokens)``. None: each token by
+                itself.
+            hops: how often relevance is sent on that has landed on earlier generated tokens, such
+                as those of a reasoning; None: until it has reached the prompt. It takes
+                ``include_generated=True``, as what is left on generated tokens is part of the
+                result. See below.
+            include_generated: return the relevance of all of ``generated``, and not of the prompt
+                alone.
+
+        In a hop, all generated tokens with positive relevance are explained together, their logits
+        weighted by it, and what they have is divided among the tokens that speak for them (those
+        with positive relevance), in proportion. Tokens with negative relevance are treated in the
+        same way, and what they have stays negative. So each hop keeps the sum over all inputs, and
+        takes a backward pass, or two where there is relevance of both signs. An input that is not
+        token ids, such as an image, speaks for them or not as a whole.
+
+        Returns:
+            As ``inputs``, each with an axis for the generated tokens, or spans, behind that of the
+            samples: of prompt ids ``(samples, spans, prompt tokens)``. With ``include_generated``,
+            what takes ``generated`` has ``(samples, spans, tokens)``, as many as ``generated``; of
+            an encoder-decoder model it stands under the name ``generated_as`` beside the inputs.
+            Tokens behind the end of a sample's text are explained like any other.
+
+        Raises:
+            InvalidInputError: if ``generated`` does not continue the prompt, spans are outside of
+                it or scores look ahead.
+            AmbiguousOutputError: if the model returns no logits for each token.
+            UnsupportedOperationError: if the method's relevance of a token depends on later ones.
+
+        Example:
+            >>> import torch, transformers
+            >>> from captum_transformer import GenericAttentionRelevance
+            >>> config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50)
+            >>> model = transformers.GPT2LMHeadModel(config)
+            >>> prompt = torch.tensor([[3, 14, 15]])
+            >>> sequences = torch.tensor([[3, 14, 15, 9, 26, 5]])  # model.generate(prompt, ...)
+            >>> method = GenericAttentionRelevance(model)
+            >>> method.attribute_generated(prompt, sequences).shape
+            torch.Size([1, 3, 3])
+
+            The last two tokens, and what the first one was generated from:
+
+            >>> through = method.attribute_generated(
+            ...     prompt, sequences, spans=[(1, 3)], hops=None, include_generated=True
+            ... )
+            >>> through.shape, through[0, 0, 3:].tolist()
+            (torch.Size([1, 1, 6]), [0.0, 0.0, 0.0])
+        """
+        _check_hops(hops, include_generated=include_generated)
+        prompt = Arguments(inputs)
+        generation = Generation(prompt, generated, generated_as, rather_than, spans)
+        arguments = Arguments[Any](
+            generation.inputs, additional_forward_args, additional_forward_kwargs
+        )
+        generation.check(arguments.further)
+        with self._traced(arguments) as forward:
+            generation.read(forward)
+            self._check_causal(forward)
+            generation.watch(forward)
+            slopes: list[Tensor] = []
+            weights: list[Tensor] = []
+
+            def explain(target: Any, weight: Tensor) -> tuple[Tensor, ...]:
+                relevance = self._attribute_inputs(forward, target)
+                slopes.append(generation.slopes(forward, target))
+                weights.append(weight)
+                return relevance
+
+            ids = [not tensor.is_floating_point() for tensor in arguments.inputs]
+            maps = []
+            for target, weight in generation.targets():
+                direct = explain(target, weight)
+                maps.append(
+                    followed(
+                        direct,
+                        ids,
+                        generation.place,
+                        generation.start,
+                        hops,
+                        lambda weight: explain(generation.weighted(weight), weight),
+                    )
+                )
+            require_causal(slopes, weights)
+        found: Inputs = generation.restored(maps, include_generated=include_generated)
+        return found
+
+    @abstractmethod
+    def _traced(self, arguments: Arguments[Any]) -> AbstractContextManager[TracedForward]:
+        """The model's forward pass under the trace."""
+
+    @abstractmethod
+    def _attribute_inputs(self, forward: TracedForward, target: Any) -> tuple[Tensor, ...]:
+        """The relevance of each input."""
+
+    @abstractmethod
+    def _check_causal(self, forward: TracedForward) -> None:
+        """Refuses if the relevance of a score depends on tokens that come after it."""
+
+
+def _check_hops(hops: Any, *, include_generated: bool) -> None:
+    if hops is not None and (not isinstance(hops, int) or isinstance(hops, bool) or hops < 0):
+        raise InvalidInputError(
+            f"`hops` must be a number from 0 on, or None for as many as it takes, got {hops!r}."
+        )
+    if hops != 0 and not include_generated:
+        raise InvalidInputError(
+            "With `hops`, some relevance may be left on generated tokens, and without it the sum "
+            "is not what was sent: pass `include_generated=True`. The first entries of the result "
+            "are the prompt's."
+        )

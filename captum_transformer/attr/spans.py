@@ -1,0 +1,85 @@
+"""Which of the generated tokens are explained together, and with which weights."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from captum_transformer.errors import InvalidInputError
+
+Spans: TypeAlias = Sequence[tuple[int, int] | slice] | Tensor
+
+_FORMS = (
+    "`spans` are a list of (start, end) or slices, which count the generated tokens from 0 and "
+    "leave the end out, or weights (spans, generated tokens) or (samples, spans, generated tokens)"
+)
+
+
+def weights_of(spans: Any, samples: int, tokens: int, before: int) -> Tensor:
+    """The weight of each generated token in each span: ``(samples, spans, tokens)``.
+
+    Args:
+        spans: as the user has given them.
+        samples: how many there are.
+        tokens: how many tokens were generated.
+        before: how many tokens of the sequence were there before.
+
+    Raises:
+        InvalidInputError: if they are none, or not within the generated tokens.
+    """
+    if isinstance(spans, Tensor):
+        return _checked(spans, samples, tokens)
+    if isinstance(spans, slice) or not isinstance(spans, Sequence) or isinstance(spans, str):
+        raise InvalidInputError(f"{_FORMS}; got a {type(spans).__name__}.")
+    if not spans:
+        raise InvalidInputError("`spans` is empty: leave it out to explain each token by itself.")
+    weights = torch.zeros(len(spans), tokens)
+    for number, span in enumerate(spans):
+        start, end = _ends(span, number, tokens)
+        if not 0 <= start < end <= tokens:
+            shifted = before > 0 and 0 <= start - before < end - before <= tokens
+            raise InvalidInputError(
+                f"spans[{number}], {span!r}, is empty or not within the {tokens} generated tokens, "
+                "which are counted from 0, behind what was there before; the end is left out."
+                + (
+                    f" Counted from the start of the sequence? Then it is "
+                    f"({start - before}, {end - before})."
+                    if shifted
+                    else ""
+                )
+            )
+        weights[number, start:end] = 1
+    return weights.expand(samples, -1, -1)
+
+
+def _ends(span: Any, number: int, tokens: int) -> tuple[int, int]:
+    if isinstance(span, slice) and span.step in (None, 1):
+        # Python cuts slices that go beyond the end; what is not there is refused here.
+        start, end = (0 if span.start is None else span.start), span.stop
+        end = tokens if end is None else end
+        return (start + tokens if start < 0 else start), (end + tokens if end < 0 else end)
+    pair = isinstance(span, Sequence) and not isinstance(span, str) and len(span) == 2
+    if not pair or not all(isinstance(end, int) for end in span):
+        raise InvalidInputError(f"{_FORMS}; spans[{number}] is {span!r}.")
+    start, end = span
+    return start, end
+
+
+def _checked(weights: Tensor, samples: int, tokens: int) -> Tensor:
+    found = weights.detach()
+    if found.ndim == 1:
+        found = found.unsqueeze(0)
+    if found.ndim == 2:
+        found = found.expand(samples, -1, -1)
+    if found.ndim != 3 or (len(found), found.shape[2]) != (samples, tokens) or not found.shape[1]:
+        raise InvalidInputError(
+            f"{_FORMS}; there are {samples} samples and {tokens} generated tokens, and the weights "
+            f"have the shape {tuple(weights.shape)}."
+        )
+    if found.is_complex() or not bool(found.isfinite().all()):
+        raise InvalidInputError("The weights of `spans` must be finite real numbers.")
+    found = found if found.is_floating_point() else found.float()
+    if bool((found == 0).all(2).all(0).any()):
+        raise InvalidInputError("A span in the weights of `spans` has no token of any sample.")
+    return found
