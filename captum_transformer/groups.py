@@ -1,0 +1,292 @@
+"""Relevance summed by groups: words, sentences, documents, turns of a chat, image segments."""
+
+import re
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
+
+import torch
+from torch import Tensor
+
+from captum_transformer.errors import InvalidInputError
+
+Unit = Literal["word", "sentence", "line", "paragraph"]
+Span = tuple[int, int]
+
+# What ends a sentence, with closing quotes and brackets, in front of a space or the text's end;
+# the marks of scripts without spaces end one wherever they are.
+_SENTENCE = re.compile(r".+?(?:[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+[」』”’）]*|$)", re.DOTALL)
+_UNITS: dict[str, re.Pattern[str]] = {
+    "word": re.compile(r"\S+"),
+    "sentence": _SENTENCE,
+    "line": re.compile(r"[^\n]+"),
+    "paragraph": re.compile(r".+?(?=\n[^\S\n]*\n|\Z)", re.DOTALL),
+}
+
+
+# A character of nobody's language.
+_MARK = "\ue0ff"
+
+
+class Grouped(NamedTuple):
+    """Relevance of groups.
+
+    Attributes:
+        names: what the groups are called, in the order of the sums.
+        relevance: their sums ``(..., groups)``.
+        numbers: for each token or pixel which of the groups it is in, so that
+            ``relevance[..., numbers]`` shows each with what its group has.
+    """
+
+    names: list[Any]
+    relevance: Tensor
+    numbers: Tensor
+
+
+def sum_by_group(relevance: Tensor, groups: Sequence[Hashable] | Tensor) -> Grouped:
+    """Adds up the relevance of the tokens, or pixels, that belong together.
+
+    Each belongs to one group, so the sum over groups is that over tokens.
+
+    Args:
+        relevance: of tokens ``(..., tokens)``, or of pixels ``(..., height, width)``: what
+            ``attribute``, ``attribute_tokens`` or ``attribute_generated`` have returned.
+        groups: for each token the name of its group, anything that a dict may have as a key; or
+            integers, as many as the tokens, or ``(height, width)`` for the segments of an image.
+
+    Returns:
+        The groups' names, in the order of names' first appearance or of integers, and their sums
+        ``(..., groups)``.
+
+    Raises:
+        InvalidInputError: if there is not one group for each token or pixel.
+
+    Example:
+        >>> relevance = torch.tensor([[0.5, 0.25, -1.0, 2.0]])
+        >>> found = sum_by_group(relevance, ["question", "question", "answer", "question"])
+        >>> found.names, found.relevance
+        (['question', 'answer'], tensor([[ 2.7500, -1.0000]]))
+        >>> segments = torch.tensor([[0, 0], [3, 3]])
+        >>> sum_by_group(torch.ones(1, 3, 2, 2), segments).relevance.shape
+        torch.Size([1, 3, 2])
+    """
+    names, index = _numbered(groups)
+    if not index.ndim or relevance.shape[-index.ndim :] != index.shape:
+        raise InvalidInputError(
+            f"There are groups of the shape {tuple(index.shape)} for relevance of the shape "
+            f"{tuple(relevance.shape)}, whose last dimensions must be the same. One group is "
+            "needed for each token, also for special ones, padding and, if they are included, "
+            "generated ones; for each pixel of an image."
+        )
+    index = index.to(relevance.device)
+    # Half precision would lose what many tokens have.
+    precise = relevance.to(torch.promote_types(relevance.dtype, torch.float32))
+    flat = precise.reshape(*relevance.shape[: -index.ndim], -1)
+    sums = flat.new_zeros(*flat.shape[:-1], len(names))
+    return Grouped(names, sums.index_add(-1, index.flatten(), flat), index)
+
+
+def label_tokens(
+    offsets: Sequence[Sequence[int]] | Tensor,
+    spans: Mapping[str, Span | Sequence[Span]],
+    rest: str | None = None,
+) -> list[str]:
+    """Says for each token which part of the text it lies in, for `sum_by_group`.
+
+    Args:
+        offsets: where each token begins and ends in the text, ``(N, 2)``, as a fast tokenizer
+            returns it with ``return_offsets_mapping=True``, or
+            :func:`~captum_transformer.visualization.decode_with_offsets`.
+        spans: by name, where a part begins and ends in the text, or several places of it: of a
+            document, a few-shot example, a turn (see `spans_of` and `spans_of_chat`). A token that
+            lies in two parts belongs to the one that has more of it.
+        rest: the name of what lies in none: special tokens, a template's own words. None: all
+            must lie in some.
+
+    Raises:
+        InvalidInputError: if parts overlap or are no places in a text, or a token lies in none and
+            there is no `rest`.
+
+    Example:
+        >>> text = "Cats sleep. Dogs bark."
+        >>> offsets = [(0, 0), (0, 4), (4, 10), (10, 11), (11, 16), (16, 21), (21, 22)]
+        >>> label_tokens(offsets, {"cats": (0, 11), "dogs": (12, 22)}, rest="special")
+        ['special', 'cats', 'cats', 'cats', 'dogs', 'dogs', 'dogs']
+    """
+    places = _places(spans)
+    labels: list[str] = []
+    for number, offset in enumerate(offsets):
+        start, end = (int(place) for place in offset)
+        shared = [(min(end, to) - max(start, at), name) for at, to, name in places]
+        most, name = max(shared, key=lambda each: each[0], default=(0, ""))
+        if most <= 0:
+            if rest is None:
+                raise InvalidInputError(
+                    f"Token {number}, at the characters {start} to {end}, lies in none of the "
+                    f"{len(spans)} parts: give what lies in none a name, as `rest`, or a part that "
+                    "it belongs to. (Special tokens lie nowhere in the text.)"
+                )
+            name = rest
+        labels.append(name)
+    return labels
+
+
+def spans_of(text: str, unit: Unit) -> dict[str, Span]:
+    """Where the words, sentences, lines or paragraphs of a text are, by what they say.
+
+    Sentences end with a full stop, a question or exclamation mark or an ellipsis before a space, so
+    after abbreviations, too; for better ones, give places of your own to `label_tokens`.
+
+    Args:
+        text: the text.
+        unit: ``"word"``, ``"sentence"``, ``"line"`` or ``"paragraph"``.
+
+    Returns:
+        The places by the parts' own words; if several say the same, the second is followed by
+        ``(2)``, and so on.
+
+    Example:
+        >>> spans_of("Cats sleep. Dogs bark!", "sentence")
+        {'Cats sleep.': (0, 11), 'Dogs bark!': (12, 22)}
+    """
+    if unit not in _UNITS:
+        raise InvalidInputError(f"`unit` must be one of {list(get_args(Unit))}, got {unit!r}.")
+    found: dict[str, Span] = {}
+    for match in _UNITS[unit].finditer(text):
+        said = match[0].strip()
+        if said:
+            start = match.start() + match[0].index(said)
+            found[_new(said, found)] = (start, start + len(said))
+    return found
+
+
+def spans_of_chat(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any
+) -> tuple[str, dict[str, list[Span]]]:
+    """Writes a chat as its template has it, and says where the turns are in the text.
+
+    Args:
+        tokenizer: a tokenizer or processor of Transformers with a chat template.
+        messages: the turns, each with ``"role"`` and ``"content"``; of a list of contents, the
+            texts count.
+        **options: of ``apply_chat_template``, such as ``add_generation_prompt=True``.
+
+    Returns:
+        The text, and the places of the turns by role and number, as in ``"user 1"``. What the
+        template adds lies in none.
+
+    Raises:
+        InvalidInputError: if the template leaves words out or changes them.
+
+    Example:
+        >>> class Tokenizer:
+        ...     def apply_chat_template(self, messages, tokenize):
+        ...         return "".join(f"<{each['role']}>{each['content']}" for each in messages)
+        >>> messages = [{"role": "user", "content": "us?"}, {"role": "model", "content": "Yes."}]
+        >>> spans_of_chat(Tokenizer(), messages)
+        ('<user>us?<model>Yes.', {'user 1': [(6, 9)], 'model 1': [(16, 20)]})
+    """
+    said: list[tuple[str, str]] = []
+    marked, counts = [], Counter[str]()
+    for message in messages:
+        role = str(message["role"])
+        counts[role] += 1
+        marked.append(
+            {**message, "content": _marked(message["content"], f"{role} {counts[role]}", said)}
+        )
+    text, pattern = (
+        tokenizer.apply_chat_template(each, tokenize=False, **options)
+        for each in (list(messages), marked)
+    )
+    found: dict[str, list[Span]] = {}
+    at = 0
+    # With other words in the turns' place, what is between them is the template's.
+    *before, end = re.split(f"{_MARK}\\d+{_MARK}", pattern)
+    order = [int(number) for number in re.findall(f"{_MARK}(\\d+){_MARK}", pattern)]
+    for between, number in zip(before, order, strict=True):
+        name, words = said[number]
+        start = at + len(between)
+        # Many templates strip what is said.
+        words = words if text.startswith(words, start) else words.strip()
+        if not text.startswith(between, at) or not text.startswith(words, start):
+            _refuse_template(name, words)
+        at = start + len(words)
+        if words:
+            found.setdefault(name, []).append((start, at))
+    if text[at:] != end or order != list(range(len(said))):
+        _refuse_template(*said[-1])
+    return text, found
+
+
+def _marked(content: Any, name: str, said: list[tuple[str, str]]) -> Any:
+    """A content with numbers in the place of its words, which are noted."""
+    if isinstance(content, str):
+        said.append((name, content))
+        return f"{_MARK}{len(said) - 1}{_MARK}"
+    return [
+        {**part, "text": _marked(part["text"], name, said)} if "text" in part else part
+        for part in content
+    ]
+
+
+def _refuse_template(name: str, words: str) -> NoReturn:
+    raise InvalidInputError(
+        f"The chat template does not write the words of the turn {name!r} as they are and once "
+        f"({words[:60]!r}), so where they stand is not known. Give the places of the text's parts "
+        "to `label_tokens` yourself."
+    )
+
+
+def _new(name: str, known: Mapping[str, Any]) -> str:
+    number, chosen = 1, name
+    while chosen in known:
+        number += 1
+        chosen = f"{name} ({number})"
+    return chosen
+
+
+def _places(spans: Mapping[str, Any]) -> list[tuple[int, int, str]]:
+    """Begin, end and name of all places, in their order."""
+    places = []
+    for name, given in spans.items():
+        several = [given] if given and isinstance(given[0], int) else given
+        for span in several:
+            start, end = span
+            if not 0 <= start < end:
+                raise InvalidInputError(f"The part {name!r} is at {span}, which is no place.")
+            places.append((start, end, name))
+    places.sort()
+    for (_, end, one), (start, _, other) in pairwise(places):
+        if start < end:
+            raise InvalidInputError(
+                f"The parts {one!r} and {other!r} overlap at the characters {start} to {end}: a "
+                "token belongs to one group, so that the sum stays what it is."
+            )
+    return places
+
+
+def _numbered(groups: Any) -> tuple[list[Any], Tensor]:
+    if not isinstance(groups, Tensor) and hasattr(groups, "__array__"):
+        groups = torch.as_tensor(groups)
+    if isinstance(groups, Tensor):
+        if groups.is_floating_point() or groups.is_complex():
+            raise InvalidInputError(f"Groups must be integers or names, got {groups.dtype}.")
+        if bool((groups < 0).any()):
+            raise InvalidInputError(
+                f"{int((groups < 0).sum())} of {groups.numel()} tokens or pixels are in no group "
+                "(a negative number): give what belongs to none a group of its own."
+            )
+        ids, index = torch.unique(groups, return_inverse=True)
+        return ids.tolist(), index
+    if isinstance(groups, str) or not isinstance(groups, Sequence):
+        raise InvalidInputError(
+            "`groups` must be a group for each token, as a list of names or a tensor of integers, "
+            f"got a {type(groups).__name__}. `label_tokens` makes them of the places of parts."
+        )
+    numbers: dict[Any, int] = {}
+    for place, name in enumerate(groups):
+        if name is None:
+            raise InvalidInputError(f"Token {place} is in no group: give it one, such as 'rest'.")
+        numbers.setdefault(name, len(numbers))
+    return list(numbers), torch.tensor([numbers[name] for name in groups], dtype=torch.long)
