@@ -87,7 +87,7 @@ class LayerScores:
             operand.tensor
             for operation in self._operations
             for operand, value in operation.traced()
-            if value is read and operand.data is not None
+            if value is read and operand.is_kept
         )
         with torch.enable_grad():
             tokens = data.detach().requires_grad_()
@@ -209,7 +209,7 @@ def _given(operand: Operand, instead: Tensor | None = None) -> Tensor:
     """What an operation runs on: the head's own values, or what the operand held."""
     if instead is not None:
         return instead
-    if operand.data is None:
+    if not operand.is_kept:
         raise _unsupported("it reads what was written through a view, and that was not kept")
     return operand.tensor
 

@@ -42,6 +42,7 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
     # Those that its account wants to see, too, with where all operations stand in autograd's graph.
     _kept_for_account: frozenset[Kind] = frozenset()
     _all_edges = False
+    _checkpoint: int | None = None
 
     @logged
     def attribute(
@@ -174,6 +175,7 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
             all_edges=self._all_edges or bool(further),
             layers=layers,
             layer_inputs=layer_inputs,
+            checkpoint=self._checkpoint,
         )
 
     def _all_rules(self, arguments: Arguments[Any]) -> ForwardRules | None:

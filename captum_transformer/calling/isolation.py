@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from captum_transformer.calling.checkpointing import without_reentrant
 from captum_transformer.calling.state import State
 from captum_transformer.calling.uncompiled import uncompiled
 from captum_transformer.errors import InvalidInputError
@@ -126,6 +127,7 @@ def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> I
         stack.enter_context(torch.enable_grad())
         stack.enter_context(random_state({tensor.device for tensor in tensors}))
         stack.enter_context(uncompiled(module for _, module in modules))
+        stack.enter_context(without_reentrant())
         hook = register_module_forward_pre_hook(evaluate)
         try:
             for module in training:

@@ -166,7 +166,7 @@ def balanced(run: Callable[[Ledger], Result]) -> tuple[Result, Ledger]:
 def _is_finite(operation: Operation) -> bool:
     """Whether the signals that its rule may read, and what is made of them, are all numbers."""
     operands = [operand for operand, _ in operation.traced()]
-    if any(operand.data is None for operand in operands):
+    if not all(operand.is_kept for operand in operands):
         return True  # and the rule can't read them
     signals = [operand.tensor for operand in operands]
     outputs = [out for out in operation.replay(signals) if isinstance(out, Tensor)]

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
-from torch.utils.checkpoint import CheckpointError
 
-from captum_transformer.errors import ExplanationError, UnsupportedOperationError
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.history import listed
 from captum_transformer.trace.operation import Operation
 
@@ -23,17 +22,10 @@ def derivatives(
         operations: what the model has run.
 
     Raises:
-        ExplanationError: if autograd can't go back through that.
+        UnsupportedOperationError: if autograd can't go back through that.
     """
     try:
         return torch.autograd.grad(total, points, retain_graph=True, allow_unused=True)
-    except CheckpointError as reason:
-        raise ExplanationError(
-            "The model checkpoints activations, and what it recomputes in the backward pass is "
-            "not what was traced. Switch checkpointing off while it is explained, for instance "
-            "`model.set_grad_checkpointing(False)` in timm or "
-            "`model.gradient_checkpointing_disable()` in Transformers."
-        ) from reason
     except RuntimeError as reason:
         if "modified by an inplace operation" not in str(reason):
             raise

@@ -98,6 +98,7 @@ class TracedForward:
         self._end = len(self.tape.operations)
         self._of_scores.clear()
         self._combined.clear()
+        self._trace.blocks.end()
 
     def select(self, target: Any, *, mean_if_none: bool = False) -> tuple[Tensor, Value]:
         """The scalar of each sample that is explained: ``(samples,)``, and its value on the tape.
@@ -262,6 +263,7 @@ def traced_forward(
     all_edges: bool = False,
     layers: Sequence[ChosenLayer] = (),
     layer_inputs: bool = False,
+    checkpoint: int | None = None,
 ) -> Iterator[TracedForward]:
     """Runs a model once under the trace; within the context its output can be explained.
 
@@ -273,6 +275,8 @@ def traced_forward(
         all_edges: keep where every operation's output stands in the autograd graph.
         layers: the modules whose tensors are watched.
         layer_inputs: watch what they get, and not what they make.
+        checkpoint: how many attention calls make a block that is run again in the backward pass,
+            if any is.
     """
     inputs = arguments.inputs
     modules = modules_of(forward_func)
@@ -280,7 +284,7 @@ def traced_forward(
     if Kind.PRODUCT in keep:
         refuse_sharded(modules)
     with explaining(modules, list(inputs)) as state:
-        trace = Trace(keep, names, rules, edges=all_edges)
+        trace = Trace(keep, names, rules, edges=all_edges, checkpoint=checkpoint)
         trace.tape.on_write = state.before_write
         entered = tuple(_enter(tensor) for tensor in inputs)
         values = tuple(trace.enter_input(tensor) for tensor in entered)
@@ -288,7 +292,7 @@ def traced_forward(
             axis = Axis.of(value.shape, 0, arguments.samples)
             value.batch = Batch(0, axis, arguments.samples)
         edges = tuple(get_gradient_edge(t) if t.requires_grad else None for t in entered)
-        again = partial(traced_forward, forward_func, arguments)
+        again = partial(traced_forward, forward_func, arguments, checkpoint=checkpoint)
         forward = TracedForward(trace, inputs, values, edges, arguments.names(forward_func), again)
         watched = WatchedLayers(layers, trace.tape, inputs=layer_inputs)
         try:
@@ -300,6 +304,7 @@ def traced_forward(
         finally:
             forward.output = None
             forward.layers.clear()
+            trace.blocks.clear()
             trace.tape.clear()
             trace.calls.clear()
 

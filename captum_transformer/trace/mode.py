@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from captum_transformer.calling.checkpointing import declared_by, saving_hooks
 from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.attention import (
     AttentionCall,
@@ -39,6 +40,7 @@ from captum_transformer.trace.recognise import (
     require_described,
     weighted_sum,
 )
+from captum_transformer.trace.recomputed import Blocks, Step
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
@@ -67,11 +69,13 @@ class Trace(TorchFunctionMode):
         names: dotted module names by the modules' identity.
         rules: change the gradient of some operations, for the methods that are gradients.
         edges: keep where every output stands in the autograd graph.
+        checkpoint: how many attention calls make a block that is run again; see `Blocks`.
 
     Attributes:
         tape: what the inputs reach.
         calls: the attention calls among tokens.
         rules: what changes the gradient of operations.
+        blocks: what is run again when a backward pass comes to it.
     """
 
     def __init__(
@@ -81,9 +85,12 @@ class Trace(TorchFunctionMode):
         rules: ForwardRules | None = None,
         *,
         edges: bool = False,
+        checkpoint: int | None = None,
     ) -> None:
         super().__init__()
         self.tape = Tape(keep, lay_out)
+        self.blocks = Blocks(checkpoint)
+        self.tape.on_record = self.blocks.note
         self._edges = edges
         self.calls: list[AttentionCall] = []
         self._names = names or {}
@@ -178,16 +185,19 @@ class Trace(TorchFunctionMode):
             operation.module = self._calling_module()
         if kind in _ATTENDS:
             operation.pattern = recognise(operation)
-        result = self._by_rule(operation, written) if kind in self.rules else NotImplemented
+        hooks, step = saving_hooks(True), None  # noqa: FBT003 - it takes no name
+        if hooks is not None or self.blocks.is_on:
+            step = self.blocks.begin(operation, declared_by(hooks))
+        result = self._by_rule(operation, written, step) if kind in self.rules else NotImplemented
         pools = pools_tokens(operation)
         keep = pools or operation.pattern is not None or kind in tape.keep
         keep = keep or (kind is Kind.MUL and is_weighted(operation))
-        tape.settle(operation.operands, keep=keep)
+        tape.settle(operation.operands, keep=keep or step is not None)
         if written is not None:
             tape.before_write(written)
         by_rule = result is not NotImplemented
         if not by_rule:
-            result = func(*args, **kwargs)
+            result = func(*args, **kwargs) if step is None else step.run(func, *args, **kwargs)
         elif written is not None:
             result = written.copy_(result)
         if written is None and tape.held_by(result) is not None:
@@ -199,7 +209,9 @@ class Trace(TorchFunctionMode):
         given = result if written is None else written
         outputs = reached(tape, operation, given, by_rule=by_rule)
         if outputs:
-            self._write_down(operation, outputs, keep=keep, pools=pools)
+            recorded = self._write_down(operation, outputs, keep=keep, pools=pools)
+            if step is not None:
+                self.blocks.add(step, recorded, keep=keep)
         if written is not None:
             if outputs:
                 tape.after_write(written)
@@ -207,7 +219,7 @@ class Trace(TorchFunctionMode):
                 tape.release(written)
         return result
 
-    def _by_rule(self, operation: Operation, written: Tensor | None) -> Any:
+    def _by_rule(self, operation: Operation, written: Tensor | None, step: Step | None) -> Any:
         """The result under the method's rule; `NotImplemented` if that does not apply."""
         traced = operation.traced()
         if not traced or traced[0][1].holds_ids:
@@ -217,12 +229,17 @@ class Trace(TorchFunctionMode):
             for operand in operation.operands:
                 if operand.data is written:
                     operand.data = written.clone()
-        return self.rules[operation.kind](operation)
+        rule = self.rules[operation.kind]
+        return rule(operation) if step is None else step.run_by(rule)
 
     def _write_down(
         self, operation: Operation, outputs: list[Tensor | None], *, keep: bool, pools: bool
-    ) -> None:
-        """Puts an operation that has run on the tape, with what comes of it for the rules."""
+    ) -> Operation:
+        """Puts an operation that has run on the tape, with what comes of it for the rules.
+
+        Returns:
+            What stands for it there.
+        """
         # What attention returns beside its output is no part of it.
         kept = len(outputs) if operation.pattern is None else 1
         first, beside, outputs = outputs[0], outputs[kept:], outputs[:kept]
@@ -234,7 +251,7 @@ class Trace(TorchFunctionMode):
                 operation, keep = summed, True
         self.tape.append(operation, outputs)
         if first is None:
-            return
+            return operation
         kind, pattern = operation.kind, operation.pattern
         if kind is Kind.EMBEDDING or (keep and kind is Kind.PRODUCT):
             operation.result = self.tape.operand(first, None, keep=True)
@@ -248,6 +265,7 @@ class Trace(TorchFunctionMode):
                     held = list(pattern.held)
                     sums = self.tape.record(LOG_SUM_EXP, tuple(held), held, [tensor])
                     sums.refusal = log_sum_exp_is_used()
+        return operation
 
     def _add_call(self, operation: Operation, pattern: Pattern, output: Tensor) -> None:
         call = operation.attention = attention_call(len(self.calls), operation, pattern)

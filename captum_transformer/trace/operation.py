@@ -35,9 +35,10 @@ class Operand:
         size, dtype, device: of the tensor.
         tokens: learned queries that have attended to each other, beside signals: they are a
             constant, but tokens that attend.
+        again: brings the data back, where it is kept by running the operations before it again.
     """
 
-    __slots__ = ("data", "device", "dtype", "role", "size", "tokens", "value")
+    __slots__ = ("again", "data", "device", "dtype", "role", "size", "tokens", "value")
 
     def __init__(self, tensor: Tensor, value: Value | None, role: Role = Role.SIGNAL) -> None:
         self.data: Tensor | None = tensor
@@ -46,6 +47,12 @@ class Operand:
         known = tensor if value is None else value
         self.size, self.dtype, self.device = known.shape, known.dtype, known.device
         self.tokens: Value | None = None
+        self.again: Callable[[], None] | None = None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the data can be had."""
+        return self.data is not None or self.again is not None
 
     @property
     def shape(self) -> torch.Size:
@@ -55,6 +62,8 @@ class Operand:
     @property
     def given(self) -> Tensor:
         """The data as it was when the operation ran, perhaps wrapped, as quantised weights are."""
+        if self.data is None and self.again is not None:
+            self.again()
         if self.data is None:
             raise RuntimeError("the trace was told not to keep this operand")
         return self.data
@@ -98,6 +107,7 @@ class Operation:
         shift: the operand of a sum that a softmax written by hand does not depend on.
         activates: whether it is a step of an activation that a rule takes as a whole.
         note: what a rule leaves here for the rules of operations that come later.
+        rule: of several rules the one that it ran under.
         views: what `views_of` knows of it, if that was asked.
     """
 
@@ -110,6 +120,7 @@ class Operation:
     views: tuple[View, ...] | None
     _contraction: Contraction | None
     note: Any = None
+    rule: "Callable[[Operation], Any] | None" = None
 
     def __init__(
         self,

@@ -269,7 +269,7 @@ def _shifted(value: Value, dim: int | None) -> int | None:
             break
         ahead = dim - len(value.shape)
         for operand in operation.operands if operation.kind in _SUMS else ():
-            known = operand.value is not None or operand.data is not None
+            known = operand.value is not None or operand.is_kept
             size = operand.size
             if known and (len(size) < -ahead or size[ahead] == 1 < value.shape[dim]):
                 operation.shift = operand

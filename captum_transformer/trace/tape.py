@@ -33,12 +33,14 @@ class Tape:
 
     Attributes:
         on_write: called with each tensor that is about to be written into.
+        on_record: called with each operation of the trace's own.
     """
 
     def __init__(self, keep: frozenset[Kind], lay_out: Callable[[list[Operation]], None]) -> None:
         self.keep = keep
         self._lay_out = lay_out
         self.on_write: Callable[[Tensor], None] | None = None
+        self.on_record: Callable[[Operation], None] | None = None
         self.operations: list[Operation] = []
         self.values = 0
         self._held: dict[int, Value] = {}
@@ -109,7 +111,7 @@ class Tape:
             operand.value = self.find(operand.given)
         self.settle(operation.operands, keep=operation.kind in self.keep)
         operation.index = len(self.operations)
-        self.append(operation, [tensor])
+        self._append_own(operation, [tensor])
         return self.held_by(tensor)
 
     def operand(self, tensor: Tensor, value: Value | None, *, keep: bool) -> Operand:
@@ -136,7 +138,8 @@ class Tape:
             self.on_write(tensor)
         for key in memory_of(tensor):
             for operand in self._kept.pop(key, ()):
-                operand.data = operand.given.clone()
+                if operand.data is not None:
+                    operand.data = operand.data.clone()
 
     def after_write(self, tensor: Tensor) -> None:
         """Passes a write into a view on to the tensor that it is a view of."""
@@ -189,8 +192,13 @@ class Tape:
         """Writes down an operation of the trace's own."""
         index, kind, bound = len(self.operations), function.kind, function.bind(args, {})
         operation = Operation(index, function, kind, args, {}, operands, bound)
-        self.append(operation, results)
+        self._append_own(operation, results)
         return operation
+
+    def _append_own(self, operation: Operation, results: Sequence[Tensor | None]) -> None:
+        self.append(operation, results)
+        if self.on_record is not None:
+            self.on_record(operation)
 
     def append(self, operation: Operation, results: Sequence[Tensor | None]) -> None:
         """Writes an operation down; each result that is a tensor becomes a new value."""
@@ -230,6 +238,7 @@ class Tape:
         for operation in self.operations:
             operation.clear()
         self.operations.clear()
+        self.on_record = None
         self._derived.clear()
         self._held.clear()
         self._kept.clear()
@@ -253,8 +262,8 @@ class Tape:
                     "`torch.autograd.grad` computes are invisible to torch functions, and steps "
                     "such as `torch.heaviside` have no derivative: switch to a plain PyTorch "
                     "implementation (`attn_implementation='sdpa'` in Transformers, a module of "
-                    "torch.nn for an activation), checkpoint activations with "
-                    "`use_reentrant=False`, remove hooks by which other libraries change "
+                    "torch.nn for an activation), checkpoint activations by "
+                    "`torch.utils.checkpoint`, remove hooks by which other libraries change "
                     "gradients, and of a wrapper such as DistributedDataParallel explain the "
                     "`module`."
                 )

@@ -107,8 +107,12 @@ def _first(rules: Sequence[ForwardRule]) -> ForwardRule:
     """The first of some rules that applies."""
 
     def rule(operation: Operation) -> Any:
-        results = (of(operation) for of in rules)
-        return next((r for r in results if r is not NotImplemented), NotImplemented)
+        for of in rules:
+            result = of(operation)
+            if result is not NotImplemented:
+                operation.rule = operation.rule or of
+                return result
+        return NotImplemented
 
     return rules[0] if len(rules) == 1 else rule
 
