@@ -4,7 +4,10 @@ Names in this module follow the project's version policy: they change with a dep
 What lies behind them, in `captum_transformer.trace` and `captum_transformer.rules`, may change at
 any time.
 
-- :func:`describe_function` puts a line into the table of torch functions.
+- :func:`describe_function` puts a line into the table of torch functions: kernels and custom
+  ``autograd.Function`` s of other packages, too.
+- :func:`describe_linear` says that one of these is a linear layer, in whatever form its weights
+  are, such as quantised.
 - :func:`operation` lets the trace see a Python function as one operation, whatever is inside: a
   custom ``autograd.Function``, say, or a kernel of another package.
 - :func:`gamma` is LRP-gamma for the linear maps of one's choice, for such a method.
@@ -15,7 +18,6 @@ any time.
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
@@ -33,10 +35,13 @@ from captum_transformer.rules.gradient.tables import AH, IDENTITY, LN, UNIFORM, 
 from captum_transformer.rules.propagate import Shares, transposed
 from captum_transformer.rules.relevance.homogeneous import z_rule
 from captum_transformer.trace.attention import AttentionCall
-from captum_transformer.trace.bodies import WRITTEN_OUT
-from captum_transformer.trace.catalogue import ENTRIES
+from captum_transformer.trace.described import (
+    DescribedFunction,
+    describe_function,
+    describe_linear,
+)
 from captum_transformer.trace.entries import Entry, entry_of
-from captum_transformer.trace.functions import ENTRY, bare_name, describe
+from captum_transformer.trace.functions import ENTRY
 from captum_transformer.trace.kinds import Does, Kind, Role
 from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.nested import leaves
@@ -65,6 +70,7 @@ __all__ = [
     "Shares",
     "Value",
     "describe_function",
+    "describe_linear",
     "gamma",
     "gradient_map",
     "in_full",
@@ -116,70 +122,6 @@ def gamma(value: float, *, where: Callable[[Operation], bool] | None = None) -> 
         torch.Size([1, 3, 32, 32])
     """
     return favoured(value, where or (lambda _: True))
-
-
-class DescribedFunction:
-    """A line that was put into the table of operations; as a context manager it goes on leaving."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def remove(self) -> None:
-        """Takes the line out again."""
-        ENTRIES.pop(self.name, None)
-        describe.cache_clear()
-
-    def __enter__(self) -> "DescribedFunction":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.remove()
-
-
-def describe_function(
-    function: Callable[..., Any], arguments: str, kind: Kind
-) -> DescribedFunction:
-    """Says what a torch function is that the table of operations lacks.
-
-    All methods follow it from then on, as they follow the others of its kind.
-
-    Args:
-        function: the function, such as ``torch.special.airy_ai``.
-        arguments: the canonical names of its arguments in their order, separated by blanks. The
-            signal is called ``input``, a second one ``other``, a dimension ``dim``; tensors that
-            are no signals are called ``weight``, ``bias``, ``index`` or ``mask``. A slash adds
-            another name: ``"input dim/axis"``.
-        kind: what it is, see :class:`Kind`.
-
-    Returns:
-        A handle, whose ``remove`` takes the line out again; as a context manager it does so on
-        leaving.
-
-    Raises:
-        ValueError: if the table has the function already.
-
-    Example:
-        >>> import torch
-        >>> from captum_transformer import extend
-        >>> with extend.describe_function(torch.special.airy_ai, "input", extend.Kind.ENTRYWISE):
-        ...     pass  # explain a model that uses it
-    """
-    name = bare_name(function)
-    if name in ENTRIES:
-        raise ValueError(
-            f"`{name}` is in the table already, as {ENTRIES[name].kind.name}. A method that treats "
-            "it in another way changes the rule for its kind."
-        )
-    if name in WRITTEN_OUT:
-        raise ValueError(f"`{name}` is known already: it is explained as what it is made of.")
-    ENTRIES[name] = entry_of(kind, arguments)
-    describe.cache_clear()
-    return DescribedFunction(name)
 
 
 def operation(

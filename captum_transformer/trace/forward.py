@@ -22,6 +22,7 @@ from captum_transformer.calling.target import (
     selected_scores,
 )
 from captum_transformer.errors import InvalidInputError
+from captum_transformer.trace.applied import APPLIED
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.batch import Batch
 from captum_transformer.trace.combined import Combined
@@ -33,6 +34,7 @@ from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.layers import InnerTensor, WatchedLayers
 from captum_transformer.trace.mode import ForwardRules, Trace
 from captum_transformer.trace.numeric import accumulation_dtype
+from captum_transformer.trace.packages import describe_packages
 from captum_transformer.trace.value import Value
 
 _CONTRAST = Function("contrast", Kind.CONTRAST, torch.sub)
@@ -283,6 +285,7 @@ def traced_forward(
     names = {id(module): name or type(module).__name__ for name, module in modules}
     if Kind.PRODUCT in keep:
         refuse_sharded(modules)
+    describe_packages()
     with explaining(modules, list(inputs)) as state:
         trace = Trace(keep, names, rules, edges=all_edges, checkpoint=checkpoint)
         trace.tape.on_write = state.before_write
@@ -296,7 +299,7 @@ def traced_forward(
         forward = TracedForward(trace, inputs, values, edges, arguments.names(forward_func), again)
         watched = WatchedLayers(layers, trace.tape, inputs=layer_inputs)
         try:
-            with refusing_scripted(modules), watched.watching(), trace:
+            with refusing_scripted(modules), APPLIED, watched.watching(), trace:
                 forward.output = called(forward_func, arguments, entered)
             forward.layers = watched.tensors()
             forward.finish()

@@ -22,10 +22,13 @@ from captum_transformer.trace.catalogue import ENTRIES, UNKNOWN
 from captum_transformer.trace.entries import ROLES, Entry
 from captum_transformer.trace.flex import flex_attend, requires_grad
 from captum_transformer.trace.kinds import Kind, Role
+from captum_transformer.trace.linear_maps import LAYERS, LinearMap
 from captum_transformer.trace.losses import LOSSES
 
 # The attribute of a user's own operation that holds what it is.
 ENTRY = "__captum_transformer_entry__"
+# Kernels of other libraries that are described.
+KERNELS: dict[Any, Entry] = {}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Function:
         entry: what the table says of its arguments.
         inplace: whether it writes into its first argument.
         body: for a composite, what it does, without its own dispatch to the trace.
+        layer: what runs it in the place of `F.linear`, if it is a linear layer by description.
+        foreign: whether it is another library's kernel, which may have no derivative.
         kind_by: tells the kind of a call by its arguments, whose tensors are operands.
     """
 
@@ -48,6 +53,8 @@ class Function:
     entry: Entry = UNKNOWN
     inplace: bool = False
     body: Callable[..., Any] | None = None
+    layer: LinearMap | None = None
+    foreign: bool = False
     kind_by: "Callable[[Mapping[str, Any]], Kind] | None" = None
 
     def role_of(self, name: str) -> Role:
@@ -171,9 +178,14 @@ def describe(function: Callable[..., Any]) -> Function:
     ('add', 'ADD')
     """
     raw, name = _raw_name(function), bare_name(function)
+    packet = getattr(function, "overloadpacket", function)
     own: Entry | None = getattr(function, ENTRY, None)
     if own is not None:
         return _described(function, name, own)
+    if (kernel := KERNELS.get(function) or KERNELS.get(packet)) is not None:
+        return replace(_described(function, str(function), kernel), foreign=True)
+    if (layer := LAYERS.get(function) or LAYERS.get(packet)) is not None:
+        return Function(name, Kind.UNKNOWN, function, body=F.linear, layer=layer)
     if isinstance(function, (OpOverload, OpOverloadPacket)):
         return _kernel(function)
     if isinstance(function, HigherOrderOperator):

@@ -28,6 +28,11 @@ from captum_transformer.trace.calls import (
 from captum_transformer.trace.flex import log_sum_exp_is_used
 from captum_transformer.trace.functions import ENTRY, LOG_SUM_EXP, Function, describe
 from captum_transformer.trace.kinds import MOVES, Kind, Role
+from captum_transformer.trace.known_weights import (
+    LINEAR_MAPS,
+    signal_of_wrapped,
+    with_derivative,
+)
 from captum_transformer.trace.layout import lay_out
 from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.operation import Operand, Operation
@@ -114,8 +119,11 @@ class Trace(TorchFunctionMode):
         if function.kind is Kind.ASKS:
             return func(*args, **kwargs)
         if function.body is not None:
-            with self:
-                return function.body(*args, **kwargs)
+            if function.layer is None:
+                with self:
+                    return function.body(*args, **kwargs)
+            func, args, kwargs = function.body, function.layer(*args, **kwargs), {}
+            function = describe(func)
         if function.kind is Kind.DROPOUT:
             return args[0] if args else kwargs["input"]
         call = func, args, kwargs = as_run(func, function, args, kwargs)
@@ -185,6 +193,7 @@ class Trace(TorchFunctionMode):
             operation.module = self._calling_module()
         if kind in _ATTENDS:
             operation.pattern = recognise(operation)
+        wrapped = signal_of_wrapped(operation) if kind in LINEAR_MAPS else None
         hooks, step = saving_hooks(True), None  # noqa: FBT003 - it takes no name
         if hooks is not None or self.blocks.is_on:
             step = self.blocks.begin(operation, declared_by(hooks))
@@ -198,6 +207,8 @@ class Trace(TorchFunctionMode):
         by_rule = result is not NotImplemented
         if not by_rule:
             result = func(*args, **kwargs) if step is None else step.run(func, *args, **kwargs)
+            if wrapped is not None and written is None:
+                result = with_derivative(operation, wrapped, result)
         elif written is not None:
             result = written.copy_(result)
         if written is None and tape.held_by(result) is not None:

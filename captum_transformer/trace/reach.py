@@ -127,7 +127,7 @@ def _of_ids(tape: Tape, kind: Kind, output: Any) -> Tensor | None:
 
 def _is_derived(operation: Operation, outputs: list[Tensor | None]) -> bool:
     """Whether autograd knows the derivative, and does not merely warn that it has none."""
-    if operation.kind is not Kind.UNKNOWN:
+    if operation.kind is not Kind.UNKNOWN and not operation.function.foreign:
         return True
     nodes = [output.grad_fn for output in outputs if output is not None]
     return not any(node and node.name().endswith("NotImplemented") for node in nodes)
@@ -146,7 +146,8 @@ def _refuse_underived(operation: Operation, result: Any) -> None:
         )
     raise UnsupportedOperationError(
         f"Autograd has no derivative of `{operation.name}`, so what depends on the inputs through "
-        "it would count as nothing. If the model's weights are quantised, explain it with weights "
-        "in floating point (`model.dequantize()` in Transformers). If the dependence is to be cut "
+        "it would count as nothing. If it is a linear layer with quantised weights, say so by "
+        "`captum_transformer.extend.describe_linear`, or explain the model with weights in "
+        "floating point (`model.dequantize()` in Transformers). If the dependence is to be cut "
         "off, call `detach()` on what goes in."
     )

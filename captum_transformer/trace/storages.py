@@ -45,6 +45,11 @@ def _inside(tensor: Any) -> list[Tensor]:
     return [part for part in parts if isinstance(part, Tensor)]
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether its numbers are in a storage of its own, as those of most tensors are."""
+    return type(tensor) in _PLAIN
+
+
 def dense(tensor: Tensor) -> Tensor:
     """The numbers of a tensor as a plain tensor, whatever they are wrapped in.
 

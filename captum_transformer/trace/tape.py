@@ -265,7 +265,9 @@ class Tape:
                     "torch.nn for an activation), checkpoint activations by "
                     "`torch.utils.checkpoint`, remove hooks by which other libraries change "
                     "gradients, and of a wrapper such as DistributedDataParallel explain the "
-                    "`module`."
+                    "`module`. Or say what the Function is, by "
+                    "`captum_transformer.extend.describe_function`, or `describe_linear` for a "
+                    "layer with quantised weights."
                 )
             seen.add(node)
             stack.extend(parent for parent, _ in node.next_functions)

@@ -156,15 +156,6 @@ def test_plain_numbers_are_the_same_object():
 # --- operations without a derivative
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("layers", [{nn.Linear}, {"layers.0.linear1"}])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_dynamic_int8_is_refused(layers, method, x):
-    model = torch.ao.quantization.quantize_dynamic(Model().eval(), layers, dtype=torch.qint8)
-    with pytest.raises(UnsupportedOperationError, match=r"derivative of `.*linear_dynamic`.*deq"):
-        METHODS[method](model).attribute(x.float(), target=1)
-
-
 class Through(Model):
     """Sends its tokens through a function."""
 

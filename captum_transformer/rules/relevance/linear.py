@@ -13,6 +13,7 @@ from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
 from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.numeric import EPSILON, in_full, ratio
 from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.storages import is_plain
 
 Change = Callable[[Tensor], Tensor]
 
@@ -128,6 +129,8 @@ def _without_addend(operation: Operation, found: Contraction, dtype: torch.dtype
     result, addend = operation.result, found.addend
     if result is None or result.dtype != dtype or operation.argument("beta", 1) != 1:
         return None
+    if not all(is_plain(factor.given) for factor in found.factors):
+        return None  # a kernel for quantised weights rounds activations, too
     return result.tensor if addend is None else result.tensor - in_full(addend)
 
 

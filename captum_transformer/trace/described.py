@@ -1,0 +1,190 @@
+"""What a user, or a package's description, says of functions that the table lacks."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeGuard
+
+from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.autograd import Function
+
+from captum_transformer.trace.applied import APPLIED
+from captum_transformer.trace.bodies import WRITTEN_OUT
+from captum_transformer.trace.catalogue import ENTRIES
+from captum_transformer.trace.entries import entry_of
+from captum_transformer.trace.functions import ENTRY, KERNELS, bare_name, describe
+from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.linear_maps import LAYERS, LinearMap
+
+
+class DescribedFunction:
+    """A line that was put into the table of operations; as a context manager it goes on leaving."""
+
+    def __init__(self, name: str, undo: Callable[[], Any]) -> None:
+        self.name = name
+        self._undo = undo
+
+    def remove(self) -> None:
+        """Takes the line out again."""
+        self._undo()
+        describe.cache_clear()
+
+    def __enter__(self) -> "DescribedFunction":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+
+def describe_function(
+    function: Callable[..., Any] | type[Function], arguments: str, kind: Kind
+) -> DescribedFunction:
+    """Says what a function is that the table of operations lacks.
+
+    All methods follow it from then on, as they follow the others of its kind.
+
+    Args:
+        function: the function: one of torch, such as ``torch.special.airy_ai``, a kernel of another
+            library, such as ``torch.ops.library.kernel``, or a class of custom
+            ``torch.autograd.Function`` s, which is seen wherever it is applied.
+        arguments: the canonical names of its arguments in their order, separated by blanks. The
+            signal is called ``input``, a second one ``other``, a dimension ``dim``; tensors that
+            are no signals are called ``weight``, ``bias``, ``index`` or ``mask``. A slash adds
+            another name: ``"input dim/axis"``.
+        kind: what it is, see :class:`Kind`.
+
+    Returns:
+        A handle, whose ``remove`` takes the line out again; as a context manager it does so on
+        leaving.
+
+    Raises:
+        ValueError: if the table has the function already.
+
+    Example:
+        >>> import torch
+        >>> from captum_transformer import extend
+        >>> with extend.describe_function(torch.special.airy_ai, "input", extend.Kind.ENTRYWISE):
+        ...     pass  # explain a model that uses it
+    """
+    entry = entry_of(kind, arguments)
+    if _is_custom(function):
+        name = _refuse_known(function)
+        setattr(APPLIED.add(function), ENTRY, entry)
+        described = DescribedFunction(name, lambda: APPLIED.remove(function))
+    elif isinstance(function, (OpOverload, OpOverloadPacket)) and not _is_of_torch(function):
+        name = _refuse_known(function)
+        KERNELS[function] = entry
+        described = DescribedFunction(name, lambda: KERNELS.pop(function, None))
+    else:
+        name = bare_name(function)
+        if name in ENTRIES:
+            raise ValueError(
+                f"`{name}` is in the table already, as {ENTRIES[name].kind.name}. A method that "
+                "treats it in another way changes the rule for its kind."
+            )
+        if name in WRITTEN_OUT:
+            raise ValueError(f"`{name}` is known already: it is explained as what it is made of.")
+        ENTRIES[name] = entry
+        described = DescribedFunction(name, lambda: ENTRIES.pop(name, None))
+    describe.cache_clear()
+    return described
+
+
+def describe_linear(
+    function: Callable[..., Any] | type[Function],
+    arguments: str,
+    *,
+    weight: Callable[..., Tensor] | None = None,
+    bias: Callable[..., Tensor | None] | None = None,
+) -> DescribedFunction:
+    """Says that a function is a linear layer, in whatever form it has its weights.
+
+    That is what kernels for quantised weights are, and the custom Functions that packages wrap them
+    in. All methods take it for ``F.linear`` with these weights from then on. The model goes on
+    computing with the function itself; if that has no derivative, it gets the layer's. How it
+    rounds the signal counts as no part of what it computes.
+
+    The first time that it runs, what it makes of a token is compared with the layer.
+
+    Args:
+        function: a kernel of another library, such as ``torch.ops.library.kernel``, or a class of
+            custom ``torch.autograd.Function`` s, which is seen wherever it is applied.
+        arguments: the names of its arguments in their order, separated by blanks: the signal is
+            called ``input``, a bias ``bias``, the others are called something else. A slash adds
+            another name.
+        weight: gives the weights ``(outputs, inputs)`` of a call as a plain tensor. It gets the
+            call's arguments, with None for the signal, and is called when a rule reads the weights.
+            By default they are read off what the function makes of the identity matrix, without
+            a bias.
+        bias: gives the bias of a call by its arguments, where no argument is the bias.
+
+    Returns:
+        A handle, whose ``remove`` makes the function unknown again; as a context manager it does so
+        on leaving.
+
+    Raises:
+        ValueError: if ``arguments`` names no ``input``, or the function is known already.
+
+    Example:
+        >>> import torch
+        >>> from captum_transformer import extend
+        >>> class Int8Linear(torch.autograd.Function):
+        ...     @staticmethod
+        ...     def forward(ctx, x, numbers, scale):
+        ...         ctx.save_for_backward(numbers, scale)
+        ...         return (x @ numbers.to(x.dtype).t()) * scale
+        ...     @staticmethod
+        ...     def backward(ctx, gradient):
+        ...         numbers, scale = ctx.saved_tensors
+        ...         return (gradient * scale) @ numbers.to(gradient.dtype), None, None
+        >>> described = extend.describe_linear(
+        ...     Int8Linear,
+        ...     "input numbers scale",
+        ...     weight=lambda _, numbers, scale: numbers * scale[:, None],
+        ... )
+        >>> described.remove()
+    """
+    entry = entry_of(Kind.PRODUCT, arguments)
+    if "input" not in entry.parameters:
+        raise ValueError(f"One of the arguments is the signal, `input`; got {arguments!r}.")
+    name = _refuse_known(function)
+    if _is_custom(function):
+        key: Any = APPLIED.add(function)
+        run: Any = function.apply
+    elif isinstance(function, (OpOverload, OpOverloadPacket)):
+        key = run = function
+    else:
+        raise ValueError(
+            "A linear layer by description is a kernel or an `autograd.Function`; of a Python "
+            "function only the torch functions inside it are seen, or what `extend.operation` "
+            f"makes one. Got {function!r}."
+        )
+    LAYERS[key] = LinearMap(name, run, entry, weight, bias, derived=run is not function)
+
+    def undo() -> None:
+        LAYERS.pop(key, None)
+        if _is_custom(function):
+            APPLIED.remove(function)
+
+    describe.cache_clear()
+    return DescribedFunction(name, undo)
+
+
+def _is_custom(function: Any) -> TypeGuard[type[Function]]:
+    return isinstance(function, type) and issubclass(function, Function)
+
+
+def _is_of_torch(kernel: OpOverload | OpOverloadPacket) -> bool:
+    return str(kernel).startswith("aten.")
+
+
+def _refuse_known(function: Any) -> str:
+    name = function.__name__ if _is_custom(function) else str(function)
+    if function in APPLIED or function in KERNELS or function in LAYERS:
+        raise ValueError(f"`{name}` is described already. Remove that description first.")
+    return name
