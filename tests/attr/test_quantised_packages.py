@@ -87,7 +87,9 @@ def test_torchao(kind, method, model):
 
 
 @every_method
-@pytest.mark.parametrize("kind", ["nf4", "fp4", "nf4 twice", "nf4 after a run", "int8", "int8 with outliers"])
+@pytest.mark.parametrize(
+    "kind", ["nf4", "fp4", "nf4 twice", "nf4 after a run", "int8", "int8 with outliers"]
+)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bitsandbytes(kind, dtype, device, method, model):
