@@ -18,31 +18,31 @@ _TOLERANCE = 0.1
 
 
 class KnownWeights(Tensor):
-    """The weights of a linear layer that something else than ``F.linear`` has run.
+    """The weights of a linear layer that something else runs than ``F.linear``.
 
-    ``F.linear`` returns what that gave; rules read the numbers when they need them.
+    ``F.linear`` with them runs that; rules read the numbers when they need them.
 
     Args:
         read: gives the numbers as a plain tensor ``(outputs, inputs)``.
-        shape: its shape.
+        run: what the layer makes of a signal and a bias.
+        shape: that of the numbers.
         like: a tensor of the precision and on the device that the layer works in.
-        result: what the layer gave.
     """
 
     read: Callable[[], Tensor]
-    result: Tensor | None
+    run: Callable[[Tensor, Tensor | None], Tensor]
 
     def __new__(  # noqa: D102 - it takes what the class says
         cls,
         read: Callable[[], Tensor],
+        run: Callable[[Tensor, Tensor | None], Tensor],
         shape: tuple[int, ...],
         like: Tensor,
-        result: Tensor | None = None,
     ) -> "KnownWeights":
         new: KnownWeights = Tensor._make_wrapper_subclass(  # noqa: SLF001
             cls, shape, dtype=like.dtype, device=like.device
         )
-        new.read, new.result = read, result
+        new.read, new.run = read, run
         return new
 
     def dequantize(self) -> Tensor:
@@ -51,15 +51,16 @@ class KnownWeights(Tensor):
             return self.read().to(self.device, self.dtype)
 
     def detach(self) -> Tensor:
-        """The same weights without what the layer gave, which is not to be held with them."""
-        return KnownWeights(self.read, tuple(self.shape), self)
+        """The same weights: they have no gradient."""
+        return self
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is F.linear and isinstance(args[1], cls) and args[1].result is not None:
-            return args[1].result
+        if func is F.linear and isinstance(args[1], cls):
+            signal, weights, bias = args
+            return weights.run(signal, bias)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
@@ -73,7 +74,7 @@ class LinearMap:
 
     Args:
         name: the function's, for messages.
-        run: the function.
+        function: itself.
         entry: how its arguments are called; ``input`` is the signal.
         weight: gives a call's weights, ``(outputs, inputs)``, by its arguments without the signal;
             None to read them off what the function makes of the identity matrix.
@@ -84,70 +85,47 @@ class LinearMap:
     def __init__(
         self,
         name: str,
-        run: Callable[..., Any],
+        function: Callable[..., Any],
         entry: Entry,
         weight: Read | None,
         bias: Read | None,
         *,
         derived: bool,
     ) -> None:
-        self._name, self._run, self._entry = name, run, entry
+        self._name, self._function, self._entry = name, function, entry
         self._weight, self._bias = weight, bias
         self._derived, self._checked = derived, False
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Runs the function; the arguments of ``F.linear`` that give what it gave."""
-        result: Tensor = self._run(*args, **kwargs)
-        result = result if self._derived else result.detach()
+        """The arguments of ``F.linear`` that run what a call of the function would."""
         given = dict(zip(self._entry.parameters, args))  # noqa: B905 - some have defaults
         given |= {self._entry.canonical(name): argument for name, argument in kwargs.items()}
         signal: Tensor = given["input"]
         bias = given.get("bias") if self._bias is None else self._bias(*args, **kwargs)
+        run = partial(self._run, *self._with(args, kwargs, input=None, bias=None))
+        # A row of zeros tells how many outputs there are, without reading the weights.
+        row = signal.detach().new_zeros((*(1,) * (signal.ndim - 1), signal.shape[-1]))
+        with torch.no_grad():
+            outputs = run(row, None).shape[-1]
         args, kwargs = self._with(args, kwargs, input=None)
-        read: Callable[[], Any]
-        if self._weight is None:
-            ones = partial(torch.eye, signal.shape[-1], dtype=signal.dtype, device=signal.device)
-            read = partial(self._of_identity, args, kwargs, ones, signal.ndim)
-        else:
-            read = partial(self._weight, *args, **kwargs)
-        shape = (result.shape[-1], signal.shape[-1])
-        weights = KnownWeights(read, shape, signal, result)
-        if not self._checked:
-            self._check(signal.detach(), weights.dequantize(), bias, result.detach())
+        read: Callable[[], Any] = (
+            partial(_of_identity, run, row)
+            if self._weight is None
+            else partial(self._weight, *args, **kwargs)
+        )
+        weights = KnownWeights(read, run, (outputs, signal.shape[-1]), signal)
+        if not self._checked and signal.numel():
+            with torch.no_grad():
+                self._check(signal, weights, bias)
+            self._checked = True
         return signal, weights, bias
 
-    def _of_identity(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        ones: Callable[[], Tensor],
-        ndim: int,
+    def _run(
+        self, args: Sequence[Any], kwargs: dict[str, Any], signal: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """The weights, which a linear map shows of the identity matrix, whatever it adds."""
-        identity = ones()
-        rows = identity.view(*(1,) * (ndim - 2), *identity.shape)
-        images = []
-        for signal in (rows, torch.zeros_like(rows[..., :1, :])):
-            args, kwargs = self._with(args, kwargs, input=signal, bias=None)
-            images.append(self._run(*args, **kwargs))
-        image, of_nothing = images
-        weights: Tensor = (image - of_nothing).flatten(0, -2).T
-        return weights
-
-    def _check(self, signal: Tensor, weight: Tensor, bias: Tensor | None, result: Tensor) -> None:
-        """Raises if the function is no such layer, by what it made of the largest token."""
-        tokens = signal.flatten(0, -2)
-        largest = tokens.norm(dim=-1).argmax()
-        bias = None if bias is None else bias.detach().to(weight.dtype)
-        expected = F.linear(tokens[largest].to(weight.dtype), weight, bias)
-        difference = (result.flatten(0, -2)[largest] - expected).norm()
-        if difference > _TOLERANCE * expected.norm():
-            raise InvalidRuleError(
-                f"`{self._name}` is described as a linear layer, but of a token it makes something "
-                f"that is {difference / expected.norm():.0%} off what the layer with its weights "
-                "makes of it. Describe it as what it is, or give what reads its weights."
-            )
-        self._checked = True
+        args, kwargs = self._with(args, kwargs, input=signal, bias=bias)
+        result: Tensor = self._function(*args, **kwargs)
+        return result if self._derived else result.detach()
 
     def _with(
         self, args: Sequence[Any], kwargs: dict[str, Any], **new: Any
@@ -159,6 +137,27 @@ class LinearMap:
             tuple(new.get(name, value) for name, value in zip(names, args, strict=False)),
             {name: new.get(canonical, value) for name, canonical, value in named},
         )
+
+    def _check(self, signal: Tensor, weights: KnownWeights, bias: Tensor | None) -> None:
+        """Raises if the function is no such layer, by what it makes of the largest token."""
+        tokens = signal.reshape(-1, signal.shape[-1])
+        token = tokens[tokens.norm(dim=-1).argmax()].view(*(1,) * (signal.ndim - 1), -1)
+        given = weights.run(token, bias)
+        expected = F.linear(token, weights.dequantize(), None if bias is None else bias.to(token))
+        difference, size = (given - expected).norm(), expected.norm()
+        if difference > _TOLERANCE * size:
+            raise InvalidRuleError(
+                f"`{self._name}` is described as a linear layer, but of a token it makes something "
+                f"that is {difference / size:.0%} off what the layer with its weights makes of it. "
+                "Describe it as what it is, or give what reads its weights."
+            )
+
+
+def _of_identity(run: Callable[[Tensor, Tensor | None], Tensor], row: Tensor) -> Tensor:
+    """The weights, which a layer shows of the identity matrix, whatever it adds."""
+    identity = torch.eye(row.shape[-1], dtype=row.dtype, device=row.device)
+    image = run(identity.view(*row.shape[:-2], *identity.shape) if row.ndim > 1 else identity, None)
+    return (image - run(row, None)).flatten(0, -2).T
 
 
 # Torch functions, kernels, and what takes the place of a custom function's `apply`.

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
 
 from captum_transformer import (
     GIM,
@@ -76,6 +77,15 @@ class Model(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return self.head(x[:, 0])
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        return checkpoint(self.block, x, use_reentrant=False)
 
 
 class Packed(nn.Module):
@@ -220,6 +230,17 @@ def test_a_kernel_whose_derivative_raises(x):
     kernel = torch.ops.captum_transformer_custom.linear
     with extend.describe_linear(kernel, "input packed scale bias"):
         same_maps("AttnLRP", model, plain, x)
+
+
+@every_method
+@pytest.mark.parametrize("runs", [Int8Linear, custom_kernel], ids=["Function", "kernel"])
+def test_activations_may_be_checkpointed(method, runs, x):
+    model, plain = packed(looked_up(runs) if runs is Int8Linear else runs)
+    for part in (model, plain):
+        part.layers = nn.ModuleList(Checkpointed(layer) for layer in part.layers)
+    described = Int8Linear if runs is Int8Linear else torch.ops.captum_transformer_custom.linear
+    with extend.describe_linear(described, "input packed scale bias"):
+        same_maps(method, model, plain, x)
 
 
 def test_what_is_no_linear_layer_is_not_taken_for_one(x):
