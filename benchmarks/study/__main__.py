@@ -30,6 +30,7 @@ from benchmarks.study.tasks import (
     readouts,
     reviews,
     sentiment,
+    similarity,
     vision,
 )
 
@@ -47,6 +48,7 @@ TASKS: dict[str, Any] = {
         lookup,
         agreement,
         patching,
+        similarity,
     )
 }
 

@@ -5,7 +5,10 @@ from functools import partial
 from typing import Any
 
 from captum.attr import Attribution, InputXGradient, IntegratedGradients, Saliency
+from torch import Tensor
 
+from benchmarks.study.models import MeanOfTokens
+from benchmarks.study.pairs import by_bilrp, by_cosine
 from captum_transformer import (
     GIM,
     AttentionGradCam,
@@ -29,6 +32,7 @@ TRANSFORMER: dict[str, Callable[[Any], TransformerMethod]] = {
     "ConservativeLRP, AH only": partial(ConservativeLRP, layer_norm_rule=False),
     "AttnLRP": AttnLRP,
     "AttnLRP, gamma": partial(AttnLRP, gamma=0.05, conv_gamma=100),
+    "AttnLRP, gamma and positions": partial(AttnLRP, gamma=0.05, conv_gamma=100, positions="add"),
     "GIM": GIM,
     "LibraGrad": LibraGrad,
     "Full LRP": partial(TransformerAttribution, propagate_to_input=True),
@@ -60,6 +64,21 @@ PATCHING: dict[str, Callable[[Any], RelevancePatching]] = {
     "RelevancePatching": RelevancePatching,
     "RelevancePatching, attention not held": partial(RelevancePatching, attention_rule=False),
     "Attribution patching": partial(RelevancePatching, rules={}),
+}
+# Which pairs of tokens make two inputs similar.
+PAIRS: dict[str, Callable[[MeanOfTokens, Tensor, Tensor], Tensor]] = {
+    "BiLRP": by_bilrp,
+    **{
+        f"BiLRP, rank {rank} of {MeanOfTokens.WIDTH}": partial(by_bilrp, rank=rank)
+        for rank in (8, 16)
+    },
+    "BiLRP of AttnLRP": partial(by_bilrp, method=AttnLRP),
+    "BiLRP of LibraGrad": partial(by_bilrp, method=LibraGrad),
+    "BiLRP of gradient x input": partial(
+        by_bilrp, method=partial(ConservativeLRP, attention_rule=False, layer_norm_rule=False)
+    ),
+    "Cosine of last hidden states": partial(by_cosine, embedded=False),
+    "Cosine of word embeddings": partial(by_cosine, embedded=True),
 }
 CAPTUM: dict[str, Callable[[Any], Attribution]] = {
     "Saliency": Saliency,

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -107,6 +108,34 @@ class LastToken(nn.Module):
         rows = torch.arange(len(states), device=states.device)
         last = states[rows, attention_mask.sum(1) - 1]
         return SequenceClassifierOutput(logits=self.classifier(last))
+
+
+class MeanOfTokens(nn.Module):
+    """Embeds sentences: the mean over the tokens of a small BERT."""
+
+    WIDTH = 32
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        config = BertConfig(
+            vocab_size=words,
+            hidden_size=self.WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=2 * self.WIDTH,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        self.bert = BertModel(config, add_pooling_layer=False)
+
+    def states(self, ids: Tensor) -> Tensor:
+        """The last hidden states."""
+        found: Tensor = self.bert(ids).last_hidden_state
+        return found
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``(B, WIDTH)``."""
+        return self.states(ids).mean(1)
 
 
 def _llama(words: int, width: int, layers: int) -> LlamaConfig:

@@ -35,6 +35,7 @@ HEADLINES = [
     ("lookup", "answer", "answer, right token has most"),
     ("lookup", "contrast", "contrast, right token has most"),
     ("agreement", "agreement", "subject has most"),
+    ("similarity", "pairs of words", "the names have most"),
 ]
 
 

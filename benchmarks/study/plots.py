@@ -7,12 +7,16 @@ from typing import Any
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from benchmarks.study.methods import CAPTUM, PATCHING, RANDOM, TRANSFORMER, plain
+from benchmarks.study.methods import CAPTUM, PAIRS, PATCHING, RANDOM, TRANSFORMER, plain
 from benchmarks.study.store import SCATTER
 from benchmarks.study.tables import ARROWS, Record
 
-ORDER = (*TRANSFORMER, *CAPTUM, RANDOM, *PATCHING)
-HUES = "C0 C1 C2 C3 C4 magenta teal olive C5 C6 peru navy C8 C9 0.3 0.5 0.7 0 teal C0 0.5"
+ORDER = (*TRANSFORMER, *CAPTUM, RANDOM, *PATCHING, *PAIRS)
+HUES = (
+    "C0 C1 C2 C3 C4 magenta purple teal olive C5 C6 peru navy C8 C9 0.3 0.5 0.7 0 "
+    "teal C0 0.5 "
+    "C0 C1 C2 C3 C4 C5 0.3 0.5"
+)
 COLOURS = dict(zip(ORDER, HUES.split(), strict=True))
 
 

@@ -23,10 +23,12 @@ from benchmarks.study import texts as texts_with_methods
 from benchmarks.study.bootstrap import Score, draw
 from benchmarks.study.data import clothing, molecules, texts
 from benchmarks.study.data import lookup as lookup_data
+from benchmarks.study.data import similarity as similarity_data
 from benchmarks.study.methods import (
     CAPTUM,
     OF_EACH_VALUE,
     OF_STATES,
+    PAIRS,
     PATCHING,
     PIXELS,
     POOLED,
@@ -36,9 +38,9 @@ from benchmarks.study.methods import (
 )
 from benchmarks.study.order import untied
 from benchmarks.study.papers import compare
-from benchmarks.study.store import state_of
+from benchmarks.study.store import SCATTER, state_of
 from benchmarks.study.subject import evenly, in_one
-from benchmarks.study.tasks import lookup, mosaics, patching, readouts
+from benchmarks.study.tasks import lookup, mosaics, patching, readouts, similarity
 
 METHODS = {*TRANSFORMER, *CAPTUM, RANDOM}
 OF_PICTURES = METHODS | {name + PIXELS for name in (*OF_EACH_VALUE, RANDOM)}
@@ -47,7 +49,7 @@ METHODS_OF = (
     dict.fromkeys(("vision", "mosaics", "clothing"), OF_PICTURES)
     | {task.NAME: (OF_PICTURES - {*POOLED}) | {*task.methods} for task in readouts.TASKS}
     | dict.fromkeys(("sentiment-last-token", "lookup", "agreement"), METHODS)
-    | {"patching": {*PATCHING}}
+    | {"patching": {*PATCHING}, "similarity": {*PAIRS, RANDOM}}
 )
 TREES = [
     "(4 (2 A) (3 (3 very) (4 good)))",
@@ -156,7 +158,7 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def records(data, out):
-    return run(data, out, "--epochs", "1", "--seeds", "2")
+    return run(data, out, "--epochs", "1", "--seeds", "1")
 
 
 SCORES = {
@@ -174,6 +176,7 @@ SCORES = {
     "lookup": {"answer": 4, "contrast": 4},
     "agreement": {"agreement": 4},
     "patching": {"1 layers": 8, "2 layers": 8},
+    "similarity": {"pairs of words": 2},
     "molecules": {"conservation": 3, "conservation, words only": 3},
 }
 
@@ -189,17 +192,6 @@ def test_each_method_has_each_score_with_its_interval(records):
                     assert column["methods"].keys() == expected
                 for row in column["methods"].values():
                     assert row["low"] <= row["value"] <= row["high"]
-
-
-def test_the_models_of_a_task_differ_and_are_pooled(records, out):
-    for task, record in records.items():
-        several = task != "molecules"
-        assert record["facts"]["models"] == ("2, which differ in their seeds" * several or "one")
-        states = {
-            json.loads(path.read_text())["state"]
-            for path in (out / "results").glob(f"{task}-[01]/*/Random.json")
-        }
-        assert len(states) == (0 if task in ("molecules", "patching") else 2)
 
 
 def test_facts_of_several_models_stand_side_by_side():
@@ -277,6 +269,30 @@ def test_the_share_of_the_first_token_is_told():
     assert value["answer, share of the first token"] == pytest.approx([60, 0])
 
 
+def test_the_planted_pair_of_words_is_found(tmp_path):
+    record = similarity.subject(tmp_path, tmp_path, samples=40)
+    study_of = {
+        name: record.metrics["pairs of words"](record.methods[name]())
+        for name in ("BiLRP", "Cosine of last hidden states", RANDOM)
+    }
+    most = {
+        name: draw(found.scores["the names have most"]).value for name, found in study_of.items()
+    }
+    assert most["BiLRP"] >= 95
+    assert most["BiLRP"] > most["Cosine of last hidden states"] > most[RANDOM]
+
+
+def test_the_names_of_an_animal_stand_where_it_is_said():
+    pairs = similarity_data.draw(50, seed=0)
+    named = [each.ids.gather(1, each.place[:, None])[:, 0] - 1 for each in pairs]
+    animals = [names // similarity_data.NAMES for names in named]
+    assert torch.equal(*animals)
+    assert {*animals[0].tolist()} == {*range(similarity_data.ANIMALS)}
+    names = similarity_data.ANIMALS * similarity_data.NAMES
+    for each in pairs:
+        assert ((each.ids <= names).sum(1) == 1).all()
+
+
 def test_a_page_without_a_place_for_a_table_is_refused():
     with pytest.raises(ValueError, match="one place for 'vision'"):
         page.filled("<!-- mosaics -->\n\n<!-- end -->", {"vision": "a table"})
@@ -289,21 +305,56 @@ def test_the_page_has_a_place_for_each_table():
 
 def test_what_is_there_is_not_computed_again(records, data, out):
     files = [path for kind in ("models", "maps", "results") for path in (out / kind).rglob("*.*")]
-    lost = out / "results" / "vision-1" / "segmentation" / "Saliency.json"
+    lost = out / "results" / "vision-0" / "segmentation" / "Saliency.json"
     before = {path: path.stat().st_mtime_ns for path in files}
     lost.unlink()
-    again = run(data, out, "--epochs", "1", "--seeds", "2", "--only", "vision", "sentiment")
+    again = run(data, out, "--epochs", "1", "--seeds", "1", "--only", "vision", "sentiment")
     after = {path: path.stat().st_mtime_ns for path in files}
     assert {path for path in files if before[path] != after[path]} == {lost}
     assert again["vision"] == records["vision"]
     assert again["sentiment"] == records["sentiment"]
 
 
+def test_the_models_of_a_task_differ(records, data, out):
+    models = out / "models"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(patching, "DEPTHS", (1,))
+        for name, task in program.TASKS.items():
+            if task.SEEDS == 1:
+                continue
+            first, second = (task.subject(data, models, 4, 1, seed) for seed in (0, 1))
+            assert first.state != second.state
+            assert (first.kept_as, second.kept_as) == (f"{name}-0", f"{name}-1")
+            assert first.facts.keys() == second.facts.keys()
+
+
+def test_the_models_of_a_task_are_pooled(records, data, out):
+    (both,) = run(data, out, "--epochs", "1", "--seeds", "2", "--only", "sentiment").values()
+    one = records["sentiment"]
+    assert both["facts"]["models"] == "2, which differ in their seeds"
+    assert one["facts"]["models"] == "one"
+    results = [out / "results" / f"sentiment-{seed}" for seed in (0, 1)]
+
+    def read(metric, kind):
+        files = [folder / metric / "AttnLRP.json" for folder in results]
+        return [json.loads(path.read_text())[kind] for path in files]
+
+    found = both["metrics"]["activation"]
+    values = [row[0] for scores in read("activation", "scores") for row in scores["AUAC"]["values"]]
+    auac = found["scores"]["AUAC"]["methods"]["AttnLRP"]
+    assert len(values) == 8
+    assert auac["value"] == pytest.approx(np.mean(values))
+    lines = [curves["activation"][1] for curves in read("activation", "curves")]
+    assert found["curves"]["activation"]["AttnLRP"][1] == pytest.approx(np.mean(lines, 0))
+    points = [x for curves in read("conservation", "curves") for x in curves[SCATTER][0]]
+    assert both["metrics"]["conservation"]["curves"][SCATTER]["AttnLRP"][0] == points
+
+
 @pytest.mark.slow
 def test_other_samples_are_computed_anew(records, data, tmp_path, out):
     (tmp_path / "models").symlink_to(out / "models")
     (tmp_path / "results").mkdir()
-    again = ("--epochs", "1", "--seeds", "2", "--only", "sentiment")
+    again = ("--epochs", "1", "--seeds", "1", "--only", "sentiment")
     four = run(data, tmp_path, *again)["sentiment"]
     three = run(data, tmp_path, *again, "--samples", "3")
     assert four == records["sentiment"] | {"seconds": four["seconds"]}
