@@ -48,7 +48,8 @@ class GeneratedRelevance(ABC):
                 one of them, which ``generated`` continues, or the decoder's, such as
                 ``"decoder_input_ids"``. Not needed if there is but one input, which is continued.
             rather_than: explain why each token and not another: ids ``(samples, generated
-                tokens)``, or of a shape that broadcasts to it.
+                tokens)``, or of a shape that broadcasts to it; -100 where the token is to be
+                explained by itself, such as outside of the answer, which matters for `hops`.
             spans: explain the sum of several tokens' logits, such as a sentence's or the final
                 answer's, by one backward pass for each span: a list of ``(start, end)`` or slices,
                 which count generated tokens from 0 and leave the end out; or weights ``(spans,

@@ -19,6 +19,9 @@ from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.value import Value
 
+# In `rather_than`: the token is explained by itself (what losses of torch ignore).
+NOT_COMPARED = -100
+
 
 class Generation:
     """A prompt and what ``generate`` made of it, for one forward pass over the finished sequence.
@@ -79,9 +82,12 @@ class Generation:
             self._weights = torch.eye(steps).expand(samples, -1, -1)
         else:
             self._weights = weights_of(spans, samples, steps, start)
+        self._signed = bool((self._weights < 0).any())
         self._others = None
         if rather_than is not None:
-            self._others = _fitting(rather_than, self._tokens)
+            given = _fitting(rather_than, self._tokens)
+            self._compared = given != NOT_COMPARED
+            self._others = given.where(self._compared, self._tokens)
 
     def targets(self) -> list[tuple[Any, Tensor]]:
         """A target for each span, among the scores that `read` makes the output.
@@ -89,19 +95,25 @@ class Generation:
         Beside each the weight of each generated token in it, ``(samples, generated tokens)``.
         """
         weights = list(self._weights.to(self._tokens.device).unbind(1))
-        if not self._single:
-            return [(self.weighted(each, signed=True), each) for each in weights]
+        if not self._single or (self._others is not None and not bool(self._compared.all())):
+            return [(self.weighted(each), each) for each in weights]
         steps = range(len(weights))
         targets: list[Target] = list(steps)
         if self._others is not None:
             targets = [Contrast(step, rather_than=len(steps) + step) for step in steps]
         return list(zip(targets, weights, strict=True))
 
-    def weighted(self, weights: Tensor, *, signed: bool = False) -> Combination:
+    def weighted(self, weights: Tensor) -> Combination:
         """The sum of the generated tokens' scores, each times its weight."""
         if self._others is None:
-            return Combination(weights, signed=signed and bool((weights < 0).any()))
-        return Combination(torch.cat([weights, -weights], 1), signed=True, contrasted=True)
+            return Combination(weights, weights.abs(), signed=self._signed)
+        compared = weights * self._compared
+        half = compared.abs() / 2
+        return Combination(
+            torch.cat([weights, -compared], 1),
+            torch.cat([weights.abs() - half, half], 1),
+            signed=True,
+        )
 
     def check(self, further: Mapping[str, Any]) -> None:
         """Refuses further arguments that hold something for each token of the prompt only.
@@ -197,7 +209,8 @@ class Generation:
         # Counted from the end: the model may have kept the logits of the last tokens only.
         logits = logits[:, -steps - 1 : -1]
         tokens = copied([self._tokens] + ([] if self._others is None else [self._others]))
-        if bool((torch.stack(tokens) >= logits.shape[2]).any()):
+        ids = torch.stack(tokens)
+        if bool(((ids < 0) | (ids >= logits.shape[2])).any()):
             raise InvalidTargetError(
                 f"There are ids beyond the model's {logits.shape[2]} logits among the generated "
                 "tokens or those that they are compared with."

@@ -221,7 +221,7 @@ def seed(
     """One for each sample's chosen score, or a larger start value; of a sum its scores' weights."""
     dtype = accumulation_dtype(selected.dtype)
     if (combined := forward.combined(value)) is not None:
-        return {combined.value: combined.shares.to(dtype) * start}
+        return {combined.value: combined.combination.shares.to(dtype) * start}
     return {value: torch.full_like(selected.detach(), start, dtype=dtype)}
 
 

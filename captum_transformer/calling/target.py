@@ -44,19 +44,18 @@ class Combination:
     """The sum of all scores of a model's output, each times a weight.
 
     Gradients are those of the sum. Relevance that is propagated by rules is that of the scores with
-    positive weights less that of the others; a token flow starts at each score with its weight's
-    size.
+    positive weights less that of the others; a token flow starts at each score with its share.
 
     Attributes:
         weights: ``(samples, scores)``.
-        signed: whether some may be negative.
-        contrasted: whether each score is given beside one that it is compared with, and so is read
-            from the token that the other is read from.
+        shares: how much each token counts that a score is read from, ``(samples, scores)``: the
+            weight's size, divided among scores that are compared with each other.
+        signed: whether some weights may be negative.
     """
 
     weights: Tensor
+    shares: Tensor
     signed: bool = False
-    contrasted: bool = False
 
 
 Target: TypeAlias = TargetType | Contrast | list[Contrast]

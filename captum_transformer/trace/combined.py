@@ -20,12 +20,6 @@ class Combined(NamedTuple):
     combination: Combination
 
     @property
-    def shares(self) -> Tensor:
-        """How much each token counts that the scores are read from."""
-        size = self.combination.weights.abs()
-        return size / 2 if self.combination.contrasted else size
-
-    @property
     def sides(self) -> list[Tensor]:
         """The sizes of positive weights and, where there may be such, those of negative ones."""
         weights = self.combination.weights

@@ -149,6 +149,27 @@ def test_one_answer_rather_than_another() -> None:
         assert not torch.allclose(result, own)
 
 
+@pytest.mark.parametrize("method", ["AttnLRP", "full LRP", "GenericAttentionRelevance"])
+def test_only_some_tokens_rather_than_others(method: str) -> None:
+    model, ids, sequences, named = of_decoder("Llama")
+    explain = METHODS[method](model)
+
+    def explained(others: Any, **arguments: Any) -> Tensor:
+        return explain.attribute_generated(
+            ids, sequences, rather_than=others, additional_forward_kwargs=named, **arguments
+        )
+
+    result = explained(torch.tensor([[-100, 12, -100]]))
+    assert_close(result[:, 1], explained(12)[:, 1], relative=1e-6)
+    assert_close(result[:, [0, 2]], explained(None)[:, [0, 2]], relative=1e-6)
+    # The answer is compared, and what lies before it in its own right.
+    hops: Any = {"spans": [(2, 3)], "hops": 1, "include_generated": True}
+    last = torch.tensor([[-100, -100, 12]])
+    direct = explained(12, spans=[(2, 3)], include_generated=True)
+    assert_close(sum_of(explained(last, **hops)), sum_of(direct), relative=1e-6)
+    assert not torch.allclose(explained(last, **hops), explained(12, **hops))
+
+
 @pytest.mark.parametrize("method", ["ConservativeLRP", "GenericAttentionRelevance", "full LRP"])
 def test_generated_tokens_are_included(method: str) -> None:
     model, ids, sequences, named = of_decoder("Llama")
