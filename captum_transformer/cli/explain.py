@@ -14,7 +14,8 @@ from captum_transformer.cli.defaults import Kind
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.explanation import Explanation, Given
 from captum_transformer.cli.images import explain_image, names_of, preparation_of
-from captum_transformer.cli.models import HuggingFaceModel, Wanted, load_model
+from captum_transformer.cli.language import Asked, LanguageModel
+from captum_transformer.cli.models import HuggingFaceModel, TimmModel, Wanted, load_model
 from captum_transformer.cli.outputs import Outputs
 from captum_transformer.cli.progress import complain, with_progress
 from captum_transformer.cli.read import IMAGE_SUFFIXES, is_folder, read_text
@@ -80,7 +81,9 @@ def _given(inputs: Sequence[str], texts: Sequence[str]) -> list[Given]:
             raise UserError(f"There are no images or texts in {name}.")
         given += [Given(visible(str(file)), file) for file in files]
     if not given:
-        raise UserError("There is nothing to explain: give image files, .txt files or --text.")
+        raise UserError(
+            "There is nothing to explain: give image files, .txt files, --text or --prompt."
+        )
     return given
 
 
@@ -103,29 +106,26 @@ def _explain(arguments: argparse.Namespace) -> Explain:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"The model can't be moved to {device}: {error}") from error
     reads = getattr(loaded.model, "main_input_name", "pixel_values")
-    kind: Kind = "text" if reads == "input_ids" else "image"
-    classifier = Classifier(
-        loaded.model,
-        names,
-        kind=kind,
-        methods=arguments.method or (),
-        classes=[find_class(asked, names, loaded.classes) for asked in arguments.classes],
-        top=arguments.top,
-    )
+    asked = _asked(arguments)
     if isinstance(loaded, HuggingFaceModel) and reads == "input_ids":
         tokenizer = load_tokenizer(loaded)
-        longest = longest_text(loaded, tokenizer)
         options = {
-            "longest": longest,
-            "by_token": arguments.tokens,
+            "longest": longest_text(loaded, tokenizer),
+            "unit": "token" if arguments.tokens else arguments.by,
             "special_in_scale": arguments.special_in_scale,
         }
+        if loaded.writes:
+            return _language(loaded, tokenizer, asked, arguments, options)
+        _refuse_asked(loaded, asked)
+        classifier = _classifier(loaded, names, "text", arguments)
         return partial(_text, classifier=classifier, tokenizer=tokenizer, options=options)
     if reads != "pixel_values":
         raise UserError(
             f"{type(loaded.model).__name__} reads {reads}; here, only images and texts can be "
             "explained. Do it in Python, see docs/models.md."
         )
+    _refuse_asked(loaded, asked)
+    classifier = _classifier(loaded, names, "image", arguments)
     preparation = preparation_of(loaded)
 
     def explain(given: Given) -> Explanation:
@@ -136,13 +136,89 @@ def _explain(arguments: argparse.Namespace) -> Explain:
     return explain
 
 
+def _classifier(
+    loaded: TimmModel | HuggingFaceModel,
+    names: Mapping[int, str],
+    kind: Kind,
+    arguments: argparse.Namespace,
+) -> Classifier:
+    return Classifier(
+        loaded.model,
+        names,
+        kind=kind,
+        methods=arguments.method or (),
+        classes=[find_class(asked, names, loaded.classes) for asked in arguments.classes],
+        top=arguments.top or 1,
+    )
+
+
+def _asked(arguments: argparse.Namespace) -> Asked | None:
+    """What is asked of a language model; None if nothing is."""
+    given = {
+        "--rather-than": arguments.rather_than is not None,
+        "--part": bool(arguments.part),
+        "--each": arguments.each,
+        "--hops": arguments.hops != 0,
+        "--chat": arguments.chat,
+    }
+    more = [option for option, there in given.items() if there]
+    if arguments.answer is None and not arguments.generate:
+        if more:
+            raise UserError(f"{more[0]} needs an answer: give --answer or --generate.")
+        return None
+    if arguments.answer is not None and arguments.generate:
+        raise UserError("Give --answer or --generate, not both: what is to be explained?")
+    chosen = [option for option in more if option in ("--rather-than", "--part", "--each")]
+    if len(chosen) > 1:
+        raise UserError(f"{chosen[0]} and {chosen[1]} each say what is explained: give one.")
+    return Asked(
+        arguments.answer,
+        arguments.generate,
+        arguments.rather_than,
+        arguments.part,
+        arguments.each,
+        arguments.hops,
+        arguments.chat,
+    )
+
+
+def _refuse_asked(loaded: TimmModel | HuggingFaceModel, asked: Asked | None) -> None:
+    if asked is not None:
+        raise UserError(
+            f"{type(loaded.model).__name__} is no language model: it gives no answers that "
+            "--answer or --generate could mean."
+        )
+
+
+def _language(
+    loaded: HuggingFaceModel,
+    tokenizer: object,
+    asked: Asked | None,
+    arguments: argparse.Namespace,
+    options: Mapping[str, Any],
+) -> Explain:
+    if asked is None:
+        raise UserError(
+            f"{type(loaded.model).__name__} is a language model: say what it answered, "
+            "--answer TEXT, or have it answer, --generate 20."
+        )
+    if arguments.classes or arguments.top or arguments.labels:
+        raise UserError("A language model has no classes: leave --class, --top and --labels out.")
+    model = LanguageModel(loaded.model, tokenizer, asked, methods=arguments.method or (), **options)
+    return lambda given: model.explain(_words(given), given.name)
+
+
+def _words(given: Given) -> str:
+    if given.text is None and given.path.suffix.lower() in IMAGE_SUFFIXES:
+        raise UserError("it is an image, and the model reads texts")
+    # The end of a file's last line is no part of what it says.
+    return read_text(given.path).rstrip("\r\n") if given.text is None else given.text
+
+
 def _text(
     given: Given, classifier: Classifier, tokenizer: object, options: Mapping[str, Any]
 ) -> Explanation:
-    if given.text is None and given.path.suffix.lower() in IMAGE_SUFFIXES:
-        raise UserError("it is an image, and the model reads texts")
-    text = read_text(given.path) if given.text is None else given.text
-    return explain_text(text, given.name, classifier, tokenizer, **options)
+    return explain_text(_words(given), given.name, classifier, tokenizer, **options)
 
 
 def _read_labels(path: str) -> dict[int, str]:

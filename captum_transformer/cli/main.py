@@ -83,7 +83,11 @@ def _explain() -> argparse.ArgumentParser:
         help="image files, texts in .txt files, or folders of them",
     )
     parser.add_argument(
-        "--text", action="append", default=[], help="a text itself; may be repeated"
+        "--text",
+        "--prompt",
+        action="append",
+        default=[],
+        help="a text itself, or a language model's prompt; may be repeated",
     )
     parser.add_argument(
         "-c",
@@ -95,7 +99,7 @@ def _explain() -> argparse.ArgumentParser:
         help="a class to explain, by name or id; may be repeated (default: the most likely)",
     )
     parser.add_argument(
-        "--top", type=_positive, default=1, help="explain this many of the most likely classes"
+        "--top", type=_positive, help="explain this many of the most likely classes"
     )
     parser.add_argument("--labels", metavar="FILE", help="the classes' names, one in each line")
     parser.add_argument(
@@ -141,6 +145,13 @@ def _explain() -> argparse.ArgumentParser:
     parser.add_argument("--smooth", action="store_true", help="interpolate between patches")
     parser.add_argument("--tokens", action="store_true", help="show tokens, not words")
     parser.add_argument(
+        "--by",
+        choices=["word", "sentence", "line", "paragraph"],
+        default="word",
+        help="add up the relevance of a text by these (default: word)",
+    )
+    _add_answer(parser)
+    parser.add_argument(
         "--color", choices=["auto", "always", "never"], default="auto", help="in the terminal"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
@@ -150,6 +161,44 @@ def _explain() -> argparse.ArgumentParser:
         help="load no trained weights, to try things out",
     )
     return parser
+
+
+def _add_answer(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "language models", "why an answer follows a prompt: --text, --prompt, or a .txt file"
+    )
+    group.add_argument(
+        "--answer", metavar="TEXT", help="the answer, which is appended to the prompt as it is"
+    )
+    group.add_argument(
+        "--generate", type=_positive, default=0, metavar="N", help="have the model write N tokens"
+    )
+    group.add_argument(
+        "--rather-than",
+        metavar="TEXT",
+        help="another answer: explains the first token in which the two differ",
+    )
+    group.add_argument(
+        "--part",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="explain these words of the answer; may be repeated (default: the whole answer)",
+    )
+    group.add_argument(
+        "--each", action="store_true", help="explain each token of the answer by itself"
+    )
+    group.add_argument(
+        "--hops",
+        type=_hops,
+        default=0,
+        metavar="N",
+        help="send relevance on, N times or with 'all' to the end, from the tokens of the answer "
+        "that it has landed on to those which these were generated from",
+    )
+    group.add_argument(
+        "--chat", action="store_true", help="a prompt is what a user says, in the model's template"
+    )
 
 
 def _inspect() -> argparse.ArgumentParser:
@@ -191,6 +240,14 @@ def _method(name: str) -> str:
 def _positive(text: str) -> int:
     if not (text.isdecimal() and 0 < int(text) <= 100_000):
         raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)
+
+
+def _hops(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not (text.isdecimal() and int(text) <= 100_000):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on, and not 'all'")
     return int(text)
 
 

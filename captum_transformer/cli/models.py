@@ -85,6 +85,12 @@ class HuggingFaceModel:
         """The model's configuration."""
         return self.model.config
 
+    @property
+    def writes(self) -> bool:
+        """Whether the model can generate text."""
+        model: Any = self.model
+        return bool(model.can_generate())
+
 
 def load_model(wanted: Wanted) -> TimmModel | HuggingFaceModel:
     """Loads a model in evaluation mode.

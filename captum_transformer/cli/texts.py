@@ -9,8 +9,7 @@ from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.explanation import TextExplanation
 from captum_transformer.cli.models import HuggingFaceModel
 from captum_transformer.cli.packages import package
-from captum_transformer.visualization import merge_words
-from captum_transformer.visualization.token_scale import special_ids
+from captum_transformer.cli.words import Merge, Unit, joined
 
 MAX_TOKENS = 4096
 
@@ -46,7 +45,7 @@ def explain_text(
     tokenizer: Any,
     *,
     longest: int,
-    by_token: bool = False,
+    unit: Unit = "word",
     special_in_scale: bool = False,
 ) -> TextExplanation:
     """Explains one text.
@@ -57,7 +56,7 @@ def explain_text(
         classifier: The model, the methods and the classes.
         tokenizer: The model's.
         longest: The most tokens that the model takes.
-        by_token: Leave the tokens as they are.
+        unit: What relevance is added up by.
         special_in_scale: Let special tokens set the scale of the colours, as words do.
 
     Returns:
@@ -77,25 +76,18 @@ def explain_text(
         raise UserError(
             f"the text has {len(ids):,} tokens, the model takes {longest:,}: shorten it"
         )
-    # Those that the tokenizer has added, and those that were written into the text.
-    known = special_ids(tokenizer)
-    special = [
-        not special_in_scale and (bool(added) or each in known)
-        for added, each in zip(coded["special_tokens_mask"], ids, strict=True)
-    ]
+    merge = Merge(
+        tokenizer,
+        ids,
+        tokens,
+        coded["offset_mapping"],
+        text,
+        unit,
+        special_in_scale=special_in_scale,
+        added=coded["special_tokens_mask"],
+    )
     classes, of_tokens = classifier.explain(torch.tensor([ids]))
-    if by_token:
-        return TextExplanation(name, classes, of_tokens, tokens, tokens, of_tokens, special)
-
-    def merged(values: torch.Tensor) -> tuple[list[str], torch.Tensor]:
-        return merge_words(tokens, values, coded["offset_mapping"], text)
-
-    words, specials = merged(torch.tensor(special, dtype=torch.float))
-    attributions = {
-        method: [merged(values)[1] for values in every] for method, every in of_tokens.items()
-    }
-    off_scale = (specials > 0).tolist()
-    return TextExplanation(name, classes, attributions, words, tokens, of_tokens, off_scale)
+    return joined(name, classes, of_tokens, [merge])
 
 
 def longest_text(loaded: HuggingFaceModel, tokenizer: Any) -> int:

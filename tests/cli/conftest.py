@@ -6,11 +6,15 @@ import timm
 import torch
 from PIL import Image
 from timm.models._hub import save_for_hf
-from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from tokenizers.processors import BertProcessing
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
@@ -59,7 +63,44 @@ def checkpoints(tmp_path_factory):
         id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1},
     )  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(folder / "bert")
+    _save_language_models(folder)
     return folder
+
+
+CORPUS = "Paris is the capital of France . Rome is the capital of Italy . Where? In Paris, in Rome."
+
+
+def _save_language_models(folder):
+    letters = ByteLevelBPETokenizer()
+    letters.train_from_iterator(
+        [CORPUS] * 3, vocab_size=330, show_progress=False, special_tokens=["<s>", "</s>"]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=letters._tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>",
+        model_max_length=64,
+    )  # fmt: skip
+    tokenizer.chat_template = (
+        "{% for each in messages %}<s>{{ each.role }}: {{ each.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<s>assistant:{% endif %}"
+    )
+    special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 1}
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(
+            n_embd=16, n_layer=2, n_head=2, vocab_size=len(tokenizer), n_positions=64,
+            initializer_range=0.5, **special,
+        )
+    )  # fmt: skip
+    bart = BartForConditionalGeneration(
+        BartConfig(
+            d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
+            vocab_size=len(tokenizer), max_position_embeddings=64, decoder_start_token_id=1,
+            forced_eos_token_id=None, **special,
+        )
+    )  # fmt: skip
+    for name, model in (("gpt2", gpt2), ("bart", bart)):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
 
 
 @pytest.fixture
