@@ -12,10 +12,12 @@ from captum_transformer.attr.transformer_method import START, TransformerMethod
 from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.calling.isolation import in_full_precision, modules_of
 from captum_transformer.calling.target import Target, target_of
+from captum_transformer.calling.uncompiled import written_name
 from captum_transformer.rules.ledger import Ledger, Taken, added_up
 from captum_transformer.rules.relevance.totals import constants
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.storages import memory_of
 
 
 class AccountableMethod(TransformerMethod):
@@ -75,7 +77,8 @@ class AccountableMethod(TransformerMethod):
         for prefix, module in modules_of(self.forward_func):
             own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
             for name, tensor in own:
-                found[tensor.untyped_storage().data_ptr()] = f"{prefix}.{name}".lstrip(".")
+                name = written_name(f"{prefix}.{name}".lstrip("."))
+                found |= dict.fromkeys(memory_of(tensor), name)
         return found
 
     def written_up(
@@ -101,7 +104,7 @@ class AccountableMethod(TransformerMethod):
 
 def _source(operation: Operation, reason: Reason, parameters: Mapping[int, str]) -> str:
     """The parameters that were added or joined, or else the operation and its module."""
-    named = [parameters.get(o.tensor.untyped_storage().data_ptr()) for o in constants(operation)]
+    named = [parameters.get(memory_of(o.given)[0]) for o in constants(operation)]
     if reason in (Reason.ADDED, Reason.JOINED, Reason.CONSTANT) and any(named):
         return ", ".join(name for name in named if name)
     return f"{operation.module} ({operation.name})" if operation.module else operation.name

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from captum_transformer.calling.isolation import modules_of
+from captum_transformer.calling.uncompiled import written_name
 from captum_transformer.errors import InvalidLayerError
 
 # A dotted name or the module; where it runs several times, with the number of the call.
@@ -42,7 +43,7 @@ def chosen_layers(forward_func: Callable[..., Any], layers: Iterable[Layer]) -> 
     by_name: dict[str, list[nn.Module]] = {}
     for name, module in modules:
         by_name.setdefault(name, []).append(module)
-    names = {id(module): name for name, module in modules}
+    names = {id(module): written_name(name) for name, module in modules}
     return [_chosen(layer, by_name, names) for layer in layers]
 
 
@@ -62,10 +63,11 @@ def _chosen(
             "A layer is a module, its dotted name as in `model.named_modules()`, or a tuple of one "
             f"of these and the number of a call, got {layer!r}."
         )
-    found = [given] if given in by_name else [n for n in by_name if _below(n, by_name) == given]
+    found = [given] if given in by_name else _named(given, by_name)
     if len(found) == 1 and len(by_name[found[0]]) == 1:
         return ChosenLayer(given, by_name[found[0]][0], call)
-    close = found or difflib.get_close_matches(given, by_name, n=3, cutoff=0.5)
+    known = dict.fromkeys(map(written_name, by_name))
+    close = found or difflib.get_close_matches(written_name(given), known, n=3, cutoff=0.5)
     named = ", ".join(map(repr, close)) or "none with a name like it"
     if found:
         count = sum(len(by_name[name]) for name in found)
@@ -74,6 +76,19 @@ def _chosen(
             "module itself."
         )
     raise InvalidLayerError(f"There is no module {given!r} in the model. There is: {named}.")
+
+
+def _named(given: str, by_name: Mapping[str, object]) -> list[str]:
+    """The names that may be meant: within the outermost module, and as before compiling."""
+    found = [name for name in by_name if _below(name, by_name) == given]
+    if found:
+        return found
+    written = written_name(given)
+    outer: dict[str, str] = {}  # a compiled module stands before the one that it wraps
+    for name in by_name:
+        if written in {written_name(name), written_name(_below(name, by_name))}:
+            outer.setdefault(written_name(name), name)
+    return list(outer.values())
 
 
 def _below(name: str, by_name: Mapping[str, object]) -> str:

@@ -52,6 +52,7 @@ class State:
         # Most containers are dictionaries of no hooks.
         self._empty: list[Any] = []
         self._tensors: dict[int, list[Tensor]] = {}
+        self._data: list[tuple[Tensor, Tensor]] = []
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._known: set[int] = set()
 
@@ -74,10 +75,28 @@ class State:
                 self._keep(some)
         else:
             self._empty += (*hooks, buffers)
+        for parameter in values.get("_parameters", {}).values():
+            if parameter is not None and type(parameter) is not nn.Parameter:
+                self._keep_parameter(parameter)
         for name in values.keys() - _OF_EVERY_MODULE:
             value = values[name]
             if type(value) not in ATOMS:
                 self._keep(value)
+
+    def _keep_parameter(self, parameter: Tensor) -> None:
+        """What parameters of a package's own class hold, as quantised weights do.
+
+        When such a layer first runs, it may move their numbers to objects that the module holds.
+        Those of torch's own classes are sharded, and are put back by what has sharded them.
+        """
+        if type(parameter).__module__.partition(".")[0] == "torch":
+            return
+        self._contents.append(Contents(parameter))
+        for value in vars(parameter).values():
+            if type(value) not in ATOMS:
+                self._keep(value)
+        if type(data := parameter.data) is Tensor:
+            self._data.append((parameter, data))
 
     def _keep(self, value: Any) -> None:
         if isinstance(value, Tensor):
@@ -151,6 +170,9 @@ class State:
                 self._contents += contents
         for content in self._contents:
             content.put_back()
+        for parameter, data in self._data:
+            if parameter.data_ptr() != data.data_ptr():
+                parameter.data = data
         with torch.inference_mode(mode=False), torch.no_grad():
             for tensor, values in self._copies:
                 _write_back(tensor, values)

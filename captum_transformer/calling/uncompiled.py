@@ -10,8 +10,21 @@ from typing import Any
 import torch
 from torch import nn
 
+# Under this name a compiled module holds the one that it is of.
+_WRAPPED = "_orig_mod"
 # `flex_attention` compiles itself, and imports the compiler no sooner.
 _COMPILES = ("torch._dynamo", "torch.nn.attention.flex_attention")
+
+
+def written_name(name: str) -> str:
+    """A module's dotted name as it is without compiling: a compiled module wraps the one it is of.
+
+    >>> written_name("_orig_mod.layers.0._orig_mod.mlp")
+    'layers.0.mlp'
+    """
+    if _WRAPPED not in name:
+        return name
+    return ".".join(part for part in name.split(".") if part != _WRAPPED)
 
 
 class _Stance:
@@ -57,7 +70,7 @@ def uncompiled(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
         return
     with ExitStack() as stack:
         stack.enter_context(_STANCE)
-        if any("_orig_mod" in vars(module).get("_modules", ()) for module in modules):
+        if any(_WRAPPED in vars(module).get("_modules", ()) for module in modules):
             stack.enter_context(warnings.catch_warnings())
             # It concerns hooks that compiled modules call twice; that of `explaining` doesn't mind.
             warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")

@@ -21,6 +21,7 @@ from captum_transformer.calling.target import (
     main_output,
     selected_scores,
 )
+from captum_transformer.calling.uncompiled import written_name
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.trace.applied import APPLIED
 from captum_transformer.trace.axis import Axis
@@ -282,7 +283,7 @@ def traced_forward(
     """
     inputs = arguments.inputs
     modules = modules_of(forward_func)
-    names = {id(module): name or type(module).__name__ for name, module in modules}
+    names = {id(m): written_name(name) or type(m).__name__ for name, m in modules}
     if Kind.PRODUCT in keep:
         refuse_sharded(modules)
     describe_packages()

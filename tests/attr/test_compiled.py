@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from captum_transformer import ConservativeLRP, describe
 from captum_transformer.calling.uncompiled import uncompiled
+from captum_transformer.errors import InvalidLayerError
 from tests.attr.subjects import METHODS, assert_close, images, timm_vit
 
 
@@ -113,3 +115,35 @@ def test_explanations_that_overlap_leave_the_compiler_as_it_was(backend: Backend
     second.__exit__(None, None, None)
     compiled(torch.ones(2))
     assert backend.runs == 1
+
+
+def wrapped_blocks(model: Any, backend: Backend) -> Any:
+    for index, block in enumerate(model.blocks):
+        model.blocks[index] = torch.compile(block, backend=backend)
+    return model
+
+
+def all_of_it(model: Any, backend: Backend) -> Any:
+    return torch.compile(wrapped_blocks(model, backend), backend=backend)
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA")
+@pytest.mark.parametrize("compiled", [whole, in_place, blocks, wrapped_blocks, all_of_it])
+def test_names_are_those_from_before_compiling(
+    compiled: Callable[..., Any], backend: Backend
+) -> None:
+    layers = ["blocks.0", "blocks.1.mlp", ("blocks.0.attn.proj", 0)]
+    x, plain = images(), timm_vit()
+    expected = ConservativeLRP(plain).attribute_layers(x, layers, target=1)
+    seen = [call.module for call in describe(plain, x).attention]
+    model = compiled(timm_vit(), backend)
+    of_compiled = [name for name, _ in model.named_modules() if name.endswith("blocks.1.mlp")]
+    of_compiled += [name for name, _ in model.named_modules() if name.endswith("mod.mlp")][-1:]
+    for mlp in ("blocks.1.mlp", *of_compiled):
+        layers[1] = mlp
+        found = ConservativeLRP(model).attribute_layers(x, layers, target=1)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert [call.module for call in describe(model, x).attention] == seen
+    with pytest.raises(InvalidLayerError, match=r"no module 'blocks\.7'.*There is: 'blocks\.\d'"):
+        ConservativeLRP(model).attribute_layers(x, ["blocks.7"], target=1)

@@ -126,6 +126,9 @@ def test_bitsandbytes(kind, dtype, device, method, model):
     before = [parameter.clone() for parameter in model.parameters()]
     same_maps(method, model, plain.to(device), rounds_activations=True)
     assert all(map(torch.equal, model.parameters(), before))
+    with torch.no_grad():
+        scores, expected = (m(IDS.to(device)).logits.float() for m in (model, plain))
+    assert (scores - expected).norm() < 0.1 * expected.norm()
 
 
 @every_method

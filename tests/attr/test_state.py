@@ -620,6 +620,46 @@ def test_objects_that_hold_tensors_are_as_they_were(method: str) -> None:
     assert _of_objects(model) != before
 
 
+class PackedParameter(nn.Parameter):
+    """Weights of a package's own, which has numbers for them."""
+
+    numbers: Tensor | None
+    packing: Slotted
+
+
+class Repacking(nn.Module):
+    """Moves its weights' numbers to an object of its own when it first runs, and packs them anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        ones = torch.ones(CLASSES, CLASSES, dtype=torch.float64)
+        self.weight = PackedParameter(ones, requires_grad=False)
+        self.weight.numbers = 2 * torch.eye(CLASSES, dtype=torch.float64)
+        self.weight.packing = self.packing = Slotted()
+        self.vit, self.held = timm_vit(), Slotted()
+        del self.held.keys
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if self.weight.numbers is not None:
+            self.held.keys, self.weight.numbers = self.weight.numbers, None
+            self.weight.data = self.weight.data.t().contiguous() * 3
+            self.packing.keys = torch.full((2,), 3.0, dtype=torch.float64)
+        scores: Tensor = self.vit(pixels) @ self.held.keys
+        return scores * self.weight.sum() / self.packing.keys.sum()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_that_a_layer_takes_over_when_it_first_runs_are_as_they_were(method: str) -> None:
+    model, other = Repacking(), Repacking()
+    weight = model.weight.data
+    first, again = (METHODS[method](model).attribute(images(), 1) for _ in "ab")
+    assert torch.equal(first, again)
+    assert model.weight.numbers is not None
+    assert model.weight.data_ptr() == weight.data_ptr()
+    assert not hasattr(model.held, "keys")
+    assert torch.equal(model(images()), other(images()))
+
+
 def _with_modules(model: nn.Module) -> Any:
     return model
 

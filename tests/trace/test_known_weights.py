@@ -369,6 +369,11 @@ def test_wrapped_weights_whose_kernel_rounds_activations(method, trained, x):
         parameter.requires_grad_(requires_grad=trained and parameter.requires_grad)
     assert (model(x) - Model()(x)).abs().max() > 0
     same_maps(method, model, Model(), x, atol=1e-5, rtol=1e-4)
+    if hasattr(METHODS[method](model), "account"):
+        found, expected = (
+            METHODS[method](m).account(x, target=1).shares() for m in (model, Model())
+        )
+        assert found == pytest.approx(expected, abs=1e-4)
 
 
 @every_method
