@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer.attr.generation import Generation, require_causal
+from captum_transformer.attr.causality import require_causal, require_prompt
+from captum_transformer.attr.generation import Generation
 from captum_transformer.attr.hops import followed
 from captum_transformer.attr.logged import logged
 from captum_transformer.attr.spans import Spans
@@ -78,7 +79,7 @@ class GeneratedRelevance(ABC):
 
         Raises:
             InvalidInputError: if ``generated`` does not continue the prompt, spans are outside of
-                it or scores look ahead.
+                it, scores look ahead or see nothing of the prompt, or a mask or cache hides tokens.
             AmbiguousOutputError: if the model returns no logits for each token.
             UnsupportedOperationError: if the method's relevance of a token depends on later ones.
 
@@ -136,6 +137,8 @@ class GeneratedRelevance(ABC):
                     )
                 )
             require_causal(slopes, weights)
+            if generation.continues and not include_generated:
+                require_prompt(slopes, generation.start)
         found: Inputs = generation.restored(maps, include_generated=include_generated)
         return found
 

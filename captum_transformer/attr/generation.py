@@ -4,10 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from captum_transformer.attr.beside import refuse_caches, refuse_unfitting, require_same_logits
+from captum_transformer.attr.generated_ids import (
+    check_ids,
+    continued_input,
+    fitting,
+    ids_in,
+    length_of_prompt,
+)
 from captum_transformer.attr.spans import Spans, weights_of
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.copies import copied
@@ -39,6 +46,7 @@ class Generation:
     Attributes:
         inputs: what the model is called with: the prompt, continued or with the decoder's ids.
         place: which of these inputs the generated tokens are among.
+        continues: whether these continue an input of the user's.
         start: the first of them there.
 
     Raises:
@@ -54,13 +62,14 @@ class Generation:
         spans: Spans | None = None,
     ) -> None:
         self._prompt = prompt
-        generated = _ids_in(generated)
-        self._continued = _continued(prompt, generated_as)
-        _check_ids(generated, prompt.samples)
+        logits = None if isinstance(generated, Tensor) else getattr(generated, "logits", None)
+        generated = ids_in(generated)
+        self._continued = continued_input(prompt, generated_as)
+        check_ids(generated, prompt.samples)
         inputs = list(prompt.inputs)
         start = 1
         if self._continued is not None:
-            start = _length_of_prompt(inputs[self._continued], generated)
+            start = length_of_prompt(inputs[self._continued], generated)
             inputs[self._continued] = generated
         if generated.shape[1] <= start:
             raise InvalidInputError(
@@ -73,10 +82,14 @@ class Generation:
         self._lookups: dict[GradientEdge, Value | None] = {}
         self._generated_as = generated_as
         self.start = start
+        self.continues = self._continued is not None
         self.place = len(prompt.inputs) if self._continued is None else self._continued
         self._length = generated.shape[1]
         self._tokens = generated[:, start:]
         samples, steps = self._tokens.shape
+        self._logits: Tensor | None = None
+        if logits is not None and len(logits) == steps and len(logits[0]) == samples:
+            self._logits = torch.stack(list(logits), 1)
         self._single = spans is None
         if spans is None:
             self._weights = torch.eye(steps).expand(samples, -1, -1)
@@ -85,7 +98,7 @@ class Generation:
         self._signed = bool((self._weights < 0).any())
         self._others = None
         if rather_than is not None:
-            given = _fitting(rather_than, self._tokens)
+            given = fitting(rather_than, self._tokens)
             self._compared = given != NOT_COMPARED
             self._others = given.where(self._compared, self._tokens)
 
@@ -116,22 +129,16 @@ class Generation:
         )
 
     def check(self, further: Mapping[str, Any]) -> None:
-        """Refuses further arguments that hold something for each token of the prompt only.
+        """Refuses further arguments that do not fit the finished sequence.
 
         Raises:
             InvalidInputError: if there is one.
         """
-        if self._continued is None:
-            return
-        short = self._prompt.inputs[self._continued].shape
-        for name, argument in further.items():
-            if isinstance(argument, Tensor) and argument.shape == short:
-                raise InvalidInputError(
-                    f"{name} is as long as the prompt, {tuple(short)}, but the model runs over "
-                    f"prompt and generated tokens, ({short[0]}, {self._length}). Extend it; a "
-                    "mask, for instance, by `torch.nn.functional.pad(mask, "
-                    f"(0, {self._length - short[1]}), value=1)`."
-                )
+        if self._continued is not None:
+            short = self._prompt.inputs[self._continued].shape
+            refuse_unfitting(further, short[1], (short[0], self._length))
+        else:
+            refuse_caches(further)
 
     def read(self, forward: TracedForward) -> None:
         """Makes the scores of the generated tokens the output of a forward pass.
@@ -149,6 +156,9 @@ class Generation:
                 f"{forward.names[place]!r}: does the model have that argument? Say in "
                 "`generated_as` which one takes them."
             )
+        if self._logits is not None:
+            steps = self._tokens.shape[1]
+            require_same_logits(forward.output.detach()[:, :steps], self._tokens, self._logits)
 
     def watch(self, forward: TracedForward) -> None:
         """Has each gradient of a score computed down to the ids' embeddings."""
@@ -216,100 +226,3 @@ class Generation:
                 "tokens or those that they are compared with."
             )
         return torch.cat([logits.gather(2, ids.unsqueeze(2)).squeeze(2) for ids in tokens], 1)
-
-
-def require_causal(slopes: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    """Raises if scores change with tokens behind them.
-
-    Args:
-        slopes: for each score how much it changes with each token, ``(samples, tokens)``.
-        weights: the weight of each generated token in each of them.
-
-    Raises:
-        InvalidInputError: if one does.
-    """
-    _require_causal(torch.stack(list(slopes), 1), torch.stack(list(weights), 1))
-
-
-def _require_causal(slopes: Tensor, weights: Tensor) -> None:
-    counts = (weights != 0).long()
-    later = counts.flip(2).cumsum(2).flip(2) - counts
-    behind = F.pad(later == 0, (slopes.shape[2] - later.shape[2], 0), value=False)
-    # What is masked has no part at all; rounding may leave some where tokens are convolved.
-    rounding = 64 * torch.finfo(slopes.dtype).eps
-    if bool(((slopes * behind).amax(2) > rounding * slopes.amax(2)).any()):
-        raise InvalidInputError(
-            "The scores of generated tokens depend on tokens behind them: they are not those by "
-            "which the tokens were generated. Does the model read in both directions, as a BERT "
-            "does, or is what goes with the ids not extended as it was in `generate`: a mask, or "
-            "ids that mark some of the tokens as a prefix? (What marks generated tokens is often "
-            "another value than what marks the prompt.)"
-        )
-
-
-def _continued(prompt: Arguments[Any], generated_as: str | None) -> int | None:
-    """The place of the input that was continued; None if the ids are a decoder's own."""
-    if generated_as is None:
-        if len(prompt.inputs) > 1:
-            raise InvalidInputError(
-                f"There are {len(prompt.inputs)} inputs: which one was continued? Give them by "
-                "name, and the name of that one as `generated_as`."
-            )
-        return 0
-    if prompt.keys is None:
-        raise InvalidInputError(
-            f"`generated_as` is a name, {generated_as!r}, but `inputs` are given by position: "
-            "give them by name, too."
-        )
-    return prompt.keys.index(generated_as) if generated_as in prompt.keys else None
-
-
-def _ids_in(generated: Any) -> Any:
-    """The ids that ``generate`` has returned, by themselves or among other things."""
-    if isinstance(generated, Tensor):
-        return generated
-    if isinstance(generated, Mapping):
-        return generated.get("sequences", generated)
-    return getattr(generated, "sequences", generated)
-
-
-def _check_ids(generated: Any, samples: int) -> None:
-    ids = (
-        isinstance(generated, Tensor) and generated.ndim == 2 and not generated.is_floating_point()
-    )
-    if not ids or len(generated) != samples:
-        found = (
-            tuple(generated.shape) if isinstance(generated, Tensor) else type(generated).__name__
-        )
-        raise InvalidInputError(
-            f"`generated` must be token ids ({samples}, tokens), as many samples as the inputs, "
-            f"got {found}. Of several sequences per prompt, repeat the prompt for each."
-        )
-
-
-def _length_of_prompt(prompt: Tensor, generated: Tensor) -> int:
-    if prompt.is_floating_point() or prompt.ndim != 2:
-        raise InvalidInputError(
-            "Generated ids can only continue token ids (samples, tokens), but the input has the "
-            f"shape {tuple(prompt.shape)}. Is it another argument that takes them? Give inputs by "
-            "name, and the name of that argument as `generated_as`."
-        )
-    length = prompt.shape[1]
-    if generated.shape[1] < length or bool((generated[:, :length] != prompt).any()):
-        raise InvalidInputError(
-            "`generated` does not begin with the prompt. Pass all that `generate` returned. For an "
-            "encoder-decoder model, give the inputs by name, and as `generated_as` the name of the "
-            "argument that takes the decoder's ids, such as 'decoder_input_ids'."
-        )
-    return length
-
-
-def _fitting(rather_than: Tensor | int, tokens: Tensor) -> Tensor:
-    others = torch.as_tensor(rather_than, device=tokens.device).to(tokens.dtype)
-    try:
-        return others.expand_as(tokens)
-    except RuntimeError as error:
-        raise InvalidInputError(
-            f"`rather_than` must be an id for each generated token, {tuple(tokens.shape)}, got the "
-            f"shape {tuple(others.shape)}."
-        ) from error

@@ -1,0 +1,99 @@
+"""What goes with the ids of a finished text: masks and caches that do not fit it are refused."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer.errors import InvalidInputError
+
+# What Transformers calls the argument that says which tokens are there.
+_MASK = "additional_forward_kwargs['attention_mask']"
+
+
+def refuse_unfitting(further: Mapping[str, Any], prompt: int, whole: tuple[int, int]) -> None:
+    """Refuses what belongs to the prompt alone, or hides some of what is explained.
+
+    Args:
+        further: the further arguments of the model, by what the user calls them.
+        prompt: how many tokens the prompt has.
+        whole: samples and tokens of prompt and generated text.
+
+    Raises:
+        InvalidInputError: if there is such an argument.
+    """
+    refuse_caches(further)
+    samples, length = whole
+    for name, argument in further.items():
+        if isinstance(argument, Tensor) and argument.shape == (samples, prompt):
+            raise InvalidInputError(
+                f"{name} is as long as the prompt, {(samples, prompt)}, but the model runs over "
+                f"prompt and generated tokens, {whole}. Extend it; a mask, for instance, by "
+                f"`torch.nn.functional.pad(mask, (0, {length - prompt}), value=1)`."
+            )
+    mask = further.get(_MASK)
+    if isinstance(mask, Tensor) and mask.shape == whole:
+        _refuse_mask(mask, prompt)
+
+
+def refuse_caches(further: Mapping[str, Any]) -> None:
+    """Refuses caches with the keys and values of tokens that have been there before.
+
+    Raises:
+        InvalidInputError: if there is one.
+    """
+    for name, argument in further.items():
+        length = getattr(argument, "get_seq_length", None)
+        cached = int(length()) if callable(length) else 0
+        if cached:
+            raise InvalidInputError(
+                f"{name} is a cache with the keys and values of {cached} tokens. What the model "
+                "takes from there has no relevance, and tokens would come twice: leave the cache "
+                "out, and pass all the ids."
+            )
+
+
+def require_same_logits(scores: Tensor, tokens: Tensor, logits: Tensor) -> None:
+    """Raises if the model has other logits for the tokens than when it generated them.
+
+    Args:
+        scores: the logits that it has now, ``(samples, tokens)``.
+        tokens: the ids.
+        logits: all those that it had, ``(samples, tokens, vocabulary)``.
+
+    Raises:
+        InvalidInputError: if they differ by more than rounding.
+    """
+    known = logits.to(scores.device).gather(2, tokens.unsqueeze(2)).squeeze(2)
+    # What is not finite says nothing: it was ruled out.
+    off = (scores.to(known.dtype) - known).abs().where(known.isfinite(), 0.0).max()
+    size = logits.abs().where(logits.isfinite(), 0.0).max().to(scores.device)
+    rounding = max(torch.finfo(tensor.dtype).eps for tensor in (scores, logits)) ** 0.5
+    if bool(off > rounding * (1 + size)):
+        raise InvalidInputError(
+            "The model's logits of the generated tokens are not those that `generate` had: they "
+            f"differ by up to {float(off):.3g}. It does not run as it did there. Mostly the mask "
+            "or, of padded batches, `position_ids` are missing among the further arguments, or the "
+            "model was in training mode."
+        )
+
+
+def _refuse_mask(mask: Tensor, prompt: int) -> None:
+    there = mask != 0
+    padded = (~there[:, prompt - 1]).nonzero().flatten().tolist()
+    if padded:
+        raise InvalidInputError(
+            f"The mask hides the last token of the prompts of samples {padded}, which the first "
+            "generated token is read from: they are padded on the right. Pad all prompts on the "
+            "left (`tokenizer.padding_side = 'left'`), and generate again."
+        )
+    generated = there[:, prompt:].long()
+    first = ~generated[:, 0].bool()
+    again = (torch.diff(generated, dim=1) > 0).any(1)
+    hidden = (first | again).nonzero().flatten().tolist()
+    if hidden:
+        raise InvalidInputError(
+            f"The mask hides generated tokens of samples {hidden} that others come after. Extend "
+            "it with ones for what was generated; zeros may stand behind a text's end only."
+        )

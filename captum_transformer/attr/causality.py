@@ -1,0 +1,60 @@
+"""Which tokens generated tokens' scores depend on: none behind them, and some of the prompt."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_transformer.errors import InvalidInputError
+
+
+def require_prompt(slopes: Sequence[Tensor], length: int) -> None:
+    """Raises if there is a score that changes with tokens, but with none of the prompt's.
+
+    Args:
+        slopes: for each score how much it changes with each token, ``(samples, tokens)``.
+        length: the prompt's.
+
+    Raises:
+        InvalidInputError: if there is one.
+    """
+    size = torch.stack(list(slopes), 1)
+    unseen = (size[..., :length].amax(2) == 0) & (size.amax(2) > 0)
+    if bool(unseen.any()):
+        sample, row = unseen.nonzero()[0].tolist()
+        raise InvalidInputError(
+            f"No token of the prompt reaches the score of generated token or span {row} of sample "
+            f"{sample}: the prompt lies outside of the model's sliding window, or a mask or cache "
+            "hides it. What the score depends on are generated tokens: pass "
+            "`include_generated=True`, and `hops=None` to follow it back to the prompt."
+        )
+
+
+def require_causal(slopes: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """Raises if scores change with tokens behind them.
+
+    Args:
+        slopes: for each score how much it changes with each token, ``(samples, tokens)``.
+        weights: the weight of each generated token in each of them.
+
+    Raises:
+        InvalidInputError: if one does.
+    """
+    _require_causal(torch.stack(list(slopes), 1), torch.stack(list(weights), 1))
+
+
+def _require_causal(slopes: Tensor, weights: Tensor) -> None:
+    counts = (weights != 0).long()
+    later = counts.flip(2).cumsum(2).flip(2) - counts
+    behind = F.pad(later == 0, (slopes.shape[2] - later.shape[2], 0), value=False)
+    # What is masked has no part at all; rounding may leave some where tokens are convolved.
+    rounding = 64 * torch.finfo(slopes.dtype).eps
+    if bool(((slopes * behind).amax(2) > rounding * slopes.amax(2)).any()):
+        raise InvalidInputError(
+            "The scores of generated tokens depend on tokens behind them: they are not those by "
+            "which the tokens were generated. Does the model read in both directions, as a BERT "
+            "does, or is what goes with the ids not extended as it was in `generate`: a mask, or "
+            "ids that mark some of the tokens as a prefix? (What marks generated tokens is often "
+            "another value than what marks the prompt.)"
+        )
