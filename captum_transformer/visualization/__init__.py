@@ -22,6 +22,7 @@ from captum_transformer.visualization.maps import (
 from captum_transformer.visualization.matrix import map_grid, token_matrix
 from captum_transformer.visualization.overlay import overlay, to_display
 from captum_transformer.visualization.panel import panel
+from captum_transformer.visualization.places import Places, places_of
 from captum_transformer.visualization.spectrogram import spectrogram
 from captum_transformer.visualization.tensorboard import log_attributions, log_token_attributions
 from captum_transformer.visualization.ties import patch_ties, word_ties
@@ -37,6 +38,7 @@ __all__ = [
     "POSITIVE_CMAP",
     "SIGNED_CMAP",
     "MapOptions",
+    "Places",
     "ScaledMap",
     "account_bars",
     "common_scale",
@@ -52,6 +54,7 @@ __all__ = [
     "overlay",
     "panel",
     "patch_ties",
+    "places_of",
     "scale_map",
     "smooth_patches",
     "spectrogram",

@@ -6,7 +6,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from captum_transformer.visualization.canvas import Canvas, Image
-from captum_transformer.visualization.maps import MapOptions, scaled_map
+from captum_transformer.visualization.maps import MapOptions, common_scale, scaled_map
 from captum_transformer.visualization.overlay import blend, to_display
 from captum_transformer.visualization.panel import (
     CAPTION_LINE,
@@ -21,8 +21,8 @@ from captum_transformer.visualization.token_strip import TokenBoxes
 
 
 def image_and_text(
-    image: Tensor,
-    image_attribution: Tensor,
+    image: Tensor | Sequence[Tensor],
+    image_attribution: Tensor | Sequence[Tensor],
     tokens: Sequence[str],
     text_attribution: Tensor,
     caption: str = "",
@@ -33,14 +33,15 @@ def image_and_text(
     off_scale: OffScale = None,
     **options: Unpack[MapOptions],
 ) -> Image:
-    r"""Draws the overlay of an image and, at its right, the tokens of a text.
+    r"""Draws the overlay of an image, or of several, and at their right the tokens of a text.
 
-    The two scales are their own, since an image's relevance is spread over so many more values than
-    that of a text. How image and text share the relevance is a number that a caption may tell.
+    Images and text have a scale each, since an image's relevance is spread over so many more values
+    than that of a text. How they share the relevance is a number for the caption.
 
     Args:
-        image: ``(3, H, W)``, ``(1, H, W)`` or ``(H, W)``, in any range; see `to_display`.
-        image_attribution: ``(C, H, W)`` or ``(H, W)``, see `overlay`.
+        image: ``(3, H, W)``, ``(1, H, W)`` or ``(H, W)``, in any range; see `to_display`. Several
+            images stand side by side and have one scale.
+        image_attribution: ``(C, H, W)`` or ``(H, W)``, see `overlay`; one for each image.
         tokens: The N tokens as strings, or its words, see `merge_words`.
         text_attribution: ``(N,)`` or ``(N, D)``, see `token_strip`.
         caption: One or several lines, see `panel`.
@@ -68,8 +69,10 @@ def image_and_text(
         raise ValueError(f"height must be a positive number of pixels, got {height}.")
     if text_width < 100:
         raise ValueError(f"text_width must be at least 100 pixels, got {text_width}.")
-    pixels = to_display(image)
-    scaled = scaled_map(image_attribution, pixels.shape[:2], **options)
+    images = [image] if isinstance(image, Tensor) else list(image)
+    maps = [image_attribution] if isinstance(image_attribution, Tensor) else list(image_attribution)
+    if len(images) != len(maps) or not images:
+        raise ValueError(f"{len(images)} images need as many attributions, got {len(maps)}.")
     of_text = scale_tokens(
         tokens,
         text_attribution,
@@ -77,15 +80,23 @@ def image_and_text(
         sign=options.get("sign", "auto"),
         scale=text_scale,
     )
-    picture = fit_height(blend(pixels, scaled), height)
+    if len(images) > 1:
+        options = common_scale(maps, **options)
+    pictures = []
+    for pixels, attribution in zip(map(to_display, images), maps, strict=True):
+        scaled = scaled_map(attribution, pixels.shape[:2], **options)
+        pictures.append(fit_height(blend(pixels, scaled), height))
     boxes = TokenBoxes.laid_out(of_text, text_width)
     lines = caption.splitlines()
     top = MARGIN + len(lines) * CAPTION_LINE
-    bar = 2 * MARGIN + picture.shape[1]
+    bar = MARGIN + sum(MARGIN + picture.shape[1] for picture in pictures)
     text = bar + SCALE_WIDTH + MARGIN
     canvas = Canvas(text + text_width + MARGIN, top + max(height, boxes.height) + MARGIN)
     write_caption(canvas, lines)
-    canvas.paste(picture, MARGIN, top)
+    left = MARGIN
+    for picture in pictures:
+        canvas.paste(picture, left, top)
+        left += picture.shape[1] + MARGIN
     color_bar(canvas, scaled, bar, top, height)
     boxes.draw(canvas, text, top)
     return canvas.image()

@@ -1,0 +1,189 @@
+"""From what a processor has made of a conversation to an explained answer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from captum_transformer.attr.attn_lrp import AttnLRP
+from captum_transformer.chat.answer import ExplainedAnswer
+from captum_transformer.chat.words import words_of
+from captum_transformer.errors import InvalidInputError
+from captum_transformer.visualization.places import Places, places_of
+
+# How Transformers' processors name what is seen and heard.
+_MEDIA = ("pixel_values", "pixel_values_videos", "input_features", "input_values")
+
+
+class ChatExplainer:
+    """Explains each word of an answer by the words, images and sounds of the conversation.
+
+    It takes what the processor and ``generate`` made, runs the model once over the finished
+    conversation, and brings relevance from the model's inputs back to words and to the pictures
+    that were given, whatever the processor did to them.
+
+    Args:
+        model: a generative model of Transformers that reads, sees or hears.
+        processor: its processor, or the tokenizer of one that only reads.
+        method: makes the method of a forward function: a class of this package, or for instance
+            ``lambda forward: AttnLRP(forward, gamma=0.05)``.
+        process: makes ``pixel_values`` of a list of PIL images, if that took other options than the
+            image processor's own.
+
+    Example:
+        >>> import torch, transformers
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from captum_transformer.chat import ChatExplainer
+        >>> vocabulary = {w: i for i, w in enumerate("? what is it a cat".split())}
+        >>> words = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words)
+        >>> config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=6)
+        >>> model = transformers.GPT2LMHeadModel(config).eval()
+        >>> inputs = {"input_ids": torch.tensor([[1, 2, 3]])}
+        >>> answer = ChatExplainer(model, tokenizer)(inputs, torch.tensor([[1, 2, 3, 4, 5]]))
+        >>> answer.words, answer.prompt, tuple(answer.of_prompt.shape)
+        (['a', 'cat'], ['what', 'is', 'it'], (2, 3))
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        processor: Any,
+        method: Callable[[Callable[..., Any]], Any] = AttnLRP,
+        *,
+        process: Callable[[list[Any]], Tensor] | None = None,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.method = method
+        self._process = process
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],
+        generated: Any,
+        images: Sequence[Any] = (),
+        *,
+        rather_than: Tensor | int | None = None,
+        cells: int = 32,
+    ) -> ExplainedAnswer:
+        """Explains an answer.
+
+        Args:
+            inputs: what the processor made of one conversation, as ``generate`` got it.
+            generated: what ``generate`` returned: the ids of prompt and answer, or an object that
+                has them as ``sequences``.
+            images: the conversation's images in their order, as PIL images. Without them there are
+                no maps, but ``relevance["pixel_values"]``.
+            rather_than: the ids that the answer's tokens are compared with, as in
+                :meth:`~captum_transformer.attr.transformer_method.TransformerMethod.attribute_generated`.
+            cells: into how many cells the longer side of an image is divided for its map; fewer
+                where the model's input is coarser.
+
+        Returns:
+            The explained answer.
+
+        Raises:
+            InvalidInputError: if there are several conversations, the prompt is padded on the
+                right, or the processor makes other ``pixel_values`` of the images.
+        """
+        ids = _ids(inputs)
+        sequences = generated if isinstance(generated, Tensor) else generated.sequences
+        seen = {name: inputs[name] for name in _MEDIA if isinstance(inputs.get(name), Tensor)}
+        places = self._places(seen.get("pixel_values"), images, cells)
+        grown = sequences.shape[1] - ids.shape[1]
+        context = {
+            name: _continued(name, value, ids.shape, grown)
+            for name, value in inputs.items()
+            if name not in seen and name != "input_ids"
+        }
+
+        def forward(input_ids: Tensor, **named: Any) -> Any:
+            # Images of one conversation may be rows, patches or tiles: as one sample they are all.
+            whole = {name: v[0] if name in seen else v for name, v in named.items()}
+            return self.model(input_ids=input_ids, **whole, use_cache=False)
+
+        relevance = self.method(forward).attribute_generated(
+            {"input_ids": ids, **{name: tensor[None] for name, tensor in seen.items()}},
+            sequences,
+            generated_as="input_ids",
+            rather_than=rather_than,
+            additional_forward_kwargs=context,
+        )
+        of_tokens = {name: tensor[0] for name, tensor in relevance.items()}
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        return ExplainedAnswer.of_tokens(
+            of_tokens,
+            words_of(tokenizer, sequences[0, ids.shape[1] :]),
+            words_of(tokenizer, ids[0]),
+            images=[image.convert("RGB") for image in images],
+            maps=_maps(places, of_tokens.get("pixel_values"), images, cells),
+            sounds=seen.get("input_features"),
+        )
+
+    def _places(self, pixels: Tensor | None, images: Sequence[Any], cells: int) -> Places | None:
+        if not 1 <= cells <= 255:
+            raise InvalidInputError(f"`cells` must be between 1 and 255, got {cells}.")
+        if not images:
+            return None
+        process = self._process or self._by_processor
+        made = process(list(images))
+        if pixels is None or made.shape != pixels.shape or not _alike(made, pixels):
+            raise InvalidInputError(
+                f"The processor makes `pixel_values` of shape {tuple(made.shape)} of the "
+                f"{len(images)} images, and the inputs have "
+                f"{'none' if pixels is None else f'others, of shape {tuple(pixels.shape)}'}. Give "
+                "all images of the conversation in their order, and if the processor was called "
+                "with options of its own, what it does to images as `process=`."
+            )
+        return places_of(process, images)
+
+    def _by_processor(self, images: list[Any]) -> Tensor:
+        made: Tensor = self.processor.image_processor(images=images, return_tensors="pt")[
+            "pixel_values"
+        ]
+        return made
+
+
+def _ids(inputs: Mapping[str, Any]) -> Tensor:
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or len(ids) != 1:
+        given = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise InvalidInputError(
+            "One conversation is explained at a time: the inputs need `input_ids` of shape "
+            f"(1, tokens), got {given}. Ask the processor for `return_tensors='pt'`."
+        )
+    return ids
+
+
+def _continued(name: str, value: Any, prompt: torch.Size, grown: int) -> Any:
+    """What the tokens of an answer have, as `generate` works it out: what the last one has."""
+    if not isinstance(value, Tensor) or value.shape != prompt:
+        return value
+    if name == "attention_mask" and not bool(value[0, -1]):
+        raise InvalidInputError(
+            "The prompt is padded on the right, so the answer doesn't stand behind its last word. "
+            "Leave padding out, or use `padding_side='left'`."
+        )
+    return pad(value[None].float(), (0, max(grown, 0)), mode="replicate")[0].to(value.dtype)
+
+
+def _alike(made: Tensor, pixels: Tensor) -> bool:
+    """Whether two inputs are the same, but for the precision that a model's inputs have."""
+    return torch.equal(made.to(pixels), pixels)
+
+
+def _maps(
+    places: Places | None, relevance: Tensor | None, images: Sequence[Any], cells: int
+) -> list[Tensor]:
+    if places is None or relevance is None:
+        return []
+    sizes = []
+    for number, image in enumerate(images):
+        rows, columns = places.resolution(number)
+        side = max(max(image.size) / cells, image.height / rows, image.width / columns)
+        sizes.append((max(1, round(image.height / side)), max(1, round(image.width / side))))
+    return places.maps(relevance, sizes)

@@ -1,0 +1,50 @@
+"""Tokens put together to the words of a conversation."""
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_transformer.visualization.token_scale import special_ids
+from captum_transformer.visualization.words import decode_with_offsets, merge_words
+
+
+class Words(NamedTuple):
+    """The words of a text, and which tokens each is made of.
+
+    Attributes:
+        labels: what is written of each.
+        counts: how many tokens each has; they follow each other.
+    """
+
+    labels: list[str]
+    counts: list[int]
+
+    def summed(self, relevance: Tensor, dim: int) -> Tensor:
+        """Adds up what the tokens of each word have."""
+        parts = torch.split(relevance, self.counts, dim)
+        return torch.stack([part.sum(dim) for part in parts], dim)
+
+
+def words_of(tokenizer: Any, ids: Tensor) -> Words:
+    """The words that ids stand for; a run of the same special token, as of an image, is one."""
+    tokens, offsets, text = decode_with_offsets(tokenizer, ids)
+    labels, sizes = merge_words(tokens, torch.ones(len(tokens)), offsets, text)
+    counts = [int(size) for size in sizes]
+    starts = [sum(counts[:number]) for number in range(len(counts) + 1)]
+    special = special_ids(tokenizer)
+    of_word = [int(ids[start]) for start in starts[:-1]]
+    first = [
+        number
+        for number in range(len(labels))
+        if not number or of_word[number] not in special or of_word[number] != of_word[number - 1]
+    ]
+    runs = list(pairwise([*first, len(labels)]))
+    return Words(
+        [
+            f"{labels[start]} × {end - start}" if end - start > 1 else labels[start]
+            for start, end in runs
+        ],
+        [starts[end] - starts[start] for start, end in runs],
+    )

@@ -1,0 +1,217 @@
+"""Answers of models that see and hear, explained from what their processors made."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_transformer import AttnLRP, GenericAttentionRelevance
+from captum_transformer.chat import ChatExplainer, ExplainedAnswer
+from captum_transformer.errors import InvalidInputError
+from captum_transformer.visualization.places import places_of
+from tests.chat.kits import SEEING, Kit, intern_vl, llava, picture, qwen2_audio, qwen3_vl, sound
+
+SIZES = [[(48, 24)], [(40, 60), (64, 64), (33, 21)]]
+
+
+def processed(kit: Kit) -> Callable[[list[Any]], torch.Tensor]:
+    return lambda pictures: kit.processor.image_processor(images=pictures, return_tensors="pt")[
+        "pixel_values"
+    ]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=["one", "three"])
+@pytest.mark.parametrize("make", SEEING)
+def test_what_a_processor_made_of_a_square_is_found_where_the_square_is(
+    make: Callable[[], Kit], sizes: list[tuple[int, int]]
+) -> None:
+    process = processed(make())
+    black = [Image.new("RGB", size) for size in sizes]
+    places = places_of(process, [picture(*size) for size in sizes])
+    for number, (width, height) in enumerate(sizes):
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[height // 2 : 3 * height // 4, width // 4 : width // 2] = 255
+        shown = [*black[:number], Image.fromarray(pixels), *black[number + 1 :]]
+        change = (process(shown) - process(black)).abs()
+
+        maps = places.maps(change, [(8, 8)] * len(sizes))
+
+        total = sum(float(each.sum()) for each in maps)
+        assert total == pytest.approx(float(change.sum()), rel=1e-4)
+        # Interpolation takes some of it beyond the edges.
+        assert float(maps[number][4:6, 2:4].sum()) > 0.85 * total
+
+
+def test_what_is_cropped_away_and_what_is_padding_has_no_place() -> None:
+    def process(pictures: list[Any]) -> torch.Tensor:
+        pixels = torch.from_numpy(np.stack([np.array(each) for each in pictures])).float()
+        cropped = pixels.permute(0, 3, 1, 2)[..., 2:] / 255
+        return torch.nn.functional.pad((cropped - 0.5) / 0.2, (0, 3))
+
+    places = places_of(process, [picture(8, 4), picture(8, 4, 1)])
+
+    assert (places.picture[..., 6:] == -1).all()
+    assert (places.picture[1, ..., :6] == 1).all()
+    first, second = places.maps(torch.ones(5, 2, 3, 4, 9), [(4, 8), (1, 1)])
+    assert first.shape == (5, 4, 8)
+    assert (first[..., :2] == 0).all()
+    assert (first[..., 2:] == 3).all()
+    assert (second == 6 * 4 * 3).all()
+    assert places.resolution(0) == (4, 8)
+
+
+def test_a_processor_that_looks_at_the_picture_is_refused() -> None:
+    def process(pictures: list[Any]) -> torch.Tensor:
+        return torch.zeros(1 + int(np.array(pictures[0]).max() > 0), 3)
+
+    with pytest.raises(ValueError, match="what the pictures show decides"):
+        places_of(process, [picture(8, 4)])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("make", SEEING)
+def test_the_answer_is_explained_by_the_scores_that_it_was_chosen_by(
+    make: Callable[[], Kit], count: int
+) -> None:
+    kit = make()
+    images = [picture(48, 32), picture(30, 40, 1)][:count]
+    prompt = kit.prompt(images)
+    generated = kit.generate(prompt, return_dict_in_generate=True, output_logits=True)
+    logits: list[torch.Tensor] = []
+
+    def method(forward: Callable[..., Any]) -> Any:
+        def noted(**inputs: Any) -> Any:
+            output = forward(**inputs)
+            logits.append(output.logits.detach())
+            return output
+
+        return AttnLRP(noted)
+
+    answer = ChatExplainer(kit.model, kit.processor, method)(prompt, generated, images)
+
+    length = prompt["input_ids"].shape[1]
+    torch.testing.assert_close(
+        logits[0][0, length - 1 : -1], torch.cat(generated.logits), rtol=1e-4, atol=1e-4
+    )
+    assert len(answer.words) == 4
+    # Everything that the method says is in the words, and in the pictures.
+    torch.testing.assert_close(
+        answer.of_prompt.sum(1), answer.relevance["input_ids"].flatten(1).sum(1)
+    )
+    of_pixels = answer.relevance["pixel_values"].flatten(1)
+    torch.testing.assert_close(
+        torch.stack([each.flatten(1).sum(1) for each in answer.of_images]).sum(0),
+        of_pixels.sum(1),
+        rtol=1e-3,
+        atol=1e-5 * float(of_pixels.abs().sum()),
+    )
+    assert all(each.abs().sum() > 0 for each in answer.of_images)
+    ratios = [each.shape[-1] / each.shape[-2] for each in answer.of_images]
+    assert ratios == pytest.approx([48 / 32, 30 / 40][:count], rel=0.1)
+
+
+def test_it_is_what_the_method_says_of_the_model() -> None:
+    kit = qwen3_vl()
+    prompt = kit.prompt([picture(48, 32)])
+    generated = kit.generate(prompt)
+    grown = torch.nn.functional.pad
+
+    def forward(input_ids: Any, pixel_values: Any, **named: Any) -> Any:
+        return kit.model(input_ids=input_ids, pixel_values=pixel_values.flatten(0, 1), **named)
+
+    by_hand = GenericAttentionRelevance(forward).attribute_generated(
+        {"input_ids": prompt["input_ids"], "pixel_values": prompt["pixel_values"][None]},
+        generated,
+        generated_as="input_ids",
+        rather_than=5,
+        additional_forward_kwargs={
+            "attention_mask": grown(prompt["attention_mask"], (0, 4), value=1),
+            "mm_token_type_ids": grown(prompt["mm_token_type_ids"], (0, 4), value=0),
+            "image_grid_thw": prompt["image_grid_thw"],
+        },
+    )
+    explainer = ChatExplainer(kit.model, kit.processor, GenericAttentionRelevance)
+    answer = explainer(prompt, generated, rather_than=5)
+
+    for name in ("input_ids", "pixel_values"):
+        torch.testing.assert_close(answer.relevance[name], by_hand[name][0])
+    assert answer.of_images == []
+
+
+def test_a_sound() -> None:
+    kit = qwen2_audio()
+    prompt = kit.prompt([sound(), sound(1)])
+    answer = ChatExplainer(kit.model, kit.processor)(prompt, kit.generate(prompt))
+
+    features = answer.relevance["input_features"]
+    assert [tuple(each.shape) for each in answer.of_sounds] == [(4, 8, 100)] * 2
+    torch.testing.assert_close(torch.stack(answer.of_sounds, 1), features)
+    assert answer.prompt[:4] == ["user", "<|audio_bos|>", "<|AUDIO|> × 12", "<|audio_eos|>"]
+    assert answer.picture(0).shape[2] == 3
+
+
+def explained() -> ExplainedAnswer:
+    of_image = torch.zeros(2, 4, 6)
+    of_image[0, 1, 4] = 1.0
+    of_image[1, 3, 0] = -2.0
+    return ExplainedAnswer(
+        ["a", "cat"],
+        ["what", "?"],
+        torch.tensor([[1.0, 0.0], [0.0, 3.0]]),
+        [of_image],
+        [],
+        {},
+        [Image.new("RGB", (30, 20), (128, 128, 128))],
+        [],
+    )
+
+
+def test_the_picture_shows_the_place_in_the_picture_that_was_given() -> None:
+    for word, row, column, channel in ((0, 1, 4, 0), ("cat", 3, 0, 2), (-1, 3, 0, 2)):
+        shown = explained().picture(word, height=80, sign="signed").astype(int)
+        # A margin of 10 and two lines of 19 above; cells of 20 pixels.
+        cell = shown[48 + 20 * row + 10, 10 + 20 * column + 10]
+        assert cell[channel] > cell.sum() - cell[channel]
+        elsewhere = shown[48 + 20 * 2 + 10, 10 + 20 * 2 + 10]
+        assert elsewhere.max() - elsewhere.min() < 3
+
+
+def test_words_that_are_not_in_the_answer_or_several_times() -> None:
+    answer = explained()
+    with pytest.raises(InvalidInputError, match="'dog' is 0 times among the answer's words"):
+        answer.picture("dog")
+    with pytest.raises(InvalidInputError, match="has 2 words, got 2"):
+        answer.picture(2)
+    assert answer.picture().shape == answer.picture(0).shape
+
+
+def test_images_that_are_not_those_of_the_conversation_are_refused() -> None:
+    kit = intern_vl()
+    images = [picture(48, 32), picture(30, 40, 1)]
+    prompt = kit.prompt(images)
+    explainer = ChatExplainer(kit.model, kit.processor)
+    for others in (images[::-1], images[:1]):
+        with pytest.raises(InvalidInputError, match="Give all images of the conversation"):
+            explainer(prompt, prompt["input_ids"], others)
+    other = ChatExplainer(kit.model, kit.processor, process=lambda given: processed(kit)(given) * 2)
+    with pytest.raises(InvalidInputError, match="`process=`"):
+        other(prompt, prompt["input_ids"], images)
+
+
+def test_prompts_that_can_not_be_continued_are_refused() -> None:
+    kit = llava()
+    image = picture(20, 20)
+    prompt = dict(kit.prompt([image]))
+    explainer = ChatExplainer(kit.model, kit.processor)
+    several = {**prompt, "input_ids": prompt["input_ids"].repeat(2, 1)}
+    with pytest.raises(InvalidInputError, match=r"shape \(1, tokens\), got \(2, 24\)"):
+        explainer(several, prompt["input_ids"], [image])
+    mask = prompt["attention_mask"].clone()
+    mask[0, -1] = 0
+    with pytest.raises(InvalidInputError, match="padded on the right"):
+        explainer({**prompt, "attention_mask": mask}, kit.generate(prompt), [image])
+    with pytest.raises(InvalidInputError, match="between 1 and 255"):
+        explainer(prompt, prompt["input_ids"], [image], cells=0)
