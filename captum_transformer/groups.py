@@ -4,12 +4,13 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, NoReturn, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from captum_transformer.errors import InvalidInputError
+from captum_transformer.templates import mark, places_of
 
 Unit = Literal["word", "sentence", "line", "paragraph"]
 Span = tuple[int, int]
@@ -23,10 +24,6 @@ _UNITS: dict[str, re.Pattern[str]] = {
     "line": re.compile(r"[^\n]+"),
     "paragraph": re.compile(r".+?(?=\n[^\S\n]*\n|\Z)", re.DOTALL),
 }
-
-
-# A character of nobody's language.
-_MARK = "\ue0ff"
 
 
 class Grouped(NamedTuple):
@@ -199,23 +196,19 @@ def spans_of_chat(
         tokenizer.apply_chat_template(each, tokenize=False, **options)
         for each in (list(messages), marked)
     )
+    names, words = [name for name, _ in said], [words for _, words in said]
+    places = places_of(text, pattern, words)
+    # A template that leaves turns out, or repeats some, might leave out any words of theirs.
+    if places is None or [number for number, _, _ in places] != list(range(len(said))):
+        raise InvalidInputError(
+            "The chat template does not write what is said in each turn as it is and once, so "
+            "where the turns stand in its text is not known. Give the places of the text's parts to "
+            "`label_tokens` yourself."
+        )
     found: dict[str, list[Span]] = {}
-    at = 0
-    # With other words in the turns' place, what is between them is the template's.
-    *before, end = re.split(f"{_MARK}\\d+{_MARK}", pattern)
-    order = [int(number) for number in re.findall(f"{_MARK}(\\d+){_MARK}", pattern)]
-    for between, number in zip(before, order, strict=True):
-        name, words = said[number]
-        start = at + len(between)
-        # Many templates strip what is said.
-        words = words if text.startswith(words, start) else words.strip()
-        if not text.startswith(between, at) or not text.startswith(words, start):
-            _refuse_template(name, words)
-        at = start + len(words)
-        if words:
-            found.setdefault(name, []).append((start, at))
-    if text[at:] != end or order != list(range(len(said))):
-        _refuse_template(*said[-1])
+    for number, start, end in places:
+        if end > start:
+            found.setdefault(names[number], []).append((start, end))
     return text, found
 
 
@@ -223,19 +216,11 @@ def _marked(content: Any, name: str, said: list[tuple[str, str]]) -> Any:
     """A content with numbers in the place of its words, which are noted."""
     if isinstance(content, str):
         said.append((name, content))
-        return f"{_MARK}{len(said) - 1}{_MARK}"
+        return mark(len(said) - 1)
     return [
         {**part, "text": _marked(part["text"], name, said)} if "text" in part else part
         for part in content
     ]
-
-
-def _refuse_template(name: str, words: str) -> NoReturn:
-    raise InvalidInputError(
-        f"The chat template does not write the words of the turn {name!r} as they are and once "
-        f"({words[:60]!r}), so where they stand is not known. Give the places of the text's parts "
-        "to `label_tokens` yourself."
-    )
 
 
 def _new(name: str, known: Mapping[str, Any]) -> str:

@@ -94,7 +94,7 @@ def test_turns_of_a_chat() -> None:
 )
 def test_templates_that_change_what_is_said_are_refused(template: str) -> None:
     messages = [{"role": "user", "content": "What now?"}, {"role": "model", "content": "Go on."}]
-    with pytest.raises(InvalidInputError, match="does not write the words of the turn"):
+    with pytest.raises(InvalidInputError, match="does not write what is said"):
         spans_of_chat(chat_tokenizer(template), messages)
 
 

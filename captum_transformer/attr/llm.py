@@ -3,11 +3,20 @@
 from typing import Any
 
 import torch.nn.functional as F
-from captum.attr import GradientAttribution, LLMGradientAttribution
+from captum.attr import (
+    GradientAttribution,
+    LLMAttributionResult,
+    LLMGradientAttribution,
+    TextTemplateInput,
+    TextTokenInput,
+)
 from captum.attr._utils.interpretable_input import InterpretableInput
 from torch import Tensor
 
 from captum_transformer.attr.transformer_method import TransformerMethod
+from captum_transformer.errors import InvalidInputError
+from captum_transformer.groups import label_tokens, sum_by_group
+from captum_transformer.templates import mark, places_of
 
 
 class LLMTransformerAttribution(LLMGradientAttribution):
@@ -15,7 +24,9 @@ class LLMTransformerAttribution(LLMGradientAttribution):
 
     Captum's own class takes layer methods only, those on its list. This one takes ours and is used
     in the same way: the log-probability of each generated token is attributed to the tokens of the
-    prompt. Captum runs the model once for each token;
+    prompt, or to the words that a template is filled with (``TextTemplateInput``): each has the
+    sum over its tokens, and the template's own words are left out. Captum runs the model once for
+    each token;
     :meth:`~captum_transformer.TransformerMethod.attribute_generated` runs it once for all, and
     explains logits.
 
@@ -25,7 +36,7 @@ class LLMTransformerAttribution(LLMGradientAttribution):
 
     Example:
         >>> import torch, transformers
-        >>> from captum.attr import TextTokenInput
+        >>> from captum.attr import TextTemplateInput, TextTokenInput
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
         >>> from captum_transformer import GenericAttentionRelevance
         >>> words = "the cat sat on mat".split()
@@ -39,14 +50,85 @@ class LLMTransformerAttribution(LLMGradientAttribution):
         >>> text = TextTokenInput("the cat sat", tokenizer)
         >>> llm.attribute(text, target=torch.tensor([3, 0, 4])).token_attr.shape
         torch.Size([3, 3])
+        >>> text = TextTemplateInput("the {} {}", ["cat", "sat"])
+        >>> llm.attribute(text, target=torch.tensor([3, 0, 4])).token_attr.shape
+        torch.Size([3, 2])
     """
 
     SUPPORTED_METHODS = (TransformerMethod,)  # type: ignore[assignment]
+    SUPPORTED_INPUTS = (TextTokenInput, TextTemplateInput)  # type: ignore[assignment]
 
     def __init__(self, attr_method: TransformerMethod, tokenizer: Any) -> None:
         super().__init__(attr_method, tokenizer)
         # Captum has copied the method and replaced its forward function.
         self.attr_method = _Prompt(self.attr_method)
+
+    def attribute(
+        self,
+        inp: InterpretableInput,
+        target: str | Tensor | None = None,
+        gen_args: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> LLMAttributionResult:
+        """Attributes the tokens that were generated, or are given, to a text.
+
+        Args:
+            inp: the text, as ``TextTokenInput`` or ``TextTemplateInput``.
+            target: as in Captum: what is explained; None to have the model generate it.
+            gen_args: arguments of ``generate``.
+            **kwargs: of the method's own ``attribute``.
+
+        Raises:
+            InvalidInputError: if a template changes the words that it is filled with, or the
+                tokenizer has no offsets.
+        """
+        if not isinstance(inp, TextTemplateInput):
+            return super().attribute(inp, target, gen_args, **kwargs)
+        text = inp.to_model_input()
+        result = super().attribute(TextTokenInput(text, self.tokenizer), target, gen_args, **kwargs)
+        token_attr = inp.format_attr(_of_values(inp, text, self.tokenizer, result.token_attr))
+        return LLMAttributionResult(
+            seq_attr=token_attr.sum(0),
+            token_attr=token_attr,
+            input_tokens=inp.values,
+            output_tokens=result.output_tokens,
+        )
+
+
+def _of_values(text_input: TextTemplateInput, text: str, tokenizer: Any, of_tokens: Any) -> Tensor:
+    """The relevance of a template's values, or of the groups that they are in."""
+    values = text_input.values
+    keys = text_input.dict_keys
+    marks = [mark(number) for number in range(len(values))]
+    pattern = (
+        text_input.format_fn(**dict(zip(keys, marks, strict=True)))
+        if keys
+        else (text_input.format_fn(*marks))
+    )
+    places = places_of(text, pattern, values)
+    coded = tokenizer(text, return_offsets_mapping=True) if tokenizer.is_fast else {}
+    if places is None or "offset_mapping" not in coded:
+        raise InvalidInputError(
+            "Where the template's values stand in the text is not known: "
+            + (
+                "the template changes them. Fill in what is to stand there."
+                if places is None
+                else "the tokenizer has no offsets. Use a fast one."
+            )
+        )
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for number, start, end in places:
+        if end > start:
+            spans.setdefault(str(number), []).append((start, end))
+    names, sums, _ = sum_by_group(of_tokens, label_tokens(coded["offset_mapping"], spans, rest=""))
+    found = sums.new_zeros(len(sums), text_input.n_itp_features)
+    for name, column in zip(names, sums.unbind(1), strict=True):
+        if name:
+            number = int(name)
+            found[:, number if text_input.mask is None else text_input.formatted_mask[number]] += (
+                column
+            )
+    return found
 
 
 class _Prompt(GradientAttribution):

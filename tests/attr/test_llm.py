@@ -10,13 +10,19 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 import transformers
-from captum.attr import LayerIntegratedGradients, LLMGradientAttribution, TextTokenInput
+from captum.attr import (
+    LayerIntegratedGradients,
+    LLMGradientAttribution,
+    TextTemplateInput,
+    TextTokenInput,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 import captum_transformer
 from captum_transformer import ConservativeLRP, GenericAttentionRelevance
 from captum_transformer.attr.llm import LLMTransformerAttribution
+from captum_transformer.errors import InvalidInputError
 from tests.attr.subjects import METHODS, assert_close, with_random_weights
 from tests.public_methods import OF_SCORES
 
@@ -88,6 +94,49 @@ def test_tokens_that_are_skipped_have_no_column() -> None:
 
     assert result.input_tokens == ["cat", "sat"]
     assert_close(result.token_attr, whole.token_attr[:, 1:3])
+
+
+@pytest.mark.parametrize(
+    ("template", "values", "columns"),
+    [
+        ("{} cat {}", ["the", "sat on"], [[0], [2, 3]]),
+        ("{what} sat on {where}", {"where": "mat", "what": "the cat"}, [[4], [0, 1]]),
+        (lambda a, b: f"the {b} {b} {a}", ["cat", "dog"], [[3], [1, 2]]),
+        ("{}the cat{}", ["", " sat"], [[], [2]]),
+    ],
+)
+def test_values_of_a_template_have_the_sum_of_their_tokens(
+    template: Any, values: Any, columns: list[list[int]]
+) -> None:
+    llm = LLMTransformerAttribution(ConservativeLRP(language_model()), tokenizer())
+    text = TextTemplateInput(template, values)
+
+    result = llm.attribute(text, target=SAID)
+
+    each = llm.attribute(TextTokenInput(text.to_model_input(), tokenizer()), target=SAID)
+    assert result.input_tokens == text.values
+    assert result.output_tokens == each.output_tokens
+    expected = [each.token_attr[:, places].sum(1) for places in columns]
+    assert_close(result.token_attr, torch.stack(expected, 1))
+    assert_close(result.seq_attr, result.token_attr.sum(0))
+
+
+def test_values_of_a_template_that_belong_together() -> None:
+    llm = LLMTransformerAttribution(ConservativeLRP(language_model()), tokenizer())
+    values = ["the", "cat", "mat"]
+    apart = llm.attribute(TextTemplateInput("{} {} sat on {}", values), target=SAID).token_attr
+    text = TextTemplateInput("{} {} sat on {}", values, mask=[7, 3, 7])
+    joined = llm.attribute(text, target=SAID).token_attr
+    assert_close(joined[:, 1], apart[:, 1])
+    for column in (0, 2):
+        assert_close(joined[:, column], apart[:, 0] + apart[:, 2])
+
+
+def test_templates_that_change_their_values_are_refused() -> None:
+    llm = LLMTransformerAttribution(ConservativeLRP(language_model()), tokenizer())
+    text = TextTemplateInput(lambda word: f"the {word.replace('dog', 'cat')} sat", ["dog"])
+    with pytest.raises(InvalidInputError, match="the template changes them"):
+        llm.attribute(text, target=SAID)
 
 
 def test_what_the_model_generates_is_explained_and_drawn() -> None:
