@@ -202,8 +202,8 @@ def spans_of_chat(
     if places is None or [number for number, _, _ in places] != list(range(len(said))):
         raise InvalidInputError(
             "The chat template does not write what is said in each turn as it is and once, so "
-            "where the turns stand in its text is not known. Give the places of the text's parts to "
-            "`label_tokens` yourself."
+            "where the turns stand in its text is not known. Give the places of the text's parts "
+            "to `label_tokens` yourself."
         )
     found: dict[str, list[Span]] = {}
     for number, start, end in places:
