@@ -29,6 +29,7 @@ class ExplainedAnswer:
         prompt: those of the prompt, P of them; a run of an image's or a sound's placeholders is
             one. What an image has is in `of_images`: a placeholder's own relevance is nearly none.
         of_prompt: the relevance of each word of the prompt to each of the answer, ``(W, P)``.
+        of_answer: that of each earlier word of the answer, ``(W, W)``.
         of_images: for each image a map on the picture that was given, ``(W, height, width)``.
         of_sounds: for each sound a map on its spectrogram, ``(W, bins, frames)``.
         relevance: what the method gave for each token of the answer, by the input's name.
@@ -37,6 +38,7 @@ class ExplainedAnswer:
     words: list[str]
     prompt: list[str]
     of_prompt: Tensor
+    of_answer: Tensor
     of_images: list[Tensor]
     of_sounds: list[Tensor]
     relevance: dict[str, Tensor]
@@ -50,6 +52,7 @@ class ExplainedAnswer:
         words: Words,
         prompt: Words,
         *,
+        of_answer: Tensor,
         images: Sequence[Any],
         maps: Sequence[Tensor],
         sounds: Tensor | None,
@@ -64,6 +67,7 @@ class ExplainedAnswer:
             words.labels,
             prompt.labels,
             prompt.summed(words.summed(relevance["input_ids"], 0), 1),
+            words.summed(words.summed(of_answer, 0), 1),
             [words.summed(each, 0) for each in maps],
             [words.summed(each, 0) for each in heard],
             dict(relevance),
@@ -95,7 +99,7 @@ class ExplainedAnswer:
 
         text, maps = chosen(self.of_prompt), [chosen(each) for each in self.of_images]
         sounds = [chosen(each) for each in self.of_sounds]
-        caption = self._caption(word, text, maps, sounds)
+        caption = self._caption(word, text, maps, sounds, chosen(self.of_answer))
         if maps:
             shown = [
                 _drawn(image, cells.shape, height)
@@ -123,7 +127,12 @@ class ExplainedAnswer:
         return found[0]
 
     def _caption(
-        self, word: str | int | None, text: Tensor, maps: list[Tensor], sounds: list[Tensor]
+        self,
+        word: str | int | None,
+        text: Tensor,
+        maps: list[Tensor],
+        sounds: list[Tensor],
+        before: Tensor,
     ) -> str:
         chosen = None if word is None else self._number(word) % len(self.words)
         answer = " ".join(
@@ -135,6 +144,7 @@ class ExplainedAnswer:
                 (f"{name} {number}" if len(found) > 1 else name, each)
                 for number, each in enumerate(found, 1)
             ]
+        parts.append(("words before", before))
         shares = ", ".join(f"{name} {format_value(float(each.sum()))}" for name, each in parts)
         return f"{answer}\nrelevance: {shares}"
 

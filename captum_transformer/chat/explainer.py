@@ -68,6 +68,7 @@ class ChatExplainer:
         images: Sequence[Any] = (),
         *,
         rather_than: Tensor | int | None = None,
+        hops: int | None = 0,
         cells: int = 32,
     ) -> ExplainedAnswer:
         """Explains an answer.
@@ -80,6 +81,8 @@ class ChatExplainer:
                 no maps, but ``relevance["pixel_values"]``.
             rather_than: the ids that the answer's tokens are compared with, as in
                 :meth:`~captum_transformer.attr.transformer_method.TransformerMethod.attribute_generated`.
+            hops: how often relevance of the answer's own earlier words is sent on to what these
+                were generated from; None: until it has reached the conversation.
             cells: into how many cells the longer side of an image is divided for its map; fewer
                 where the model's input is coarser.
 
@@ -111,14 +114,19 @@ class ChatExplainer:
             sequences,
             generated_as="input_ids",
             rather_than=rather_than,
+            hops=hops,
+            include_generated=True,
             additional_forward_kwargs=context,
         )
         of_tokens = {name: tensor[0] for name, tensor in relevance.items()}
+        of_ids, length = of_tokens["input_ids"], ids.shape[1]
+        of_tokens["input_ids"] = of_ids[:, :length].contiguous()
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         return ExplainedAnswer.of_tokens(
             of_tokens,
             words_of(tokenizer, sequences[0, ids.shape[1] :]),
             words_of(tokenizer, ids[0]),
+            of_answer=of_ids[:, length:],
             images=[image.convert("RGB") for image in images],
             maps=_maps(places, of_tokens.get("pixel_values"), images, cells),
             sounds=seen.get("input_features"),

@@ -161,6 +161,7 @@ def explained() -> ExplainedAnswer:
         ["a", "cat"],
         ["what", "?"],
         torch.tensor([[1.0, 0.0], [0.0, 3.0]]),
+        torch.tensor([[0.0, 0.0], [0.5, 0.0]]),
         [of_image],
         [],
         {},
@@ -215,3 +216,25 @@ def test_prompts_that_can_not_be_continued_are_refused() -> None:
         explainer({**prompt, "attention_mask": mask}, kit.generate(prompt), [image])
     with pytest.raises(InvalidInputError, match="between 1 and 255"):
         explainer(prompt, prompt["input_ids"], [image], cells=0)
+
+
+@pytest.mark.parametrize("make", [llava, qwen3_vl])
+def test_the_answers_own_words_and_hops_through_them(make: Callable[[], Kit]) -> None:
+    kit = make()
+    images = [picture(48, 32)]
+    prompt = kit.prompt(images)
+    generated = kit.generate(prompt)
+    explain = ChatExplainer(kit.model, kit.processor, GenericAttentionRelevance)
+
+    def total(answer: ExplainedAnswer) -> torch.Tensor:
+        seen = answer.of_images[0].flatten(1).sum(1)
+        return answer.of_prompt.sum(1) + answer.of_answer.sum(1) + seen
+
+    direct = explain(prompt, generated, images)
+    assert direct.of_answer.shape == (4, 4)
+    assert direct.of_answer.triu().abs().max() == 0  # no word is due to itself or later ones
+    assert direct.of_answer[1:].sum(1).min() > 0
+    hopped = explain(prompt, generated, images, hops=None)
+    torch.testing.assert_close(total(hopped), total(direct))
+    assert hopped.of_answer.abs().max() <= 1e-6 * direct.of_answer.max()
+    assert (hopped.of_images[0][1:].sum((1, 2)) > direct.of_images[0][1:].sum((1, 2))).all()
