@@ -50,6 +50,8 @@ class Explaining(nn.Module):
 
     rows: Sequence[int] | None = None
     """Which samples of the next batch to explain, by default all: a `RelevanceWriter` sets it."""
+    samples: int | None = None
+    """How many samples the next batch must have, if that is known: a `RelevanceWriter` sets it."""
 
     def __init__(
         self,
@@ -118,6 +120,13 @@ class Explaining(nn.Module):
         # The trainer has set up its precision around the step.
         with undisturbed(self.model, nullcontext(), seed=self.seed):
             samples = read_batch(batch, self.model.forward, self.batch_to_inputs)
+            if self.samples is not None and len(samples) != self.samples:
+                raise ValueError(
+                    f"A batch has {len(samples)} samples, but {self.samples} ids: its collate_fn "
+                    "has left some out, or made several of one. Let the data set put its index "
+                    "into each sample, and say by RelevanceWriter(..., ids=...) where a batch has "
+                    "the indices."
+                )
             rows = range(len(samples)) if self.rows is None else self.rows
             if not rows:
                 empty = torch.zeros(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sized
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_callbacks.checks import splits_parameters
 from lightning_callbacks.explainer_module import Explaining
@@ -55,6 +55,19 @@ def check_prediction(trainer: Trainer, module: LightningModule) -> None:
         )
 
 
+def loader_of(trainer: Trainer) -> Any:
+    """The loader whose batches are explained.
+
+    Args:
+        trainer: The trainer, whose loaders are there.
+
+    Returns:
+        The only one.
+    """
+    loader = trainer.predict_dataloaders
+    return loader[0] if isinstance(loader, (list, tuple)) else loader
+
+
 def number_of_samples(trainer: Trainer) -> int:
     """How many samples the data set has.
 
@@ -67,14 +80,12 @@ def number_of_samples(trainer: Trainer) -> int:
     Raises:
         MisconfigurationException: If there are several loaders, or the data set has no length.
     """
-    loader = trainer.predict_dataloaders
     if (count := trainer.predict_loop.num_dataloaders) != 1:
         raise MisconfigurationException(
             f"RelevanceWriter writes one data set, got {count} loaders. Pass one over a "
             "torch.utils.data.ConcatDataset, or predict each into a folder of its own."
         )
-    if isinstance(loader, (list, tuple)):
-        loader = loader[0]
+    loader = loader_of(trainer)
     dataset = getattr(loader, "dataset", None)
     if not isinstance(dataset, Sized):
         found = loader if dataset is None else dataset

@@ -11,16 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.isolation import random_state
 from lightning_callbacks.checks import check_at_least_one
 from lightning_callbacks.data_sets.atomic import remove_unfinished
 from lightning_callbacks.data_sets.index import read_index, shards_of, write_index
 from lightning_callbacks.data_sets.manifest import differences, read_manifest, write_manifest
+from lightning_callbacks.data_sets.order import BatchToIds, keeps_order, may_reorder, read_ids
 from lightning_callbacks.data_sets.packages import required
 from lightning_callbacks.data_sets.remaining import Progress, RemainingSamples
 from lightning_callbacks.data_sets.shards import write_shard
 from lightning_callbacks.explainer_module import ExplainedBatch
 from lightning_callbacks.flavors import BasePredictionWriter, MisconfigurationException
-from lightning_callbacks.prediction_checks import check_prediction, number_of_samples
+from lightning_callbacks.prediction_checks import check_prediction, loader_of, number_of_samples
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -35,10 +37,14 @@ class RelevanceWriter(BasePredictionWriter):
     - ``index.parquet``: one row per sample with the same columns, its shard and its offset there;
     - ``manifest.json``: the method and its arguments, a hash of the model's weights, versions.
 
-    `lightning_callbacks.RelevanceDataset` reads them back. A sample's id is its index in the data
-    set. A file is there as a whole or not at all, so a run that was killed loses nothing but the
-    batches that were not written yet. Run it again, with any number of processes, and it explains
-    what is missing; with another method or other weights that is refused.
+    `lightning_callbacks.RelevanceDataset` reads them back. A file is there as a whole or not at
+    all, so a run that was killed loses nothing but the batches that were not written yet. Run it
+    again, with any number of processes, and it explains what is missing; with another method or
+    other weights that is refused.
+
+    A sample's id is its index in the data set. The loader knows which samples it asked for, but not
+    which of them a ``collate_fn`` has sorted or dropped: one that isn't PyTorch's own is tried out
+    on the first batch, and refused unless it leaves all samples where they are.
 
     All processes must see the folder, and one run at a time may write into it.
 
@@ -46,6 +52,10 @@ class RelevanceWriter(BasePredictionWriter):
         folder: Where to write.
         every_n_batches: How many batches make a shard. A batch whose attributions have another
             shape, as texts padded to another length, begins a new one.
+        ids: Where a batch holds its samples' indices in the data set: the name of an entry, or what
+            reads them from the batch. With these, ``collate_fn`` may sort and drop samples.
+        collate_keeps_order: That ``collate_fn`` leaves all samples where they are is known, as of
+            one that draws random numbers, which can't be tried out.
         notes: What else tells the explanations apart, for the manifest, such as
             ``{"data": "validation set of March"}``.
 
@@ -65,6 +75,8 @@ class RelevanceWriter(BasePredictionWriter):
         folder: str | Path,
         every_n_batches: int = 1,
         *,
+        ids: BatchToIds | None = None,
+        collate_keeps_order: bool = False,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__("batch")
@@ -73,7 +85,11 @@ class RelevanceWriter(BasePredictionWriter):
             required(module)
         self.folder = Path(folder)
         self.every_n_batches = every_n_batches
+        self.ids = ids
+        self.collate_keeps_order = collate_keeps_order
         self.notes = dict(notes or {})
+        self._in_order = False
+        self._batch_ids: list[int] = []
         self._progress: Progress | None = None
         self._waiting: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
@@ -104,6 +120,7 @@ class RelevanceWriter(BasePredictionWriter):
         super().setup(trainer, pl_module, stage)
         check_prediction(trainer, pl_module)
         self._waiting.clear()
+        self._in_order = self.collate_keeps_order
         progress = None
         if trainer.is_global_zero:
             remove_unfinished(self.folder)
@@ -149,35 +166,66 @@ class RelevanceWriter(BasePredictionWriter):
         self,
         trainer: Trainer,
         pl_module: Any,
-        batch: Any,  # noqa: ARG002
+        batch: Any,
         batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:
-        """Tells the module which samples of the batch are missing.
+        """Finds out which samples the batch has, and tells the module which of them are missing.
 
         Args:
             trainer: The trainer.
             pl_module: The module.
-            batch: Not used.
+            batch: The batch.
             batch_idx: Not used.
             dataloader_idx: Not used: there is only one.
         """
-        ids = trainer.predict_loop.current_batch_indices
+        if self.ids is None:
+            ids = self._ids_by_loader(trainer)
+        else:
+            ids = read_ids(batch, self.ids, number_of_samples(trainer))
+        done = np.isin(ids, self._known().done)
+        self._batch_ids = ids
+        pl_module.rows = np.flatnonzero(~done).tolist()
+        pl_module.samples = len(ids)
+
+    def _ids_by_loader(self, trainer: Trainer) -> list[int]:
+        ids = list(trainer.predict_loop.current_batch_indices)
         if not ids:
             raise MisconfigurationException(
                 "The loader doesn't tell which samples its batches consist of, so their "
                 "explanations couldn't be told apart. Pass a torch DataLoader over a data set with "
-                "a length and indices."
+                "a length and indices, or say by ids= where a batch holds them."
             )
-        done = np.isin(ids, self._known().done)
-        pl_module.rows = np.flatnonzero(~done).tolist()
+        # A single sample has no order.
+        if not self._in_order and len(ids) > 1:
+            self._require_order(loader_of(trainer), ids)
+            self._in_order = True
+        return ids
+
+    def _require_order(self, loader: Any, ids: list[int]) -> None:
+        if not may_reorder(loader):
+            return
+        collate = loader.collate_fn
+        with random_state(set()):
+            items = [loader.dataset[number] for number in ids]
+        with random_state(set(), seed=0):
+            if keeps_order(collate, items):
+                return
+        name = getattr(collate, "__name__", type(collate).__name__)
+        raise MisconfigurationException(
+            f"The loader's collate_fn, {name}, does not leave each sample where it was, or draws "
+            "random numbers, so which explanation is of which sample can't be known. Let the data "
+            "set put its index into each sample, and say by RelevanceWriter(..., ids=...) where a "
+            "batch has it. If the function does keep the order and all samples, pass "
+            "collate_keeps_order=True."
+        )
 
     def write_on_batch_end(
         self,
         trainer: Trainer,  # noqa: ARG002
         pl_module: LightningModule,  # noqa: ARG002
         prediction: ExplainedBatch,
-        batch_indices: Sequence[int] | None,
+        batch_indices: Sequence[int] | None,  # noqa: ARG002
         batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
         dataloader_idx: int,  # noqa: ARG002
@@ -188,15 +236,15 @@ class RelevanceWriter(BasePredictionWriter):
             trainer: Not used.
             pl_module: Not used.
             prediction: The explanations.
-            batch_indices: The samples' indices in the data set.
+            batch_indices: Not used: which samples these are was found out before.
             batch: Not used.
             batch_idx: Not used.
             dataloader_idx: Not used.
         """
-        if not prediction.rows or batch_indices is None:
+        if not prediction.rows:
             return
         columns = {
-            "sample_id": torch.tensor([batch_indices[row] for row in prediction.rows]),
+            "sample_id": torch.tensor([self._batch_ids[row] for row in prediction.rows]),
             "target": prediction.target,
             "prediction": prediction.prediction,
             "score": prediction.score,
@@ -215,7 +263,7 @@ class RelevanceWriter(BasePredictionWriter):
             pl_module: The module.
         """
         self._write()
-        pl_module.rows = None
+        pl_module.rows = pl_module.samples = None
         trainer.strategy.barrier("the shards of all processes")
         if trainer.is_global_zero:
             index = read_index(self.folder)
