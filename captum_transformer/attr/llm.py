@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import captum.attr
 import torch.nn.functional as F
 from captum.attr import (
     GradientAttribution,
@@ -13,10 +14,15 @@ from captum.attr import (
 from captum.attr._utils.interpretable_input import InterpretableInput
 from torch import Tensor
 
+from captum_transformer.attr.llm_images import of_segments
 from captum_transformer.attr.transformer_method import TransformerMethod
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.groups import label_tokens, sum_by_group
 from captum_transformer.templates import mark, places_of
+
+# Captum has images since version 0.9.
+_IMAGES: Any = getattr(captum.attr, "ImageMaskInput", ())
+_INPUTS: Any = (TextTokenInput, TextTemplateInput, *([_IMAGES] if _IMAGES else []))
 
 
 class LLMTransformerAttribution(LLMGradientAttribution):
@@ -25,8 +31,9 @@ class LLMTransformerAttribution(LLMGradientAttribution):
     Captum's own class takes layer methods only, those on its list. This one takes ours and is used
     in the same way: the log-probability of each generated token is attributed to the tokens of the
     prompt, or to the words that a template is filled with (``TextTemplateInput``): each has the
-    sum over its tokens, and the template's own words are left out. Captum runs the model once for
-    each token;
+    sum over its tokens, and the template's own words are left out. Of an image with segments
+    (``ImageMaskInput``, whose ``processor_fn`` makes all inputs of a vision-language model) each
+    segment has the sum over its pixels. Captum runs the model once for each token of a text;
     :meth:`~captum_transformer.TransformerMethod.attribute_generated` runs it once for all, and
     explains logits.
 
@@ -56,10 +63,11 @@ class LLMTransformerAttribution(LLMGradientAttribution):
     """
 
     SUPPORTED_METHODS = (TransformerMethod,)  # type: ignore[assignment]
-    SUPPORTED_INPUTS = (TextTokenInput, TextTemplateInput)  # type: ignore[assignment]
+    SUPPORTED_INPUTS = _INPUTS
 
     def __init__(self, attr_method: TransformerMethod, tokenizer: Any) -> None:
         super().__init__(attr_method, tokenizer)
+        self._method = attr_method
         # Captum has copied the method and replaced its forward function.
         self.attr_method = _Prompt(self.attr_method)
 
@@ -73,15 +81,25 @@ class LLMTransformerAttribution(LLMGradientAttribution):
         """Attributes the tokens that were generated, or are given, to a text.
 
         Args:
-            inp: the text, as ``TextTokenInput`` or ``TextTemplateInput``.
+            inp: the text, as ``TextTokenInput`` or ``TextTemplateInput``, or an ``ImageMaskInput``.
             target: as in Captum: what is explained; None to have the model generate it.
             gen_args: arguments of ``generate``.
-            **kwargs: of the method's own ``attribute``.
+            **kwargs: of the method's own ``attribute``, for texts.
 
         Raises:
             InvalidInputError: if a template changes the words that it is filled with, or the
                 tokenizer has no offsets.
         """
+        if isinstance(inp, _IMAGES):
+            tokens = self._get_target_tokens(inp, target, gen_args=gen_args)
+            of_image = of_segments(self._method, inp, tokens)
+            return LLMAttributionResult(
+                seq_attr=of_image.sum(0),
+                token_attr=of_image,
+                input_tokens=inp.values,
+                output_tokens=[self.tokenizer.decode(token) for token in tokens.unsqueeze(1)],
+                inp=inp,
+            )
         if not isinstance(inp, TextTemplateInput):
             return super().attribute(inp, target, gen_args, **kwargs)
         text = inp.to_model_input()

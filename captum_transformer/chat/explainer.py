@@ -99,7 +99,7 @@ class ChatExplainer:
         places = self._places(seen.get("pixel_values"), images, cells)
         grown = sequences.shape[1] - ids.shape[1]
         context = {
-            name: _continued(name, value, ids.shape, grown)
+            name: continued(name, value, ids.shape, grown)
             for name, value in inputs.items()
             if name not in seen and name != "input_ids"
         }
@@ -167,7 +167,7 @@ def _ids(inputs: Mapping[str, Any]) -> Tensor:
     return ids
 
 
-def _continued(name: str, value: Any, prompt: torch.Size, grown: int) -> Any:
+def continued(name: str, value: Any, prompt: torch.Size, grown: int) -> Any:
     """What the tokens of an answer have, as `generate` works it out: what the last one has."""
     if not isinstance(value, Tensor) or value.shape != prompt:
         return value

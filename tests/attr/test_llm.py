@@ -5,10 +5,12 @@ import sys
 from functools import cache
 from typing import Any
 
+import captum.attr
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from captum.attr import (
     LayerIntegratedGradients,
@@ -24,6 +26,7 @@ from captum_transformer import ConservativeLRP, GenericAttentionRelevance
 from captum_transformer.attr.llm import LLMTransformerAttribution
 from captum_transformer.errors import InvalidInputError
 from tests.attr.subjects import METHODS, assert_close, with_random_weights
+from tests.chat.kits import llava, picture, qwen3_vl
 from tests.public_methods import OF_SCORES
 
 mpl.use("Agg")
@@ -137,6 +140,56 @@ def test_templates_that_change_their_values_are_refused() -> None:
     text = TextTemplateInput(lambda word: f"the {word.replace('dog', 'cat')} sat", ["dog"])
     with pytest.raises(InvalidInputError, match="the template changes them"):
         llm.attribute(text, target=SAID)
+
+
+@pytest.mark.skipif(not hasattr(captum.attr, "ImageMaskInput"), reason="Captum before 0.9")
+@pytest.mark.parametrize("make", [llava, qwen3_vl])
+def test_segments_of_an_image(make: Any) -> None:
+    kit = make()
+    image = picture(64, 64)
+    segments = torch.zeros(64, 64, dtype=torch.int32)
+    segments[:, 32:] = 4
+    llm = LLMTransformerAttribution(ConservativeLRP(kit.model), kit.processor.tokenizer)
+
+    def explained(**masks: Any) -> Any:
+        text = captum.attr.ImageMaskInput(image, processor_fn=lambda i: kit.prompt([i]), **masks)
+        return llm.attribute(text, target=torch.tensor([5, 9]))
+
+    halves = explained(mask=segments)
+    assert halves.token_attr.shape == (2, 2)
+    assert halves.input_tokens == ["image_feature_0", "image_feature_4"]
+    assert len(halves.output_tokens) == 2
+    whole = explained()
+    assert_close(halves.token_attr.sum(1), whole.token_attr[:, 0], relative=1e-4)
+    both = explained(mask_list=[segments == 4, torch.ones(64, 64)])
+    assert_close(both.token_attr[:, 0], halves.token_attr[:, 1], relative=1e-4)
+    assert_close(both.token_attr[:, 1], whole.token_attr[:, 0], relative=1e-4)
+
+    batch = kit.prompt([image])
+    sequence = torch.cat([batch["input_ids"], torch.tensor([[5, 9]])], 1)
+    direct = ConservativeLRP(
+        lambda input_ids, pixel_values, **named: kit.model(
+            input_ids=input_ids, pixel_values=pixel_values[0], **named
+        ).logits.log_softmax(-1)
+    ).attribute_generated(
+        {"input_ids": batch["input_ids"], "pixel_values": batch["pixel_values"][None]},
+        sequence,
+        generated_as="input_ids",
+        additional_forward_kwargs={
+            name: F.pad(value, (0, 2), value=int(value[0, -1])) if value.shape[1] > 3 else value
+            for name, value in batch.items()
+            if name not in ("input_ids", "pixel_values")
+        },
+    )
+    assert_close(whole.token_attr[:, 0], direct["pixel_values"][0].flatten(1).sum(1), relative=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(captum.attr, "ImageMaskInput"), reason="Captum before 0.9")
+def test_images_without_a_processor_are_refused() -> None:
+    llm = LLMTransformerAttribution(ConservativeLRP(language_model()), tokenizer())
+    image = captum.attr.ImageMaskInput(picture(8, 8))
+    with pytest.raises(InvalidInputError, match=r"`processor_fn`.*'pixel_values', got Image"):
+        llm.attribute(image, target=SAID)
 
 
 def test_what_the_model_generates_is_explained_and_drawn() -> None:
