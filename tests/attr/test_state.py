@@ -628,7 +628,7 @@ class PackedParameter(nn.Parameter):
 
 
 class Repacking(nn.Module):
-    """Moves its weights' numbers to an object of its own when it first runs, and packs them anew."""
+    """Moves its weights' numbers to an object when it first runs, and packs them anew."""
 
     def __init__(self) -> None:
         super().__init__()
