@@ -18,30 +18,37 @@ from captum_transformer.errors import (
 )
 
 
-def refuse_sharded(modules: Iterable[tuple[str, nn.Module]]) -> None:
-    """Raises if a parameter is a ``DTensor``: rules that read weights need whole ones.
+def sharded_parameter(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
+    """The name of a parameter that is a ``DTensor``; None if there is none.
 
     Under FSDP2 weights are whole only while their module runs, and their memory is given back
     before a rule reads them.
-
-    Raises:
-        UnsupportedOperationError: if there is one.
     """
-    tensors = sys.modules.get("torch.distributed.tensor")
-    if tensors is None:
-        return
+    if "torch.distributed.tensor" not in sys.modules:
+        return None
     for name, module in modules:
         for own, parameter in module.named_parameters(recurse=False):
-            if isinstance(parameter, tensors.DTensor):
-                raise UnsupportedOperationError(
-                    f"The parameter {f'{name}.{own}'.lstrip('.')!r} is sharded (a DTensor), but "
-                    "this method's rules read whole weights after the forward pass. Under FSDP2 "
-                    "call `set_reshard_after_forward(False)`, `set_reshard_after_backward(False)` "
-                    "and `unshard()` of each sharded module on all ranks before you explain, and "
-                    "`reshard()` afterwards, or use a method that reads no weights, such as "
-                    "ConservativeLRP, AttnLRP or GenericAttentionRelevance. Under tensor "
-                    "parallelism explain a copy with whole weights."
-                )
+            if is_sharded(parameter):
+                return f"{name}.{own}".lstrip(".")
+    return None
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a ``DTensor``, of which each process has a part."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
+
+
+def reads_sharded(what: str) -> UnsupportedOperationError:
+    """The error of a rule that needs whole weights where they are sharded."""
+    return UnsupportedOperationError(
+        f"{what} is sharded (a DTensor), but this method's rules read whole weights after the "
+        "forward pass. Under FSDP2 call `set_reshard_after_forward(False)`, "
+        "`set_reshard_after_backward(False)` and `unshard()` of each sharded module on all ranks "
+        "before you explain, and `reshard()` afterwards, or use a method that reads no weights, "
+        "such as ConservativeLRP, AttnLRP or GenericAttentionRelevance. Under tensor parallelism "
+        "explain a copy with whole weights."
+    )
 
 
 @contextmanager

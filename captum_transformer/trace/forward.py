@@ -13,7 +13,12 @@ from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.copies import copied
 from captum_transformer.calling.isolation import explaining, modules_of
 from captum_transformer.calling.layers import ChosenLayer
-from captum_transformer.calling.refusals import called, refuse_sharded, refusing_scripted
+from captum_transformer.calling.refusals import (
+    called,
+    reads_sharded,
+    refusing_scripted,
+    sharded_parameter,
+)
 from captum_transformer.calling.target import (
     Combination,
     Contrast,
@@ -284,12 +289,14 @@ def traced_forward(
     inputs = arguments.inputs
     modules = modules_of(forward_func)
     names = {id(m): written_name(name) or type(m).__name__ for name, m in modules}
-    if Kind.PRODUCT in keep:
-        refuse_sharded(modules)
+    sharded = sharded_parameter(modules)
+    if sharded is not None and Kind.PRODUCT in keep:
+        raise reads_sharded(f"The parameter {sharded!r}")
     describe_packages()
     with explaining(modules, list(inputs)) as state:
         trace = Trace(keep, names, rules, edges=all_edges, checkpoint=checkpoint)
         trace.tape.on_write = state.before_write
+        trace.tape.lends_weights = sharded is not None
         entered = tuple(_enter(tensor) for tensor in inputs)
         values = tuple(trace.enter_input(tensor) for tensor in entered)
         for value in values:

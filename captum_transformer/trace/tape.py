@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from captum_transformer.errors import UnseenOperationError
+from captum_transformer.calling.refusals import is_sharded, reads_sharded
+from captum_transformer.errors import UnseenOperationError, UnsupportedOperationError
 from captum_transformer.trace.functions import Function, describe
-from captum_transformer.trace.kinds import MOVES, Kind
+from captum_transformer.trace.kinds import MOVES, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.storages import memory_of
 from captum_transformer.trace.value import Value
@@ -33,6 +34,7 @@ class Tape:
 
     Attributes:
         on_write: called with each tensor that is about to be written into.
+        lends_weights: whether the model has its weights only while a module runs, as if sharded.
         on_record: called with each operation of the trace's own.
     """
 
@@ -40,6 +42,7 @@ class Tape:
         self.keep = keep
         self._lay_out = lay_out
         self.on_write: Callable[[Tensor], None] | None = None
+        self.lends_weights = False
         self.on_record: Callable[[Operation], None] | None = None
         self.operations: list[Operation] = []
         self.values = 0
@@ -128,6 +131,8 @@ class Tape:
                 continue
             tensor = operand.given
             operand.data = tensor.detach()
+            if self.lends_weights and operand.value is None:
+                _keep_lent(operand)
             if type(tensor) is not torch.nn.Parameter:
                 for key in memory_of(tensor):
                     self._kept.setdefault(key, []).append(operand)
@@ -248,6 +253,11 @@ class Tape:
 
     def _refuse_unseen(self, tensor: Tensor) -> None:
         """Raises if an unknown tensor hangs on the inputs after all, through something unseen."""
+        if is_sharded(tensor):
+            raise UnsupportedOperationError(
+                "The model computes with sharded tensors (DTensors), as under tensor parallelism, "
+                "whose parts are in other processes. Explain a copy with whole weights."
+            )
         stack, seen = [tensor.grad_fn], set()
         while stack:
             node = stack.pop()
@@ -272,6 +282,21 @@ class Tape:
             seen.add(node)
             stack.extend(parent for parent, _ in node.next_functions)
         self._rootless |= seen
+
+
+def _keep_lent(operand: Operand) -> None:
+    """Copies a constant whose memory may be given back; matrices are refused if a rule reads them.
+
+    What is added to tokens, or multiplies their features, is small beside them.
+    """
+    if operand.role is not Role.WEIGHT or len(operand.size) < 2:
+        operand.data = operand.given.clone()
+        return
+
+    def refuse() -> None:
+        raise reads_sharded(f"A weight of shape {tuple(operand.size)}")
+
+    operand.data, operand.again = None, refuse
 
 
 def _offset(view: Tensor, base: Tensor) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import distributed, nn
+from torch import distributed, multiprocessing, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import (
@@ -14,7 +14,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from captum_transformer.errors import UnseenOperationError, UnsupportedOperationError
+from captum_transformer.errors import UnsupportedOperationError
 from tests.attr.subjects import METHODS, assert_close, embeddings, encoder
 
 READ_WEIGHTS = [name for name in METHODS if "Transformer" in name or "Partial" in name]
@@ -81,7 +81,57 @@ def test_tensor_parallel(mesh: DeviceMesh, method: str) -> None:
     model = parallelize_module(MLP().double().eval(), mesh, plan)
     explain = METHODS[method](model)
 
-    # What goes from whole tensors to sharded ones and back is hidden in custom functions.
-    error = UnsupportedOperationError if method in READ_WEIGHTS else UnseenOperationError
-    with pytest.raises(error, match=r"is sharded|can't see"):
+    with pytest.raises(UnsupportedOperationError, match=r"[Tt]ensor parallelism.*whole weights"):
         explain.attribute(embeddings(), 1)
+
+
+# --- two processes, where the memory of weights is given back in between
+
+
+class Gated(nn.Module):
+    """A block with scales that are parameters, as in an RMSNorm that is written in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(16))
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.scale * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        x = x + torch.softmax(y @ y.mT, -1) @ y
+        return x + self.down(self.up(x).relu())
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.Sequential(Gated(), Gated())
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(x)[:, 0])
+
+
+def _explain_sharded(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    where = f"file://{store}"
+    distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    model = Blocks().double().eval()
+    for part in (*model.blocks, model):
+        fully_shard(part, mesh=mesh)
+    for name, method in METHODS.items():
+        explain = method(model)
+        if name in READ_WEIGHTS:
+            with pytest.raises(UnsupportedOperationError, match="is sharded"):
+                explain.attribute(embeddings(), 1)
+        else:
+            expected = method(Blocks().double().eval()).attribute(embeddings(), 1)
+            assert_close(explain.attribute(embeddings(), 1), expected)
+    distributed.destroy_process_group()
+
+
+def test_two_processes() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_explain_sharded, args=(f"{folder}/store",), nprocs=2)
