@@ -55,7 +55,8 @@ class AttnLRP(GradientTimesInput):
     For pictures ``gamma=0.05, conv_gamma=100`` is best in five small models with mosaics of digits:
     72 to 85 % of the positive relevance of pixels is in the right cell, without gammas 48 to 64 %;
     by patch it is 74 to 86 %, without 71 to 85 %. Most of it comes from the convolution, and a
-    gamma of one in linear layers is worse than none.
+    gamma of one in linear layers is worse than none. By patch, ``positions="add"`` gains more where
+    patches are many: 73 % on mosaics of MNIST, without it 69 %.
 
     The results are those of the authors' package ``lxt`` for language models. For vision
     Transformers it has other rules than for language models: attention weights are constants, as in
