@@ -28,7 +28,7 @@ from captum_transformer.metrics import (
 
 # Methods whose relevance is meant to sum up to the score, or is compared with it in the paper.
 SUMMING = {
-    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP"),
+    *("ConservativeLRP", "ConservativeLRP, AH only", "AttnLRP", "AttnLRP, gamma", "LibraGrad"),
     *("InputXGradient", "IntegratedGradients"),
 }
 
