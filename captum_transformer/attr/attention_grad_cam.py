@@ -12,6 +12,7 @@ from captum_transformer.attr.attention_flow_method import (
     output_gradients,
 )
 from captum_transformer.attr.single_layer_method import SingleLayerMethod
+from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.maps import Attended, MapBlock
 from captum_transformer.rules.flow.token_flow import TokenFlow
@@ -41,6 +42,7 @@ class AttentionGradCam(SingleLayerMethod):
             so padding does not count.
         rescale: scale the map to between zero and one. The ICCV 2021 code does so for models of
             one stream, not for those with cross-attention.
+        checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
         `Grad-CAM <https://arxiv.org/abs/1610.02391>`_, as it is compared with in `Transformer
@@ -60,8 +62,9 @@ class AttentionGradCam(SingleLayerMethod):
         layer: int = -1,
         pooling: Literal["row", "map", "open"] = "row",
         rescale: bool = True,
+        checkpoint: Checkpoint = False,
     ) -> None:
-        super().__init__(forward_func, layer=layer)
+        super().__init__(forward_func, layer=layer, checkpoint=checkpoint)
         if pooling not in ("row", "map", "open"):
             raise ValueError(f"pooling must be 'row', 'map' or 'open', got {pooling!r}.")
         self.pooling = pooling

@@ -5,6 +5,7 @@ from typing import Any
 
 from captum_transformer.attr.attention_flow_method import Selection
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
+from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.streams.update import RolloutUpdate
@@ -34,6 +35,7 @@ class AttentionRollout(RolloutMethod):
         propagation: what to do where there is cross-attention: ``"paper"`` is the rule above,
             ``"flow"`` the token flow through all calls.
         with_identity: count what passes no attention, too, as the paper does.
+        checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
         `Quantifying Attention Flow in Transformers <https://arxiv.org/abs/2005.00928>`_.
@@ -55,6 +57,7 @@ class AttentionRollout(RolloutMethod):
         normalize_rows: bool = True,
         propagation: Propagation = "paper",
         with_identity: bool = False,
+        checkpoint: Checkpoint = False,
     ) -> None:
         super().__init__(
             forward_func,
@@ -62,6 +65,7 @@ class AttentionRollout(RolloutMethod):
             normalize_rows=normalize_rows,
             propagation=propagation,
             with_identity=with_identity,
+            checkpoint=checkpoint,
         )
 
     def _maps(self, selection: Selection, calls: Sequence[AttentionCall]) -> MapBlock:  # noqa: ARG002

@@ -6,6 +6,7 @@ from typing import Any
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
 from captum_transformer.attr.positional_method import Positions
 from captum_transformer.calling.arguments import Arguments
+from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.rules.gradient import attn_lrp
 from captum_transformer.trace.mode import ForwardRules
 
@@ -91,6 +92,7 @@ class AttnLRP(GradientTimesInput):
         positions: what becomes of the relevance of positions: ``"ignore"`` leaves it out;
             ``"separate"`` leaves it to :meth:`attribute_positions`, and rotary angles half of what
             they turn; ``"add"`` adds it to that of the tokens (PA-LRP).
+        checkpoint: as in :class:`TransformerMethod`.
 
     Raises:
         InvalidInputError: if a gamma is negative or no number.
@@ -116,8 +118,9 @@ class AttnLRP(GradientTimesInput):
         gamma: float | None = None,
         conv_gamma: float | None = None,
         positions: Positions = "ignore",
+        checkpoint: Checkpoint = False,
     ) -> None:
-        super().__init__(forward_func, positions=positions)
+        super().__init__(forward_func, positions=positions, checkpoint=checkpoint)
         self.gamma = gamma
         self.conv_gamma = conv_gamma
         self._rules = attn_lrp(gamma, conv_gamma)

@@ -14,6 +14,7 @@ from captum_transformer.attr.gradient_times_input import GradientTimesInput
 from captum_transformer.attr.rollout_method import RolloutMethod
 from captum_transformer.attr.transformer_attribution import propagated_relevance, relevance_account
 from captum_transformer.calling import Arguments
+from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.errors import InvalidRuleError
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
@@ -41,6 +42,7 @@ class RelevanceMethod(AccountableMethod):
         forward_func: the model or any callable that runs one.
         rules: a rule for each kind of operation that is treated in another way. It may read the
             operands' data.
+        checkpoint: as in :class:`TransformerMethod`.
 
     Example:
         >>> import timm, torch
@@ -52,9 +54,13 @@ class RelevanceMethod(AccountableMethod):
     """
 
     def __init__(
-        self, forward_func: Callable[..., Any], rules: Mapping[Kind, OneOutputRule]
+        self,
+        forward_func: Callable[..., Any],
+        rules: Mapping[Kind, OneOutputRule],
+        *,
+        checkpoint: Checkpoint = False,
     ) -> None:
-        super().__init__(forward_func)
+        super().__init__(forward_func, checkpoint=checkpoint)
         self.rules = {kind: Entry(rule, keeps=True) for kind, rule in rules.items()}
         self._keep = flow.KEEP | (relevance.TABLE | self.rules).keep
 
@@ -79,6 +85,7 @@ class GradientMethod(GradientTimesInput):
         rules: a rule for each kind of operation that is treated in another way than autograd does;
             ``extend.AH``, ``extend.LN``, ``extend.IDENTITY`` and ``extend.UNIFORM`` are such
             tables, and :func:`~captum_transformer.extend.joined` joins several.
+        checkpoint: as in :class:`TransformerMethod`.
 
     Raises:
         InvalidRuleError: while explaining, if a rule returns another result than the operation, or
@@ -93,8 +100,14 @@ class GradientMethod(GradientTimesInput):
         torch.Size([1, 3, 32, 32])
     """
 
-    def __init__(self, forward_func: Callable[..., Any], rules: ForwardRules) -> None:
-        super().__init__(forward_func)
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        rules: ForwardRules,
+        *,
+        checkpoint: Checkpoint = False,
+    ) -> None:
+        super().__init__(forward_func, checkpoint=checkpoint)
         self.rules = {kind: _checked(rule) for kind, rule in method(rules).items()}
 
     def _require_attention(self, history: History) -> None:
@@ -164,6 +177,7 @@ class MapMethod(RolloutMethod):
         with_identity: count what passes no attention, too.
         pooled_evidence: where the target is read from pooled tokens, add what each of them says by
             itself, as :class:`GenericAttentionRelevance` does; only if maps are class-specific.
+        checkpoint: as in :class:`TransformerMethod`.
 
     Attributes:
         class_specific: whether the maps depend on the target; without, a target may be left out.

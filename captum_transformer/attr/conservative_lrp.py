@@ -10,6 +10,7 @@ from captum_transformer.attr.gradient_times_input import GradientTimesInput
 from captum_transformer.attr.logged import logged
 from captum_transformer.attr.positional_method import Positions
 from captum_transformer.calling.arguments import Arguments, Inputs
+from captum_transformer.calling.checkpointing import Checkpoint, layers_of_block
 from captum_transformer.calling.target import Target
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.rules.gradient import Gamma, conservative_lrp
@@ -50,6 +51,7 @@ class ConservativeLRP(GradientTimesInput):
             changed value, so that the explained score changes a little.
         positions: as in :class:`AttnLRP`; rotary angles have nothing where queries and keys are
             held.
+        checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
         `XAI for Transformers: Better Explanations through Conservative Propagation
@@ -75,8 +77,9 @@ class ConservativeLRP(GradientTimesInput):
         gamma: float | Sequence[float] = 0.0,
         gamma_keeps_output: bool = False,
         positions: Positions = "ignore",
+        checkpoint: Checkpoint = False,
     ) -> None:
-        super().__init__(forward_func, positions=positions)
+        super().__init__(forward_func, positions=positions, checkpoint=checkpoint)
         self.attention_rule = attention_rule
         self.layer_norm_rule = layer_norm_rule
         self.hold_mean = hold_mean
@@ -195,7 +198,13 @@ class ConservativeLRP(GradientTimesInput):
         gammas = [self.gamma] if isinstance(self.gamma, (int, float)) else list(self.gamma)
         if not any(gammas):
             return rules
-        with traced_forward(self.forward_func, arguments, keep=self._keep, rules=rules) as forward:
+        with traced_forward(
+            self.forward_func,
+            arguments,
+            keep=self._keep,
+            rules=rules,
+            checkpoint=layers_of_block(self.checkpoint),
+        ) as forward:
             return self._rules(self._gammas(forward, gammas))
 
     def _rules(self, gammas: Mapping[int, Gamma]) -> ForwardRules:

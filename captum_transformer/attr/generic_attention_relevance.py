@@ -11,6 +11,7 @@ from captum_transformer.attr.attention_flow_method import (
     output_gradients,
 )
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
+from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.streams.update import RelevanceUpdate
 from captum_transformer.trace.attention import AttentionCall
@@ -64,6 +65,7 @@ class GenericAttentionRelevance(RolloutMethod):
             than the others say is negative. Without it tokens are read alike, and no relevance is
             negative. It makes no difference where one token is read, with `with_identity`, and
             in :meth:`relevance_maps`.
+        checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
         `Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
@@ -102,6 +104,7 @@ class GenericAttentionRelevance(RolloutMethod):
         contextualize: bool = True,
         with_identity: bool = False,
         pooled_evidence: bool = True,
+        checkpoint: Checkpoint = False,
     ) -> None:
         super().__init__(
             forward_func,
@@ -109,6 +112,7 @@ class GenericAttentionRelevance(RolloutMethod):
             propagation=propagation,
             with_identity=with_identity,
             pooled_evidence=pooled_evidence,
+            checkpoint=checkpoint,
         )
         self.normalize = normalize
         self.contextualize = contextualize

@@ -7,6 +7,7 @@ from typing import Any
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
 from captum_transformer.attr.positional_method import Positions
 from captum_transformer.calling.arguments import Arguments
+from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.rules.gradient import gim
 from captum_transformer.trace.mode import ForwardRules
@@ -48,6 +49,7 @@ class GIM(GradientTimesInput):
         forward_func: the model or any callable that runs one.
         temperature: of the softmax in the backward pass. At one it has its own gradient.
         positions: as in :class:`AttnLRP`.
+        checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
         `GIM: Improved Interpretability for Large Language Models
@@ -68,8 +70,9 @@ class GIM(GradientTimesInput):
         *,
         temperature: float = 2.0,
         positions: Positions = "ignore",
+        checkpoint: Checkpoint = False,
     ) -> None:
-        super().__init__(forward_func, positions=positions)
+        super().__init__(forward_func, positions=positions, checkpoint=checkpoint)
         if not 0 < temperature < math.inf:
             raise InvalidInputError(
                 f"`temperature` must be a positive number, got {temperature}. At 1 the softmax has "

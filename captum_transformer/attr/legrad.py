@@ -14,6 +14,7 @@ from captum_transformer.attr.attention_flow_method import (
 )
 from captum_transformer.attr.layer_scores import LayerScores
 from captum_transformer.attr.transformer_method import TransformerMethod
+from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.flow.token_flow import TokenFlow
@@ -55,6 +56,7 @@ class LeGrad(TransformerMethod):
     Args:
         forward_func: the model or any callable that runs one.
         start_layer: layers before this one contribute nothing; negative counts from the last.
+        checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
         `LeGrad: An Explainability Method for Vision Transformers via Feature Formation Sensitivity
@@ -71,8 +73,14 @@ class LeGrad(TransformerMethod):
     _keep = frozenset(Kind)
     adds_up_layers = True
 
-    def __init__(self, forward_func: Callable[..., Any], *, start_layer: int = 0) -> None:
-        super().__init__(forward_func)
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        start_layer: int = 0,
+        checkpoint: Checkpoint = False,
+    ) -> None:
+        super().__init__(forward_func, checkpoint=checkpoint)
         self.start_layer = start_layer
 
     def _check_causal(self, forward: TracedForward) -> None:  # noqa: ARG002

@@ -14,6 +14,7 @@ from captum_transformer.attr.gradient_times_input import (
 from captum_transformer.attr.positional_method import Positions
 from captum_transformer.attr.reached import refuse_reached
 from captum_transformer.calling.arguments import Arguments
+from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.layers import ChosenLayer, Layer, chosen_layers
 from captum_transformer.calling.target import Target
@@ -50,6 +51,7 @@ class LibraGrad(GradientTimesInput):
         attention_rule: hold the attention probabilities; without it products of attention keep
             their gradient.
         positions: as in :class:`AttnLRP`.
+        checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
         `LibraGrad: Balancing Gradient Flow for Universally Better Vision Transformer Attributions
@@ -68,8 +70,9 @@ class LibraGrad(GradientTimesInput):
         *,
         attention_rule: bool = True,
         positions: Positions = "ignore",
+        checkpoint: Checkpoint = False,
     ) -> None:
-        super().__init__(forward_func, positions=positions)
+        super().__init__(forward_func, positions=positions, checkpoint=checkpoint)
         self.attention_rule = attention_rule
 
     def _require_attention(self, history: History) -> None:
@@ -98,6 +101,7 @@ class FullGradPlus(LibraGrad):
         layers: the layers, mostly the model's blocks: modules or their dotted names.
         biases: count what biases add.
         attention_rule: hold the attention probabilities.
+        checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
         As :class:`LibraGrad`. The authors' code for vision has the biases, that for language
@@ -120,8 +124,9 @@ class FullGradPlus(LibraGrad):
         *,
         biases: bool = True,
         attention_rule: bool = True,
+        checkpoint: Checkpoint = False,
     ) -> None:
-        super().__init__(forward_func, attention_rule=attention_rule)
+        super().__init__(forward_func, attention_rule=attention_rule, checkpoint=checkpoint)
         self.layers = list(layers)
         if not self.layers:
             raise InvalidLayerError("FullGradPlus sums over layers: give at least one.")

@@ -6,6 +6,7 @@ from typing import Any
 from captum_transformer.attr.attention_flow_method import Selection
 from captum_transformer.attr.single_layer_method import SingleLayerMethod
 from captum_transformer.attr.transformer_attribution import relevance_map
+from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.trace.attention import AttentionCall
@@ -23,6 +24,7 @@ class PartialLRP(SingleLayerMethod):
             the last. In a model of several towers that the target is read from, each has its own.
         gradient_weighting: multiply by the gradient, :math:`E_h[(\nabla A \odot R^{(A)})^+]`, as
             in the ablations of the CVPR 2021 paper.
+        checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
         `Analyzing Multi-Head Self-Attention <https://arxiv.org/abs/1905.09418>`_, as it is
@@ -44,8 +46,9 @@ class PartialLRP(SingleLayerMethod):
         *,
         layer: int = -1,
         gradient_weighting: bool = False,
+        checkpoint: Checkpoint = False,
     ) -> None:
-        super().__init__(forward_func, layer=layer)
+        super().__init__(forward_func, layer=layer, checkpoint=checkpoint)
         self.gradient_weighting = gradient_weighting
 
     def _maps(self, selection: Selection, calls: Sequence[AttentionCall]) -> MapBlock:

@@ -10,6 +10,7 @@ from captum_transformer.attr.inner_relevance import like_input
 from captum_transformer.attr.logged import logged
 from captum_transformer.attr.reached import refuse_reached
 from captum_transformer.calling.arguments import Arguments, Inputs
+from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.target import Target
 from captum_transformer.errors import InvalidInputError
@@ -39,12 +40,17 @@ class PositionalMethod(AccountableMethod):
         positions: what becomes of their relevance: ``"ignore"`` leaves it out; ``"separate"``
             leaves it to :meth:`attribute_positions`, and rotary angles their part of it; ``"add"``
             adds it to that of the tokens.
+        checkpoint: as in :class:`TransformerMethod`.
     """
 
     def __init__(
-        self, forward_func: Callable[..., Any], *, positions: Positions = "ignore"
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        positions: Positions = "ignore",
+        checkpoint: Checkpoint = False,
     ) -> None:
-        super().__init__(forward_func)
+        super().__init__(forward_func, checkpoint=checkpoint)
         if positions not in get_args(Positions):
             raise InvalidInputError(
                 f"`positions` must be one of {list(get_args(Positions))}, got {positions!r}."

@@ -19,6 +19,7 @@ class RawAttention(SingleLayerMethod):
         forward_func: the model or any callable that runs one.
         layer: which attention call, among those that the target depends on; negative counts from
             the last. In a model of several towers that the target is read from, each has its own.
+        checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
         A baseline of `Transformer Interpretability Beyond Attention Visualization

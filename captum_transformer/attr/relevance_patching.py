@@ -16,6 +16,7 @@ from captum_transformer.attr.gradient_times_input import (
 from captum_transformer.attr.inner_relevance import require_samples_first
 from captum_transformer.attr.reached import refuse_reached
 from captum_transformer.calling.arguments import Arguments
+from captum_transformer.calling.checkpointing import Checkpoint, layers_of_block
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.layers import Layer, chosen_layers
 from captum_transformer.calling.target import Target, target_of
@@ -52,6 +53,7 @@ class RelevancePatching:
             not; then products of attention keep their gradient.
         rules: another table of rules for the gradient, joined by
             :func:`~captum_transformer.extend.joined`; an empty one for the plain gradient.
+        checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
         `RelP: Faithful and Efficient Circuit Discovery in Language Models via Relevance Patching
@@ -81,8 +83,11 @@ class RelevancePatching:
         *,
         attention_rule: bool = True,
         rules: ForwardRules | None = None,
+        checkpoint: Checkpoint = False,
     ) -> None:
         self.forward_func = forward_func
+        self.checkpoint = checkpoint
+        layers_of_block(checkpoint)
         chosen = libra(attention_rule=attention_rule)
         self.rules = chosen if rules is None else method(rules)
 
@@ -142,6 +147,7 @@ class RelevancePatching:
         traced = partial(
             traced_forward,
             rules=self.rules,
+            checkpoint=layers_of_block(self.checkpoint),
             layers=chosen,
             layer_inputs=attribute_to_layer_input,
         )
@@ -183,7 +189,8 @@ class RelevancePatching:
             Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
             for inputs in (clean, corrupted)
         ]
-        traced = partial(traced_forward, rules=self.rules)
+        block = layers_of_block(self.checkpoint)
+        traced = partial(traced_forward, rules=self.rules, checkpoint=block)
         found = self._scores(arguments, target, internal_batch_size, nodes, traced)
         return [of_call for (of_call,) in found]
 

@@ -11,6 +11,7 @@ from captum_transformer.attr.logged import logged
 from captum_transformer.attr.readout import with_evidence
 from captum_transformer.attr.transformer_method import START, seed
 from captum_transformer.calling.arguments import Arguments
+from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.target import Target
 from captum_transformer.errors import UnsupportedOperationError
@@ -59,6 +60,7 @@ class RolloutMethod(AttentionFlowMethod):
             than the others say is negative. Without it tokens are read alike, and no relevance is
             negative. It makes no difference where one token is read, with `with_identity`,
             and where maps are the same for all targets.
+        checkpoint: as in :class:`TransformerMethod`.
     """
 
     def __init__(
@@ -70,8 +72,9 @@ class RolloutMethod(AttentionFlowMethod):
         normalize_rows: bool = False,
         with_identity: bool = False,
         pooled_evidence: bool = True,
+        checkpoint: Checkpoint = False,
     ) -> None:
-        super().__init__(forward_func)
+        super().__init__(forward_func, checkpoint=checkpoint)
         if propagation not in ("paper", "flow"):
             raise ValueError(f"propagation must be 'paper' or 'flow', got {propagation!r}.")
         self.start_layer = start_layer

@@ -8,6 +8,7 @@ from torch import Tensor
 from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Selection
 from captum_transformer.attr.logged import logged
 from captum_transformer.calling.arguments import Arguments
+from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.target import Target
 from captum_transformer.errors import UnsupportedOperationError
@@ -24,10 +25,17 @@ class SingleLayerMethod(AttentionFlowMethod):
         layer: which layer of attention calls, among those that the target depends on; negative
             counts from the last. Calls that don't depend on each other are one layer. In a model of
             several towers that the target is read from, each has its own layers.
+        checkpoint: as in :class:`TransformerMethod`.
     """
 
-    def __init__(self, forward_func: Callable[..., Any], *, layer: int = -1) -> None:
-        super().__init__(forward_func)
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        layer: int = -1,
+        checkpoint: Checkpoint = False,
+    ) -> None:
+        super().__init__(forward_func, checkpoint=checkpoint)
         self.layer = layer
 
     def _flow(self, selection: Selection) -> TokenFlow:

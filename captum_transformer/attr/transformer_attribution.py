@@ -15,6 +15,7 @@ from captum_transformer.attr.attention_flow_method import (
 )
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
 from captum_transformer.attr.transformer_method import START, scaled_back, seed
+from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.ledger import Ledger, added_up
@@ -76,6 +77,7 @@ class TransformerAttribution(RolloutMethod):
         propagate_to_input: return the relevance itself, propagated through all layers to the
         input ("full LRP", one of the paper's baselines), instead of the rollout. A convolution
             on the input follows the z-B rule with the sample's own minimum and maximum.
+        checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
         `Transformer Interpretability Beyond Attention Visualization
@@ -105,6 +107,7 @@ class TransformerAttribution(RolloutMethod):
         normalize: bool = True,
         with_identity: bool = False,
         pooled_evidence: bool = True,
+        checkpoint: Checkpoint = False,
     ) -> None:
         super().__init__(
             forward_func,
@@ -113,6 +116,7 @@ class TransformerAttribution(RolloutMethod):
             normalize_rows=normalize_rows,
             with_identity=with_identity,
             pooled_evidence=pooled_evidence and gradient_weighting,
+            checkpoint=checkpoint,
         )
         self.normalize = normalize
         self.gradient_weighting = gradient_weighting

@@ -12,6 +12,7 @@ from captum_transformer.attr.generated_relevance import GeneratedRelevance
 from captum_transformer.attr.inner_relevance import InnerRelevance, like_input
 from captum_transformer.attr.logged import logged
 from captum_transformer.calling.arguments import Arguments, Inputs
+from captum_transformer.calling.checkpointing import Checkpoint, layers_of_block
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.layers import ChosenLayer
 from captum_transformer.calling.target import Target, target_of
@@ -35,6 +36,10 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
 
     Args:
         forward_func: the model (an ``nn.Module``) or any callable that runs one, as in Captum.
+        checkpoint: run the model again in the backward pass, block by block, so that the forward
+            pass keeps no more than what each block reads. A block is what lies around one attention
+            call, as a Transformer's layer does, or around as many as the number given. The result
+            is the same to the last bit.
     """
 
     # The kinds of operation whose operands the method's rules want to see.
@@ -42,7 +47,12 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
     # Those that its account wants to see, too, with where all operations stand in autograd's graph.
     _kept_for_account: frozenset[Kind] = frozenset()
     _all_edges = False
-    _checkpoint: int | None = None
+    checkpoint: Checkpoint = False
+
+    def __init__(self, forward_func: Callable[..., Any], *, checkpoint: Checkpoint = False) -> None:
+        super().__init__(forward_func)
+        self.checkpoint = checkpoint
+        layers_of_block(checkpoint)
 
     @logged
     def attribute(
@@ -175,7 +185,7 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
             all_edges=self._all_edges or bool(further),
             layers=layers,
             layer_inputs=layer_inputs,
-            checkpoint=self._checkpoint,
+            checkpoint=layers_of_block(self.checkpoint),
         )
 
     def _all_rules(self, arguments: Arguments[Any]) -> ForwardRules | None:

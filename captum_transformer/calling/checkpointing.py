@@ -1,7 +1,7 @@
-"""What a model itself wants to compute again in the backward pass, by `torch.utils.checkpoint`.
+"""What is to run again in the backward pass: blocks as asked for, or what a model says itself.
 
-Torch would run the model's code again where no trace sees it. The trace runs these parts again by
-itself, so it only has to know which they are.
+For what a model says by `torch.utils.checkpoint`, torch would run the model's code again where no
+trace sees it. The trace runs these parts again by itself, so it only has to know which they are.
 """
 
 import types
@@ -13,6 +13,10 @@ from typing import Any
 import torch
 from torch.utils import checkpoint as _torch
 
+from captum_transformer.errors import InvalidInputError
+
+# Whether to run blocks of the model again, or how many attention calls make a block.
+Checkpoint = bool | int
 # The functions by which autograd hands over what it saves and gets it back; None if it keeps it.
 saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 # The functions by which a checkpoint takes what autograd saves.
@@ -21,6 +25,21 @@ _PACKS = frozenset(
     for code in _torch._checkpoint_hook.__init__.__code__.co_consts
     if isinstance(code, types.CodeType)
 )
+
+
+def layers_of_block(checkpoint: Checkpoint) -> int | None:
+    """How many attention calls make a block that is run again; None if none is.
+
+    Raises:
+        InvalidInputError: if there is no such block.
+    """
+    given: object = checkpoint
+    if not isinstance(given, int) or given < 0:
+        raise InvalidInputError(
+            "`checkpoint` must be True, False, or how many attention layers make a block, got "
+            f"{checkpoint!r}."
+        )
+    return int(checkpoint) or None
 
 
 def declared_by(hooks: Any) -> Any:

@@ -94,7 +94,7 @@ class Trace(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.tape = Tape(keep, lay_out)
-        self.blocks = Blocks(checkpoint)
+        self.blocks = Blocks(self.tape, checkpoint)
         self.tape.on_record = self.blocks.note
         self._edges = edges
         self.calls: list[AttentionCall] = []
@@ -196,12 +196,12 @@ class Trace(TorchFunctionMode):
         wrapped = signal_of_wrapped(operation) if kind in LINEAR_MAPS else None
         hooks, step = saving_hooks(True), None  # noqa: FBT003 - it takes no name
         if hooks is not None or self.blocks.is_on:
-            step = self.blocks.begin(operation, declared_by(hooks))
+            step = self.blocks.begin(operation, written, declared_by(hooks))
         result = self._by_rule(operation, written, step) if kind in self.rules else NotImplemented
         pools = pools_tokens(operation)
         keep = pools or operation.pattern is not None or kind in tape.keep
         keep = keep or (kind is Kind.MUL and is_weighted(operation))
-        tape.settle(operation.operands, keep=keep or step is not None)
+        tape.settle(operation.operands, keep=keep)
         if written is not None:
             tape.before_write(written)
         by_rule = result is not NotImplemented
@@ -222,7 +222,7 @@ class Trace(TorchFunctionMode):
         if outputs:
             recorded = self._write_down(operation, outputs, keep=keep, pools=pools)
             if step is not None:
-                self.blocks.add(step, recorded, keep=keep)
+                self.blocks.add(step, recorded)
         if written is not None:
             if outputs:
                 tape.after_write(written)

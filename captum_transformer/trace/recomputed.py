@@ -6,9 +6,9 @@ described, on what the operations before it give, under the rule that it ran und
 model runs twice, so nothing that it draws, counts or stores happens twice.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from captum_transformer.errors import ExplanationError
 from captum_transformer.trace.functions import ENTRY
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
 
 Result = TypeVar("Result")
@@ -63,18 +64,16 @@ class Step:
     Attributes:
         saved: what autograd has saved of it, in the order in which it did.
         by_rule: the rule that it ran under; None if it ran as the model called it.
-        keep: whether what it reads is kept for rules.
         recorded: what stands for it on the tape.
         block: the block that it is in, once that is left.
     """
 
     block: "Block"
 
-    def __init__(self, operation: Operation, *, keep: bool = False) -> None:
+    def __init__(self, operation: Operation) -> None:
         self.operation = self.recorded = operation
         self.saved: list[Saved] = []
         self.by_rule: Rule | None = None
-        self.keep = keep
         first = operation.operands[0].device.type if operation.operands else "cpu"
         self._precision = _precision(first)
         self._trained = {
@@ -139,44 +138,34 @@ class Block:
 
     Args:
         steps: the operations, in their order.
-        shared: the block of the forward pass that is in memory now, if any is.
+        inputs: what they read of what was there before.
+        shared: says when another block takes its place in memory.
     """
 
-    def __init__(self, steps: list[Step], shared: "Blocks") -> None:
-        self._shared = shared
-        self._inputs: dict[Value, Operand] = {}
+    def __init__(self, steps: list[Step], inputs: dict[Value, Operand], shared: "Blocks") -> None:
+        self._shared, self._inputs = shared, inputs
         self._kept: dict[Value, list[Operand]] = {}
         self._made: dict[Step, list[Tensor]] | None = None
         self._is_here = False
-        produced = {v for step in steps for v in step.outputs()}
+        known = inputs.keys() | {value for step in steps for value in step.outputs()}
         for step in steps:
             step.block = self
-            for operand, value in step.operation.traced():
-                if value not in produced:
-                    self._inputs.setdefault(value, operand)
             for saved in step.saved:
                 saved.tensor = None
-        stay = set(self._inputs.values())
-        for step in steps:
-            self._let_go(step, produced, stay)
+            self._let_go(step, known)
         self._steps = list(self._needed(steps))
 
-    def _let_go(self, step: Step, produced: set[Value], stay: set[Operand]) -> None:
-        """Lets go of what a step reads and makes; what rules want can be had again."""
-        operation, recorded = step.operation, step.recorded
-        known = produced | self._inputs.keys()
-        for operand, value in (*operation.traced(), *recorded.traced()):
-            if operand in stay or operand.data is None or value not in known:
-                continue
-            operand.data = None
-            if step.keep or recorded is not operation:
+    def _let_go(self, step: Step, known: Collection[Value]) -> None:
+        """Lets go of what rules want of a step: it can be had again."""
+        recorded = step.recorded
+        operands = dict(step.operation.traced())
+        operands |= dict(recorded.traced())
+        if recorded.result is not None and recorded.outputs[0] is not None:
+            operands[recorded.result] = recorded.outputs[0]
+        for operand, value in operands.items():
+            if operand.data is not None and value in known:
+                operand.data, operand.again = None, self.bring_back
                 self._kept.setdefault(value, []).append(operand)
-                operand.again = self.bring_back
-        output = recorded.outputs[0] if recorded.outputs else None
-        if recorded.result is not None and output is not None:
-            recorded.result.data = None
-            self._kept.setdefault(output, []).append(recorded.result)
-            recorded.result.again = self.bring_back
 
     def _needed(self, steps: Sequence[Step]) -> Iterator[tuple[Step, tuple[Value, ...]]]:
         """The steps that must run again, each with the values that none of the later ones reads."""
@@ -249,10 +238,29 @@ class Block:
         vars(self).clear()
 
 
+class _Cut(NamedTuple):
+    """Where a block may end: before the next operation.
+
+    Attributes:
+        place: how many operations are before it.
+        size: how many bytes the model still holds there of what these have made.
+        held: what that is.
+    """
+
+    place: int
+    size: int
+    held: dict[Value, Operand]
+
+
 class Blocks:
     """The blocks of a forward pass: at most one of them is in memory, and the end of the pass.
 
+    A block holds as many attention calls as are wanted. Between two of them it ends where the model
+    holds the fewest numbers of what it has made since the block began: in a Transformer that is the
+    residual stream, between two layers.
+
     Args:
+        tape: the tape of the forward pass.
         layers: how many attention calls make a block; None if only the model itself says what is
             run again.
 
@@ -260,111 +268,161 @@ class Blocks:
         is_on: whether the operations that run now are to be run again.
     """
 
-    def __init__(self, layers: int | None = None) -> None:
-        self._layers = layers
+    def __init__(self, tape: Tape, layers: int | None = None) -> None:
+        self._tape, self._layers = tape, layers
         self.is_on = layers is not None
         self._open: list[Step] = []
-        self._calls: list[int] = []
+        self._inputs: dict[Value, Operand] = {}
+        self._reading: set[Operand] = set()
+        self._made: set[Value] = set()
+        self._held: list[Value] = []
+        self._calls = 0
+        self._cut: _Cut | None = None
         self._blocks: list[Block] = []
         self._here: Block | None = None
         self._declared: object = None
         self._ended = False
 
-    def begin(self, operation: Operation, declared: object) -> Step | None:
+    def begin(self, operation: Operation, written: Tensor | None, declared: object) -> Step | None:
         """An operation that is about to run; None if it is in no block.
 
         Args:
             operation: the operation.
+            written: what it is to write into.
             declared: what stands for the part of the model that it is in and that the model itself
                 wants to run again, if it is in one.
         """
         if self._layers is None and declared is not self._declared and not self._ended:
-            self._close(len(self._open))
+            self._close(len(self._open), {})
             self._declared, self.is_on = declared, declared is not None
-        return Step(operation) if self.is_on else None
+        if not self.is_on:
+            return None
+        if self._calls:
+            self._look()
+        for operand, value in operation.traced():
+            self._read(operand.given, value)
+        base = None if written is None else written._base
+        if base is not None and (under := self._tape.held_by(base)) is not None:
+            self._read(base, under)
+        return Step(operation)
 
-    def add(self, step: Step, recorded: Operation, *, keep: bool) -> None:
+    def _read(self, tensor: Tensor, value: Value) -> None:
+        """Holds what is read and no operation of the block has made."""
+        if value not in self._made and value not in self._inputs and not _is_stale(tensor, value):
+            self._inputs[value] = self._tape.operand(tensor, value, keep=True)
+
+    def add(self, step: Step, recorded: Operation) -> None:
         """An operation that has run, and what stands for it on the tape."""
-        step.recorded, step.keep = recorded, keep
-        self._open.append(step)
+        step.recorded = recorded
+        self._append(step)
         if self._layers is None or recorded.pattern is None:
             return
-        self._calls.append(len(self._open) - 1)
-        if len(self._calls) > self._layers:
-            self._close(narrowest(self._open, *self._calls[-2:]))
+        self._calls += 1
+        if self._calls > self._layers and self._cut is not None:
+            self._close(self._cut.place, self._cut.held)
+            self._calls = 1
+        self._leave_cut()
 
     def note(self, recorded: Operation) -> None:
         """An operation of the tape's own, such as one that tells of a write into a view."""
         if self.is_on:
-            self._open.append(Step(recorded))
+            for _, value in recorded.traced():
+                if (tensor := value.holder()) is not None:
+                    self._read(tensor, value)
+            self._append(Step(recorded))
+
+    def _append(self, step: Step) -> None:
+        self._open.append(step)
+        self._made.update(step.outputs())
+        self._held += step.outputs()
+
+    def _look(self) -> None:
+        """Sees how much the model holds of what it has made."""
+        alive = [(value, value.holder()) for value in self._held]
+        held = {v: t for v, t in alive if t is not None and not _is_stale(t, v)}
+        self._held = list(held)
+        size = sum(value.shape.numel() * value.dtype.itemsize for value in held)
+        if self._cut is None or size <= self._cut.size:
+            self._leave_cut()
+            keep = self._tape.operand
+            read = {value: keep(t, value, keep=True) for value, t in held.items()}
+            self._cut = _Cut(len(self._open), size, read)
 
     def end(self) -> None:
         """Says that the forward pass has come to its end, from where the backward pass begins."""
         if self._ended:
             return
         if self._declared is not None:
-            self._close(len(self._open))
-        elif self._calls:
-            self._close(narrowest(self._open, self._calls[-1], len(self._open)))
-        for step in self._open:
-            for operand, _ in () if step.keep else step.operation.traced():
-                operand.data = None
-        self._open.clear()
-        self._declared, self._ended, self.is_on = None, True, False
+            self._close(len(self._open), {})
+        elif self._calls and self._cut is not None:
+            self._close(self._cut.place, self._cut.held)
+        self._forget()
+        self._ended, self.is_on = True, False
 
-    def _close(self, count: int) -> None:
-        """Makes a block of the first operations that are in none."""
-        steps, self._open = self._open[:count], self._open[count:]
-        self._calls = [place - count for place in self._calls if place >= count]
-        if steps:
-            self._blocks.append(Block(steps, self))
+    def _close(self, count: int, held: dict[Value, Operand]) -> None:
+        """Makes a block of the first operations that are in none.
+
+        Args:
+            count: how many.
+            held: what the model holds of what they have made.
+        """
+        steps, self._open, before = self._open[:count], self._open[count:], self._inputs
+        made = {value for step in steps for value in step.outputs()}
+        read = {value for step in steps for _, value in step.operation.traced()} - made
+        inputs = {value: operand for value, operand in before.items() if value in read}
+        # A write into a view that others see may read what is there no longer: it stays as it is.
+        if steps and len(inputs) == len(read):
+            self._blocks.append(Block(steps, inputs, self))
+            self._reading.update(inputs.values())
+        self._inputs, self._made, self._held = {}, set(), []
+        for step in self._open:
+            for _, value in step.operation.traced():
+                if value not in self._made and (known := held.get(value) or before.get(value)):
+                    self._inputs[value] = known
+            self._made.update(step.outputs())
+            self._held += step.outputs()
+        self._let_go(before)
+
+    def _leave_cut(self) -> None:
+        """Lets go of what the model holds at a cut where no block ends."""
+        cut, self._cut = self._cut, None
+        if cut is not None:
+            self._let_go(cut.held)
+
+    def _let_go(self, held: dict[Value, Operand]) -> None:
+        """Lets go of what no block reads."""
+        reading = self._inputs
+        for value, operand in held.items():
+            if operand not in self._reading and reading.get(value) is not operand:
+                operand.data = None
+
+    def _forget(self) -> None:
+        """The operations that are in no block stay as they are."""
+        inputs, self._inputs = self._inputs, {}
+        self._let_go(inputs)
+        self._leave_cut()
+        self._open, self._made, self._held = [], set(), []
+        self._declared = None
+        self._reading.clear()
 
     def enter(self, block: Block) -> None:
         """Leaves the block that is in memory, for another one."""
-        self.leave()
-        self._here = block
-
-    def leave(self) -> None:
-        """Lets go of what was run again."""
         if self._here is not None:
             self._here.leave()
-        self._here = None
+        self._here = block
 
     def clear(self) -> None:
         """Forgets everything."""
         for block in self._blocks:
             block.clear()
         self._blocks.clear()
-        self._open.clear()
-        self._declared = self._here = None
+        self._forget()
+        self._here = None
 
 
-def narrowest(steps: Sequence[Step], after: int, last: int) -> int:
-    """Before which step the fewest numbers go on to the later ones, of those that read and hold.
-
-    Args:
-        steps: what has run.
-        after: the place of a step before the cut.
-        last: the last place of a cut.
-    """
-    made: dict[Value, int] = {}
-    read: dict[Value, int] = {}
-    for place, step in enumerate(steps):
-        read |= {value: place for _, value in step.operation.traced()}
-        made |= dict.fromkeys(step.outputs(), place)
-    grows = [0] * (len(steps) + 2)
-    for value, place in made.items():
-        # Whatever the model still holds it may read.
-        end = len(steps) if value.holder() is not None else read.get(value, place)
-        size = value.shape.numel() * value.dtype.itemsize
-        grows[place + 1] += size
-        grows[end + 1] -= size
-    best, least, crossing = last, None, 0
-    for place, more in enumerate(grows[: last + 1]):
-        crossing += more
-        if place > after and (least is None or crossing <= least):
-            best, least = place, crossing
-    return best
+def _is_stale(tensor: Tensor, value: Value) -> bool:
+    """Whether a tensor holds something else by now."""
+    return tensor._version != value.version
 
 
 def _refuse_other(saved: Saved, made: Sequence[Tensor]) -> NoReturn:

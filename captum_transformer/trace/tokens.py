@@ -224,11 +224,12 @@ def spread_over_tokens(shares: Tensor, value: Value) -> Tensor:
 def projections_of(call: AttentionCall, tape: Tape) -> tuple[list[Operation], list[Operation]]:
     """The linear layers of an attention block: those before its call, and the one behind it."""
     into: list[Operation] = []
-    stack = [value for _, value in call.operation.traced()]
+    stack, seen = [value for _, value in call.operation.traced()], set[Operation]()
     while stack:
         operation = stack.pop().operation
-        if operation is None or operation in into:
+        if operation is None or operation in seen:
             continue
+        seen.add(operation)
         if is_linear_layer(operation):
             into.append(operation)
         elif operation.kind in _WITHIN_BLOCK:

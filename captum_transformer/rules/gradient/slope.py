@@ -118,13 +118,18 @@ def without_empty_rows(operation: Operation) -> Any:
     overwrite them afterwards, which puts the output right, but not the gradient: zero times no
     number is none.
     """
-    ((scores, _),) = operation.traced()
+    ((scores, value),) = operation.traced()
+    dim = operation.dim(len(value.shape))
     alias = scores.tensor.view_as(scores.tensor)
     result: Tensor = operation.run(lambda o: alias if o is scores else o.tensor)
     probabilities = result.detach()
+    if dim is not None and probabilities.numel():
+        # One entry of a row tells for all: none is a number if one is not.
+        probabilities = probabilities.narrow(dim, 0, 1)
+    empty = probabilities.isnan()
 
     def cleared(gradient: Tensor) -> Tensor:
-        return gradient.masked_fill(probabilities.isnan(), 0.0)
+        return gradient.masked_fill(empty, 0.0)
 
     alias.register_hook(cleared)  # type: ignore[no-untyped-call]
     return result

@@ -86,17 +86,6 @@ def _softmaxes(weights: Value) -> Iterator[Operation]:
         pending += [v for _, v in operation.traced() if moves or v.keys is not None]
 
 
-# A point where a softmax was computed, and what came out: autograd has the derivative there.
-Point = tuple[Tensor, Tensor]
-
-
-def _point(operation: Operation, scores: Tensor) -> Point:
-    ((signal, _),) = operation.traced()
-    with torch.enable_grad():
-        at = scores.requires_grad_()
-        return at, operation.run(lambda operand: at if operand is signal else operand.tensor)
-
-
 class _Softmax(torch.autograd.Function):
     """A softmax as it is; where its weights attend, its backward is that at another temperature.
 
@@ -105,22 +94,23 @@ class _Softmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, operation: Operation, temperature: float) -> Tensor:
-        own = scores.detach()
-        ctx.plain = _point(operation, own)
-        full = own.to(accumulation_dtype(scores.dtype))
-        ctx.soft = _point(operation, full / temperature)
-        ctx.operation, ctx.dtype = operation, scores.dtype
-        ctx.save_for_backward(MARK)
-        output: Tensor = ctx.plain[1].detach()
+        output: Tensor = operation.run(lambda _: scores.detach())
+        ctx.operation, ctx.temperature, ctx.dtype = operation, temperature, scores.dtype
+        # In the precision in which it was computed, which autocasting may have chosen.
+        ctx.save_for_backward(scores.detach().to(output.dtype), MARK)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        point: Point = ctx.soft if ctx.operation.note is _ATTENDS else ctx.plain
-        scores, weights = point
+        own, _ = ctx.saved_tensors
+        if ctx.operation.note is _ATTENDS:
+            own = own.to(accumulation_dtype(own.dtype)) / ctx.temperature
+        with torch.enable_grad(), torch.autocast(own.device.type, enabled=False):
+            scores = own.detach().requires_grad_()
+            weights: Tensor = ctx.operation.run(lambda _: scores)
         arriving = gradients[0].to(weights.dtype)
-        (slope,) = torch.autograd.grad(weights, scores, arriving, retain_graph=True)
+        (slope,) = torch.autograd.grad(weights, scores, arriving)
         return slope.masked_fill(weights.isnan(), 0.0).to(ctx.dtype), None, None
 
 
