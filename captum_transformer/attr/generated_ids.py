@@ -29,11 +29,18 @@ def continued_input(prompt: Arguments[Any], generated_as: str | None) -> int | N
 
 def ids_in(generated: Any) -> Any:
     """The ids that ``generate`` has returned, by themselves or among other things."""
-    if isinstance(generated, Tensor):
-        return generated
+    return generated if isinstance(generated, Tensor) else _part(generated, "sequences", generated)
+
+
+def logits_in(generated: Any) -> Any:
+    """The logits that ``generate`` has returned with the ids; None if it has not."""
+    return None if isinstance(generated, Tensor) else _part(generated, "logits", None)
+
+
+def _part(generated: Any, name: str, default: Any) -> Any:
     if isinstance(generated, Mapping):
-        return generated.get("sequences", generated)
-    return getattr(generated, "sequences", generated)
+        return generated.get(name, default)
+    return getattr(generated, name, default)
 
 
 def check_ids(generated: Any, samples: int) -> None:
@@ -71,7 +78,13 @@ def length_of_prompt(prompt: Tensor, generated: Tensor) -> int:
 
 def fitting(rather_than: Tensor | int, tokens: Tensor) -> Tensor:
     """An id for each generated token, which it is compared with."""
-    others = torch.as_tensor(rather_than, device=tokens.device).to(tokens.dtype)
+    try:
+        others = torch.as_tensor(rather_than, device=tokens.device).to(tokens.dtype)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"`rather_than` must be token ids, got {rather_than!r}. A tokenizer has them: "
+            "`tokenizer.convert_tokens_to_ids(...)`."
+        ) from error
     try:
         return others.expand_as(tokens)
     except RuntimeError as error:

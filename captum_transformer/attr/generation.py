@@ -14,6 +14,7 @@ from captum_transformer.attr.generated_ids import (
     fitting,
     ids_in,
     length_of_prompt,
+    logits_in,
 )
 from captum_transformer.attr.spans import Spans, weights_of
 from captum_transformer.calling.arguments import Arguments
@@ -62,7 +63,7 @@ class Generation:
         spans: Spans | None = None,
     ) -> None:
         self._prompt = prompt
-        logits = None if isinstance(generated, Tensor) else getattr(generated, "logits", None)
+        logits = logits_in(generated)
         generated = ids_in(generated)
         self._continued = continued_input(prompt, generated_as)
         check_ids(generated, prompt.samples)

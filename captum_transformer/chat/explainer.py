@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from captum_transformer.attr.attn_lrp import AttnLRP
+from captum_transformer.attr.generated_ids import ids_in
 from captum_transformer.chat.answer import ExplainedAnswer
 from captum_transformer.chat.words import words_of
 from captum_transformer.errors import InvalidInputError
@@ -90,11 +90,13 @@ class ChatExplainer:
             The explained answer.
 
         Raises:
-            InvalidInputError: if there are several conversations, the prompt is padded on the
-                right, or the processor makes other ``pixel_values`` of the images.
+            InvalidInputError: if there are several conversations or answers, the prompt is padded,
+                the answer does not continue it, the processor makes other ``pixel_values`` of the
+                images, or the model has other logits than those that ``generate`` returned with
+                the ids (``output_logits=True``).
         """
         ids = _ids(inputs)
-        sequences = generated if isinstance(generated, Tensor) else generated.sequences
+        sequences = _answer(generated, ids)
         seen = {name: inputs[name] for name in _MEDIA if isinstance(inputs.get(name), Tensor)}
         places = self._places(seen.get("pixel_values"), images, cells)
         grown = sequences.shape[1] - ids.shape[1]
@@ -111,7 +113,7 @@ class ChatExplainer:
 
         relevance = self.method(forward).attribute_generated(
             {"input_ids": ids, **{name: tensor[None] for name, tensor in seen.items()}},
-            sequences,
+            generated,
             generated_as="input_ids",
             rather_than=rather_than,
             hops=hops,
@@ -150,9 +152,13 @@ class ChatExplainer:
         return places_of(process, images)
 
     def _by_processor(self, images: list[Any]) -> Tensor:
-        made: Tensor = self.processor.image_processor(images=images, return_tensors="pt")[
-            "pixel_values"
-        ]
+        image_processor = getattr(self.processor, "image_processor", None)
+        if image_processor is None:
+            raise InvalidInputError(
+                f"{type(self.processor).__name__} has no `image_processor`, so what becomes of the "
+                "images is not known: say what makes `pixel_values` of them as `process=`."
+            )
+        made: Tensor = image_processor(images=images, return_tensors="pt")["pixel_values"]
         return made
 
 
@@ -167,16 +173,42 @@ def _ids(inputs: Mapping[str, Any]) -> Tensor:
     return ids
 
 
-def continued(name: str, value: Any, prompt: torch.Size, grown: int) -> Any:
-    """What the tokens of an answer have, as `generate` works it out: what the last one has."""
-    if not isinstance(value, Tensor) or value.shape != prompt:
-        return value
-    if name == "attention_mask" and not bool(value[0, -1]):
-        raise InvalidInputError(
-            "The prompt is padded on the right, so the answer doesn't stand behind its last word. "
-            "Leave padding out, or use `padding_side='left'`."
+def _answer(generated: Any, prompt: Tensor) -> Tensor:
+    sequences = ids_in(generated)
+    if not isinstance(sequences, Tensor) or sequences.dim() != 2 or len(sequences) != 1:
+        given = (
+            tuple(sequences.shape) if isinstance(sequences, Tensor) else type(generated).__name__
         )
-    return pad(value[None].float(), (0, max(grown, 0)), mode="replicate")[0].to(value.dtype)
+        raise InvalidInputError(
+            "One answer is explained at a time: what `generate` returned must have ids of shape "
+            f"(1, tokens), got {given}. Of several, pass one as `sequences[i : i + 1]`."
+        )
+    length = prompt.shape[1]
+    if sequences.shape[1] <= length or bool((sequences[:, :length] != prompt).any()):
+        raise InvalidInputError(
+            f"The {sequences.shape[1]} generated ids do not begin with the {length} of the prompt, "
+            "or end with it. Pass all that `generate` returned for these inputs, and the "
+            "`input_ids` before it where it returned the answer alone."
+        )
+    return sequences
+
+
+def continued(name: str, value: Any, prompt: torch.Size, grown: int) -> Any:
+    """What the tokens of an answer have, as `generate` works it out."""
+    if not isinstance(value, Tensor) or value.shape[-1:] != prompt[-1:]:
+        return value
+    if name == "position_ids":
+        steps = torch.arange(1, grown + 1, device=value.device, dtype=value.dtype)
+        return torch.cat([value, value[..., -1:] + steps], -1)
+    if value.shape != prompt:
+        return value
+    if name == "attention_mask" and not bool(value.all()):
+        raise InvalidInputError(
+            "The prompt is padded, which a single conversation doesn't need, and positions would "
+            "not be what they were in `generate`. Process it by itself, without padding, and "
+            "generate again."
+        )
+    return torch.cat([value, value[:, -1:].expand(-1, grown)], -1)
 
 
 def _alike(made: Tensor, pixels: Tensor) -> bool:

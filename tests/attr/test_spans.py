@@ -343,10 +343,15 @@ def test_what_generate_returns() -> None:
         ids, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW,
         return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
-    explain = ConservativeLRP(model)
     assert isinstance(output, transformers.generation.GenerateDecoderOnlyOutput)
-    result = explain.attribute_generated(ids, output)
-    assert torch.equal(result, explain.attribute_generated(ids, output.sequences))
+    whole = {"attention_mask": F.pad(mask, (0, NEW), value=1)}
+
+    def explained(generated: Any) -> Tensor:
+        return ConservativeLRP(model).attribute_generated(
+            ids, generated, additional_forward_kwargs=whole
+        )
+
+    assert torch.equal(explained(output), explained(output.sequences))
 
 
 def test_the_model_runs_once_whatever_is_asked() -> None:

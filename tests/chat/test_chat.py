@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from captum_transformer import AttnLRP, GenericAttentionRelevance
 from captum_transformer.chat import ChatExplainer, ExplainedAnswer
@@ -193,13 +194,14 @@ def test_images_that_are_not_those_of_the_conversation_are_refused() -> None:
     kit = intern_vl()
     images = [picture(48, 32), picture(30, 40, 1)]
     prompt = kit.prompt(images)
+    generated = kit.generate(prompt)
     explainer = ChatExplainer(kit.model, kit.processor)
     for others in (images[::-1], images[:1]):
         with pytest.raises(InvalidInputError, match="Give all images of the conversation"):
-            explainer(prompt, prompt["input_ids"], others)
+            explainer(prompt, generated, others)
     other = ChatExplainer(kit.model, kit.processor, process=lambda given: processed(kit)(given) * 2)
     with pytest.raises(InvalidInputError, match="`process=`"):
-        other(prompt, prompt["input_ids"], images)
+        other(prompt, generated, images)
 
 
 def test_prompts_that_can_not_be_continued_are_refused() -> None:
@@ -210,12 +212,24 @@ def test_prompts_that_can_not_be_continued_are_refused() -> None:
     several = {**prompt, "input_ids": prompt["input_ids"].repeat(2, 1)}
     with pytest.raises(InvalidInputError, match=r"shape \(1, tokens\), got \(2, 24\)"):
         explainer(several, prompt["input_ids"], [image])
-    mask = prompt["attention_mask"].clone()
-    mask[0, -1] = 0
-    with pytest.raises(InvalidInputError, match="padded on the right"):
-        explainer({**prompt, "attention_mask": mask}, kit.generate(prompt), [image])
+    for place in (0, -1):
+        mask = prompt["attention_mask"].clone()
+        mask[0, place] = 0
+        with pytest.raises(InvalidInputError, match="The prompt is padded"):
+            explainer({**prompt, "attention_mask": mask}, kit.generate(prompt), [image])
+    answer = kit.generate(prompt)
+    for wrong in (answer[:, 24:], answer[:, :24], answer.flip(1)):
+        with pytest.raises(InvalidInputError, match="do not begin with the 24 of the prompt"):
+            explainer(prompt, wrong, [image])
+    with pytest.raises(InvalidInputError, match=r"pass one as `sequences\[i : i \+ 1\]`"):
+        explainer(prompt, answer.repeat(2, 1), [image])
+    with pytest.raises(InvalidInputError, match="`rather_than` must be token ids, got 'cat'"):
+        explainer(prompt, answer, [image], rather_than="cat")
+    only_words = ChatExplainer(kit.model, kit.processor.tokenizer)
+    with pytest.raises(InvalidInputError, match="has no `image_processor`"):
+        only_words(prompt, answer, [image])
     with pytest.raises(InvalidInputError, match="between 1 and 255"):
-        explainer(prompt, prompt["input_ids"], [image], cells=0)
+        explainer(prompt, answer, [image], cells=0)
 
 
 @pytest.mark.parametrize("make", [llava, qwen3_vl])
@@ -238,3 +252,35 @@ def test_the_answers_own_words_and_hops_through_them(make: Callable[[], Kit]) ->
     torch.testing.assert_close(total(hopped), total(direct))
     assert hopped.of_answer.abs().max() <= 1e-6 * direct.of_answer.max()
     assert (hopped.of_images[0][1:].sum((1, 2)) > direct.of_images[0][1:].sum((1, 2))).all()
+
+
+def gpt2(seed: int) -> Any:
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        n_layer=2, n_head=2, n_embd=16, vocab_size=20, initializer_range=0.5, pad_token_id=0
+    )
+    return GPT2LMHeadModel(config).double().eval()
+
+
+def generated_by(model: Any, **inputs: Any) -> Any:
+    return model.generate(
+        **inputs,
+        max_new_tokens=3,
+        do_sample=False,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+
+
+def test_position_ids_count_on() -> None:
+    tokenizer = llava().processor.tokenizer
+    model, ids = gpt2(0), torch.tensor([[5, 6, 7, 8]])
+    inputs = {"input_ids": ids, "position_ids": torch.tensor([[3, 4, 5, 6]])}
+    generated = generated_by(model, **inputs)
+    # The logits are compared with those that `generate` had.
+    answer = ChatExplainer(model, tokenizer)(inputs, generated)
+    assert answer.of_prompt.shape == (3, 4)
+    for given in (generated, dict(generated)):
+        with pytest.raises(InvalidInputError, match="not those that `generate` had"):
+            ChatExplainer(gpt2(1), tokenizer)(inputs, given)
