@@ -168,6 +168,37 @@ print(f"{right:.0%} right, {share:.0%} of the relevance")
 assert right > 0.7
 
 # %% [markdown]
+# ## The answer's own words
+#
+# A model reads what it has written, too. `include_generated=True` returns the relevance of all that
+# was there before a word, and `spans` explains several words together, in one backward pass. Here:
+# why the last two animals?
+
+# %%
+last_two = [(LENGTH - 2, LENGTH)]
+direct = AttnLRP(llama).attribute_generated(new, sequences, spans=last_two, include_generated=True)[
+    :, 0
+]
+everything = text(sequences[backwards])
+caption = f"Why {' and '.join(text(written[backwards, LENGTH - 2 : LENGTH]))}?"
+display(Image.fromarray(token_strip(everything, direct[backwards], caption)))
+
+own = direct[:, new.shape[1] :].sum(1) / direct.sum(1)
+print(f"{own.mean():.0%} of the relevance lies on what was written before")
+
+# %% [markdown]
+# With `hops`, that part is sent on to what *these* words were made of, until all has reached the
+# prompt. The sum stays what it is.
+
+# %%
+reached = AttnLRP(llama).attribute_generated(
+    new, sequences, spans=last_two, hops=None, include_generated=True
+)[:, 0]
+assert torch.allclose(reached.sum(1), direct.sum(1), atol=1e-3)
+assert reached[:, new.shape[1] :].abs().max() < 1e-3
+display(Image.fromarray(token_strip(everything, reached[backwards], caption + " With hops")))
+
+# %% [markdown]
 # ## An encoder and a decoder
 #
 # In BART or T5 the prompt is read by the encoder, and `generate` returns the decoder's tokens.
