@@ -14,6 +14,12 @@ Grey: TypeAlias = npt.NDArray[np.float64]
 Process: TypeAlias = Callable[[list[Any]], Tensor]
 """What makes a model's input of a list of pictures (as PIL images)."""
 
+_MOST = 100  # pictures whose numbers can be told apart as greys
+_STEP = 0.5 / 255
+# Of two ramps, each drawn and perhaps interpolated in whole steps of grey; beyond the edges of a
+# picture interpolation has nothing to go on with.
+_ROUNDING = 8 / 255
+
 
 class Places(NamedTuple):
     """The place of each value of a model's input in the pictures that it was made of.
@@ -70,7 +76,10 @@ def places_of(process: Process, pictures: Sequence[Any]) -> Places:
     number of the picture. A value that is :math:`v` for one of them, and :math:`b` and :math:`w`
     for the black and the white one, is from :math:`(v - b) / (w - b)` of the way, since processors
     interpolate between pixels and shift and scale what they find. A value that is the same for
-    black and for white comes from no picture.
+    black and for white comes from no picture. A processor that does anything else, such as to
+    crop at random or by what a picture shows, or to scale by a picture's own range, is found out:
+    a ramp that is turned round must give what is left of the range, and the pictures themselves
+    must give the same twice, and what black gives where a value comes from none.
 
     Args:
         process: makes the model's input of a list of PIL images, the same of the same pictures.
@@ -80,7 +89,8 @@ def places_of(process: Process, pictures: Sequence[Any]) -> Places:
         The place of each value, in tensors of the input's shape.
 
     Raises:
-        ValueError: if there is no picture, or the input's shape depends on what they show.
+        ValueError: if there is no picture, there are more than 100, or the processor does not treat
+            all pictures of a size alike.
 
     Example:
         >>> import torch
@@ -94,41 +104,72 @@ def places_of(process: Process, pictures: Sequence[Any]) -> Places:
         >>> of_picture
         tensor([[24., 24.,  0.,  0.]])
     """
-    if not pictures:
-        raise ValueError("There is no picture to find places in.")
+    if not 1 <= len(pictures) <= _MOST:
+        raise ValueError(
+            f"Places are found in 1 to {_MOST} pictures at a time, got {len(pictures)}."
+        )
     sizes = [picture.size for picture in pictures]
 
     def made_of(greys: Iterable[Grey]) -> Tensor:
         drawn = list(map(_picture, greys, sizes))
         return process(drawn).detach().double()
 
-    black = made_of(np.zeros(1) for _ in sizes)
-    white = made_of(np.ones(1) for _ in sizes)
-    across = made_of(_middles(width) for width, _ in sizes)
-    down = made_of(_middles(height)[:, None] for _, height in sizes)
-    number = made_of(_middles(len(sizes))[:, None])
-    shapes = {tuple(made.shape) for made in (black, white, across, down, number)}
-    if len(shapes) > 1:
+    ramps: list[list[Grey]] = [
+        [_middles(width) for width, _ in sizes],
+        [_middles(height)[:, None] for _, height in sizes],
+        list(_middles(len(sizes))[:, None]),
+    ]
+    black, white = made_of(np.zeros(1) for _ in sizes), made_of(np.ones(1) for _ in sizes)
+    along = [made_of(ramp) for ramp in ramps]
+    against = [made_of(1 - grey for grey in ramp) for ramp in ramps]
+    shown = [process(list(pictures)).detach().double() for _ in range(2)]
+    # A tenth of the way up: what bends the scale, such as a limit to it, bends this most.
+    dark = made_of(np.full(1, 0.1) for _ in sizes)
+    made = [black, white, dark, *along, *against, *shown]
+    if len({each.shape for each in made}) > 1 or not _places_decide(
+        black, white, dark, list(zip(along, against, strict=True)), shown
+    ):
         raise ValueError(
-            f"The processor makes inputs of different shapes, {sorted(shapes)}, of pictures of the "
-            "same sizes, so what the pictures show decides which part of them goes where."
+            "What the processor makes of a picture is not all of its pixels, each in a place that "
+            "the size alone decides, scaled and shifted alike: it may crop at random or by what is "
+            "shown, or scale by a picture's own range. So where its values come from is not known."
         )
     span = white - black
     seen = span != 0
     x, y, which = (
         torch.where(seen, (made - black) / torch.where(seen, span, 1.0), 0.0).clamp(0, 1)
-        for made in (across, down, number)
+        for made in along
     )
     picture = (which * len(sizes)).long().clamp(max=len(sizes) - 1).masked_fill(~seen, -1)
     return Places(picture, x, y)
 
 
+def _places_decide(
+    black: Tensor,
+    white: Tensor,
+    dark: Tensor,
+    ramps: Sequence[tuple[Tensor, Tensor]],
+    shown: Sequence[Tensor],
+) -> bool:
+    """Whether values are those of their places in a picture, shifted and scaled, and no others."""
+    span = white - black
+    rounding = _ROUNDING * span.abs()
+    scaled = (dark - black - 0.1 * span).abs() <= rounding
+    turned = [(one + other - black - white).abs() <= rounding for one, other in ramps]
+    padding = span == 0
+    same = torch.equal(shown[0], shown[1]) and torch.equal(shown[0][padding], black[padding])
+    return same and all(bool(each.all()) for each in (scaled, *turned))
+
+
 def _count(places: Tensor) -> int:
     """How many places that lie as far apart as these fit into a picture."""
-    gaps = torch.unique(places).diff()
-    # Values between the same two pixels are rounded differently where channels have other ranges.
-    gaps = gaps[gaps > 0.5 / 255]
-    return 1 if not len(gaps) else min(255, max(1, round(1 / float(gaps.median()))))
+    there = torch.unique(places)
+    # What lies nearer is rounding, as of channels that have other ranges, or finer than grey is.
+    if not len(there) or there[-1] - there[0] < _STEP:
+        return 1
+    gaps = there.diff()
+    gaps = gaps[gaps > _STEP]
+    return 255 if not len(gaps) else min(255, round(1 / float(max(gaps.median(), gaps.mean()))))
 
 
 def _middles(count: int) -> Grey:

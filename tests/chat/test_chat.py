@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
+from torchvision.transforms.functional import to_pil_image, to_tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from captum_transformer import AttnLRP, GenericAttentionRelevance
@@ -64,12 +66,46 @@ def test_what_is_cropped_away_and_what_is_padding_has_no_place() -> None:
     assert places.resolution(0) == (4, 8)
 
 
-def test_a_processor_that_looks_at_the_picture_is_refused() -> None:
-    def process(pictures: list[Any]) -> torch.Tensor:
-        return torch.zeros(1 + int(np.array(pictures[0]).max() > 0), 3)
+STEPS: dict[str, Callable[[Any], Any]] = {
+    "a random crop": transforms.RandomResizedCrop(32),
+    "a random flip": transforms.RandomHorizontalFlip(),
+    "linear light": lambda pixels: pixels**2.2,
+    "limits": lambda pixels: pixels.clamp(0.2, 0.8),
+    "its own range": lambda pixels: (pixels - pixels.min()) / (pixels.max() - pixels.min() + 1e-9),
+    "its own deviation": lambda pixels: (pixels - pixels.mean()) / (pixels.std() + 1e-9),
+    "another shape": lambda pixels: pixels[:, : 1 + int(pixels.max() * 20)],
+    "other colours": lambda pixels: to_tensor(to_pil_image(pixels).convert("HSV")),
+}
 
-    with pytest.raises(ValueError, match="what the pictures show decides"):
-        places_of(process, [picture(8, 4)])
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_a_processor_whose_values_are_not_those_of_their_places_is_refused(
+    step: Callable[[Any], Any],
+) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="where its values come from is not known"):
+        places_of(
+            lambda pictures: torch.cat([step(to_tensor(each)).flatten() for each in pictures]),
+            [picture(60, 40), picture(60, 40, 1)],
+        )
+
+
+@pytest.mark.parametrize("how", list(transforms.InterpolationMode)[:3])
+def test_the_resolution_is_that_of_the_input(how: Any) -> None:
+    resize = transforms.Resize((30, 20), how)
+    places = places_of(
+        lambda pictures: torch.stack([to_tensor(resize(each)) for each in pictures]),
+        [picture(60, 40)],
+    )
+    assert places.resolution(0) == pytest.approx((30, 20), rel=0.1)
+    # Each cell has something.
+    [found] = places.maps(torch.ones(1, 3, 30, 20), [places.resolution(0)])
+    assert (found > 0).all()
+
+
+def test_more_pictures_than_can_be_told_apart_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 to 100 pictures at a time, got 101"):
+        places_of(lambda pictures: torch.zeros(len(pictures)), [picture(4, 4)] * 101)
 
 
 @pytest.mark.parametrize("count", [1, 2])
