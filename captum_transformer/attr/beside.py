@@ -1,6 +1,6 @@
 """What goes with the ids of a finished text: masks and caches that do not fit it are refused."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,23 +54,25 @@ def refuse_caches(further: Mapping[str, Any]) -> None:
             )
 
 
-def require_same_logits(scores: Tensor, tokens: Tensor, logits: Tensor) -> None:
+def require_same_logits(scores: Tensor, tokens: Tensor, logits: Sequence[Tensor]) -> None:
     """Raises if the model has other logits for the tokens than when it generated them.
 
     Args:
         scores: the logits that it has now, ``(samples, tokens)``.
         tokens: the ids.
-        logits: all those that it had, ``(samples, tokens, vocabulary)``.
+        logits: all those that it had, ``(samples, vocabulary)`` for each token.
 
     Raises:
         InvalidInputError: if they differ by more than rounding.
     """
-    known = logits.to(scores.device).gather(2, tokens.unsqueeze(2)).squeeze(2)
+    steps = zip(logits, tokens.unbind(1), strict=True)
+    of_tokens = [step.to(ids.device).gather(1, ids.unsqueeze(1)) for step, ids in steps]
+    known = torch.cat(of_tokens, 1).to(scores.device)
     # What is not finite says nothing: it was ruled out.
     off = (scores.to(known.dtype) - known).abs().where(known.isfinite(), 0.0).max()
-    size = logits.abs().where(logits.isfinite(), 0.0).max().to(scores.device)
-    rounding = max(torch.finfo(tensor.dtype).eps for tensor in (scores, logits)) ** 0.5
-    if bool(off > rounding * (1 + size)):
+    size = torch.stack([step.abs().where(step.isfinite(), 0.0).max() for step in logits]).max()
+    rounding = max(torch.finfo(tensor.dtype).eps for tensor in (scores, known)) ** 0.5
+    if bool(off > rounding * (1 + size.to(off.device))):
         raise InvalidInputError(
             "The model's logits of the generated tokens are not those that `generate` had: they "
             f"differ by up to {float(off):.3g}. It does not run as it did there. Mostly the mask "

@@ -88,9 +88,9 @@ class Generation:
         self._length = generated.shape[1]
         self._tokens = generated[:, start:]
         samples, steps = self._tokens.shape
-        self._logits: Tensor | None = None
+        self._logits: Sequence[Tensor] | None = None
         if logits is not None and len(logits) == steps and len(logits[0]) == samples:
-            self._logits = torch.stack(list(logits), 1)
+            self._logits = logits
         self._single = spans is None
         if spans is None:
             self._weights = torch.eye(steps).expand(samples, -1, -1)

@@ -1,5 +1,6 @@
 """Explains what a language model has answered, or would."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -136,6 +137,7 @@ class LanguageModel:
                 spans=spans,
                 hops=self._asked.hops,
                 include_generated=True,
+                additional_forward_kwargs=self._few_logits(answer),
             )
             rows = torch.cat([tensor[0] for tensor in found.values()], 1).cpu()
             if start:  # the start token is the model's own, and stands between the two texts
@@ -152,6 +154,11 @@ class LanguageModel:
             for ids, of_it in ((prompt, before), (answer, (said, places, whole)))
         ]
         return joined(name, classes, of_tokens, parts)
+
+    def _few_logits(self, answer: Sequence[int]) -> dict[str, int]:
+        """Asks for the answer's logits alone, of models that can leave out the prompt's."""
+        takes = inspect.signature(self._model.forward).parameters
+        return {"logits_to_keep": len(answer) + 1} if "logits_to_keep" in takes else {}
 
     @property
     def _device(self) -> torch.device:
@@ -260,7 +267,11 @@ class LanguageModel:
         named = (
             {**ids, DECODER: generated} if self._is_encoder_decoder else {"input_ids": generated}
         )
-        logits = self._model(**named).logits[0, -len(answer) - 1 : -1].float()
+        logits = (
+            self._model(**named, **self._few_logits(answer))
+            .logits[0, -len(answer) - 1 : -1]
+            .float()
+        )
         tokens = torch.tensor(answer, device=logits.device)
         scores = logits.gather(1, tokens[:, None])[:, 0]
         if rather_than is not None:
