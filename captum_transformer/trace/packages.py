@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer.trace.described import describe_linear
+from captum_transformer.trace.described import describe_function, describe_linear
+from captum_transformer.trace.kinds import Kind
 
 
 def _torch() -> None:
@@ -35,15 +36,28 @@ def _bitsandbytes() -> None:
         # It has them once the layer has run, if that is what quantises them.
         return state.CB * (state.SCB / 127).unsqueeze(1)
 
-    describe_linear(functions.MatMul4Bit, "input packed out bias state", weight=four_bit)
-    describe_linear(functions.MatMul8bitLt, "input packed out bias state", weight=eight_bit)
-    # What weights that are packed for a CPU are, only the kernel knows.
-    describe_linear(
-        torch.ops.bitsandbytes.gemv_4bit.default, "input packed size absmax code blocksize"
-    )
+    # Not every version has all of them.
+    for name, weight in (("MatMul4Bit", four_bit), ("MatMul8bitLt", eight_bit)):
+        if hasattr(functions, name):
+            arguments = "input packed out bias state"
+            describe_linear(getattr(functions, name), arguments, weight=weight)
+    if hasattr(torch.ops.bitsandbytes, "gemv_4bit"):
+        # What weights that are packed for a CPU are, only the kernel knows.
+        kernel = torch.ops.bitsandbytes.gemv_4bit.default
+        describe_linear(kernel, "input packed size absmax code blocksize")
 
 
-_PACKAGES: dict[str, Callable[[], None]] = {"torch": _torch, "bitsandbytes": _bitsandbytes}
+def _bitnet() -> None:
+    """Activations that Transformers rounds with the derivative of what they were."""
+    rounded = sys.modules["transformers.integrations.bitnet"].ActQuant
+    describe_function(rounded, "input", Kind.COPY)
+
+
+_PACKAGES: dict[str, Callable[[], None]] = {
+    "torch": _torch,
+    "bitsandbytes": _bitsandbytes,
+    "transformers.integrations.bitnet": _bitnet,
+}
 
 
 def describe_packages() -> None:

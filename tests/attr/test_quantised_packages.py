@@ -132,6 +132,60 @@ def test_bitsandbytes(kind, dtype, device, method, model):
 
 
 @every_method
+def test_bitnet_of_transformers(method, model):
+    bitnet = pytest.importorskip("transformers.integrations.bitnet")
+    plain = copy.deepcopy(model)
+    for name in layers(model):
+        layer = model.get_submodule(name)
+        sizes = layer.in_features, layer.out_features, layer.bias is not None
+        new = bitnet.AutoBitLinear(*sizes, online_quant=True)
+        new.load_state_dict(layer.state_dict())
+        model.set_submodule(name, new)
+        numbers = bitnet.WeightQuant.apply(layer.weight).detach()
+        plain.get_submodule(name).weight = nn.Parameter(numbers)
+    same_maps(method, model, plain, rounds_activations=True)
+
+
+class Packed(nn.Module):
+    """Four-bit weights, eight to a number, with scales and zeros by groups, as GPTQ stores them."""
+
+    def __init__(self, layer, group=32):
+        super().__init__()
+        outputs, inputs = layer.weight.shape
+        groups = layer.weight.detach().view(outputs, -1, group)
+        low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+        scales = (high - low) / 15
+        zeros = (-low / scales).round()
+        codes = (groups / scales + zeros).round().clamp(0, 15).int().view(outputs, inputs).t()
+        packed = sum(codes[place::8] << 4 * place for place in range(8))
+        self.register_buffer("packed", packed)
+        self.register_buffer("scales", scales.squeeze(-1).t())
+        self.register_buffer("zeros", zeros.squeeze(-1).t())
+        self.register_buffer("groups", torch.arange(inputs) // group)
+        self.bias = layer.bias
+
+    def numbers(self):
+        shifts = torch.arange(0, 32, 4, dtype=torch.int32)
+        codes = (self.packed[:, None] >> shifts[:, None] & 15).flatten(0, 1)
+        return self.scales[self.groups] * (codes - self.zeros[self.groups])
+
+    def forward(self, x):
+        return torch.matmul(x, self.numbers()) + self.bias
+
+
+@every_method
+def test_weights_that_are_unpacked_by_torch_functions(method, model):
+    plain = copy.deepcopy(model)
+    for name in layers(model):
+        layer = model.get_submodule(name)
+        if layer.bias is None:
+            continue
+        model.set_submodule(name, new := Packed(layer))
+        plain.get_submodule(name).weight = nn.Parameter(new.numbers().t())
+    same_maps(method, model, plain)
+
+
+@every_method
 @pytest.mark.parametrize("kind", ["qint8", "qint4", "qfloat8"])
 def test_quanto(kind, method, model):
     quanto = pytest.importorskip("optimum.quanto")
