@@ -21,7 +21,7 @@ import transformers
 from torch import Tensor
 
 import captum_transformer
-from benchmarks.cost.memory import resident_peak_bytes
+from benchmarks.cost.memory import peak_bytes
 
 METHODS = "LibraGrad ConservativeLRP AttnLRP GIM GenericAttentionRelevance TransformerAttribution"
 REFERENCE = "forward + backward, checkpointed"
@@ -103,9 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| run | MiB beside the weights | ratio | seconds | ratio |\n|---|--:|--:|--:|--:|")
     reference: tuple[float, float] | None = None
     for name, run in runs(subject, options):
+        run()  # what is allocated once
         start = time.perf_counter()
-        peak = resident_peak_bytes(run, subject.device) / 2**20
+        run()
+        if subject.device.type == "cuda":
+            torch.cuda.synchronize()
         took = time.perf_counter() - start
+        peak = peak_bytes(run, subject.device) / 2**20
         reference = reference or (peak, took)
         shares = peak / reference[0], took / reference[1]
         print(f"| {name} | {peak:,.0f} | {shares[0]:.2f} | {took:.1f} | {shares[1]:.2f} |")

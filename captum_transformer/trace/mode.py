@@ -45,7 +45,8 @@ from captum_transformer.trace.recognise import (
     require_described,
     weighted_sum,
 )
-from captum_transformer.trace.recomputed import Blocks, Step
+from captum_transformer.trace.recomputed import Blocks
+from captum_transformer.trace.steps import Step
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value

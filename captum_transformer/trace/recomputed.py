@@ -6,131 +6,15 @@ described, on what the operations before it give, under the rule that it ran und
 model runs twice, so nothing that it draws, counts or stores happens twice.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
-from captum_transformer.errors import ExplanationError
-from captum_transformer.trace.functions import ENTRY
-from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.steps import Saved, Step, as_was
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
-
-Result = TypeVar("Result")
-Rule = Callable[[Operation], Any]
-Precision = tuple[str, torch.dtype | None]
-
-
-class Saved:
-    """A tensor that autograd saves of an operation: it is held until the block is left.
-
-    Args:
-        step: the operation as it ran.
-        tensor: what is saved.
-    """
-
-    __slots__ = ("known", "place", "step", "tensor", "version")
-
-    def __init__(self, step: "Step", tensor: Tensor) -> None:
-        self.step, self.place = step, len(step.saved)
-        self.tensor: Tensor | None = tensor.detach()
-        self.version = tensor._version
-        self.known = _looks(tensor)
-
-    def unpacked(self) -> Tensor:
-        """The tensor, perhaps computed again."""
-        tensor = self.tensor
-        if tensor is None:
-            return self.step.block.saved(self)
-        if tensor._version != self.version:
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an "
-                f"inplace operation: [{self.known[1]} {list(self.known[0])}]"
-            )
-        return tensor
-
-
-class Step:
-    """An operation as it ran.
-
-    Args:
-        operation: the operation, before it runs.
-
-    Attributes:
-        saved: what autograd has saved of it, in the order in which it did.
-        by_rule: the rule that it ran under; None if it ran as the model called it.
-        recorded: what stands for it on the tape.
-        block: the block that it is in, once that is left.
-    """
-
-    block: "Block"
-
-    def __init__(self, operation: Operation) -> None:
-        self.operation = self.recorded = operation
-        self.saved: list[Saved] = []
-        self.by_rule: Rule | None = None
-        first = operation.operands[0].device.type if operation.operands else "cpu"
-        self._precision = _precision(first)
-        self._trained = {
-            operand
-            for operand in operation.operands
-            if operand.value is None and operand.data is not None and operand.data.requires_grad
-        }
-        # Nothing else that autograd differentiates draws numbers once dropout is off.
-        draws = operation.kind is Kind.UNKNOWN or hasattr(operation.call, ENTRY)
-        self._generators = _generators(operation) if draws else None
-
-    def outputs(self) -> list[Value]:
-        """The values that came out."""
-        return [value for value in self.recorded.outputs if value is not None]
-
-    def run(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        """Runs the operation, noting what autograd saves of it."""
-        self.saved.clear()
-        with saved_tensors_hooks(self._pack, Saved.unpacked):
-            return function(*args, **kwargs)
-
-    def run_by(self, rule: Rule) -> Any:
-        """Runs the operation under a rule; `NotImplemented` if that does not apply."""
-        result = self.run(rule, self.operation)
-        if result is NotImplemented:
-            self.saved.clear()
-        else:
-            self.by_rule = self.operation.rule or rule
-        return result
-
-    def _pack(self, tensor: Tensor) -> Saved:
-        saved = Saved(self, tensor)
-        self.saved.append(saved)
-        return saved
-
-    def again(self, tensors: dict[Value, Tensor], saved: list[Tensor] | None) -> list[Any]:
-        """Runs the operation once more.
-
-        Args:
-            tensors: what the values hold that it reads.
-            saved: gets what autograd saves of it.
-        """
-        operation = self.operation
-        given = {o: _signal(tensors[value]) for o, value in operation.traced()}
-        given |= {o: o.given.detach().requires_grad_() for o in self._trained}
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(_in_precision(*self._precision))
-            if self._generators is not None:
-                stack.enter_context(_drawing_from(self._generators))
-            if saved is not None:
-                stack.enter_context(saved_tensors_hooks(_keeping(saved), _as_it_is))
-            if self.by_rule is None:
-                result = operation.run(lambda o: given[o] if o in given else o.given)  # noqa: SIM401
-            else:
-                result = _under(self.by_rule, operation, given)
-        return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
 class Block:
@@ -150,8 +34,9 @@ class Block:
         known = inputs.keys() | {value for step in steps for value in step.outputs()}
         for step in steps:
             step.block = self
-            for saved in step.saved:
-                saved.tensor = None
+            for reference in step.saved:
+                if (saved := reference()) is not None:
+                    saved.tensor = None
             self._let_go(step, known)
         self._steps = list(self._needed(steps))
 
@@ -190,10 +75,7 @@ class Block:
             self._run(saving=True)
         if self._made is None:
             raise RuntimeError("a block that has run again has what autograd saves")
-        made = self._made[saved.step]
-        if len(made) != len(saved.step.saved) or _looks(made[saved.place]) != saved.known:
-            _refuse_other(saved, made)
-        return made[saved.place]
+        return saved.among(self._made[saved.step])
 
     def bring_back(self) -> None:
         """Brings back what the operations keep for rules."""
@@ -209,7 +91,7 @@ class Block:
             saved = made.setdefault(step, []) if saving else None
             results = step.again(tensors, saved)
             found = {
-                value: _as_was(result, value)
+                value: as_was(result, value)
                 for value, result in zip(step.recorded.outputs, results, strict=False)
                 if value is not None
             }
@@ -423,97 +305,3 @@ class Blocks:
 def _is_stale(tensor: Tensor, value: Value) -> bool:
     """Whether a tensor holds something else by now."""
     return tensor._version != value.version
-
-
-def _refuse_other(saved: Saved, made: Sequence[Tensor]) -> NoReturn:
-    step = saved.step
-    raise ExplanationError(
-        f"Run again, {step.operation.described} saves {list(map(_looks, made))} for the gradient, "
-        f"and not {[one.known for one in step.saved]} as in the forward pass: what it does depends "
-        "on more than its arguments. Explain the model without `checkpoint`, and without "
-        "checkpointing of its own."
-    )
-
-
-def _looks(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
-    return tensor.shape, tensor.dtype
-
-
-def _keeping(tensors: list[Tensor]) -> Callable[[Tensor], Tensor]:
-    def pack(tensor: Tensor) -> Tensor:
-        tensors.append(tensor.detach())
-        return tensors[-1]
-
-    return pack
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _signal(tensor: Tensor) -> Tensor:
-    """A tensor in the place of one that has a gradient."""
-    tensor = tensor.detach()
-    differentiable = tensor.is_floating_point() or tensor.is_complex()
-    return tensor.requires_grad_() if differentiable else tensor
-
-
-def _as_was(result: Tensor, value: Value) -> Tensor:
-    """A result in the precision and the layout that a write in place has left it in."""
-    result = result.detach()
-    if result.dtype != value.dtype:
-        result = result.to(value.dtype)
-    if result.stride() != value.stride:
-        result = value.blank(value.dtype).copy_(result)
-    return result
-
-
-def _under(rule: Rule, operation: Operation, given: dict[Operand, Tensor]) -> Any:
-    """The result of an operation under a rule, which leaves nothing at the operation this time."""
-    before = {operand: operand.data for operand in given}
-    note, refusal = operation.note, operation.refusal
-    try:
-        for operand, tensor in given.items():
-            operand.data = tensor
-        return rule(operation)
-    finally:
-        operation.note, operation.refusal = note, refusal
-        for operand, data in before.items():
-            operand.data = data
-
-
-def _precision(device: str) -> Precision:
-    """The precision in which operations run on a kind of device now, if it is not their own."""
-    on = torch.is_autocast_enabled(device)
-    return device, torch.get_autocast_dtype(device) if on else None
-
-
-def _in_precision(device: str, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    if _precision(device) == (device, dtype):
-        return nullcontext()
-    return torch.autocast(device, dtype, enabled=dtype is not None, cache_enabled=False)
-
-
-def _generators(operation: Operation) -> dict[torch.device | None, Tensor]:
-    """Where the random numbers of an operation begin."""
-    states: dict[torch.device | None, Tensor] = {None: torch.get_rng_state()}
-    for device in _devices(operation.operands):
-        states[device] = torch.get_device_module(device).get_rng_state(device)
-    return states
-
-
-def _devices(operands: Iterable[Operand]) -> set[torch.device]:
-    return {operand.device for operand in operands if operand.device.type not in ("cpu", "meta")}
-
-
-@contextmanager
-def _drawing_from(states: dict[torch.device | None, Tensor]) -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        for device, state in states.items():
-            if device is None:
-                torch.set_rng_state(state)
-            else:
-                stack.enter_context(torch.random.fork_rng([device], device_type=device.type))
-                torch.get_device_module(device).set_rng_state(state, device)
-        yield

@@ -31,15 +31,18 @@ def living_tensors() -> int:
 
 @pytest.mark.usefixtures("_no_collector")
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("target", [0, 99], ids=["success", "error"])
-def test_nothing_of_the_forward_pass_outlives_the_call(method: str, target: int) -> None:
+def test_nothing_of_the_forward_pass_outlives_the_call(
+    method: str, checkpoint: bool, target: int
+) -> None:
     model = torch.nn.Sequential(
         torch.nn.TransformerEncoderLayer(8, 2, 8, batch_first=True),
         torch.nn.TransformerEncoderLayer(8, 2, 8, batch_first=True),
         torch.nn.Flatten(),
         torch.nn.Linear(32, 3),
     )
-    explain, tokens = METHODS[method](model), torch.randn(2, 4, 8)
+    explain, tokens = METHODS[method](model, checkpoint=checkpoint), torch.randn(2, 4, 8)
     counts = []
     for _ in range(3):
         try:
