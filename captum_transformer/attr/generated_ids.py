@@ -79,7 +79,10 @@ def length_of_prompt(prompt: Tensor, generated: Tensor) -> int:
 def fitting(rather_than: Tensor | int, tokens: Tensor) -> Tensor:
     """An id for each generated token, which it is compared with."""
     try:
-        others = torch.as_tensor(rather_than, device=tokens.device).to(tokens.dtype)
+        others = torch.as_tensor(rather_than, device=tokens.device)
+        if others.is_floating_point():
+            raise TypeError(others.dtype)
+        others = others.to(tokens.dtype)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
             f"`rather_than` must be token ids, got {rather_than!r}. A tokenizer has them: "

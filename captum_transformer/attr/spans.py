@@ -1,5 +1,6 @@
 """Which of the generated tokens are explained together, and with which weights."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -54,16 +55,19 @@ def weights_of(spans: Any, samples: int, tokens: int, before: int) -> Tensor:
 
 
 def _ends(span: Any, number: int, tokens: int) -> tuple[int, int]:
-    if isinstance(span, slice) and span.step in (None, 1):
-        # Python cuts slices that go beyond the end; what is not there is refused here.
-        start, end = (0 if span.start is None else span.start), span.stop
-        end = tokens if end is None else end
-        return (start + tokens if start < 0 else start), (end + tokens if end < 0 else end)
-    pair = isinstance(span, Sequence) and not isinstance(span, str) and len(span) == 2
-    if not pair or not all(isinstance(end, int) for end in span):
+    pair = isinstance(span, (tuple, list)) and len(span) == 2
+    ends = (span.start, span.stop) if isinstance(span, slice) and span.step in (None, 1) else span
+    if not pair and ends is span:
         raise InvalidInputError(f"{_FORMS}; spans[{number}] is {span!r}.")
-    start, end = span
-    return start, end
+    try:
+        start, end = (None if each is None and not pair else operator.index(each) for each in ends)
+    except TypeError:
+        raise InvalidInputError(f"{_FORMS}; spans[{number}] is {span!r}.") from None
+    start, end = start or 0, tokens if end is None else end
+    if pair:
+        return start, end
+    # Python cuts slices that go beyond the end; what is not there is refused here.
+    return (start + tokens if start < 0 else start), (end + tokens if end < 0 else end)
 
 
 def _checked(weights: Tensor, samples: int, tokens: int) -> Tensor:

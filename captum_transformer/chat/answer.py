@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,18 @@ from captum_transformer.visualization.spectrogram import spectrogram
 from captum_transformer.visualization.token_strip import token_strip
 
 
+class Heard(NamedTuple):
+    """The sounds of a conversation.
+
+    Attributes:
+        spectrograms: each ``(bins, frames)``.
+        relevance: of each for the answer's tokens, ``(tokens, bins, frames)``.
+    """
+
+    spectrograms: list[Tensor]
+    relevance: list[Tensor]
+
+
 @dataclass(frozen=True)
 class ExplainedAnswer:
     """What the words of an answer are due to.
@@ -31,7 +43,8 @@ class ExplainedAnswer:
         of_prompt: the relevance of each word of the prompt to each of the answer, ``(W, P)``.
         of_answer: that of each earlier word of the answer, ``(W, W)``.
         of_images: for each image a map on the picture that was given, ``(W, height, width)``.
-        of_sounds: for each sound a map on its spectrogram, ``(W, bins, frames)``.
+        of_sounds: for each sound a map on its spectrogram, ``(W, bins, frames)``, if the feature
+            extractor says how many bins there are.
         relevance: what the method gave for each token of the answer, by the input's name.
     """
 
@@ -55,24 +68,19 @@ class ExplainedAnswer:
         of_answer: Tensor,
         images: Sequence[Any],
         maps: Sequence[Tensor],
-        sounds: Tensor | None,
+        heard: Heard,
     ) -> Self:
         """Adds up what tokens have to what words have."""
-        heard = (
-            []
-            if sounds is None
-            else [relevance["input_features"].select(1, n) for n in range(len(sounds))]
-        )
         return cls(
             words.labels,
             prompt.labels,
             prompt.summed(words.summed(relevance["input_ids"], 0), 1),
             words.summed(words.summed(of_answer, 0), 1),
             [words.summed(each, 0) for each in maps],
-            [words.summed(each, 0) for each in heard],
+            [words.summed(each, 0) for each in heard.relevance],
             dict(relevance),
             list(images),
-            [] if sounds is None else list(sounds),
+            heard.spectrograms,
         )
 
     def picture(

@@ -8,13 +8,16 @@ from torch import Tensor
 
 from captum_transformer.attr.attn_lrp import AttnLRP
 from captum_transformer.attr.generated_ids import ids_in
-from captum_transformer.chat.answer import ExplainedAnswer
+from captum_transformer.chat.answer import ExplainedAnswer, Heard
 from captum_transformer.chat.words import words_of
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.visualization.places import Places, places_of
 
-# How Transformers' processors name what is seen and heard.
-_MEDIA = ("pixel_values", "pixel_values_videos", "input_features", "input_values")
+# How Transformers' processors name sounds, and real numbers that are neither seen nor heard.
+_SOUNDS = "input_features"
+_TIMES = ("second_per_grid_ts", "video_second_per_grid")
+# What `generate` continues for each token by what the last one has.
+_OF_TOKENS = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
 
 
 class ChatExplainer:
@@ -97,7 +100,11 @@ class ChatExplainer:
         """
         ids = _ids(inputs)
         sequences = _answer(generated, ids)
-        seen = {name: inputs[name] for name in _MEDIA if isinstance(inputs.get(name), Tensor)}
+        seen = {
+            name: value
+            for name, value in inputs.items()
+            if isinstance(value, Tensor) and value.is_floating_point() and name not in _TIMES
+        }
         places = self._places(seen.get("pixel_values"), images, cells)
         grown = sequences.shape[1] - ids.shape[1]
         context = {
@@ -131,12 +138,32 @@ class ChatExplainer:
             of_answer=of_ids[:, length:],
             images=[image.convert("RGB") for image in images],
             maps=_maps(places, of_tokens.get("pixel_values"), images, cells),
-            sounds=seen.get("input_features"),
+            heard=self._spectrograms(of_tokens, seen),
         )
+
+    def _spectrograms(self, of_tokens: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> Heard:
+        """Sounds and their relevance with frequencies before moments; none if that isn't known."""
+        features, relevance = seen.get(_SOUNDS), of_tokens.get(_SOUNDS)
+        extractor = getattr(self.processor, "feature_extractor", None)
+        bins = getattr(extractor, "feature_size", None)
+        if features is None or relevance is None or features.dim() != 3:
+            return Heard([], [])
+        first, second = (length == bins for length in features.shape[1:])
+        if first == second:
+            return Heard([], [])
+        if second:
+            features, relevance = features.mT, relevance.mT
+        return Heard(list(features), list(relevance.unbind(1)))
 
     def _places(self, pixels: Tensor | None, images: Sequence[Any], cells: int) -> Places | None:
         if not 1 <= cells <= 255:
             raise InvalidInputError(f"`cells` must be between 1 and 255, got {cells}.")
+        listed = isinstance(images, (list, tuple))
+        if not listed or not all(hasattr(image, "convert") for image in images):
+            raise InvalidInputError(
+                f"`images` must be a list of PIL images, got {type(images).__name__}: "
+                "`[PIL.Image.open(path)]`."
+            )
         if not images:
             return None
         process = self._process or self._by_processor
@@ -146,8 +173,9 @@ class ChatExplainer:
                 f"The processor makes `pixel_values` of shape {tuple(made.shape)} of the "
                 f"{len(images)} images, and the inputs have "
                 f"{'none' if pixels is None else f'others, of shape {tuple(pixels.shape)}'}. Give "
-                "all images of the conversation in their order, and if the processor was called "
-                "with options of its own, what it does to images as `process=`."
+                "all images of the conversation in their order (if they were turned when "
+                "they were loaded, by `PIL.ImageOps.exif_transpose`), and where the processor was "
+                "called with options of its own, what it does to images as `process=`."
             )
         return places_of(process, images)
 
@@ -195,12 +223,12 @@ def _answer(generated: Any, prompt: Tensor) -> Tensor:
 
 def continued(name: str, value: Any, prompt: torch.Size, grown: int) -> Any:
     """What the tokens of an answer have, as `generate` works it out."""
-    if not isinstance(value, Tensor) or value.shape[-1:] != prompt[-1:]:
+    if not isinstance(value, Tensor) or prompt[1] not in value.shape:
         return value
     if name == "position_ids":
         steps = torch.arange(1, grown + 1, device=value.device, dtype=value.dtype)
         return torch.cat([value, value[..., -1:] + steps], -1)
-    if value.shape != prompt:
+    if name not in _OF_TOKENS or value.shape[:2] != prompt:
         return value
     if name == "attention_mask" and not bool(value.all()):
         raise InvalidInputError(
@@ -208,7 +236,7 @@ def continued(name: str, value: Any, prompt: torch.Size, grown: int) -> Any:
             "not be what they were in `generate`. Process it by itself, without padding, and "
             "generate again."
         )
-    return torch.cat([value, value[:, -1:].expand(-1, grown)], -1)
+    return torch.cat([value, value[:, -1:].expand(-1, grown, *value.shape[2:])], 1)
 
 
 def _alike(made: Tensor, pixels: Tensor) -> bool:

@@ -112,6 +112,8 @@ def places_of(process: Process, pictures: Sequence[Any]) -> Places:
 
     def made_of(greys: Iterable[Grey]) -> Tensor:
         drawn = list(map(_picture, greys, sizes))
+        for grey, picture in zip(drawn, pictures, strict=True):
+            grey.info = dict(picture.info)  # such as how a camera was held
         return process(drawn).detach().double()
 
     ramps: list[list[Grey]] = [

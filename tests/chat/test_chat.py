@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from torch import nn
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image, to_tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from captum_transformer import AttnLRP, GenericAttentionRelevance
 from captum_transformer.chat import ChatExplainer, ExplainedAnswer
+from captum_transformer.chat.explainer import continued
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.visualization.places import places_of
 from tests.chat.kits import SEEING, Kit, intern_vl, llava, picture, qwen2_audio, qwen3_vl, sound
@@ -232,6 +234,9 @@ def test_images_that_are_not_those_of_the_conversation_are_refused() -> None:
     prompt = kit.prompt(images)
     generated = kit.generate(prompt)
     explainer = ChatExplainer(kit.model, kit.processor)
+    for wrong in (images[0], ["cat.jpg"], np.array(images[0])):
+        with pytest.raises(InvalidInputError, match="must be a list of PIL images"):
+            explainer(prompt, generated, wrong)
     for others in (images[::-1], images[:1]):
         with pytest.raises(InvalidInputError, match="Give all images of the conversation"):
             explainer(prompt, generated, others)
@@ -320,3 +325,78 @@ def test_position_ids_count_on() -> None:
     for given in (generated, dict(generated)):
         with pytest.raises(InvalidInputError, match="not those that `generate` had"):
             ChatExplainer(gpt2(1), tokenizer)(inputs, given)
+
+
+def test_masks_of_images_for_each_token_are_continued_and_what_is_not_known_is_left() -> None:
+    prompt = torch.Size((1, 3))
+    mask = torch.arange(6).view(1, 3, 2, 1)
+    longer = continued("cross_attention_mask", mask, prompt, 2)
+    assert longer.flatten().tolist() == [0, 1, 2, 3, 4, 5, 4, 5, 4, 5]
+    sizes = torch.tensor([[4, 5, 6]])
+    assert continued("image_sizes", sizes, prompt, 2) is sizes
+
+
+@pytest.mark.parametrize("frames_first", [False, True])
+def test_frequencies_are_those_of_the_feature_extractor(frames_first: bool) -> None:
+    kit = qwen2_audio()
+    features = torch.rand(2, 8, 100)
+    relevance = torch.rand(4, 2, 8, 100)
+    if frames_first:
+        features, relevance = features.mT, relevance.mT
+    explainer = ChatExplainer(kit.model, kit.processor)
+    found = explainer._spectrograms({"input_features": relevance}, {"input_features": features})
+    assert [each.shape for each in found.spectrograms] == [(8, 100)] * 2
+    assert [each.shape for each in found.relevance] == [(4, 8, 100)] * 2
+    kit.processor.feature_extractor.feature_size = 9
+    none = explainer._spectrograms({"input_features": relevance}, {"input_features": features})
+    assert none.spectrograms == none.relevance == []
+
+
+def test_a_picture_whose_camera_was_turned_keeps_its_places() -> None:
+    turned = picture(6, 4)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # a quarter
+    turned.info["exif"] = exif.tobytes()
+
+    def process(pictures: list[Any]) -> torch.Tensor:
+        return torch.stack([to_tensor(ImageOps.exif_transpose(each)) for each in pictures])
+
+    places = places_of(process, [turned])
+    white = np.zeros((4, 6, 3), np.uint8)
+    white[3, 0] = 255
+    shown = Image.fromarray(white)
+    shown.info["exif"] = turned.info["exif"]
+    [found] = places.maps(process([shown]), [(4, 6)])
+    assert found.shape == (4, 6)
+    assert found[3, 0] == found.sum() == 3
+
+
+def test_all_that_is_seen_is_explained() -> None:
+    class Hybrid(nn.Module):
+        """Reads an image at two resolutions."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.language = gpt2(0)
+            self.low, self.high = nn.Linear(3, 16).double(), nn.Linear(5, 16).double()
+
+        def forward(self, input_ids: Any, pixel_values: Any, high: Any, **named: Any) -> Any:
+            words = self.language.transformer.wte(input_ids)
+            seen = self.low(pixel_values)[:, None] + self.high(high)[:, None]
+            return self.language(inputs_embeds=words + seen, **named)
+
+    inputs = {
+        "input_ids": torch.tensor([[5, 6]]),
+        "pixel_values": torch.rand(1, 3).double(),
+        "high": torch.rand(1, 5).double(),
+        "second_per_grid_ts": torch.tensor([0.5]),
+    }
+    model = Hybrid().eval()
+
+    def forward(second_per_grid_ts: Any, **named: Any) -> Any:
+        return model(**named)
+
+    tokenizer = llava().processor.tokenizer
+    answer = ChatExplainer(forward, tokenizer)(inputs, torch.tensor([[5, 6, 7, 8]]))
+    assert set(answer.relevance) == {"input_ids", "pixel_values", "high"}
+    assert answer.relevance["high"].abs().sum() > 0
