@@ -68,13 +68,13 @@ def _relevance(case: Case, forward: TracedForward) -> Outcome:
             taken[reason] += float(share.sum())
         return shares
 
-    start = seed(*forward.select(None))
+    start = seed(forward, *forward.select(None))
     found = propagate(forward.tape, start, accounted, forward.values)
     return _conserved(case, tuple(found[value] for value in forward.values), taken)
 
 
 def _token_flow(case: Case, forward: TracedForward) -> Outcome:
-    start = seed(*forward.select(None))
+    start = seed(forward, *forward.select(None))
     attend = flow.attend_with(lambda call, rows: call.probabilities(rows))
     layers = {call.layer: attend for call in forward.calls}
     found, ledger = flow.TokenFlow(forward.tape, layers).conserved(start, forward.values)
