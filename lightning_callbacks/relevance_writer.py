@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_transformer.calling.isolation import random_state
 from lightning_callbacks.checks import check_at_least_one
 from lightning_callbacks.data_sets.atomic import remove_unfinished
 from lightning_callbacks.data_sets.index import read_index, shards_of, write_index
 from lightning_callbacks.data_sets.manifest import differences, read_manifest, write_manifest
-from lightning_callbacks.data_sets.order import BatchToIds, keeps_order, may_reorder, read_ids
+from lightning_callbacks.data_sets.order import BatchToIds, read_ids, require_order
 from lightning_callbacks.data_sets.packages import required
 from lightning_callbacks.data_sets.remaining import Progress, RemainingSamples
 from lightning_callbacks.data_sets.shards import write_shard
@@ -198,27 +197,9 @@ class RelevanceWriter(BasePredictionWriter):
             )
         # A single sample has no order.
         if not self._in_order and len(ids) > 1:
-            self._require_order(loader_of(trainer), ids)
+            require_order(loader_of(trainer), ids)
             self._in_order = True
         return ids
-
-    def _require_order(self, loader: Any, ids: list[int]) -> None:
-        if not may_reorder(loader):
-            return
-        collate = loader.collate_fn
-        with random_state(set()):
-            items = [loader.dataset[number] for number in ids]
-        with random_state(set(), seed=0):
-            if keeps_order(collate, items):
-                return
-        name = getattr(collate, "__name__", type(collate).__name__)
-        raise MisconfigurationException(
-            f"The loader's collate_fn, {name}, does not leave each sample where it was, or draws "
-            "random numbers, so which explanation is of which sample can't be known. Let the data "
-            "set put its index into each sample, and say by RelevanceWriter(..., ids=...) where a "
-            "batch has it. If the function does keep the order and all samples, pass "
-            "collate_keeps_order=True."
-        )
 
     def write_on_batch_end(
         self,

@@ -12,13 +12,39 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate, default_convert
 
+from captum_transformer.calling.isolation import random_state
+from lightning_callbacks.flavors import MisconfigurationException
+
 BatchToIds = str | Callable[[Any], Any]
 """The name of a batch's entry that holds the samples' indices, or what reads them from a batch."""
 
 
-def may_reorder(loader: DataLoader[Any]) -> bool:
-    """Whether a loader's batches may have other samples, or another order, than it asked for."""
-    return loader.collate_fn not in (default_collate, default_convert)
+def require_order(loader: DataLoader[Any], ids: Sequence[int]) -> None:
+    """Tries a loader's collate function out on some samples, unless it is PyTorch's own.
+
+    Args:
+        loader: The loader.
+        ids: The samples' indices in its data set.
+
+    Raises:
+        MisconfigurationException: If it isn't seen to leave them where they are.
+    """
+    collate = loader.collate_fn
+    if collate in (default_collate, default_convert):
+        return
+    with random_state(set()):
+        items = [loader.dataset[number] for number in ids]
+    with random_state(set(), seed=0):
+        if keeps_order(collate, items):
+            return
+    name = getattr(collate, "__name__", type(collate).__name__)
+    raise MisconfigurationException(
+        f"The loader's collate_fn, {name}, does not leave each sample where it was, or draws "
+        "random numbers, so which explanation is of which sample can't be known. Let the data set "
+        "put its index into each sample, and say by RelevanceWriter(..., ids=...) where a batch "
+        "has it. If the function does keep the order and all samples, pass "
+        "collate_keeps_order=True."
+    )
 
 
 def keeps_order(collate: Callable[[list[Any]], Any], items: Sequence[Any]) -> bool:
