@@ -34,8 +34,8 @@ class LLMTransformerAttribution(LLMGradientAttribution):
     sum over its tokens, and the template's own words are left out. Of an image with segments
     (``ImageMaskInput``, whose ``processor_fn`` makes all inputs of a vision-language model) each
     segment has the sum over its pixels. Captum runs the model once for each token of a text;
-    :meth:`~captum_transformer.TransformerMethod.attribute_generated` runs it once for all, and
-    explains logits.
+    :meth:`~captum_transformer.attr.transformer_method.TransformerMethod.attribute_generated` runs
+    it once for all, and explains logits.
 
     Args:
         attr_method: a method whose ``forward_func`` is the language model itself.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Self, Unpack
+from typing_extensions import Unpack
 
 from captum_transformer.chat.words import Words
 from captum_transformer.errors import InvalidInputError
@@ -57,31 +57,6 @@ class ExplainedAnswer:
     relevance: dict[str, Tensor]
     _images: list[Any]
     _sounds: list[Tensor]
-
-    @classmethod
-    def of_tokens(
-        cls,
-        relevance: Mapping[str, Tensor],
-        words: Words,
-        prompt: Words,
-        *,
-        of_answer: Tensor,
-        images: Sequence[Any],
-        maps: Sequence[Tensor],
-        heard: Heard,
-    ) -> Self:
-        """Adds up what tokens have to what words have."""
-        return cls(
-            words.labels,
-            prompt.labels,
-            prompt.summed(words.summed(relevance["input_ids"], 0), 1),
-            words.summed(words.summed(of_answer, 0), 1),
-            [words.summed(each, 0) for each in maps],
-            [words.summed(each, 0) for each in heard.relevance],
-            dict(relevance),
-            list(images),
-            heard.spectrograms,
-        )
 
     def picture(
         self, word: str | int | None = None, *, height: int = 256, **options: Unpack[MapOptions]
@@ -155,6 +130,30 @@ class ExplainedAnswer:
         parts.append(("words before", before))
         shares = ", ".join(f"{name} {format_value(float(each.sum()))}" for name, each in parts)
         return f"{answer}\nrelevance: {shares}"
+
+
+def of_words(
+    relevance: Mapping[str, Tensor],
+    words: Words,
+    prompt: Words,
+    *,
+    of_answer: Tensor,
+    images: Sequence[Any],
+    maps: Sequence[Tensor],
+    heard: Heard,
+) -> ExplainedAnswer:
+    """Adds up what tokens have to what words have."""
+    return ExplainedAnswer(
+        words.labels,
+        prompt.labels,
+        prompt.summed(words.summed(relevance["input_ids"], 0), 1),
+        words.summed(words.summed(of_answer, 0), 1),
+        [words.summed(each, 0) for each in maps],
+        [words.summed(each, 0) for each in heard.relevance],
+        dict(relevance),
+        list(images),
+        heard.spectrograms,
+    )
 
 
 def _drawn(image: Any, cells: torch.Size, height: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from captum_transformer.attr.attn_lrp import AttnLRP
 from captum_transformer.attr.generated_ids import ids_in
-from captum_transformer.chat.answer import ExplainedAnswer, Heard
+from captum_transformer.chat.answer import ExplainedAnswer, Heard, of_words
 from captum_transformer.chat.words import words_of
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.visualization.places import Places, places_of
@@ -131,7 +131,7 @@ class ChatExplainer:
         of_ids, length = of_tokens["input_ids"], ids.shape[1]
         of_tokens["input_ids"] = of_ids[:, :length].contiguous()
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        return ExplainedAnswer.of_tokens(
+        return of_words(
             of_tokens,
             words_of(tokenizer, sequences[0, ids.shape[1] :]),
             words_of(tokenizer, ids[0]),
