@@ -1,4 +1,4 @@
-"""What goes with the ids of a finished text: masks and caches that do not fit it are refused."""
+"""What goes with the ids of a finished text: it is continued, or refused if it does not fit."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +10,9 @@ from captum_transformer.errors import InvalidInputError
 
 # What Transformers calls the argument that says which tokens are there.
 _MASK = "additional_forward_kwargs['attention_mask']"
+
+# What `generate` continues for each token by what the last one has.
+_OF_TOKENS = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
 
 
 def refuse_unfitting(further: Mapping[str, Any], prompt: int, whole: tuple[int, int]) -> None:
@@ -35,6 +38,24 @@ def refuse_unfitting(further: Mapping[str, Any], prompt: int, whole: tuple[int, 
     mask = further.get(_MASK)
     if isinstance(mask, Tensor) and mask.shape == whole:
         _refuse_mask(mask, prompt)
+
+
+def continued(name: str, value: Any, prompt: torch.Size, grown: int) -> Any:
+    """What the tokens of an answer have, as `generate` works it out."""
+    if not isinstance(value, Tensor) or prompt[1] not in value.shape:
+        return value
+    if name == "position_ids":
+        steps = torch.arange(1, grown + 1, device=value.device, dtype=value.dtype)
+        return torch.cat([value, value[..., -1:] + steps], -1)
+    if name not in _OF_TOKENS or value.shape[:2] != prompt:
+        return value
+    if name == "attention_mask" and not bool(value.all()):
+        raise InvalidInputError(
+            "The prompt is padded, which a single conversation doesn't need, and positions would "
+            "not be what they were in `generate`. Process it by itself, without padding, and "
+            "generate again."
+        )
+    return torch.cat([value, value[:, -1:].expand(-1, grown, *value.shape[2:])], 1)
 
 
 def refuse_caches(further: Mapping[str, Any]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_transformer.attr.beside import continued
 from captum_transformer.attr.transformer_method import TransformerMethod
 from captum_transformer.calling.target import main_output
-from captum_transformer.chat.explainer import continued
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.visualization.places import places_of
 

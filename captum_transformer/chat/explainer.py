@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.attr.attn_lrp import AttnLRP
+from captum_transformer.attr.beside import continued
 from captum_transformer.attr.generated_ids import ids_in
 from captum_transformer.chat.answer import ExplainedAnswer, Heard, of_words
 from captum_transformer.chat.words import words_of
@@ -16,8 +17,6 @@ from captum_transformer.visualization.places import Places, places_of
 # How Transformers' processors name sounds, and real numbers that are neither seen nor heard.
 _SOUNDS = "input_features"
 _TIMES = ("second_per_grid_ts", "video_second_per_grid")
-# What `generate` continues for each token by what the last one has.
-_OF_TOKENS = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
 
 
 class ChatExplainer:
@@ -219,24 +218,6 @@ def _answer(generated: Any, prompt: Tensor) -> Tensor:
             "`input_ids` before it where it returned the answer alone."
         )
     return sequences
-
-
-def continued(name: str, value: Any, prompt: torch.Size, grown: int) -> Any:
-    """What the tokens of an answer have, as `generate` works it out."""
-    if not isinstance(value, Tensor) or prompt[1] not in value.shape:
-        return value
-    if name == "position_ids":
-        steps = torch.arange(1, grown + 1, device=value.device, dtype=value.dtype)
-        return torch.cat([value, value[..., -1:] + steps], -1)
-    if name not in _OF_TOKENS or value.shape[:2] != prompt:
-        return value
-    if name == "attention_mask" and not bool(value.all()):
-        raise InvalidInputError(
-            "The prompt is padded, which a single conversation doesn't need, and positions would "
-            "not be what they were in `generate`. Process it by itself, without padding, and "
-            "generate again."
-        )
-    return torch.cat([value, value[:, -1:].expand(-1, grown, *value.shape[2:])], 1)
 
 
 def _alike(made: Tensor, pixels: Tensor) -> bool:

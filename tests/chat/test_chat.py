@@ -13,8 +13,8 @@ from torchvision.transforms.functional import to_pil_image, to_tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from captum_transformer import AttnLRP, GenericAttentionRelevance
+from captum_transformer.attr.beside import continued
 from captum_transformer.chat import ChatExplainer, ExplainedAnswer
-from captum_transformer.chat.explainer import continued
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.visualization.places import places_of
 from tests.chat.kits import SEEING, Kit, intern_vl, llava, picture, qwen2_audio, qwen3_vl, sound
