@@ -64,11 +64,11 @@ class GeneratedRelevance(ABC):
                 alone.
 
         In a hop, all generated tokens with positive relevance are explained together, their logits
-        weighted by it, and what they have is divided among the tokens that speak for them (those
-        with positive relevance), in proportion. Tokens with negative relevance are treated in the
-        same way, and what they have stays negative. So each hop keeps the sum over all inputs, and
-        takes a backward pass, or two where there is relevance of both signs. An input that is not
-        token ids, such as an image, speaks for them or not as a whole.
+        weighted by it. Their relevance is divided among the tokens that support them (those with
+        positive relevance), in proportion. Tokens with negative relevance are treated in the same
+        way, and their relevance stays negative. So each hop conserves the sum over all inputs. It
+        takes one backward pass, or two if there is relevance of both signs. An input other than
+        token ids, such as an image, counts as a whole.
 
         Returns:
             As ``inputs``, each with an axis for the generated tokens, or spans, behind that of the

@@ -20,8 +20,8 @@ def followed(
     """Sends relevance on from generated tokens, until it has reached what was there before them.
 
     In one hop, all generated tokens with relevance of one sign are explained together, each
-    weighted by its relevance, and what they have is divided among what speaks for them, in
-    proportion. So the sum over everything stays as it is. Relevance that nothing speaks for
+    weighted by its relevance. Their relevance is then divided among the entries that support
+    them, in proportion, so the total is conserved. Where no entry supports a score, its relevance
     stays where it is.
 
     Args:
@@ -61,10 +61,10 @@ def followed(
 
 
 def _shares(maps: Sequence[Tensor], of_tokens: Sequence[bool]) -> tuple[list[Tensor], Tensor]:
-    """What each entry has of what speaks for a score, and for which samples there is any.
+    """The share of each entry in the support for a score, and which samples have any support.
 
-    Of token ids each token by itself speaks for it or not; of other inputs, such as pixels, all of
-    them together, since what single values have cancels out by far.
+    Each token of token ids counts by itself if its relevance is positive. Other inputs, such as
+    pixels, count as a whole, since the relevance of their single values largely cancels out.
     """
     parts, sums = [], []
     for tensor, ids in zip(maps, of_tokens, strict=True):
