@@ -29,8 +29,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from captum_transformer import AttnLRP
 from lightning_callbacks import ExplainerModule, RelevanceDataset, RelevanceWriter
-from lightning_callbacks.data_sets.index import read_index, shards_of
-from lightning_callbacks.data_sets.shards import read_columns
+from lightning_callbacks.data_sets.index import shards_of
+from lightning_callbacks.data_sets.manifest import CHECKSUM, read_manifest
+from lightning_callbacks.data_sets.shards import check_shard
 
 SAMPLES, TOKENS, WIDTH, BATCH = 203, 6, 16, 2
 
@@ -138,7 +139,9 @@ def run(folder: Path, processes: int, shards: int = 0, *, alone: bool = False) -
         if not _ended(process):
             os.killpg(process.pid, signal.SIGKILL)
         process.join()
-    ids = [i for path in _shards(folder) for i in read_columns(path)["sample_id"].tolist()]
+    manifest = (read_manifest(folder) or {}).get(CHECKSUM, "")
+    columns = [check_shard(path, manifest) for path in _shards(folder)]
+    ids = [i for column in columns for i in column["sample_id"].tolist()]
     return Run(
         processes,
         killed,
@@ -225,7 +228,7 @@ def main() -> None:
                 f"| {r.processes} | {r.killed} | {r.seconds:.2f} | {r.unfinished} | {r.shards} "
                 f"| {r.done} of {SAMPLES} | {r.twice} |"
             )
-        ids = read_index(folder).sample_ids
+        ids = RelevanceDataset(folder).sample_ids
         print(f"\nIn the index: {len(ids)} samples, {len(set(ids.tolist()))} of them different.")
         print(f"Largest relative error of a value: {largest_error(folder):.1e}")
 

@@ -43,3 +43,7 @@ class InvalidTargetError(AssertionError, ValueError):
 
 class InvalidLayerError(ExplanationError, ValueError):
     """A chosen layer does not exist in the model, or does not run as it was said to."""
+
+
+class DamagedDataError(ValueError):
+    """A file of stored explanations is damaged, missing, or belongs to other explanations."""

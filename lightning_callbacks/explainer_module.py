@@ -13,7 +13,8 @@ from captum_transformer import TransformerMethod
 from captum_transformer.calling.isolation import undisturbed
 from lightning_callbacks.checks import MethodFactory, check_classes
 from lightning_callbacks.classes import ClassSlot, read_output
-from lightning_callbacks.data_sets.manifest import (
+from lightning_callbacks.data_sets.describe import (
+    describe,
     describe_method,
     describe_model,
     describe_versions,
@@ -85,13 +86,14 @@ class Explaining(nn.Module):
         """What tells the explanations from others.
 
         Returns:
-            The method and its arguments, the target, the model with a hash of its weights, and the
-            versions, in terms of JSON.
+            The method and its arguments, the target, what reads a batch, the model with its
+            structure and a hash of its weights, and the versions, in terms of JSON.
         """
         return {
             "method": describe_method(self.attribution_method, self.model),
             "target": self.target,
             "tokens": self.tokens,
+            "batch_to_inputs": describe(self.batch_to_inputs, self.model),
             "seed": self.seed,
             "model": describe_model(self.model),
             "versions": describe_versions(self.model),

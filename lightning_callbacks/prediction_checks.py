@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sized
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sized
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning_callbacks.checks import splits_parameters
 from lightning_callbacks.explainer_module import Explaining
@@ -12,6 +12,8 @@ from lightning_callbacks.flavors import BasePredictionWriter, MisconfigurationEx
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
+
+T = TypeVar("T")
 
 
 def check_prediction(trainer: Trainer, module: LightningModule) -> None:
@@ -94,3 +96,35 @@ def number_of_samples(trainer: Trainer) -> int:
             f"by which it tells the samples apart, got {type(found).__name__}."
         )
     return len(dataset)
+
+
+def from_first_process(trainer: Trainer, find: Callable[[], T]) -> T:
+    """What a function returns in the first process, in all of them.
+
+    Where it fails all stop, or the others would wait for the first.
+
+    Args:
+        trainer: The trainer.
+        find: The function; only the first process calls it.
+
+    Returns:
+        What it has returned there.
+
+    Raises:
+        Exception: What it has raised; in the other processes a MisconfigurationException with the
+            same text.
+    """
+    found: Any = None
+    failure: Exception | None = None
+    if trainer.is_global_zero:
+        try:
+            found = find()
+        except Exception as error:
+            failure = error
+    found, refusal = trainer.strategy.broadcast((found, failure and str(failure)))
+    if failure is not None:
+        raise failure
+    if refusal is not None:
+        raise MisconfigurationException(refusal)
+    value: T = found
+    return value

@@ -10,18 +10,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_callbacks.checks import check_at_least_one
-from lightning_callbacks.data_sets.atomic import remove_unfinished
-from lightning_callbacks.data_sets.index import read_index, shards_of, write_index
-from lightning_callbacks.data_sets.manifest import differences, read_manifest, write_manifest
-from lightning_callbacks.data_sets.order import BatchToIds, read_ids, require_order
+from lightning_callbacks.data_sets.folder import WritersFolder
+from lightning_callbacks.data_sets.index import read_contents, shards_of
+from lightning_callbacks.data_sets.manifest import CHECKSUM, read_manifest
+from lightning_callbacks.data_sets.order import BatchToIds, read_ids, require_ids, require_order
 from lightning_callbacks.data_sets.packages import required
 from lightning_callbacks.data_sets.remaining import Progress, RemainingSamples
 from lightning_callbacks.data_sets.shards import write_shard
 from lightning_callbacks.explainer_module import ExplainedBatch
 from lightning_callbacks.flavors import BasePredictionWriter, MisconfigurationException
-from lightning_callbacks.prediction_checks import check_prediction, loader_of, number_of_samples
+from lightning_callbacks.prediction_checks import (
+    check_prediction,
+    from_first_process,
+    loader_of,
+    number_of_samples,
+)
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -34,21 +40,23 @@ class RelevanceWriter(BasePredictionWriter):
 
     - ``shards/*.safetensors``: the attributions, with sample id, target, prediction and score;
     - ``index.parquet``: one row per sample with the same columns, its shard and its offset there;
-    - ``manifest.json``: the method and its arguments, a hash of the model's weights, versions.
+    - ``manifest.json``: the method and its arguments, the model's structure and a hash of its
+      weights, versions.
 
     `lightning_callbacks.RelevanceDataset` reads them back. A file is there as a whole or not at
     all, so a run that was killed loses nothing but the batches that were not written yet. Run it
-    again, with any number of processes, and it explains what is missing; with another method or
-    other weights that is refused.
+    again, with any number of processes, and it explains what is missing or damaged; with another
+    method or another model that is refused.
 
     A sample's id is its index in the data set. The loader knows which samples it asked for, but not
     which of them a ``collate_fn`` has sorted or dropped: one that isn't PyTorch's own is tried out
     on the first batch, and refused unless it leaves all samples where they are.
 
-    All processes must see the folder, and one run at a time may write into it.
+    All processes must see the folder. Another run that would write into it at the same time is
+    refused.
 
     Args:
-        folder: Where to write.
+        folder: Where to write, in a file system that is mounted.
         every_n_batches: How many batches make a shard. A batch whose attributions have another
             shape, as texts padded to another length, begins a new one.
         ids: Where a batch holds its samples' indices in the data set: the name of an entry, or what
@@ -60,7 +68,9 @@ class RelevanceWriter(BasePredictionWriter):
 
     Raises:
         MisconfigurationException: If an argument has no meaning; at the prediction if the folder
-            belongs to other explanations, or the trainer can't be used.
+            belongs to other explanations or another run writes into it, or the trainer can't be
+            used.
+        DamagedDataError: At the prediction, if the folder's manifest is damaged.
         ModuleNotFoundError: If safetensors or pyarrow is missing.
 
     Example:
@@ -82,6 +92,11 @@ class RelevanceWriter(BasePredictionWriter):
         check_at_least_one("every_n_batches", every_n_batches)
         for module in ("safetensors.torch", "pyarrow.parquet"):
             required(module)
+        if "://" in str(folder):
+            raise MisconfigurationException(
+                f"RelevanceWriter writes to file systems that are mounted, got {folder}. Mount it, "
+                "or copy the folder there when it is complete."
+            )
         self.folder = Path(folder)
         self.every_n_batches = every_n_batches
         self.ids = ids
@@ -90,6 +105,8 @@ class RelevanceWriter(BasePredictionWriter):
         self._in_order = False
         self._batch_ids: list[int] = []
         self._progress: Progress | None = None
+        self._opened: WritersFolder | None = None
+        self._manifest = ""
         self._waiting: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
     def remaining(self, dataset: Sized) -> RemainingSamples:
@@ -119,13 +136,13 @@ class RelevanceWriter(BasePredictionWriter):
         super().setup(trainer, pl_module, stage)
         check_prediction(trainer, pl_module)
         self._waiting.clear()
+        self._release()
         self._in_order = self.collate_keeps_order
-        progress = None
-        if trainer.is_global_zero:
-            remove_unfinished(self.folder)
-            remove_unfinished(shards_of(self.folder))
-            progress = self._read_progress(trainer.world_size)
-        self._progress = trainer.strategy.broadcast(progress)
+        self._progress = from_first_process(trainer, lambda: self._open(trainer.world_size))
+
+    def _open(self, processes: int) -> Progress:
+        self._opened = WritersFolder(self.folder)
+        return Progress(self._opened.contents.known.sample_ids, processes)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares the manifest with that of the folder, or begins one.
@@ -134,31 +151,20 @@ class RelevanceWriter(BasePredictionWriter):
             trainer: The trainer.
             pl_module: The module, whose weights are loaded by now.
         """
-        refused = None
         samples = number_of_samples(trainer)
-        if trainer.is_global_zero:
-            refused = self._refused(trainer, pl_module, samples)
-        # All processes must stop, or the others would wait for the first.
-        refused = trainer.strategy.broadcast(refused)
-        if refused is not None:
-            raise MisconfigurationException(refused)
+        self._manifest = from_first_process(
+            trainer, lambda: self._begin(trainer, pl_module, samples)
+        )
 
-    def _refused(self, trainer: Trainer, module: Any, samples: int) -> str | None:
-        manifest = {
-            "samples": samples,
-            **module.manifest(),
-            "precision": str(trainer.precision),
-            "notes": self.notes,
-        }
-        there = read_manifest(self.folder)
-        if there is None:
-            write_manifest(self.folder, manifest)
-            return None
-        if not (found := differences(there, manifest)):
-            return None
-        return (
-            f"{self.folder} holds explanations of another kind, so this run can't add to them. "
-            "What differs:\n  " + "\n  ".join(found) + "\nTake another folder, or delete this one."
+    def _begin(self, trainer: Trainer, module: Any, samples: int) -> str:
+        assert self._opened is not None, "Lightning calls setup first"
+        return self._opened.begin(
+            {
+                "samples": samples,
+                **module.manifest(),
+                "precision": str(trainer.precision),
+                "notes": self.notes,
+            }
         )
 
     def on_predict_batch_start(
@@ -195,33 +201,24 @@ class RelevanceWriter(BasePredictionWriter):
                 "explanations couldn't be told apart. Pass a torch DataLoader over a data set with "
                 "a length and indices, or say by ids= where a batch holds them."
             )
+        require_ids(ids, number_of_samples(trainer), "The loader's sampler")
         # A single sample has no order.
         if not self._in_order and len(ids) > 1:
             require_order(loader_of(trainer), ids)
             self._in_order = True
         return ids
 
+    @override
     def write_on_batch_end(
         self,
-        trainer: Trainer,  # noqa: ARG002
-        pl_module: LightningModule,  # noqa: ARG002
+        trainer: Trainer,
+        pl_module: LightningModule,
         prediction: ExplainedBatch,
-        batch_indices: Sequence[int] | None,  # noqa: ARG002
-        batch: Any,  # noqa: ARG002
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int,  # noqa: ARG002
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
     ) -> None:
-        """Writes a batch, or keeps it until its shard is complete.
-
-        Args:
-            trainer: Not used.
-            pl_module: Not used.
-            prediction: The explanations.
-            batch_indices: Not used: which samples these are was found out before.
-            batch: Not used.
-            batch_idx: Not used.
-            dataloader_idx: Not used.
-        """
         if not prediction.rows:
             return
         columns = {
@@ -246,10 +243,8 @@ class RelevanceWriter(BasePredictionWriter):
         self._write()
         pl_module.rows = pl_module.samples = None
         trainer.strategy.barrier("the shards of all processes")
-        if trainer.is_global_zero:
-            index = read_index(self.folder)
-            write_index(self.folder, index)
-            missing = number_of_samples(trainer) - len(index)
+        if self._opened is not None:
+            missing = number_of_samples(trainer) - self._opened.finish(self._manifest)
             if missing > 0 and trainer.limit_predict_batches == 1.0:
                 warnings.warn(
                     f"{missing} samples have not been explained: the loader has left them out, as "
@@ -258,20 +253,24 @@ class RelevanceWriter(BasePredictionWriter):
                     stacklevel=2,
                 )
 
+    @override
     def on_exception(
-        self,
-        trainer: Trainer,  # noqa: ARG002
-        pl_module: LightningModule,  # noqa: ARG002
-        exception: BaseException,  # noqa: ARG002
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Saves what is explained but not written when something fails.
+        # What is explained but not written yet is not lost.
+        try:
+            self._write()
+        finally:
+            self._release()
 
-        Args:
-            trainer: Not used.
-            pl_module: Not used.
-            exception: Not used.
-        """
-        self._write()
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.release()
 
     def _write(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -280,14 +279,17 @@ class RelevanceWriter(BasePredictionWriter):
                 {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
                 for parts in zip(*waiting, strict=True)
             )
-            write_shard(shards_of(self.folder), attributions, columns)
+            write_shard(shards_of(self.folder), attributions, columns, self._manifest)
 
     def _known(self) -> Progress:
         assert self._progress is not None, "Lightning calls setup first"
         return self._progress
 
     def _read_progress(self, processes: int) -> Progress:
-        return Progress(read_index(self.folder).sample_ids, processes)
+        manifest = read_manifest(self.folder)
+        if manifest is None:
+            return Progress(np.zeros(0, np.int64), processes)
+        return Progress(read_contents(self.folder, manifest[CHECKSUM]).known.sample_ids, processes)
 
 
 def _form(attributions: Mapping[str, Tensor]) -> dict[str, torch.Size]:

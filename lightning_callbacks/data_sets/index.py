@@ -1,25 +1,33 @@
 """The index: which shard holds which sample, and where.
 
 It is a summary of the shards, kept in ``index.parquet`` for whoever wants to query it. Shards that
-are not in it yet are read themselves, so it may be old or missing.
+are not in it yet are read themselves, so it may be old, missing or damaged: it can always be made
+anew from them.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from lightning_callbacks.data_sets.atomic import written
+from captum_transformer.errors import DamagedDataError
+from lightning_callbacks.atomic import written
+from lightning_callbacks.data_sets.checksums import checksum_of
 from lightning_callbacks.data_sets.packages import required
-from lightning_callbacks.data_sets.shards import COLUMNS, read_columns
+from lightning_callbacks.data_sets.shards import COLUMNS, check_shard, read_columns
 
-_FILE = "index.parquet"
+FILE = "index.parquet"
+"""The index's name in the folder."""
+
 _SHARDS = "shards"
+_PLACE = ("shard", "bytes", "offset")
+_CHECKSUM = b"checksum"
 
 
 def shards_of(folder: Path) -> Path:
@@ -32,11 +40,18 @@ class Index:
     """One row for each sample, in the order of their ids.
 
     Attributes:
-        columns: ``sample_id``, ``target``, ``prediction``, ``score``, ``shard`` (the file's name)
-            and ``offset`` (the row in the shard), each ``(samples,)``.
+        columns: Those of a shard, ``shard`` (the file's name), ``bytes`` (its size) and ``offset``
+            (the row in the shard), each ``(samples,)``.
     """
 
     columns: dict[str, npt.NDArray[Any]]
+
+    @classmethod
+    def empty(cls) -> Index:
+        """That of a folder without shards."""
+        columns = {name: torch.zeros(0, dtype=dtype).numpy() for name, dtype in COLUMNS.items()}
+        place = (np.zeros(0, np.str_), np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return cls(columns | dict(zip(_PLACE, place, strict=True)))
 
     @property
     def sample_ids(self) -> npt.NDArray[np.int64]:
@@ -64,25 +79,56 @@ class Index:
         return row
 
 
-def read_index(folder: Path) -> Index:
-    """Finds out which samples a folder holds.
+class Contents(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        known: The samples that are there. One that lies in two shards, as processes write that
+            share samples, is in it once.
+        broken: Shards that can't be used, and why.
+    """
+
+    known: Index
+    broken: dict[Path, str]
+
+
+def read_contents(folder: Path, manifest: str) -> Contents:
+    """Finds out which samples a folder holds, by its index and the shards that aren't in it yet.
 
     Args:
         folder: The folder with the explanations.
+        manifest: The checksum of its manifest.
 
     Returns:
-        The index. A sample that lies in two shards, as processes write that share samples, is in
-        it once.
+        The samples. Of shards that the index has only the size is looked at.
     """
-    files = sorted(path.name for path in shards_of(folder).glob("*.safetensors"))
-    parts = []
-    if (folder / _FILE).is_file():
-        known = _read_parquet(folder / _FILE)
+    sizes = _sizes(folder)
+    parts, broken = [], {}
+    known = _read_parquet(folder / FILE)
+    if known is not None:
+        found = np.array([sizes.get(name, -1) for name in known["shard"].tolist()], np.int64)
         # Whoever deletes a shard wants its samples to be explained anew.
-        parts.append(_chosen(known, np.isin(known["shard"], files)))
-        files = sorted(set(files) - set(known["shard"].tolist()))
-    parts += [_of_shard(shards_of(folder) / name) for name in files]
-    return _joined(parts)
+        parts.append(_chosen(known, found == known["bytes"]))
+        for name in np.unique(known["shard"][(found >= 0) & (found != known["bytes"])]).tolist():
+            path = shards_of(folder) / name
+            broken[path] = f"{path} is damaged (it has another size than in the index)."
+        sizes = {name: sizes[name] for name in sizes.keys() - set(known["shard"].tolist())}
+    more, damaged = _read_shards(folder, sizes, manifest, thorough=False)
+    return Contents(_joined(parts + more), broken | damaged)
+
+
+def check_contents(folder: Path, manifest: str) -> Contents:
+    """Reads all shards through, and finds out which samples are there unchanged.
+
+    Args:
+        folder: The folder with the explanations.
+        manifest: The checksum of its manifest.
+
+    Returns:
+        The samples, as the shards themselves have them.
+    """
+    parts, broken = _read_shards(folder, _sizes(folder), manifest, thorough=True)
+    return Contents(_joined(parts), broken)
 
 
 def write_index(folder: Path, index: Index) -> None:
@@ -93,28 +139,63 @@ def write_index(folder: Path, index: Index) -> None:
         index: The index.
     """
     table = required("pyarrow").table(index.columns)
-    with written(folder / _FILE) as unfinished:
+    table = table.replace_schema_metadata({_CHECKSUM: _checksum(index.columns)})
+    with written(folder / FILE) as unfinished:
         required("pyarrow.parquet").write_table(table, unfinished)
 
 
-def _read_parquet(path: Path) -> dict[str, npt.NDArray[Any]]:
-    table = required("pyarrow.parquet").read_table(path)
-    columns = {name: table[name].to_numpy() for name in (*COLUMNS, "offset")}
-    columns["shard"] = np.array(table["shard"].to_pylist(), dtype=np.str_)
+def _sizes(folder: Path) -> dict[str, int]:
+    paths = sorted(shards_of(folder).glob("*.safetensors"))
+    return {path.name: path.stat().st_size for path in paths}
+
+
+def _read_shards(
+    folder: Path, sizes: dict[str, int], manifest: str, *, thorough: bool
+) -> tuple[list[dict[str, npt.NDArray[Any]]], dict[Path, str]]:
+    parts, broken = [], {}
+    read = check_shard if thorough else read_columns
+    for name in sorted(sizes):
+        path = shards_of(folder) / name
+        try:
+            columns = {key: values.numpy() for key, values in read(path, manifest).items()}
+        except DamagedDataError as error:
+            broken[path] = str(error)
+            continue
+        count = len(columns["sample_id"])
+        place = (np.full(count, name), np.full(count, sizes[name]), np.arange(count))
+        parts.append(columns | dict(zip(_PLACE, place, strict=True)))
+    return parts, broken
+
+
+def _read_parquet(path: Path) -> dict[str, npt.NDArray[Any]] | None:
+    if not path.is_file():
+        return None
+    try:
+        table = required("pyarrow.parquet").read_table(path)
+        columns = {name: table[name].to_numpy() for name in (*COLUMNS, "bytes", "offset")}
+        columns["shard"] = np.array(table["shard"].to_pylist(), dtype=np.str_)
+        if (table.schema.metadata or {}).get(_CHECKSUM) != _checksum(columns):
+            raise DamagedDataError("its content has changed")
+    except PermissionError:
+        raise
+    # Whatever a Parquet reader makes of damaged bytes.
+    except Exception as error:
+        warnings.warn(
+            f"{path} is damaged ({error}), so the shards are read instead. Run the prediction "
+            "again, which writes it anew, or delete it.",
+            stacklevel=2,
+        )
+        return None
     return columns
 
 
-def _of_shard(path: Path) -> dict[str, npt.NDArray[Any]]:
-    columns: dict[str, npt.NDArray[Any]] = {
-        name: values.numpy() for name, values in read_columns(path).items()
-    }
-    count = len(columns["sample_id"])
-    return columns | {"shard": np.full(count, path.name), "offset": np.arange(count)}
+def _checksum(columns: dict[str, npt.NDArray[Any]]) -> bytes:
+    numbers = [torch.from_numpy(columns[name].copy()) for name in (*COLUMNS, "bytes", "offset")]
+    return str(checksum_of([*numbers, *columns["shard"].tolist()])).encode()
 
 
 def _joined(parts: list[dict[str, npt.NDArray[Any]]]) -> Index:
-    empty = {name: torch.zeros(0, dtype=dtype).numpy() for name, dtype in COLUMNS.items()}
-    empty |= {"shard": np.zeros(0, np.str_), "offset": np.zeros(0, np.int64)}
+    empty = Index.empty().columns
     columns = {name: np.concatenate([part[name] for part in (empty, *parts)]) for name in empty}
     # By shard first, so that of two rows the same one is kept each time.
     order = np.lexsort((columns["shard"], columns["sample_id"]))

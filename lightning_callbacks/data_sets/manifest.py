@@ -1,25 +1,27 @@
 """The manifest: what tells the explanations of two runs apart.
 
 A run that is resumed must be the same one: the same method with the same arguments, the same
-weights, the same versions. Otherwise the data set would hold explanations of two kinds.
+model, the same versions. Otherwise the data set would hold explanations of two kinds.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from captum.attr import Attribution
-from torch import Tensor, nn
+from captum_transformer.errors import DamagedDataError
+from lightning_callbacks.atomic import written
+from lightning_callbacks.data_sets.checksums import checksum_of
 
-from lightning_callbacks.data_sets.atomic import written
+FILE = "manifest.json"
+"""The manifest's name in the folder."""
 
-_FILE = "manifest.json"
+CHECKSUM = "checksum"
+"""The manifest's entry for its own checksum, by which shards name it."""
+
+_SHOWN = 20
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -30,24 +32,39 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
     Returns:
         The manifest; None if there is none.
+
+    Raises:
+        DamagedDataError: If it is not what a writer has written.
     """
-    path = folder / _FILE
+    path = folder / FILE
     if not path.is_file():
         return None
-    manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        known = manifest.get(CHECKSUM)
+    except (ValueError, AttributeError) as error:
+        raise _damaged(path, str(error)) from error
+    if known != _checksum(manifest):
+        raise _damaged(path, "its content has changed")
     return manifest
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> str:
     """Writes the manifest of a folder, atomically.
 
     Args:
         folder: The folder; it is made if it isn't there.
         manifest: What can be said in JSON.
+
+    Returns:
+        Its checksum.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with written(folder / _FILE) as unfinished:
-        unfinished.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    checksum = _checksum(manifest)
+    with written(folder / FILE) as unfinished:
+        content = {**manifest, CHECKSUM: checksum}
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    return checksum
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
@@ -58,7 +75,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         here: That of the present run.
 
     Returns:
-        A line for each entry.
+        A line for each entry, or for the first of very many.
 
     Example:
         >>> differences({"method": {"gamma": 0.0}}, {"method": {"gamma": 0.1}})
@@ -66,97 +83,27 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """
     # As JSON gives it back: a tuple is a list then.
     first, second = (dict(_flat(json.loads(json.dumps(part)))) for part in (there, here))
-    return [
+    keys = [key for key in dict.fromkeys((*first, *second)) if key != CHECKSUM]
+    lines = [
         f"{key}: {first.get(key, 'nothing')!s} there, {second.get(key, 'nothing')!s} here"
-        for key in dict.fromkeys((*first, *second))
+        for key in keys
         if first.get(key) != second.get(key) or (key in first) != (key in second)
     ]
+    return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"and {len(lines) - _SHOWN} more"]
 
 
-def describe_method(method: Attribution, model: nn.Module) -> dict[str, Any]:
-    """Says which method explains, with its arguments.
-
-    Args:
-        method: A Captum method. Its arguments are what it holds as attributes; what is set only
-            when `attribute` is called can't be known.
-        model: The model, whose parts are named as in it.
-
-    Returns:
-        Its class and arguments, in terms of JSON.
-
-    Example:
-        >>> from captum.attr import Saliency
-        >>> describe_method(Saliency(nn.Identity()), nn.Identity())["class"]
-        'captum.attr._core.saliency.Saliency'
-    """
-    names = {id(part): name for name, part in model.named_modules()}
-    arguments = {
-        name: _described(value, model, names)
-        for name, value in sorted(vars(method).items())
-        if name != "forward_func"
-    }
-    return {"class": _qualified(type(method)), "arguments": arguments}
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != CHECKSUM}
+    # Through JSON first, which makes texts of all keys.
+    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
+    return f"{checksum_of([text]) % 2**64:016x}"
 
 
-def describe_model(model: nn.Module) -> dict[str, Any]:
-    """Says which model is explained.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Its class, and a hash of all that a checkpoint would hold.
-    """
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        content = _hash(value) if isinstance(value, Tensor) else repr(value)
-        digest.update(f"{name} {content}\n".encode())
-    return {"class": _qualified(type(model)), "hash": f"sha256:{digest.hexdigest()}"}
-
-
-def describe_versions(model: nn.Module) -> dict[str, str]:
-    """The versions of what the explanations are computed with.
-
-    Args:
-        model: The model, whose own package is among it.
-
-    Returns:
-        Versions by package.
-    """
-    packages = {"captum_transformer", "captum", "torch", type(model).__module__.partition(".")[0]}
-    versions = {
-        package: getattr(sys.modules.get(package), "__version__", None)
-        for package in sorted(packages)
-    }
-    # "2.6.0+cpu" and "2.6.0+cu126" are one version: processes may run on different devices.
-    return {name: v.partition("+")[0] for name, v in versions.items() if isinstance(v, str)}
-
-
-def _described(value: Any, model: nn.Module, names: Mapping[int, str]) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_described(item, model, names) for item in value]
-    if isinstance(value, Mapping):
-        return {str(key): _described(item, model, names) for key, item in value.items()}
-    if isinstance(value, Attribution):
-        return describe_method(value, model)
-    if isinstance(value, Tensor):
-        return _hash(value)
-    if isinstance(value, nn.Module):
-        return names.get(id(value), _qualified(type(value)))
-    # Their `repr` would hold an address, which is another one in each process.
-    return _qualified(value if hasattr(value, "__qualname__") else type(value))
-
-
-def _qualified(thing: Any) -> str:
-    return f"{thing.__module__}.{thing.__qualname__}"
-
-
-def _hash(tensor: Tensor) -> str:
-    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    content = hashlib.sha256(values.numpy().data).hexdigest()
-    return f"{tensor.dtype} {tuple(tensor.shape)} {content}"
+def _damaged(path: Path, why: str) -> DamagedDataError:
+    return DamagedDataError(
+        f"{path} is damaged ({why}), so what the shards beside it explain isn't known. Put back a "
+        "copy of it, or explain the data set anew in another folder."
+    )
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -152,10 +152,25 @@ def read_ids(batch: Any, ids: BatchToIds, samples: int) -> list[int]:
             f"numbers, got {type(found).__name__} from a {type(batch).__name__}. Let the data set "
             "put the index into each sample, and the collate function hand it on."
         )
-    if foreign := [each for each in values if each not in range(samples)]:
-        raise ValueError(
-            f"ids={ids!r} gives {foreign[0]}, but the data set has the samples 0 to {samples - 1}."
-        )
+    require_ids(values, samples, f"ids={ids!r}")
     if len(set(values)) < len(values):
         raise ValueError(f"ids={ids!r} gives a sample twice in one batch: {values}.")
     return list(values)
+
+
+def require_ids(ids: Sequence[Any], samples: int, source: str) -> None:
+    """Refuses what can't be indices in a data set.
+
+    Args:
+        ids: What a batch is said to consist of.
+        samples: How many samples the data set has.
+        source: What says so.
+
+    Raises:
+        ValueError: If one of them is no such index.
+    """
+    for each in ids:
+        if not isinstance(each, (int, np.integer)) or each not in range(samples):
+            raise ValueError(
+                f"{source} gives {each!r}, but the data set has the samples 0 to {samples - 1}."
+            )

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_callbacks.data_sets.index import read_index, shards_of
-from lightning_callbacks.data_sets.manifest import read_manifest
-from lightning_callbacks.data_sets.shards import read_attributions
+from captum_transformer.errors import DamagedDataError
+from lightning_callbacks.data_sets.index import read_contents, shards_of, write_index
+from lightning_callbacks.data_sets.manifest import CHECKSUM, read_manifest
+from lightning_callbacks.data_sets.shards import ADVICE, read_attributions
 
 
 class ExplainedSample(NamedTuple):
@@ -37,7 +38,8 @@ class RelevanceDataset(Dataset[ExplainedSample]):
     """The explanations that a `lightning_callbacks.RelevanceWriter` has written.
 
     They come in the order of the data set that was explained: item i belongs to its sample i.
-    Nothing is kept in memory but the index; an item is read from its shard when it is asked for.
+    Nothing is kept in memory but the index; an item is read from its shard when it is asked for,
+    and compared with its checksum.
 
     Args:
         folder: The writer's folder.
@@ -46,6 +48,8 @@ class RelevanceDataset(Dataset[ExplainedSample]):
 
     Raises:
         FileNotFoundError: If the folder holds no explanations.
+        DamagedDataError: If a file is damaged, or belongs to other explanations; also when an item
+            is read.
         ValueError: If samples are missing and `partial` is false.
 
     Example:
@@ -63,7 +67,9 @@ class RelevanceDataset(Dataset[ExplainedSample]):
                 "RelevanceWriter begins."
             )
         self.manifest: dict[str, Any] = manifest
-        self._index = read_index(self.folder)
+        self._index, broken = read_contents(self.folder, manifest[CHECKSUM])
+        if broken:
+            raise DamagedDataError("\n".join([*broken.values(), ADVICE]))
         count = manifest["samples"]
         if len(self) < count and not partial:
             raise ValueError(
@@ -92,6 +98,11 @@ class RelevanceDataset(Dataset[ExplainedSample]):
         """The model's scores of the targets ``(samples,)``."""
         return torch.from_numpy(self._index.columns["score"])
 
+    @property
+    def non_finite(self) -> Tensor:
+        """How many values of each sample's maps and score are NaN or infinite ``(samples,)``."""
+        return torch.from_numpy(self._index.columns["non_finite"])
+
     def __len__(self) -> int:
         return len(self._index)
 
@@ -101,7 +112,7 @@ class RelevanceDataset(Dataset[ExplainedSample]):
         path = shards_of(self.folder) / str(columns["shard"][row])
         return ExplainedSample(
             int(columns["sample_id"][row]),
-            read_attributions(path, int(columns["offset"][row])),
+            read_attributions(path, int(columns["offset"][row]), int(columns["checksum"][row])),
             int(columns["target"][row]),
             int(columns["prediction"][row]),
             float(columns["score"][row]),
@@ -120,3 +131,7 @@ class RelevanceDataset(Dataset[ExplainedSample]):
             KeyError: If it is not there.
         """
         return self[self._index.row(sample_id)]
+
+    def save_index(self) -> None:
+        """Writes ``index.parquet`` anew, by the shards where the one that is there is no use."""
+        write_index(self.folder, self._index)

@@ -3,18 +3,25 @@
 A shard has one tensor per input of the model, ``attribution.<input>``, and one per `COLUMNS` entry,
 all with the samples in their first dimension. Whether a sample has been explained is whether a
 shard holds it; nothing else has to be kept in step with that.
+
+A shard can be checked by itself: its metadata name the folder's manifest and the checksum of the
+columns, and one of the columns is the checksum of each sample's attributions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
 from torch import Tensor
 
-from lightning_callbacks.data_sets.atomic import written
+from captum_transformer.errors import DamagedDataError
+from lightning_callbacks.atomic import written
+from lightning_callbacks.data_sets.checksums import checksum_of
 from lightning_callbacks.data_sets.packages import required
 
 PREFIX = "attribution."
@@ -25,19 +32,30 @@ COLUMNS = {
     "target": torch.int64,
     "prediction": torch.int64,
     "score": torch.float32,
+    "non_finite": torch.int64,
+    "checksum": torch.int64,
 }
 """What a shard says of each sample, and in which type."""
 
+ADVICE = (
+    "Run the prediction again, which sets it aside and explains its samples anew, or delete it."
+)
+"""What to do about a damaged shard."""
+
 
 def write_shard(
-    folder: Path, attributions: Mapping[str, Tensor], columns: Mapping[str, Tensor]
+    folder: Path,
+    attributions: Mapping[str, Tensor],
+    columns: Mapping[str, Tensor],
+    manifest: str,
 ) -> Path:
     """Writes a shard under a name of its own, atomically.
 
     Args:
         folder: The folder; it is made if it isn't there.
         attributions: For each input ``(samples, ...)``.
-        columns: For each of `COLUMNS` ``(samples,)``.
+        columns: ``sample_id``, ``target``, ``prediction`` and ``score``, each ``(samples,)``.
+        manifest: The checksum of the folder's manifest.
 
     Returns:
         The file.
@@ -45,51 +63,127 @@ def write_shard(
     folder.mkdir(parents=True, exist_ok=True)
     # The first sample's number is for people; the rest keeps processes and runs apart.
     path = folder / f"{int(columns['sample_id'][0]):09d}-{uuid4().hex[:12]}.safetensors"
-    tensors = {name: columns[name].to(dtype) for name, dtype in COLUMNS.items()}
-    tensors |= {PREFIX + name: values for name, values in attributions.items()}
-    tensors = {name: values.cpu().contiguous() for name, values in tensors.items()}
+    maps = {PREFIX + name: values.cpu().contiguous() for name, values in attributions.items()}
+    all_columns = {
+        **columns,
+        "non_finite": _non_finite(maps, columns["score"]),
+        "checksum": torch.tensor(_checksums(maps, len(columns["sample_id"]))),
+    }
+    said = {name: all_columns[name].cpu().to(dtype) for name, dtype in COLUMNS.items()}
+    metadata = {
+        "format": "pt",
+        "manifest": manifest,
+        "columns": str(_checksum_of_columns(said)),
+    }
     with written(path) as unfinished:
-        required("safetensors.torch").save_file(tensors, unfinished, metadata={"format": "pt"})
+        required("safetensors.torch").save_file({**said, **maps}, unfinished, metadata=metadata)
     return path
 
 
-def read_columns(path: Path) -> dict[str, Tensor]:
+def read_columns(path: Path, manifest: str) -> dict[str, Tensor]:
     """Reads all of a shard but the attributions.
 
     Args:
         path: The shard.
+        manifest: The checksum of the folder's manifest.
 
     Returns:
         For each of `COLUMNS` ``(samples,)``.
 
     Raises:
-        ValueError: If the file is damaged.
+        DamagedDataError: If the file is damaged, or belongs to another folder.
     """
-    safetensors = required("safetensors")
-    try:
-        with safetensors.safe_open(path, framework="pt") as shard:
-            return {name: shard.get_tensor(name) for name in COLUMNS}
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}). Delete it; its samples are explained anew when the "
-            "prediction is run again."
-        ) from error
+    with _opened(path) as shard:
+        metadata = shard.metadata() or {}
+        columns = {name: shard.get_tensor(name) for name in COLUMNS}
+    if str(_checksum_of_columns(columns)) != metadata.get("columns"):
+        raise DamagedDataError(f"{path} is damaged (its columns have changed).")
+    if metadata.get("manifest") != manifest:
+        raise DamagedDataError(
+            f"{path} belongs to other explanations than those of the manifest.json."
+        )
+    return columns
 
 
-def read_attributions(path: Path, row: int) -> dict[str, Tensor]:
+def read_attributions(path: Path, row: int, checksum: int) -> dict[str, Tensor]:
     """Reads the attributions of one sample, and nothing else of the file.
 
     Args:
         path: The shard.
         row: The sample's place in it.
+        checksum: What the index says of these attributions.
 
     Returns:
         For each input its attribution, without a dimension for samples.
+
+    Raises:
+        DamagedDataError: If they have changed.
     """
-    with required("safetensors").safe_open(path, framework="pt") as shard:
+    with _opened(path, ADVICE) as shard:
         # Cloned, since a slice may be a window on the file, which would have to stay as it is.
-        return {
-            name.removeprefix(PREFIX): shard.get_slice(name)[row : row + 1][0].clone()
+        maps = {
+            name: shard.get_slice(name)[row : row + 1].clone()
             for name in sorted(shard.keys())
             if name.startswith(PREFIX)
         }
+    if [*_checksums(maps, 1)] != [checksum]:
+        raise DamagedDataError(f"{path} is damaged (its row {row} has changed). {ADVICE}")
+    return {name.removeprefix(PREFIX): values[0] for name, values in maps.items()}
+
+
+def check_shard(path: Path, manifest: str) -> dict[str, Tensor]:
+    """Reads a whole shard through, and compares it with its checksums.
+
+    Args:
+        path: The shard.
+        manifest: The checksum of the folder's manifest.
+
+    Returns:
+        For each of `COLUMNS` ``(samples,)``.
+
+    Raises:
+        DamagedDataError: If the file is damaged, or belongs to another folder.
+    """
+    columns = read_columns(path, manifest)
+    with _opened(path) as shard:
+        maps = {
+            name: shard.get_tensor(name) for name in sorted(shard.keys()) if name.startswith(PREFIX)
+        }
+        found = _checksums(maps, len(columns["sample_id"]))
+    if found != columns["checksum"].tolist():
+        raise DamagedDataError(f"{path} is damaged (its attributions have changed).")
+    return columns
+
+
+@contextmanager
+def _opened(path: Path, advice: str = "") -> Iterator[Any]:
+    safetensors = required("safetensors")
+    try:
+        with safetensors.safe_open(path, framework="pt") as shard:
+            yield shard
+    except FileNotFoundError as error:
+        raise DamagedDataError(
+            f"{path} is missing. Run the prediction again, which explains its samples anew."
+        ) from error
+    except (safetensors.SafetensorError, ValueError, IndexError, KeyError, TypeError) as error:
+        raise DamagedDataError(f"{path} is damaged ({error}). {advice}".rstrip()) from error
+
+
+def _checksums(maps: Mapping[str, Tensor], count: int) -> list[int]:
+    if any(len(values) != count for values in maps.values()):
+        return []
+    return [
+        checksum_of(part for name in sorted(maps) for part in (name, maps[name][row]))
+        for row in range(count)
+    ]
+
+
+def _checksum_of_columns(columns: Mapping[str, Tensor]) -> int:
+    return checksum_of(part for name in COLUMNS for part in (name, columns[name]))
+
+
+def _non_finite(maps: Mapping[str, Tensor], score: Tensor) -> Tensor:
+    counts = (~torch.isfinite(score.cpu())).long()
+    for values in maps.values():
+        counts = counts + (~torch.isfinite(values)).flatten(1).sum(1)
+    return counts

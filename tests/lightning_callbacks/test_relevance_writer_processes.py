@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from captum_transformer import AttnLRP, ConservativeLRP
 from lightning_callbacks import RelevanceDataset, RelevanceWriter
-from lightning_callbacks.data_sets.shards import read_columns
+from lightning_callbacks.data_sets.shards import check_shard
 from tests.lightning_callbacks.explained import explainer, predict, predict_in_two_processes
 from tests.lightning_callbacks.processes import Failed, alone, needs_fork
 
@@ -29,7 +29,8 @@ def test_two_processes_write_each_sample_once(pl, trainer_options, tmp_path, vit
     table = pq.read_table(tmp_path / "index.parquet").to_pydict()
     assert table["sample_id"] == list(range(11))
     written = {path.name for path in (tmp_path / "shards").iterdir()} - before
-    columns = [read_columns(tmp_path / "shards" / name) for name in written]
+    checksum = read.manifest["checksum"]
+    columns = [check_shard(tmp_path / "shards" / name, checksum) for name in written]
     ids = sorted(i for column in columns for i in column["sample_id"].tolist())
     assert ids == list(range(11 - left, 11))
     if left == 11:

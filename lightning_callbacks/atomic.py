@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, also after a power failure."""
+"""Files that are there as a whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -10,11 +10,12 @@ _SUFFIX = ".unfinished"
 
 
 @contextmanager
-def written(path: Path) -> Iterator[Path]:
+def written(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Lets the body write a file beside a path, and gives it its name when it is complete.
 
     Args:
         path: Where the file belongs. One that is there already is replaced in one step.
+        durable: Wait until it would outlast a power failure.
 
     Yields:
         Where the body must write it.
@@ -22,12 +23,13 @@ def written(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}.{uuid4().hex}{_SUFFIX}")
     try:
         yield unfinished
-        _flush(unfinished)
+        if durable:
+            _flush(unfinished)
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    if os.name == "posix":
+    if durable and os.name == "posix":
         # The new name, too, is only safe when the folder is.
         _flush(path.parent)
 

@@ -1,0 +1,127 @@
+"""A folder of explanations while a run writes into it, as its first process sees it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_callbacks.atomic import remove_unfinished
+from lightning_callbacks.data_sets.index import (
+    FILE as INDEX,
+)
+from lightning_callbacks.data_sets.index import (
+    Contents,
+    Index,
+    check_contents,
+    read_contents,
+    shards_of,
+    write_index,
+)
+from lightning_callbacks.data_sets.lock import FolderLock
+from lightning_callbacks.data_sets.manifest import (
+    CHECKSUM,
+    FILE,
+    differences,
+    read_manifest,
+    write_manifest,
+)
+from lightning_callbacks.flavors import MisconfigurationException
+
+_SHOWN = 10
+
+
+class WritersFolder:
+    """What is in a folder, all of it read through, and nobody else's to write until it is released.
+
+    Args:
+        folder: The folder; it is made if it isn't there.
+
+    Raises:
+        MisconfigurationException: If another run writes into it, or it has lost its manifest.
+        DamagedDataError: If the manifest is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._lock = FolderLock(folder)
+        try:
+            self.folder = folder
+            remove_unfinished(folder)
+            remove_unfinished(shards_of(folder))
+            self._there = read_manifest(folder)
+            if self._there is None:
+                _check_empty(folder)
+            found = None if self._there is None else check_contents(folder, self._there[CHECKSUM])
+            self.contents = found or Contents(Index.empty(), {})
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def begin(self, manifest: Mapping[str, Any]) -> str:
+        """Compares a manifest with that of the folder, or writes the first.
+
+        Shards that can't be used are set aside then.
+
+        Args:
+            manifest: That of the present run.
+
+        Returns:
+            The checksum of the manifest in the folder.
+
+        Raises:
+            MisconfigurationException: If the folder belongs to other explanations.
+        """
+        if self._there is None:
+            return write_manifest(self.folder, manifest)
+        if found := differences(self._there, manifest):
+            raise MisconfigurationException(
+                f"{self.folder} holds explanations of another kind, so this run can't add to them. "
+                "What differs:\n  " + "\n  ".join(found) + "\nTake another folder, or delete this "
+                "one."
+            )
+        for path, why in self.contents.broken.items():
+            aside = path.with_name(f"{path.name}.damaged")
+            path.replace(aside)
+            warnings.warn(
+                f"{why} It is {aside.name} from now on, and its samples are explained anew.",
+                stacklevel=2,
+            )
+        checksum: str = self._there[CHECKSUM]
+        return checksum
+
+    def finish(self, manifest: str) -> int:
+        """Writes the index, and says which samples have values that are no numbers.
+
+        Args:
+            manifest: The checksum of the manifest in the folder.
+
+        Returns:
+            How many samples are there.
+        """
+        index, _ = read_contents(self.folder, manifest)
+        write_index(self.folder, index)
+        bad = index.sample_ids[index.columns["non_finite"] > 0].tolist()
+        if bad:
+            shown = ", ".join(map(str, bad[:_SHOWN])) + (", ..." if len(bad) > _SHOWN else "")
+            warnings.warn(
+                f"The maps or scores of {len(bad)} of {len(index)} samples have values that are "
+                f"NaN or infinite: {shown}. The column `non_finite` of {INDEX} counts them. Look "
+                "for an overflow (half precision?) or a division by zero in the model or in the "
+                "attribution method.",
+                stacklevel=2,
+            )
+        return len(index)
+
+    def release(self) -> None:
+        """Lets others write."""
+        self._lock.release()
+
+
+def _check_empty(folder: Path) -> None:
+    shard = next(shards_of(folder).glob("*.safetensors"), None)
+    if shard is not None or (folder / INDEX).exists():
+        raise MisconfigurationException(
+            f"{folder} holds {'shards' if shard else INDEX}, but no {FILE}, so what they explain "
+            "isn't known. Put it back if it was lost, or take another folder."
+        )

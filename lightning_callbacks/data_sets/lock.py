@@ -1,0 +1,88 @@
+"""One run at a time writes into a folder."""
+
+from __future__ import annotations
+
+import os
+import socket
+import warnings
+from pathlib import Path
+
+from lightning_callbacks.flavors import MisconfigurationException
+
+_FILE = ".lock"
+_held: set[Path] = set()
+
+
+class FolderLock:
+    """Keeps other runs from writing into a folder until it is released, or its process ends.
+
+    The system itself lets go of it when the process is killed, so nobody has to clean up.
+
+    Args:
+        folder: The folder; it is made if it isn't there.
+
+    Raises:
+        MisconfigurationException: If another run has it.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     lock = FolderLock(Path(folder))
+        ...     try:
+        ...         FolderLock(Path(folder))
+        ...     except MisconfigurationException:
+        ...         print("taken")
+        ...     lock.release()
+        taken
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder.resolve()
+        # The system's lock belongs to the process, so it doesn't keep two of its threads apart.
+        if self._folder in _held:
+            raise _refusal(folder, f"another trainer of this process, {os.getpid()}")
+        self._descriptor = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(self._descriptor, folder)
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        _held.add(self._folder)
+
+    def release(self) -> None:
+        """Lets others write; it may be called twice."""
+        if self._folder in _held:
+            _held.discard(self._folder)
+            os.close(self._descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        if os.name == "posix":
+            import fcntl
+
+            # Of all kinds the one that forked processes, such as a loader's, don't keep.
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+    except (BlockingIOError, PermissionError) as error:
+        owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
+        raise _refusal(folder, owner) from error
+    except OSError as error:
+        warnings.warn(
+            f"{folder} lies on a file system without locks ({error}), so nothing keeps another run "
+            "from writing into it at the same time. See to it that none does.",
+            stacklevel=4,
+        )
+
+
+def _refusal(folder: Path, owner: str) -> MisconfigurationException:
+    return MisconfigurationException(
+        f"Another run writes into {folder}: {owner}. Wait until it has ended, or take another "
+        "folder."
+    )
