@@ -77,6 +77,13 @@ class LogEntries:
         """
         return {tag: sum(values) / len(values) for tag, values in self.numbers.items() if values}
 
+    def size(self) -> int:
+        """As many bytes as pictures, texts and distributions take up at most in a log."""
+        pictures = sum(image.numel() for image in self.images.values())
+        texts = sum(4 * len(text) for text in self.texts.values())
+        # A histogram has a limited number of bins.
+        return pictures + texts + 100_000 * len(self.histograms)
+
     def merge(self, other: LogEntries) -> None:
         """Takes over the numbers of another process's part of the same run.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lightning_callbacks.flavors import MisconfigurationException
 from lightning_callbacks.log_entries import LogEntries
 from lightning_callbacks.loggers import Publisher
 
@@ -52,7 +53,17 @@ class Mailbox:
 
         Returns:
             The mailbox of this process.
+
+        Raises:
+            MisconfigurationException: If that is no folder of a file system that is mounted.
         """
+        if "://" in str(trainer.default_root_dir):
+            raise MisconfigurationException(
+                "share_samples=True lets processes leave files for each other in "
+                f"default_root_dir, which must be mounted, got {trainer.default_root_dir}. Pass "
+                "Trainer(default_root_dir=...) with a folder that all nodes see, or leave out "
+                "share_samples."
+            )
         folder = ""
         if trainer.is_global_zero:
             root = Path(trainer.default_root_dir)

@@ -1,5 +1,6 @@
 """PNG files, for loggers that have no place for images."""
 
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from matplotlib.image import imsave
 
 from captum_transformer.visualization.canvas import Image
+from lightning_callbacks.atomic import written
 
 
 def file_path(tag: str, global_step: int, suffix: str) -> Path:
@@ -24,27 +26,39 @@ def file_path(tag: str, global_step: int, suffix: str) -> Path:
         >>> file_path("attribution/sample_0", 200, ".png").as_posix()
         'attribution/sample_0/step_00000200.png'
     """
+    return folder_of(tag) / f"step_{global_step:08d}{suffix}"
+
+
+def folder_of(tag: str) -> Path:
+    """A folder for a tag, whose slashes become folders.
+
+    Args:
+        tag: Any text.
+
+    Returns:
+        A relative path.
+    """
     # A tag may hold what a file name can't, or "..", which would lead out of the folder.
-    parts = [re.sub(r"[^\w.\- ]|^\.+$", "_", part) for part in tag.split("/") if part]
-    return Path(*parts, f"step_{global_step:08d}{suffix}")
+    return Path(*(re.sub(r"[^\w.\- ]|^\.+$", "_", part) for part in tag.split("/") if part))
 
 
 class PNGWriter:
     """Writes images as files and texts as Markdown beside them.
 
     An image with the tag ``attribution/sample_0`` and the step 200 becomes
-    ``attribution/sample_0/step_00000200.png``.
+    ``attribution/sample_0/step_00000200.png``. A file is there as a whole or not at all.
 
     Args:
-        folder: Where the files go; it is made when the first one is written.
+        folder: Where the files go; it is made when the first one is written. One with a protocol,
+            such as ``s3://bucket/logs``, is fsspec's, as for Lightning's own loggers.
 
     Example:
-        >>> PNGWriter("logs").folder.as_posix()
+        >>> PNGWriter("logs").folder
         'logs'
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = str(folder)
 
     def add_image(
         self,
@@ -64,7 +78,9 @@ class PNGWriter:
         """
         if dataformats != "HWC":
             raise ValueError(f"PNGWriter takes images as 'HWC', got {dataformats!r}.")
-        imsave(self._file(tag, global_step, ".png"), img_tensor)
+        content = io.BytesIO()
+        imsave(content, img_tensor, format="png")
+        self._write(file_path(tag, global_step or 0, ".png"), content.getvalue())
 
     def add_text(self, tag: str, text_string: str, global_step: int | None = None) -> Any:
         """Writes a Markdown text; one that is there already is replaced.
@@ -74,9 +90,18 @@ class PNGWriter:
             text_string: The text.
             global_step: Its step.
         """
-        self._file(tag, global_step, ".md").write_text(text_string + "\n", encoding="utf-8")
+        path = file_path(tag, global_step or 0, ".md")
+        self._write(path, f"{text_string}\n".encode())
 
-    def _file(self, tag: str, global_step: int | None, suffix: str) -> Path:
-        path = self.folder / file_path(tag, global_step or 0, suffix)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+    def _write(self, path: Path, content: bytes) -> None:
+        if "://" in self.folder:
+            from fsspec.core import url_to_fs  # type: ignore[import-untyped, unused-ignore]
+
+            files, root = url_to_fs(self.folder)
+            files.makedirs(f"{root}/{path.parent.as_posix()}", exist_ok=True)
+            files.pipe_file(f"{root}/{path.as_posix()}", content)
+            return
+        place = Path(self.folder, path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with written(place, durable=False) as unfinished:
+            unfinished.write_bytes(content)

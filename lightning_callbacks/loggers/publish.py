@@ -8,8 +8,16 @@ from typing import Any
 
 from lightning_callbacks.failures import Failures
 from lightning_callbacks.log_entries import LogEntries
-from lightning_callbacks.loggers.png import PNGWriter
+from lightning_callbacks.loggers.png import PNGWriter, folder_of
+from lightning_callbacks.loggers.tensorboard import (
+    add_charts,
+    as_before_if_it_fails,
+    tensorboard_writer,
+)
 from lightning_callbacks.loggers.writers import image_writers
+
+_NUMBERS = 10_000
+"""As many bytes as the numbers of a run may take up."""
 
 
 class Publisher:
@@ -39,7 +47,10 @@ class Publisher:
             entries: What a process has made.
         """
         for writer in self._writers:
-            with self._failures.tolerated(f"write to {type(writer).__name__}"):
+            with (
+                self._failures.tolerated(f"write to {type(writer).__name__}"),
+                as_before_if_it_fails(writer, entries.size()),
+            ):
                 for tag, image in entries.images.items():
                     writer.add_image(tag, image.numpy(), entries.step, dataformats="HWC")
                 if hasattr(writer, "add_text"):
@@ -57,19 +68,23 @@ class Publisher:
         """
         if means := entries.means():
             for logger in self.loggers:
-                with self._failures.tolerated(f"log numbers with {type(logger).__name__}"):
+                with (
+                    self._failures.tolerated(f"log numbers with {type(logger).__name__}"),
+                    as_before_if_it_fails(tensorboard_writer(logger), _NUMBERS),
+                ):
                     logger.log_metrics(means, step=entries.step)
 
     def layout(self, layout: Mapping[str, Mapping[str, list[Any]]]) -> None:
         """Tells TensorBoard which numbers belong into one chart of its page for custom scalars.
 
         Args:
-            layout: As for a SummaryWriter's ``add_custom_scalars``.
+            layout: As for a SummaryWriter's ``add_custom_scalars``; its first category names the
+                run that it is in.
         """
+        name = folder_of(f"{next(iter(layout))}_charts").as_posix()
         for writer in self._writers:
-            if hasattr(writer, "add_custom_scalars"):
-                with self._failures.tolerated("lay out custom scalars"):
-                    writer.add_custom_scalars(layout)
+            with self._failures.tolerated("lay out custom scalars"):
+                add_charts(writer, layout, name)
 
 
 def charts(prefix: str, kinds: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:

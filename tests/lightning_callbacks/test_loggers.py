@@ -1,17 +1,23 @@
 """Pictures, texts and numbers are read back from what each logger has stored."""
 
+import contextlib
+import errno
 import re
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from captum.attr import Saliency
 from matplotlib.image import imread
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from captum_transformer import GenericAttentionRelevance
 from lightning_callbacks import AttributionMonitor
 from lightning_callbacks.flavors import MisconfigurationException
+from lightning_callbacks.loggers import PNGWriter
 from tests.lightning_callbacks.runs import METHODS, decode, fit, read, steps
+from tests.lightning_callbacks.tensorboard_page import ask, serving
 from tests.lightning_callbacks.test_named_batches import bert, reader, texts
 
 
@@ -65,16 +71,77 @@ TAG = "attribution/sample_0/label/saliency"
 
 
 def test_tensorboard(pl, trainer_options):
-    events = watch(
-        pl, trainer_options, pl.loggers.TensorBoardLogger(trainer_options["default_root_dir"])
-    )
+    logger = pl.loggers.TensorBoardLogger(trainer_options["default_root_dir"], name="other")
+    events = watch(pl, trainer_options, logger)
     assert steps(events.Images(TAG)) == [8, 16]
     histograms = events.Histograms("attribution/layers/model.1/saliency")
     assert steps(histograms) == [8, 16]
     assert histograms[0].histogram_value.num == 8 * 8 * 8
-    layout = events.SummaryMetadata("custom_scalars__config__")
+    assert "custom_scalars__config__" not in events.Tags()["tensors"], "that is the user's"
+    charts = EventAccumulator(f"{logger.log_dir}/attribution_charts").Reload()
+    layout = charts.SummaryMetadata("custom_scalars__config__")
     assert layout.plugin_data.plugin_name == "custom_scalars"
-    assert len(events.Tensors("custom_scalars__config__")) == 1, "once"
+    assert len(charts.Tensors("custom_scalars__config__")) == 1, "once"
+
+
+def test_charts_of_the_user_and_of_two_monitors_stand_beside_each_other(
+    pl, trainer_options, tmp_path
+):
+    class Own(pl.Callback):
+        def on_fit_start(self, trainer, module):
+            trainer.logger.experiment.add_custom_scalars(
+                {"mine": {"loss": ["Multiline", ["loss"]]}}
+            )
+
+    monitors = [AttributionMonitor(METHODS, num_samples=1, prefix=name) for name in ("one", "two")]
+    fit(pl, trainer_options, monitors[0], callbacks=[Own(), *monitors])
+    with serving(tmp_path, runs=3) as server:
+        layout = ask(server, "data/plugin/custom_scalars/layout")
+    assert {category["title"] for category in layout["category"]} == {"mine", "one", "two"}
+
+
+@pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger"])
+def test_remote_folders(pl, trainer_options, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    folder = f"memory://{tmp_path.name}"
+    logger = getattr(pl.loggers, kind)(folder, name="run")
+    monitor = AttributionMonitor(
+        {"saliency": Saliency}, ("label",), num_samples=1, on_error="raise"
+    )
+    files_instead = pytest.warns(UserWarning, match=f"PNG files to {folder}")
+    with files_instead if kind == "CSVLogger" else contextlib.nullcontext():
+        fit(pl, trainer_options, monitor, logger=logger)
+    files = fsspec.filesystem("memory")
+    if kind == "CSVLogger":
+        found = files.glob(f"/{tmp_path.name}/**/*.png")
+        assert [path.rpartition("/")[2] for path in found] == [
+            *("step_00000008.png", "step_00000016.png")
+        ]
+        with files.open(found[0]) as file:
+            assert (imread(file)[..., :3] * 255).std() > 1
+    else:
+        (path,) = files.glob(f"/{tmp_path.name}/run/version_0/events*")
+        (tmp_path / "events.out.tfevents.0").write_bytes(files.cat_file(path))
+        events = EventAccumulator(str(tmp_path), {"images": 0}).Reload()
+        assert steps(events.Images(TAG)) == [8, 16]
+    assert not list(tmp_path.glob("memory*")), "nothing lands in a local folder of that name"
+
+
+def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    writer = PNGWriter(tmp_path)
+    picture = np.full((4, 4, 3), 9, np.uint8)
+    writer.add_image("a", picture, 1)
+    before = (tmp_path / "a/step_00000001.png").read_bytes()
+    monkeypatch.setattr(Path, "write_bytes", half_written)
+    with pytest.raises(OSError, match="No space"):
+        writer.add_image("a", picture + 1, 1)
+    assert [path.read_bytes() for path in (tmp_path / "a").iterdir()] == [before]
+
+
+def half_written(path, content):
+    with path.open("wb") as file:
+        file.write(content[: len(content) // 2])
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_texts_have_tables_of_exact_values(pl, trainer_options):

@@ -53,12 +53,13 @@ def log_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(log_dir):
-    with serving(log_dir, runs=2) as address:
+    with serving(log_dir, runs=4) as address:
         yield address
 
 
 def run_named(server, part):
-    (run,) = [run for run in ask(server, "data/runs") if part in run]
+    runs = [run for run in ask(server, "data/runs") if part in run]
+    (run,) = [run for run in runs if not run.endswith("_charts")]
     return run
 
 

@@ -86,7 +86,8 @@ def trainer(tmp_path, model, data, callbacks, evaluated=None, **more):
 
 def read(folder):
     # Newer versions of Transformers have no `logging_dir` any more.
-    (run,) = {path.parent for path in folder.rglob("events.out.tfevents.*")}
+    runs = {path.parent for path in folder.rglob("events.out.tfevents.*")}
+    (run,) = [run for run in runs if not run.name.endswith("_charts")]
     return EventAccumulator(str(run), size_guidance={"images": 0, "scalars": 0}).Reload()
 
 
