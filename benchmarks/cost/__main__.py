@@ -38,6 +38,7 @@ from benchmarks.cost.contenders import (
 )
 from benchmarks.cost.memory import peaks, resident_peak_bytes
 from benchmarks.cost.subjects import SUBJECTS, Subject, large_image, long_decoder, long_encoder
+from captum_transformer.errors import ExplanationError
 
 ROOT = Path(__file__).parents[2]
 TARGETS = 10
@@ -68,7 +69,7 @@ def times(subject: Subject, repeats: int, *, integrate: bool) -> list[Row]:
     """Everything that is timed on a model at one batch size; the ratio is to the reference."""
     runs: dict[str, Run] = {REFERENCE: partial(forward_and_backward, subject)}
     runs |= {FORWARD: partial(forward, subject), TRACED: partial(forward_under_the_trace, subject)}
-    runs |= ours(subject) | others(subject)
+    runs |= accepted(ours(subject)) | others(subject)
     turns = Turns(runs, repeats)
     setting = {"subject": subject.name, "batch_size": len(subject.inputs)}
 
@@ -81,6 +82,19 @@ def times(subject: Subject, repeats: int, *, integrate: bool) -> list[Row]:
         took = seconds(integrated_gradients(subject))
         rows.append(row(INTEGRATED, took, took / turns.median(REFERENCE)))
     return rows
+
+
+def accepted(runs: dict[str, Run]) -> dict[str, Run]:
+    """Those that explain the model; of the others it is printed why they refuse it."""
+    found = {}
+    for name, run in runs.items():
+        try:
+            run()
+        except ExplanationError as reason:
+            print(f"{name}: {reason}", flush=True)
+        else:
+            found[name] = run
+    return found
 
 
 def beside_lxt(subjects: Sequence[Subject], repeats: int) -> list[Row]:

@@ -35,7 +35,8 @@ Measured on: {setting}.
 {time}
 
 *s* is the time of one call with the whole batch. IntegratedGradients is timed once, at the
-smallest batch.
+smallest batch. A method without a figure refuses the model. How quiet the machine was shows in the
+row of Captum's InputXGradient, which does what the reference does: {noise}.
 
 ### Where the floor is
 
@@ -144,8 +145,13 @@ def main() -> None:
     setting = "{device}, {threads} threads, {machine}, {dtype}, torch {torch}".format(
         **parts["time"]["setting"]
     )
+    others = {part["setting"]["torch"] for part in parts.values()}
+    others.discard(parts["time"]["setting"]["torch"])
+    if others:
+        setting += f" (the other tables earlier, with torch {', '.join(sorted(others))})"
     text = TEXT.format(
         setting=setting,
+        noise=_noise(rows["time"]),
         noop=_noop(rows["overhead"]),
         time=times([row for row in rows["time"] if row["contender"] not in (FORWARD, TRACED)]),
         targets=table(
@@ -177,6 +183,11 @@ def main() -> None:
 
 
 _MEMORY = {"subject": "model", "contender": "method", "mebibytes": "MiB", "ratio": "ratio"}
+
+
+def _noise(rows: Sequence[dict[str, Any]]) -> str:
+    ratios = [row["ratio"] for row in rows if row["contender"] == "Captum InputXGradient"]
+    return f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
 def _noop(rows: Sequence[dict[str, Any]]) -> str:
