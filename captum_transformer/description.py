@@ -1,10 +1,11 @@
 """What the trace sees of a model: which attention it finds, and how it reads the residuals."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from captum_transformer.calling.arguments import Arguments
+from captum_transformer.errors import ExplanationError
 from captum_transformer.rules.flow.beside import beside_skips
 from captum_transformer.rules.flow.sources import Junction, Sources
 from captum_transformer.trace.attention import AttentionCall, FusedAttention
@@ -13,6 +14,7 @@ from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.mixing import named, unread_mixing
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.pooling import read_from
+from captum_transformer.trace.tokens import token_value
 from captum_transformer.trace.value import Value
 
 
@@ -69,6 +71,8 @@ class Description:
         beside_skips: operations that mix tokens in a branch beside a skip, such as a convolution as
             position encoding, by name and shapes. Methods that need maps give the skip its whole
             share and do not follow the branch.
+        grids: into how many rows and columns of patches a convolution cuts each image, by the
+            input's name; inputs of which this isn't known are missing.
     """
 
     inputs: dict[str, tuple[int, ...]]
@@ -77,6 +81,7 @@ class Description:
     pooled: bool
     unread: tuple[str, ...]
     beside_skips: tuple[str, ...] = ()
+    grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """A line for each thing that was seen."""
@@ -139,11 +144,27 @@ def describe(
             bool(read_from(forward.tape.operations, forward.calls, len(forward.inputs[0]))),
             tuple(named(unread_mixing(forward.tape.operations))),
             tuple(named(beside_skips(forward.tape.operations, forward.tape.derived(Sources)))),
+            _grids(forward),
         )
 
 
 def _named(forward: TracedForward) -> dict[str, Value]:
     return dict(zip(forward.names, forward.values, strict=True))
+
+
+def _grids(forward: TracedForward) -> dict[str, tuple[int, int]]:
+    found = {}
+    for name, value in _named(forward).items():
+        try:
+            tokens = token_value(value, forward.whole)
+        # It is not turned into tokens.
+        except ExplanationError:
+            continue
+        made_by = tokens.operation
+        # Samples, features, rows and columns.
+        if made_by is not None and made_by.kind is Kind.CONV and len(tokens.shape) == 4:
+            found[name] = (tokens.shape[2], tokens.shape[3])
+    return found
 
 
 def _attention(forward: TracedForward) -> list[Attention]:

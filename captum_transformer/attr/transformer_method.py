@@ -69,7 +69,9 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
         Args:
             inputs: pixels, embeddings, token ids, samples first: a tensor or a tuple of tensors,
                 which the model gets by position, or a mapping such as ``{"input_ids": ids,
-                "pixel_values": pixels}``, which it gets by name.
+                "pixel_values": pixels}``, which it gets by name. Of what a tokenizer or a
+                processor of Transformers returns, token ids and floating point values are
+                explained, and masks, types and positions are further arguments.
             target: which output to explain, in any of Captum's forms: an ``int`` or a tuple of
                 indices for all samples, a tensor ``(samples,)`` or a list with one for each
                 sample; None if the model returns one score per sample. Or a

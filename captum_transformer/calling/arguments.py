@@ -1,6 +1,7 @@
 """What a model is called with: the inputs that are explained, and what goes with them."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
@@ -19,7 +20,9 @@ class Arguments(Generic[Inputs]):
 
     Args:
         inputs: what is explained, samples first: a tensor or a tuple of tensors, passed by
-            position, or a mapping of names to tensors, passed by name.
+            position, or a mapping of names to tensors, passed by name. Of what a tokenizer or
+            processor of Transformers has made, token ids and floating point values are explained;
+            masks, types and positions go with them.
         additional_forward_args: further arguments by position, as in Captum.
         additional_forward_kwargs: further arguments by name.
 
@@ -45,11 +48,17 @@ class Arguments(Generic[Inputs]):
         additional_forward_args: Any = None,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        given: Any = inputs
+        given, beside = _told_apart(inputs)
         self._single = isinstance(given, Tensor)
         self.keys: tuple[str, ...] | None = tuple(given) if isinstance(given, Mapping) else None
         self._args = tuple(_format_additional_forward_args(additional_forward_args) or ())
         self._kwargs = _named(additional_forward_kwargs)
+        if twice := [key for key in beside if key in self._kwargs]:
+            raise InvalidInputError(
+                f"{twice} are among both what the tokenizer or processor has made and "
+                "`additional_forward_kwargs`: give each argument once."
+            )
+        self._kwargs |= beside
         self.inputs = _tensors(given)
         _validate(self.inputs)
         self.samples = self.inputs[0].shape[0]
@@ -167,6 +176,24 @@ def rows_of(argument: Any, rows: slice | Tensor, samples: int) -> Any:
             "each get what belongs to their samples."
         )
     return argument
+
+
+def _told_apart(inputs: Any) -> tuple[Any, dict[str, Any]]:
+    """What is explained of what Transformers has made of texts and images, and what goes with it.
+
+    Masks, types and positions are integers as token ids are, and are looked up in tables as well.
+    """
+    transformers = sys.modules.get("transformers")
+    if transformers is None or not isinstance(
+        inputs, (transformers.BatchEncoding, transformers.BatchFeature)
+    ):
+        return inputs, {}
+    explained = {
+        name: value
+        for name, value in inputs.items()
+        if name == "input_ids" or (isinstance(value, Tensor) and value.is_floating_point())
+    }
+    return explained, {name: inputs[name] for name in inputs if name not in explained}
 
 
 def _named(additional_forward_kwargs: Any) -> dict[str, Any]:

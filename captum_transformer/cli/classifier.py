@@ -1,7 +1,7 @@
 """Runs a classifier and its explanations, whatever it reads."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,16 @@ from captum_transformer import (
     RawAttention,
     TransformerAttribution,
     TransformerMethod,
+    describe,
 )
-from captum_transformer.cli.defaults import Kind, choose
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.explanation import Class
 from captum_transformer.cli.progress import complain
+from captum_transformer.errors import AmbiguousOutputError, ExplanationError
+from captum_transformer.explainers.defaults import ONE_TOKEN, TEXT, Choice, for_images
+from captum_transformer.explainers.readout import activation_of, class_readout, class_scores
+
+Kind = Literal["text", "image"]
 
 METHODS: dict[str, type[TransformerMethod]] = {
     method.__name__: method
@@ -49,7 +54,7 @@ class Classifier:
             as ``logits``.
         names: The known names of the classes.
         kind: What the model reads.
-        methods: The names of the methods to explain with; by default one that `choose` picks.
+        methods: The names of the methods to explain with; by default what the study supports.
         classes: The classes to explain.
         top: Without any: explain this many of the most likely.
     """
@@ -76,11 +81,14 @@ class Classifier:
         """Where the model is."""
         return next(self._model.parameters()).device
 
-    def explain(self, inputs: Tensor) -> tuple[list[Class], dict[str, list[Tensor]]]:
+    def explain(
+        self, inputs: Tensor, context: Mapping[str, Tensor] | None = None
+    ) -> tuple[list[Class], dict[str, list[Tensor]]]:
         """Explains one sample.
 
         Args:
             inputs: A batch of one.
+            context: What the model gets by name beside it, such as a mask.
 
         Returns:
             The classes, and for each method one attribution for each class, shaped as the sample.
@@ -89,35 +97,48 @@ class Classifier:
             UserError: If the model doesn't return scores of classes, or not that many.
         """
         inputs = inputs.to(self.device)
+        context = {name: tensor.to(self.device) for name, tensor in (context or {}).items()}
         if not self._methods:
-            name, reason = choose(self._kind, self._model, inputs)
-            self._methods = {name: METHODS[name](self._model)}
+            method, reason = self._choice(inputs)
+            name = method.__name__
+            self._methods = {name: method(self._model)}
             complain(f"{name}, since {reason} (docs/study.md); --method takes another")
-        classes = self._classes(self._scores(inputs))
-        targets: list[Any] = [chosen.number for chosen in classes]
+        classes = self._classes(inputs, context)
+        targets = [chosen.number for chosen in classes]
         return classes, {
-            name: [values[0].cpu() for values in method.attribute_targets(inputs, targets)]
+            name: [
+                values[0].cpu()
+                for values in method.attribute_targets(
+                    inputs, targets, additional_forward_kwargs=context
+                )
+            ]
             for name, method in self._methods.items()
         }
 
-    @torch.no_grad()
-    def _scores(self, inputs: Tensor) -> Tensor:
-        output = self._model(inputs)
-        scores = getattr(output, "logits", output)
-        if not isinstance(scores, Tensor) or scores.dim() != 2 or not scores.shape[1]:
-            shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise UserError(
-                f"The model doesn't return one score for each class, but {shape}. Explain it in "
-                "Python, see docs/models.md."
-            )
-        return scores[0]
+    def _choice(self, inputs: Tensor) -> Choice:
+        if self._kind == "text":
+            return TEXT
+        try:
+            return for_images(describe(self._model, inputs))
+        except ExplanationError:
+            # Whatever method it is, it will say why the model can't be explained.
+            return ONE_TOKEN
 
-    def _classes(self, scores: Tensor) -> list[Class]:
+    def _classes(self, inputs: Tensor, context: Mapping[str, Tensor]) -> list[Class]:
+        with torch.no_grad():
+            output = self._model(inputs, **context)
+        try:
+            scores = class_scores(output)[0]
+        except AmbiguousOutputError as error:
+            raise UserError(f"{error} Explain it in Python, see docs/models.md.") from error
         numbers = self._asked or scores.topk(min(self._top, len(scores))).indices.tolist()
         if max(numbers) >= len(scores):
             raise UserError(
                 f"there is no class {max(numbers)}: the model has {len(scores)}, from 0 on"
             )
+        activation = activation_of(self._model)
+        found = [class_readout(output, number, self._names, activation) for number in numbers]
         return [
-            Class(number, self._names.get(number, ""), float(scores[number])) for number in numbers
+            Class(number, self._names.get(number, ""), each.score, each.probability)
+            for number, each in zip(numbers, found, strict=True)
         ]

@@ -2,27 +2,31 @@
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from captum_transformer.cli.classes import find_class
-from captum_transformer.cli.classifier import Classifier
-from captum_transformer.cli.defaults import Kind
+from captum_transformer.cli.classifier import METHODS, Classifier, Kind
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.explanation import Explanation, Given
-from captum_transformer.cli.images import explain_image, names_of, preparation_of
+from captum_transformer.cli.images import Changes, explain_image, names_of, preparation_of
 from captum_transformer.cli.language import Asked, LanguageModel
 from captum_transformer.cli.models import HuggingFaceModel, TimmModel, Wanted, load_model
 from captum_transformer.cli.outputs import Outputs
 from captum_transformer.cli.progress import complain, with_progress
 from captum_transformer.cli.read import IMAGE_SUFFIXES, is_folder, read_text
-from captum_transformer.cli.texts import explain_text, load_tokenizer, longest_text
+from captum_transformer.cli.texts import explain_asked, explain_text, load_tokenizer
+from captum_transformer.errors import InvalidTargetError
+from captum_transformer.explainers import TextExplainer
+from captum_transformer.explainers.classes import find_class
+from captum_transformer.explainers.coding import Text, longest_text
+from captum_transformer.explainers.defaults import TEXT
+from captum_transformer.explainers.tasks import Task, task_of
 from captum_transformer.visualization.tokens import visible
 
 _TEXT_SUFFIX = ".txt"
+_MAX_TOKENS = 4096
 
 
 Explain = Callable[[Given], Explanation]
@@ -76,9 +80,12 @@ def _given(inputs: Sequence[str], texts: Sequence[str]) -> list[Given]:
             given.append(Given(visible(name), path))
             continue
         known = IMAGE_SUFFIXES | {_TEXT_SUFFIX}
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in known)
+        every = [file for file in path.rglob("*") if file.is_file()]
+        files = sorted(file for file in every if file.suffix.lower() in known)
         if not files:
             raise UserError(f"There are no images or texts in {name}.")
+        if others := len(every) - len(files):
+            complain(f"{name}: skipped files that are no images or texts: {others}")
         given += [Given(visible(str(file)), file) for file in files]
     if not given:
         raise UserError(
@@ -95,11 +102,14 @@ def _explain(arguments: argparse.Namespace) -> Explain:
         arguments.image_size,
         arguments.random_weights,
         arguments.weights,
+        dict(arguments.model_kwargs),
     )
     loaded = load_model(wanted)
     if arguments.random_weights:
         complain("warning: the weights are random, so the explanations mean nothing")
-    names = _read_labels(arguments.labels) if arguments.labels else names_of(loaded)
+    names = names_of(loaded)
+    if arguments.labels:
+        names = _read_labels(arguments.labels, loaded.classes)
     device = _device(arguments.device)
     try:
         loaded.model.to(device)
@@ -110,15 +120,24 @@ def _explain(arguments: argparse.Namespace) -> Explain:
     if isinstance(loaded, HuggingFaceModel) and reads == "input_ids":
         tokenizer = load_tokenizer(loaded)
         options = {
-            "longest": longest_text(loaded, tokenizer),
             "unit": "token" if arguments.tokens else arguments.by,
             "special_in_scale": arguments.special_in_scale,
         }
+        longest = min(longest_text(loaded.model, tokenizer), _MAX_TOKENS)
         if loaded.writes:
-            return _language(loaded, tokenizer, asked, arguments, options)
+            return _language(loaded, tokenizer, asked, arguments, {"longest": longest, **options})
         _refuse_asked(loaded, asked)
+        if (task := task_of(loaded.model)) != "class":
+            return _of_task(loaded, tokenizer, task, names, arguments, options)
         classifier = _classifier(loaded, names, "text", arguments)
-        return partial(_text, classifier=classifier, tokenizer=tokenizer, options=options)
+        return lambda given: explain_text(
+            _words(given, arguments.pair),
+            given.name,
+            classifier,
+            tokenizer,
+            longest=longest,
+            **options,
+        )
     if reads != "pixel_values":
         raise UserError(
             f"{type(loaded.model).__name__} reads {reads}; here, only images and texts can be "
@@ -126,7 +145,10 @@ def _explain(arguments: argparse.Namespace) -> Explain:
         )
     _refuse_asked(loaded, asked)
     classifier = _classifier(loaded, names, "image", arguments)
-    preparation = preparation_of(loaded)
+    preparation = preparation_of(
+        loaded, Changes(arguments.mean, arguments.std, arguments.size, arguments.crop)
+    )
+    complain(f"pictures: {preparation.said}")
 
     def explain(given: Given) -> Explanation:
         if given.text is not None or given.path.suffix.lower() == _TEXT_SUFFIX:
@@ -147,9 +169,17 @@ def _classifier(
         names,
         kind=kind,
         methods=arguments.method or (),
-        classes=[find_class(asked, names, loaded.classes) for asked in arguments.classes],
+        classes=[_class(asked, names, loaded.classes) for asked in arguments.classes],
         top=arguments.top or 1,
     )
+
+
+def _class(asked: str, names: Mapping[int, str], count: int | None) -> int:
+    try:
+        return find_class(asked, names, count)
+    except InvalidTargetError as error:
+        labels = "" if names else " (a file of names: --labels)"
+        raise UserError(f"{error}{labels}") from error
 
 
 def _asked(arguments: argparse.Namespace) -> Asked | None:
@@ -205,27 +235,54 @@ def _language(
     if arguments.classes or arguments.top or arguments.labels:
         raise UserError("A language model has no classes: leave --class, --top and --labels out.")
     model = LanguageModel(loaded.model, tokenizer, asked, methods=arguments.method or (), **options)
-    return lambda given: model.explain(_words(given), given.name)
+    return lambda given: model.explain(_prompt(given), given.name)
 
 
-def _words(given: Given) -> str:
+def _of_task(
+    loaded: HuggingFaceModel,
+    tokenizer: object,
+    task: Task,
+    names: Mapping[int, str],
+    arguments: argparse.Namespace,
+    options: Mapping[str, Any],
+) -> Explain:
+    if arguments.top:
+        raise UserError("--top is for classes of a whole text or picture.")
+    if task == "words" and not arguments.classes:
+        raise UserError("The model classifies words: say which of them, as in --class Paris.")
+    methods = [METHODS[name] for name in arguments.method or [TEXT.method.__name__]]
+    explainers = [
+        TextExplainer(loaded.model, tokenizer, method, names=names, task=task) for method in methods
+    ]
+    return lambda given: explain_asked(
+        _words(given, arguments.pair), given.name, explainers, arguments.classes, **options
+    )
+
+
+def _words(given: Given, pair: str | None) -> Text:
+    text = _prompt(given).strip()
+    if not text:
+        raise UserError("the text is empty")
+    return text if pair is None else (text, pair)
+
+
+def _prompt(given: Given) -> str:
     if given.text is None and given.path.suffix.lower() in IMAGE_SUFFIXES:
         raise UserError("it is an image, and the model reads texts")
     # The end of a file's last line is no part of what it says.
     return read_text(given.path).rstrip("\r\n") if given.text is None else given.text
 
 
-def _text(
-    given: Given, classifier: Classifier, tokenizer: object, options: Mapping[str, Any]
-) -> Explanation:
-    return explain_text(_words(given), given.name, classifier, tokenizer, **options)
-
-
-def _read_labels(path: str) -> dict[int, str]:
+def _read_labels(path: str, classes: int | None) -> dict[int, str]:
     try:
-        lines = read_text(Path(path)).splitlines()
+        lines = read_text(Path(path)).rstrip().splitlines()
     except UserError as error:
         raise UserError(f"{path}: {error}.") from error
+    if classes is not None and len(lines) != classes:
+        raise UserError(
+            f"{path} has {len(lines)} lines, and the model {classes} classes: write one name in "
+            "each line, and leave the line of a class without a name empty."
+        )
     return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
 
 

@@ -24,21 +24,31 @@ class Given:
 
 @dataclass(frozen=True)
 class Class:
-    """A class that is explained.
+    """A class that is explained, or an answer, or a word.
 
     Attributes:
-        number: Its id.
+        number: Its id; None for what has no single one.
         name: Its name; empty if it has none.
         score: The model's output for it.
+        probability: What its score is worth among those of all classes, if that is known.
     """
 
-    number: int
+    number: int | None
     name: str
     score: float
+    probability: float | None = None
 
     def __str__(self) -> str:
         """For instance ``tabby, tabby cat (281)``."""
+        if self.number is None:
+            return self.name
         return f"{self.name} ({self.number})" if self.name else f"class {self.number}"
+
+    @property
+    def said(self) -> str:
+        """The score as it is written, with the probability if that is known."""
+        likely = "" if self.probability is None else f", p = {self.probability:.2f}"
+        return f"score {self.score:.2f}{likely}"
 
 
 @dataclass(frozen=True)

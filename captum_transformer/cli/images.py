@@ -1,6 +1,6 @@
 """Explains image files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,24 @@ from captum_transformer.cli.explanation import ImageExplanation
 from captum_transformer.cli.models import HuggingFaceModel, TimmModel
 from captum_transformer.cli.packages import package
 from captum_transformer.cli.read import read_image
+from captum_transformer.explainers.classes import class_names
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How images are prepared, where it is in another way than the model says.
+
+    Attributes:
+        mean: What is taken from each channel.
+        std: What each channel is divided by.
+        size: The height and width.
+        crop: Take the middle, or scale the whole image to the size.
+    """
+
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    size: int | None = None
+    crop: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -22,14 +40,16 @@ class Preparation:
     """From an image to what a model takes.
 
     Attributes:
-        prepare: Scales, cuts and normalises: ``(3, H, W)``.
-        mean: What was taken from each channel, ``(3, 1, 1)``.
-        std: What each channel was divided by, ``(3, 1, 1)``.
+        prepare: Scales, cuts and normalises: ``(channels, H, W)``.
+        mean: What was taken from each channel, ``(channels, 1, 1)``.
+        std: What each channel was divided by, ``(channels, 1, 1)``.
+        said: All this in words.
     """
 
     prepare: Callable[[Image.Image], Tensor]
     mean: Tensor
     std: Tensor
+    said: str
 
     def shown(self, prepared: Tensor) -> Tensor:
         """What the model sees, as an image of uint8 values."""
@@ -58,21 +78,25 @@ def explain_image(
     return ImageExplanation(name, classes, attributions, preparation.shown(prepared))
 
 
-def preparation_of(loaded: TimmModel | HuggingFaceModel) -> Preparation:
+def preparation_of(
+    loaded: TimmModel | HuggingFaceModel, changes: Changes | None = None
+) -> Preparation:
     """Finds out how a model's images are prepared.
 
     Args:
         loaded: The model.
+        changes: What is to be done in another way.
 
     Returns:
         The preparation.
 
     Raises:
-        UserError: If a Hugging Face model has no processor.
+        UserError: If a Hugging Face model has no processor, or numbers don't fit the channels.
     """
+    changes = changes or Changes()
     if isinstance(loaded, TimmModel):
-        return _of_timm(loaded.config)
-    return _of_hugging_face(loaded.source)
+        return _of_timm(loaded.config, changes)
+    return _of_hugging_face(loaded.source, changes)
 
 
 def names_of(loaded: TimmModel | HuggingFaceModel) -> dict[int, str]:
@@ -85,38 +109,108 @@ def names_of(loaded: TimmModel | HuggingFaceModel) -> dict[int, str]:
         Names by id.
     """
     if isinstance(loaded, HuggingFaceModel):
-        found = {int(number): str(name) for number, name in loaded.config.id2label.items()}
-        # Transformers' filling for names that nobody gave.
-        return {number: name for number, name in found.items() if name != f"LABEL_{number}"}
+        return class_names(loaded.model)
     labels = loaded.config.get("label_names")
     listed = labels if isinstance(labels, list | tuple) else []
     return {number: str(name) for number, name in enumerate(listed)}
 
 
-def _of_timm(config: Mapping[str, Any]) -> Preparation:
+def _of_timm(config: Mapping[str, Any], changes: Changes) -> Preparation:
     timm = package("timm.data", "vision")
     data = timm.resolve_data_config({}, pretrained_cfg=dict(config), verbose=False)
+    channels, height, width = config.get("input_size", data["input_size"])
+    if changes.size is not None:
+        height = width = changes.size
+    data["input_size"] = (channels, height, width)
+    for name, given in (("mean", changes.mean), ("std", changes.std)):
+        data[name] = _of_channels(name, given or data[name], channels)
+    if changes.crop is False:
+        data |= {"crop_pct": 1.0, "crop_mode": "squash"}
+    elif changes.crop:
+        data["crop_mode"] = "center"
+    transform = timm.create_transform(**data, is_training=False)
+
+    def prepare(image: Image.Image) -> Tensor:
+        prepared: Tensor = transform(image.convert("L") if channels == 1 else image)
+        return prepared
+
+    part = "the whole" if data["crop_mode"] == "squash" else f"the middle {data['crop_pct']:.0%}"
+    said = _said(f"{part}, {height} x {width}", data["mean"], data["std"])
     mean, std = (torch.tensor(data[key])[:, None, None] for key in ("mean", "std"))
-    return Preparation(timm.create_transform(**data, is_training=False), mean, std)
+    return Preparation(prepare, mean, std, said)
 
 
-def _of_hugging_face(source: str) -> Preparation:
+def _of_hugging_face(source: str, changes: Changes) -> Preparation:
     transformers = package("transformers", "text")
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
         raise UserError(
-            f"{source} has no image processor (preprocessor_config.json), so nobody knows what "
-            "size and range its images have."
+            f"{source} has no image processor (preprocessor_config.json), so what size and range "
+            "its images have is not known. Save one beside the model: "
+            "`AutoImageProcessor.from_pretrained(the model it was trained from).save_pretrained("
+            "folder)`."
         ) from error
+    options = _options(processor, changes)
 
     def prepare(image: Image.Image) -> Tensor:
-        pixels: Tensor = processor(image, return_tensors="pt")["pixel_values"][0]
+        pixels: Tensor = processor(image, return_tensors="pt", **options)["pixel_values"][0]
         return pixels
 
-    normalised = getattr(processor, "do_normalize", False)
+    normalised = bool(changes.mean or changes.std or getattr(processor, "do_normalize", False))
+    values = [
+        options.get(key, getattr(processor, key, None)) if normalised else None
+        for key in ("image_mean", "image_std")
+    ]
     mean, std = (
-        torch.tensor(getattr(processor, key) if normalised else [default] * 3)[:, None, None]
-        for key, default in (("image_mean", 0.0), ("image_std", 1.0))
+        _of_channels(name, [default] if value is None else value, 3)
+        for name, value, default in zip(("mean", "std"), values, (0.0, 1.0), strict=True)
     )
-    return Preparation(prepare, mean, std)
+    cropped = options.get("do_center_crop", getattr(processor, "do_center_crop", False))
+    part = "the middle" if cropped else "the whole"
+    size = getattr(processor, "crop_size" if cropped else "size", None)
+    said = _said(f"{part}, {_size(options.get('size', size))}", mean, std)
+    return Preparation(
+        prepare, torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None], said
+    )
+
+
+def _options(processor: Any, changes: Changes) -> dict[str, Any]:
+    """What a processor of Transformers is called with to make the changes."""
+    options: dict[str, Any] = {}
+    for key, given in (("image_mean", changes.mean), ("image_std", changes.std)):
+        if given:
+            options |= {key: _of_channels(key, given, 3), "do_normalize": True}
+    crop = getattr(processor, "do_center_crop", False) if changes.crop is None else changes.crop
+    if changes.size is None and changes.crop is None:
+        return options
+    known = getattr(processor, "crop_size", None) or getattr(processor, "size", None) or {}
+    side = changes.size or known.get("height") or known.get("shortest_edge")
+    if side is None:
+        raise UserError("Which size the model's images have is not known: give --size.")
+    square = {"height": side, "width": side}
+    options |= {"do_resize": True, "do_center_crop": bool(crop)}
+    if crop:
+        return options | {"size": {"shortest_edge": side}, "crop_size": square}
+    return options | {"size": square}
+
+
+def _of_channels(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """A number for each channel."""
+    if len(values) not in (1, channels):
+        raise UserError(
+            f"{name} has {len(values)} numbers for {channels} channels: give --mean and --std."
+        )
+    return tuple(map(float, values if len(values) == channels else list(values) * channels))
+
+
+def _said(part: str, mean: Sequence[float], std: Sequence[float]) -> str:
+    numbers = ("/".join(f"{value:.3g}" for value in values) for values in (mean, std))
+    return "{}, mean {}, std {}".format(part, *numbers)
+
+
+def _size(size: Any) -> str:
+    found = dict(size or {})
+    if "height" in found:
+        return f"{found['height']} x {found['width']}"
+    return ", ".join(f"{name} {value}" for name, value in found.items())

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from captum_transformer import TransformerMethod
 from captum_transformer.attr.generation import NOT_COMPARED
 from captum_transformer.cli.classifier import METHODS
-from captum_transformer.cli.defaults import choose
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.explanation import Class, TextExplanation
 from captum_transformer.cli.progress import complain
-from captum_transformer.cli.words import Merge, Unit, joined
+from captum_transformer.cli.words import joined
+from captum_transformer.explainers.defaults import TEXT
+from captum_transformer.explainers.words import Merge, Unit
 from captum_transformer.visualization import decode_with_offsets
 
 DECODER = "decoder_input_ids"
@@ -68,7 +69,7 @@ class LanguageModel:
         tokenizer: Its tokenizer.
         asked: What is asked.
         longest: The most tokens that the model takes.
-        methods: The names of the methods to explain with; by default one that `choose` picks.
+        methods: The names of the methods to explain with; by default what the study supports.
         unit: What relevance is added up by.
         special_in_scale: Let special tokens set the scale of the colours.
     """
@@ -124,9 +125,9 @@ class LanguageModel:
         sequence = [*start, *answer] if start else [*prompt, *answer]
         generated = torch.tensor([sequence], device=self._device)
         if not self._methods:
-            method, reason = choose("text", self._model, ids["input_ids"])
-            self._methods = {method: METHODS[method](self._model)}
-            complain(f"{method}, since {reason} (docs/study.md); --method takes another")
+            default = TEXT.method.__name__
+            self._methods = {default: TEXT.method(self._model)}
+            complain(f"{default}, since {TEXT.reason} (docs/study.md); --method takes another")
         of_tokens = {}
         for method, explain in self._methods.items():
             found = explain.attribute_generated(
@@ -145,7 +146,7 @@ class LanguageModel:
             of_tokens[method] = list(rows)
         scores = self._scores(ids, generated, answer, spans, rather_than)
         classes = [
-            Answer(number, _said(whole, places[a:b]), score, others)
+            Answer(number, _said(whole, places[a:b]), score, other=others)
             for number, ((a, b), score) in enumerate(zip(spans, scores, strict=True))
         ]
         before = decode_with_offsets(self._tokenizer, prompt)

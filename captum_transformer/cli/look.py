@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.image_size,
             random_weights=True,
             part=arguments.weights,
+            arguments=dict(arguments.model_kwargs),
         )
     )
     count = sum(parameter.numel() for parameter in loaded.model.parameters())

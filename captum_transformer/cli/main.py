@@ -1,24 +1,14 @@
-"""The arguments of the command line, and what its errors look like."""
+"""Runs the commands, and says what goes wrong in one line."""
 
-import argparse
 import io
-import math
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
-import captum_transformer
-from captum_transformer.cli import explain, look
-from captum_transformer.cli.classifier import METHODS
 from captum_transformer.cli.errors import UserError
+from captum_transformer.cli.options import parsed
 from captum_transformer.cli.progress import complain
-from captum_transformer.cli.write import FORMATS
-
-_NAME = "captum-transformer"
-_DESCRIPTION = "Explains the decisions of Transformers: which pixels or words spoke for a class."
-_MODEL = """a model of timm (vit_base_patch16_224) or Hugging Face (google/vit-base-patch16-224), a
-folder that save_pretrained or timm has written, or a file of weights (with --architecture)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal of few letters shall show a sign for the others, not an error.
             stream.reconfigure(errors="replace")
-    arguments = _parsed(argv)
+    arguments = parsed(argv)
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         try:
@@ -47,218 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             complain("broken off")
             return 130
     return status
-
-
-def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        _NAME,
-        description=_DESCRIPTION,
-        epilog=f"{_NAME} COMMAND --help tells what a command takes.",
-    )
-    parser.add_argument("--version", action="version", version=captum_transformer.__version__)
-    parser.add_argument(
-        "command",
-        choices=["explain", "inspect"],
-        help="explain: pictures of why a model chose a class; inspect: what can be seen of a model",
-    )
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    first = parser.parse_args(argv)
-    of_command = _explain() if first.command == "explain" else _inspect()
-    # Not argparse's own commands: they allow no options between a model and its inputs.
-    return of_command.parse_intermixed_args(first.rest)
-
-
-def _explain() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        f"{_NAME} explain",
-        description="Draws which pixels or words of the inputs spoke for a class, and which "
-        "against it.",
-    )
-    parser.set_defaults(run=explain.run)
-    _add_model(parser)
-    parser.add_argument(
-        "inputs",
-        nargs="*",
-        metavar="INPUT",
-        help="image files, texts in .txt files, or folders of them",
-    )
-    parser.add_argument(
-        "--text",
-        "--prompt",
-        action="append",
-        default=[],
-        help="a text itself, or a language model's prompt; may be repeated",
-    )
-    parser.add_argument(
-        "-c",
-        "--class",
-        dest="classes",
-        action="append",
-        default=[],
-        metavar="CLASS",
-        help="a class to explain, by name or id; may be repeated (default: the most likely)",
-    )
-    parser.add_argument(
-        "--top", type=_positive, help="explain this many of the most likely classes"
-    )
-    parser.add_argument("--labels", metavar="FILE", help="the classes' names, one in each line")
-    parser.add_argument(
-        "-m",
-        "--method",
-        action="append",
-        type=_method,
-        metavar="METHOD",
-        help=f"{', '.join(METHODS)}; may be repeated (default: what suits the "
-        "model and its input, which is said)",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="PATH",
-        help="a folder, or one file for all inputs that ends in "
-        + ", ".join(f".{name}" for name in FORMATS)
-        + " (default: pictures in the current folder, texts in the terminal)",
-    )
-    parser.add_argument(
-        "-f",
-        "--format",
-        action="append",
-        choices=list(FORMATS),
-        help="what to write into a folder; may be repeated (default: png)",
-    )
-    parser.add_argument(
-        "--sign",
-        choices=["auto", "signed", "positive", "absolute"],
-        default="auto",
-        help="which part of the relevance is shown (default: all of it)",
-    )
-    parser.add_argument(
-        "--scale",
-        type=_scale,
-        help="the relevance with the strongest colour, to compare pictures (default: each its own)",
-    )
-    parser.add_argument(
-        "--special-in-scale",
-        action="store_true",
-        help="let special tokens such as [CLS] set the scale of a text's colours, as words do",
-    )
-    parser.add_argument("--smooth", action="store_true", help="interpolate between patches")
-    parser.add_argument("--tokens", action="store_true", help="show tokens, not words")
-    parser.add_argument(
-        "--by",
-        choices=["word", "sentence", "line", "paragraph"],
-        default="word",
-        help="add up the relevance of a text by these (default: word)",
-    )
-    _add_answer(parser)
-    parser.add_argument(
-        "--color", choices=["auto", "always", "never"], default="auto", help="in the terminal"
-    )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
-    parser.add_argument(
-        "--random-weights",
-        action="store_true",
-        help="load no trained weights, to try things out",
-    )
-    return parser
-
-
-def _add_answer(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "language models", "why an answer follows a prompt: --text, --prompt, or a .txt file"
-    )
-    group.add_argument(
-        "--answer", metavar="TEXT", help="the answer, which is appended to the prompt as it is"
-    )
-    group.add_argument(
-        "--generate", type=_positive, default=0, metavar="N", help="have the model write N tokens"
-    )
-    group.add_argument(
-        "--rather-than",
-        metavar="TEXT",
-        help="another answer: explains the first token in which the two differ",
-    )
-    group.add_argument(
-        "--part",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="explain these words of the answer; may be repeated (default: the whole answer)",
-    )
-    group.add_argument(
-        "--each", action="store_true", help="explain each token of the answer by itself"
-    )
-    group.add_argument(
-        "--hops",
-        type=_hops,
-        default=0,
-        metavar="N",
-        help="send relevance on, N times or with 'all' to the end, from the tokens of the answer "
-        "that it has landed on to those which these were generated from",
-    )
-    group.add_argument(
-        "--chat", action="store_true", help="a prompt is what a user says, in the model's template"
-    )
-
-
-def _inspect() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        f"{_NAME} inspect",
-        description="Prints the attention and the residual connections that are seen in a model, "
-        "and what of it can't be read. Weights are not loaded.",
-    )
-    parser.set_defaults(run=look.run)
-    _add_model(parser)
-    parser.add_argument(
-        "--length", type=_positive, default=8, help="how many tokens a made-up text has"
-    )
-    return parser
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help=_MODEL)
-    parser.add_argument(
-        "--architecture", metavar="NAME", help="timm's name of what a file's weights are for"
-    )
-    parser.add_argument(
-        "--weights",
-        metavar="NAME",
-        help="which of several models in a file: what is before its weights' names, as in teacher",
-    )
-    parser.add_argument(
-        "--image-size", type=_positive, metavar="PIXELS", help="for models of timm that allow it"
-    )
-
-
-def _method(name: str) -> str:
-    known = {method.casefold(): method for method in METHODS}
-    if name.casefold() not in known:
-        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(METHODS)}")
-    return known[name.casefold()]
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and 0 < int(text) <= 100_000):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return int(text)
-
-
-def _hops(text: str) -> int | None:
-    if text == "all":
-        return None
-    if not (text.isdecimal() and int(text) <= 100_000):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on, and not 'all'")
-    return int(text)
-
-
-def _scale(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return value
 
 
 def _warn(

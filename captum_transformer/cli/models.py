@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from captum_transformer.cli.weights import SUFFIXES, fill, prefix_of, read_weigh
 
 _MAX_CONFIG_BYTES = 10_000_000
 # What `timm.create_model` takes beside the arguments of the model: names of files and of downloads.
-_NOT_OF_THE_MODEL = frozenset(
+NOT_OF_THE_MODEL = frozenset(
     "cache_dir checkpoint_path exportable no_jit pretrained pretrained_cfg pretrained_cfg_overlay "
     "scriptable".split()
 )
@@ -31,6 +32,7 @@ class Wanted:
         image_size: The images' height and width, where the model can have several.
         random_weights: Do without trained weights.
         part: What the weights' names in a file begin with.
+        arguments: What a model of timm is built with.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Wanted:
     image_size: int | None = None
     random_weights: bool = False
     part: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -115,6 +118,8 @@ def load_model(wanted: Wanted) -> TimmModel | HuggingFaceModel:
         loaded = _of_timm(wanted)
     else:
         loaded = _hugging_face(wanted)
+    if wanted.arguments and not isinstance(loaded, TimmModel):
+        raise UserError("--model-kwargs are for models of timm; Transformers' have a config.json.")
     loaded.model.eval()
     return loaded
 
@@ -158,7 +163,7 @@ def _imagenet_names(model: nn.Module) -> list[str]:
 def _of_folder(wanted: Wanted, config: Mapping[str, Any]) -> TimmModel:
     """A folder as timm saves it: config.json and the weights."""
     arguments = config.get("model_args") or {}
-    if not isinstance(arguments, dict) or _NOT_OF_THE_MODEL & set(arguments):
+    if not isinstance(arguments, dict) or NOT_OF_THE_MODEL & set(arguments):
         raise UserError(f"{wanted.name}/config.json has arguments that no model takes.")
     classes = config.get("num_classes")
     if isinstance(classes, int):
@@ -184,7 +189,7 @@ def _of_folder(wanted: Wanted, config: Mapping[str, Any]) -> TimmModel:
 
 
 def _of_file(wanted: Wanted) -> TimmModel:
-    if wanted.path.suffix not in SUFFIXES:
+    if not wanted.name.endswith(SUFFIXES):
         raise UserError(
             f"{wanted.name} is no checkpoint: its name should end in {', '.join(SUFFIXES)}."
         )
@@ -207,7 +212,9 @@ def _of_file(wanted: Wanted) -> TimmModel:
 
 def _build(architecture: str, wanted: Wanted, arguments: Mapping[str, Any]) -> TimmModel:
     if not _is_timm(architecture):
-        raise UserError(f"timm has no architecture {architecture!r}.")
+        close = get_close_matches(architecture, package("timm", "vision").list_models(), 3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"timm has no architecture {architecture!r}.{hint}")
     try:
         return _create(architecture, wanted, **arguments)
     except Exception as error:
@@ -216,10 +223,13 @@ def _build(architecture: str, wanted: Wanted, arguments: Mapping[str, Any]) -> T
 
 def _create(name: str, wanted: Wanted, **arguments: Any) -> TimmModel:
     timm = package("timm", "vision")
+    arguments |= wanted.arguments
     if wanted.image_size is not None:
         arguments["img_size"] = wanted.image_size
     model = timm.create_model(name, **arguments)
     config = {**model.pretrained_cfg}
+    if "in_chans" in arguments:
+        config["input_size"] = (arguments["in_chans"], *config.get("input_size", (3, 224, 224))[1:])
     size = arguments.get("img_size")
     if size is not None:
         # Some models say the size that their architecture had when it was trained.

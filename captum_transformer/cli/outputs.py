@@ -85,7 +85,7 @@ class Outputs:
             say(f"  {visible(str(self._file))}")
 
     def _tell(self, explanation: Explanation) -> None:
-        classes = "; ".join(f"{each}, score {each.score:.2f}" for each in explanation.classes)
+        classes = "; ".join(f"{each}, {each.said}" for each in explanation.classes)
         say(visible(f"{explanation.name}: {classes}"))
         if isinstance(explanation, TextExplanation) and not self._files_of_texts:
             for method, every in explanation.attributions.items():

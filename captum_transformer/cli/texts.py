@@ -1,17 +1,16 @@
 """Explains texts."""
 
+from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from captum_transformer.cli.classifier import Classifier
 from captum_transformer.cli.errors import UserError
-from captum_transformer.cli.explanation import TextExplanation
+from captum_transformer.cli.explanation import Class, TextExplanation
 from captum_transformer.cli.models import HuggingFaceModel
 from captum_transformer.cli.packages import package
-from captum_transformer.cli.words import Merge, Unit, joined
-
-MAX_TOKENS = 4096
+from captum_transformer.explainers import TextExplainer
+from captum_transformer.explainers.coding import Text, code
+from captum_transformer.explainers.words import Unit, Words
 
 
 def load_tokenizer(loaded: HuggingFaceModel) -> Any:
@@ -39,7 +38,7 @@ def load_tokenizer(loaded: HuggingFaceModel) -> Any:
 
 
 def explain_text(
-    text: str,
+    text: Text,
     name: str,
     classifier: Classifier,
     tokenizer: Any,
@@ -48,10 +47,10 @@ def explain_text(
     unit: Unit = "word",
     special_in_scale: bool = False,
 ) -> TextExplanation:
-    """Explains one text.
+    """Explains the classes of one text.
 
     Args:
-        text: The text.
+        text: The text, or a pair.
         name: What it is called.
         classifier: The model, the methods and the classes.
         tokenizer: The model's.
@@ -63,45 +62,49 @@ def explain_text(
         The explanation.
 
     Raises:
-        UserError: If the text is empty or too long, or the classes don't exist.
+        InvalidInputError: If the text is empty or too long.
+        UserError: If the classes don't exist.
     """
-    text = text.strip()
-    if not text:
-        raise UserError("the text is empty")
-    coded = tokenizer(
-        text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
+    coded, inputs = code(text, tokenizer, longest)
+    classes, of_tokens = classifier.explain(inputs.pop("input_ids"), inputs)
+    words = Words(coded, unit, special_in_scale=special_in_scale)
+    by_words = {method: list(map(words.sums, rows)) for method, rows in of_tokens.items()}
+    return TextExplanation(
+        name, classes, by_words, words.labels, coded.tokens, of_tokens, words.special
     )
-    ids, tokens = coded["input_ids"], coded.tokens()
-    if len(ids) > longest:
-        raise UserError(
-            f"the text has {len(ids):,} tokens, the model takes {longest:,}: shorten it"
-        )
-    merge = Merge(
-        tokenizer,
-        ids,
-        tokens,
-        coded["offset_mapping"],
-        text,
-        unit,
-        special_in_scale=special_in_scale,
-        added=coded["special_tokens_mask"],
-    )
-    classes, of_tokens = classifier.explain(torch.tensor([ids]))
-    return joined(name, classes, of_tokens, [merge])
 
 
-def longest_text(loaded: HuggingFaceModel, tokenizer: Any) -> int:
-    """The most tokens that a model takes.
+def explain_asked(
+    text: Text,
+    name: str,
+    explainers: Sequence[TextExplainer],
+    asked: Sequence[str],
+    *,
+    unit: Unit = "word",
+    special_in_scale: bool = False,
+) -> TextExplanation:
+    """Explains answers, the classes of words, or masked words.
 
     Args:
-        loaded: The model.
-        tokenizer: Its tokenizer.
+        text: The text, or a pair.
+        name: What it is called.
+        explainers: One for each method.
+        asked: The answers or words; without any, what the model predicts.
+        unit: What relevance is added up by.
+        special_in_scale: Let special tokens set the scale of the colours, as words do.
 
     Returns:
-        The smallest of what the tokenizer says, the positions that there are, and `MAX_TOKENS`.
+        The explanation.
     """
-    positions = getattr(loaded.config, "max_position_embeddings", None)
-    known = [int(tokenizer.model_max_length), MAX_TOKENS]
-    if isinstance(positions, int) and positions > 0:
-        known.append(positions)
-    return min(known)
+    targets: Sequence[str | None] = asked or [None]
+    found = [[explainer(text, target, unit=unit) for target in targets] for explainer in explainers]
+    first = found[0]
+    return TextExplanation(
+        name,
+        [Class(each.target, each.label, each.score, each.probability) for each in first],
+        {row[0].method: [each.relevance for each in row] for row in found},
+        first[0].words,
+        first[0].tokens,
+        {row[0].method: [each.of_tokens.cpu() for each in row] for row in found},
+        [special and not special_in_scale for special in first[0].special],
+    )

@@ -1,6 +1,7 @@
 """Reads weights, and nothing but weights, and puts them into a model."""
 
-from collections.abc import Iterator, Mapping
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from captum_transformer.cli.errors import UserError, one_line
 
-SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
+SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pth.tar", ".safetensors")
+_SHOWN = 3
 """How files of weights are called."""
 
 
@@ -31,7 +33,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        read = torch.load(path, map_location="cpu", weights_only=True)
+        # Trainings keep their arguments beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            read = torch.load(path, map_location="cpu", weights_only=True)
     # Truncated, of another program, or code that was refused: each has errors of its own.
     except Exception as error:
         raise UserError(
@@ -67,10 +71,35 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], prefix: str, name: str
     own = {
         key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)
     }
-    try:
-        model.load_state_dict(own)
-    except RuntimeError as error:
-        raise UserError(f"{name} has weights of another model: {one_line(error)}") from error
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in own]
+    unknown = [f"{prefix}{key}" for key in own if key not in expected]
+    resized = [
+        f"{key} has the shape {tuple(own[key].shape)} in the file and {tuple(weight.shape)} in it"
+        for key, weight in expected.items()
+        if key in own and own[key].shape != weight.shape
+    ]
+    if missing or unknown or resized:
+        differences = [
+            f"{said}: {_listed(keys)}"
+            for said, keys in (
+                ("missing", missing),
+                ("only in the file", unknown),
+                ("other shapes", resized),
+            )
+            if keys
+        ]
+        raise UserError(
+            f"{name} has weights of another model than {type(model).__name__} as it was built "
+            f"({'; '.join(differences)}). Check --architecture, --image-size and --model-kwargs, "
+            "such as depth=4 or in_chans=1."
+        )
+    model.load_state_dict(own)
+
+
+def _listed(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return ", ".join(keys[:_SHOWN]) + more
 
 
 def prefix_of(model: nn.Module, weights: Mapping[str, Tensor], chosen: str | None = None) -> str:

@@ -1,76 +1,13 @@
-"""Tokens put together to what a reader reads: words, sentences, lines, paragraphs."""
+"""Explained texts word by word, as the command line writes them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer.cli.explanation import Class, TextExplanation
-from captum_transformer.groups import label_tokens, spans_of, sum_by_group
-from captum_transformer.visualization import merge_words
-from captum_transformer.visualization.token_scale import special_ids
-
-Unit = Literal["token", "word", "sentence", "line", "paragraph"]
-_REST = "other tokens"
-_BETWEEN = "→"
-
-
-class Merge:
-    """How the tokens of one text are put together.
-
-    Args:
-        tokenizer: The model's.
-        ids: The tokens' ids.
-        tokens: The tokens as strings.
-        offsets: Where each is in the text; ``(0, 0)`` for special ones.
-        text: The text.
-        unit: What they are put together to.
-        special_in_scale: Let special tokens set the scale of the colours.
-        added: Which tokens are special beside those that the tokenizer names.
-
-    Attributes:
-        tokens: The tokens as strings.
-        words: What they are put together to.
-        off_scale: Which of these are special tokens.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        ids: Sequence[int],
-        tokens: Sequence[str],
-        offsets: Any,
-        text: str,
-        unit: Unit,
-        *,
-        special_in_scale: bool = False,
-        added: Sequence[int] = (),
-    ) -> None:
-        self.tokens = tokens
-        self._offsets, self._text, self._unit = offsets, text, unit
-        self._labels: list[str] = []
-        if unit != "token" and unit != "word":
-            self._labels = label_tokens(offsets, spans_of(text, unit), rest=_REST)
-        known = special_ids(tokenizer)
-        special = torch.tensor([float(each in known) for each in ids])
-        if len(added):
-            special = special.maximum(torch.tensor(added, dtype=torch.float))
-        self.words, off = self._merged(special)
-        self.off_scale = [not special_in_scale and each > 0 for each in off.tolist()]
-
-    def sums(self, values: Tensor) -> Tensor:
-        """The relevance of the words."""
-        return self._merged(values)[1]
-
-    def _merged(self, values: Tensor) -> tuple[list[str], Tensor]:
-        if self._unit == "token":
-            return list(self.tokens), values
-        if self._labels:
-            names, sums, _ = sum_by_group(values, self._labels)
-            return names, sums
-        return merge_words(self.tokens, values, self._offsets, self._text)
+from captum_transformer.explainers.words import BETWEEN, Merge
 
 
 def joined(
@@ -99,7 +36,7 @@ def joined(
     by_words = {method: list(map(of_words, rows)) for method, rows in of_tokens.items()}
     words, off_scale = list(parts[0].words), list(parts[0].off_scale)
     for part in parts[1:]:
-        words += [_BETWEEN, *part.words]
+        words += [BETWEEN, *part.words]
         off_scale += [False, *part.off_scale]
     tokens = [token for part in parts for token in part.tokens]
     return TextExplanation(name, classes, by_words, words, tokens, of_tokens, off_scale)

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.image import imsave
 from torch import Tensor
 
-from captum_transformer.cli.explanation import Explanation, ImageExplanation, TextExplanation
+from captum_transformer.cli.explanation import Class, Explanation, ImageExplanation, TextExplanation
 from captum_transformer.visualization import (
     MapOptions,
     html_page,
@@ -67,10 +67,14 @@ def write_safetensors(path: Path, explanations: Sequence[Explanation], _: MapOpt
         for method, every in attributions.items():
             for chosen, values in zip(explanation.classes, every, strict=True):
                 # A tensor of its own: what is saved may share no memory.
-                tensors[f"{number}/{method}/{chosen.number}"] = values.clone().contiguous()
-        classes = {str(each.number): [each.name, each.score] for each in explanation.classes}
+                tensors[f"{number}/{method}/{_key(chosen)}"] = values.clone().contiguous()
+        classes = {_key(each): [each.name, each.score] for each in explanation.classes}
         about.append({"input": explanation.name, "classes": classes, **tokens})
     save_file(tensors, path, metadata={"inputs": json.dumps(about)})
+
+
+def _key(chosen: Class) -> str:
+    return chosen.name if chosen.number is None else str(chosen.number)
 
 
 Write = Callable[[Path, Sequence[Explanation], MapOptions], None]
@@ -98,7 +102,7 @@ def _picture(explanation: Explanation, options: MapOptions) -> Image:
     if len(captioned) == 1:
         ((caption, values),) = captioned
         return panel(explanation.image, values, caption, **options)
-    columns = [f"{chosen}\nscore {chosen.score:.2f}" for chosen in explanation.classes]
+    columns = [f"{chosen}\n{chosen.said}" for chosen in explanation.classes]
     rows = {
         method: dict(zip(columns, every, strict=True))
         for method, every in explanation.attributions.items()
@@ -121,14 +125,14 @@ def _section(explanation: Explanation, options: MapOptions) -> str:
             for caption, values in _captioned(explanation)
         )
     data = b64encode(_png(_picture(explanation, options))).decode()
-    said = "; ".join(f"{chosen}, score {chosen.score:.2f}" for chosen in explanation.classes)
+    said = "; ".join(f"{chosen}, {chosen.said}" for chosen in explanation.classes)
     picture = f'<img src="data:image/png;base64,{data}" alt="Map for {escape(said)}">'
     return f"{heading}<figure style='margin:0'>{picture}</figure><p>{escape(said)}</p>"
 
 
 def _captioned(explanation: Explanation) -> list[tuple[str, Tensor]]:
     return [
-        (f"{chosen}, score {chosen.score:.2f}\n{method}", values)
+        (f"{chosen}, {chosen.said}\n{method}", values)
         for method, every in explanation.attributions.items()
         for chosen, values in zip(explanation.classes, every, strict=True)
     ]

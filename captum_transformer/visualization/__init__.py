@@ -29,6 +29,7 @@ from captum_transformer.visualization.ties import patch_ties, word_ties
 from captum_transformer.visualization.ties_html import word_ties_html
 from captum_transformer.visualization.token_ansi import token_ansi
 from captum_transformer.visualization.token_html import html_page, token_html
+from captum_transformer.visualization.token_scale import TokenOptions
 from captum_transformer.visualization.token_strip import token_strip
 from captum_transformer.visualization.tokens import token_table
 from captum_transformer.visualization.video_frames import video_frames
@@ -40,6 +41,7 @@ __all__ = [
     "MapOptions",
     "Places",
     "ScaledMap",
+    "TokenOptions",
     "account_bars",
     "common_scale",
     "decode_with_offsets",

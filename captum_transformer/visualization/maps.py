@@ -55,7 +55,8 @@ def scaled_map(
     """Turns the attribution of an image into the map that is drawn over it.
 
     Args:
-        attribution: ``(C, H, W)`` or ``(H, W)``, or coarser than the image.
+        attribution: ``(C, H, W)`` or ``(H, W)``, or coarser or finer than the image, of which it
+            is taken to cover the whole.
         size: The image's height and width.
         **options: See `MapOptions`.
 
@@ -63,16 +64,11 @@ def scaled_map(
         The map in the image's size.
 
     Raises:
-        ValueError: If the attribution is not a map of the image, or an option has no meaning.
+        ValueError: If the attribution is not a map, or an option has no meaning.
     """
     smooth = options.get("smooth", False)
     values = to_map(attribution, channels=options.get("channels", "sum"))
     height, width = values.shape
-    if size[0] % height or size[1] % width:
-        raise ValueError(
-            f"An attribution of {height} x {width} values doesn't belong to an image of "
-            f"{size[0]} x {size[1]} pixels: its height and width must divide the image's."
-        )
     if (height, width) != (size[0], size[1]):
         values = resize(values, (size[0], size[1]), smooth=smooth)
     elif smooth:
@@ -168,13 +164,16 @@ def resize(values: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:
     Args:
         values: A map ``(h, w)``.
         size: The height and width to have.
-        smooth: Interpolate bilinearly; otherwise every value becomes a block.
+        smooth: Interpolate bilinearly; otherwise every value becomes a block, or where the map gets
+            smaller, the mean of several becomes one value.
 
     Returns:
         The map with the given size.
     """
     if smooth:
         out = F.interpolate(values[None, None], size, mode="bilinear", align_corners=False)
+    elif size[0] < values.shape[0] or size[1] < values.shape[1]:
+        out = F.adaptive_avg_pool2d(values[None, None], size)
     else:
         out = F.interpolate(values[None, None], size, mode="nearest-exact")
     return out[0, 0]

@@ -1,5 +1,7 @@
 """A heatmap over the image that was explained."""
 
+from typing import Any, TypeAlias
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,12 +17,17 @@ _DIM = 0.75
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
-def to_display(image: Tensor) -> Image:
+Picture: TypeAlias = Tensor | Image | Any
+"""A picture as a tensor, as a NumPy array with the channels last, or as an image of PIL."""
+
+
+def to_display(image: Picture) -> Image:
     """Brings an image into a form that can be drawn.
 
     Args:
-        image: ``(3, H, W)``, ``(1, H, W)`` or ``(H, W)``. A float image may have any range, as the
-            inputs of a model do after normalisation: its smallest value becomes black and its
+        image: A tensor ``(3, H, W)``, ``(1, H, W)`` or ``(H, W)``, an array ``(H, W, 3)``,
+            ``(H, W, 1)`` or ``(H, W)``, or an image of PIL. A float image may have any range, as
+            the inputs of a model do after normalisation: its smallest value becomes black and its
             largest white. A uint8 image stays as it is.
 
     Returns:
@@ -34,6 +41,7 @@ def to_display(image: Tensor) -> Image:
         >>> to_display(torch.tensor([[[-2.0, 0.0, 2.0]]]))[0, :, 0]
         array([  0, 128, 255], dtype=uint8)
     """
+    image = _as_tensor(image)
     pixels = image[None] if image.dim() == 2 else image
     if pixels.dim() != 3 or pixels.shape[0] not in (1, 3):
         raise ValueError(
@@ -53,16 +61,27 @@ def to_display(image: Tensor) -> Image:
     return array
 
 
-def overlay(image: Tensor, attribution: Tensor, **options: Unpack[MapOptions]) -> Image:
+def _as_tensor(image: Picture) -> Tensor:
+    if hasattr(image, "convert"):
+        image = np.array(image.convert("RGB"))
+    if not isinstance(image, np.ndarray):
+        tensor: Tensor = image
+        return tensor
+    # Some arrays, such as flipped ones, have strides that tensors can't have.
+    tensor = torch.from_numpy(np.ascontiguousarray(image))
+    return tensor.permute(2, 0, 1) if tensor.dim() == 3 else tensor
+
+
+def overlay(image: Picture, attribution: Tensor, **options: Unpack[MapOptions]) -> Image:
     """Lays a heatmap over an image.
 
     The stronger the attribution, the more its colour covers the image, so that what doesn't matter
     to the model stays recognisable in a dimmed grey.
 
     Args:
-        image: ``(3, H, W)``, ``(1, H, W)`` or ``(H, W)``, in any range; see `to_display`.
-        attribution: ``(C, H, W)`` or ``(H, W)``. A coarser map, such as one value per patch, is
-            enlarged to the image.
+        image: A tensor, an array or an image of PIL, in any range; see `to_display`.
+        attribution: ``(C, H, W)`` or ``(H, W)`` of any height and width; it covers the whole image.
+            A coarser map, such as one value per patch, is enlarged.
         **options: What of the attribution is shown, see `MapOptions`.
 
     Returns:

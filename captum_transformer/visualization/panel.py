@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from captum_transformer.visualization.canvas import BLACK, GREY, Canvas, Image, fit
 from captum_transformer.visualization.maps import MapOptions, ScaledMap, scaled_map
-from captum_transformer.visualization.overlay import blend, to_display
+from captum_transformer.visualization.overlay import Picture, blend, to_display
 
 MARGIN = 10
 """Pixels around and between the parts of a picture."""
@@ -25,7 +25,7 @@ SCALE_WIDTH = _BAR + _TICKS
 
 
 def panel(
-    image: Tensor,
+    image: Picture,
     attribution: Tensor,
     caption: str = "",
     *,
@@ -35,7 +35,7 @@ def panel(
     r"""Draws an image, its overlay and the overlay's colour scale side by side under a caption.
 
     Args:
-        image: ``(3, H, W)``, ``(1, H, W)`` or ``(H, W)``, in any range; see `to_display`.
+        image: A tensor, an array or an image of PIL, in any range; see `to_display`.
         attribution: ``(C, H, W)`` or ``(H, W)``, see `overlay`.
         caption: One or several lines. The first is dark, those below are grey; what is too long for
             the picture ends in an ellipsis, so that its size depends only on the number of lines.

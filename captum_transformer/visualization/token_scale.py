@@ -5,7 +5,7 @@ whatever the text says. On a scale up to them, no word would have a colour.
 """
 
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -16,6 +16,20 @@ from captum_transformer.visualization.tokens import token_values, visible
 
 OffScale: TypeAlias = Sequence[bool] | Tensor | None
 """For each token, whether it is left out when the colour scale is found; None: none is."""
+
+
+class TokenOptions(TypedDict, total=False):
+    """How the attribution of a text is coloured; every picture of a text takes these keywords.
+
+    Attributes:
+        sign: ``"auto"`` (default), ``"signed"``, ``"positive"`` or ``"absolute"``, see `Sign`.
+        scale: The attribution with the strongest colour. None (default): each text has its own.
+        off_scale: For each token, whether it is left out when the scale is found.
+    """
+
+    sign: Sign
+    scale: float | None
+    off_scale: OffScale
 
 
 class ScaledTokens(NamedTuple):

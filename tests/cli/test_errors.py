@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from captum_transformer.cli import read
-from captum_transformer.cli.classes import find_class
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.read import read_image, read_text
+from captum_transformer.errors import InvalidTargetError
+from captum_transformer.explainers.classes import find_class
 
 
 def png(width, height, pixels=b""):
@@ -127,7 +128,7 @@ def test_names_that_no_file_or_model_can_have(checkpoints, photo, run):
 def test_a_file_whose_name_is_no_text(checkpoints, photo, run):
     odd = photo.rename(photo.with_name("odd\udcff.png"))
     status, _, err = run("explain", checkpoints / "timm", odd, "-m", "AttnLRP", "-o", "page.html")
-    assert (status, err) == (0, "")
+    assert (status, err.count("\n")) == (0, 1)  # how pictures are prepared
     assert "odd\ufffd.png" in Path("page.html").read_text(encoding="utf-8")
     assert run("explain", checkpoints / "timm", odd)[0] == 0
 
@@ -151,10 +152,21 @@ def test_classes_are_found_by_id_name_and_part():
     ],
 )
 def test_classes_that_do_not_exist(asked, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(InvalidTargetError, match=message):
         find_class(asked, NAMES, 4)
-    with pytest.raises(UserError, match="--labels"):
-        find_class("zebra", {}, 4)
+
+
+def test_a_name_that_is_another_class_s_number():
+    assert find_class("3", {0: "3", 3: "0"}, 2) == 0
+    with pytest.raises(InvalidTargetError, match=r"several classes: 7 \(3\); 3 \(8\)"):
+        find_class("3", {7: "3", 3: "8"}, 9)
+
+
+def test_names_are_needed_to_find_a_class_by_name(checkpoints, photo, run):
+    of = "--architecture", "test_vit", "--image-size", "32"
+    status, _, err = run("explain", checkpoints / "vit.pth", *of, photo, "-c", "zebra")
+    assert status == 2
+    assert "--labels" in err
 
 
 def test_a_wrong_class_is_told_before_all_else(checkpoints, photo, run):

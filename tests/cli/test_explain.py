@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 from timm.models._hub import save_for_hf
-from transformers import AutoTokenizer, BertForSequenceClassification
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
 
 from captum_transformer import AttnLRP, ConservativeLRP, GenericAttentionRelevance
 from captum_transformer.visualization import merge_words
@@ -137,12 +144,14 @@ def test_a_folder_of_inputs_and_names_that_meet(checkpoints, photo, run):
         with Image.open(photo) as image:
             image.save(folder / name)
     (folder / "notes.md").write_text("no input")
-    status, _, _ = run(
+    status, _, err = run(
         "explain", checkpoints / "timm", folder, folder / "deeper/photo.png", "-o", "out"
     )
     assert status == 0
+    assert "skipped files that are no images or texts: 1" in err
     assert {path.name for path in Path("out").iterdir()} == {
         "photo.explanation.png", "photo-2.explanation.png", "photo-3.explanation.png",
+        "photo-4.explanation.png",
     }  # fmt: skip
 
 
@@ -177,6 +186,12 @@ def test_names_from_a_file(checkpoints, photo, run):
         photo, "--labels", "names.txt", "-c", "TWO",
     )  # fmt: skip
     assert "two (1)" in out
+    Path("names.txt").write_text("one\ntwo\n")
+    status, _, err = run(
+        "explain", checkpoints / "timm", photo, "--labels", "names.txt", "-c", "two"
+    )
+    assert status == 2
+    assert "has 2 lines, and the model 3 classes" in err
 
 
 def test_a_hugging_face_model_of_images(checkpoints, photo, run):
@@ -232,3 +247,68 @@ def test_inspect_by_name_needs_no_weights(run):
     status, out, _ = run("inspect", "test_vit", "--image-size", "64")
     assert status == 0
     assert "(1, 3, 64, 64)" in out
+
+
+def save_reader(kind, checkpoints, folder):
+    """A model with a head of its own on the tokenizer of the classifier."""
+    from shutil import copytree
+
+    copytree(checkpoints / "bert", folder)
+    config = BertConfig.from_pretrained(checkpoints / "bert", initializer_range=0.5)
+    config.architectures = [kind.__name__]
+    torch.manual_seed(0)
+    kind(config).save_pretrained(folder)
+
+
+def test_an_answer_and_the_class_of_a_word(checkpoints, run):
+    save_reader(BertForQuestionAnswering, checkpoints, "answers")
+    explain = "explain", "answers", "--text", "a film", "--pair", "an unbelievable film"
+    status, out, err = run(*explain, "-c", "unbelievable", "-m", "AttnLRP")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].startswith("text 1: unbelievable, score ")
+    assert ", p = 0." in lines[0]
+    words = [line.split("\t")[0].strip() for line in lines[2:]]
+    assert words == "[CLS] a film [SEP] an unbelievable film [SEP]".split()
+    assert run(*explain)[0] == 0
+    status, _, err = run(*explain, "-c", "Rome")
+    assert status == 1
+    assert "exactly once" in err
+
+    save_reader(BertForTokenClassification, checkpoints, "words")
+    explain = "explain", "words", "--text", "an unbelievable film"
+    status, out, _ = run(*explain, "-c", "film", "-o", "out.safetensors")
+    assert status == 0
+    assert out.startswith("text 1: film: ")
+    status, _, err = run(*explain)
+    assert status == 2
+    assert "say which of them, as in --class Paris" in err
+
+
+def test_weights_as_trainings_save_them(checkpoints, photo, run):
+    weights = torch.load(checkpoints / "vit.pth")
+    nested = {f"module.{key}": value for key, value in weights.items()}
+    training = {"net": nested, "args": Namespace(lr=0.1), "epoch": 3, "arch": "test_vit"}
+    torch.save(training, "model_best.pth.tar")
+    explain = "--architecture", "test_vit", "--image-size", "32", photo, "-c", "1"
+    status, out, err = run("explain", "model_best.pth.tar", *explain, "-m", "AttnLRP")
+    assert status == 0, err
+    assert out == run("explain", checkpoints / "vit.pth", *explain, "-m", "AttnLRP")[1].replace(
+        "photo-2", "photo"
+    )
+
+
+def test_a_model_that_is_built_with_other_arguments(photo, run):
+    torch.manual_seed(0)
+    shallow = timm.create_model("test_vit", img_size=32, num_classes=3, depth=2)
+    torch.save(shallow.state_dict(), "shallow.pth")
+    explain = "explain", "shallow.pth", "--architecture", "test_vit", "--image-size", "32", photo
+    status, _, err = run(*explain)
+    assert status == 2
+    assert "missing: blocks.2.norm1.weight" in err
+    assert "--model-kwargs" in err
+    assert run(*explain, "--model-kwargs", "depth=2", "-m", "AttnLRP")[0] == 0
+    assert "not an argument of a model" in run(*explain, "--model-kwargs", "pretrained=True")[2]
+    status, _, err = run("explain", "shallow.pth", "--architecture", "test_vitt", photo)
+    assert status == 2
+    assert "Did you mean test_vit" in err

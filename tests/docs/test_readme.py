@@ -42,10 +42,12 @@ def what_the_reader_has():
 
 
 def test_there_are_examples_for_images_text_generation_and_training():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["images", "text", "generation", "training"])
+@pytest.mark.parametrize(
+    "block", BLOCKS, ids=["one line", "images", "text", "generation", "training"]
+)
 def test_the_examples_run(block, what_the_reader_has, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)  # untrained models may end a text at random

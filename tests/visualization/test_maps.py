@@ -120,6 +120,12 @@ def test_a_patch_map_is_enlarged_to_the_image(smooth):
     torch.testing.assert_close(small.values, large.values)
 
 
-def test_a_map_that_does_not_divide_the_image_is_refused():
-    with pytest.raises(ValueError, match=r"3 x 3 values.*8 x 8 pixels"):
-        scaled_map(torch.ones(3, 3), (8, 8))
+def test_a_map_of_any_size_covers_the_image():
+    values = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.5]])
+    found = scaled_map(values, (8, 10), quantile=1.0).values
+    assert (found[:3, :3] == 1).all()
+    assert (found[5:, 7:] == 0.5).all()
+    assert float(found.sum()) == 9 + 0.5 * 9
+    finer = torch.arange(64.0).view(8, 8)
+    means = scaled_map(finer, (4, 2), quantile=1.0).values * 57.5
+    torch.testing.assert_close(means, finer.view(4, 2, 2, 4).mean((1, 3)))

@@ -1,0 +1,9 @@
+"""From a text or a picture to its explanation in one line: what goes in is what a reader sees."""
+
+from captum_transformer.explainers.explained import Explained
+from captum_transformer.explainers.explained_image import ExplainedImage
+from captum_transformer.explainers.explained_text import ExplainedText
+from captum_transformer.explainers.image import ImageExplainer
+from captum_transformer.explainers.text import TextExplainer
+
+__all__ = ["Explained", "ExplainedImage", "ExplainedText", "ImageExplainer", "TextExplainer"]

@@ -1,0 +1,39 @@
+"""Which method explains where the user names none, and why.
+
+The figures are those of docs/study.md: what a method is good for depends on whether words or pixels
+are asked about, and on what the score is read from.
+"""
+
+from typing import NamedTuple
+
+from captum_transformer.attr.attn_lrp import AttnLRP
+from captum_transformer.attr.transformer_attribution import TransformerAttribution
+from captum_transformer.attr.transformer_method import TransformerMethod
+from captum_transformer.description import Description
+
+
+class Choice(NamedTuple):
+    """A method, and the reason to choose it."""
+
+    method: type[TransformerMethod]
+    reason: str
+
+
+TEXT = Choice(AttnLRP, "its words for and against are the best of a text, or as good")
+ONE_TOKEN = Choice(
+    TransformerAttribution,
+    "the score is read from one token, and its patches point better than values of single pixels",
+)
+POOLED = Choice(
+    TransformerAttribution,
+    "the score is read from pooled tokens, and it has what each of them says for the class",
+)
+
+
+def for_images(seen: Description) -> Choice:
+    """The method that the study supports for images.
+
+    Args:
+        seen: What the trace sees of the model, which tells what its score is read from.
+    """
+    return POOLED if seen.pooled else ONE_TOKEN

@@ -1,0 +1,52 @@
+"""What explained texts and pictures have in common."""
+
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What a model says of an input, and the method that explains it.
+
+    Attributes:
+        label: what is explained, such as the name of a class.
+        target: the number of the class or token; None if there is no single one.
+        score: the score that is explained.
+        probability: its probability; None if it is not known how one is made of the score.
+        predicted: whether it is what the model predicts, as no target was given.
+        method: the name of the method.
+    """
+
+    label: str
+    target: int | None
+    score: float
+    probability: float | None
+    predicted: bool
+    method: str
+
+    @property
+    def caption(self) -> str:
+        """What is explained, in two lines."""
+        likely = "" if self.probability is None else f", p = {self.probability:.2f}"
+        found = "predicted, " if self.predicted else ""
+        return f"{self.label}\n{found}score {self.score:.2f}{likely}, {self.method}"
+
+
+def in_notebook() -> bool:
+    """Whether this is a notebook, which shows pictures and pages."""
+    return hasattr(_shell(), "kernel")
+
+
+def display(shown: Any) -> None:
+    """Shows something in a notebook."""
+    import_module("IPython.display").display(shown)
+
+
+def _shell() -> Any:
+    if "IPython" not in sys.modules:
+        return None
+    from IPython import get_ipython
+
+    return get_ipython()

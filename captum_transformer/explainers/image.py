@@ -1,0 +1,204 @@
+"""From a picture to a map on it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer.calling.isolation import explaining, modules_of
+from captum_transformer.description import describe
+from captum_transformer.errors import InvalidInputError
+from captum_transformer.explainers.classes import Names, class_names, numbered
+from captum_transformer.explainers.defaults import for_images
+from captum_transformer.explainers.device import device_of
+from captum_transformer.explainers.explained_image import ExplainedImage
+from captum_transformer.explainers.pictures import picture_of
+from captum_transformer.explainers.readout import (
+    Activation,
+    Readout,
+    activation_of,
+    class_readout,
+    class_scores,
+)
+from captum_transformer.visualization.places import Places, places_of
+
+_PIXELS = "pixel_values"
+
+
+class ImageExplainer:
+    """Explains the classes that a model finds in a picture, by a map on the picture.
+
+    Whatever the preparation does to a picture, such as to scale and to crop it: relevance is
+    brought back to the place in the picture that it is due to (see
+    :func:`~captum_transformer.visualization.places_of`).
+
+    Args:
+        model: the model, or a function that runs one, with a score for each class as its output.
+        processor: what prepares a picture: an image processor of Transformers, whose output the
+            model gets by name, or a function from an image of PIL to a tensor
+            ``(channels, height, width)``, such as the transforms of timm and torchvision.
+        method: makes the method of a forward function: a class of this package, or for instance
+            ``lambda forward: AttnLRP(forward, gamma=0.05)``. None: what the study supports for
+            what the model reads its scores from.
+        names: the names of the classes, if the model has others or none.
+        activation: ``"softmax"`` or ``"sigmoid"``, which makes probabilities of the scores; None
+            for what the configuration of a model of Transformers says.
+
+    Example:
+        >>> import timm, torch
+        >>> from PIL import Image
+        >>> from captum_transformer.explainers import ImageExplainer
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=2, depth=2)
+        >>> transform = timm.data.create_transform((3, 32, 32))
+        >>> explainer = ImageExplainer(model, transform, names=["cat", "dog"])
+        >>> explained = explainer(Image.new("RGB", (80, 60), "red"), target="dog")
+        >>> explained.label, explained.grid, tuple(explained.relevance.shape)
+        ('dog (1)', (2, 2), (3, 32, 32))
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        processor: Any,
+        method: Callable[[Callable[..., Any]], Any] | None = None,
+        *,
+        names: Names | None = None,
+        activation: Activation | None = None,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.method = method
+        self.names = class_names(model) | numbered(names)
+        self.activation = activation or activation_of(model)
+
+    def __call__(self, picture: Any, target: Any = None, *, rather_than: Any = None) -> Any:
+        """Explains a class.
+
+        Args:
+            picture: the picture: a path, an image of PIL, or uint8 values as an array
+                ``(H, W, 3)`` or ``(H, W)`` or a tensor ``(3, H, W)``; or a list of several.
+            target: the number or the name of a class; None for the predicted one. For a list of
+                pictures, a list with one for each.
+            rather_than: another class: the difference of the two scores is explained.
+
+        Returns:
+            An :class:`ExplainedImage`, or a list of them for a list of pictures.
+
+        Raises:
+            InvalidInputError: if it is no picture, or the processor makes something else of it than
+                one image.
+            InvalidTargetError: if there is no such class.
+            AmbiguousOutputError: if the model returns no scores of classes.
+            ValueError: if the processor crops at random, so that places are not known.
+        """
+        if not isinstance(picture, list):
+            return self._explain(picture, target, rather_than)
+        targets = target if isinstance(target, list) else [target] * len(picture)
+        if len(targets) != len(picture):
+            raise InvalidInputError(
+                f"There are {len(picture)} pictures and {len(targets)} targets: give one target "
+                "for all, or one for each."
+            )
+        return [
+            self._explain(each, of_each, rather_than)
+            for each, of_each in zip(picture, targets, strict=True)
+        ]
+
+    def _explain(self, given: Any, target: Any, rather_than: Any) -> ExplainedImage:
+        picture = picture_of(given)
+        inputs = {name: t.to(device_of(self.model)) for name, t in self._prepared(picture).items()}
+        pixels = inputs.pop(_PIXELS)
+        places = places_of(self._process, [picture])
+
+        def run(pixels: Tensor, **context: Any) -> Any:
+            by_name = self._names_inputs
+            return self.model(**{_PIXELS: pixels}, **context) if by_name else self.model(pixels)
+
+        with explaining(modules_of(self.model), [pixels]), torch.no_grad():
+            output = run(pixels, **inputs)
+        readout = class_readout(output, target, self.names, self.activation, rather_than)
+        seen = describe(
+            lambda pixels, **context: class_scores(run(pixels, **context)),
+            {"pixels": pixels},
+            additional_forward_kwargs=inputs,
+        )
+        method = (self.method or for_images(seen).method)(
+            lambda pixels, **context: readout.read(run(pixels, **context))
+        )
+        (relevance,) = method.attribute(pixels, additional_forward_kwargs=inputs)
+        grid = seen.grids.get("pixels")
+        return _explained(picture, places, readout, pixels[0], relevance, grid, target, method)
+
+    @property
+    def _names_inputs(self) -> bool:
+        """Whether the processor is one of Transformers, which names what it makes."""
+        return hasattr(self.processor, "model_input_names")
+
+    def _process(self, pictures: list[Any]) -> Tensor:
+        if self._names_inputs:
+            made: Tensor = self.processor(images=pictures, return_tensors="pt")[_PIXELS]
+            return made
+        return torch.stack([torch.as_tensor(self.processor(each)) for each in pictures])
+
+    def _prepared(self, picture: Any) -> dict[str, Tensor]:
+        if self._names_inputs:
+            made: Mapping[str, Any] = self.processor(images=[picture], return_tensors="pt")
+            prepared = {name: value for name, value in made.items() if isinstance(value, Tensor)}
+        else:
+            prepared = {_PIXELS: self._process([picture])}
+        pixels = prepared.get(_PIXELS)
+        if pixels is None or pixels.dim() != 4 or len(pixels) != 1:
+            given = "no pixel_values" if pixels is None else f"values of {tuple(pixels.shape)}"
+            raise InvalidInputError(
+                f"The processor must make one image (1, channels, height, width) of a picture, "
+                f"got {given}."
+            )
+        return prepared
+
+
+def _explained(
+    picture: Any,
+    places: Places,
+    readout: Readout,
+    pixels: Tensor,
+    relevance: Tensor,
+    grid: tuple[int, int] | None,
+    target: Any,
+    method: Any,
+) -> ExplainedImage:
+    shown = relevance if grid is None else _by_patch(relevance, grid)
+    size = places.resolution(0)
+    (summed,) = places.maps(shown[None].cpu(), [size])
+    (count,) = places.maps(torch.ones_like(shown[None], device="cpu"), [size])
+    return ExplainedImage(
+        readout.label,
+        readout.number,
+        readout.score,
+        readout.probability,
+        target is None,
+        type(method).__name__,
+        picture,
+        # Of two parts of a size, one may have got a pixel more.
+        summed / count.clamp(min=1) * len(pixels),
+        relevance,
+        pixels,
+        grid,
+    )
+
+
+def _by_patch(relevance: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The sum of each patch, evenly on all of its values, so that the total stays the same."""
+    channels, height, width = relevance.shape
+    rows, columns = (_numbers(*pair, relevance) for pair in ((height, grid[0]), (width, grid[1])))
+    patch = rows[:, None] * grid[1] + columns
+    sums = relevance.new_zeros(grid[0] * grid[1]).index_add(
+        0, patch.flatten(), relevance.sum(0).flatten()
+    )
+    sizes = torch.bincount(patch.flatten(), minlength=grid[0] * grid[1])
+    return (sums / (sizes.clamp(min=1) * channels))[patch].expand(channels, -1, -1)
+
+
+def _numbers(length: int, patches: int, like: Tensor) -> Tensor:
+    """The number of the patch that each row is in."""
+    return torch.arange(length, device=like.device) * patches // length

@@ -1,0 +1,138 @@
+"""What of a model's output is explained: a class, and how its score is read."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from captum_transformer.calling.target import main_output
+from captum_transformer.errors import AmbiguousOutputError, InvalidTargetError
+from captum_transformer.explainers.classes import check_class, find_class
+
+Activation: TypeAlias = Literal["softmax", "sigmoid"]
+"""How probabilities are made of the scores of a model."""
+
+
+class Readout(NamedTuple):
+    """A score that a model gives to one sample.
+
+    Attributes:
+        label: what the score is for, as it is written above a picture.
+        number: the number of the class or token; None if there is no single one.
+        score: the score.
+        probability: the score's probability; None if it is not known how one is made of it.
+        read: from the model's output to the score of the one sample, ``(1,)``.
+    """
+
+    label: str
+    number: int | None
+    score: float
+    probability: float | None
+    read: Callable[[Any], Tensor]
+
+
+def activation_of(model: Any) -> Activation | None:
+    """How probabilities are made of the scores of a classifier, if its configuration says so."""
+    config = getattr(model, "config", None)
+    kinds: dict[Any, Activation] = {
+        # What Transformers' classifiers do unless they are told otherwise.
+        None: "softmax",
+        "single_label_classification": "softmax",
+        "multi_label_classification": "sigmoid",
+    }
+    if config is None or not hasattr(config, "problem_type"):
+        return None
+    return kinds.get(config.problem_type)
+
+
+def class_scores(output: Any) -> Tensor:
+    """The scores of the classes of one sample: ``(1, classes)``.
+
+    Raises:
+        AmbiguousOutputError: if the output has no such tensor.
+    """
+    scores = main_output(output)
+    if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != 1:
+        given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise AmbiguousOutputError(
+            f"The model must return one score for each class, of shape (1, classes), got {given}. "
+            "Pass a function that returns these, such as `lambda *inputs: model(*inputs)[0]`."
+        )
+    return scores
+
+
+def class_readout(
+    output: Any,
+    target: Any,
+    names: Mapping[int, str],
+    activation: Activation | None,
+    rather_than: Any = None,
+) -> Readout:
+    """The score of a class.
+
+    Args:
+        output: what the model has returned for one sample.
+        target: the number or name of the class; None for the one with the highest score.
+        names: the known names of classes.
+        activation: how probabilities are made of scores.
+        rather_than: a class that it is compared with: the difference of the scores is explained.
+
+    Raises:
+        InvalidTargetError: if there is no such class.
+        AmbiguousOutputError: if the output has no scores of classes.
+    """
+    scores = class_scores(output)[0]
+    number = int(scores.argmax()) if target is None else class_number(target, names, len(scores))
+    probabilities = None
+    if activation == "sigmoid":
+        probabilities = scores.sigmoid()
+    # One score is that of a regression, or says for one of two classes how likely it is.
+    elif activation == "softmax" and len(scores) > 1:
+        probabilities = scores.softmax(0)
+    label, score = _label(number, names), float(scores[number])
+    probability = None if probabilities is None else float(probabilities[number])
+    if rather_than is None:
+        return Readout(
+            label, number, score, probability, lambda output: class_scores(output)[:, number]
+        )
+    other = class_number(rather_than, names, len(scores))
+    if other == number:
+        raise InvalidTargetError(f"{label} is compared with itself: give another class.")
+
+    def difference(output: Any) -> Tensor:
+        scores = class_scores(output)
+        return scores[:, number] - scores[:, other]
+
+    return Readout(
+        f"{label} rather than {_label(other, names)}",
+        number,
+        score - float(scores[other]),
+        None,
+        difference,
+    )
+
+
+def class_number(target: Any, names: Mapping[int, str], count: int) -> int:
+    """The number of a class that is given by number or name.
+
+    Raises:
+        InvalidTargetError: if there is no such class.
+    """
+    if isinstance(target, str):
+        return find_class(target, names, count)
+    try:
+        number = int(target)
+    except (TypeError, ValueError, RuntimeError):
+        number = None
+    if number is None or number != target or isinstance(target, (bool, float)):
+        raise InvalidTargetError(
+            f"A target must be the number or the name of a class, or None for the predicted one, "
+            f"got {target!r}."
+        )
+    return check_class(number, count)
+
+
+def _label(number: int, names: Mapping[int, str]) -> str:
+    """For instance ``tabby, tabby cat (281)``."""
+    name = names.get(number, "")
+    return f"{name} ({number})" if name else f"class {number}"

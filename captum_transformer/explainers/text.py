@@ -1,0 +1,159 @@
+"""From a text to its words with relevance."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+
+from captum_transformer.calling.isolation import explaining, modules_of
+from captum_transformer.errors import InvalidInputError
+from captum_transformer.explainers.classes import Names, class_names, numbered
+from captum_transformer.explainers.coding import Text, code, longest_text
+from captum_transformer.explainers.defaults import TEXT
+from captum_transformer.explainers.device import device_of
+from captum_transformer.explainers.explained_text import ExplainedText
+from captum_transformer.explainers.readout import Activation, activation_of
+from captum_transformer.explainers.tasks import (
+    Question,
+    Task,
+    check_task,
+    readout_of,
+    task_of,
+)
+from captum_transformer.explainers.words import Unit, Words
+
+Method: TypeAlias = Callable[[Callable[..., Any]], Any]
+"""Makes the method of a forward function."""
+
+
+class TextExplainer:
+    """Explains what a model says of a text by the words of the text.
+
+    It knows what Transformers' auto classes know of a model: whether it classifies texts or their
+    words, finds answers, or completes texts. Any other callable that gets what the tokenizer makes
+    of a text by name, and returns a score for each class, is a classifier.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer, a fast one.
+        method: makes the method of a forward function: a class of this package, or for instance
+            ``lambda forward: AttnLRP(forward, gamma=0.05)``.
+        names: the names of the classes, if the model's configuration has others or none.
+        task: ``"class"``, ``"words"``, ``"answer"``, ``"next word"`` or ``"masked word"``; None for
+            what Transformers' auto classes say.
+        activation: ``"softmax"`` or ``"sigmoid"``, which makes probabilities of a classifier's
+            scores; None for what the model's configuration says.
+
+    Raises:
+        InvalidInputError: if the tokenizer is not a fast one, there is no such task, or the
+            model may be for several.
+
+    Example:
+        >>> import transformers
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from captum_transformer.explainers import TextExplainer
+        >>> vocabulary = {w: i for i, w in enumerate("? [PAD] a very fine film".split())}
+        >>> words = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words)
+        >>> config = transformers.BertConfig(
+        ...     vocab_size=6, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        ...     intermediate_size=16, id2label={0: "negative", 1: "positive"})
+        >>> model = transformers.BertForSequenceClassification(config)
+        >>> explained = TextExplainer(model, tokenizer)("a very fine film", target="positive")
+        >>> explained.words, tuple(explained.relevance.shape), explained.label
+        (['a', 'very', 'fine', 'film'], (4,), 'positive (1)')
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        tokenizer: Any,
+        method: Method = TEXT.method,
+        *,
+        names: Names | None = None,
+        task: Task | None = None,
+        activation: Activation | None = None,
+    ) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise InvalidInputError(
+                f"{type(tokenizer).__name__} doesn't say where in a text its tokens are, so there "
+                "are no words to add them up to: load a fast tokenizer (`use_fast=True`)."
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.method = method
+        self.names = class_names(model) | numbered(names)
+        self.task: Task = task_of(model) if task is None else check_task(task)
+        self.activation = activation or activation_of(model)
+
+    def __call__(
+        self,
+        text: Text | list[Text],
+        target: Any = None,
+        *,
+        rather_than: Any = None,
+        unit: Unit = "word",
+    ) -> Any:
+        """Explains a text.
+
+        Args:
+            text: the text; a tuple of two for models that take pairs, such as a question and the
+                text with its answer; or a list of several to explain one after another.
+            target: what is explained; None for what the model predicts. The number or the name of a
+                class; of a model that classifies words, ``"Paris"`` or ``("Paris", "B-LOC")``, a
+                piece of the text that is there once; an answer as it stands in the text; the next
+                or the masked word. For a list of texts, a list with one for each.
+            rather_than: another class or word: the difference of the two scores is explained.
+            unit: what relevance is added up by: ``"token"``, ``"word"``, ``"sentence"``,
+                ``"line"`` or ``"paragraph"``.
+
+        Returns:
+            An :class:`ExplainedText`, or a list of them for a list of texts.
+
+        Raises:
+            InvalidInputError: if it is no text, or is empty or longer than the model takes.
+            InvalidTargetError: if there is no such target.
+            AmbiguousOutputError: if the output has no scores of the task's form.
+        """
+        if not isinstance(text, list):
+            return self._explain(text, target, rather_than, unit)
+        targets = target if isinstance(target, list) else [target] * len(text)
+        if len(targets) != len(text):
+            raise InvalidInputError(
+                f"There are {len(text)} texts and {len(targets)} targets: give one target for "
+                "all, or one for each."
+            )
+        return [
+            self._explain(each, of_each, rather_than, unit)
+            for each, of_each in zip(text, targets, strict=True)
+        ]
+
+    def _explain(self, text: Text, target: Any, rather_than: Any, unit: Unit) -> ExplainedText:
+        coded, inputs = code(text, self.tokenizer, longest_text(self.model, self.tokenizer))
+        device = device_of(self.model)
+        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+        with explaining(modules_of(self.model), list(inputs.values())), torch.no_grad():
+            output = self.model(**inputs)
+        readout = readout_of(
+            self.task, Question(output, coded, target, rather_than, self.names, self.activation)
+        )
+        ids = inputs.pop("input_ids")
+        method = self.method(
+            lambda input_ids, **context: readout.read(self.model(input_ids=input_ids, **context))
+        )
+        (of_tokens,) = method.attribute(ids, additional_forward_kwargs=inputs)
+        words = Words(coded, unit)
+        return ExplainedText(
+            readout.label,
+            readout.number,
+            readout.score,
+            readout.probability,
+            target is None,
+            type(method).__name__,
+            words.labels,
+            words.sums(of_tokens.cpu()),
+            coded.tokens,
+            of_tokens,
+            words.special,
+        )
