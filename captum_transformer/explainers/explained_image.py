@@ -18,13 +18,13 @@ class ExplainedImage(Explained):
 
     Attributes:
         picture: the picture as it was given, as an image of PIL.
-        map: the relevance on it, ``(height, width)``, one value for each part that the model's
-            input tells apart. A part that was cut away has none. Parts of the same size are
-            comparable: each has the mean of what the pixels of the model's input have there.
+        map: the relevance on it, ``(height, width)``, a value for each part that the model's input
+            tells apart: that of the patch which the part is in, or if there is no `grid`, of the
+            pixel. What was cut away has none.
         relevance: the relevance of the model's input, ``(channels, height, width)``.
         inputs: the model's input.
-        grid: into how many rows and columns of patches the model cuts its input, by whose sums
-            `map` shows it; None if that isn't known.
+        grid: into how many rows and columns of patches the model cuts its input; None if that
+            isn't known.
     """
 
     picture: Any

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer.calling.isolation import explaining, modules_of
@@ -167,10 +168,9 @@ def _explained(
     target: Any,
     method: Any,
 ) -> ExplainedImage:
-    shown = relevance if grid is None else _by_patch(relevance, grid)
-    size = places.resolution(0)
-    (summed,) = places.maps(shown[None].cpu(), [size])
-    (count,) = places.maps(torch.ones_like(shown[None], device="cpu"), [size])
+    summed = relevance.sum(0) if grid is None else _by_patch(relevance, grid)
+    # Each value of the input has what is shown for its place, whatever its channel.
+    shown = summed.cpu().expand(1, *relevance.shape)
     return ExplainedImage(
         readout.label,
         readout.number,
@@ -179,24 +179,38 @@ def _explained(
         target is None,
         type(method).__name__,
         picture,
-        # Of two parts of a size, one may have got a pixel more.
-        summed / count.clamp(min=1) * len(pixels),
+        _mean_by_place(shown, places),
         relevance,
         pixels,
         grid,
     )
 
 
+def _mean_by_place(values: Tensor, places: Places) -> Tensor:
+    """The mean of the values that come from each part of the picture; zero where none does."""
+    size = places.resolution(0)
+    counted = [places.maps(each, [size])[0] for each in (values, torch.ones_like(values))]
+    # Places are known in steps of grey, so that a part may have none that its neighbours have.
+    summed, count = counted
+    near_sum, near_count = (F.avg_pool2d(each[None], 3, 1, 1)[0] for each in counted)
+    empty = (count == 0) & _within(count.sum(1))[:, None] & _within(count.sum(0))
+    summed, count = summed.where(~empty, near_sum), count.where(~empty, near_count)
+    return summed / count.where(count > 0, 1.0)
+
+
+def _within(counts: Tensor) -> Tensor:
+    """What lies between the first and the last that is counted."""
+    seen = counts > 0
+    return (seen.cumsum(0) > 0) & (seen.flip(0).cumsum(0) > 0).flip(0)
+
+
 def _by_patch(relevance: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The sum of each patch, evenly on all of its values, so that the total stays the same."""
-    channels, height, width = relevance.shape
+    """For each pixel the sum of its patch, ``(height, width)``."""
+    _, height, width = relevance.shape
     rows, columns = (_numbers(*pair, relevance) for pair in ((height, grid[0]), (width, grid[1])))
     patch = rows[:, None] * grid[1] + columns
-    sums = relevance.new_zeros(grid[0] * grid[1]).index_add(
-        0, patch.flatten(), relevance.sum(0).flatten()
-    )
-    sizes = torch.bincount(patch.flatten(), minlength=grid[0] * grid[1])
-    return (sums / (sizes.clamp(min=1) * channels))[patch].expand(channels, -1, -1)
+    sums = relevance.new_zeros(grid[0] * grid[1])
+    return sums.index_add(0, patch.flatten(), relevance.sum(0).flatten())[patch]
 
 
 def _numbers(length: int, patches: int, like: Tensor) -> Tensor:
