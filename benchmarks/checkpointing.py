@@ -22,6 +22,7 @@ from torch import Tensor
 
 import captum_transformer
 from benchmarks.cost.memory import peak_bytes
+from benchmarks.device import wait
 
 METHODS = "LibraGrad ConservativeLRP AttnLRP GIM GenericAttentionRelevance TransformerAttribution"
 REFERENCE = "forward + backward, checkpointed"
@@ -106,8 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run()  # what is allocated once
         start = time.perf_counter()
         run()
-        if subject.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait()
         took = time.perf_counter() - start
         peak = peak_bytes(run, subject.device) / 2**20
         reference = reference or (peak, took)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.device import best_device, device_name, wait
 from captum_transformer import GenericAttentionRelevance, TransformerAttribution
 from lightning_callbacks import AttributionMonitor
 
@@ -85,15 +86,16 @@ class Clock(pl.Callback):
 
 
 def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter()
 
 
 def train(arguments: argparse.Namespace, callbacks: list[Any]) -> Clock:
     torch.manual_seed(0)
     count, size = arguments.batch_size, arguments.steps * arguments.batch_size
-    images = torch.randn(size, 3, 224, 224)
+    module = Classifier(arguments.model)
+    shape = timm.data.resolve_model_data_config(module.model)["input_size"]
+    images = torch.randn(size, *shape)
     data = TensorDataset(images, torch.randint(10, (size,)))
     start = Start()
     clock = Clock(start)
@@ -110,7 +112,7 @@ def train(arguments: argparse.Namespace, callbacks: list[Any]) -> Clock:
             logger=pl.loggers.TensorBoardLogger(folder),
             callbacks=[start, *callbacks, clock],
         )
-        trainer.fit(Classifier(arguments.model), DataLoader(data, count), DataLoader(data, count))
+        trainer.fit(module, DataLoader(data, count), DataLoader(data, count))
     return clock
 
 
@@ -169,9 +171,9 @@ def _times(profile: cProfile.Profile) -> dict[tuple[str, str], float]:
 
 
 def _device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} CPU threads"
+    device = best_device()
+    threads = f"{torch.get_num_threads()} CPU threads"
+    return threads if device.type == "cpu" else device_name(device)
 
 
 if __name__ == "__main__":

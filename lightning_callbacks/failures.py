@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-import torch
-
+from captum_transformer.calling.memory import give_back_cached, is_out_of_memory
 from lightning_callbacks.flavors import MisconfigurationException
 
 
@@ -58,12 +57,12 @@ class Failures:
                 f"{_hint(error)} The training goes on, and further failures of this kind are not "
                 "reported. Pass on_error='raise' to stop instead.",
             )
-            out_of_memory = _is_out_of_memory(error)
+            out_of_memory = is_out_of_memory(error)
             # The frames hold activations, and may be held themselves by a cycle with the error.
             traceback.clear_frames(error.__traceback__)
-        if out_of_memory and torch.cuda.is_available():
+        if out_of_memory:
             # What the explanation left cached is in blocks of sizes that the training can't use.
-            torch.cuda.empty_cache()
+            give_back_cached()
 
     def warn_once(self, key: str, message: str) -> None:
         """Warns, unless it has been done.
@@ -83,12 +82,6 @@ def _hint(error: Exception) -> str:
             " The module holds tensors that were made in inference mode: use "
             "Trainer(inference_mode=False)."
         )
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return " Explain fewer samples (num_samples=), or fewer at a time (internal_batch_size=)."
     return ""
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # The CPU's allocator raises a plain RuntimeError.
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return known or "can't allocate memory" in str(error)

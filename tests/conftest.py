@@ -5,6 +5,9 @@ import os
 import pytest
 import torch
 
+from tests.accelerator import emulated
+from tests.accelerator.module import NAME
+
 # Before any library reads them: no test may fetch anything, and none may open a window.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
@@ -13,9 +16,35 @@ os.environ["MPLBACKEND"] = "Agg"
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--emulated",
+        action="store_true",
+        help="run what is marked gpu, and nothing else, on an accelerator emulated on the CPU",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--emulated"):
+        if not emulated.AVAILABLE:
+            raise pytest.UsageError("This PyTorch takes no device that is written in Python.")
+        emulated.register()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    chosen = config.getoption("--emulated")
+    if chosen:
+        others = [item for item in items if not item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item.get_closest_marker("gpu")]
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("gpu") and not chosen and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device; --emulated runs it"))
+        elif item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where tests run that are marked gpu."""
+    return torch.device(NAME if request.config.getoption("--emulated") else "cuda", 0)

@@ -38,6 +38,7 @@ from benchmarks.cost.contenders import (
 )
 from benchmarks.cost.memory import peaks, resident_peak_bytes
 from benchmarks.cost.subjects import SUBJECTS, Subject, large_image, long_decoder, long_encoder
+from benchmarks.device import best_device, device_name
 from captum_transformer.errors import ExplanationError
 
 ROOT = Path(__file__).parents[2]
@@ -202,16 +203,15 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[512, 720, 1024])
     parser.add_argument("--encoder-tokens", type=int, default=16_384)
     parser.add_argument("--decoder-tokens", type=int, default=32_768)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=str(best_device()))
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16"])
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args()
 
     torch.manual_seed(0)
     factory = {"device": torch.device(args.device), "dtype": getattr(torch, args.dtype)}
-    on_cuda = factory["device"].type == "cuda"
     setting = {
-        "device": torch.cuda.get_device_name() if on_cuda else "CPU",
+        "device": device_name(factory["device"]),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "dtype": args.dtype,

@@ -4,19 +4,16 @@ import statistics
 import time
 from collections.abc import Mapping
 
-import torch
-
 from benchmarks.cost.contenders import Run
+from benchmarks.device import wait
 
 
 def seconds(run: Run) -> float:
     """The time that a run takes, with the work of the device that it has started."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait()
     start = time.perf_counter()
     run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - start
 
 

@@ -12,18 +12,20 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.cost.contenders import METHODS, REFERENCE, Run, forward_and_backward, ours
 from benchmarks.cost.subjects import Subject
+from benchmarks.device import wait
 
 STATUS = Path("/proc/self/status")
 
 
 def peak_bytes(run: Run, device: torch.device) -> int:
     """The largest total of what a run allocates on the device at a time."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    if device.type != "cpu":
+        backend = torch.get_device_module(device)
+        wait()
+        backend.reset_peak_memory_stats()
+        before: int = backend.memory_allocated()
         run()
-        return torch.cuda.max_memory_allocated() - before
+        return int(backend.max_memory_allocated()) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
     results = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
@@ -40,7 +42,7 @@ def resident_peak_bytes(run: Run, device: torch.device) -> int:
 
     For runs of so many operations that the record of their allocations would be larger than they.
     """
-    if device.type == "cuda":
+    if device.type != "cpu":
         return peak_bytes(run, device)
 
     def kibibytes(name: str) -> int:

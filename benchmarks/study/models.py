@@ -15,6 +15,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from benchmarks.device import best_device
+
 LONGEST = 1024
 
 
@@ -157,4 +159,4 @@ def parameters(model: nn.Module) -> int:
 
 def device() -> torch.device:
     """A GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return best_device()

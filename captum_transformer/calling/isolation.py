@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from captum_transformer.calling import generators
 from captum_transformer.calling.checkpointing import without_reentrant
 from captum_transformer.calling.state import State
 from captum_transformer.calling.uncompiled import uncompiled
@@ -229,31 +230,15 @@ def random_state(devices: set[torch.device], seed: int | None = None) -> Iterato
     """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        with ExitStack() as stack, torch.inference_mode(mode=False):
-            stack.enter_context(torch.random.fork_rng(devices=[]))
-            for device in devices - {torch.device("cpu"), torch.device("meta")}:
-                stack.enter_context(torch.random.fork_rng([device], device_type=device.type))
-                if seed is not None:
-                    _seed_device(device, seed)
+        with torch.inference_mode(mode=False), generators.kept(devices):
             if seed is not None:
-                # Not torch.manual_seed: it seeds the generators of all devices, and those that are
-                # not in use yet can't be restored.
-                torch.default_generator.manual_seed(seed)
+                generators.seed(devices, seed)
                 random.seed(seed)
                 np.random.seed(seed % 2**32)  # noqa: NPY002
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
-
-
-def _seed_device(device: torch.device, seed: int) -> None:
-    backend = torch.get_device_module(device)
-    if device.index is None:
-        backend.manual_seed(seed)
-    else:
-        with backend.device(device.index):
-            backend.manual_seed(seed)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.copies import with_own_arguments
+from captum_transformer.calling.memory import is_out_of_memory
 from captum_transformer.errors import (
     ExplanationError,
     UnseenOperationError,
@@ -81,7 +82,7 @@ def called(
     """What a model returns for some inputs, with errors that say what is in the way."""
     try:
         return arguments.call(with_own_arguments(forward_func), entered)
-    except (ExplanationError, torch.OutOfMemoryError):
+    except ExplanationError:
         raise
     except SystemError as error:
         if isinstance(error.__cause__, ExplanationError):
@@ -89,6 +90,8 @@ def called(
             raise error.__cause__ from None
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         arguments.refuse_unrepeated(error)
         if isinstance(error, RuntimeError) and "Inference tensors" in str(error):
             raise ExplanationError(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from captum_transformer.calling.memory import is_out_of_memory
 from captum_transformer.cli.classifier import METHODS, Classifier, Kind
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.explanation import Explanation, Given
@@ -27,6 +28,7 @@ from captum_transformer.visualization.tokens import visible
 
 _TEXT_SUFFIX = ".txt"
 _MAX_TOKENS = 4096
+_ERRORS = RuntimeError, MemoryError, AssertionError, ValueError, IndexError, OSError
 
 
 Explain = Callable[[Given], Explanation]
@@ -53,16 +55,16 @@ def run(arguments: argparse.Namespace) -> int:
             explanation = explain(each)
             outputs.add(each, explanation)
         # What is wrong with one input shall not lose the others.
-        except (torch.OutOfMemoryError, MemoryError):
-            failed += 1
-            complain(f"error: {each.name}: out of memory; try --device cpu or a smaller input")
         except UserError as error:
             failed += 1
             complain(f"error: {each.name}: {error}")
         # The model's own errors and those of the methods, which say what to do.
-        except (RuntimeError, AssertionError, ValueError, IndexError, OSError) as error:
+        except _ERRORS as error:
             failed += 1
-            complain(f"error: {each.name}: {type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            if is_out_of_memory(error):
+                reason = "out of memory; try --device cpu or a smaller input"
+            complain(f"error: {each.name}: {reason}")
     outputs.finish()
     if failed and len(given) > 1:
         complain(f"{failed} of {len(given)} inputs could not be explained")
@@ -287,12 +289,14 @@ def _read_labels(path: str, classes: int | None) -> dict[int, str]:
 
 
 def _device(name: str) -> torch.device:
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    here = torch.device("cpu") if found is None else found
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return here
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"There is no device {name!r}: try cpu, cuda, cuda:1 or mps.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("PyTorch finds no CUDA device here.")
+    if device.type not in ("cpu", here.type):
+        raise UserError(f"PyTorch finds no {device.type.upper()} device here.")
     return device

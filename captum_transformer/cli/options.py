@@ -97,7 +97,9 @@ def _explain() -> argparse.ArgumentParser:
     _add_output(parser)
     _add_answer(parser)
     _add_preparation(parser)
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps, xpu (default: auto)"
+    )
     parser.add_argument(
         "--random-weights",
         action="store_true",

@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from captum_transformer.calling import generators
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.trace.functions import describe
 from captum_transformer.trace.kinds import Kind
@@ -100,7 +100,8 @@ def randomise(module: nn.Module, seed: int, *, whole: bool = True) -> None:
         False
     """
     devices = {parameter.device for parameter in module.parameters()}
-    with torch.no_grad(), _seeded(seed, devices):
+    with torch.no_grad(), generators.kept(devices):
+        generators.seed(devices, seed)
         for part in module.modules() if whole else [module]:
             own = list(part.parameters(recurse=False))
             reset = getattr(part, "reset_parameters", None)
@@ -110,18 +111,6 @@ def randomise(module: nn.Module, seed: int, *, whole: bool = True) -> None:
                 for parameter in own:
                     order = torch.randperm(parameter.numel()).to(parameter.device)
                     parameter.copy_(parameter.flatten()[order].view_as(parameter))
-
-
-@contextmanager
-def _seeded(seed: int, devices: set[torch.device]) -> Iterator[None]:
-    """Torch's generators with a seed of their own, only those that are needed, put back after."""
-    indices = sorted(device.index or 0 for device in devices if device.type == "cuda")
-    with torch.random.fork_rng(devices=indices):
-        # `torch.manual_seed` would seed the devices that are not in use as well, for good.
-        torch.default_generator.manual_seed(seed)
-        for index in indices:
-            torch.cuda.default_generators[index].manual_seed(seed)
-        yield
 
 
 class _ParameterUse(TorchFunctionMode):

@@ -65,20 +65,20 @@ def placed(batch: Batch, axis: Axis, skipped: int = 0) -> Batch:
     return Batch(batch.first + skipped, axis, batch.of)
 
 
-def located(numbers: Tensor, constant: Tensor, of: int) -> Batch | None:
+def located(numbers: Tensor, of: int) -> Batch | None:
     """Where samples lie in a tensor that holds the number of each entry's sample.
 
     Args:
-        numbers: counted from one.
-        constant: which entries belong to no sample.
+        numbers: counted from one; zero for entries that belong to no sample.
         of: how many samples there are in all.
 
     >>> numbers = torch.tensor([[1.0, 1], [2, 2], [1, 1], [2, 2]])
-    >>> located(numbers, numbers == 0, of=2)
+    >>> located(numbers, of=2)
     Batch(first=0, axis=Axis(outer=2, size=2, inner=2), of=2)
     """
     # On the host, where looking at entries waits for nothing.
-    found, free = numbers.cpu().numpy(), constant.cpu().numpy()
+    found = numbers.cpu().numpy()
+    free = found == 0
     present = found[~free]
     if not present.size:
         return None

@@ -101,18 +101,21 @@ def moved_batch(
         batches: which samples are in its operands and where; None for what counts as a constant.
     """
     traced, place = operation.traced(), operation.outputs.index(output)
-    if len(operation.operands) == len(traced) == 1 and batches[0] is not None:
+    alone = len(operation.operands) == len(traced)
+    if alone and len(traced) == 1 and batches[0] is not None:
         ((_, value),) = traced
         call = operation.call, *frozen_arguments(operation)
         return _moved(*call, tuple(value.shape), batches[0], place)
     numbers, of = [], 1
     for (operand, value), batch in zip(traced, batches, strict=True):
         dtype = torch.promote_types(operand.dtype, torch.float32)
+        # Without constants of the model, such as indices, the host need not wait for a device.
+        device = torch.device("cpu") if alone else operand.device
         if batch is None:
-            numbers.append(torch.zeros(value.shape, dtype=dtype, device=operand.device))
+            numbers.append(torch.zeros(value.shape, dtype=dtype, device=device))
         else:
             of = batch.of
-            numbers.append(batch.numbers(tuple(value.shape), dtype, operand.device))
+            numbers.append(batch.numbers(tuple(value.shape), dtype, device))
     return _found(operation.replay, numbers, place, of)
 
 
@@ -146,4 +149,4 @@ def _found(
     with torch.no_grad():
         found, blank = run(numbers)[place], run([torch.zeros_like(n) for n in numbers])[place]
     # Memory that nothing was written into may hold anything.
-    return located(found, (found == blank) | blank.isnan(), of)
+    return located(found.masked_fill((found == blank) | blank.isnan(), 0), of)

@@ -1,7 +1,7 @@
 """An operation as it ran, what autograd saved of it, and how it runs again."""
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from captum_transformer.calling import generators
 from captum_transformer.errors import ExplanationError
 from captum_transformer.trace.functions import ENTRY
 from captum_transformer.trace.kinds import Kind
@@ -90,7 +91,9 @@ class Step:
         }
         # Nothing else that autograd differentiates draws numbers once dropout is off.
         draws = operation.kind is Kind.UNKNOWN or hasattr(operation.call, ENTRY)
-        self._generators = _generators(operation) if draws else None
+        self._generators = None
+        if draws:
+            self._generators = generators.states_of(o.device for o in operation.operands)
 
     def outputs(self) -> list[Value]:
         """The values that came out."""
@@ -209,26 +212,8 @@ def _in_precision(device: str, dtype: torch.dtype | None) -> AbstractContextMana
     return torch.autocast(device, dtype, enabled=dtype is not None, cache_enabled=False)
 
 
-def _generators(operation: Operation) -> dict[torch.device | None, Tensor]:
-    """Where the random numbers of an operation begin."""
-    states: dict[torch.device | None, Tensor] = {None: torch.get_rng_state()}
-    for device in _devices(operation.operands):
-        states[device] = torch.get_device_module(device).get_rng_state(device)
-    return states
-
-
-def _devices(operands: Iterable[Operand]) -> set[torch.device]:
-    return {operand.device for operand in operands if operand.device.type not in ("cpu", "meta")}
-
-
 @contextmanager
-def _drawing_from(states: dict[torch.device | None, Tensor]) -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        for device, state in states.items():
-            if device is None:
-                torch.set_rng_state(state)
-            else:
-                stack.enter_context(torch.random.fork_rng([device], device_type=device.type))
-                torch.get_device_module(device).set_rng_state(state, device)
+def _drawing_from(states: Mapping[torch.device, Tensor]) -> Iterator[None]:
+    with generators.kept(states):
+        generators.put_back(states)
         yield

@@ -1,54 +1,163 @@
-"""The methods on a CUDA device."""
+"""The methods on a device that is not the CPU."""
+
+import gc
+from collections.abc import Callable
+from functools import cache, partial
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from tests.attr.subjects import METHODS, SUBJECTS, as_tuple, assert_close, attributed, subject
+from captum_transformer.calling import Arguments
+from tests.accelerator.waits import waits
+from tests.attr.generators import bart, detr, gpt2, llama, mixtral, t5, whisper
+from tests.attr.subjects import (
+    FLOW_METHODS,
+    METHODS,
+    SUBJECTS,
+    Subject,
+    as_tuple,
+    assert_close,
+    attributed,
+    subject,
+)
+from tests.attr.two_modalities import blip_matching, lxmert, vilt
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
+
+# Whether a pass has lost relevance is asked once, at its end: of the one through the operations,
+# and of the one from token to token.
+RELEVANCE = ("TransformerAttribution", "PartialLRP", "full LRP")
+SOME = ("TransformerAttribution", "GenericAttentionRelevance", "AttnLRP")
+CROSS_ATTENTION = {
+    "DETR": partial(detr, "sdpa"),
+    "T5": partial(t5, "sdpa"),
+    "BART": partial(bart, "sdpa"),
+    "Whisper": partial(whisper, "sdpa"),
+    "LXMERT": partial(lxmert, "eager"),
+    "BLIP": partial(blip_matching, "eager"),
+}
+OTHERS = {
+    "ViLT": partial(vilt, "eager"),
+    "GPT-2": partial(gpt2, "sdpa"),
+    "Llama": partial(llama, "sdpa"),
+    "Mixtral": partial(mixtral, "eager"),
+}
+# They pick tokens by indices that they compute: which sample is where is read from these.
+COMPUTED = ("GPT-2 classifier", "ViLT")
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", SUBJECTS)
-def test_cuda_equals_cpu(name: str, method: str) -> None:
-    result = as_tuple(subject(name).to("cuda").attribute(METHODS[method]))
+class Noise(nn.Module):
+    """Draws random numbers on the device."""
 
-    assert all(attribution.is_cuda for attribution in result)
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens + 0.1 * torch.randn_like(tokens)
+
+
+@cache
+def of_the_model(make: Callable[[], Subject], device: torch.device) -> int:
+    """How often a model waits for the device by itself."""
+    given = make().to(device)
+    arguments = Arguments(given.inputs, given.extra, given.named)
+    with waits(device) as found:
+        arguments.call(given.model, arguments.inputs)
+    return found.total()
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        (name, method)
+        for name in SUBJECTS
+        for method in (METHODS if name in ("timm ViT", "timm Swin", "BERT") else SOME)
+    ],
+)
+def test_maps_are_those_of_the_cpu(name: str, method: str, device: torch.device) -> None:
+    make = partial(subject, name)
+    given = make().to(device)
+
+    with waits(device) as found:
+        result = as_tuple(given.attribute(METHODS[method]))
+
+    assert all(attribution.device == device for attribution in result)
     assert_close(tuple(a.cpu() for a in result), attributed(name, method), 1e-6)
+    if "gamma" not in method:  # they look at the model first
+        passes = method.startswith(RELEVANCE) + (method in FLOW_METHODS)
+        computed = f"{name} classifier" in COMPUTED
+        assert found.total() == of_the_model(make, device) + passes + computed
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("method", ["GenericAttentionRelevance", "AttnLRP"])
+@pytest.mark.parametrize("name", CROSS_ATTENTION | OTHERS)
+def test_decoders_and_cross_attention(name: str, method: str, device: torch.device) -> None:
+    make = (CROSS_ATTENTION | OTHERS)[name]
+    expected = make().attribute(METHODS[method])
+    given = make().to(device)
+
+    with waits(device) as found:
+        result = given.attribute(METHODS[method])
+
+    assert result.keys() == expected.keys()
+    for key, relevance in result.items():
+        assert relevance.device == device
+        assert_close(relevance.cpu(), expected[key], 1e-6)
+    if name != "Mixtral":  # it asks for the tokens of each expert
+        # With cross-attention, also whether tokens have stayed in place.
+        asked = (1 + (name in CROSS_ATTENTION)) * (method in FLOW_METHODS) + (name in COMPUTED)
+        assert found.total() == of_the_model(make, device) + asked
+
+
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["timm ViT", "BERT", "nn.TransformerEncoder"])
-def test_autocast_stays_finite(name: str, method: str, dtype: torch.dtype) -> None:
-    given = subject(name).to(torch.float32).to("cuda")
+@pytest.mark.parametrize(("name", "dtype"), [("timm ViT", torch.float16), ("BERT", torch.bfloat16)])
+def test_autocast_stays_finite(
+    name: str, method: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    given = subject(name).to(torch.float32).to(device)
 
-    with torch.autocast("cuda", dtype):
+    with torch.autocast(device.type, dtype):
         (result,) = as_tuple(given.attribute(METHODS[method]))
 
-    assert result.is_cuda
+    assert result.device == device
     assert result.dtype == torch.float32
     assert result.isfinite().all()
     assert result.any()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_random_state_of_the_device_stays(method: str) -> None:
-    given = subject("timm ViT").to("cuda")
+def test_random_state_of_the_device_stays(method: str, device: torch.device) -> None:
+    given = subject("timm ViT").to(device)
     given.model.train()
-    before = torch.cuda.get_rng_state()
+    given.model.patch_drop = Noise()
+    backend = torch.get_device_module(device)
+    before = backend.get_rng_state()
 
     given.attribute(METHODS[method])
 
-    assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert torch.equal(backend.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_target_may_be_on_another_device(method: str) -> None:
-    given = subject("timm ViT").to("cuda")
+def test_target_may_be_on_another_device(method: str, device: torch.device) -> None:
+    given = subject("timm ViT").to(device)
     result = given.attribute(METHODS[method], target=torch.tensor(given.target))
 
     assert_close(result.cpu(), attributed("timm ViT", method), 1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_memory_does_not_grow(method: str, device: torch.device) -> None:
+    given = subject("timm ViT").to(device)
+    backend = torch.get_device_module(device)
+
+    def after(calls: int) -> int:
+        for _ in range(calls):
+            given.attribute(METHODS[method])
+        return backend.memory_allocated()
+
+    gc.disable()
+    try:
+        # Autograd's thread of the device may let go of its last tensors a little later.
+        before = min(after(1) for _ in range(3))
+        assert min(after(3) for _ in range(3)) == before
+    finally:
+        gc.enable()

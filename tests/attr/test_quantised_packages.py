@@ -90,7 +90,7 @@ def test_torchao(kind, method, model):
 @pytest.mark.parametrize(
     "kind", ["nf4", "fp4", "nf4 twice", "nf4 after a run", "int8", "int8 with outliers"]
 )
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bitsandbytes(kind, dtype, device, method, model):
     bitsandbytes = pytest.importorskip("bitsandbytes")

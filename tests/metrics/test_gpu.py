@@ -46,24 +46,24 @@ def curves(device):
     )
 
 
-def test_curves_are_those_of_the_cpu():
-    for here, there in zip(curves("cpu"), curves("cuda"), strict=True):
-        assert there.scores.is_cuda
-        assert there.predictions.is_cuda
-        assert there.area().is_cuda
+def test_curves_are_those_of_the_cpu(device):
+    for here, there in zip(curves("cpu"), curves(device), strict=True):
+        assert there.scores.device == device
+        assert there.predictions.device == device
+        assert there.area().device == device
         torch.testing.assert_close(there.scores.cpu(), here.scores)
         assert torch.equal(there.fractions.cpu(), here.fractions)
 
 
-def test_relevance_and_labels_may_be_elsewhere():
-    images, weight = torch.rand(2, 3, 4, 4), torch.randn(48, 3, device="cuda")
+def test_relevance_and_labels_may_be_elsewhere(device):
+    images, weight = torch.rand(2, 3, 4, 4), torch.randn(48, 3, device=device)
     target = torch.tensor([0, 1])
     curve = pixel_perturbation(
-        lambda x: x.flatten(1) @ weight, images.cuda(), images, target, baselines=0
+        lambda x: x.flatten(1) @ weight, images.to(device), images, target, baselines=0
     )
-    assert curve.accuracy(target).is_cuda
-    points = conservation(lambda x: x.flatten(1) @ weight, images.cuda(), images, target)
-    assert points.slope().is_cuda
+    assert curve.accuracy(target).device == device
+    points = conservation(lambda x: x.flatten(1) @ weight, images.to(device), images, target)
+    assert points.slope().device == device
 
 
 def scores(device):
@@ -81,24 +81,25 @@ def scores(device):
     yield completeness(maps, boxes[:, 2].float())
 
 
-def test_scores_are_those_of_the_cpu():
-    for here, there in zip(scores("cpu"), scores("cuda"), strict=True):
-        assert there.is_cuda
+def test_scores_are_those_of_the_cpu(device):
+    for here, there in zip(scores("cpu"), scores(device), strict=True):
+        assert there.device == device
         torch.testing.assert_close(there.cpu(), here)
 
 
-def test_a_model_on_the_gpu_is_randomised_there_and_random_states_stay():
-    model, ids = classifier().cuda(), IDS.cuda()
+def test_a_model_on_the_gpu_is_randomised_there_and_random_states_stay(device):
+    model, ids = classifier().to(device), IDS.to(device)
     weights = [parameter.clone() for parameter in model.parameters()]
-    states = torch.get_rng_state(), torch.cuda.get_rng_state()
+    backend = torch.get_device_module(device)
+    states = torch.get_rng_state(), backend.get_rng_state()
     runs = [
         model_randomisation(model, lambda m: m(ids).detach(), order=order, seed=1)
         for order in ("cascading", "cascading", "independent")
     ]
-    assert all(correlation.is_cuda for correlation in runs[0].values())
+    assert all(correlation.device == device for correlation in runs[0].values())
     assert all(runs[1][layer].equal(runs[0][layer]) for layer in runs[0])
     top = next(iter(runs[0]))
     assert runs[2][top].equal(runs[0][top])
     assert torch.get_rng_state().equal(states[0])
-    assert torch.cuda.get_rng_state().equal(states[1])
+    assert backend.get_rng_state().equal(states[1])
     assert all(map(torch.equal, model.parameters(), weights))
