@@ -53,7 +53,7 @@ def _image_model(name: str, architecture: str, last_norm: Callable[[Any], nn.Mod
     return build
 
 
-def _text_model(
+def text_model(
     name: str, model: Any, tokens: int, factory: dict[str, Any], last_norm: nn.Module
 ) -> Subject:
     """A model that classifies a text of so many random tokens."""
@@ -66,19 +66,20 @@ def _text_model(
         return scores if scores.ndim == 2 else scores[:, -1]
 
     embeddings = model.get_input_embeddings()(ids).detach()
-    target = (-1, 0) if isinstance(model, transformers.GPT2LMHeadModel) else 0
+    language_models = transformers.GPT2LMHeadModel, transformers.LlamaForCausalLM
+    target = (-1, 0) if isinstance(model, language_models) else 0
     return Subject(f"{name}, {tokens} tokens", model, ids, embeddings, run, target, last_norm)
 
 
 def _bert(factory: dict[str, Any]) -> Subject:
     model = transformers.BertForSequenceClassification(transformers.BertConfig())
     norm = model.bert.encoder.layer[-1].attention.output.LayerNorm
-    return _text_model("BERT-base", model, 128, factory, norm)
+    return text_model("BERT-base", model, 128, factory, norm)
 
 
 def _gpt2(factory: dict[str, Any]) -> Subject:
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(use_cache=False))
-    return _text_model("GPT-2 small", model, 128, factory, model.transformer.h[-1].ln_1)
+    return text_model("GPT-2 small", model, 128, factory, model.transformer.h[-1].ln_1)
 
 
 def large_image(side: int, factory: dict[str, Any]) -> Subject:
@@ -101,7 +102,7 @@ def long_encoder(tokens: int, factory: dict[str, Any]) -> Subject:
     )
     model = transformers.BertForSequenceClassification(config)
     norm = model.bert.encoder.layer[-1].attention.output.LayerNorm
-    return _text_model("BERT (2 layers, width 128)", model, tokens, factory, norm)
+    return text_model("BERT (2 layers, width 128)", model, tokens, factory, norm)
 
 
 def long_decoder(tokens: int, factory: dict[str, Any]) -> Subject:
@@ -118,7 +119,7 @@ def long_decoder(tokens: int, factory: dict[str, Any]) -> Subject:
     )
     model = transformers.LlamaForSequenceClassification(config)
     norm = model.model.norm
-    return _text_model("Llama (2 layers, width 128)", model, tokens, factory, norm)
+    return text_model("Llama (2 layers, width 128)", model, tokens, factory, norm)
 
 
 def _last_block(model: Any) -> nn.Module:
