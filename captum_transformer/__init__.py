@@ -21,6 +21,7 @@ from captum_transformer.attr import (
     TransformerMethod,
 )
 from captum_transformer.calling import Contrast
+from captum_transformer.captured import Captured, load_captured
 from captum_transformer.description import Description, describe
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "AttentionRollout",
     "AttnLRP",
     "BiLRP",
+    "Captured",
     "ConservativeLRP",
     "Contrast",
     "Description",
@@ -47,4 +49,5 @@ __all__ = [
     "TransformerAttribution",
     "TransformerMethod",
     "describe",
+    "load_captured",
 ]

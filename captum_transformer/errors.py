@@ -47,3 +47,11 @@ class InvalidLayerError(ExplanationError, ValueError):
 
 class DamagedDataError(ValueError):
     """A file of stored explanations is damaged, missing, or belongs to other explanations."""
+
+
+class CaptureError(ExplanationError):
+    """A call can't be captured as a graph, or can be explained only as it was captured."""
+
+
+class CaptureMismatchError(CaptureError, ValueError):
+    """A call is another one than that which was captured, or the model has changed since."""

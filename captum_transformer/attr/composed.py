@@ -15,6 +15,7 @@ from captum_transformer.attr.rollout_method import RolloutMethod
 from captum_transformer.attr.transformer_attribution import propagated_relevance, relevance_account
 from captum_transformer.calling import Arguments
 from captum_transformer.calling.checkpointing import Checkpoint
+from captum_transformer.calling.reading import truth
 from captum_transformer.errors import InvalidRuleError
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
@@ -148,7 +149,7 @@ def _checked(rule: ForwardRule) -> ForwardRule:
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(found, expected, ROUNDING_OF_OPERATION, equal_nan=True)
+    return truth(torch.isclose(found, expected, ROUNDING_OF_OPERATION, equal_nan=True).all())
 
 
 def _is_finite(outputs: Sequence[Tensor], signals: Sequence[Tensor]) -> bool:
@@ -160,7 +161,7 @@ def _is_finite(outputs: Sequence[Tensor], signals: Sequence[Tensor]) -> bool:
     slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
         given, signals, ones, retain_graph=True, allow_unused=True
     )
-    return all(bool(slope.isfinite().all()) for slope in slopes if slope is not None)
+    return all(truth(slope.isfinite().all()) for slope in slopes if slope is not None)
 
 
 class MapMethod(RolloutMethod):

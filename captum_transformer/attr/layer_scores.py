@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.reading import truth
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.propagate import propagate, rearranged, transposed
@@ -187,7 +188,8 @@ class LayerScores:
             # What is not moved feature by feature is spread over them; masks leave some tokens out.
             found, expected = reached[value].sum(dims), shares.sum(dims)
             kept = found != 0
-            if not kept.any() or not torch.allclose(found, expected * kept):
+            close = torch.isclose(found, expected * kept).all()
+            if not truth(kept.any() & close):
                 raise _unsupported(
                     f"behind the layer of {layer[0].module!r} tokens don't keep their places along "
                     "a skip, so the head would take some for others"

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from captum_transformer.calling.reading import truth
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.value import Value
 
@@ -14,5 +15,5 @@ def refuse_reached(forward: TracedForward, selected: Tensor, score: Value) -> No
         values = [value for value in operation.outputs if value is not None]
         if any(score.descends_from(value) and not value.learned for value in values):
             gradients = forward.gradients(selected, operation.refused)
-            if any(gradient is not None and gradient.any() for gradient in gradients):
+            if any(gradient is not None and truth(gradient.any()) for gradient in gradients):
                 raise operation.refusal

@@ -16,6 +16,7 @@ from captum_transformer.calling.checkpointing import Checkpoint, layers_of_block
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.layers import ChosenLayer
 from captum_transformer.calling.target import Target, target_of
+from captum_transformer.captured.call import Captured, Of
 from captum_transformer.rules import flow
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.kinds import Kind
@@ -151,6 +152,46 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
             arguments, targets, self._attribute_inputs, internal_batch_size
         )
         return [arguments.restored(maps) for maps in of_targets]
+
+    def capture(
+        self,
+        inputs: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+        of: Of = "attribute",
+        recapture: bool = False,
+        **options: Any,
+    ) -> Captured:
+        """Captures a call as one graph of tensor operations, to be made again on other inputs.
+
+        What the trace and the rules do in Python is done once. The captured call is made like the
+        method's own, with inputs of the same shapes and any target of the same form, and gives the
+        same results to the last bit as with one target for each sample. It reads the model's own
+        parameters and buffers, so it follows a training. Anything else that a forward pass reads
+        has to stay the same.
+
+        Args:
+            inputs: as in :meth:`attribute`; an example.
+            target: as in :meth:`attribute`; of `attribute_targets` a list of such.
+            additional_forward_args: as in :meth:`attribute`.
+            additional_forward_kwargs: as in :meth:`attribute`.
+            of: which of the methods' calls is captured.
+            recapture: capture anew whenever a call is another one or the model has changed, instead
+                of refusing it.
+            **options: what else the captured method takes.
+
+        Returns:
+            The captured call.
+
+        Raises:
+            CaptureError: if the call can't be captured, as where Python decides by the values of
+                the inputs.
+        """
+        captured = Captured(self, of, options, recapture=recapture)
+        captured.add(inputs, target, additional_forward_args, additional_forward_kwargs)
+        return captured
 
     def _in_batches(
         self,

@@ -114,6 +114,11 @@ class Arguments(Generic[Inputs]):
         named = {f"additional_forward_kwargs[{k!r}]": a for k, a in self._kwargs.items()}
         return positional | named
 
+    @property
+    def further_as_given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What goes with the inputs, by position and by name."""
+        return self._args, self._kwargs
+
     def restored(self, tensors: Sequence[Tensor]) -> Inputs:
         """One tensor for each input, in the form of the inputs: a tensor, a tuple or a dict."""
         if self.keys is not None:

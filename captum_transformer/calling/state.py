@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_transformer.calling import reading
 from captum_transformer.calling.contents import (
     ATOMS,
     CONTAINERS,
@@ -182,7 +183,7 @@ def _write_back(tensor: Tensor, values: Tensor) -> None:
     if tensor.grad_fn is not None and not tensor._is_view():
         tensor.detach_()
     # By value: batch normalisation doesn't count its writes in the version.
-    if not torch.equal(tensor, values):
+    if not reading.is_same(tensor, values):
         tensor.copy_(values)
 
 

@@ -1,10 +1,11 @@
 """Which of a model's outputs is explained: Captum's targets, and one target rather than another."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from numbers import Integral
 from typing import Any, TypeAlias
 
+import torch
 from captum._utils.common import _select_targets
 from captum._utils.typing import TargetType
 from torch import Tensor
@@ -58,6 +59,19 @@ class Combination:
     signed: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """One score of each sample, told by a tensor: what a captured call gets as its target.
+
+    Attributes:
+        indices: where the score stands behind the samples, ``(samples, dimensions)``.
+        note: is told the sizes of these dimensions whenever a score is selected.
+    """
+
+    indices: Tensor
+    note: Callable[[tuple[int, ...]], None]
+
+
 Target: TypeAlias = TargetType | Contrast | list[Contrast]
 
 
@@ -73,6 +87,8 @@ def target_of(target: Any, rows: slice, samples: int) -> Any:
     if isinstance(target, Contrast):
         sides = (target_of(t, rows, samples) for t in (target.target, target.rather_than))
         return Contrast(*sides)
+    if isinstance(target, Chosen):
+        return Chosen(target.indices[rows], target.note)
     if isinstance(target, Tensor):
         return target[rows] if target.numel() == samples > 1 else target
     return target[rows] if isinstance(target, list) and len(target) == samples else target
@@ -107,6 +123,18 @@ def _select(output: Any, target: Any) -> Tensor:
     if isinstance(output, Tensor):
         return _select_from(output, target)
     candidates = _candidates(output)
+    if isinstance(target, Chosen):
+        # By shape, for its numbers are others in each call.
+        dims = target.indices.shape[1]
+        likely = [c for c in candidates if dims < c[1].ndim and not c[1].shape[dims + 1 :]]
+        candidates = likely if len(likely) == 1 else candidates
+        if len(likely) > 1:
+            raise AmbiguousOutputError(
+                f"The model returned {', '.join(name for name, _ in likely)}: which of them a "
+                "target is for depends on its numbers, so the call can't be captured. Pass a "
+                "function that returns the tensor to explain, for instance "
+                "`lambda x: model(x).logits`."
+            )
     fits, error = [], None
     for name, tensor in candidates:
         try:
@@ -145,7 +173,10 @@ def _select_from(output: Tensor, target: Any) -> Tensor:
     if isinstance(target, Tensor) and target.device != output.device:
         target = target.to(output.device)
     try:
-        selected = _select_targets(output, _of_python(target))
+        if isinstance(target, Chosen):
+            selected = _chosen_from(output, target)
+        else:
+            selected = _select_targets(output, _of_python(target))
     except ExplanationError:
         raise
     except (AssertionError, IndexError, RuntimeError, TypeError) as reason:
@@ -160,6 +191,22 @@ def _select_from(output: Tensor, target: Any) -> Tensor:
             + ("Give a target." if target is None else "Give a tuple of indices.")
         )
     return selected.reshape(-1)
+
+
+def _chosen_from(output: Tensor, chosen: Chosen) -> Tensor:
+    dims = chosen.indices.shape[1]
+    sizes = tuple(output.shape[1 : dims + 1])
+    chosen.note(sizes)
+    if len(sizes) < dims:
+        raise IndexError(f"{dims} indices are given")
+    indices = chosen.indices.to(output.device)
+    lengths = torch.tensor(sizes, device=output.device)
+    indices = torch.where(indices < 0, indices + lengths, indices)
+    if output.ndim == 2:
+        return output.gather(1, indices).squeeze(-1)
+    samples = torch.arange(len(output), device=output.device)
+    places = (samples, *indices.unbind(1))
+    return output[places]
 
 
 def _form_of_targets(ndim: int) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.account import Reason
+from captum_transformer.calling.reading import truth
 from captum_transformer.errors import ConservationError
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.value import Value
@@ -107,7 +108,7 @@ class Ledger:
         alike = (left.abs() <= size * ROUNDING) & left.isfinite()
         if self._compared:
             alike = alike & (self._differing() <= ROUNDING_OF_OPERATION).all()
-        return bool(alike)
+        return truth(alike)
 
     def _differing(self) -> Tensor:
         """By what part of their size the sums that were compared differ."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_transformer.calling import reading
 from captum_transformer.trace.axis import Axis, View
 
 
@@ -77,7 +78,7 @@ def located(numbers: Tensor, of: int) -> Batch | None:
     Batch(first=0, axis=Axis(outer=2, size=2, inner=2), of=2)
     """
     # On the host, where looking at entries waits for nothing.
-    found = numbers.cpu().numpy()
+    found = reading.numbers(numbers)
     free = found == 0
     present = found[~free]
     if not present.size:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from captum_transformer.calling.reading import truth
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.blocks import row_blocks
 from captum_transformer.trace.numeric import accumulation_dtype
@@ -65,7 +66,7 @@ def _refuse_blocks_alone(key: Tensor, mask: tuple[Any, ...]) -> None:
         return
     _, _, partly, _, fully, *_ = tables
     visited = partly if fully is None else partly + fully
-    if bool((visited < -(-key.shape[-2] // size)).any()):
+    if truth((visited < -(-key.shape[-2] // size)).any()):
         raise UnsupportedOperationError(
             "A `BlockMask` without a mask_mod leaves blocks out: compiled `flex_attention` skips "
             "them and uncompiled `flex_attention` does not, so what the model computes can't be "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.reading import truth
 from captum_transformer.errors import InvalidTargetError, MixedSamplesError
 from captum_transformer.trace.batch import Batch
 from captum_transformer.trace.derivatives import derivatives
@@ -63,7 +64,7 @@ def require_apart(forward: "TracedForward", scores: Tensor, coupling: Operation 
             own = weights[batch.first : batch.last + 1, None].to(one.dtype)
             rounding = _ROUNDING * torch.finfo(one.dtype).eps * other.abs().amax(1)
             differs = (other - own * one).abs().amax(1) > rounding
-            if bool(differs.any()):
+            if truth(differs.any()):
                 mixed = batch.first + int(differs.nonzero()[0, 0])
                 raise _mixed(_source(forward, scores, points, mixed), mixed, coupling)
 

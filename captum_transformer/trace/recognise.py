@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.reading import truth
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import FusedAttention, Order
 from captum_transformer.trace.axis import Axis
@@ -184,7 +185,7 @@ def require_described(call: FusedAttention, output: Tensor) -> None:
         for rows in call.blocks():
             expected = call.probabilities(rows) @ values
             off = torch.linalg.vector_norm(output[..., rows, :] - expected)
-            if not bool(off <= tolerance * torch.linalg.vector_norm(expected)):
+            if not truth(off <= tolerance * torch.linalg.vector_norm(expected)):
                 break
         else:
             return

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.reading import truth
 from captum_transformer.errors import MixedSamplesError
 from captum_transformer.trace.influence import digits_of, weights_of
 from captum_transformer.trace.operation import Operation
@@ -44,7 +45,7 @@ def require_own_samples(run: Callable[[Shares], Shares], seeds: Shares, arrived:
             off = other - one * weights[first : last + 1, None]
             rounding = _ROUNDING * torch.finfo(one.dtype).eps * other.abs().amax((0, 2))
             mixed = off.abs().amax((0, 2)) > rounding
-            if bool(mixed.any()):
+            if truth(mixed.any()):
                 raise _mixed(first + int(mixed.nonzero()[0, 0]), start.coupling)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.reading import truth
 from captum_transformer.rules.flow.sources import Junction, Sources
 from captum_transformer.rules.propagate import unsupported
 from captum_transformer.trace.attention import AttentionCall
@@ -287,4 +288,4 @@ def _is_of_some(present: Tensor | None, features: list[int]) -> bool:
     if present is None or not features:
         return False
     held = (present != 0).float()
-    return bool((held.amin(features) != held.amax(features)).any())
+    return truth((held.amin(features) != held.amax(features)).any())

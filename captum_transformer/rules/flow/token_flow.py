@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.reading import truth
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.apart import require_own_samples
 from captum_transformer.rules.flow.books import Books
@@ -256,7 +257,7 @@ class TokenFlow:
             return bool(held.sources & sought)
         # Which tokens were picked of those that others were joined to, the entries tell.
         like = torch.zeros((), dtype=torch.float32, device=value.device)
-        return bool(self.comes_from_input(value, wanted, like).any())
+        return truth(self.comes_from_input(value, wanted, like).any())
 
     def comes_from_input(self, value: Value, wanted: Sequence[Value], like: Tensor) -> Tensor:
         """For each entry of a value, what part of a share there the inputs get by skips alone.

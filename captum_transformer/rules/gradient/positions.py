@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.account import Reason
+from captum_transformer.calling.reading import truth
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.constants import constant_part
 from captum_transformer.rules.gradient.share import divided
@@ -77,7 +78,7 @@ def _is_rotation(operation: Operation) -> bool:
         return False
     cosine, sine = (in_full(_constants(p)[0]) for p in products)
     squares = cosine * cosine + sine * sine
-    return bool((squares.amax() - squares.amin()) <= _ROUNDING * squares.amax())
+    return truth((squares.amax() - squares.amin()) <= _ROUNDING * squares.amax())
 
 
 def _constants(product: Operation) -> list[Operand]:

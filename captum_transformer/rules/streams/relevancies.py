@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.reading import truth
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.maps import MapBlock, averaged_over_heads
 from captum_transformer.rules.flow.token_flow import TokenFlow
@@ -70,7 +71,7 @@ class Relevancies:
         for call, version in self._streams.calls.items():
             self._matrices[version] = self._after(call, version)
             self._newest[version.stream] = version
-        if bool(self._displacement > _ROUNDING):
+        if truth(self._displacement > _ROUNDING):
             self._streams.in_place.clear()
             raise _not_aligned("tokens change places between two attention calls")
 

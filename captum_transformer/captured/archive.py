@@ -1,0 +1,151 @@
+"""Captured calls in files, as programs of `torch.export`, which need nothing but PyTorch to run."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from captum_transformer.captured.arguments import Given, differing_forms
+from captum_transformer.captured.graph import Recorded, as_module
+from captum_transformer.errors import CaptureMismatchError
+
+_NOTES = "captum_transformer.json"
+# What is saved and how is read again; archives of other versions are refused.
+_VERSION = 1
+
+
+class Served(nn.Module):
+    """A captured call with the weights that it reads, in nothing but tensors.
+
+    Where the relevance is not known to be right, because the library would compute otherwise for
+    these inputs or refuse them, all of it is NaN.
+
+    Args:
+        recorded: the graph.
+        state: the weights.
+        given: an example of a call.
+    """
+
+    def __init__(
+        self, recorded: Recorded, state: Mapping[str, tuple[str, Tensor]], given: Given
+    ) -> None:
+        super().__init__()
+        self.model = as_module(recorded, state)
+        self._conditions = bool(recorded.reads)
+        self._structure = recorded.structure
+        self._targets = [s.size for s in given.key[3][given.inputs : given.targets]]
+
+    def forward(self, inputs: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
+        """The relevance of the target's score.
+
+        Args:
+            inputs: as the method takes them.
+            target: a tensor of indices for the samples, ``(samples,)`` or, of several dimensions,
+                ``(samples, dimensions)``; nested as the targets were; None if there was none.
+            args: further arguments of the model.
+            kwargs: the same by name.
+        """
+        given = zip(_tensors_in(target), self._targets, strict=True)
+        targets = [tensor.reshape(size) for tensor, size in given]
+        tensors = [*_tensors_in(inputs), *targets, *_tensors_in((args, kwargs))]
+        found = list(self.model(*tensors))
+        if self._conditions:
+            right = found.pop().all()
+            found = [torch.where(right, tensor, torch.nan) for tensor in found]
+        return pytree.tree_unflatten(found, self._structure)
+
+
+def save(
+    path: str | os.PathLike[str],
+    recorded: Recorded,
+    state: Mapping[str, tuple[str, Tensor]],
+    given: Given,
+    notes: Mapping[str, Any],
+) -> None:
+    """Writes a captured call to a file."""
+    with torch.no_grad():
+        args, kwargs = given.as_served(given.example())
+        program = torch.export.export(Served(recorded, state, given).eval(), args, kwargs)
+    everything = {"version": _VERSION, **notes, **given.notes()}
+    torch.export.save(program, path, extra_files={_NOTES: json.dumps(everything)})
+
+
+class LoadedCapture:
+    """A captured call from a file, with the conventions of the method's; see `load_captured`."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        extra = {_NOTES: ""}
+        self._program = torch.export.load(path, extra_files=extra)
+        if not extra[_NOTES]:
+            raise CaptureMismatchError(
+                f"{os.fspath(path)} is a program of `torch.export`, but none that "
+                "`Captured.save` has written."
+            )
+        self._notes = json.loads(extra[_NOTES])
+        if self._notes["version"] != _VERSION:
+            raise CaptureMismatchError(
+                f"{os.fspath(path)} was written by another version of captum_transformer. "
+                "Capture the call anew; `torch.export.load` still reads the file."
+            )
+        self._module = self._program.module()
+
+    def __call__(
+        self,
+        inputs: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """What the method returned when the call was captured, for other inputs and targets.
+
+        The arguments are those of the captured call.
+
+        Raises:
+            CaptureMismatchError: if the call is not the one that was captured.
+        """
+        several = self._notes["of"] == "attribute_targets"
+        args, kwargs = additional_forward_args, additional_forward_kwargs
+        given = Given(inputs, target, several, args, kwargs)
+        if why := list(differing_forms(given.notes(), self._notes)):
+            raise CaptureMismatchError(
+                f"This call is not the one that was captured: {'; '.join(why)}."
+            )
+        served, named = given.as_served(given.tensors)
+        with torch.no_grad():
+            return self._module(*served, **named)
+
+
+def load_captured(path: str | os.PathLike[str]) -> LoadedCapture:
+    """Reads a captured call that `Captured.save` has written.
+
+    Neither the method nor the model's code is needed. Without this package the file is read by
+    ``torch.export.load(path).module()``, which takes the inputs, a tensor of targets and the
+    further arguments.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A function with the arguments of the captured call.
+
+    Example:
+        >>> import tempfile, timm, torch
+        >>> from captum_transformer import AttnLRP, load_captured
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+        >>> captured = AttnLRP(model).capture(torch.rand(2, 3, 32, 32), target=3)
+        >>> with tempfile.NamedTemporaryFile(suffix=".pt2") as file:
+        ...     captured.save(file.name)
+        ...     loaded = load_captured(file.name)
+        >>> loaded(torch.rand(2, 3, 32, 32), target=[5, 7]).shape
+        torch.Size([2, 3, 32, 32])
+    """
+    return LoadedCapture(path)
+
+
+def _tensors_in(nested: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(nested) if isinstance(leaf, Tensor)]

@@ -1,0 +1,305 @@
+"""A call of an attribution method, captured as a graph of tensor operations."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from captum_transformer.calling.isolation import modules_of
+from captum_transformer.captured.archive import save
+from captum_transformer.captured.arguments import Given, differing
+from captum_transformer.captured.executed import Executed
+from captum_transformer.captured.graph import Recorded
+from captum_transformer.captured.guards import Guard
+from captum_transformer.errors import CaptureError, CaptureMismatchError, InvalidTargetError
+
+# What is captured.
+Of = Literal["attribute", "attribute_tokens", "attribute_targets"]
+_Compiler: TypeAlias = Callable[[GraphModule, Sequence[Tensor]], Callable[..., Any]]
+# How many graphs are kept with `recapture`.
+_GRAPHS = 8
+
+
+class Captured:
+    """A call of a method as one graph of tensor operations; made by `TransformerMethod.capture`.
+
+    It is called as the method is, and its results are the same to the last bit, with one target for
+    each sample. The graph reads the
+    model's own parameters and buffers, so it follows a training. A call that is another one than
+    that which was captured is refused, and so is each call after the model has changed otherwise
+    than in the numbers of its tensors; with `recapture` it is captured anew.
+
+    Example:
+        >>> import timm, torch
+        >>> from captum_transformer import AttnLRP
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> captured = AttnLRP(model).capture(images, target=3)
+        >>> captured(torch.rand(2, 3, 32, 32), target=[5, 7]).shape
+        torch.Size([2, 3, 32, 32])
+        >>> captured(torch.rand(1, 3, 32, 32), target=5)
+        Traceback (most recent call last):
+        captum_transformer.errors.CaptureMismatchError: This call is not the one that was captured:
+        ...
+    """
+
+    def __init__(self, method: Any, of: Of, options: Mapping[str, Any], *, recapture: bool) -> None:
+        self._method = method
+        self._of = of
+        self._options = dict(options)
+        self._recapture = recapture
+        self._graphs: OrderedDict[Any, _Graph] = OrderedDict()
+        self._compiler: _Compiler | None = None
+
+    def __call__(
+        self,
+        inputs: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        additional_forward_kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """What the method returns, by the graph.
+
+        Args:
+            inputs: as the method takes them, of the same shapes.
+            target: as the method takes it, of the same form: any class, for all samples or each.
+            additional_forward_args: as the method takes them, tensors of the same shapes and all
+                else equal.
+            additional_forward_kwargs: the same by name.
+
+        Raises:
+            CaptureMismatchError: if this is not the call that was captured, and `recapture` is off.
+        """
+        args, kwargs = additional_forward_args, additional_forward_kwargs
+        given = self._given(inputs, target, args, kwargs)
+        graph = self._graphs.get(given.key)
+        why = self._unlike(given) if graph is None else graph.guard.changed()
+        if why is None and graph is not None:
+            found = graph.answer(given)
+            why = None if found is None else graph.other_branch(found)
+            if why is None:
+                if found is not None and graph.holds(found):
+                    return graph.restored(found)
+                if found is None:  # and the method says why
+                    return self._call(inputs, target, args, additional_forward_kwargs=kwargs)
+                return given.call(self._call, given.tensors, [])
+        if not self._recapture:
+            raise CaptureMismatchError(
+                f"This call is not the one that was captured: {why}. Capture it anew, or once with "
+                "`recapture=True`, which does so by itself."
+            )
+        return self.add(inputs, target, args, kwargs)
+
+    def add(self, inputs: Any, target: Any, args: Any, kwargs: Any) -> Any:
+        """Captures a call.
+
+        Returns:
+            What the method returns for it.
+        """
+        given = self._given(inputs, target, args, kwargs)
+        try:
+            graph, result = _captured(self._method, given, self._call)
+        except InvalidTargetError:
+            self._call(inputs, target, args, additional_forward_kwargs=kwargs)  # says it better
+            raise
+        if self._compiler is not None:
+            graph.compile(self._compiler)
+        self._graphs[given.key] = graph
+        if len(self._graphs) > _GRAPHS:
+            self._graphs.popitem(last=False)
+        return result
+
+    def compile(self, **options: Any) -> "Captured":
+        """Compiles the graph with Inductor; results are then the same up to rounding.
+
+        Args:
+            **options: of Inductor, as `torch.compile(..., options=...)` takes them.
+
+        Returns:
+            This.
+        """
+        self._compiler = lambda graph, tensors: torch._inductor.compile(  # noqa: SLF001
+            graph, list(tensors), options=options
+        )
+        for graph in self._graphs.values():
+            graph.compile(self._compiler)
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Saves the call that was captured last, with the weights as they are now.
+
+        The file is a program of `torch.export`: `torch.export.load` reads it without this package
+        and without the model's code, `load_captured` with the method's own conventions. Where a
+        check fails that the method makes with the numbers, the program returns NaN.
+
+        Args:
+            path: the file, ``.pt2`` by convention.
+
+        Raises:
+            CaptureMismatchError: if the model has changed otherwise than in its tensors' numbers.
+        """
+        *_, graph = self._graphs.values()
+        if (why := graph.guard.changed()) is not None:
+            raise CaptureMismatchError(f"The model is not the one that was captured: {why}.")
+        notes = {"method": type(self._method).__name__, "of": self._of}
+        save(path, graph.recorded, graph.state(), graph.example, notes)
+
+    @property
+    def nodes(self) -> int:
+        """How many operations the graph has that was captured last."""
+        *_, graph = self._graphs.values()
+        return graph.recorded.nodes
+
+    def _given(self, inputs: Any, target: Any, args: Any, kwargs: Any) -> Given:
+        return Given(inputs, target, self._of == "attribute_targets", args, kwargs)
+
+    def _call(self, inputs: Any, target: Any, args: Any, **options: Any) -> Any:
+        return getattr(self._method, self._of)(inputs, target, args, **options, **self._options)
+
+    def _unlike(self, given: Given) -> str:
+        """In what a call differs from the one that was captured last."""
+        *_, key = self._graphs
+        return "; ".join(differing(given, key))
+
+
+class _Graph:
+    """What was captured of one call.
+
+    Attributes:
+        example: the call, without its tensors' numbers.
+    """
+
+    def __init__(
+        self,
+        recorded: Recorded,
+        guard: Guard,
+        given: Given,
+        sizes: Sequence[Any],
+        devices: Sequence[str],
+    ) -> None:
+        self.recorded = recorded
+        self.example = given
+        self.guard = guard
+        self._run: Callable[..., Any] = recorded.graph.forward
+        self._sizes = {len(size): size for size in sizes}
+        self._devices = devices
+
+    def answer(self, given: Given) -> list[Tensor] | None:
+        """What the graph returns; None if the target does not fit the output."""
+        for rows in given.numbers:
+            size = self._sizes.get(len(rows[0]))
+            if size is None or not all(_is_within(row, size) for row in rows):
+                return None
+        try:
+            return self(given)
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, RuntimeError):  # of a target that is a tensor
+            return None
+
+    def __call__(self, given: Given) -> list[Tensor]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(mode=False))
+            stack.enter_context(torch.no_grad())
+            for device in self._devices:
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            state = self.guard.state()
+            written = [(state[number], state[number].clone()) for number in self.recorded.written]
+            try:
+                found: list[Tensor] = self._run(*given.tensors, *state)
+            except Exception:
+                for tensor, numbers in written:
+                    tensor.copy_(numbers)
+                raise
+        return found
+
+    def compile(self, compiler: _Compiler) -> None:
+        """Lets the graph run compiled."""
+        with torch.inference_mode(mode=False), torch.no_grad():
+            tensors = [*self.example.example(), *self.guard.state()]
+            self._run = compiler(self.recorded.graph, tensors)
+
+    def state(self) -> dict[str, tuple[str, Tensor]]:
+        """The tensors that the graph reads, and what they are called in the model."""
+        state = zip(self.recorded.state, self.guard.state_names(), self.guard.state(), strict=True)
+        return {name: (dotted, tensor) for name, dotted, tensor in state}
+
+    def holds(self, found: Sequence[Tensor]) -> bool:
+        """Whether the library would take the same way for these numbers."""
+        return not self.recorded.reads or bool(found[-1].all())
+
+    def other_branch(self, found: Sequence[Tensor]) -> str | None:
+        """What the model would read otherwise, if anything."""
+        if not any(self.recorded.reads):
+            return None
+        for reads, holds in zip(self.recorded.reads, found[-1].tolist(), strict=True):
+            if reads and not holds:
+                return f"the model reads {reads}"
+        return None
+
+    def restored(self, found: Sequence[Tensor]) -> Any:
+        """The results as the method returns them."""
+        count = len(found) - bool(self.recorded.reads)
+        return pytree.tree_unflatten(list(found[:count]), self.recorded.structure)
+
+
+def _is_within(indices: Sequence[int], size: Sequence[int]) -> bool:
+    return all(-length <= i < length for i, length in zip(indices, size, strict=True))
+
+
+def _captured(method: Any, given: Given, call: Callable[..., Any]) -> tuple[_Graph, Any]:
+    """A call as a graph, and what the method returns for it."""
+    executed, sizes = Executed(), list[Any]()
+    with executed.noted():
+        expected = given.call(call, given.tensors, sizes)
+    if executed.random:
+        raise CaptureError(
+            f"The model draws random numbers in Python, at {executed.random[0]}: a "
+            "captured call would repeat those that were drawn when it was captured."
+        )
+    modules = list(modules_of(method.forward_func))
+    known = {id(module) for _, module in modules}
+    modules += [
+        (type(module).__name__, module)
+        for key, module in executed.modules.items()
+        if key not in known
+    ]
+    devices = sorted({tensor.device.type for tensor in given.tensors} | {"cpu"})
+    guard = Guard(method, modules, executed, devices)
+    recorded = Recorded(lambda *tensors: given.call(call, tensors, []), given.tensors, given.roles)
+    for tensor in recorded.state.values():
+        if not guard.places(tensor):
+            raise CaptureError(
+                f"The model uses a tensor of shape {tuple(tensor.shape)} that is found neither "
+                "among its parameters, buffers and attributes nor in what its functions hold: a "
+                "captured call would not see it replaced. Make it an attribute of a module, or a "
+                "buffer."
+            )
+    guard.watch(recorded.state)
+    graph = _Graph(recorded, guard, given, sizes, devices)
+    if (why := guard.changed()) is not None:
+        raise CaptureError(f"The model changes while it is explained: {why}.")
+    found = graph(given)
+    given.forget()
+    _require_same(graph.restored(found), expected)
+    return graph, expected
+
+
+def _require_same(found: Any, expected: Any) -> None:
+    pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True)
+    for one, other in pairs:
+        alike = (one == other) | (one.isnan() & other.isnan())
+        if one.shape != other.shape or one.dtype != other.dtype or not bool(alike.all()):
+            raise CaptureError(
+                "The captured call gives other numbers than the method does for the same inputs: "
+                "the model does not compute the same each time, or in a way that can't be "
+                "captured. Explain it uncaptured."
+            )

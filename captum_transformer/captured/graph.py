@@ -1,0 +1,162 @@
+"""A call of a method as one graph of ATen operations."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from captum_transformer.calling.reading import read_by
+from captum_transformer.captured.arguments import Role
+from captum_transformer.captured.recording import HostReads, Recording
+from captum_transformer.errors import CaptureError
+
+
+class Recorded:
+    """A function of tensors, written down once.
+
+    Attributes:
+        graph: a function of the tensors that were given and then of `state`. It returns a list: the
+            results, and last, if there are conditions, whether each of them holds.
+        state: the tensors that the function read besides, by the names that the graph has for them.
+        written: which tensors of the state it writes into; what they held is put back at its end.
+        reads: for each condition what of the model it is about; empty if it is the library's own.
+        structure: how the results are nested.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], tensors: Sequence[Tensor], roles: Sequence[Role]
+    ) -> None:
+        recording = Recording(roles)
+
+        def run(*tensors: Tensor) -> list[Tensor]:
+            with recording, HostReads(recording), read_by(recording):
+                result = function(*tensors)
+            results, self.structure = pytree.tree_flatten(result)
+            found = [condition.holds for condition in recording.conditions]
+            return results + ([torch.stack(found)] if found else [])
+
+        # Without a mode of its own for each tensor, of which the graph notes down what it is like.
+        context = tracing(TracingContext(FakeTensorMode(allow_non_fake_inputs=True)))
+        with torch.inference_mode(mode=False), context:
+            # Other objects than the caller's, each its own: tensors are told apart by identity.
+            graph_module = make_fx(run)(*(tensor.detach() for tensor in tensors))
+        self.reads = [condition.reads for condition in recording.conditions]
+        graph = graph_module.graph
+        graph.eliminate_dead_code(_changes_something)
+        for node in graph.nodes:
+            if node in recording.random:
+                raise CaptureError(
+                    f"The model draws random numbers, at {recording.random[node]}: a captured call "
+                    "has no state of the generators to put back. Explain the model uncaptured."
+                )
+        literals = recording.literals
+        self.state = _lifted(graph_module, literals)
+        _without_detaching(graph)
+        self.written = _written(graph, list(self.state))
+        graph.lint()
+        self.graph = GraphModule(graph_module, graph, "CapturedGraph")
+
+    @property
+    def nodes(self) -> int:
+        """How many operations the graph has."""
+        return sum(node.op == "call_function" for node in self.graph.graph.nodes)
+
+
+def _changes_something(node: Node) -> bool:
+    """Whether a node counts although nobody uses its result."""
+    if node.op in ("placeholder", "output"):
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _lifted(module: GraphModule, literals: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Makes what the graph holds inputs of it; numbers that Python wrote stay in it."""
+    graph = module.graph
+    *_, last = (node for node in graph.nodes if node.op == "placeholder")
+    state: dict[str, Tensor] = {}
+    by_tensor: dict[int, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        tensor = getattr(module, node.target)
+        if any(tensor is literal for literal in literals):
+            continue
+        if id(tensor) not in by_tensor:
+            with graph.inserting_after(last):
+                last = by_tensor[id(tensor)] = graph.placeholder(f"state_{len(state)}")
+            state[last.name] = tensor
+        node.replace_all_uses_with(by_tensor[id(tensor)])
+        graph.erase_node(node)
+    return state
+
+
+def _without_detaching(graph: Graph) -> None:
+    """Leaves `detach` out, which does nothing where no gradients are kept."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _written(graph: Graph, state: list[str]) -> list[int]:
+    """Which tensors of the state some operation writes into, maybe by a view."""
+    found: set[int] = set()
+    for node in graph.nodes:
+        for written in _aliased(node, written=True):
+            source = written
+            while views := _aliased(source, written=False):
+                (source, *_) = views
+            if source.op == "placeholder" and source.name in state:
+                found.add(state.index(source.name))
+    return sorted(found)
+
+
+def _aliased(node: Node, *, written: bool) -> list[Node]:
+    """The arguments whose memory an operation writes into, or that its result has."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return []
+    arguments = zip(schema.arguments, node.args, strict=False)
+    known = [(a.alias_info, given) for a, given in arguments if a.alias_info is not None]
+    return [given for info, given in known if isinstance(given, Node) and info.is_write >= written]
+
+
+def as_module(recorded: Recorded, state: Mapping[str, tuple[str, Tensor]]) -> GraphModule:
+    """The graph with its state as parameters and buffers.
+
+    Args:
+        recorded: the graph.
+        state: the dotted name and the tensor for each name that the graph has for one.
+    """
+    root = torch.nn.Module()
+    graph = Graph()
+    copied: dict[Node, Node] = {}
+    for node in recorded.graph.graph.nodes:
+        if node.op == "placeholder" and node.name in state:
+            name, tensor = state[node.name]
+            _put(root, name, tensor)
+            copied[node] = graph.get_attr(name)
+            continue
+        if node.op == "get_attr":
+            setattr(root, node.target, getattr(recorded.graph, node.target))
+        copied[node] = graph.node_copy(node, copied.__getitem__)
+    return GraphModule(root, graph, "CapturedGraph")
+
+
+def _put(root: torch.nn.Module, name: str, tensor: Tensor) -> None:
+    *path, last = name.split(".")
+    for part in path:
+        if not hasattr(root, part):
+            root.add_module(part, torch.nn.Module())
+        root = root.get_submodule(part)
+    if tensor.is_floating_point():
+        root.register_parameter(last, torch.nn.Parameter(tensor.detach(), requires_grad=False))
+    else:
+        root.register_buffer(last, tensor.detach())

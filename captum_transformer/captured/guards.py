@@ -1,0 +1,342 @@
+"""Whether all that a model reads besides its inputs is what it was when a call was captured.
+
+Tensors may be others, of the same shapes: they are read anew for each call of the graph, by the
+places where they were found. Everything else has to be the same.
+"""
+
+import functools
+import operator
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+from captum_transformer.calling.contents import is_object
+from captum_transformer.calling.copies import slots_of
+from captum_transformer.captured.arguments import Shape
+from captum_transformer.captured.executed import Executed
+
+_ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_SEQUENCES = (list, tuple, deque)
+# Of every module; what is for training or for saving has no part in a forward pass.
+_OF_MODULES = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+_NOT_READ = frozenset(vars(nn.Module())) - {*_OF_MODULES}
+_MISSING = object()
+
+
+class Place(NamedTuple):
+    """Where a tensor is found: in which holder, and as which of what that holds."""
+
+    holder: int
+    number: int
+
+
+class _Holder:
+    """What some object holds, now and when it was noted down.
+
+    Args:
+        path: what a user would call it.
+        owner: the object.
+        read: what it holds, by keys.
+    """
+
+    def __init__(self, path: str, owner: Any, read: Callable[[Any], Mapping[Any, Any]]) -> None:
+        self.path = path
+        self.owner = owner
+        self._read = read
+        held = read(owner)
+        self.keys = list(held)
+        self.values = list(held.values())
+        # Most of them are modules and dictionaries, and there are many.
+        own = owner if isinstance(owner, Mapping) else getattr(owner, "__dict__", None)
+        self._own = own if own is not None and own.keys() >= held.keys() else None
+        self._count = len(self._own or ())
+        self._getter = operator.itemgetter(*self.keys) if len(self.keys) > 1 else None
+
+    def is_unchanged(self) -> bool:
+        """Whether it holds the same objects, as far as can be told at once."""
+        own = self._own
+        if own is None or self._getter is None or len(own) != self._count:
+            return False
+        try:
+            return all(map(operator.is_, self._getter(own), self.values))
+        except KeyError:
+            return False
+
+    def now(self) -> list[Any] | None:
+        """What it holds now; None if that has other keys."""
+        held = self._read(self.owner)
+        return list(held.values()) if list(held) == self.keys else None
+
+    def difference(self) -> str:
+        """What is new or missing."""
+        held = self._read(self.owner)
+        new = [key for key in held if key not in self.keys]
+        missing = [key for key in self.keys if key not in held]
+        return f"{self.path} has {f'new {new}' if new else f'no {missing} any more'}"
+
+    def name(self, number: int) -> str:
+        """What a user would call one of the things."""
+        key = self.keys[number]
+        joint = f".{key}" if isinstance(key, str) else f"[{key!r}]"
+        for plain in ("._parameters", "._buffers", "._modules"):
+            if self.path.endswith(plain):
+                return f"{self.path.removesuffix(plain)}{joint}"
+        return f"{self.path}{joint}"
+
+
+class Guard:
+    """All that was read besides the inputs.
+
+    Args:
+        method: the method whose options count.
+        modules: the modules that run, by name.
+        executed: the code that ran.
+        devices: the types of device on which it ran.
+    """
+
+    def __init__(
+        self,
+        method: Any,
+        modules: Sequence[tuple[str, nn.Module]],
+        executed: Executed,
+        devices: Sequence[str],
+    ) -> None:
+        self._devices = devices
+        self._settings = settings(devices)
+        self._names = executed.names - _NOT_READ
+        self._holders: list[_Holder] = []
+        self._empty: list[tuple[str, Any]] = []
+        self._metadata: list[Any] = []
+        self._arrays: list[tuple[str, Any, Any]] = []
+        self._known: dict[int, Any] = {}
+        self._modules = [module for _, module in modules]
+        self._classes = list(map(type, self._modules))
+        self._places: dict[int, list[Place]] = {}
+        self._watched: dict[str, list[Place]] = {}
+        for name, module in modules:
+            self._add(f"model.{name}" if name else "model", module)
+        self._add("method", method, everything=True)
+        for values, names in executed.names_in_globals():
+            path = str(values.get("__name__"))
+            if path.partition(".")[0] not in (*sys.stdlib_module_names, "torch"):
+                self._note(path, values, functools.partial(_some_of, names))
+
+    def places(self, tensor: Tensor) -> list[str]:
+        """The names under which a tensor is held."""
+        return [self._holders[h].name(n) for h, n in self._places.get(id(tensor), ())]
+
+    def watch(self, state: Mapping[str, Tensor]) -> None:
+        """Says which tensors are read for each call."""
+        self._watched = {name: self._places[id(tensor)] for name, tensor in state.items()}
+        self._places.clear()
+        self._several = [places for places in self._watched.values() if len(places) > 1]
+        self._metadata = list(map(_metadata, state.values()))
+
+    def changed(self) -> str | None:
+        """What has changed that may matter; None if nothing has."""
+        current = settings(self._devices)
+        if current != self._settings:
+            for name, value in current.items():
+                if value != self._settings[name]:
+                    return f"{name} is {value}, and was {self._settings[name]}"
+        if list(map(type, self._modules)) != self._classes:
+            return "a module has another class, as with a new parametrisation"
+        if any(map(operator.itemgetter(1), self._empty)):
+            path = next(path for path, container in self._empty if container)
+            return f"{path} is no longer empty"
+        for holder in self._holders:
+            if holder.is_unchanged():
+                continue
+            held = holder.now()
+            if held is None:
+                return holder.difference()
+            if not all(map(operator.is_, held, holder.values)):
+                for place, (new, old) in enumerate(zip(held, holder.values, strict=True)):
+                    if new is not old and not _is_alike(new, old):
+                        return f"{holder.name(place)} is {_short(new)}, and was {_short(old)}"
+                holder.values = held
+        for path, array, copy in self._arrays:
+            if not np.array_equal(array, copy, equal_nan=array.dtype.kind in "fc"):
+                return f"the array {path} holds other numbers"
+        for places in self._several:
+            one, *others = (self._holders[h].values[n] for h, n in places)
+            if any(other is not one for other in others):
+                names = " and ".join(self._holders[h].name(n) for h, n in places)
+                return f"{names} were one tensor, and are several"
+        metadata = list(map(_metadata, self.state()))
+        if metadata != self._metadata:
+            changes = zip(self._watched.values(), metadata, self._metadata, strict=True)
+            (first, *_), new, old = next(c for c in changes if c[1] != c[2])
+            return f"{self._holders[first.holder].name(first.number)} is {new}, and was {old}"
+        return None
+
+    def state(self) -> list[Tensor]:
+        """The tensors that the graph reads, after `changed`."""
+        return [self._holders[h].values[n] for ((h, n), *_) in self._watched.values()]
+
+    def state_names(self) -> list[str]:
+        """What the tensors are called in the model."""
+        places = (places[0] for places in self._watched.values())
+        names = (self._holders[holder].name(number) for holder, number in places)
+        return [name.removeprefix("model.") for name in names]
+
+    def _add(self, path: str, item: Any, *, everything: bool = False) -> None:
+        """Notes down an object and what it holds."""
+        if isinstance(item, (*_ATOMS, Tensor, ModuleType)) or id(item) in self._known:
+            return
+        self._known[id(item)] = item  # also keeps it, so that no other gets its identity
+        if isinstance(item, np.ndarray):
+            self._arrays.append((path, item, item.copy()))
+        elif isinstance(item, nn.Module):
+            self._note(path, item, functools.partial(_attributes, names=self._names | _MODULES))
+            self._add_class(type(item))
+        elif isinstance(item, functools.partial):
+            self._note(path, item, lambda p: {"func": p.func, "args": p.args, **p.keywords})
+        elif isinstance(item, MethodType):
+            self._note(path, item, lambda m: {"self": m.__self__, "function": m.__func__})
+        elif isinstance(item, FunctionType):
+            if not _is_of_packages(item):
+                self._note(path, item, _of_function)
+        elif isinstance(item, (dict, list, set, deque)) and not item:
+            self._empty.append((path, item))
+        elif isinstance(item, dict):
+            self._note(path, item, dict)
+        elif isinstance(item, _SEQUENCES):
+            self._note(path, item, lambda sequence: dict(enumerate(sequence)))
+        elif isinstance(item, (set, frozenset)):
+            self._note(path, item, lambda some: {"members": frozenset(some)})
+        elif isinstance(item, type):
+            if not _is_of_packages(item):
+                self._add_class(item)
+        elif is_object(item) and (everything or not _is_of_packages(type(item))):
+            names = None if everything else self._names
+            self._note(path, item, functools.partial(_attributes, names=names))
+            self._add_class(type(item))
+
+    def _add_class(self, kind: type) -> None:
+        for base in kind.__mro__:
+            if base is not object and id(base) not in self._known:
+                self._known[id(base)] = base
+                names = self._names | {"forward", "__call__"}
+                self._note(base.__qualname__, vars(base), functools.partial(_some_of, names))
+
+    def _note(self, path: str, owner: Any, read: Callable[[Any], Mapping[Any, Any]]) -> None:
+        holder = _Holder(path, owner, read)
+        number = len(self._holders)
+        self._holders.append(holder)
+        for place, value in enumerate(holder.values):
+            if isinstance(value, Tensor):
+                self._places.setdefault(id(value), []).append(Place(number, place))
+                if _holds_tensors(value):
+                    self._note(holder.name(place), value, _inner_of)
+            else:
+                self._add(holder.name(place), value)
+
+
+_MODULES = frozenset(_OF_MODULES) | {"forward"}
+
+
+def settings(devices: Sequence[str]) -> dict[str, Any]:
+    """What of PyTorch's global state decides which operations run."""
+    cuda = torch.backends.cuda
+    return {
+        "the default dtype": torch.get_default_dtype(),
+        "the default device": torch.get_default_device(),
+        "autocast": {
+            device: torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+            for device in devices
+        },
+        "the deterministic mode": torch.are_deterministic_algorithms_enabled(),
+        "the kernels that attention may use": (
+            cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
+            cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]
+            cuda.math_sdp_enabled(),  # type: ignore[no-untyped-call]
+            cuda.cudnn_sdp_enabled(),  # type: ignore[no-untyped-call]
+        ),
+        "the hooks of all modules": (
+            *_module._global_forward_pre_hooks.values(),  # noqa: SLF001
+            *_module._global_forward_hooks.values(),  # noqa: SLF001
+        ),
+    }
+
+
+def _attributes(item: Any, names: frozenset[str] | None) -> dict[str, Any]:
+    held = getattr(item, "__dict__", {})
+    found = dict(held) if names is None else {k: held[k] for k in held if k in names}
+    for name in slots_of(type(item)):
+        if (names is None or name in names) and hasattr(item, name):
+            found[name] = getattr(item, name)
+    return found
+
+
+def _some_of(names: set[str] | frozenset[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values[name] for name in names if name in values}
+
+
+def _of_function(function: FunctionType) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "__code__": function.__code__,
+        "__defaults__": function.__defaults__,
+        "__kwdefaults__": function.__kwdefaults__,
+    }
+    cells = function.__closure__ or ()
+    for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:
+            found[name] = _MISSING
+    return found
+
+
+def _holds_tensors(tensor: Tensor) -> bool:
+    """Whether it is of a package's own class that holds others, as quantised weights do."""
+    own = type(tensor) not in (Tensor, nn.Parameter)
+    return own and any(isinstance(value, Tensor) for value in vars(tensor).values())
+
+
+def _inner_of(tensor: Tensor) -> dict[str, Any]:
+    return dict(vars(tensor))
+
+
+def _metadata(tensor: Tensor) -> Any:
+    return tensor.dtype, tensor.shape, tensor.stride(), tensor.device, tensor.requires_grad
+
+
+def _is_of_packages(item: Any) -> bool:
+    """Whether a class or function is Python's or torch's own, which doesn't change."""
+    root = str(getattr(item, "__module__", "")).partition(".")[0]
+    return root in sys.stdlib_module_names or root in ("torch", "captum_transformer")
+
+
+def _is_alike(new: Any, old: Any) -> bool:
+    """Whether something may stand in the place of what was noted down."""
+    if type(new) is not type(old):
+        return False
+    if isinstance(new, Tensor):
+        return Shape.of(new) == Shape.of(old)
+    if isinstance(new, MethodType):
+        return bool(new == old)
+    return isinstance(new, (*_ATOMS, frozenset)) and bool(new == old)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {type(value).__name__} {Shape.of(value)}"
+    text = repr(value) if isinstance(value, _ATOMS) else f"another {type(value).__name__}"
+    return text if len(text) < 80 else text[:77] + "..."

@@ -1,0 +1,231 @@
+"""What happens while a call becomes a graph, and what of it a graph can't do again."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from captum_transformer.captured.arguments import Role
+from captum_transformer.captured.executed import line_of
+from captum_transformer.errors import CaptureError
+
+_TO_HOST = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+_STATE = "the model's own tensors"
+_CHANCE = "random numbers"
+
+
+class Condition(NamedTuple):
+    """What must hold for a graph to be the right one.
+
+    Attributes:
+        holds: whether it does, of one entry.
+        reads: what the model read, and where, if it did; the library's own reads have none.
+    """
+
+    holds: Tensor
+    reads: str
+
+
+class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches the operations that become a graph: whose numbers Python reads, and what is random.
+
+    Args:
+        roles: what the tensors are that the graph gets.
+
+    Attributes:
+        conditions: what must hold for the graph to be the right one.
+        random: the random operations, with where in the model they are.
+        literals: the tensors that Python numbers were made to.
+    """
+
+    def __init__(self, roles: Sequence[Role]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._roles = list(roles)
+        self._known: dict[Node, frozenset[str | Role]] = {}
+        self._chance = _of_numpy()
+        self.conditions: list[Condition] = []
+        self.random: dict[Node, str] = {}
+        self.literals: list[Tensor] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._chance != _of_numpy():
+            raise CaptureError(
+                f"The model draws random numbers in NumPy, before {_line()}: a captured call would "
+                "repeat those that were drawn when it was captured."
+            )
+        tags = func.tags
+        if torch.Tag.data_dependent_output in tags:
+            return self._read(func, args, kwargs)
+        if torch.Tag.dynamic_output_shape in tags and _picks_by_values(func, args):
+            self._refuse_sizes(func, args, kwargs)
+        if func is torch.ops.aten.lift_fresh.default:
+            self.literals.append(args[0])
+        result = func(*args, **kwargs)
+        if torch.Tag.nondeterministic_seeded in tags and not _is_certain(func, args, kwargs):
+            for tensor in tree_leaves(result):
+                node = _node(tensor)
+                if node is not None:
+                    self.random[node] = _line()
+        return result
+
+    def truth(self, condition: Tensor) -> bool:
+        """Whether a condition of the library's own holds, now and in each call of the graph."""
+        condition = condition.detach()
+        with _disable_current_modes():
+            found = bool(condition)
+        if self._made_of(condition):
+            self.conditions.append(Condition(condition if found else ~condition, ""))
+        return found
+
+    def numbers(self, tensor: Tensor) -> Any:
+        """The numbers of a tensor, now and in each call of the graph."""
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            found = tensor.detach().cpu().numpy()
+        if self._made_of(tensor):
+            known = torch.tensor(found, dtype=tensor.dtype, device=tensor.device)
+            alike = (tensor == known) | (tensor.isnan() & known.isnan())
+            self.conditions.append(Condition(alike.all(), ""))
+        return found
+
+    def on_host(self, func: Callable[..., Any], tensor: Tensor, args: Any, kwargs: Any) -> Any:
+        """What the model makes of numbers in Python."""
+        made_of = self._made_of(tensor)
+        if made_of:
+            self._refuse_reading(f"`{getattr(func, '__name__', 'numpy')}`", made_of)
+        with _disable_current_modes():
+            return func(tensor, *args, **kwargs)
+
+    def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        made_of = frozenset[str | Role]().union(*map(self._made_of, tensors))
+        with _disable_current_modes():
+            value = func(*args, **kwargs)
+        if not made_of:
+            return value
+        readable = [role for role in made_of if isinstance(role, Role) and role.may_be_read]
+        single = func is torch.ops.aten._local_scalar_dense.default  # noqa: SLF001
+        if len(readable) < len(made_of) or not single or value != value:
+            self._refuse_reading(f"a value ({value})", made_of)
+        reads = f"the value of {_named(made_of)}, which was {value}, at {_line()}"
+        self.conditions.append(Condition((args[0] == value).reshape(()), reads))
+        return value
+
+    def _refuse_sizes(self, func: Any, args: Any, kwargs: Any) -> None:
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        made_of = frozenset[str | Role]().union(*map(self._made_of, tensors))
+        if made_of:
+            raise CaptureError(
+                f"How many entries `{func.overloadpacket.__name__}` finds depends on "
+                f"{_named(made_of)}, at {_line()}: a captured call can't follow, for its graph has "
+                "fixed shapes. Explain the model uncaptured."
+            )
+
+    def _refuse_reading(self, what: str, made_of: frozenset[str | Role]) -> None:
+        raise CaptureError(
+            f"Python reads {what} that depends on {_named(made_of)}, at {_line()}. A captured call "
+            "would go on with what was read when it was captured. Write it with tensors (as "
+            "`torch.where` instead of `if`), or explain the model uncaptured."
+        )
+
+    def _made_of(self, tensor: Tensor) -> frozenset[str | Role]:
+        """What that may differ from call to call a tensor was made of."""
+        node = _node(tensor)
+        if node is None:
+            known = any(tensor is literal for literal in self.literals)
+            return frozenset() if known else frozenset({_STATE})
+        pending = [node]
+        while pending:
+            node = pending[-1]
+            if node in self._known:
+                pending.pop()
+                continue
+            unknown = [one for one in node.all_input_nodes if one not in self._known]
+            if unknown:
+                pending += unknown
+                continue
+            self._known[node] = self._of_node(node)
+            pending.pop()
+        return self._known[node]
+
+    def _of_node(self, node: Node) -> frozenset[str | Role]:
+        if node.op == "placeholder":
+            place = [n for n in node.graph.nodes if n.op == "placeholder"].index(node)
+            return frozenset({self._roles[place]})
+        if node.op == "get_attr":
+            held = getattr(_tracer().root, str(node.target))
+            known = any(held is literal for literal in self.literals)
+            return frozenset() if known else frozenset({_STATE})
+        made_of = frozenset[str | Role]().union(*(self._known[n] for n in node.all_input_nodes))
+        return made_of | {_CHANCE} if node in self.random else made_of
+
+
+class HostReads(TorchFunctionMode):
+    """Sees tensors become Python's or NumPy's numbers, which no operation tells of."""
+
+    def __init__(self, recording: Recording) -> None:
+        super().__init__()
+        self._recording = recording
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _TO_HOST:
+            return self._recording.on_host(func, args[0], args[1:], kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def _tracer() -> Any:
+    mode = get_proxy_mode()
+    if mode is None:
+        raise RuntimeError("only within `make_fx`")
+    return mode.tracer
+
+
+def _node(tensor: Any) -> Node | None:
+    """What makes a tensor in the graph; None if it comes from elsewhere."""
+    if not isinstance(tensor, Tensor):
+        return None
+    slot: Any = get_proxy_slot(tensor, _tracer(), None)
+    return None if slot is None else slot.proxy.node
+
+
+def _picks_by_values(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the shape of a result depends on values, as that of an index by a mask does."""
+    if func is not torch.ops.aten.index.Tensor:
+        return True
+    masks = (torch.bool, torch.uint8)
+    return any(index is not None and index.dtype in masks for index in args[1])
+
+
+def _is_certain(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation that may draw random numbers draws none: dropout of nothing."""
+    names = [argument.name for argument in func._schema.arguments]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return "dropout_p" in names and not given.get("dropout_p", 0.0)
+
+
+def _of_numpy() -> tuple[int, int]:
+    """Where NumPy's own generator is, which is not told when it draws."""
+    state: Any = np.random.get_state()  # noqa: NPY002
+    return int(state[2]), int(state[1][0])
+
+
+def _named(made_of: frozenset[str | Role]) -> str:
+    names = sorted({role.name if isinstance(role, Role) else role for role in made_of})
+    return ", ".join(names)
+
+
+def _line() -> str:
+    """The line of the model, or of what else is not this library's, that runs now."""
+    return line_of(sys._getframe(1))

@@ -1,0 +1,120 @@
+"""Captured calls are saved, and answer in a process that has neither this package nor the model."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from captum_transformer import AttnLRP, Contrast, TransformerAttribution, load_captured
+from captum_transformer.errors import CaptureMismatchError
+from tests.attr.subjects import subject
+from tests.captured.models import assert_same, classifier, values
+
+SERVE = """
+import sys, torch
+explain = torch.export.load(sys.argv[1]).module()
+given = torch.load(sys.argv[2])
+torch.save(explain(*given["args"], **given["kwargs"]), sys.argv[3])
+for package in ("captum_transformer", "captum", "timm", "transformers", "tests"):
+    assert package not in sys.modules, package
+"""
+
+
+def served(path: Path, *args: Any, **kwargs: Any) -> Any:
+    """What the file answers in a process of its own."""
+    given, found = path.with_suffix(".in"), path.with_suffix(".out")
+    torch.save({"args": args, "kwargs": kwargs}, given)
+    command = [sys.executable, "-c", SERVE, path, given, found]
+    # Not from the project's folder, where the package could be imported.
+    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return torch.load(found)
+
+
+@pytest.mark.parametrize("method", [AttnLRP, TransformerAttribution])
+@pytest.mark.parametrize("name", ["timm ViT", "BERT", "timm Swin"])
+def test_served_without_the_package(method: Any, name: str, tmp_path: Path) -> None:
+    explained = subject(name)
+    explainer = method(explained.model)
+    further = explained.extra or ()
+    captured = explainer.capture(explained.inputs, explained.target, further)
+    captured.save(tmp_path / "explain.pt2")
+    target = torch.tensor([4, 0, 2])
+    expected = explainer.attribute(explained.inputs, target, further)
+    found = served(tmp_path / "explain.pt2", explained.inputs, target, *further)
+    assert_same(found, expected)
+    loaded = load_captured(tmp_path / "explain.pt2")
+    assert_same(loaded(explained.inputs, [4, 0, 2], further), expected)
+
+
+def test_named_inputs_and_contrasts(tmp_path: Path) -> None:
+    model = classifier()
+    explainer = AttnLRP(lambda x, scale: model(x * scale))
+    captured = explainer.capture(
+        {"x": values()}, Contrast(1, 2), additional_forward_kwargs={"scale": torch.ones(())}
+    )
+    captured.save(tmp_path / "explain.pt2")
+    scale = torch.full((), 2.0)
+    expected = explainer.attribute(
+        {"x": values(1)}, Contrast([0, 1, 2], [4] * 3), additional_forward_kwargs={"scale": scale}
+    )
+    sides = torch.tensor([0, 1, 2]), torch.tensor([4, 4, 4])
+    assert_same(served(tmp_path / "explain.pt2", {"x": values(1)}, sides, scale=scale), expected)
+    loaded = load_captured(tmp_path / "explain.pt2")
+    found = loaded(
+        {"x": values(1)}, Contrast([0, 1, 2], 4), additional_forward_kwargs={"scale": scale}
+    )
+    assert_same(found, expected)
+
+
+def test_tokens_and_several_targets(tmp_path: Path) -> None:
+    explainer = TransformerAttribution(classifier())
+    captured = explainer.capture(values(), [1, 2], of="attribute_targets")
+    captured.save(tmp_path / "explain.pt2")
+    loaded = load_captured(tmp_path / "explain.pt2")
+    targets = [[4] * 3, [0, 1, 2]]
+    assert_same(loaded(values(1), targets), explainer.attribute_targets(values(1), targets))
+    with pytest.raises(CaptureMismatchError, match="targets"):
+        loaded(values(1), [1])
+    with pytest.raises(CaptureMismatchError, match="tensors"):
+        loaded(values(1, samples=2), [1, 2])
+
+
+def test_weights_are_saved_as_they_are_and_have_the_models_names(tmp_path: Path) -> None:
+    model = classifier()
+    explainer = AttnLRP(model)
+    captured = explainer.capture(values(), 1)
+    with torch.no_grad():
+        model.head.weight.mul_(2)
+    captured.save(tmp_path / "explain.pt2")
+    assert_same(
+        load_captured(tmp_path / "explain.pt2")(values(1), 2),
+        explainer.attribute(values(1), [2] * 3),
+    )
+    names = torch.export.load(tmp_path / "explain.pt2").state_dict
+    assert "model.blocks.0.out.weight" in names
+    model.head = nn.Linear(16, 5)
+    with pytest.raises(CaptureMismatchError):
+        captured.save(tmp_path / "explain.pt2")
+
+
+def test_where_a_check_fails_all_is_nan(tmp_path: Path) -> None:
+    from tests.captured.test_refusals import MixesIfLarge
+
+    explainer = AttnLRP(MixesIfLarge())
+    captured = explainer.capture(values(), 1, (torch.zeros(3, 3),))
+    captured.save(tmp_path / "explain.pt2")
+    loaded = load_captured(tmp_path / "explain.pt2")
+    assert loaded(values(1), 2, (torch.zeros(3, 3),)).isfinite().all()
+    assert loaded(values(1), 2, (torch.ones(3, 3),)).isnan().all()
+
+
+def test_other_programs_are_refused(tmp_path: Path) -> None:
+    program = torch.export.export(nn.Linear(2, 2), (torch.ones(2),))
+    torch.export.save(program, tmp_path / "other.pt2")
+    with pytest.raises(CaptureMismatchError, match=r"Captured\.save"):
+        load_captured(tmp_path / "other.pt2")

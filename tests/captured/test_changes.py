@@ -1,0 +1,222 @@
+"""Whatever changes after a call was captured is followed or refused, and never answered stale."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from captum_transformer import AttnLRP, ConservativeLRP, TransformerAttribution
+from captum_transformer.errors import CaptureMismatchError, InvalidTargetError
+from tests.captured.models import Classifier, assert_never_stale, assert_same, classifier, values
+
+
+def _double(_: Any, __: Any, output: Tensor) -> Tensor:
+    return 2 * output
+
+
+class _Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def _set_block_forward(model: Any) -> None:
+    block = model.blocks[0]
+    block.forward = lambda x: type(block).forward(block, 2 * x)
+
+
+def _tie(model: Any) -> None:
+    model.blocks[1].out.weight = model.blocks[0].out.weight
+
+
+REFUSED: dict[str, Callable[[Any], Any]] = {
+    "another submodule": lambda m: setattr(m.blocks[0], "out", nn.Linear(16, 16)),
+    "another activation": lambda m: m.blocks[0].mlp.__setitem__(1, nn.ReLU()),
+    "one block less": lambda m: m.blocks.pop(1),
+    "a block twice": lambda m: m.blocks.append(m.blocks[0]),
+    "another number": lambda m: setattr(m.blocks[0], "scale", 0.5),
+    "another number in a dict": lambda m: m.blocks[0].options.update(shift=2.0),
+    "another epsilon": lambda m: setattr(m.blocks[0].norm, "eps", 0.1),
+    "a hook": lambda m: m.blocks[0].register_forward_hook(_double),
+    "a pre-hook": lambda m: m.blocks[0].register_forward_pre_hook(lambda _, x: (2 * x[0],)),
+    "a forward of its own": _set_block_forward,
+    "a parametrisation": lambda m: parametrize.register_parametrization(m.head, "weight", _Twice()),
+    "spectral norm": lambda m: nn.utils.parametrizations.spectral_norm(m.head),
+    "no bias": lambda m: setattr(m.head, "bias", None),
+    "another dtype": lambda m: m.double(),
+    "a frozen parameter": lambda m: m.head.weight.requires_grad_(requires_grad=False),
+    "more classes": lambda m: setattr(m.head, "weight", nn.Parameter(torch.ones(6, 16))),
+}
+FOLLOWED: dict[str, Callable[[Any], Any]] = {
+    "nothing": lambda m: None,
+    "in training mode": lambda m: m.train(),
+    "weights in place": lambda m: m.head.weight.data.mul_(2),
+    "weights' data": lambda m: setattr(m.head.weight, "data", torch.ones(5, 16)),
+    "a new parameter": lambda m: setattr(m.head, "weight", nn.Parameter(torch.ones(5, 16))),
+    "a state dict": lambda m: m.load_state_dict(classifier(seed=1).state_dict()),
+    "an assigned state dict": lambda m: m.load_state_dict(
+        classifier(seed=1).state_dict(), assign=True
+    ),
+    "a new buffer": lambda m: setattr(m.blocks[0], "bias", torch.ones(16)),
+    "a buffer in place": lambda m: m.blocks[0].bias.add_(1),
+    "a new tensor": lambda m: setattr(m.blocks[0], "offset", torch.ones(16)),
+    "a tensor in place": lambda m: m.blocks[0].offset.add_(1),
+    "tied weights": _tie,
+    "another dropout": lambda m: setattr(m.blocks[0].mlp[2], "p", 0.9),
+    "an attribute that nothing reads": lambda m: setattr(m, "epoch_of_training", 3),
+    "gradients": lambda m: m(values()).sum().backward(),
+    "a backward hook": lambda m: m.register_full_backward_hook(lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_what_can_not_be_followed_is_refused(change: str) -> None:
+    model = classifier()
+    method = AttnLRP(model)
+    captured = method.capture(values(), 1)
+    again = method.capture(values(), 1, recapture=True)
+    REFUSED[change](model)
+    call = (values(1).to(model.head.weight.dtype), 2)
+    with pytest.raises(CaptureMismatchError):
+        captured(*call)
+    assert_same(again(*call), method.attribute(call[0], [2] * 3))
+
+
+@pytest.mark.parametrize("change", FOLLOWED)
+@pytest.mark.parametrize("method", [AttnLRP, TransformerAttribution])
+def test_tensors_are_followed(change: str, method: Any) -> None:
+    model = classifier()
+    explainer = method(model)
+    captured = explainer.capture(values(), 1)
+    FOLLOWED[change](model)
+    assert not assert_never_stale(explainer, captured, values(1), 2)
+
+
+def test_tied_weights_that_are_untied() -> None:
+    model = classifier()
+    _tie(model)
+    method = AttnLRP(model)
+    captured = method.capture(values(), 1)
+    model.blocks[1].out.weight = nn.Parameter(torch.ones(16, 16))
+    with pytest.raises(CaptureMismatchError, match="were one tensor"):
+        captured(values(1), 2)
+
+
+def test_a_method_with_other_options() -> None:
+    method = ConservativeLRP(classifier())
+    captured = method.capture(values(), 1)
+    method.layer_norm_rule = False
+    with pytest.raises(CaptureMismatchError, match=r"method\.layer_norm_rule"):
+        captured(values(1), 1)
+
+
+def test_another_model() -> None:
+    method = AttnLRP(classifier())
+    captured = method.capture(values(), 1)
+    method.forward_func = copy.deepcopy(method.forward_func)
+    with pytest.raises(CaptureMismatchError, match="forward_func"):
+        captured(values(1), 1)
+
+
+def test_what_a_function_holds() -> None:
+    model, factor, shift = classifier(), [2.0], torch.ones(())
+    method = AttnLRP(lambda x: model(x * factor[0] + shift))
+    captured = method.capture(values(), 1)
+    shift.add_(1)
+    assert not assert_never_stale(method, captured, values(1), 1)
+    factor[0] = 3.0
+    assert assert_never_stale(method, captured, values(1), 1)
+
+
+SCALE = 1.0
+
+
+class ScaledByGlobal(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = classifier()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x * SCALE)
+
+
+def test_a_global_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = AttnLRP(ScaledByGlobal())
+    captured = method.capture(values(), 1)
+    monkeypatch.setattr(f"{__name__}.SCALE", 3.0)
+    monkeypatch.setitem(ScaledByGlobal.forward.__globals__, "SCALE", 3.0)
+    assert assert_never_stale(method, captured, values(1), 1)
+
+
+def test_a_class_with_another_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = AttnLRP(classifier())
+    captured = method.capture(values(), 1)
+    monkeypatch.setattr(Classifier, "forward", lambda self, x: self.head(self.embed(2 * x).mean(1)))
+    with pytest.raises(CaptureMismatchError, match="forward"):
+        captured(values(1), 1)
+
+
+def test_autocast_and_defaults() -> None:
+    method = AttnLRP(classifier())
+    captured = method.capture(values(), 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(CaptureMismatchError, match="autocast"):
+            captured(values(1), 1)
+        again = method.capture(values(), 1)
+        assert_same(again(values(1), 2), method.attribute(values(1), [2] * 3))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(CaptureMismatchError, match="default dtype"):
+            captured(values(1), 1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not assert_never_stale(method, captured, values(1), 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (values(samples=2), "float32"),
+        (values().double(), "float64"),
+        (values().transpose(0, 1).contiguous().transpose(0, 1), "strides"),
+        ((values(),), "tuple"),
+        ({"x": values()}, "mapping"),
+    ],
+)
+def test_inputs_of_another_form(changed: Any, named: str) -> None:
+    captured = AttnLRP(classifier()).capture(values(), 1)
+    with pytest.raises(CaptureMismatchError, match=named):
+        captured(changed, 1)
+
+
+def test_recapture_keeps_several_graphs() -> None:
+    method = AttnLRP(classifier())
+    captured = method.capture(values(), 1, recapture=True)
+    for samples in (3, 2, 3, 1, 2):
+        x = values(samples, samples)
+        assert_same(captured(x, 2), method.attribute(x, [2] * samples))
+    assert len(captured._graphs) == 3
+
+
+def test_further_arguments_are_compared_by_value() -> None:
+    model = classifier()
+    method = AttnLRP(lambda x, scale, mask=None: model(x * scale * mask))
+    mask = torch.ones(3, 6, 1)
+    captured = method.capture(values(), 1, (2.0,), additional_forward_kwargs={"mask": mask})
+    named = {"mask": mask * 3}
+    assert_same(
+        captured(values(1), 2, (2.0,), additional_forward_kwargs=named),
+        method.attribute(values(1), [2] * 3, (2.0,), additional_forward_kwargs=named),
+    )
+    with pytest.raises(CaptureMismatchError, match="further arguments"):
+        captured(values(1), 2, (3.0,), additional_forward_kwargs=named)
+
+
+@pytest.mark.parametrize("target", [7, [0, 1], (0, 1), torch.tensor([0, 1, 9]), 1.5])
+def test_targets_that_do_not_fit(target: Any) -> None:
+    captured = AttnLRP(classifier()).capture(values(), 1)
+    with pytest.raises((InvalidTargetError, CaptureMismatchError)):
+        captured(values(1), target)
