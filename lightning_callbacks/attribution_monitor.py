@@ -22,6 +22,7 @@ from lightning_callbacks.failures import Failures
 from lightning_callbacks.faithfulness import Faithfulness
 from lightning_callbacks.fixed_samples import FixedSamples
 from lightning_callbacks.given_samples import given_samples
+from lightning_callbacks.history import Scale
 from lightning_callbacks.log import Log
 from lightning_callbacks.log_entries import LogEntries
 from lightning_callbacks.loggers import charts
@@ -40,7 +41,7 @@ class AttributionMonitor(WatchedRuns):
     """Explains a fixed set of validation samples again and again, and logs the pictures.
 
     For each sample, class slot and method one picture, input and heatmap side by side, is logged
-    under the tag ``{prefix}/sample_{i}/{slot}/{method}``; with several inputs one for each, under
+    under the tag ``{prefix}_sample_{i}/{slot}/{method}``; with several inputs one for each, under
     the input's name or number. Tags never change, so TensorBoard's step
     slider goes through the history of a sample; the step is ``trainer.global_step``. A text has a
     table of the exact values, too. Two numbers per method go with them:
@@ -109,6 +110,9 @@ class AttributionMonitor(WatchedRuns):
         account: Log where the relevance goes, too, as shares under
             ``{prefix}/account/{taker}/{method}``: to the inputs, to biases, to position embeddings;
             of the methods that have an `account`, at the cost of an explanation.
+        scale: What the strongest colour of a picture stands for: ``"share"``, ``"first"``,
+            ``"running"`` or ``"own"``, see `lightning_callbacks.history.Scale`.
+        show_history: Put the map of the first run and that of the last beside each.
         on_error: What happens if a method or a logger fails: ``"warn"`` once and train on, or
             ``"raise"``.
         seed: Where the random number generators start each time that a method runs.
@@ -126,7 +130,7 @@ class AttributionMonitor(WatchedRuns):
         ...     num_samples=4,
         ... )
         >>> monitor.state_dict()
-        {'validation_runs': 0, 'samples': []}
+        {'validation_runs': 0, 'samples': [], 'scales': {}}
     """
 
     def __init__(
@@ -151,6 +155,8 @@ class AttributionMonitor(WatchedRuns):
         faithfulness: Faithfulness | None = None,
         layers: Sequence[str] = (),
         account: bool = False,
+        scale: Scale = "share",
+        show_history: bool = False,
         on_error: Literal["warn", "raise"] = "warn",
         seed: int = 0,
     ) -> None:
@@ -187,6 +193,8 @@ class AttributionMonitor(WatchedRuns):
             faithfulness=faithfulness,
             layers=tuple(layers),
             account=account,
+            scale=scale,
+            show_history=show_history,
         )
         self._log: Log | None = None
 
@@ -196,14 +204,14 @@ class AttributionMonitor(WatchedRuns):
         return self._generate_state_key(prefix=self.prefix)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the number of validation runs, and which samples they are."""
+        """What a checkpoint keeps: the number of runs, which samples they are, and scales."""
         runs = self._validation
-        return {"validation_runs": runs.runs, "samples": runs.known_samples()}
+        return {"validation_runs": runs.runs, **runs.state()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._validation.runs = state_dict["validation_runs"]
-        self._validation.expected = state_dict["samples"]
+        self._validation.restore(state_dict)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -286,5 +294,5 @@ class AttributionMonitor(WatchedRuns):
                 runs.compare(self._failures)
             entries = LogEntries(runs.run, trainer.global_step)
             context = RunContext.of(trainer, module, self.precision, self.seed)
-            self._explainer.explain(context, runs.fixed, runs.last_maps, entries, runs.prefix)
+            self._explainer.explain(context, runs.fixed, runs.history, entries, runs.prefix)
             self._log.add(entries)

@@ -18,6 +18,7 @@ from lightning_callbacks.classes import ClassSlot
 from lightning_callbacks.failures import Failures
 from lightning_callbacks.faithfulness import Faithfulness
 from lightning_callbacks.fixed_samples import FixedSamples
+from lightning_callbacks.history import Scale
 from lightning_callbacks.log_entries import LogEntries
 from lightning_callbacks.loggers import Publisher, charts
 from lightning_callbacks.run_context import RunContext
@@ -59,6 +60,8 @@ class AttributionTrainerCallback(TrainerCallback):
         faithfulness: How faithfulness is measured, or None.
         layers: The names of submodules; a histogram of each is logged for each method.
         account: Log where the relevance goes, too, as an `AttributionMonitor` does.
+        scale: What the strongest colour of a picture stands for, as of an `AttributionMonitor`.
+        show_history: Put the map of the first run and that of the last beside each.
         writer: Where to log: a ``SummaryWriter``, or the trainer's ``TensorBoardCallback``, so that
             everything lies in one run. By default a ``SummaryWriter`` in ``args.logging_dir``
             or, where that is no more, in ``TENSORBOARD_LOGGING_DIR``, or else in
@@ -95,6 +98,8 @@ class AttributionTrainerCallback(TrainerCallback):
         faithfulness: Faithfulness | None = None,
         layers: Sequence[str] = (),
         account: bool = False,
+        scale: Scale = "share",
+        show_history: bool = False,
         writer: Any = None,
         on_error: Literal["warn", "raise"] = "warn",
         seed: int = 0,
@@ -126,6 +131,8 @@ class AttributionTrainerCallback(TrainerCallback):
             faithfulness=faithfulness,
             layers=tuple(layers),
             account=account,
+            scale=scale,
+            show_history=show_history,
         )
         self._runs = StageRuns("evaluate", prefix, every_n_evaluations)
         self._data: str | None = None
@@ -163,7 +170,7 @@ class AttributionTrainerCallback(TrainerCallback):
         if saved is not None:
             attributes = saved["attributes"]
             self._runs.runs = attributes["evaluations"]
-            self._runs.expected = attributes["samples"]
+            self._runs.restore(attributes)
 
     def on_evaluate(
         self,
@@ -199,7 +206,7 @@ class AttributionTrainerCallback(TrainerCallback):
             self._check(model)
             self._explain(args, state, model, eval_dataloader, processing_class)
         # In the form of Transformers' `ExportableState`.
-        attributes = {"evaluations": runs.runs, "samples": runs.known_samples()}
+        attributes = {"evaluations": runs.runs, **runs.state()}
         _stored(state)[self.state_key] = {"args": {}, "attributes": attributes}
 
     def _check(self, model: nn.Module) -> None:
@@ -228,7 +235,7 @@ class AttributionTrainerCallback(TrainerCallback):
         # The trainer's own precision is in the model: its forward pass autocasts by itself.
         context = RunContext(model, device, _as_it_is, nullcontext, self.seed)
         entries = LogEntries(runs.run, state.global_step)
-        explainer.explain(context, runs.fixed, runs.last_maps, entries, self.prefix)
+        explainer.explain(context, runs.fixed, runs.history, entries, self.prefix)
         with self._failures.tolerated("log the explanations"):
             writer = summary_writer(self.writer, args, self.prefix)
             if self.writer is None:

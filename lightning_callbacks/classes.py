@@ -4,12 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
 ClassSlot: TypeAlias = 'Literal["label", "predicted"] | int'
 """A place in the log: the sample's label, the class that is predicted at the time, or an id."""
+
+
+class Facts(NamedTuple):
+    """What a model says of a sample, and which class is explained.
+
+    Attributes:
+        label: The sample's label, or its labels, where it may have some.
+        predicted: The class that is predicted.
+        likely: The probability of that class.
+        explained: The class that is explained.
+        probability: The probability of that one.
+    """
+
+    label: str | None
+    predicted: str
+    likely: float
+    explained: str
+    probability: float
+
+    def caption(self, method: str) -> str:
+        """A line for each, of which none is long, and as many for each step.
+
+        Args:
+            method: The name of the method.
+
+        Returns:
+            The lines.
+
+        Example:
+            >>> print(Facts("zebra", "horse", 0.61, "zebra", 0.3).caption("lrp"))
+            lrp → zebra, p = 0.30
+            label: zebra
+            predicted: horse (0.61)
+        """
+        lines = [f"{method} → {self.explained}, p = {self.probability:.2f}"]
+        if self.label is not None:
+            lines.append(f"label: {self.label}")
+        return "\n".join([*lines, f"predicted: {self.predicted} ({self.likely:.2f})"])
+
+    def columns(self) -> dict[str, Any]:
+        """The same for a table."""
+        return self._asdict()
 
 
 @dataclass(frozen=True)
@@ -57,30 +99,49 @@ class Predictions:
             None if not label else 0 if count == 1 else label[0] for label in self._labels(count)
         ]
 
-    def caption(self, row: int, class_id: int, method: str) -> str:
-        """Describes the explanation of a sample in two lines.
+    def of_slots(self, slots: Sequence[ClassSlot]) -> dict[ClassSlot, list[int | None]]:
+        """The classes of several slots.
+
+        Where samples have several labels, the slot ``"predicted"`` doesn't repeat another: it has
+        the most probable class that none of them has.
+
+        Args:
+            slots: The slots.
+
+        Returns:
+            A class id per sample, see `classes`.
+        """
+        found = {slot: self.classes(slot) for slot in slots}
+        others = [ids for slot, ids in found.items() if slot != "predicted"]
+        several = self.labels is not None and self.labels.dim() > 1 and self.labels.shape[1] > 1
+        if several and others and "predicted" in found:
+            ranked = self.probabilities.argsort(dim=1, descending=True, stable=True).tolist()
+            found["predicted"] = [
+                next((class_id for class_id in ids if class_id not in taken), None)
+                for ids, taken in zip(ranked, zip(*others, strict=True), strict=True)
+            ]
+        return found
+
+    def facts(self, row: int, class_id: int) -> Facts:
+        """What the model says of a sample, and what is explained.
 
         Args:
             row: The sample's number.
             class_id: The class that is explained.
-            method: The name of the method.
 
         Returns:
-            Label and prediction in the first line, what is explained in the second.
+            The facts, as texts.
         """
         probabilities = self.probabilities[row]
         count = len(probabilities)
         predicted = self._predicted()[row]
         likely = float(probabilities[predicted])
         shown = int(likely >= 0.5) if count == 1 else predicted
-        facts = [f"predicted: {self._name(shown)} ({likely:.2f})"]
+        label = None
         if self.labels is not None:
-            names = ", ".join(self._name(label) for label in self._labels(count)[row])
-            facts.insert(0, f"label: {names or 'none'}")
+            label = ", ".join(self._name(each) for each in self._labels(count)[row]) or "none"
         explained = "output" if count == 1 else self._name(class_id)
-        return (
-            f"{' · '.join(facts)}\n{method} → {explained}, p = {float(probabilities[class_id]):.2f}"
-        )
+        return Facts(label, self._name(shown), likely, explained, float(probabilities[class_id]))
 
     def _predicted(self) -> list[int]:
         predicted: list[int] = self.probabilities.argmax(1).tolist()

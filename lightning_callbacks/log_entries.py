@@ -15,7 +15,7 @@ from captum_transformer.visualization.canvas import Image
 
 @dataclass
 class LogEntries:
-    """Pictures, texts, distributions and numbers of one run, with the face of a SummaryWriter.
+    """Pictures, texts, distributions and numbers of one run.
 
     It is the same whether it goes to the loggers at once or comes from another process.
 
@@ -23,6 +23,8 @@ class LogEntries:
         run: Which run it belongs to, as the monitor numbers them.
         step: The step of all entries.
         images: Uint8 pictures ``(H, W, 3)``, by tag.
+        captions: The captions of pictures, by tag; they are in the pictures, too.
+        tables: Rows of named cells, by the table's name; ``tag`` is that of the row's picture.
         texts: Markdown, by tag.
         histograms: Values, by tag.
         numbers: The values whose mean is logged, by tag.
@@ -37,37 +39,31 @@ class LogEntries:
     run: str
     step: int
     images: dict[str, Tensor] = field(default_factory=dict)
+    captions: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     histograms: dict[str, Tensor] = field(default_factory=dict)
     numbers: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    def add_image(
-        self,
-        tag: str,
-        img_tensor: Image,
-        global_step: int | None = None,  # noqa: ARG002
-        *,
-        dataformats: str = "HWC",  # noqa: ARG002
-    ) -> Any:
+    def add_picture(self, tag: str, picture: Image, caption: str) -> None:
         """Takes a picture.
 
         Args:
             tag: Its tag.
-            img_tensor: A uint8 array ``(H, W, 3)``.
-            global_step: The part's own step.
-            dataformats: ``"HWC"``.
+            picture: A uint8 array ``(H, W, 3)``.
+            caption: Its caption.
         """
-        self.images[tag] = torch.from_numpy(np.ascontiguousarray(img_tensor))
+        self.images[tag] = torch.from_numpy(np.ascontiguousarray(picture))
+        self.captions[tag] = caption
 
-    def add_text(self, tag: str, text_string: str, global_step: int | None = None) -> Any:  # noqa: ARG002
+    def add_text(self, tag: str, text: str) -> None:
         """Takes a text.
 
         Args:
             tag: Its tag.
-            text_string: Markdown.
-            global_step: The part's own step.
+            text: Markdown.
         """
-        self.texts[tag] = text_string
+        self.texts[tag] = text
 
     def means(self) -> dict[str, float]:
         """The means of the numbers.

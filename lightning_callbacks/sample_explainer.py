@@ -16,9 +16,10 @@ from lightning_callbacks.explanation import Explanation, accounts, explain
 from lightning_callbacks.failures import Failures
 from lightning_callbacks.faithfulness import Faithfulness
 from lightning_callbacks.fixed_samples import FixedSamples
+from lightning_callbacks.history import History, Scale, check_scale
 from lightning_callbacks.layer_relevance import layer_relevance
 from lightning_callbacks.log_entries import LogEntries
-from lightning_callbacks.report import LastMaps, Report
+from lightning_callbacks.report import Report
 from lightning_callbacks.run_context import RunContext
 from lightning_callbacks.samples import Samples
 from lightning_callbacks.texts import Texts
@@ -40,6 +41,8 @@ class SampleExplainer:
         faithfulness: How faithfulness is measured, or None.
         layers: The names of submodules; a histogram of each is logged for each method.
         account: Whether to log where the relevance goes.
+        scale: What the strongest colour of a map stands for.
+        show_history: Whether the first map and the last stand beside each.
     """
 
     methods: Mapping[str, MethodFactory]
@@ -53,6 +56,11 @@ class SampleExplainer:
     faithfulness: Faithfulness | None = None
     layers: Sequence[str] = ()
     account: bool = False
+    scale: Scale = "share"
+    show_history: bool = False
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale)
 
     def kinds(self) -> list[str]:
         """The kinds of numbers that are logged for each method."""
@@ -63,7 +71,7 @@ class SampleExplainer:
         self,
         context: RunContext,
         fixed: FixedSamples,
-        last_maps: LastMaps,
+        history: History,
         entries: LogEntries,
         prefix: str,
     ) -> None:
@@ -72,16 +80,18 @@ class SampleExplainer:
         Args:
             context: The model, and how it runs.
             fixed: The samples.
-            last_maps: The maps of the last run, which are replaced.
+            history: What is kept of earlier runs, to which this one is added.
             entries: Where pictures and numbers go.
             prefix: The beginning of all tags.
         """
         report = Report(
             entries,
             prefix,
-            last_maps,
+            history,
             self.heatmap or MapOptions(),
             self.texts,
+            self.scale,
+            self.show_history,
         )
         for samples, numbers in zip(fixed.batches, fixed.numbers, strict=True):
             with self.failures.tolerated("predict the samples' classes"):
@@ -93,7 +103,7 @@ class SampleExplainer:
         moved = context.place(samples)
         with context.undisturbed(), torch.no_grad():
             predictions = self._predict(context, moved)
-        classes = {slot: predictions.classes(slot) for slot in self.classes}
+        classes = predictions.of_slots(self.classes)
         pairs = [
             (row, class_id)
             for ids in classes.values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -10,7 +11,7 @@ from torch import nn
 from captum_transformer.calling.isolation import isolated
 from lightning_callbacks.failures import Failures
 from lightning_callbacks.fixed_samples import FixedSamples
-from lightning_callbacks.report import LastMaps
+from lightning_callbacks.history import History
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -28,7 +29,7 @@ class StageRuns:
         prefix: The beginning of the stage's tags.
         every_n: Explain in the first run and then in every n-th.
         fixed: The samples, from the setup on.
-        last_maps: The maps of the last run.
+        history: What is kept of the maps of earlier runs.
         runs: How many runs there have been.
         pending: Whether the present run is to be explained and hasn't been.
         expected: The identities of the samples that a checkpoint knows, until they are compared.
@@ -43,7 +44,7 @@ class StageRuns:
     prefix: str
     every_n: int = 1
     fixed: FixedSamples | None = None
-    last_maps: LastMaps = field(default_factory=dict)
+    history: History = field(default_factory=History)
     runs: int = 0
     pending: bool = False
     expected: list[str] = field(default_factory=list)
@@ -64,6 +65,19 @@ class StageRuns:
         """The identities of the samples, for a checkpoint."""
         fixed = self.fixed
         return fixed.identity() if fixed is not None and fixed.complete else self.expected
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the number of runs."""
+        return {"samples": self.known_samples(), "scales": dict(self.history.scales)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint.
+
+        Args:
+            state: What `state` has returned.
+        """
+        self.expected = state["samples"]
+        self.history.scales = dict(state.get("scales", {}))
 
     def collect(
         self,

@@ -135,7 +135,7 @@ print(*[tag for tag in log.Tags()["scalars"] if tag.startswith("attribution")], 
 steps = (15, 30, 60, 180)
 figure, axes = plt.subplots(2, len(steps), figsize=(13, 4.4), layout="constrained")
 for row, name in zip(axes, ("chefer", "lrp"), strict=True):
-    events = {e.step: e for e in log.Images(f"attribution/sample_0/label/{name}")}
+    events = {e.step: e for e in log.Images(f"attribution_sample_0/label/{name}")}
     for axis, step in zip(row, steps, strict=True):
         axis.imshow(imread(io.BytesIO(events[step].encoded_image_string)))
         axis.set_title(f"{name}, step {step}", fontsize=9)

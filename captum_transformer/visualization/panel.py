@@ -1,6 +1,6 @@
 """An image and its heatmap side by side, with a caption."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,37 +9,45 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from captum_transformer.visualization.canvas import BLACK, GREY, Canvas, Image, fit
-from captum_transformer.visualization.maps import MapOptions, ScaledMap, scaled_map
+from captum_transformer.visualization.maps import MapOptions, ScaledMap, common_scale, scaled_map
 from captum_transformer.visualization.overlay import Picture, blend, to_display
 
 MARGIN = 10
 """Pixels around and between the parts of a picture."""
 
 CAPTION_LINE = 19
-"""Pixels from one line of a caption to the next."""
+"""Pixels from one line of a caption to the next, with letters of the usual size."""
 
 _TICKS = 66
 _BAR = 10
 SCALE_WIDTH = _BAR + _TICKS
-"""Pixels that a colour bar takes with its numbers."""
+"""Pixels that a colour bar takes with its numbers, with letters of the usual size."""
 
 
 def panel(
     image: Picture,
-    attribution: Tensor,
+    attribution: Tensor | Mapping[str, Tensor | None],
     caption: str = "",
     *,
     height: int = 256,
+    font_scale: float = 1.0,
+    note: str = "",
+    unit: str = "",
     **options: Unpack[MapOptions],
 ) -> Image:
     r"""Draws an image, its overlay and the overlay's colour scale side by side under a caption.
 
     Args:
         image: A tensor, an array or an image of PIL, in any range; see `to_display`.
-        attribution: ``(C, H, W)`` or ``(H, W)``, see `overlay`.
+        attribution: ``(C, H, W)`` or ``(H, W)``, see `overlay`. Several of them by title, such as
+            those of several steps, stand beside each other and have one scale; None leaves a place
+            empty.
         caption: One or several lines. The first is dark, those below are grey; what is too long for
             the picture ends in an ellipsis, so that its size depends only on the number of lines.
         height: The height in pixels that the image is shown with.
+        font_scale: How large letters are; 2 for pictures that are shown at half their size.
+        note: A line below the picture, such as what the scale is.
+        unit: What stands behind the numbers of the scale.
         **options: What of the attribution is shown, see `MapOptions`.
 
     Returns:
@@ -57,32 +65,66 @@ def panel(
     if height < 1:
         raise ValueError(f"height must be a positive number of pixels, got {height}.")
     pixels = to_display(image)
-    scaled = scaled_map(attribution, pixels.shape[:2], **options)
-    left, right = fit_height(pixels, height), fit_height(blend(pixels, scaled), height)
+    maps = {"": attribution} if isinstance(attribution, Tensor) else dict(attribution)
+    there = {title: values for title, values in maps.items() if values is not None}
+    if len(maps) > 1:
+        options = common_scale(there.values(), **options)
+    scaled = {
+        title: scaled_map(values, pixels.shape[:2], **options) for title, values in there.items()
+    }
+    left = fit_height(pixels, height)
     width = left.shape[1]
+    line = round(CAPTION_LINE * font_scale)
     lines = caption.splitlines()
-    top = MARGIN + len(lines) * CAPTION_LINE
-    bar = 3 * MARGIN + 2 * width
-    canvas = Canvas(bar + SCALE_WIDTH, top + height + MARGIN)
-    write_caption(canvas, lines)
+    top = round(MARGIN * font_scale) + (len(lines) + any(maps)) * line
+    bar = MARGIN + (1 + len(maps)) * (width + MARGIN)
+    bottom = top + height + MARGIN
+    canvas = Canvas(bar + _BAR + round(_TICKS * font_scale), bottom + (line if note else 0))
+    write_caption(canvas, lines, font_scale)
     canvas.paste(left, MARGIN, top)
-    canvas.paste(right, 2 * MARGIN + width, top)
-    color_bar(canvas, scaled, bar, top, height)
+    for number, title in enumerate(maps, start=1):
+        x = MARGIN + number * (width + MARGIN)
+        canvas.text(
+            x, top - 5 * font_scale, fit(title, width, 10 * font_scale), size=10 * font_scale
+        )
+        if title in scaled:
+            canvas.paste(fit_height(blend(pixels, scaled[title]), height), x, top)
+    ends = ("", "") if options.get("sign") == "absolute" else ("for", "against")
+    color_bar(
+        canvas, next(iter(scaled.values())), bar, top, height, font_scale, unit=unit, ends=ends
+    )
+    if note:
+        write_note(canvas, note, bottom, font_scale)
     return canvas.image()
 
 
-def write_caption(canvas: Canvas, lines: Sequence[str]) -> None:
+def write_caption(canvas: Canvas, lines: Sequence[str], font_scale: float = 1.0) -> None:
     """Writes a caption to the top of a canvas; what is too long ends in an ellipsis.
 
     Args:
         canvas: Where to write.
         lines: The caption's lines.
+        font_scale: How large its letters are.
     """
     width = canvas.width - 2 * MARGIN
     for number, line in enumerate(lines):
-        size, color = (11, BLACK) if number == 0 else (10, GREY)
-        baseline = 22 + number * CAPTION_LINE
+        size, color = (11 * font_scale, BLACK) if number == 0 else (10 * font_scale, GREY)
+        baseline = (3 + CAPTION_LINE * (number + 1)) * font_scale
         canvas.text(MARGIN, baseline, fit(line, width, size), size=size, color=color)
+
+
+def write_note(canvas: Canvas, note: str, y: int, font_scale: float = 1.0) -> None:
+    """Writes a small grey line; what is too long ends in an ellipsis.
+
+    Args:
+        canvas: Where to write.
+        note: The line.
+        y: Its upper end.
+        font_scale: How large its letters are.
+    """
+    size = 8.5 * font_scale
+    text = fit(note, canvas.width - 2 * MARGIN, size)
+    canvas.text(MARGIN, y + 10 * font_scale, text, size=size, color=GREY)
 
 
 def format_value(value: float, digits: int = 2) -> str:
@@ -103,7 +145,17 @@ def format_value(value: float, digits: int = 2) -> str:
     return f"{value + 0.0:.{digits}g}".replace("-", "−")
 
 
-def color_bar(canvas: Canvas, scaled: ScaledMap, x: int, y: int, height: int) -> None:
+def color_bar(
+    canvas: Canvas,
+    scaled: ScaledMap,
+    x: int,
+    y: int,
+    height: int,
+    font_scale: float = 1.0,
+    *,
+    unit: str = "",
+    ends: tuple[str, str] = ("for", "against"),
+) -> None:
     """Draws the colour scale of a heatmap, with the attributions at its ends.
 
     Args:
@@ -112,17 +164,28 @@ def color_bar(canvas: Canvas, scaled: ScaledMap, x: int, y: int, height: int) ->
         x: The left end.
         y: The upper end.
         height: The length of the bar; that of a map of zeros is a plain grey.
+        font_scale: How large its letters are.
+        unit: What stands behind the numbers.
+        ends: What its ends mean, where there is room.
     """
     top, bottom = float(scaled.scale > 0), -float(scaled.scale > 0 and scaled.signed)
     values = torch.linspace(top, bottom, height)[:, None].expand(-1, _BAR)
     # Over the grey of an image of one colour, so that the bar looks as the heatmap does.
     grey = np.full((height, _BAR, 3), 128, np.uint8)
     canvas.paste(blend(grey, ScaledMap(values, scaled.scale, scaled.signed)), x, y)
+    line = 10 * font_scale
+
+    def write(text: str, baseline: float) -> None:
+        canvas.text(x + _BAR + 5, y + baseline, text, size=8.5 * font_scale, color=GREY)
+
     ticks = {top: scaled.scale, 0.0: 0.0, bottom: bottom * scaled.scale}
     for position, value in ticks.items():
         share = (top - position) / (top - bottom) if top > bottom else 1.0
-        baseline = y + 10 + share * (height - 10)
-        canvas.text(x + _BAR + 5, baseline, format_value(value), size=8.5, color=GREY)
+        write(format_value(value) + unit * bool(value), line + share * (height - line))
+    if height >= 8 * line and scaled.scale:
+        write(ends[0], 2.3 * line)
+        if scaled.signed:
+            write(ends[1], height - 1.3 * line)
 
 
 def fit_height(image: Image, height: int) -> Image:

@@ -13,6 +13,9 @@ from captum_transformer.visualization.token_scale import OffScale
 from captum_transformer.visualization.token_strip import token_strip
 from captum_transformer.visualization.tokens import token_table
 
+FONT_SCALE = 2.0
+"""How large letters are in logged pictures, whose cards show them at about half their size."""
+
 
 class ImageWriter(Protocol):
     """What is needed of a writer to log images: `torch.utils.tensorboard.SummaryWriter` has it."""
@@ -78,7 +81,7 @@ def log_attributions(
         for image, attribution, name, caption in zip(inputs, values, names, captions, strict=True):
             writer.add_image(
                 _join(tag, name, key),
-                panel(image, attribution, caption, **options),
+                panel(image, attribution, caption, font_scale=FONT_SCALE, **options),
                 global_step,
                 dataformats="HWC",
             )
@@ -145,7 +148,15 @@ def log_token_attributions(
             tokens, values, names, captions, off_scale, strict=True
         ):
             full_tag = _join(tag, name, key)
-            strip = token_strip(words, attribution, caption, sign=sign, scale=scale, off_scale=off)
+            strip = token_strip(
+                words,
+                attribution,
+                caption,
+                sign=sign,
+                scale=scale,
+                off_scale=off,
+                font_scale=FONT_SCALE,
+            )
             writer.add_image(full_tag, strip, global_step, dataformats="HWC")
             if table and texts is not None:
                 texts.add_text(full_tag, token_table(words, attribution), global_step)

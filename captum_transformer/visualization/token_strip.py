@@ -1,6 +1,6 @@
 """The tokens of a text as coloured boxes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,13 @@ from captum_transformer.visualization.canvas import (
 )
 from captum_transformer.visualization.colors import ink_on, paper_colors
 from captum_transformer.visualization.maps import ScaledMap, Sign
-from captum_transformer.visualization.panel import CAPTION_LINE, MARGIN, format_value, write_caption
+from captum_transformer.visualization.panel import (
+    CAPTION_LINE,
+    MARGIN,
+    format_value,
+    write_caption,
+    write_note,
+)
 from captum_transformer.visualization.token_scale import OffScale, ScaledTokens, scale_tokens
 
 _SIZE = 11.0
@@ -31,13 +37,16 @@ _LEGEND = 26
 
 def token_strip(
     tokens: Sequence[str],
-    attribution: Tensor,
+    attribution: Tensor | Mapping[str, Tensor],
     caption: str = "",
     *,
     width: int = 640,
     sign: Sign = "auto",
     scale: float | None = None,
     off_scale: OffScale = None,
+    font_scale: float = 1.0,
+    note: str = "",
+    unit: str = "",
 ) -> Image:
     """Draws the tokens of a text as boxes whose colour is their attribution.
 
@@ -48,7 +57,8 @@ def token_strip(
     Args:
         tokens: The N tokens as strings, or its words, see `merge_words`.
         attribution: One value per token, ``(N,)``, or ``(N, D)`` for the values of an embedding,
-            which are summed.
+            which are summed. Several of them by title, such as those of several steps, stand below
+            each other and have one scale.
         caption: One or several lines, see `panel`.
         width: The picture's width in pixels.
         sign: Which part of the attribution is shown, see `scale_map`.
@@ -56,6 +66,10 @@ def token_strip(
         off_scale: For each token, whether it is left out when the scale is found: special tokens,
             or the first of a decoder, which may hold nearly all relevance. These are framed, not
             filled, and say their value where it is beyond the scale.
+        font_scale: How large letters and boxes are; 2 for pictures that are shown at half their
+            size.
+        note: A line below the legend, such as what the scale is.
+        unit: What stands behind the numbers of the legend.
 
     Returns:
         A uint8 array ``(height, width, 3)``.
@@ -68,15 +82,48 @@ def token_strip(
         >>> token_strip(["a", "fine", "film"], torch.tensor([0.1, 0.9, 0.2])).shape
         (72, 640, 3)
     """
-    scaled = scale_tokens(tokens, attribution, off_scale=off_scale, sign=sign, scale=scale)
     if width < 100:
         raise ValueError(f"width must be at least 100 pixels, got {width}.")
-    boxes = TokenBoxes.laid_out(scaled, width - 2 * MARGIN)
+    maps = {"": attribution} if isinstance(attribution, Tensor) else dict(attribution)
+
+    def scaled_by(sign: Sign, scale: float | None) -> list[ScaledTokens]:
+        return [
+            scale_tokens(tokens, values, off_scale=off_scale, sign=sign, scale=scale)
+            for values in maps.values()
+        ]
+
+    found = scaled_by(sign, scale)
+    if len(maps) > 1:
+        if sign == "auto" and any(each.scaled.signed for each in found):
+            sign = "signed"
+        common = max(each.scaled.scale for each in found)
+        found = scaled_by(sign, scale or common or None)
+    room = width - 2 * MARGIN
+    strips = [
+        TokenBoxes.laid_out(
+            each,
+            room,
+            font_scale,
+            unit=unit,
+            ends=("", "") if sign == "absolute" else ("against", "for"),
+            legend=each is found[-1],
+        )
+        for each in found
+    ]
     lines = caption.splitlines()
-    top = MARGIN + len(lines) * CAPTION_LINE
-    canvas = Canvas(width, top + boxes.height + MARGIN - 4)
-    write_caption(canvas, lines)
-    boxes.draw(canvas, MARGIN, top)
+    line = round(CAPTION_LINE * font_scale)
+    above = line if any(maps) else 0
+    top = round(MARGIN * font_scale) + len(lines) * line
+    height = top + sum(above + strip.height for strip in strips)
+    canvas = Canvas(width, height + MARGIN - 4 + (line if note else 0))
+    write_caption(canvas, lines, font_scale)
+    for title, strip in zip(maps, strips, strict=True):
+        size = 10 * font_scale
+        canvas.text(MARGIN, top + 0.7 * line, fit(title, room, size), size=size)
+        strip.draw(canvas, MARGIN, top + above)
+        top += above + strip.height
+    if note:
+        write_note(canvas, note, height, font_scale)
     return canvas.image()
 
 
@@ -89,6 +136,8 @@ class TokenBoxes(NamedTuple):
         places: The x and the row of each box.
         scaled: The value of each box.
         off_scale: Which boxes are framed.
+        legend: What the legend says of which colour, None for that of a frame; and where.
+        font_scale: How large all of it is.
         height: Of all rows and the legend.
     """
 
@@ -97,45 +146,71 @@ class TokenBoxes(NamedTuple):
     places: list[tuple[int, int]]
     scaled: ScaledMap
     off_scale: list[bool]
+    legend: list[tuple[str, Color | None, tuple[int, int]]]
+    font_scale: float
     height: int
 
     @classmethod
-    def laid_out(cls, tokens: ScaledTokens, width: int) -> "TokenBoxes":
+    def laid_out(
+        cls,
+        tokens: ScaledTokens,
+        width: int,
+        font_scale: float = 1.0,
+        *,
+        unit: str = "",
+        ends: tuple[str, str] = ("against", "for"),
+        legend: bool = True,
+    ) -> "TokenBoxes":
         """Finds each token its place; what is wider than a whole line ends in an ellipsis."""
-        texts = [fit(label, width - 2 * _PADDING, _SIZE) for label in tokens.labels]
-        widths = [round(text_width(text, _SIZE)) + 2 * _PADDING for text in texts]
-        places, rows = _wrap(widths, width)
-        height = rows * _ROW + _LEGEND
-        return cls(texts, widths, places, tokens.scaled, tokens.off_scale, height)
+        padding, size = round(_PADDING * font_scale), _SIZE * font_scale
+        texts = [fit(label, width - 2 * padding, size) for label in tokens.labels]
+        widths = [round(text_width(text, size)) + 2 * padding for text in texts]
+        places, rows = _wrap(widths, width, _GAP)
+        entries = _entries(tokens.scaled, unit, ends) if legend else []
+        if legend and any(tokens.off_scale):
+            entries.append(("not on the scale", None))
+        lengths = [
+            round(19 * font_scale + text_width(text, 8.5 * font_scale)) for text, _ in entries
+        ]
+        spots, lines = _wrap(lengths, width, round(14 * font_scale))
+        height = round(rows * _ROW * font_scale + legend * lines * _LEGEND * font_scale)
+        said = [(*entry, spot) for entry, spot in zip(entries, spots, strict=True)]
+        return cls(texts, widths, places, tokens.scaled, tokens.off_scale, said, font_scale, height)
 
     def draw(self, canvas: Canvas, left: int, top: int) -> None:
         """Draws the boxes and their legend with the top left corner at (left, top)."""
+        zoom = self.font_scale
+        height = round(_BOX * zoom)
         backgrounds = paper_colors(self.scaled.values.cpu().numpy())
         for text, width, (x, row), background, off_scale in zip(
             self.texts, self.widths, self.places, backgrounds, self.off_scale, strict=True
         ):
-            y = top + row * _ROW
+            y = top + round(row * _ROW * zoom)
             if off_scale:
-                _frame(canvas, left + x, y, width, _BOX, background.tolist())
+                _frame(canvas, left + x, y, width, height, background.tolist())
             else:
-                canvas.box(left + x, y, width, _BOX, background.tolist())
+                canvas.box(left + x, y, width, height, background.tolist())
             ink = BLACK if off_scale else ink_on(background)
-            canvas.text(left + x + _PADDING, y + 17, text, size=_SIZE, color=ink)
-        end = _legend(canvas, self.scaled, left, top + self.height - _LEGEND)
-        if any(self.off_scale):
-            y = top + self.height - _LEGEND
-            _frame(canvas, end, y + 8, 14, 12, GREY)
-            canvas.text(end + 19, y + 18, "not on the scale", size=8.5, color=GREY)
+            size = _SIZE * zoom
+            canvas.text(left + x + _PADDING * zoom, y + 17 * zoom, text, size=size, color=ink)
+        rows = 1 + max(row for _, row in self.places)
+        for text, color, (x, row) in self.legend:
+            y = top + round((rows * _ROW + row * _LEGEND + 8) * zoom)
+            if color is None:
+                _frame(canvas, left + x, y, round(14 * zoom), round(12 * zoom), GREY)
+            else:
+                canvas.box(left + x, y, round(14 * zoom), round(12 * zoom), color)
+            canvas.text(left + x + 19 * zoom, y + 10 * zoom, text, size=8.5 * zoom, color=GREY)
 
 
-def _wrap(widths: Sequence[int], room: int) -> tuple[list[tuple[int, int]], int]:
+def _wrap(widths: Sequence[int], room: int, gap: int) -> tuple[list[tuple[int, int]], int]:
     """Where each box goes, as its x and its row, and the number of rows."""
     places, x, row = [], 0, 0
     for width in widths:
         if x and x + width > room:
             x, row = 0, row + 1
         places.append((x, row))
-        x += width + _GAP
+        x += width + gap
     return places, row + 1
 
 
@@ -145,13 +220,12 @@ def _frame(canvas: Canvas, x: int, y: int, width: int, height: int, color: Color
     canvas.box(x + 2, y + height - 5, width - 4, 3, color)
 
 
-def _legend(canvas: Canvas, scaled: ScaledMap, x: int, y: int) -> int:
-    """Draws the colours of the scale's ends, and returns where it stops."""
-    ends = [0.0] if not scaled.scale else [-1.0, 0.0, 1.0] if scaled.signed else [0.0, 1.0]
-    colors = paper_colors(np.array(ends, np.float32))
-    for end, color in zip(ends, colors, strict=True):
-        canvas.box(x, y + 8, 14, 12, color.tolist())
-        text = format_value(end * scaled.scale)
-        canvas.text(x + 19, y + 18, text, size=8.5, color=GREY)
-        x += 19 + round(text_width(text, 8.5)) + 14
-    return x
+def _entries(scaled: ScaledMap, unit: str, ends: tuple[str, str]) -> list[tuple[str, Color | None]]:
+    """What the legend says of the colours of the scale's ends."""
+    places = [0.0] if not scaled.scale else [-1.0, 0.0, 1.0] if scaled.signed else [0.0, 1.0]
+    colors = paper_colors(np.array(places, np.float32)).tolist()
+    meaning = {-1.0: f"{unit} {ends[0]}", 0.0: "", 1.0: f"{unit} {ends[1]}"}
+    return [
+        (f"{format_value(place * scaled.scale)}{meaning[place]}".rstrip(), color)
+        for place, color in zip(places, colors, strict=True)
+    ]

@@ -14,6 +14,7 @@ from lightning_callbacks.loggers.tensorboard import (
     as_before_if_it_fails,
     tensorboard_writer,
 )
+from lightning_callbacks.loggers.wandb import WandbWriter
 from lightning_callbacks.loggers.writers import image_writers
 
 _NUMBERS = 10_000
@@ -51,8 +52,13 @@ class Publisher:
                 self._failures.tolerated(f"write to {type(writer).__name__}"),
                 as_before_if_it_fails(writer, entries.size()),
             ):
+                captioned = isinstance(writer, WandbWriter)
                 for tag, image in entries.images.items():
-                    writer.add_image(tag, image.numpy(), entries.step, dataformats="HWC")
+                    more = {"caption": entries.captions.get(tag, "")} if captioned else {}
+                    writer.add_image(tag, image.numpy(), entries.step, dataformats="HWC", **more)
+                if captioned:
+                    for name, rows in entries.tables.items():
+                        writer.add_table(name, rows, entries.images, entries.step)
                 if hasattr(writer, "add_text"):
                     for tag, text in entries.texts.items():
                         writer.add_text(tag, text, entries.step)

@@ -1,5 +1,6 @@
 """Weights & Biases."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,9 +28,38 @@ class WandbWriter:
         global_step: int | None = None,
         *,
         dataformats: str = "HWC",  # noqa: ARG002
+        caption: str = "",
     ) -> Any:
-        """Logs an image ``(H, W, 3)``."""
-        self._logger.log_image(tag, [img_tensor], step=global_step)
+        """Logs an image ``(H, W, 3)`` with its caption."""
+        self._logger.log_image(tag, [img_tensor], step=global_step, caption=[caption])
+
+    def add_table(
+        self,
+        name: str,
+        rows: Sequence[Mapping[str, Any]],
+        images: Mapping[str, Tensor],
+        global_step: int | None = None,
+    ) -> None:
+        """Logs a table with a picture in each row, which can be sorted and filtered by the others.
+
+        Args:
+            name: Its name.
+            rows: Cells by column; ``tag`` is that of the row's picture.
+            images: Pictures by tag.
+            global_step: The step, which is a column, too.
+        """
+        import wandb
+
+        columns = ["step", *(name for name in rows[0] if name != "tag"), "picture"]
+        data = [
+            [
+                global_step,
+                *(value for name, value in row.items() if name != "tag"),
+                wandb.Image(images[row["tag"]].numpy()),
+            ]
+            for row in rows
+        ]
+        self._logger.log_table(name, columns=columns, data=data, step=global_step)
 
     def add_text(self, tag: str, text_string: str, global_step: int | None = None) -> Any:
         """Logs a Markdown text as a table of one cell."""

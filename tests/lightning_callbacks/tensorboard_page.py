@@ -79,7 +79,7 @@ def heatmap_cards(server, screenshot):
     Returns:
         The HTML of the cards that have a picture.
     """
-    page = f"{server}?tagFilter=attribution/sample#timeseries"
+    page = f"{server}?tagFilter=attribution_sample#timeseries"
     with tempfile.TemporaryDirectory() as profile:
         command = [browser(), "--headless=new", "--disable-gpu", f"--user-data-dir={profile}"]
         if os.geteuid() == 0:

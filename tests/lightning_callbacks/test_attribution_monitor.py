@@ -19,7 +19,7 @@ def test_one_stable_tag_per_sample_slot_and_method(pl, trainer_options):
     trainer = fit(pl, trainer_options, monitor, val_check_interval=4)
     events = read(trainer)
     assert set(events.Tags()["images"]) == {
-        f"why/sample_{sample}/{slot}/{method}"
+        f"why_sample_{sample}/{slot}/{method}"
         for sample in range(3)
         for slot in ("label", "predicted", "class_2")
         for method in METHODS
@@ -45,6 +45,7 @@ def test_the_pictures_are_those_of_the_final_model(pl, trainer_options):
         num_samples=6,
         class_names=["cat", "dog", "emu"],
         heatmap={"sign": "absolute", "channels": "mean"},
+        scale="own",
     )
     module = classifier(pl)
     trainer = fit(pl, trainer_options, monitor, module)
@@ -58,14 +59,20 @@ def test_the_pictures_are_those_of_the_final_model(pl, trainer_options):
     for row in range(6):
         label, predicted = int(labels[row]), int(probabilities[row].argmax())
         caption = (
-            f"label: {names[label]} · predicted: {names[predicted]} "
-            f"({probabilities[row, predicted]:.2f})\n"
-            f"integrated → {names[label]}, p = {probabilities[row, label]:.2f}"
+            f"integrated → {names[label]}, p = {probabilities[row, label]:.2f}\n"
+            f"label: {names[label]}\n"
+            f"predicted: {names[predicted]} ({probabilities[row, predicted]:.2f})"
         )
         expected = panel(
-            images[row], attributions[row].float(), caption, sign="absolute", channels="mean"
+            images[row],
+            attributions[row].float(),
+            caption,
+            sign="absolute",
+            channels="mean",
+            font_scale=2.0,
+            note="scale of this step alone",
         )
-        picture = decode(events.Images(f"attribution/sample_{row}/label/integrated")[-1])
+        picture = decode(events.Images(f"attribution_sample_{row}/label/integrated")[-1])
         # Batch sizes differ, and with them the last bits.
         assert np.abs(picture.astype(int) - expected).max() <= 2
 
@@ -91,7 +98,7 @@ def test_every_nth_run(pl, trainer_options):
     monitor = AttributionMonitor(METHODS, num_samples=1, every_n_validations=3, on_error="raise")
     trainer = fit(pl, trainer_options, monitor, val_check_interval=2)
     events = read(trainer)
-    assert steps(events.Images("attribution/sample_0/label/saliency")) == [2, 8, 14]
+    assert steps(events.Images("attribution_sample_0/label/saliency")) == [2, 8, 14]
     assert monitor.state_dict()["validation_runs"] == 8
 
 
@@ -138,7 +145,7 @@ def test_a_loader_with_fewer_samples_and_without_length(pl, trainer_options, oth
     monitor = AttributionMonitor(METHODS, ("label",), num_samples=8, on_error="raise")
     trainer = fit(pl, trainer_options, monitor, data=(loaders()[0], validation))
     tags = read(trainer).Tags()["images"]
-    assert {tag.split("/")[1] for tag in tags} == {"sample_0", "sample_1", "sample_2"}
+    assert {tag.split("/")[0] for tag in tags} == {f"attribution_sample_{i}" for i in range(3)}
 
 
 def test_given_samples(pl, trainer_options):
@@ -156,9 +163,9 @@ def test_forms_of_batches(pl, trainer_options, form):
     module = classifier(pl, loss=loss) if loss else classifier(pl)
     monitor = AttributionMonitor(METHODS, ("label", "predicted"), num_samples=3, on_error="raise")
     trainer = fit(pl, trainer_options, monitor, module, loaders(form))
-    labelled = {t.split("/")[1] for t in read(trainer).Tags()["images"] if "/label/" in t}
+    labelled = {t.split("/")[0] for t in read(trainer).Tags()["images"] if "/label/" in t}
     # The first multi-hot sample has no positive class.
-    assert labelled == {f"sample_{i}" for i in range(form == "multi-hot", 3)}
+    assert labelled == {f"attribution_sample_{i}" for i in range(form == "multi-hot", 3)}
 
 
 def test_own_reading_with_additional_arguments(pl, trainer_options):
@@ -203,6 +210,7 @@ def test_own_reading_with_additional_arguments(pl, trainer_options):
         {"heatmap": {"sine": "positive"}},
         {"heatmap": {"sign": "negative"}},
         {"precision": "bf16"},
+        {"scale": "same"},
         {"on_error": "ignore"},
     ],
 )

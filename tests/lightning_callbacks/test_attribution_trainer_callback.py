@@ -36,13 +36,13 @@ def test_texts_are_logged_after_each_evaluation(tmp_path):
     trainer(tmp_path, bert(), Texts, [callback]).train()
     events = read(tmp_path)
     images = {
-        f"attribution/sample_{i}/{slot}/{method}"
+        f"attribution_sample_{i}/{slot}/{method}"
         for i in range(3)
         for slot in ("label", "predicted")
         for method in METHODS
     }
     assert set(events.Tags()["images"]) == images
-    assert steps(events.Images("attribution/sample_2/label/gae")) == [3, 6]
+    assert steps(events.Images("attribution_sample_2/label/gae")) == [3, 6]
     assert steps(events.Scalars("attribution/rank_correlation/gae")) == [6]
     assert steps(events.Scalars("attribution/convergence_delta/lrp")) == [3, 6]
 
@@ -67,7 +67,7 @@ def test_the_samples_are_the_first_of_the_first_data_set(tmp_path):
     )
     assert [label for _, target in seen for label in target] == [int(i["labels"]) for i in expected]
     events = read(tmp_path)
-    assert steps(events.Images("attribution/sample_2/label/saliency")) == [3]
+    assert steps(events.Images("attribution_sample_2/label/saliency")) == [3]
 
 
 def test_everything_lies_in_the_run_of_the_trainers_own_callback(tmp_path, monkeypatch):
@@ -79,7 +79,7 @@ def test_everything_lies_in_the_run_of_the_trainers_own_callback(tmp_path, monke
     tried = trainer(tmp_path, bert(), Texts, [board, callback])
     tried.train()
     events = read(tmp_path)
-    assert "attribution/sample_0/label/gae" in events.Tags()["images"]
+    assert "attribution_sample_0/label/gae" in events.Tags()["images"]
     assert steps(events.Scalars("eval/loss")) == [3, 6]
 
 

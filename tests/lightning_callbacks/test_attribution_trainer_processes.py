@@ -46,4 +46,4 @@ def test_the_first_explains_and_all_train_as_they_would_without(tmp_path):
     assert not torch.equal(first["classifier.weight"], bert().state_dict()["classifier.weight"])
     assert [path.name for path in (tmp_path / "True").glob("explained_by_*")] == ["explained_by_0"]
     images = read(tmp_path / "True")
-    assert steps(images.Images("attribution/sample_2/label/gae")) == [3, 6]
+    assert steps(images.Images("attribution_sample_2/label/gae")) == [3, 6]

@@ -77,7 +77,7 @@ def test_fit_from_yaml(pl, tmp_path, monkeypatch):
     assert made["chefer"].start_layer == 1
     assert isinstance(made["integrated"], IntegratedGradients)
     assert set(read(trainer).Tags()["images"]) == {
-        f"why/sample_{sample}/{slot}/{method}"
+        f"why_sample_{sample}/{slot}/{method}"
         for sample in range(2)
         for slot in ("label", "predicted", "class_2")
         for method in made

@@ -42,7 +42,7 @@ def test_a_run_that_was_cut_short_leaves_nothing(pl, trainer_options):
     with pytest.warns(UserWarning, match="gone for a moment"):
         trainer = fit(pl, trainer_options, monitor)
     events = read(trainer)
-    assert steps(events.Images("attribution/sample_5/label/saliency")) == [16]
+    assert steps(events.Images("attribution_sample_5/label/saliency")) == [16]
     assert len(events.Tags()["images"]) == 6 * 2 * 2
 
 

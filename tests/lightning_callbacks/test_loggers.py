@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import re
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_a_logger_without_images_gets_files(pl, trainer_options, tmp_path):
     files = sorted(Path(logger.log_dir).rglob("*.png"))
     assert len(files) == 2 * 2 * 2 * 2
     assert files[0].relative_to(logger.log_dir).as_posix() == (
-        "attribution/sample_0/label/integrated/step_00000008.png"
+        "attribution_sample_0/label/integrated/step_00000008.png"
     )
     assert (imread(files[0])[..., :3] * 255).std() > 1
     metrics = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0]
@@ -67,7 +68,7 @@ def watch(pl, options, logger, **more):
     return read(trainer)
 
 
-TAG = "attribution/sample_0/label/saliency"
+TAG = "attribution_sample_0/label/saliency"
 
 
 def test_tensorboard(pl, trainer_options):
@@ -180,7 +181,7 @@ def test_mlflow(pl, trainer_options, tmp_path, store, monkeypatch):
         if file.path.endswith(".png")
     ]
     assert len(images) == 2
-    assert all(re.search("attribution.sample_0.label.saliency", path) for path in images)
+    assert all(re.search("attribution_sample_0.label.saliency", path) for path in images)
     (last,) = (path for path in images if re.search(r"step\W16\W", path))
     # Read where it lies: old versions can't download what they have named themselves.
     (stored,) = (tmp_path / "artifacts").rglob(Path(last).name)
@@ -204,9 +205,20 @@ def test_wandb_offline(pl, trainer_options, tmp_path, monkeypatch):
         events.Scalars("attribution/rank_correlation/saliency")[0].value
     )
     assert summary["trainer/global_step"] >= 15
-    files = sorted((folder / "media" / "images" / "attribution").rglob("*.png"))
+    files = sorted((folder / "media" / "images" / "attribution_sample_0").rglob("*.png"))
     assert len(files) == 2
     pictures = [(imread(file)[..., :3] * 255).round() for file in files]
     last = decode(events.Images(TAG)[-1])
     assert any(np.array_equal(picture, last) for picture in pictures)
     assert summary["attribution/layers/model.1/saliency"]["_type"] == "histogram"
+    (caption,) = summary[TAG]["captions"]
+    assert caption.startswith("saliency → ")
+    table = summary["attribution/explanations"]
+    assert table["_type"] == "table-file"
+    stored = json.loads(Path(folder, table["path"]).read_text())
+    assert stored["columns"] == [
+        *("step", "sample", "slot", "method", "input"),
+        *("label", "predicted", "likely", "explained", "probability", "picture"),
+    ]
+    (row,) = stored["data"]
+    assert row[:5] == [16, 0, "label", "saliency", "input_0"]

@@ -121,7 +121,7 @@ def test_tokens_can_be_left_out_of_the_scale(pl, trainer_options):
     events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
     for method in METHODS:
         every, some = (
-            events.Images(f"{prefix}/sample_0/label/{method}")[0].encoded_image_string
+            events.Images(f"{prefix}_sample_0/label/{method}")[0].encoded_image_string
             for prefix in ("all", "some")
         )
         assert every != some
@@ -176,7 +176,7 @@ def test_a_monitor_with_a_tokenizer_logs_words(pl, trainer_options):
     words, _, _ = Texts(Tokenizer()).shown(ids, torch.zeros(len(ids)))
     assert 1 < len(words) < len(ids)
     for method in METHODS:
-        (event,) = events.Tensors(f"attribution/sample_0/label/{method}/text_summary")
+        (event,) = events.Tensors(f"attribution_sample_0/label/{method}/text_summary")
         rows = event.tensor_proto.string_val[0].decode().splitlines()[-len(words) :]
         assert [row.split(" | ")[1] for row in rows] == words
 
@@ -194,7 +194,7 @@ def test_texts_with_labels_in_the_batch(pl, trainer_options, form):
     events = fit(pl, trainer_options, monitor, module, texts())
 
     assert set(events.Tags()["images"]) == {
-        f"attribution/sample_{sample}/{slot}/{method}"
+        f"attribution_sample_{sample}/{slot}/{method}"
         for sample in range(3)
         for slot in ("label", "predicted")
         for method in METHODS
@@ -228,12 +228,12 @@ def test_texts_with_labels_in_the_batch(pl, trainer_options, form):
 
 def test_images_and_texts_have_a_picture_each(pl, trainer_options):
     module = reader(pl, Multimodal(), "whole batch")
-    monitor = AttributionMonitor(METHODS, ("label",), num_samples=3, on_error="raise")
+    monitor = AttributionMonitor(METHODS, ("label",), num_samples=3, on_error="raise", scale="own")
     data = images_with_texts()
     events = fit(pl, trainer_options, monitor, module, data)
 
     assert set(events.Tags()["images"]) == {
-        f"attribution/sample_{sample}/label/{method}/{part}"
+        f"attribution_sample_{sample}/label/{method}/{part}"
         for sample in range(3)
         for method in METHODS
         for part in ("pixel_values", "input_ids")
@@ -249,11 +249,13 @@ def test_images_and_texts_have_a_picture_each(pl, trainer_options):
     )
     likely, predicted = logits.softmax(1)[0].max(0)
     caption = (
-        f"label: {label} · predicted: {int(predicted)} ({likely:.2f})\n"
-        f"generic → {label}, p = {logits.softmax(1)[0, label]:.2f}"
+        f"generic → {label}, p = {logits.softmax(1)[0, label]:.2f}\n"
+        f"label: {label}\npredicted: {int(predicted)} ({likely:.2f})"
     )
-    expected = panel(sample["pixel_values"], result["pixel_values"][0], caption)
-    event = events.Images("attribution/sample_1/label/generic/pixel_values")[-1]
+    note = "scale of this step alone"
+    relevance = result["pixel_values"][0]
+    expected = panel(sample["pixel_values"], relevance, caption, font_scale=2.0, note=note)
+    event = events.Images("attribution_sample_1/label/generic/pixel_values")[-1]
     picture = (imread(io.BytesIO(event.encoded_image_string))[..., :3] * 255).round()
     # Batch sizes differ, and with them the last bits.
     assert np.abs(picture.astype(int) - expected.astype(int)).max() <= 2

@@ -66,7 +66,7 @@ def run_named(server, part):
 def test_images(server):
     run = run_named(server, "mosaics")
     tags = ask(server, "data/plugin/images/tags")[run]
-    ours = [tag for tag in tags if re.fullmatch(r"attribution/sample_\d/\w+/\w+", tag)]
+    ours = [tag for tag in tags if re.fullmatch(r"attribution_sample_\d/\w+/\w+", tag)]
     assert len(ours) == 4 * 2 * 2, "samples, class slots, methods"
     shown = ask(server, "data/plugin/images/images", run=run, tag=ours[0], sample=0)
     assert len(shown) == 2, "a step for each validation"
@@ -99,7 +99,7 @@ def test_custom_scalars_are_laid_out(server):
 
 def test_texts(server):
     run = run_named(server, "texts")
-    tag = "attribution/sample_1/label/generic/text_summary"
+    tag = "attribution_sample_1/label/generic/text_summary"
     entries = ask(server, "data/plugin/text/text", run=run, tag=tag)
     assert [entry["step"] for entry in entries] == [2, 4]
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", entries[0]["text"])
@@ -115,5 +115,5 @@ def test_a_browser_shows_the_heatmaps_as_cards(server, tmp_path):
     cards = heatmap_cards(server, screenshot)
     assert len(cards) >= 4
     titles = [re.search(r'<tb-truncated-path[^>]*title="([^"]*)"', card)[1] for card in cards]
-    assert all(title.startswith("attribution/sample_") for title in titles)
+    assert all(title.startswith("attribution_sample_") for title in titles)
     assert imread(screenshot).shape[:2] == (1000, 1500)

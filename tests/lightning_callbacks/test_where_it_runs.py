@@ -14,7 +14,7 @@ from lightning_callbacks import AttributionMonitor
 from tests.lightning_callbacks.models import Blobs, classifier, loaders
 from tests.lightning_callbacks.runs import METHODS, fit, read, steps
 
-TAG = "attribution/sample_0/label/saliency"
+TAG = "attribution_sample_0/label/saliency"
 
 
 def test_fast_dev_run(pl, trainer_options):
@@ -36,7 +36,7 @@ def test_the_test_has_tags_of_its_own(pl, trainer_options):
     for _ in range(2):
         trainer.test(trainer.lightning_module, loaders()[1], verbose=False)
     events = read(trainer)
-    assert steps(events.Images("attribution_test/sample_1/label/saliency")) == [16, 16]
+    assert steps(events.Images("attribution_test_sample_1/label/saliency")) == [16, 16]
     assert steps(events.Images(TAG)) == [8], "the test is no validation run"
     (correlation,) = events.Scalars("attribution_test/rank_correlation/saliency")
     assert correlation.value == pytest.approx(1, abs=1e-6)

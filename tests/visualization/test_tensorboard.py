@@ -52,7 +52,8 @@ def test_pictures_arrive_as_they_are_drawn(tmp_path, images, maps):
     ]
     first, second = events.Images("attribution/sample_1/a")
     assert (first.step, second.step) == (3, 5)
-    np.testing.assert_array_equal(decode(second), panel(images[1], maps[1] * 5, "two", scale=1.0))
+    expected = panel(images[1], maps[1] * 5, "two", scale=1.0, font_scale=2.0)
+    np.testing.assert_array_equal(decode(second), expected)
 
 
 def test_one_attribution_needs_no_name(tmp_path, images, maps):
@@ -76,7 +77,7 @@ def test_texts(tmp_path):
         log_token_attributions(writer, "text", tokens, {"m": values}, global_step=7, table=True)
     events = read(tmp_path)
     (event,) = events.Images("text/sample_0/m")
-    np.testing.assert_array_equal(decode(event), token_strip(tokens[0], values[0]))
+    np.testing.assert_array_equal(decode(event), token_strip(tokens[0], values[0], font_scale=2.0))
     (tag,) = [tag for tag in events.Tags()["tensors"] if tag.startswith("text/sample_1/m")]
     (table,) = events.Tensors(tag)
     assert table.tensor_proto.string_val[0].decode() == token_table(tokens[1], values[1])
