@@ -133,9 +133,13 @@ class RolloutMethod(AttentionFlowMethod):
         _refuse_shared_queries(selection.history)
         if not selection.history.streams.cross_attention:
             return self._flowed(selection)
-        at_start = self._relevancies(selection).at_start(_read(selection))
+        relevancies = self._relevancies(selection)
+        at_start = relevancies.at_start(_read(selection))
         self._require_attention(list(at_start), selection)
-        return TokenFlow(selection.forward.tape, {}).conserved(at_start, selection.wanted)
+        flow = TokenFlow(selection.forward.tape, {})
+        found = flow.conserved(at_start, selection.wanted, relevancies)
+        relevancies.are_in_place()
+        return found
 
     def _flowed(self, selection: Selection) -> tuple[dict[Value, Tensor], Ledger]:
         carried = super()._carried(selection)

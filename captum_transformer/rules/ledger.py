@@ -1,7 +1,7 @@
 """Adding up where something that is carried along the tape goes, without waiting for the device."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,16 @@ class Taken(NamedTuple):
     operation: Operation
     reason: Reason
     amount: Tensor
+
+
+class Asked(Protocol):
+    """Something else that only the device knows, for which the host need not wait twice."""
+
+    def holds(self) -> Tensor:
+        """Whether it is true, on the device."""
+
+    def require(self) -> None:
+        """Raises if it is not."""
 
 
 class Ledger:
@@ -94,8 +104,12 @@ class Ledger:
         self.taken += other.taken
         self.ended += other.ended
 
-    def balances(self) -> bool:
-        """Whether all that was there went where it is known to have gone; waits for the device."""
+    def balances(self, also: Asked | None = None) -> bool:
+        """Whether all that was there went where it is known to have gone; waits for the device.
+
+        Args:
+            also: what is asked at the same time.
+        """
         some = self.started[0]
         away = [*(taken.amount for taken in self.taken), *(amount for _, amount in self.ended)]
         sums = [
@@ -108,6 +122,8 @@ class Ledger:
         alike = (left.abs() <= size * ROUNDING) & left.isfinite()
         if self._compared:
             alike = alike & (self._differing() <= ROUNDING_OF_OPERATION).all()
+        if also is not None:
+            alike = alike & also.holds().to(alike.device)
         return truth(alike)
 
     def _differing(self) -> Tensor:
@@ -148,16 +164,22 @@ class Audit(Ledger):
                 raise _unbalanced(operation, float(left))
 
 
-def balanced(run: Callable[[Ledger], Result]) -> tuple[Result, Ledger]:
+def balanced(run: Callable[[Ledger], Result], also: Asked | None = None) -> tuple[Result, Ledger]:
     """What a pass finds, with its ledger; if that does not balance, what it finds with an audit.
+
+    Args:
+        run: the pass.
+        also: what has to be true besides.
 
     Raises:
         ConservationError: if an operation hands on another sum than it got without a reason.
     """
     ledger = Ledger()
     result = run(ledger)
-    if ledger.balances():
+    if ledger.balances(also):
         return result, ledger
+    if also is not None:
+        also.require()
     audit = Audit()
     result = run(audit)
     audit.blame()

@@ -27,7 +27,7 @@ from captum_transformer.rules.flow.picked import picks_others
 from captum_transformer.rules.flow.rows import NormalisedRows
 from captum_transformer.rules.flow.sources import Sources, unread
 from captum_transformer.rules.flow.towers import Towers
-from captum_transformer.rules.ledger import Ledger, balanced
+from captum_transformer.rules.ledger import Asked, Ledger, balanced
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import quotient
@@ -170,15 +170,20 @@ class TokenFlow:
         return {value: sum(shares, zero).expand(value.shape) for value, shares in arrived.items()}
 
     def conserved(
-        self, seeds: Mapping[Value, Tensor], wanted: Sequence[Value]
+        self, seeds: Mapping[Value, Tensor], wanted: Sequence[Value], also: Asked | None = None
     ) -> tuple[dict[Value, Tensor], Ledger]:
         """The same, with an account of it.
+
+        Args:
+            seeds: where shares start.
+            wanted: the values whose relevance is asked for.
+            also: what has to be true besides.
 
         Raises:
             ConservationError: if a rule hands on another sum than it got without a reason.
             MixedSamplesError: if a sample gets a share of what another one's score is made of.
         """
-        found, ledger = balanced(lambda ledger: self(seeds, wanted, ledger))
+        found, ledger = balanced(lambda ledger: self(seeds, wanted, ledger), also)
         require_own_samples(lambda weighted: self(weighted, wanted), seeds, found)
         return found, ledger
 

@@ -67,16 +67,32 @@ class Relevancies:
         self._tokens: dict[Stream, Value | None] = {}
         self._newest: dict[Stream, Version] = {}
         self._padding: dict[Stream, Tensor] = {}
+        self._asked: set[tuple[Value, AttentionCall]] = set()
         self._displacement = torch.zeros((), dtype=dtype, device=forward.inputs[0].device)
         for call, version in self._streams.calls.items():
             self._matrices[version] = self._after(call, version)
             self._newest[version.stream] = version
-        if truth(self._displacement > _ROUNDING):
-            self._streams.in_place.clear()
+
+    def holds(self) -> Tensor:
+        """Whether tokens stay where they are between two attention calls."""
+        return ~(self._displacement > _ROUNDING)
+
+    def require(self) -> None:
+        """Raises if tokens change places, so that the matrices are wrong; waits for the device.
+
+        Raises:
+            UnsupportedOperationError: if they do.
+        """
+        if not truth(self.holds()):
             raise _not_aligned("tokens change places between two attention calls")
+
+    def are_in_place(self) -> None:
+        """Notes that they do not, so that it is not asked again for other targets."""
+        self._streams.in_place |= self._asked
 
     def maps(self) -> dict[tuple[str, str], Tensor]:
         """The matrices of the newest version of each stream, by the names of the streams."""
+        self.require()
         names = self._streams.names()
         return {
             (names[stream], names[source]): matrix.detach()
@@ -174,10 +190,9 @@ class Relevancies:
 
     def _check_places(self, value: Value, last: AttentionCall, tokens: int) -> None:
         """Notes whether shares at a value's tokens reach the same tokens of an earlier call."""
-        known = self._streams.in_place
-        if (value, last) in known:
+        if (value, last) in self._streams.in_place | self._asked:
             return
-        known.add((value, last))
+        self._asked.add((value, last))
         sent = torch.arange(1, tokens + 1, device=self._displacement.device, dtype=self._dtype)
         sent = sent.expand(len(self._forward.inputs[0]), tokens)
         flow = TokenFlow(self._forward.tape, {})
