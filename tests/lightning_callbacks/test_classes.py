@@ -40,8 +40,8 @@ def test_several_labels():
     labels = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
     predictions = read_output(LOGITS, labels)
     assert predictions.classes("label") == [1, None]
-    assert predictions.caption(0, 1, "m").startswith("label: 1, 2 · predicted: 1 (0.88)")
-    assert predictions.caption(1, 0, "m").startswith("label: none")
+    assert predictions.facts(0, 1).caption("m").endswith("label: 1, 2\npredicted: 1 (0.88)")
+    assert predictions.facts(1, 0).label == "none"
 
 
 def test_soft_labels():
@@ -57,14 +57,16 @@ def test_a_single_output(shape):
     predictions = read_output(torch.tensor([-2.0, 2.0]).reshape(shape), torch.tensor([0.0, 1.0]))
     assert predictions.single is (len(shape) == 1)
     assert predictions.classes("label") == predictions.classes("predicted") == [0, 0]
-    assert predictions.caption(0, 0, "m") == "label: 0 · predicted: 0 (0.12)\nm → output, p = 0.12"
-    assert predictions.caption(1, 0, "m") == "label: 1 · predicted: 1 (0.88)\nm → output, p = 0.88"
+    captions = [predictions.facts(row, 0).caption("m") for row in (0, 1)]
+    assert captions[0] == "m → output, p = 0.12\nlabel: 0\npredicted: 0 (0.12)"
+    assert captions[1] == "m → output, p = 0.88\nlabel: 1\npredicted: 1 (0.88)"
 
 
 def test_captions_have_names():
     predictions = read_output(LOGITS, torch.tensor([2, 0]), class_names=["cat", "dog"])
     assert (
-        predictions.caption(0, 1, "lrp") == "label: 2 · predicted: dog (0.67)\nlrp → dog, p = 0.67"
+        predictions.facts(0, 1).caption("lrp")
+        == "lrp → dog, p = 0.67\nlabel: 2\npredicted: dog (0.67)"
     )
 
 
