@@ -8,6 +8,7 @@ any time.
   ``autograd.Function`` s of other packages, too.
 - :func:`describe_linear` says that one of these is a linear layer, in whatever form its weights
   are, such as quantised.
+- :func:`straight_through` lets functions in steps, such as rounding, count as what they round.
 - :func:`operation` lets the trace see a Python function as one operation, whatever is inside: a
   custom ``autograd.Function``, say, or a kernel of another package.
 - :func:`gamma` is LRP-gamma for the linear maps of one's choice, for such a method.
@@ -39,6 +40,7 @@ from captum_transformer.trace.described import (
     DescribedFunction,
     describe_function,
     describe_linear,
+    straight_through,
 )
 from captum_transformer.trace.entries import Entry, entry_of
 from captum_transformer.trace.functions import ENTRY
@@ -78,6 +80,7 @@ __all__ = [
     "operation",
     "output_gradients",
     "ratio",
+    "straight_through",
     "transposed",
     "z_rule",
 ]

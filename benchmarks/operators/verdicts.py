@@ -20,6 +20,7 @@ from captum_transformer.errors import ExplanationError, InvalidInputError
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.gradient import ATTN_LRP, conservative_lrp
 from captum_transformer.rules.propagate import propagate
+from captum_transformer.trace.derivatives import derivatives
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.mode import ForwardRule, ForwardRules
 from captum_transformer.trace.operation import Operation
@@ -53,7 +54,9 @@ class Outcome:
 
 
 def _trace(case: Case, forward: TracedForward) -> Outcome:
-    maps = _gradient(case, forward)
+    points = [edge for edge in forward.edges if edge is not None]
+    found = derivatives(forward.select(None)[0].sum(), points, forward.tape.operations)
+    maps = _times(case, found)
     if not _same(maps, _plain_gradient(case)):
         raise WrongError("the gradient is changed")
     return Outcome("right", maps=maps)
@@ -216,7 +219,10 @@ def _by_rule(case: Case, rules: ForwardRules) -> Outcome:
 
 def _gradient(case: Case, forward: TracedForward) -> tuple[Tensor, ...]:
     points = [edge for edge in forward.edges if edge is not None]
-    found = forward.gradients(forward.select(None)[0], points)
+    return _times(case, forward.gradients(forward.select(None)[0], points))
+
+
+def _times(case: Case, found: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     return tuple(
         torch.zeros_like(tensor) if gradient is None else tensor * gradient
         for tensor, gradient in zip(case.inputs, found, strict=True)

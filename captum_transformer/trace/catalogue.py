@@ -96,23 +96,23 @@ TABLE: dict[Kind, str] = {
         acosh(input) atanh(input) arcsin(input) arccos(input) arctan(input) arcsinh(input)
         arccosh(input) arctanh(input) erf(input) erfc(input) erfinv(input) logit(input eps)
         sinc(input) log(input !logarithm) log2(input !logarithm) log10(input !logarithm)
-        log1p(input) exp(input !exponential) exp2(input !exponential) expm1(input) sgn(input)
-        sign(input) round(input) floor(input) ceil(input) trunc(input) fix(input) frac(input)
-        relu6(input) gelu(input approximate) silu(input) mish(input) elu(input alpha) selu(input)
-        celu(input alpha) hardswish(input) hardsigmoid(input)
-        hardtanh(input min/min_val max/max_val) tanh(input) sigmoid(input) logsigmoid(input)
-        log_sigmoid(input) softplus(input beta threshold) softsign(input) tanhshrink(input)
-        softshrink(input lambd) hardshrink(input lambd) threshold(input threshold value)
-        rrelu(input lower upper) sqrt(input !power) pow(input exponent !power)
-        rpow(exponent input/other !power) float_power(input exponent !power) square(input !power)
-        sin(input) cos(input) clamp(input min max !power) clip(input min max !power)
-        clamp_min(input min !power) clamp_max(input max !power) nan_to_num(input nan)
-        remainder(input other) fmod(input other) mod(input other) floor_divide(input other)
-        floordiv(input other) digamma(input) lgamma(input) i0(input) polygamma(n input)
-        mvlgamma(input p) special_psi(input) special_gammaln(input) special_multigammaln(input p)
-        special_erfcx(input) special_expit(input) special_ndtr(input) special_ndtri(input)
-        special_log_ndtr(input) special_entr(input) special_i0e(input) special_i1(input)
-        special_i1e(input)
+        log1p(input) exp(input !exponential) exp2(input !exponential) expm1(input) sgn(input !step)
+        sign(input !step) round(input !step) floor(input !step) ceil(input !step)
+        trunc(input !step) fix(input !step) floor_divide(input other !step)
+        floordiv(input other !step) frac(input) relu6(input) gelu(input approximate) silu(input)
+        mish(input) elu(input alpha) selu(input) celu(input alpha) hardswish(input)
+        hardsigmoid(input) hardtanh(input min/min_val max/max_val) tanh(input) sigmoid(input)
+        logsigmoid(input) log_sigmoid(input) softplus(input beta threshold) softsign(input)
+        tanhshrink(input) softshrink(input lambd) hardshrink(input lambd)
+        threshold(input threshold value) rrelu(input lower upper) sqrt(input !power)
+        pow(input exponent !power) rpow(exponent input/other !power)
+        float_power(input exponent !power) square(input !power) sin(input) cos(input)
+        clamp(input min max !power) clip(input min max !power) clamp_min(input min !power)
+        clamp_max(input max !power) nan_to_num(input nan) remainder(input other) fmod(input other)
+        mod(input other) digamma(input) lgamma(input) i0(input) polygamma(n input) mvlgamma(input p)
+        special_psi(input) special_gammaln(input) special_multigammaln(input p) special_erfcx(input)
+        special_expit(input) special_ndtr(input) special_ndtri(input) special_log_ndtr(input)
+        special_entr(input) special_i0e(input) special_i1(input) special_i1e(input)
     """,
     Kind.HOMOGENEOUS: """
         relu(input) leaky_relu(input negative_slope) prelu(input weight) abs(input)
@@ -235,8 +235,20 @@ TABLE: dict[Kind, str] = {
         logaddexp(input other @:0) logaddexp2(input other @:0)
     """,
     Kind.SOLVE: "linalg_solve_triangular(input other/B @-2:) linalg_solve(input/A other/B @-2:)",
+    Kind.UNKNOWN: "angle(input !step)",
     Kind.DATA: "data(input) set_data(input source) register_hook(input hook)",
 }
+
+# Those that ask and answer with a tensor: which entries, which one, how many of them, or by chance.
+QUESTIONS = frozenset(
+    """
+        eq ne lt le gt ge not_equal less less_equal greater greater_equal isclose isnan isinf
+        isfinite isneginf isposinf isreal isin signbit any all logical_and logical_or logical_not
+        logical_xor and or xor invert bitwise_and bitwise_or bitwise_not bitwise_xor argmax argmin
+        argsort argwhere nonzero nonzero_static count_nonzero bincount histc searchsorted
+        bucketize unique unique_consecutive one_hot heaviside bernoulli multinomial
+    """.split()
+)
 
 
 def _others(name: str) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeGuard
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.autograd import Function
@@ -15,6 +16,7 @@ from captum_transformer.trace.entries import entry_of
 from captum_transformer.trace.functions import ENTRY, KERNELS, bare_name, describe
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.linear_maps import LAYERS, LinearMap
+from captum_transformer.trace.step_functions import STRAIGHT_THROUGH, rounds
 
 
 class DescribedFunction:
@@ -173,6 +175,60 @@ def describe_linear(
 
     describe.cache_clear()
     return DescribedFunction(name, undo)
+
+
+def straight_through(*functions: Callable[..., Any] | torch.dtype) -> DescribedFunction:
+    """Says that functions in steps, such as rounding, count as the signal that they round.
+
+    The derivative of a step function is zero, so a gradient is lost there, and methods that need it
+    refuse the function. With a straight-through estimate its derivative counts as one, as it does
+    where models are trained with quantised activations. Methods that have a rule for functions of
+    each entry, such as :class:`captum_transformer.AttnLRP`, go by that.
+
+    Args:
+        *functions: ``torch.round``, ``floor``, ``ceil``, ``trunc``, ``fix`` or ``sign``, in all
+            their spellings; a type of integers, such as ``torch.int8``, stands for casts to it and
+            back.
+
+    Returns:
+        A handle, whose ``remove`` takes that back; as a context manager it does so on leaving.
+
+    Raises:
+        ValueError: if one of them is no such function or type, or counts so already.
+
+    Example:
+        >>> import torch
+        >>> from captum_transformer import ConservativeLRP, extend
+        >>> def model(x):
+        ...     x = (x * 8).round() / 8
+        ...     return torch.nn.functional.scaled_dot_product_attention(x, x, x).mean(1)
+        >>> x = torch.rand(1, 4, 8)
+        >>> with extend.straight_through(torch.round):
+        ...     relevance = ConservativeLRP(model).attribute(x, target=3)
+        >>> bool(relevance.any())
+        True
+    """
+    keys = [one if isinstance(one, torch.dtype) else bare_name(one) for one in functions]
+    for key, given in zip(keys, functions, strict=True):
+        if not _rounds(key):
+            raise ValueError(
+                "What counts as the signal that it rounds is one of torch.round, floor, ceil, "
+                f"trunc, fix and sign, or a type of integers such as torch.int8; got {given!r}."
+            )
+        if key in STRAIGHT_THROUGH:
+            raise ValueError(f"`{key}` counts as what it rounds already.")
+    STRAIGHT_THROUGH.update(keys)
+    return DescribedFunction(
+        ", ".join(map(str, keys)), lambda: STRAIGHT_THROUGH.difference_update(keys)
+    )
+
+
+def _rounds(key: Any) -> bool:
+    """Whether it is the name of a step function of one signal, or a type of integers."""
+    if isinstance(key, torch.dtype):
+        return not (key.is_floating_point or key.is_complex or key is torch.bool)
+    entry = ENTRIES.get(key)
+    return entry is not None and rounds(entry)
 
 
 def _is_custom(function: Any) -> TypeGuard[type[Function]]:

@@ -41,6 +41,7 @@ from captum_transformer.trace.layers import InnerTensor, WatchedLayers
 from captum_transformer.trace.mode import ForwardRules, Trace
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.packages import describe_packages
+from captum_transformer.trace.step_functions import refuse_steps
 from captum_transformer.trace.value import Value
 
 _CONTRAST = Function("contrast", Kind.CONTRAST, torch.sub)
@@ -223,7 +224,9 @@ class TracedForward:
         points = [*points, *self._watched]
         if not points:
             return []
-        gradients = derivatives(selected.sum(), points, self.tape.operations)
+        total = selected.sum()
+        refuse_steps(self._trace.steps, total, points, self.tape)
+        gradients = derivatives(total, points, self.tape.operations)
         count = len(points) - len(self._watched)
         self._slopes = gradients[count:]
         return list(gradients[:count])
@@ -315,9 +318,7 @@ def traced_forward(
         finally:
             forward.output = None
             forward.layers.clear()
-            trace.blocks.clear()
-            trace.tape.clear()
-            trace.calls.clear()
+            trace.clear()
 
 
 def _autocast(device_type: str) -> torch.autocast:

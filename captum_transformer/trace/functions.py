@@ -18,7 +18,7 @@ from captum_transformer.trace.bodies import (
     in_canonical_words,
     written_into,
 )
-from captum_transformer.trace.catalogue import ENTRIES, UNKNOWN
+from captum_transformer.trace.catalogue import ENTRIES, QUESTIONS, UNKNOWN
 from captum_transformer.trace.entries import ROLES, Entry
 from captum_transformer.trace.flex import flex_attend, requires_grad
 from captum_transformer.trace.kinds import Kind, Role
@@ -45,6 +45,7 @@ class Function:
         layer: what runs it in the place of `F.linear`, if it is a linear layer by description.
         foreign: whether it is another library's kernel, which may have no derivative.
         kind_by: tells the kind of a call by its arguments, whose tensors are operands.
+        answers: whether it asks, and answers with a tensor, as a comparison does.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Function:
     layer: LinearMap | None = None
     foreign: bool = False
     kind_by: "Callable[[Mapping[str, Any]], Kind] | None" = None
+    answers: bool = False
 
     def role_of(self, name: str) -> Role:
         """What tensors are for that are given by name."""
@@ -235,7 +237,8 @@ def _described(
     signature = _signature(function) if getattr(function, "__module__", None) == F.__name__ else ()
     if signature and "args" not in signature:
         entry = entry.in_order(signature)  # functionals have their arguments in another one
-    return Function(name, entry.kind, call, entry, inplace, kind_by=kind_by)
+    answers = entry.kind is Kind.ASKS and name in QUESTIONS
+    return Function(name, entry.kind, call, entry, inplace, kind_by=kind_by, answers=answers)
 
 
 def _raw_name(function: Callable[..., Any]) -> str:

@@ -70,11 +70,12 @@ class Kind(enum.Enum):
 
 
 class Form(enum.Enum):
-    """What a function of each entry is, where a softmax or a norm may be made of it."""
+    """What a function of each entry is, where a softmax or a norm may be made of it, or a step."""
 
     POWER = enum.auto()
     EXPONENTIAL = enum.auto()
     LOGARITHM = enum.auto()
+    STEP = enum.auto()  # its derivative is zero
 
 
 class Role(enum.Enum):

@@ -46,6 +46,16 @@ from captum_transformer.trace.recognise import (
     weighted_sum,
 )
 from captum_transformer.trace.recomputed import Blocks
+from captum_transformer.trace.step_functions import (
+    MAY_STEP,
+    Chosen,
+    StepFunction,
+    goes_straight_through,
+    is_step,
+    made_of_integers,
+    of_integers,
+    straight_through,
+)
 from captum_transformer.trace.steps import Step
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
@@ -57,7 +67,6 @@ _ATTENDS = frozenset({Kind.ATTENTION, Kind.PRODUCT})
 # Of these it is said where in the model they are, beside those whose operands are kept: rules may
 # refuse them. The others are cheap and many.
 _NAMED = frozenset(Kind) - MOVES - {Kind.COPY, Kind.MUL, Kind.DIV} | {Kind.CONCATENATE, Kind.PAD}
-
 # A rule changes how autograd sees an operation, never what the operation computes. It runs the
 # operation out of place and returns the result, or `NotImplemented` to leave it as it is.
 ForwardRule = Callable[[Operation], Any]
@@ -82,6 +91,7 @@ class Trace(TorchFunctionMode):
         calls: the attention calls among tokens.
         rules: what changes the gradient of operations.
         blocks: what is run again when a backward pass comes to it.
+        steps: the step functions that have run without a rule.
     """
 
     def __init__(
@@ -101,6 +111,8 @@ class Trace(TorchFunctionMode):
         self.calls: list[AttentionCall] = []
         self._names = names or {}
         self.rules = rules or {}
+        self.steps: list[StepFunction] = []
+        self._chosen = Chosen()
 
     def enter_input(self, tensor: Tensor) -> Value:
         """Makes a tensor an input of the trace."""
@@ -118,7 +130,10 @@ class Trace(TorchFunctionMode):
         kwargs = kwargs or {}
         function = describe(func)
         if function.kind is Kind.ASKS:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if function.answers and torch.is_grad_enabled():
+                self._chosen.of_question(function.name, self.tape, (args, kwargs), result)
+            return result
         if function.body is not None:
             if function.layer is None:
                 with self:
@@ -134,7 +149,16 @@ class Trace(TorchFunctionMode):
         if not traced and not _attends_learned(operation):
             for tensor in written:
                 self.tape.before_write(tensor)
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if self._chosen and torch.is_grad_enabled():
+                step = self._chosen.passed_on(operation, result, written)
+                if step is None:
+                    return result
+                stepped = self.__torch_function__(step[0], (), step[1])
+                if not written:
+                    return stepped
+                return self.__torch_function__(torch.Tensor.copy_, (), (result, stepped))
+            return result
         if function.kind is Kind.DATA:
             return past_autograd(operation, *args)
         if traced and not torch.is_grad_enabled() and not traced[0][1].holds_ids:
@@ -198,7 +222,12 @@ class Trace(TorchFunctionMode):
         hooks, step = saving_hooks(True), None  # noqa: FBT003 - it takes no name
         if hooks is not None or self.blocks.is_on:
             step = self.blocks.begin(operation, written, declared_by(hooks))
-        result = self._by_rule(operation, written, step) if kind in self.rules else NotImplemented
+        result: Any = NotImplemented
+        steps = kind in MAY_STEP and is_step(operation)
+        if kind in self.rules:
+            result = self._by_rule(self.rules[kind], operation, written, step)
+        if steps and result is NotImplemented and goes_straight_through(operation):
+            result = self._by_rule(straight_through, operation, written, step)
         pools = pools_tokens(operation)
         keep = pools or operation.pattern is not None or kind in tape.keep
         keep = keep or (kind is Kind.MUL and is_weighted(operation))
@@ -219,8 +248,15 @@ class Trace(TorchFunctionMode):
         if kind is Kind.EMBEDDING or not operation.traced():
             result = with_gradient(result)
         given = result if written is None else written
+        if steps and func is made_of_integers:
+            operation.refusal = of_integers(operation)
         outputs = reached(tape, operation, given, by_rule=by_rule)
+        some_lost = not outputs or (len(outputs) > 1 and any(o is None for o in outputs))
+        if some_lost and not by_rule:  # a rule holds on purpose
+            self._chosen.of_signals(operation, self._calling_module(), result)
         if outputs:
+            if steps and not by_rule and outputs[0] is not None and outputs[0].requires_grad:
+                self.steps.append(StepFunction(operation, get_gradient_edge(outputs[0])))
             recorded = self._write_down(operation, outputs, keep=keep, pools=pools)
             if step is not None:
                 self.blocks.add(step, recorded)
@@ -231,8 +267,10 @@ class Trace(TorchFunctionMode):
                 tape.release(written)
         return result
 
-    def _by_rule(self, operation: Operation, written: Tensor | None, step: Step | None) -> Any:
-        """The result under the method's rule; `NotImplemented` if that does not apply."""
+    def _by_rule(
+        self, rule: ForwardRule, operation: Operation, written: Tensor | None, step: Step | None
+    ) -> Any:
+        """The result under a rule; `NotImplemented` if that does not apply."""
         traced = operation.traced()
         if not traced or traced[0][1].holds_ids:
             return NotImplemented
@@ -241,7 +279,6 @@ class Trace(TorchFunctionMode):
             for operand in operation.operands:
                 if operand.data is written:
                     operand.data = written.clone()
-        rule = self.rules[operation.kind]
         return rule(operation) if step is None else step.run_by(rule)
 
     def _write_down(
@@ -302,6 +339,14 @@ class Trace(TorchFunctionMode):
                     return self._names.get(id(caller)) or type(caller).__name__
             frame = frame.f_back
         return ""
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.blocks.clear()
+        self.tape.clear()
+        self.calls.clear()
+        self.steps.clear()
+        self._chosen.clear()
 
 
 def _attends_learned(operation: Operation) -> bool:
