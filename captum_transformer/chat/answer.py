@@ -18,6 +18,9 @@ from captum_transformer.visualization.maps import MapOptions
 from captum_transformer.visualization.panel import format_value
 from captum_transformer.visualization.spectrogram import spectrogram
 from captum_transformer.visualization.token_strip import token_strip
+from captum_transformer.visualization.video_frames import video_frames
+
+_FRAME = 96  # pixels
 
 
 class Heard(NamedTuple):
@@ -34,37 +37,45 @@ class Heard(NamedTuple):
 
 @dataclass(frozen=True)
 class ExplainedAnswer:
-    """What the words of an answer are due to.
+    """What the words of an answer, or spans of them, are due to.
 
     Attributes:
         words: those of the answer, W of them.
+        explained: what is explained, R parts of the answer: its words, or the spans that were
+            asked about.
         prompt: those of the prompt, P of them; a run of an image's or a sound's placeholders is
             one. What an image has is in `of_images`: a placeholder's own relevance is nearly none.
-        of_prompt: the relevance of each word of the prompt to each of the answer, ``(W, P)``.
-        of_answer: that of each earlier word of the answer, ``(W, W)``.
-        of_images: for each image a map on the picture that was given, ``(W, height, width)``.
-        of_sounds: for each sound a map on its spectrogram, ``(W, bins, frames)``, if the feature
+        of_prompt: the relevance of each word of the prompt to each of these parts, ``(R, P)``.
+        of_answer: that of each word of the answer, ``(R, W)``.
+        of_images: for each image a map on the picture that was given, ``(R, height, width)``.
+        of_videos: for each video one on its frames, ``(R, frames, height, width)``.
+        of_sounds: for each sound a map on its spectrogram, ``(R, bins, frames)``, if the feature
             extractor says how many bins there are.
-        relevance: what the method gave for each token of the answer, by the input's name.
+        relevance: what the method gave for each token of the answer, or each span, by the input's
+            name.
     """
 
     words: list[str]
+    explained: list[str]
     prompt: list[str]
     of_prompt: Tensor
     of_answer: Tensor
     of_images: list[Tensor]
+    of_videos: list[Tensor]
     of_sounds: list[Tensor]
     relevance: dict[str, Tensor]
     _images: list[Any]
+    _videos: list[list[Any]]
     _sounds: list[Tensor]
+    _weights: Tensor
 
     def picture(
         self, word: str | int | None = None, *, height: int = 256, **options: Unpack[MapOptions]
     ) -> Image:
-        """Draws what a word of the answer is due to: images and sounds, and the prompt beside them.
+        """Draws what a word or span is due to: images, videos and sounds, and the prompt beside.
 
         Args:
-            word: one of `words`, if it is there once, or its number; None for the whole answer.
+            word: one of `explained`, if it is there once, or its number; None for all together.
             height: the height in pixels that images are shown with.
             **options: what of the maps is shown, see
                 :class:`~captum_transformer.visualization.MapOptions`.
@@ -73,7 +84,7 @@ class ExplainedAnswer:
             A uint8 array ``(height, width, 3)``.
 
         Raises:
-            InvalidInputError: if there is no such word, or several.
+            InvalidInputError: if there is no such word or span, or several.
         """
         rows = slice(None) if word is None else self._number(word)
 
@@ -81,8 +92,9 @@ class ExplainedAnswer:
             return relevance[rows].reshape(-1, *relevance.shape[1:]).sum(0).cpu()
 
         text, maps = chosen(self.of_prompt), [chosen(each) for each in self.of_images]
+        videos = [chosen(each) for each in self.of_videos]
         sounds = [chosen(each) for each in self.of_sounds]
-        caption = self._caption(word, text, maps, sounds, chosen(self.of_answer))
+        caption = self._caption(word, text, maps, videos, sounds, chosen(self.of_answer))
         if maps:
             shown = [
                 _drawn(image, cells.shape, height)
@@ -93,18 +105,28 @@ class ExplainedAnswer:
             )
         else:
             above = token_strip(self.prompt, text, caption, sign=options.get("sign", "auto"))
+        drawn = [
+            video_frames(
+                torch.stack([_drawn(f, of.shape[1:], _FRAME) for f in frames]), of, **options
+            )
+            for frames, of in zip(self._videos, videos, strict=True)
+        ]
         heard = zip(self._sounds, sounds, strict=True)
-        return _stacked([above, *(to_array(spectrogram(s, of, **options)) for s, of in heard)])
+        drawn += [spectrogram(sound, of, **options) for sound, of in heard]
+        return _stacked([above, *map(to_array, drawn)])
 
     def _number(self, word: str | int) -> int:
         if isinstance(word, int):
-            if word not in range(-len(self.words), len(self.words)):
-                raise InvalidInputError(f"The answer has {len(self.words)} words, got {word}.")
+            count = len(self.explained)
+            if word not in range(-count, count):
+                raise InvalidInputError(
+                    f"{count} words or spans of the answer are explained, got number {word}."
+                )
             return word
-        found = [number for number, each in enumerate(self.words) if each == word]
+        found = [number for number, each in enumerate(self.explained) if each == word]
         if len(found) != 1:
             raise InvalidInputError(
-                f"{word!r} is {len(found)} times among the answer's words, {self.words}. "
+                f"{word!r} is {len(found)} times among what is explained, {self.explained}. "
                 "Give the number of the one that is meant."
             )
         return found[0]
@@ -114,15 +136,17 @@ class ExplainedAnswer:
         word: str | int | None,
         text: Tensor,
         maps: list[Tensor],
+        videos: list[Tensor],
         sounds: list[Tensor],
         before: Tensor,
     ) -> str:
-        chosen = None if word is None else self._number(word) % len(self.words)
-        answer = " ".join(
-            f"[{each}]" if number == chosen else each for number, each in enumerate(self.words)
-        )
+        marked = [False] * len(self.words)
+        if word is not None:
+            marked = (self._weights[self._number(word)] != 0).tolist()
+        pairs = zip(self.words, marked, strict=True)
+        answer = " ".join(f"[{each}]" if chosen else each for each, chosen in pairs)
         parts = [("prompt", text)]
-        for name, found in (("image", maps), ("sound", sounds)):
+        for name, found in (("image", maps), ("video", videos), ("sound", sounds)):
             parts += [
                 (f"{name} {number}" if len(found) > 1 else name, each)
                 for number, each in enumerate(found, 1)
@@ -132,31 +156,65 @@ class ExplainedAnswer:
         return f"{answer}\nrelevance: {shares}"
 
 
+class Seen(NamedTuple):
+    """The images of a conversation, or the frames of its videos.
+
+    Attributes:
+        pictures: what was given.
+        relevance: a map on each for each token or span, ``(rows, ..., height, width)``.
+    """
+
+    pictures: list[Any]
+    relevance: list[Tensor]
+
+
 def of_words(
     relevance: Mapping[str, Tensor],
     words: Words,
     prompt: Words,
     *,
+    weights: Tensor | None,
     of_answer: Tensor,
-    images: Sequence[Any],
-    maps: Sequence[Tensor],
+    images: Seen,
+    videos: Seen,
     heard: Heard,
 ) -> ExplainedAnswer:
-    """Adds up what tokens have to what words have."""
+    """Adds up what tokens have to what words have.
+
+    Args:
+        relevance: what the method gave.
+        words: the answer's.
+        prompt: those of the prompt.
+        weights: of each word in the spans that are explained; None if each token is.
+        of_answer: the relevance of the answer's own tokens.
+        images: the images.
+        videos: the videos.
+        heard: the sounds.
+    """
+    count = len(words.labels)
+    of_each = torch.eye(count) if weights is None else weights
+
+    def rows(each: Tensor) -> Tensor:
+        return words.summed(each, 0) if weights is None else each
+
     return ExplainedAnswer(
         words.labels,
+        [" ".join(words.labels[i] for i in row.nonzero().flatten().tolist()) for row in of_each],
         prompt.labels,
-        prompt.summed(words.summed(relevance["input_ids"], 0), 1),
-        words.summed(words.summed(of_answer, 0), 1),
-        [words.summed(each, 0) for each in maps],
-        [words.summed(each, 0) for each in heard.relevance],
+        prompt.summed(rows(relevance["input_ids"]), 1),
+        words.summed(rows(of_answer), 1),
+        [rows(each) for each in images.relevance],
+        [rows(each) for each in videos.relevance],
+        [rows(each) for each in heard.relevance],
         dict(relevance),
-        list(images),
+        images.pictures,
+        videos.pictures,
         heard.spectrograms,
+        of_each,
     )
 
 
-def _drawn(image: Any, cells: torch.Size, height: int) -> Tensor:
+def _drawn(image: Any, cells: Sequence[int], height: int) -> Tensor:
     """An image in whole cells, about as high as it is asked for."""
     scale = max(1, round(height / cells[0]))
     resized = image.resize((cells[1] * scale, cells[0] * scale))

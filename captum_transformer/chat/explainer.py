@@ -3,16 +3,21 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from captum_transformer.attr.attn_lrp import AttnLRP
 from captum_transformer.attr.beside import continued
 from captum_transformer.attr.generated_ids import ids_in
 from captum_transformer.chat.answer import ExplainedAnswer, Heard, of_words
+from captum_transformer.chat.pictures import (
+    IMAGES,
+    VIDEOS,
+    Kind,
+    Pictures,
+    refuse_other_pictures,
+)
 from captum_transformer.chat.words import words_of
 from captum_transformer.errors import InvalidInputError
-from captum_transformer.visualization.places import Places, places_of
 
 # How Transformers' processors name sounds, and real numbers that are neither seen nor heard.
 _SOUNDS = "input_features"
@@ -33,6 +38,9 @@ class ChatExplainer:
             ``lambda forward: AttnLRP(forward, gamma=0.05)``.
         process: makes ``pixel_values`` of a list of PIL images, if that took other options than the
             image processor's own.
+        process_videos: makes ``pixel_values_videos`` of a list of videos, each a list of frames as
+            PIL images, if that took other options than the video processor's own, beside
+            ``do_sample_frames=False``.
 
     Example:
         >>> import torch, transformers
@@ -57,11 +65,12 @@ class ChatExplainer:
         method: Callable[[Callable[..., Any]], Any] = AttnLRP,
         *,
         process: Callable[[list[Any]], Tensor] | None = None,
+        process_videos: Callable[[list[Any]], Tensor] | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
         self.method = method
-        self._process = process
+        self._process = {IMAGES: process, VIDEOS: process_videos}
 
     def __call__(
         self,
@@ -69,6 +78,8 @@ class ChatExplainer:
         generated: Any,
         images: Sequence[Any] = (),
         *,
+        videos: Sequence[Sequence[Any]] = (),
+        spans: Sequence[str | tuple[int, int] | slice] | Tensor | None = None,
         rather_than: Tensor | int | None = None,
         hops: int | None = 0,
         cells: int = 32,
@@ -81,6 +92,13 @@ class ChatExplainer:
                 has them as ``sequences``.
             images: the conversation's images in their order, as PIL images. Without them there are
                 no maps, but ``relevance["pixel_values"]``.
+            videos: the frames of each of its videos, as PIL images: those that the model saw, at
+                most 100 in all. Without them there are no maps, but
+                ``relevance["pixel_values_videos"]``.
+            spans: explain several words of the answer together, by one backward pass for each span:
+                a list of phrases, as ``["on the mat"]``, or of ``(start, end)`` or slices, which
+                count words from 0 and leave the end out; or weights ``(spans, words)``. None: each
+                token by itself, added up to words.
             rather_than: the ids that the answer's tokens are compared with, as in
                 :meth:`~captum_transformer.attr.transformer_method.TransformerMethod.attribute_generated`.
             hops: how often relevance of the answer's own earlier words is sent on to what these
@@ -93,9 +111,9 @@ class ChatExplainer:
 
         Raises:
             InvalidInputError: if there are several conversations or answers, the prompt is padded,
-                the answer does not continue it, the processor makes other ``pixel_values`` of the
-                images, or the model has other logits than those that ``generate`` returned with
-                the ids (``output_logits=True``).
+                the answer does not continue it, a span is not in it, the processor makes other
+                pixels of the images or videos, or the model has other logits than those that
+                ``generate`` returned with the ids (``output_logits=True``).
         """
         ids = _ids(inputs)
         sequences = _answer(generated, ids)
@@ -104,7 +122,16 @@ class ChatExplainer:
             for name, value in inputs.items()
             if isinstance(value, Tensor) and value.is_floating_point() and name not in _TIMES
         }
-        places = self._places(seen.get("pixel_values"), images, cells)
+        if not 1 <= cells <= 255:
+            raise InvalidInputError(f"`cells` must be between 1 and 255, got {cells}.")
+        refuse_other_pictures(images, videos)
+        pictures, films = (
+            Pictures(kind, given, seen.get(kind.name), self._maker(kind), cells)
+            for kind, given in ((IMAGES, images), (VIDEOS, videos))
+        )
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        words = words_of(tokenizer, sequences[0, ids.shape[1] :])
+        weights = None if spans is None else words.weights_of(spans)
         grown = sequences.shape[1] - ids.shape[1]
         context = {
             name: continued(name, value, ids.shape, grown)
@@ -122,6 +149,7 @@ class ChatExplainer:
             generated,
             generated_as="input_ids",
             rather_than=rather_than,
+            spans=None if weights is None else words.of_tokens(weights),
             hops=hops,
             include_generated=True,
             additional_forward_kwargs=context,
@@ -129,14 +157,14 @@ class ChatExplainer:
         of_tokens = {name: tensor[0] for name, tensor in relevance.items()}
         of_ids, length = of_tokens["input_ids"], ids.shape[1]
         of_tokens["input_ids"] = of_ids[:, :length].contiguous()
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
         return of_words(
             of_tokens,
-            words_of(tokenizer, sequences[0, ids.shape[1] :]),
+            words,
             words_of(tokenizer, ids[0]),
+            weights=weights,
             of_answer=of_ids[:, length:],
-            images=[image.convert("RGB") for image in images],
-            maps=_maps(places, of_tokens.get("pixel_values"), images, cells),
+            images=pictures.seen(of_tokens.get(IMAGES.name)),
+            videos=films.seen(of_tokens.get(VIDEOS.name)),
             heard=self._spectrograms(of_tokens, seen),
         )
 
@@ -154,39 +182,23 @@ class ChatExplainer:
             features, relevance = features.mT, relevance.mT
         return Heard(list(features), list(relevance.unbind(1)))
 
-    def _places(self, pixels: Tensor | None, images: Sequence[Any], cells: int) -> Places | None:
-        if not 1 <= cells <= 255:
-            raise InvalidInputError(f"`cells` must be between 1 and 255, got {cells}.")
-        listed = isinstance(images, (list, tuple))
-        if not listed or not all(hasattr(image, "convert") for image in images):
-            raise InvalidInputError(
-                f"`images` must be a list of PIL images, got {type(images).__name__}: "
-                "`[PIL.Image.open(path)]`."
-            )
-        if not images:
-            return None
-        process = self._process or self._by_processor
-        made = process(list(images))
-        if pixels is None or made.shape != pixels.shape or not _alike(made, pixels):
-            raise InvalidInputError(
-                f"The processor makes `pixel_values` of shape {tuple(made.shape)} of the "
-                f"{len(images)} images, and the inputs have "
-                f"{'none' if pixels is None else f'others, of shape {tuple(pixels.shape)}'}. Give "
-                "all images of the conversation in their order (if they were turned when "
-                "they were loaded, by `PIL.ImageOps.exif_transpose`), and where the processor was "
-                "called with options of its own, what it does to images as `process=`."
-            )
-        return places_of(process, images)
+    def _maker(self, kind: Kind) -> Callable[[list[Any]], Tensor]:
+        """What makes the model's input of images or videos."""
 
-    def _by_processor(self, images: list[Any]) -> Tensor:
-        image_processor = getattr(self.processor, "image_processor", None)
-        if image_processor is None:
-            raise InvalidInputError(
-                f"{type(self.processor).__name__} has no `image_processor`, so what becomes of the "
-                "images is not known: say what makes `pixel_values` of them as `process=`."
-            )
-        made: Tensor = image_processor(images=images, return_tensors="pt")["pixel_values"]
-        return made
+        def make(given: list[Any]) -> Tensor:
+            processor = getattr(self.processor, kind.attribute, None)
+            if processor is None:
+                raise InvalidInputError(
+                    f"{type(self.processor).__name__} has no `{kind.attribute}`, so what becomes "
+                    f"of the {kind.plural} is not known: say what makes `{kind.name}` of them as "
+                    f"`{kind.option}=`."
+                )
+            options = {} if kind is IMAGES else {"do_sample_frames": False}
+            made = processor(**{kind.plural: given}, **options, return_tensors="pt")
+            pixels: Tensor = made[kind.name]
+            return pixels
+
+        return self._process[kind] or make
 
 
 def _ids(inputs: Mapping[str, Any]) -> Tensor:
@@ -218,21 +230,3 @@ def _answer(generated: Any, prompt: Tensor) -> Tensor:
             "`input_ids` before it where it returned the answer alone."
         )
     return sequences
-
-
-def _alike(made: Tensor, pixels: Tensor) -> bool:
-    """Whether two inputs are the same, but for the precision that a model's inputs have."""
-    return torch.equal(made.to(pixels), pixels)
-
-
-def _maps(
-    places: Places | None, relevance: Tensor | None, images: Sequence[Any], cells: int
-) -> list[Tensor]:
-    if places is None or relevance is None:
-        return []
-    sizes = []
-    for number, image in enumerate(images):
-        rows, columns = places.resolution(number)
-        side = max(max(image.size) / cells, image.height / rows, image.width / columns)
-        sizes.append((max(1, round(image.height / side)), max(1, round(image.width / side))))
-    return places.maps(relevance, sizes)

@@ -1,11 +1,14 @@
 """Tokens put together to the words of a conversation."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from captum_transformer.attr.spans import weights_of
+from captum_transformer.errors import InvalidInputError
 from captum_transformer.visualization.token_scale import special_ids
 from captum_transformer.visualization.words import decode_with_offsets, merge_words
 
@@ -25,6 +28,33 @@ class Words(NamedTuple):
         """Adds up what the tokens of each word have."""
         parts = torch.split(relevance, self.counts, dim)
         return torch.stack([part.sum(dim) for part in parts], dim)
+
+    def of_tokens(self, weights: Tensor) -> Tensor:
+        """The weight of each token, ``(spans, tokens)``, by that of its word."""
+        return weights.repeat_interleave(torch.tensor(self.counts), 1)
+
+    def weights_of(self, spans: Any) -> Tensor:
+        """The weight of each word in each span, ``(spans, words)``.
+
+        Raises:
+            InvalidInputError: if they are none of this text.
+        """
+        if isinstance(spans, Sequence) and not isinstance(spans, str):
+            spans = [self._place(each) if isinstance(each, str) else each for each in spans]
+        return weights_of(spans, 1, len(self.labels), 0, "words of the answer")[0]
+
+    def _place(self, phrase: str) -> tuple[int, int]:
+        """Where words that follow each other stand in the text."""
+        count = len(self.labels)
+        runs = [(i, j) for i in range(count) for j in range(i + 1, count + 1)]
+        found = [(i, j) for i, j in runs if self.labels[i:j] == phrase.split()]
+        if len(found) != 1:
+            raise InvalidInputError(
+                f"{phrase!r} is {len(found)} times among the answer's words, {self.labels}. Give "
+                "whole words, as they are written there, or the numbers of the first of them and "
+                "of the one behind the last: `spans=[(0, 2)]`."
+            )
+        return found[0]
 
 
 def words_of(tokenizer: Any, ids: Tensor) -> Words:

@@ -151,7 +151,13 @@ def _qwen(name: str, videos: str, vision: dict[str, Any]) -> Kit:
         vision_end_token_id=tokenizer.vision_end_token_id,
     )
     model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
-    return _kit(model, made(images, tokenizer, getattr(transformers, videos)(), template))
+    frames = getattr(transformers, videos)(
+        patch_size=4,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": 64, "longest_edge": 2048},
+    )
+    return _kit(model, made(images, tokenizer, frames, template))
 
 
 def qwen2_5_vl() -> Kit:

@@ -17,7 +17,18 @@ from captum_transformer.attr.beside import continued
 from captum_transformer.chat import ChatExplainer, ExplainedAnswer
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.visualization.places import places_of
-from tests.chat.kits import SEEING, Kit, intern_vl, llava, picture, qwen2_audio, qwen3_vl, sound
+from tests.chat.kits import (
+    QUESTION,
+    SEEING,
+    Kit,
+    intern_vl,
+    llava,
+    picture,
+    qwen2_5_vl,
+    qwen2_audio,
+    qwen3_vl,
+    sound,
+)
 
 SIZES = [[(48, 24)], [(40, 60), (64, 64), (33, 21)]]
 
@@ -198,14 +209,18 @@ def explained() -> ExplainedAnswer:
     of_image[1, 3, 0] = -2.0
     return ExplainedAnswer(
         ["a", "cat"],
+        ["a", "cat"],
         ["what", "?"],
         torch.tensor([[1.0, 0.0], [0.0, 3.0]]),
         torch.tensor([[0.0, 0.0], [0.5, 0.0]]),
         [of_image],
         [],
+        [],
         {},
         [Image.new("RGB", (30, 20), (128, 128, 128))],
         [],
+        [],
+        torch.eye(2),
     )
 
 
@@ -221,9 +236,11 @@ def test_the_picture_shows_the_place_in_the_picture_that_was_given() -> None:
 
 def test_words_that_are_not_in_the_answer_or_several_times() -> None:
     answer = explained()
-    with pytest.raises(InvalidInputError, match="'dog' is 0 times among the answer's words"):
+    with pytest.raises(InvalidInputError, match="'dog' is 0 times among what is explained"):
         answer.picture("dog")
-    with pytest.raises(InvalidInputError, match="has 2 words, got 2"):
+    with pytest.raises(
+        InvalidInputError, match="2 words or spans of the answer are explained, got number 2"
+    ):
         answer.picture(2)
     assert answer.picture().shape == answer.picture(0).shape
 
@@ -293,6 +310,95 @@ def test_the_answers_own_words_and_hops_through_them(make: Callable[[], Kit]) ->
     torch.testing.assert_close(total(hopped), total(direct))
     assert hopped.of_answer.abs().max() <= 1e-6 * direct.of_answer.max()
     assert (hopped.of_images[0][1:].sum((1, 2)) > direct.of_images[0][1:].sum((1, 2))).all()
+
+
+@pytest.mark.parametrize("hops", [0, None])
+def test_several_words_together(hops: int | None) -> None:
+    kit = llava()
+    images = [picture(48, 32)]
+    prompt = kit.prompt(images)
+    generated = kit.generate(prompt)
+    explain = ChatExplainer(kit.model, kit.processor, GenericAttentionRelevance)
+    words = explain(prompt, generated, images).words
+    weights = torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    spans: list[Any] = [(1, 3), slice(3, 4)]
+    answer = explain(prompt, generated, images, spans=spans, hops=hops)
+    assert answer.words == words
+    assert answer.explained == [" ".join(words[1:3]), words[3]]
+    assert answer.of_prompt.shape == (2, len(answer.prompt))
+    assert answer.of_answer.shape == (2, 4)
+    assert answer.of_images[0].shape[0] == 2
+    assert answer.picture(answer.explained[0]).shape == answer.picture(1).shape
+    by_weights = explain(prompt, generated, images, spans=weights, hops=hops)
+    torch.testing.assert_close(answer.of_prompt, by_weights.of_prompt)
+
+
+def test_a_phrase_of_the_answer() -> None:
+    tokenizer = llava().processor.tokenizer
+    model, ids = gpt2(0), torch.tensor([[5, 6, 7, 8]])
+    said = torch.tensor([[5, 6, 7, 8, 9, 10, 9]])
+    explain = ChatExplainer(model, tokenizer)
+    words = explain({"input_ids": ids}, said).words
+    found = explain({"input_ids": ids}, said, spans=[" ".join(words[1:])])
+    assert found.explained == [" ".join(words[1:])]
+    torch.testing.assert_close(
+        found.of_prompt, explain({"input_ids": ids}, said, spans=[(1, 3)]).of_prompt
+    )
+    for phrase, times in ((words[0], 2), ("elephant", 0)):
+        with pytest.raises(InvalidInputError, match=f"is {times} times among the answer's words"):
+            explain({"input_ids": ids}, said, spans=[phrase])
+    with pytest.raises(InvalidInputError, match="not within the 3 words of the answer"):
+        explain({"input_ids": ids}, said, spans=[(1, 4)])
+    with pytest.raises(InvalidInputError, match="got a str"):
+        explain({"input_ids": ids}, said, spans=words[0])
+
+
+def film(kit: Kit, frames: list[Any]) -> Any:
+    text = f"user <|vision_start|> <|video_pad|> <|vision_end|> {QUESTION} assistant"
+    return kit.processor(text=text, videos=[frames], do_sample_frames=False, return_tensors="pt")
+
+
+def test_a_video() -> None:
+    kit = qwen2_5_vl()
+    frames = [picture(32, 16, seed) for seed in range(4)]
+    prompt = film(kit, frames)
+    generated = kit.generate(prompt)
+    explain = ChatExplainer(kit.model, kit.processor)
+    answer = explain(prompt, generated, videos=[frames])
+    (of_video,) = answer.of_videos
+    assert of_video.shape[:2] == (4, 4)
+    assert of_video.shape[3] == 2 * of_video.shape[2]
+    of_pixels = answer.relevance["pixel_values_videos"].flatten(1)
+    torch.testing.assert_close(
+        of_video.flatten(1).sum(1),
+        of_pixels.sum(1),
+        rtol=1e-3,
+        atol=1e-5 * float(of_pixels.abs().sum()),
+    )
+    assert answer.picture(0).shape[0] > explain(prompt, generated).picture(0).shape[0]
+    with pytest.raises(InvalidInputError, match="Give all videos of the conversation"):
+        explain(prompt, generated, videos=[frames[::-1]])
+    for wrong in (frames, [[*frames, picture(8, 8)]], "film.mp4"):
+        with pytest.raises(InvalidInputError, match="must be a list with the frames of each"):
+            explain(prompt, generated, videos=wrong)
+    with pytest.raises(InvalidInputError, match="Give all images of the conversation"):
+        explain(prompt, generated, frames)
+
+
+def test_a_video_is_found_where_it_was_shown() -> None:
+    process = qwen2_5_vl().processor.video_processor
+    black = [Image.new("RGB", (32, 16))] * 4
+    white = np.zeros((16, 32, 3), np.uint8)
+    white[8:12, 8:16] = 255
+
+    def made(frames: list[Any]) -> torch.Tensor:
+        found = process(videos=[frames], do_sample_frames=False, return_tensors="pt")
+        return found["pixel_values_videos"]
+
+    places = places_of(made, [picture(32, 16, seed) for seed in range(4)])
+    change = (made([*black[:2], Image.fromarray(white), black[3]]) - made(black)).abs()
+    maps = torch.stack(places.maps(change, [(4, 8)] * 4))
+    assert float(maps[2, 2, 2:4].sum()) > 0.85 * float(change.sum())
 
 
 def gpt2(seed: int) -> Any:
