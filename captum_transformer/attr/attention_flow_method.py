@@ -2,7 +2,7 @@
 
 import operator
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.heads import by_head
 from captum_transformer.trace.history import History
 from captum_transformer.trace.numeric import accumulation_dtype
+from captum_transformer.trace.seams import GradientsInOrder
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.versions import Stream
 
@@ -33,12 +34,15 @@ class Selection(NamedTuple):
         selected: the score of each sample: ``(samples,)``.
         value: the same on the tape.
         wanted: the values whose relevance is asked for.
+        checks: what is to be called once all maps have been asked for, if they are asked for from
+            the last attention call to the first; None if they are in another order.
     """
 
     forward: TracedForward
     selected: Tensor
     value: Value
     wanted: Sequence[Value]
+    checks: list[Callable[[], None]] | None = None
 
     @property
     def history(self) -> History:
@@ -269,7 +273,35 @@ def output_gradients(
     }
 
 
-def gradient_map(gradients: dict[AttentionCall, Tensor]) -> MapBlock:
+def selected_gradients(
+    selection: Selection, calls: Sequence[AttentionCall]
+) -> Mapping[AttentionCall, Tensor]:
+    """The same for what is to be explained; block by block, where maps are asked for in order."""
+    forward, selected = selection.forward, selection.selected
+    in_order = selection.checks is not None
+    found = forward.gradients_in_order(selected, calls) if in_order else None
+    if found is None:
+        return output_gradients(forward, selected, calls)
+    return OutputGradients(found, accumulation_dtype(selected.dtype))
+
+
+class OutputGradients(Mapping[AttentionCall, Tensor]):
+    """Gradients as they come, seen as ``(..., Q, D)``."""
+
+    def __init__(self, found: GradientsInOrder, dtype: torch.dtype) -> None:
+        self.found, self._dtype = found, dtype
+
+    def __getitem__(self, call: AttentionCall) -> Tensor:
+        return call.outputs(self.found[call].to(self._dtype))
+
+    def __iter__(self) -> Iterator[AttentionCall]:
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+
+def gradient_map(gradients: Mapping[AttentionCall, Tensor]) -> MapBlock:
     """The gradient at the attention probabilities: ``dO V^T``."""
 
     def block(call: AttentionCall, rows: slice) -> Tensor:

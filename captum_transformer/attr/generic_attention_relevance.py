@@ -8,7 +8,7 @@ from torch import Tensor
 from captum_transformer.attr.attention_flow_method import (
     Selection,
     gradient_map,
-    output_gradients,
+    selected_gradients,
 )
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
 from captum_transformer.calling.checkpointing import Checkpoint
@@ -118,8 +118,7 @@ class GenericAttentionRelevance(RolloutMethod):
         self.contextualize = contextualize
 
     def _maps(self, selection: Selection, calls: Sequence[AttentionCall]) -> MapBlock:
-        forward, selected = selection.forward, selection.selected
-        gradients = gradient_map(output_gradients(forward, selected, calls))
+        gradients = gradient_map(selected_gradients(selection, calls))
 
         def block(call: AttentionCall, rows: slice) -> Tensor:
             return gradients(call, rows).mul_(call.probabilities(rows)).relu_()

@@ -83,6 +83,10 @@ class RolloutMethod(AttentionFlowMethod):
         self.with_identity = with_identity
         self.pooled_evidence = pooled_evidence
 
+    @property
+    def _all_edges(self) -> bool:  # type: ignore[override]
+        return bool(self.checkpoint)
+
     @abstractmethod
     def _update_rule(self) -> UpdateRule:
         """What an attention call makes of the matrices of its streams."""
@@ -142,7 +146,16 @@ class RolloutMethod(AttentionFlowMethod):
         return found
 
     def _flowed(self, selection: Selection) -> tuple[dict[Value, Tensor], Ledger]:
-        carried = super()._carried(selection)
+        checks: list[Callable[[], None]] | None = None
+        if self.checkpoint and not self.normalize_rows:
+            checks = []
+        try:
+            carried = super()._carried(Selection(*selection[:4], checks))
+            for check in checks or ():
+                check()
+        finally:
+            if checks is not None:
+                checks.clear()  # they refer to what is explained
         read = [call.value.value for call in selection.from_layer(self.start_layer)]
         self._require_attention([value for value in read if value is not None], selection)
         return carried

@@ -1,5 +1,7 @@
 """Chefer, Gur & Wolf (CVPR 2021): Transformer interpretability beyond attention visualization."""
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -9,9 +11,10 @@ from torch import Tensor
 from captum_transformer.account import Account
 from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.attr.attention_flow_method import (
+    OutputGradients,
     Selection,
     gradient_map,
-    output_gradients,
+    selected_gradients,
 )
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
 from captum_transformer.attr.transformer_method import START, scaled_back, seed
@@ -19,15 +22,16 @@ from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.ledger import Ledger, added_up
-from captum_transformer.rules.propagate import conserved
+from captum_transformer.rules.propagate import Walk, conserved
 from captum_transformer.rules.relevance.attention import attention_relevance
-from captum_transformer.rules.relevance.rule import Entry
+from captum_transformer.rules.relevance.rule import Entry, Table
 from captum_transformer.rules.relevance.sparsity import sparsity_from
 from captum_transformer.rules.streams.update import RelevanceUpdate
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype
+from captum_transformer.trace.seams import GradientsInOrder
 from captum_transformer.trace.value import Value
 
 
@@ -196,8 +200,12 @@ def _propagated(
     """What is reached from the score, with its ledger; of a contrast from each of the two."""
     forward.history(value).warn_of_rounding(selected.dtype)
     for side, seeds in _sides(forward, selected, value):
-        rules = relevance.with_sparsity(sparsity_from(side, forward.tape)) | changed
-        yield conserved(forward.tape, seeds, rules, wanted)
+        yield conserved(forward.tape, seeds, _rules(forward, side) | changed, wanted)
+
+
+def _rules(forward: TracedForward, side: Value) -> Table:
+    """The rules where relevance starts at a value."""
+    return relevance.with_sparsity(sparsity_from(side, forward.tape))
 
 
 def _sides(
@@ -219,12 +227,81 @@ def relevance_map(
     selection: Selection, calls: Sequence[AttentionCall], *, weighted: bool
 ) -> MapBlock:
     """The positive relevance of the attention probabilities, times their gradient if weighted."""
-    forward, selected, value, _ = selection
-    reached = propagated_relevance(forward, selected, value, [call.output for call in calls])
-    gradients = gradient_map(output_gradients(forward, selected, calls)) if weighted else None
+    forward, selected, value = selection.forward, selection.selected, selection.value
+    of_calls = selected_gradients(selection, calls) if weighted else None
+    gradients = None if of_calls is None else gradient_map(of_calls)
+    if isinstance(of_calls, OutputGradients):
+        forward.history(value).warn_of_rounding(selected.dtype)
+        in_order = _InOrder(selection, calls, of_calls.found)
+        if selection.checks is not None:
+            selection.checks.append(in_order.check)
+        relevance_at = in_order.at
+    else:
+        outputs = [call.output for call in calls]
+        reached = propagated_relevance(forward, selected, value, outputs)
+
+        def relevance_at(call: AttentionCall) -> Tensor:
+            return reached[call.output]
 
     def block(call: AttentionCall, rows: slice) -> Tensor:
-        result = attention_relevance(call, reached[call.output], rows)
-        return (result if gradients is None else result.mul_(gradients(call, rows))).relu_()
+        # The gradient first: a block that runs again for it is there for the relevance, too.
+        of_call = None if gradients is None else gradients(call, rows)
+        result = attention_relevance(call, relevance_at(call), rows)
+        return (result if of_call is None else result.mul_(of_call)).relu_()
 
     return block
+
+
+class _InOrder:
+    """The relevance at the outputs of attention calls, as far as the gradient has come.
+
+    Args:
+        selection: what is explained.
+        calls: the attention calls.
+        gradients: the gradient there, which says when a block is left.
+    """
+
+    def __init__(
+        self, selection: Selection, calls: Sequence[AttentionCall], gradients: GradientsInOrder
+    ) -> None:
+        self._selection, self._calls, self._gradients = selection, calls, gradients
+        self._here: dict[AttentionCall, Tensor] = {}
+        self._walks = self._started()
+        self._starts = gradients.starts
+        gradients.leaving = self._leave
+
+    def _started(self) -> list[Walk]:
+        forward, selected, value = self._selection[:3]
+        outputs = [call.output for call in self._calls]
+        return [
+            Walk(forward.tape, seeds, _rules(forward, side), outputs)
+            for side, seeds in _sides(forward, selected, value)
+        ]
+
+    def _leave(self, place: int) -> None:
+        """Goes through what is left of a block, while it is in memory."""
+        self._here.clear()
+        for walk in self._walks:
+            walk.down_to(place)
+
+    def at(self, call: AttentionCall) -> Tensor:
+        """The relevance at the output of a call."""
+        if self._starts != self._gradients.starts:
+            self._starts, self._walks = self._gradients.starts, self._started()
+        if call not in self._here:
+            parts = []
+            for walk in self._walks:
+                walk.down_to(call.operation.index)
+                parts.append(scaled_back({call.output: walk.taken(call.output)})[call.output])
+            self._here[call] = functools.reduce(operator.sub, parts)
+        return self._here[call]
+
+    def check(self) -> None:
+        """Raises if a rule has handed on another sum than it got, and did not own up to it."""
+        self._gradients.leaving = None  # they refer to each other
+        for walk in self._walks:
+            walk.down_to(0)
+            walk.arrived()
+        if not all(walk.ledger.balances() for walk in self._walks):
+            forward, selected, value = self._selection[:3]
+            propagated_relevance(forward, selected, value, [call.output for call in self._calls])

@@ -75,40 +75,84 @@ def propagate(
     Raises:
         InvalidRuleError: if what a rule returns is not one share for each operand, of its shape.
     """
-    ledger = ledger or Ledger()
-    ledger.start(seeds)
-    asked = set(wanted)
-    sources = sum(1 << index for index in {value.index for value in asked})
-    arriving, arrived = dict(seeds), dict[Value, Tensor]()
-    first = min(map(_step, asked), default=0)
-    last = max(map(_step, seeds))
-    for operation in reversed(tape.operations[max(first, 0) : last + 1]):
+    walk = Walk(tape, seeds, rule, wanted, ledger)
+    walk.down_to(0)
+    return walk.arrived()
+
+
+class Walk:
+    """The way of the seeds backward along the tape, which may be gone in parts.
+
+    Args:
+        tape: the forward pass.
+        seeds: what starts, by value.
+        rule: what each operation hands on.
+        wanted: the values whose share is asked for.
+        ledger: notes where it all goes.
+    """
+
+    def __init__(
+        self,
+        tape: Tape,
+        seeds: Mapping[Value, Tensor],
+        rule: Rule,
+        wanted: Iterable[Value],
+        ledger: Ledger | None = None,
+    ) -> None:
+        self.ledger = ledger or Ledger()
+        self.ledger.start(seeds)
+        self._rule, self._asked = rule, set(wanted)
+        self._sources = sum(1 << index for index in {value.index for value in self._asked})
+        self._some = next(iter(seeds.values()))
+        self._arriving, self._arrived = dict(seeds), dict[Value, Tensor]()
+        self._first = min(map(_step, self._asked), default=0)
+        self._operations = tape.operations
+        self._end = max(map(_step, seeds)) + 1
+
+    def down_to(self, place: int) -> None:
+        """Goes on through the operations that are not before a place."""
+        last = max(place, self._first, 0)
+        for operation in reversed(self._operations[last : self._end]):
+            self._pass(operation)
+        self._end = min(last, self._end)
+
+    def _pass(self, operation: Operation) -> None:
+        arriving, asked = self._arriving, self._asked
         incoming = [None if v is None else arriving.pop(v, None) for v in operation.outputs]
         pairs = zip(operation.outputs, incoming, strict=True)
         reached = {v: tensor for v, tensor in pairs if v is not None and tensor is not None}
         if not reached:
-            continue
-        arrived |= {value: reached[value] for value in asked & reached.keys()}
-        if operation.index == first:
+            return
+        self._arrived |= {value: reached[value] for value in asked & reached.keys()}
+        if operation.index == self._first:
             arriving |= reached
-            break
+            return
         if operation.refusal is not None:
             raise operation.refusal
-        shares = rule(operation, incoming)
+        shares = self._rule(operation, incoming)
         _require_fitting(operation, shares)
-        ledger.passed(operation, incoming, shares)
+        self.ledger.passed(operation, incoming, shares)
         for (_, value), share in zip(operation.traced(), shares, strict=True):
             if share is None:
                 continue
-            if value.ancestors & sources or value in asked:
+            if value.ancestors & self._sources or value in asked:
                 arriving[value] = arriving[value] + share if value in arriving else share
             else:
-                ledger.left(operation, value, share)
-    for value, tensor in arriving.items():
-        ledger.end(value, tensor)
-    arrived |= arriving
-    some = next(iter(seeds.values()))
-    return {v: arrived[v] if v in arrived else some.new_zeros(v.shape) for v in asked}
+                self.ledger.left(operation, value, share)
+
+    def taken(self, value: Value) -> Tensor:
+        """What has arrived at a wanted value, which is not kept any longer."""
+        if value in self._arrived:
+            return self._arrived.pop(value)
+        return self._arriving.get(value, self._some.new_zeros(value.shape))
+
+    def arrived(self) -> dict[Value, Tensor]:
+        """What has arrived at the wanted values at the end; zeros where nothing has."""
+        for value, tensor in self._arriving.items():
+            self.ledger.end(value, tensor)
+        found = self._arrived | self._arriving
+        zeros = self._some.new_zeros
+        return {v: found[v] if v in found else zeros(v.shape) for v in self._asked}
 
 
 def _require_fitting(operation: Operation, shares: object) -> None:

@@ -12,20 +12,24 @@ from captum_transformer.trace.operation import Operation
 
 
 def derivatives(
-    total: Tensor, points: Sequence[GradientEdge], operations: Iterable[Operation]
+    total: Tensor | Sequence[Tensor] | Sequence[GradientEdge],
+    points: Sequence[GradientEdge],
+    operations: Iterable[Operation],
+    slopes: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor | None, ...]:
     """The derivatives of a number at some points; None where it does not depend on one.
 
     Args:
-        total: the number.
-        points: where they stand in the autograd graph.
+        total: the number, or what it depends on, or where that stands in the autograd graph.
+        points: where they stand there.
         operations: what the model has run.
+        slopes: the derivatives of the number by each of those.
 
     Raises:
         UnsupportedOperationError: if autograd can't go back through that.
     """
     try:
-        return torch.autograd.grad(total, points, retain_graph=True, allow_unused=True)
+        return torch.autograd.grad(total, points, slopes, retain_graph=True, allow_unused=True)
     except RuntimeError as reason:
         if "modified by an inplace operation" not in str(reason):
             raise

@@ -29,6 +29,7 @@ from captum_transformer.calling.target import (
 from captum_transformer.calling.uncompiled import written_name
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.trace.applied import APPLIED
+from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.batch import Batch
 from captum_transformer.trace.combined import Combined
@@ -41,6 +42,7 @@ from captum_transformer.trace.layers import InnerTensor, WatchedLayers
 from captum_transformer.trace.mode import ForwardRules, Trace
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.packages import describe_packages
+from captum_transformer.trace.seams import GradientsInOrder, seams
 from captum_transformer.trace.step_functions import refuse_steps
 from captum_transformer.trace.value import Value
 
@@ -88,8 +90,16 @@ class TracedForward:
         self._selected: tuple[Any, bool, tuple[Tensor, Value]] | None = None
         self._watched: Sequence[GradientEdge] = ()
         self._slopes: Sequence[Tensor | None] | None = None
+        self._in_order: GradientsInOrder | None = None
         self._then: list[Callable[[Any], Any]] = []
         self._end = 0
+
+    def clear(self) -> None:
+        """Lets go of what the model has made."""
+        if self._in_order is not None:
+            self._in_order.leaving = None  # what it calls may refer to it
+        self.output = self._in_order = None
+        self.layers.clear()
 
     def has_rule_for(self, kind: Kind) -> bool:
         """Whether the method changes the gradient of operations of a kind."""
@@ -228,8 +238,32 @@ class TracedForward:
         refuse_steps(self._trace.steps, total, points, self.tape)
         gradients = derivatives(total, points, self.tape.operations)
         count = len(points) - len(self._watched)
+        self._in_order = None
         self._slopes = gradients[count:]
         return list(gradients[:count])
+
+    def gradients_in_order(
+        self, selected: Tensor, calls: Sequence[AttentionCall]
+    ) -> GradientsInOrder | None:
+        """The gradient at the outputs of attention calls, computed block by block, last first.
+
+        Returns:
+            None if the forward pass has no blocks that run again, or their seams are not known.
+        """
+        inputs = dict(zip(self.values, self.edges, strict=True))
+        operations = self.tape.operations
+        found = seams(operations, self._trace.blocks.places(), inputs)
+        if not found:
+            return None
+        places = {o.edge: o.index for o in operations if o.edge is not None}
+        watched = [(edge, places.get(edge, -1)) for edge in self._watched]
+        total = selected.sum()
+        points = [*(call.edge for call in calls), *self._watched]
+        refuse_steps(self._trace.steps, total, points, self.tape)
+        self._in_order = GradientsInOrder(
+            total, calls, watched, found, operations, self._trace.blocks.spent
+        )
+        return self._in_order
 
     def watch(self, points: Sequence[GradientEdge]) -> None:
         """Asks for the gradient at some points whenever any is computed; see `slopes`."""
@@ -237,6 +271,8 @@ class TracedForward:
 
     def slopes(self, selected: Tensor) -> Sequence[Tensor | None]:
         """The gradient at the watched points since it was last asked for, computed if it wasn't."""
+        if self._in_order is not None:
+            self._slopes, self._in_order = self._in_order.finish(), None
         if self._slopes is None:
             self.gradients(selected, ())
         slopes, self._slopes = self._slopes or (), None
@@ -316,8 +352,7 @@ def traced_forward(
             forward.finish()
             yield forward
         finally:
-            forward.output = None
-            forward.layers.clear()
+            forward.clear()
             trace.clear()
 
 

@@ -24,10 +24,14 @@ class Block:
         steps: the operations, in their order.
         inputs: what they read of what was there before.
         shared: says when another block takes its place in memory.
+
+    Attributes:
+        place: the first of the operations on the tape.
     """
 
     def __init__(self, steps: list[Step], inputs: dict[Value, Operand], shared: "Blocks") -> None:
         self._shared, self._inputs = shared, inputs
+        self.place = steps[0].recorded.index
         self._kept: dict[Value, list[Operand]] = {}
         self._made: dict[Step, list[Tensor]] | None = None
         self._is_here = False
@@ -107,6 +111,10 @@ class Block:
         for value in self._kept.keys() & tensors.keys():
             for operand in self._kept[value]:
                 operand.data = tensors[value]
+
+    def spent(self) -> None:
+        """Lets go of what autograd saves, which has been used."""
+        self._made = None
 
     def leave(self) -> None:
         """Lets go of all that was run again."""
@@ -287,11 +295,20 @@ class Blocks:
         self._declared = None
         self._reading.clear()
 
+    def places(self) -> list[int]:
+        """Where on the tape blocks begin."""
+        return [block.place for block in self._blocks]
+
     def enter(self, block: Block) -> None:
         """Leaves the block that is in memory, for another one."""
         if self._here is not None:
             self._here.leave()
         self._here = block
+
+    def spent(self) -> None:
+        """Lets go of what autograd saves of the block that is in memory."""
+        if self._here is not None:
+            self._here.spent()
 
     def clear(self) -> None:
         """Forgets everything."""

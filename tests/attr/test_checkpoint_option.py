@@ -294,3 +294,50 @@ def test_precision_is_that_in_which_each_operation_ran() -> None:
     x = torch.randn(2, 5, 16)
     for make in (AttnLRP, GenericAttentionRelevance):
         same(make(run, checkpoint=True).attribute(x, 1), make(run).attribute(x, 1))
+
+
+@pytest.mark.parametrize("make", [GenericAttentionRelevance, TransformerAttribution])
+def test_maps_take_each_block_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient, the relevance and the maps are made while the block is there."""
+    ran: list[Block] = []
+    run = Block._run
+
+    def counted(block: Block, *, saving: bool) -> None:
+        ran.append(block)
+        run(block, saving=saving)
+
+    monkeypatch.setattr(Block, "_run", counted)
+    model = timm_vit(depth=6)
+    make(model, checkpoint=True).attribute(images(), 3)
+    assert len(ran) == len(set(ran)) == 6
+
+
+@pytest.mark.parametrize("make", [GenericAttentionRelevance, TransformerAttribution])
+@pytest.mark.parametrize("checkpoint", [1, 2])
+def test_generated_text_and_skips_across_blocks(make: Any, checkpoint: int) -> None:
+    """Gradients at the embeddings are asked for as well, and what later blocks read of earlier."""
+
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(30, 16)
+            self.layers = nn.ModuleList(nn.Linear(16, 48) for _ in range(5))
+            self.out = nn.Linear(16, 30)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = first = self.table(ids)
+            for layer in self.layers:
+                q, k, v = layer(nn.functional.layer_norm(x, (16,)) + 0.5 * first).chunk(3, -1)
+                attended = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+                x = x + attended * torch.tanh(first) + 0.1 * first
+            return self.out(x)
+
+    torch.manual_seed(0)
+    model = Skips().eval()
+    prompt, text = torch.tensor([[3, 7, 9]]), torch.tensor([[3, 7, 9, 4, 5, 6]])
+    for more in ({}, {"spans": [(0, 2)], "hops": 1, "include_generated": True}):
+        plain, again = (
+            make(model, checkpoint=c).attribute_generated(prompt, text, **more)
+            for c in (False, checkpoint)
+        )
+        same(again, plain)

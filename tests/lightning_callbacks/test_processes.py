@@ -18,7 +18,7 @@ from tests.lightning_callbacks.runs import METHODS, decode, fit
 from tests.lightning_callbacks.strategies import outcome
 
 slow = pytest.mark.slow
-cuda = pytest.mark.cuda
+gpu = pytest.mark.gpu
 
 
 @needs_fork
@@ -29,7 +29,7 @@ cuda = pytest.mark.cuda
         pytest.param("DDP, two processes", "32-true"),
         pytest.param("DDP, samples shared", "bf16-mixed", marks=slow),
         pytest.param("DDP, samples shared", "bf16-true", marks=slow),
-        pytest.param("one device", "16-mixed", marks=cuda),
+        pytest.param("one device", "16-mixed", marks=gpu),
     ],
 )
 def test_training_is_bit_identical(tmp_path, strategy, precision):
@@ -140,7 +140,7 @@ def test_fsdp_and_zero_3_are_refused(pl):
     check_strategy(DeepSpeedStrategy())
 
 
-@cuda
+@gpu
 def test_fsdp_is_refused_by_a_real_trainer(pl, trainer_options):
     options = {**trainer_options, "accelerator": "gpu"}
     with pytest.raises(MisconfigurationException, match="FSDPStrategy: it splits"):
