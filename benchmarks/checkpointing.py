@@ -3,15 +3,20 @@
 python -m benchmarks.checkpointing --layers 16 --width 512 --tokens 2048 --span 64
 
 The model is like Llama, with random weights. What is explained is the sum of the logits of the last
-tokens. Memory is beside the weights, in multiples of that of the model's own checkpointed forward
-and backward pass. On a GPU, with the defaults of Llama-3.2-1B:
+tokens. Memory is beside the weights; memory and time are in multiples of those of the model's own
+checkpointed forward and backward pass. The runs take turns, and a time is a median; with
+`--turns 0` only memory is measured. Narrow models show how both grow with the text:
+
+python -m benchmarks.checkpointing --layers 4 --width 32 --vocabulary 64 --checkpoint 1 --turns 1 \
+    --methods AttnLRP GenericAttentionRelevance --tokens 4096 8192 16384
+
+On a GPU, with the defaults of Llama-3.2-1B:
 
 python -m benchmarks.checkpointing --device cuda --dtype bfloat16 --layers 16 --width 2048 \
     --heads 32 --kv-heads 8 --intermediate 8192 --vocabulary 128256 --tokens 2048
 """
 
 import argparse
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -21,8 +26,8 @@ import transformers
 from torch import Tensor
 
 import captum_transformer
+from benchmarks.cost.clock import Turns
 from benchmarks.cost.memory import peak_bytes
-from benchmarks.device import wait
 
 METHODS = "LibraGrad ConservativeLRP AttnLRP GIM GenericAttentionRelevance TransformerAttribution"
 REFERENCE = "forward + backward, checkpointed"
@@ -31,7 +36,7 @@ REFERENCE = "forward + backward, checkpointed"
 class Subject:
     """A model and the ids of a text, whose last tokens are explained."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, tokens: int) -> None:
         torch.manual_seed(0)
         config = transformers.LlamaConfig(
             hidden_size=options.width,
@@ -40,7 +45,7 @@ class Subject:
             num_key_value_heads=options.kv_heads,
             intermediate_size=options.intermediate or 4 * options.width,
             vocab_size=options.vocabulary,
-            max_position_embeddings=options.tokens,
+            max_position_embeddings=tokens,
             use_cache=False,
             attn_implementation=options.attention,
         )
@@ -55,7 +60,7 @@ class Subject:
         # As nothing is trained, what a layer gets need not be kept for the gradient of its weights.
         self.model = model.eval().requires_grad_(requires_grad=False)
         self.span = options.span
-        self.ids = torch.randint(config.vocab_size, (1, options.tokens), device=self.device)
+        self.ids = torch.randint(config.vocab_size, (1, tokens), device=self.device)
 
     def score(self, ids: Tensor | None, **named: Any) -> Tensor:
         """The sum of the logits of the last tokens, each read from the token before it."""
@@ -78,7 +83,8 @@ class Subject:
 def runs(subject: Subject, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]]]:
     """What is measured, by name; the reference first."""
     yield REFERENCE, partial(subject.forward_and_backward, checkpointed=True)
-    yield "forward + backward", partial(subject.forward_and_backward, checkpointed=False)
+    if options.plain:
+        yield "forward + backward", partial(subject.forward_and_backward, checkpointed=False)
     for name in options.methods:
         make = getattr(captum_transformer, name)
         for checkpoint in options.checkpoint:
@@ -86,33 +92,46 @@ def runs(subject: Subject, options: argparse.Namespace) -> Iterator[tuple[str, C
             yield f"{name}, checkpoint={checkpoint}", partial(explain, subject.ids)
 
 
+def table(options: argparse.Namespace, tokens: int) -> Iterator[str]:
+    """What is measured for a text of so many tokens, line by line."""
+    subject = Subject(options, tokens)
+    weights = sum(p.numel() * p.element_size() for p in subject.model.parameters())
+    yield f"\n{weights / 2**20:,.0f} MiB of weights, {tokens} tokens, {options.dtype}\n"
+    timed = " seconds | ratio |" if options.turns else ""
+    yield f"| run | MiB beside the weights | ratio |{timed}\n|---{'|--:' * (4 if timed else 2)}|"
+    found = dict(runs(subject, options))
+    turns = Turns(found, options.turns) if options.turns else None
+    largest = 0.0
+    for name, run in found.items():
+        peak = peak_bytes(run, subject.device) / 2**20
+        largest = largest or peak
+        row = f"| {name} | {peak:,.0f} | {peak / largest:.2f} |"
+        if turns is not None:
+            row += f" {turns.median(name):.2f} | {turns.ratio(name, REFERENCE):.2f} |"
+        yield row
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Prints a table for each length of text."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     sizes = {"layers": 16, "width": 256, "heads": 8, "kv-heads": 4, "intermediate": 0}
-    for name, size in {**sizes, "vocabulary": 1024, "tokens": 2048, "span": 64}.items():
+    for name, size in {**sizes, "vocabulary": 1024, "span": 64, "turns": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=size)
+    parser.add_argument("--tokens", nargs="+", type=int, default=[2048])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--methods", nargs="*", default=METHODS.split())
     parser.add_argument("--checkpoint", nargs="*", type=int, default=[0, 1])
+    parser.add_argument(
+        "--plain", action=argparse.BooleanOptionalAction, default=True, help="without checkpoints"
+    )
     options = parser.parse_args(arguments)
-    subject = Subject(options)
-    weights = sum(p.numel() * p.element_size() for p in subject.model.parameters())
-    print(f"{weights / 2**20:,.0f} MiB of weights, {options.tokens} tokens, {options.dtype}\n")
-    print("| run | MiB beside the weights | ratio | seconds | ratio |\n|---|--:|--:|--:|--:|")
-    reference: tuple[float, float] | None = None
-    for name, run in runs(subject, options):
-        run()  # what is allocated once
-        start = time.perf_counter()
-        run()
-        wait()
-        took = time.perf_counter() - start
-        peak = peak_bytes(run, subject.device) / 2**20
-        reference = reference or (peak, took)
-        shares = peak / reference[0], took / reference[1]
-        print(f"| {name} | {peak:,.0f} | {shares[0]:.2f} | {took:.1f} | {shares[1]:.2f} |")
+    for tokens in options.tokens:
+        for line in table(options, tokens):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":
