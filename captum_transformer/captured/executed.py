@@ -1,5 +1,6 @@
 """Which code a call runs, and so which names it may read."""
 
+import dis
 import linecache
 import os
 import random
@@ -23,6 +24,7 @@ _OWN, *_BELOW = (
     for package in (captum_transformer, torch, captum)
 )
 _PUT_BACK = frozenset({"getstate", "setstate"})
+_READS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_SUPER_ATTR"})
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -91,7 +93,9 @@ def line_of(frame: FrameType) -> str:
 
 
 def _names_in(code: CodeType) -> set[str]:
-    found = set(code.co_names)
+    # What is only written, such as the last output that a module keeps, is not read.
+    steps = dis.get_instructions(code)
+    found = {step.argval for step in steps if step.opname in _READS}
     pending = list(code.co_consts)
     for constant in pending:
         if isinstance(constant, str) and _NAME.fullmatch(constant):

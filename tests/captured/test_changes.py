@@ -48,6 +48,7 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "no bias": lambda m: setattr(m.head, "bias", None),
     "another dtype": lambda m: m.double(),
     "a frozen parameter": lambda m: m.head.weight.requires_grad_(requires_grad=False),
+    "another dropout": lambda m: setattr(m.blocks[0].mlp[2], "p", 0.9),
     "more classes": lambda m: setattr(m.head, "weight", nn.Parameter(torch.ones(6, 16))),
 }
 FOLLOWED: dict[str, Callable[[Any], Any]] = {
@@ -65,7 +66,6 @@ FOLLOWED: dict[str, Callable[[Any], Any]] = {
     "a new tensor": lambda m: setattr(m.blocks[0], "offset", torch.ones(16)),
     "a tensor in place": lambda m: m.blocks[0].offset.add_(1),
     "tied weights": _tie,
-    "another dropout": lambda m: setattr(m.blocks[0].mlp[2], "p", 0.9),
     "an attribute that nothing reads": lambda m: setattr(m, "epoch_of_training", 3),
     "gradients": lambda m: m(values()).sum().backward(),
     "a backward hook": lambda m: m.register_full_backward_hook(lambda *_: None),
@@ -160,7 +160,7 @@ def test_a_class_with_another_forward(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_autocast_and_defaults() -> None:
-    method = AttnLRP(classifier())
+    method, x = AttnLRP(classifier()), values(1)
     captured = method.capture(values(), 1)
     with torch.autocast("cpu", torch.bfloat16):
         with pytest.raises(CaptureMismatchError, match="autocast"):
@@ -170,7 +170,7 @@ def test_autocast_and_defaults() -> None:
     torch.set_default_dtype(torch.float64)
     try:
         with pytest.raises(CaptureMismatchError, match="default dtype"):
-            captured(values(1), 1)
+            captured(x, 1)
     finally:
         torch.set_default_dtype(torch.float32)
     assert not assert_never_stale(method, captured, values(1), 1)
