@@ -12,39 +12,39 @@ from captum_transformer.visualization import MapOptions
 from lightning_callbacks.checks import (
     MethodFactory,
     check_arguments,
-    check_layers,
     check_precision,
     check_trainer,
-    check_whole,
 )
 from lightning_callbacks.classes import ClassSlot
+from lightning_callbacks.explained_model import ExplainedModel, ModelOf
+from lightning_callbacks.explained_runs import ExplainedRuns
 from lightning_callbacks.failures import Failures
 from lightning_callbacks.faithfulness import Faithfulness
-from lightning_callbacks.fixed_samples import FixedSamples
-from lightning_callbacks.given_samples import given_samples
 from lightning_callbacks.history import Scale
 from lightning_callbacks.log import Log
-from lightning_callbacks.log_entries import LogEntries
 from lightning_callbacks.loggers import charts
-from lightning_callbacks.run_context import Precision, RunContext
+from lightning_callbacks.run_context import Precision
 from lightning_callbacks.sample_explainer import SampleExplainer
 from lightning_callbacks.samples import BatchToInputs
 from lightning_callbacks.stage_runs import StageRuns
 from lightning_callbacks.texts import Texts
-from lightning_callbacks.watched_runs import WatchedRuns
+from lightning_callbacks.trainer_metrics import check_monitored
+from lightning_callbacks.transfer import overrides
+from lightning_callbacks.watch import Watch
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
 
-class AttributionMonitor(WatchedRuns):
+class AttributionMonitor(ExplainedRuns):
     """Explains a fixed set of validation samples again and again, and logs the pictures.
 
     For each sample, class slot and method one picture, input and heatmap side by side, is logged
     under the tag ``{prefix}_sample_{i}/{slot}/{method}``; with several inputs one for each, under
-    the input's name or number. Tags never change, so TensorBoard's step
-    slider goes through the history of a sample; the step is ``trainer.global_step``. A text has a
-    table of the exact values, too. Two numbers per method go with them:
+    the input's name or number. Tags never change, so TensorBoard's step slider goes through the
+    history of a sample; the step is ``trainer.global_step``, or with several optimizers that of
+    Lightning's own metrics. A text has a table of the exact values, too. Two numbers per method go
+    with them:
 
     - ``{prefix}/convergence_delta/{method}``: the mean absolute convergence delta, for methods that
       have one;
@@ -59,14 +59,19 @@ class AttributionMonitor(WatchedRuns):
     explained uncompiled.
 
     With several processes the first explains its own samples on the unwrapped module, and nothing
-    is communicated. Strategies that split the parameters among processes are refused.
+    is communicated. Under FSDP2 all put the module together meanwhile, at the end of the run.
+    FSDP1, ZeRO-3 and tensor parallelism are refused.
+
+    The numbers are in ``trainer.callback_metrics``, too, for checkpoints and early stopping. One
+    monitor may serve several trainers, and keeps their runs apart.
 
     Under `Trainer.test` the first samples of the first test loader are explained in each test, with
     tags that begin with ``{prefix}_test``. In barebones mode nothing is explained.
 
     Args:
-        methods: The methods by name. A method is made anew for each validation run, from the
-            Lightning module: any callable that takes it and returns a Captum ``Attribution``.
+        methods: The methods by name. A method is made anew for each validation run: any callable
+            that takes the model, by default the Lightning module, and returns a Captum
+            ``Attribution``, which may explain a part of it.
         classes: What is explained of each sample: ``"label"``, ``"predicted"`` (the class that is
             predicted at the time) or class ids. Each is a slot in the log. The label of a sample
             with several (multi-hot ``(B, C)``) is the first of those with the largest value; a
@@ -74,8 +79,13 @@ class AttributionMonitor(WatchedRuns):
         num_samples: How many samples are explained: the first ones of the first validation loader,
             taken at the first validation run and kept on the CPU.
         samples: Explain these instead, all of them: a batch such as the validation loader yields.
+            It goes to the model as that does, through the hooks that prepare batches.
         every_n_validations: Explain in the first validation run and then in every n-th. Runs are
             counted, not epochs, and sanity checks don't count.
+        model: What is explained of the module: the dotted name of a submodule, as ``"net"``, or a
+            function that returns it. By default the module itself, by its own forward.
+        forward: How scores are made: a function of that model, the inputs and what goes with them,
+            such as ``lambda model, x: model(x)["scores"]``. By default the model is called.
         prefix: The beginning of all tags. Two monitors in one trainer need two prefixes.
         class_names: The names of the classes, for the captions.
         heatmap: How attributions of images are drawn, e.g. ``{"smooth": True}``; see
@@ -119,8 +129,9 @@ class AttributionMonitor(WatchedRuns):
 
     Raises:
         MisconfigurationException: If an argument has no meaning; at the trainer's setup if it has
-            no logger, or a strategy that splits parameters, or if `samples` can't be read; before
-            the first step if the module has split its parameters itself, or lacks one of `layers`.
+            no logger, or a strategy that splits parameters, or if the module has no forward and
+            `model` and `forward` say nothing, or lacks one of `layers`; before the first step if
+            `samples` can't be read.
 
     Example:
         >>> from captum.attr import IntegratedGradients, Saliency
@@ -141,6 +152,8 @@ class AttributionMonitor(WatchedRuns):
         samples: Any = None,
         every_n_validations: int = 1,
         *,
+        model: ModelOf | None = None,
+        forward: Callable[..., Any] | None = None,
         prefix: str = "attribution",
         class_names: Sequence[str] | None = None,
         heatmap: MapOptions | None = None,
@@ -169,9 +182,7 @@ class AttributionMonitor(WatchedRuns):
             internal_batch_size=internal_batch_size,
         )
         check_precision(precision)
-        super().__init__(
-            StageRuns("validate", prefix, every_n_validations), StageRuns("test", f"{prefix}_test")
-        )
+        self.every_n_validations = every_n_validations
         self.num_samples = num_samples
         self.samples = samples
         self.prefix = prefix
@@ -179,7 +190,7 @@ class AttributionMonitor(WatchedRuns):
         self.precision: Precision = precision
         self.share_samples = share_samples
         self.seed = seed
-        self._failures = Failures(on_error)
+        self._failures = Failures(on_error, type(self).__name__)
         self.methods = dict(methods)
         self._explainer = SampleExplainer(
             self.methods,
@@ -196,7 +207,12 @@ class AttributionMonitor(WatchedRuns):
             scale=scale,
             show_history=show_history,
         )
-        self._log: Log | None = None
+        self._explained = ExplainedModel(model, forward)
+        super().__init__(self._new_watch)
+
+    def _new_watch(self) -> Watch:
+        validation = StageRuns("validate", self.prefix, self.every_n_validations)
+        return Watch(validation, StageRuns("test", f"{self.prefix}_test"))
 
     @property
     def state_key(self) -> str:
@@ -205,43 +221,50 @@ class AttributionMonitor(WatchedRuns):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the number of runs, which samples they are, and scales."""
-        runs = self._validation
+        runs = self._watches.current.validation
         return {"validation_runs": runs.runs, **runs.state()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._validation.runs = state_dict["validation_runs"]
-        self._validation.restore(state_dict)
+        runs = self._watches.current.validation
+        runs.runs = state_dict["validation_runs"]
+        runs.restore(state_dict)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage not in ("fit", "validate", "test"):
             return
+        watch = self._watches.enter(trainer)
         if trainer.barebones:
             self._failures.warn_once(
                 "barebones", "AttributionMonitor explains nothing in barebones mode."
             )
             return
         check_trainer(trainer)
-        check_whole(pl_module)
+        if self.share_samples:
+            check_monitored(trainer, self.prefix)
+        if not overrides(pl_module, "configure_model"):
+            self._check(pl_module)
         layout = charts(self.prefix, self._explainer.kinds(), list(self.methods))
-        self._log = Log(trainer, layout, self._failures, share=self.share_samples)
-        for runs in (self._validation, self._test):
-            if runs.fixed is None and self._log.takes_part:
-                runs.fixed = given_samples(
-                    self.samples, pl_module, self._log.share, self.batch_to_inputs
-                )
+        watch.log = Log(trainer, layout, self._failures, share=self.share_samples)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._log is not None:
+        if self._watches.of(trainer) is not None:
+            # Once more: `configure_model`, which may split parameters, comes after the setup.
             self._check(pl_module)
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Before any time is spent, and with the module on its device.
+        if self.samples is not None and (watch := self._watches.of(trainer)) is not None:
+            self._choose_samples(trainer, pl_module, watch, watch.validation)
+
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._log is not None:
-            self._log.finish()
-            self._log = None
+        if (watch := self._watches.of(trainer)) is not None and watch.log is not None:
+            watch.log.finish()
+            self._watches.leave(watch)
 
     @override
     def on_exception(
@@ -250,49 +273,6 @@ class AttributionMonitor(WatchedRuns):
         pl_module: LightningModule,
         exception: BaseException,
     ) -> None:
-        if self._log is not None:
-            self._log.abandon()
-            self._log = None
-
-    def _check(self, module: LightningModule) -> None:
-        # Not at the setup: `configure_model`, which may split parameters, comes after it.
-        check_whole(module)
-        check_layers(module, self._explainer.layers)
-
-    @override
-    def _begin(self, trainer: Trainer, module: LightningModule, runs: StageRuns) -> None:
-        if self._log is None:
-            return
-        self._check(module)
-        self._log.collect()
-        if runs.fixed is None and self._log.takes_part:
-            loaders = trainer.test_dataloaders if runs is self._test else trainer.val_dataloaders
-            share = self._log.share_of(loaders)
-            runs.fixed = FixedSamples(self.num_samples, share, self.batch_to_inputs)
-        runs.begin()
-
-    @override
-    def _see(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        runs: StageRuns,
-        batch: Any,
-        dataloader_idx: int,
-    ) -> None:
-        if self._log is None:
-            return
-        complete = runs.collect(
-            batch,
-            module,
-            self._failures,
-            from_first_loader=dataloader_idx == 0,
-            is_last=runs.is_last_batch(trainer),
-        )
-        if complete and runs.fixed is not None:
-            if runs is self._validation:
-                runs.compare(self._failures)
-            entries = LogEntries(runs.run, trainer.global_step)
-            context = RunContext.of(trainer, module, self.precision, self.seed)
-            self._explainer.explain(context, runs.fixed, runs.history, entries, runs.prefix)
-            self._log.add(entries)
+        if (watch := self._watches.of(trainer)) is not None and watch.log is not None:
+            watch.log.abandon()
+            self._watches.leave(watch)

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from captum_transformer.calling.fingerprint import Fingerprint
 from captum_transformer.calling.isolation import isolated
 from captum_transformer.visualization import MapOptions
 from lightning_callbacks.checks import MethodFactory, check_arguments, check_layers, check_whole
@@ -118,7 +119,7 @@ class AttributionTrainerCallback(TrainerCallback):
         self.batch_to_inputs = batch_to_inputs
         self.writer = writer
         self.seed = seed
-        self._failures = Failures(on_error)
+        self._failures = Failures(on_error, type(self).__name__)
         self._explainer = SampleExplainer(
             dict(methods),
             tuple(classes),
@@ -199,6 +200,8 @@ class AttributionTrainerCallback(TrainerCallback):
         self._data = data if self._data is None else self._data
         if model is None or data != self._data or not state.is_world_process_zero:
             return
+        if self._failures.given_up:
+            return
         runs = self._runs
         runs.begin()
         if runs.pending:
@@ -233,14 +236,17 @@ class AttributionTrainerCallback(TrainerCallback):
         self._explainer = explainer = replace(self._explainer, texts=texts)
         device = next(model.parameters()).device
         # The trainer's own precision is in the model: its forward pass autocasts by itself.
-        context = RunContext(model, device, _as_it_is, nullcontext, self.seed)
+        context = RunContext(model, model, device, _as_it_is, nullcontext, self.seed)
         entries = LogEntries(runs.run, state.global_step)
+        before = Fingerprint(model)
         explainer.explain(context, runs.fixed, runs.history, entries, self.prefix)
         with self._failures.tolerated("log the explanations"):
             writer = summary_writer(self.writer, args, self.prefix)
             if self.writer is None:
                 self.writer = writer
             self._publish(entries, writer)
+        if changed := before.differences():
+            self._failures.give_up(changed)
 
     def _collected(self, model: nn.Module, loader: Any, size: int) -> FixedSamples:
         if self.samples is not None:

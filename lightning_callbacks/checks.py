@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from captum.attr import Attribution
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from captum_transformer.visualization import MapOptions, overlay
@@ -65,47 +66,53 @@ def check_trainer(trainer: Trainer) -> None:
 
 
 def check_strategy(strategy: Any) -> None:
-    """Refuses strategies under which one process can't explain for itself.
+    """Refuses strategies that split the parameters and can't put them together.
 
     Args:
         strategy: The trainer's strategy.
 
     Raises:
-        MisconfigurationException: If it splits the module's parameters.
+        MisconfigurationException: If it is FSDP1, ZeRO-3 or tensor parallelism.
     """
-    if splits_parameters(strategy):
+    if how := splits_parameters(strategy):
         raise MisconfigurationException(
-            f"AttributionMonitor can't explain under {type(strategy).__name__}: it splits the "
-            "parameters among the processes, and a forward pass of the first process alone would "
-            "wait for the others for ever. Use a strategy that keeps the module whole, such as "
-            '"ddp", or explain a checkpoint after the training.'
+            f"Nothing can be explained under {type(strategy).__name__}, which {how} among the "
+            "processes: a forward pass of one process alone would wait for the others for ever. "
+            'Use "ddp", which keeps the module whole, or FSDP2 (ModelParallelStrategy with '
+            "fully_shard in configure_model), or explain a checkpoint after the training."
         )
 
 
-def splits_parameters(strategy: Any) -> bool:
-    """Whether a strategy leaves each process only a part of the module's parameters.
+def splits_parameters(strategy: Any) -> str | None:
+    """How a strategy splits the module's parameters for good.
 
     Args:
-        strategy: The trainer's strategy, of either Lightning.
+        strategy: The trainer's strategy, of either Lightning, with its environment set up.
 
     Returns:
-        True for FSDP, tensor parallelism and ZeRO-3.
+        What it does; None if each process can have the whole module, as under FSDP2.
     """
     names = {base.__name__ for base in type(strategy).__mro__}
-    by_name = names & {"FSDPStrategy", "ModelParallelStrategy"}
-    return bool(by_name) or bool(getattr(strategy, "zero_stage_3", False))
+    if "FSDPStrategy" in names:
+        return "shards the parameters by FSDP1"
+    if getattr(strategy, "zero_stage_3", False):
+        return "shards the parameters by ZeRO-3"
+    if "ModelParallelStrategy" in names and strategy.device_mesh["tensor_parallel"].size() > 1:
+        return "splits the parameters by tensor parallelism"
+    return None
 
 
-def check_whole(module: nn.Module) -> None:
-    """Refuses a module whose parameters are split, whoever has done it.
+def check_whole(module: nn.Module, *, by_fsdp2: bool = False) -> None:
+    """Refuses a module whose parameters are split.
 
     Args:
         module: The module.
+        by_fsdp2: Whether they may be split by FSDP2, which can put them together.
 
     Raises:
-        MisconfigurationException: If a process has only a part of it.
+        MisconfigurationException: If a process has only a part of it, and can't get the others.
     """
-    if part := _split_part(module):
+    if part := _split_part(module, by_fsdp2=by_fsdp2):
         raise MisconfigurationException(
             f"A module whose parameters are split among processes can't be explained while it "
             f"trains ({part}): a forward pass of the first process alone would wait for the "
@@ -113,10 +120,17 @@ def check_whole(module: nn.Module) -> None:
         )
 
 
-def _split_part(module: nn.Module) -> str | None:
+def _split_part(module: nn.Module, *, by_fsdp2: bool) -> str | None:
+    allowed = {
+        id(parameter)
+        for part in module.modules()
+        if by_fsdp2 and isinstance(part, FSDPModule)
+        for parameter in part.parameters()
+    }
     for name, parameter in module.named_parameters():
-        if isinstance(parameter, DTensor):
-            return f"{name!r} is a DTensor, as of FSDP2 or tensor parallelism"
+        if isinstance(parameter, DTensor) and id(parameter) not in allowed:
+            other = "" if by_fsdp2 else "FSDP2 or "
+            return f"{name!r} is a DTensor, as of {other}tensor parallelism"
         if hasattr(parameter, "ds_id"):
             return f"{name!r} is one of DeepSpeed's ZeRO-3"
     for name, part in module.named_modules():

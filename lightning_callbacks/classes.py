@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
+
+from captum_transformer.calling.target import main_output, tensors_of_scores
+from captum_transformer.errors import AmbiguousOutputError
 
 ClassSlot: TypeAlias = 'Literal["label", "predicted"] | int'
 """A place in the log: the sample's label, the class that is predicted at the time, or an id."""
@@ -80,7 +83,8 @@ class Predictions:
                 largest value, so it is the same one all through a training.
 
         Returns:
-            A class id per sample; None for a sample without label, or with a negative one.
+            A class id per sample; None for a sample without label, or with one that no output
+            stands for, such as a negative one.
 
         Raises:
             ValueError: If the slot doesn't fit the model or the batch.
@@ -95,9 +99,15 @@ class Predictions:
             return [slot] * len(self.probabilities)
         if slot == "predicted":
             return list(self._predicted())
-        return [
-            None if not label else 0 if count == 1 else label[0] for label in self._labels(count)
-        ]
+        if count == 1:
+            return [0 if label else None for label in self._labels(count)]
+        return [label[0] if label and label[0] < count else None for label in self._labels(count)]
+
+    def unknown_labels(self) -> list[int]:
+        """The labels that are class ids for which the model has no output."""
+        count = self.probabilities.shape[1]
+        ids = {label for labels in self._labels(count) for label in labels}
+        return [] if count == 1 else sorted(label for label in ids if label >= count)
 
     def of_slots(self, slots: Sequence[ClassSlot]) -> dict[ClassSlot, list[int | None]]:
         """The classes of several slots.
@@ -189,7 +199,7 @@ def read_output(
 
     Args:
         output: Scores ``(B, C)`` or ``(B,)``; or an output object, a mapping or a tuple that has
-            them as ``logits`` or in the first place.
+            them as ``logits``, or in which nothing else can be meant.
         labels: The samples' labels.
         class_names: The names of the classes.
         probabilities: Turns scores into probabilities. By default a softmax over the classes, and a
@@ -199,7 +209,7 @@ def read_output(
         The predictions.
 
     Raises:
-        ValueError: If the output isn't one score per class.
+        ValueError: If the output isn't one score per class, or several parts of it may be that.
 
     Example:
         >>> import torch
@@ -214,9 +224,8 @@ def read_output(
         values = scores.sigmoid() if several or scores.shape[1] == 1 else scores.softmax(1)
     else:
         values = probabilities(scores)
-    return Predictions(
-        values.cpu(), None if labels is None else labels.cpu(), class_names, single=single
-    )
+    labels = None if labels is None else labels.cpu()
+    return Predictions(values.cpu(), labels, class_names, single=single)
 
 
 def class_scores(output: Any) -> Tensor:
@@ -229,18 +238,25 @@ def class_scores(output: Any) -> Tensor:
         ``(B, C)`` or ``(B,)``.
 
     Raises:
-        ValueError: If the output isn't one score per class.
+        ValueError: If the output isn't one score per class, or several parts of it may be that.
     """
-    if isinstance(output, Mapping):
-        output = output.get("logits", next(iter(output.values()), None))
-    elif hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not isinstance(output, Tensor) or output.dim() not in (1, 2):
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
-            "A class is explained, so the module's forward must return one score per class, "
-            f"(batch, classes), got {found}."
+    output = main_output(getattr(output, "logits", output))
+    found = [("", output)] if isinstance(output, Tensor) else tensors_of_scores(output)
+    # A class id selects from two dimensions: one score per sample beside these is no rival.
+    fits = [part for part in found if part[1].dim() == 2] or [p for p in found if p[1].dim() == 1]
+    if len(fits) == 1:
+        return fits[0][1]
+    shapes = ", ".join(f"{name}: {tuple(t.shape)}".lstrip(": ") for name, t in fits or found)
+    if fits:
+        raise AmbiguousOutputError(
+            f"The model returned {shapes}, and each of them may be the scores of the classes. "
+            "Explain a model that returns these alone"
+            f"{_HOW_TO_CHOOSE.format(fits[-1][0] if fits[-1][0][0] == '[' else [fits[-1][0]])}"
         )
-    return output
+    raise ValueError(
+        "A class is explained, so the module's forward must return one score per class, "
+        f"(batch, classes), got {shapes or type(output).__name__}."
+    )
+
+
+_HOW_TO_CHOOSE = ", or choose: AttributionMonitor(..., forward=lambda module, x: module(x){})."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +25,10 @@ from lightning_callbacks.flavors import (
     MisconfigurationException,
     OtherLightningModule,
 )
+from lightning_callbacks.run_context import silenced
 from lightning_callbacks.samples import BatchToInputs, Samples, read_batch
+from lightning_callbacks.sharded import unsharded
+from lightning_callbacks.transfer import overridden_hooks, overrides
 
 
 class ExplainedBatch(NamedTuple):
@@ -67,6 +70,12 @@ class Explaining(nn.Module):
         super().__init__()
         check_classes((target,))
         self.model = model
+        # On the instance, and only those that there are: Lightning warns of a hook that both a
+        # module and a data module override.
+        vars(self).update(overridden_hooks(model))
+        if overrides(model, "configure_model"):
+            vars(self)["configure_model"] = self._configure_model
+        self._together = ExitStack()
         self.attribution_method = method(model)
         if tokens and not isinstance(self.attribution_method, TransformerMethod):
             raise MisconfigurationException(
@@ -81,6 +90,21 @@ class Explaining(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model."""
         return self.model(*args, **kwargs)
+
+    def _configure_model(self) -> None:
+        model: Any = self.model
+        model._device_mesh = getattr(self, "_device_mesh", None)  # noqa: SLF001 - as a strategy
+        model.configure_model()
+
+    def on_predict_model_eval(self) -> None:
+        """Puts a module that FSDP2 shards together for the whole prediction."""
+        self.eval()
+        # Processes may have different numbers of batches, so that they can't meet at each.
+        self._together.enter_context(unsharded(self))
+
+    def on_predict_end(self) -> None:
+        """Leaves the module sharded as it was."""
+        self._together.close()
 
     def manifest(self) -> dict[str, Any]:
         """What tells the explanations from others.
@@ -120,7 +144,7 @@ class Explaining(nn.Module):
         """
         # Prediction runs in inference mode, whose tensors have no gradients: `select` copies them.
         # The trainer has set up its precision around the step.
-        with undisturbed(self.model, nullcontext(), seed=self.seed):
+        with undisturbed(self.model, silenced(self.model, nullcontext()), seed=self.seed):
             samples = read_batch(batch, self.model.forward, self.batch_to_inputs)
             if self.samples is not None and len(samples) != self.samples:
                 raise ValueError(
@@ -177,7 +201,9 @@ class ExplainerModule(Explaining, LightningModule):
     """Explains what `Trainer.predict` gives it, batch by batch.
 
     With a `lightning_callbacks.RelevanceWriter` among the callbacks the explanations of a whole
-    data set are written to disk, on as many devices and nodes as the trainer has.
+    data set are written to disk, on as many devices and nodes as the trainer has. The hooks with
+    which a Lightning module or a data module prepares batches, such as `on_after_batch_transfer`,
+    prepare those that are explained, too.
 
     It is a module of ``pytorch_lightning``, or of ``lightning.pytorch`` if only that is installed.
     Where both are and the trainer is one of ``lightning.pytorch``, take `LightningExplainerModule`.

@@ -2,45 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
 
+from captum_transformer.calling.copies import copied
 from captum_transformer.calling.isolation import isolated
 from lightning_callbacks.fixed_samples import FixedSamples, Share
 from lightning_callbacks.flavors import MisconfigurationException
 from lightning_callbacks.samples import BatchToInputs
+from lightning_callbacks.transfer import transferred
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
 
 
 def given_samples(
-    samples: Any, module: nn.Module, share: Share, batch_to_inputs: BatchToInputs | None
-) -> FixedSamples | None:
-    """Reads them before any time is spent.
+    samples: Any,
+    trainer: Trainer,
+    module: LightningModule,
+    forward: Callable[..., Any],
+    share: Share,
+    batch_to_inputs: BatchToInputs | None,
+) -> FixedSamples:
+    """Reads them as the batches of a loader, which pass the hooks of modules and data modules.
 
     Args:
-        samples: A batch such as a loader yields, or None.
-        module: The model.
+        samples: A batch such as a loader yields.
+        trainer: The trainer, with the module on its device.
+        module: The trainer's module.
+        forward: The function that will be given the inputs.
         share: Which of them this process explains.
         batch_to_inputs: Reads the batch.
 
     Returns:
-        The samples; None if none were passed.
+        The samples.
 
     Raises:
         MisconfigurationException: If they can't be read.
-
-    Example:
-        >>> import torch
-        >>> given_samples(torch.ones(3, 2), torch.nn.Linear(2, 2), Share(), None).numbers
-        [[0, 1, 2]]
     """
-    if samples is None:
-        return None
     try:
-        # Isolated, because `batch_to_inputs` may do anything.
-        with isolated(module):
-            return FixedSamples.of(samples, module.forward, share, batch_to_inputs)
+        # Isolated, because hooks and `batch_to_inputs` may do anything.
+        with isolated(module), _validating(trainer), torch.no_grad():
+            batch = transferred(copied(samples), trainer, module)
+            return FixedSamples.of(batch, forward, share, batch_to_inputs)
     except Exception as error:
         raise MisconfigurationException(
             f"The `samples` of AttributionMonitor can't be read: {error}"
         ) from error
+
+
+@contextmanager
+def _validating(trainer: Trainer) -> Iterator[None]:
+    """Hooks may do something else in a training, such as augmenting."""
+    state, stage = trainer.state, trainer.state.stage
+    if trainer.training:
+        trainer.validating = True
+    try:
+        yield
+    finally:
+        state.stage = stage

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sized
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lightning_callbacks.checks import splits_parameters
+from lightning_callbacks.checks import check_strategy
 from lightning_callbacks.explainer_module import Explaining
 from lightning_callbacks.flavors import BasePredictionWriter, MisconfigurationException
 
@@ -42,13 +42,7 @@ def check_prediction(trainer: Trainer, module: LightningModule) -> None:
             f"The trainer has {len(writers)} RelevanceWriters, and each would choose the samples "
             "that are to be explained. Pass one."
         )
-    strategy = trainer.strategy
-    if splits_parameters(strategy):
-        raise MisconfigurationException(
-            f"RelevanceWriter can't work under {type(strategy).__name__}: it splits the parameters "
-            "among the processes, and these have different numbers of batches, so that the last "
-            'would wait for the others for ever. Use "ddp", which keeps the module whole.'
-        )
+    check_strategy(trainer.strategy)
     if trainer.is_global_zero and trainer.predict_loop.return_predictions:
         warnings.warn(
             "Trainer.predict collects all explanations in memory, though they are written to disk: "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import nn
 
+from captum_transformer.calling.complete import CompleteState
 from captum_transformer.calling.isolation import undisturbed
 from lightning_callbacks.precision import in_single_precision, widened
 from lightning_callbacks.samples import Samples
@@ -26,7 +27,9 @@ class RunContext:
     """What a model needs to run as it is validated, and how to leave it as it was.
 
     Attributes:
-        module: The model, without what a strategy wraps around it.
+        module: The model that is explained.
+        whole: What it is part of and is left as it was: the trainer's module, without what a
+            strategy wraps around it.
         device: Where it is.
         convert: Converts a tensor of the samples to the model's precision.
         forward_context: Makes what a forward pass happens in, such as autocasting.
@@ -34,6 +37,7 @@ class RunContext:
     """
 
     module: nn.Module
+    whole: nn.Module
     device: torch.device
     convert: Callable[[Any], Any]
     forward_context: Callable[[], AbstractContextManager[None]]
@@ -41,13 +45,19 @@ class RunContext:
 
     @classmethod
     def of(
-        cls, trainer: Trainer, module: LightningModule, precision: Precision, seed: int
+        cls,
+        trainer: Trainer,
+        module: LightningModule,
+        explained: nn.Module,
+        precision: Precision,
+        seed: int,
     ) -> RunContext:
         """Those of a Lightning trainer.
 
         Args:
             trainer: The trainer.
             module: The Lightning module.
+            explained: The model in it that is explained.
             precision: What to explain in.
             seed: Where the random number generators start.
 
@@ -57,6 +67,7 @@ class RunContext:
         plugin = trainer.precision_plugin
         single = precision == "float32"
         return cls(
+            explained,
             module,
             module.device,
             widened if single else plugin.convert_input,
@@ -79,31 +90,32 @@ class RunContext:
         return samples.map(self.convert).to(self.device)
 
     @contextmanager
-    def undisturbed(self) -> Iterator[None]:
+    def undisturbed(self) -> Iterator[CompleteState]:
         """See `captum_transformer.calling.isolation.undisturbed`."""
-        with undisturbed(self.module, self.forward_context(), seed=self.seed):
-            yield
+        with undisturbed(self.whole, self.forward_context(), seed=self.seed) as state:
+            yield state
 
 
 @contextmanager
-def silenced(
-    module: LightningModule, forward_context: AbstractContextManager[None]
-) -> Iterator[None]:
-    """Drops what a forward pass logs, for it would be taken for the validation's own.
+def silenced(module: nn.Module, forward_context: AbstractContextManager[None]) -> Iterator[None]:
+    """Drops what a forward pass logs, for it would be taken for the trainer's own.
 
     Args:
-        module: The module.
+        module: The module, which may hold Lightning modules or be one.
         forward_context: What the forward pass happens in.
     """
-    attributes = vars(module)
-    own = {"log": attributes["log"]} if "log" in attributes else {}
-    attributes["log"] = _ignore
+    logging = [vars(part) for part in module.modules() if hasattr(part, "log_dict")]
+    own = [attributes.get("log") for attributes in logging]
+    for attributes in logging:
+        attributes["log"] = _ignore
     try:
         with forward_context:
             yield
     finally:
-        del attributes["log"]
-        attributes.update(own)
+        for attributes, log in zip(logging, own, strict=True):
+            del attributes["log"]
+            if log is not None:
+                attributes["log"] = log
 
 
 def _ignore(*_: Any, **__: Any) -> None:

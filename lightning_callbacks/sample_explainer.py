@@ -97,6 +97,19 @@ class SampleExplainer:
             with self.failures.tolerated("predict the samples' classes"):
                 self._explain_batch(context, samples, numbers, report)
 
+    def try_out(self, context: RunContext, samples: Samples) -> None:
+        """Predicts the samples' classes, to find out early whether they can be.
+
+        Args:
+            context: The model, and how it runs.
+            samples: Some samples.
+        """
+        with self.failures.tolerated("predict the samples' classes"):
+            with context.undisturbed(), torch.no_grad():
+                predictions = self._predict(context, context.place(samples))
+            for slot in self.classes:
+                predictions.classes(slot)
+
     def _explain_batch(
         self, context: RunContext, samples: Samples, numbers: Sequence[int], report: Report
     ) -> None:
@@ -104,6 +117,13 @@ class SampleExplainer:
         with context.undisturbed(), torch.no_grad():
             predictions = self._predict(context, moved)
         classes = predictions.of_slots(self.classes)
+        if "label" in classes and (unknown := predictions.unknown_labels()):
+            self.failures.warn_once(
+                "labels",
+                f"The model has {predictions.probabilities.shape[1]} outputs, so that there is "
+                f"none for the labels {unknown}: samples with these have no picture in the slot "
+                '"label".',
+            )
         pairs = [
             (row, class_id)
             for ids in classes.values()
@@ -112,7 +132,7 @@ class SampleExplainer:
         ]
         for name, factory in self.methods.items():
             with self.failures.tolerated(f"explain with the method {name!r}"):
-                with context.undisturbed():
+                with context.undisturbed() as state:
                     explanations = explain(
                         factory(context.module),
                         moved,
@@ -120,12 +140,22 @@ class SampleExplainer:
                         single=predictions.single,
                         internal_batch_size=self.internal_batch_size,
                     )
+                self._tell_of_changes(name, state.changed)
                 if self.faithfulness is not None:
                     self._measure(self.faithfulness, name, context, moved, explanations, report)
                 report.add(name, explanations, classes, samples, predictions, numbers)
                 self._explain_layers(name, context, moved, pairs, predictions, report)
                 if self.account:
                     self._account(name, context, moved, pairs, predictions, report)
+
+    def _tell_of_changes(self, method: str, changed: Sequence[str]) -> None:
+        if changed:
+            self.failures.warn_once(
+                f"changes by {method}",
+                f"The method {method!r} has changed {' and '.join(changed)} of the model, and left "
+                "them so. They have been put back. What makes the method had better change a copy, "
+                "copy.deepcopy(module).",
+            )
 
     def _account(
         self,

@@ -206,11 +206,24 @@ def _samples(inputs: Any, labels: Any = None, further: Any = None) -> Samples:
         )
     return Samples(
         _tensors(tuple(inputs.values()) if named else inputs),
-        None if labels is None else torch.as_tensor(labels),
+        _labels(labels),
         () if by_name else positional,
         dict(further) if by_name else {},
         tuple(inputs) if named else None,
     )
+
+
+def _labels(labels: Any) -> Tensor | None:
+    if labels is None:
+        return None
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"The labels are {_describe(labels)}, and no numbers. Pass batch_to_inputs= that "
+            "returns class ids, which it looks up for texts and chooses of the boxes of a "
+            'detection, or None as labels with classes=("predicted",) or class ids.'
+        ) from None
 
 
 def _read_mapping(

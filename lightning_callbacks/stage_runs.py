@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -32,6 +32,7 @@ class StageRuns:
         history: What is kept of the maps of earlier runs.
         runs: How many runs there have been.
         pending: Whether the present run is to be explained and hasn't been.
+        due: Whether the processes that share a module's parameters have yet to meet in it.
         expected: The identities of the samples that a checkpoint knows, until they are compared.
 
     Example:
@@ -47,11 +48,12 @@ class StageRuns:
     history: History = field(default_factory=History)
     runs: int = 0
     pending: bool = False
+    due: bool = False
     expected: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
         """Counts a run."""
-        self.pending = self.runs % self.every_n == 0
+        self.pending = self.due = self.runs % self.every_n == 0
         self.runs += 1
         if self.fixed is not None:
             self.fixed.restart()
@@ -85,17 +87,21 @@ class StageRuns:
         module: nn.Module,
         failures: Failures,
         *,
+        forward: Callable[..., Any],
         from_first_loader: bool,
         is_last: bool,
+        at_end: bool = False,
     ) -> bool:
         """Takes from a batch what is still missing of the samples.
 
         Args:
             batch: The batch.
-            module: The model.
+            module: The trainer's module.
             failures: What happens if the batch can't be read.
+            forward: The function that will be given the inputs.
             from_first_loader: Whether samples may be taken from it.
             is_last: Whether no batch follows.
+            at_end: Explain when no batch follows, and not as soon as all samples are there.
 
         Returns:
             True once in a pending run: when all samples are there that there will be.
@@ -107,12 +113,23 @@ class StageRuns:
             # A run whose batches can't be read is over, as if it had been explained.
             self.pending = False
             with failures.tolerated("read the batch"), isolated(module):
-                fixed.collect(batch, module.forward)
+                fixed.collect(batch, forward)
                 self.pending = True
-        if not self.pending or not (fixed.complete or is_last or not from_first_loader):
+        complete = is_last if at_end else fixed.complete or is_last
+        if not self.pending or not (complete or not from_first_loader):
             return False
         self.pending, fixed.complete = False, True
         return True
+
+    def meet(self, *, is_last: bool) -> bool:
+        """Whether all processes are to meet now: once in a run, when the first loader ends.
+
+        Args:
+            is_last: Whether no batch of it follows.
+        """
+        meeting = self.due and is_last
+        self.due = self.due and not is_last
+        return meeting
 
     def compare(self, failures: Failures) -> None:
         """Says so if the samples are not those that the checkpoint knows.

@@ -3,6 +3,7 @@
 import inspect
 import operator
 from collections import deque
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -37,22 +38,29 @@ def parts_of(value: Any) -> list[Any]:
     return parts
 
 
-def within(value: Any) -> list[Any] | None:
+def trains_or_feeds(part: Any) -> bool:
+    """Whether it is a module, a parameter or a data set, as trainers and loaders hold."""
+    return isinstance(part, _BESIDE_MODULES)
+
+
+def within(value: Any, beside: Callable[[Any], bool] = trains_or_feeds) -> list[Any] | None:
     """An object and all that it holds, one in another; None if it is no state of a module.
 
-    What holds modules, parameters or data sets trains or feeds modules, as a trainer, an optimizer
-    and a loader do.
+    Args:
+        value: the object.
+        beside: tells by one of its parts that it isn't.
     """
-    if isinstance(value, _BESIDE_MODULES):
+    if beside(value):
         return None
     found, seen = [value], {id(value)}
     for item in found:
         for part in parts_of(item):
-            if isinstance(part, _BESIDE_MODULES):
+            if type(part) in ATOMS or id(part) in seen:
+                continue
+            if beside(part):
                 return None
-            if type(part) not in ATOMS and id(part) not in seen:
-                seen.add(id(part))
-                found.append(part)
+            seen.add(id(part))
+            found.append(part)
     return found
 
 
@@ -67,6 +75,7 @@ class Contents:
         >>> before = Contents(numbers)
         >>> numbers.append(3)
         >>> before.put_back()
+        True
         >>> numbers
         [1, 2]
     """
@@ -74,32 +83,38 @@ class Contents:
     def __init__(self, holder: Any) -> None:
         self._holder = holder
         self._items = holder.copy() if isinstance(holder, CONTAINERS) else None
+        self._is_plain = type(holder) in _PLAIN
+        if self._is_plain:  # most are, and have no attributes
+            return
         self._attributes = getattr(holder, "__dict__", {}).copy()
         self._slots = {
             name: getattr(holder, name) for name in slots_of(type(holder)) if hasattr(holder, name)
         }
 
-    def put_back(self) -> None:
-        """Leaves alone what has not changed."""
-        if self._items is not None:
-            _put_back(self._holder, self._items)
+    def put_back(self) -> bool:
+        """Leaves alone what has not changed; whether any item or attribute has."""
+        changed = self._items is not None and _put_back(self._holder, self._items)
+        if self._is_plain:
+            return changed
         if hasattr(self._holder, "__dict__"):
-            _put_back(vars(self._holder), self._attributes)
+            changed = _put_back(vars(self._holder), self._attributes) or changed
         for name in slots_of(type(self._holder)):
             if name in self._slots:
                 object.__setattr__(self._holder, name, self._slots[name])
             elif hasattr(self._holder, name):
                 object.__delattr__(self._holder, name)
+        return changed
 
 
-def _put_back(holder: Any, content: Any) -> None:
+def _put_back(holder: Any, content: Any) -> bool:
     if is_same(holder, content):
-        return
+        return False
     holder.clear()
     if isinstance(holder, (list, deque)):
         holder.extend(content)
     else:
         holder.update(content)
+    return True
 
 
 def is_same(now: Any, before: Any) -> bool:

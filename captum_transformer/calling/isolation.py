@@ -2,21 +2,21 @@
 
 import functools
 import inspect
-import random
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threading import get_ident
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from captum_transformer.calling import generators
 from captum_transformer.calling.checkpointing import without_reentrant
+from captum_transformer.calling.complete import CompleteState, is_training
+from captum_transformer.calling.random_states import random_state
 from captum_transformer.calling.state import State
+from captum_transformer.calling.threads import OtherThreads
 from captum_transformer.calling.uncompiled import uncompiled
 from captum_transformer.errors import InvalidInputError
 
@@ -75,11 +75,6 @@ def _collect_attributes(item: Any, found: dict[int, tuple[str, nn.Module]], seen
             _collect(part, key, found, seen)
 
 
-def _is_training(module: nn.Module) -> bool:
-    # Frozen scripted modules have no mode any more.
-    return getattr(module, "training", False)
-
-
 def _leave_out_backward_hooks(module: nn.Module) -> None:
     """Until the module's state is put back."""
     held = vars(module)
@@ -96,12 +91,13 @@ def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> I
     store in their attributes meanwhile, such as caches, is dropped, and so are hooks that they
     install; modules' backward hooks, which are for training and may change gradients, don't run;
     the random state is put back; compiled code runs uncompiled. The modules' modes are switched for
-    all threads: one that trains the same model meanwhile trains without dropout.
+    all threads, and those of one that trains the same model meanwhile are refused.
 
     Yields:
         What wants to know of writes into the modules' tensors before they happen.
     """
-    training = [module for _, module in modules if _is_training(module)]
+    training = [module for _, module in modules if is_training(module)]
+    others = OtherThreads(training)
     state = State()
     for _, module in modules:
         state.keep(module)
@@ -111,7 +107,10 @@ def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> I
     def evaluate(module: nn.Module, _: Any) -> None:
         # For modules that can't be found beforehand, such as those of an object in a closure.
         known = id(module) in state.modules
-        if (known and not _is_training(module)) or get_ident() != thread:
+        if get_ident() != thread:
+            others.refuse(module)
+            return
+        if known and not is_training(module):
             return
         if not known:
             # With its parts: it may put hooks on them before they are called.
@@ -119,14 +118,16 @@ def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> I
                 if id(part) not in state.modules:
                     state.keep(part, within=True)
                     _leave_out_backward_hooks(part)
-        if _is_training(module):
+        if is_training(module):
             training.append(module)
             module.training = False
 
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(random_state({tensor.device for tensor in tensors}))
+        stack.enter_context(others)
+        devices = {tensor.device for tensor in tensors}
+        stack.enter_context(random_state(devices, drew=lambda: state.drew))
         stack.enter_context(uncompiled(module for _, module in modules))
         stack.enter_context(without_reentrant())
         hook = register_module_forward_pre_hook(evaluate)
@@ -135,25 +136,30 @@ def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> I
                 module.training = False
             yield state
         finally:
-            hook.remove()
             for module in training:
                 module.training = True
+            hook.remove()
             state.restore()
 
 
 @contextmanager
-def isolated(module: nn.Module, *, seed: int = 0) -> Iterator[None]:
+def isolated(module: nn.Module, *, seed: int = 0) -> Iterator[CompleteState]:
     """Evaluates a module and leaves no trace, whatever the body does and whether or not it raises.
 
     Inside, every submodule is in evaluation mode, no parameter has a gradient, and the random
     number generators of PyTorch (CPU and the module's devices), Python and NumPy start at `seed`.
     On the way out each submodule's mode, the gradients (the same tensors, for they accumulate),
-    the buffers, other attributes such as counters and caches, and the generators are what they were
-    before.
+    parameters' ``requires_grad``, precision and device, the buffers, other attributes such as
+    counters, caches, generators and arrays, and the global generators are what they were before.
+    That holds for modules, too, that are no submodules but are called.
 
     Args:
         module: The module.
         seed: Where the generators start.
+
+    Yields:
+        The state, whose `CompleteState.changed` says afterwards what has been changed that
+        explaining has no need to change.
 
     Example:
         >>> layer = torch.nn.Dropout().train()
@@ -163,36 +169,36 @@ def isolated(module: nn.Module, *, seed: int = 0) -> Iterator[None]:
         >>> layer.training
         True
     """
-    # The attribute and not `eval()` and `train()`: these may be overridden with side effects, and
-    # a module may keep a frozen part in evaluation mode on purpose.
-    modes = [(part, _is_training(part)) for part in module.modules()]
-    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
-    with random_state({parameter.device for parameter, _ in gradients}, seed):
-        state = State(by_value=True)
+    thread = get_ident()
+    parts = list(module.modules())
+    others = OtherThreads(part for part in parts if is_training(part))
+    kept = (vars(part).get("_parameters", {}).values() for part in parts)
+    devices = {parameter.device for held in kept for parameter in held if parameter is not None}
+    with others, random_state(devices, seed):
         with torch.inference_mode(mode=False):
-            for part, _ in modes:
-                state.keep(part)
+            state = CompleteState(module)
+
+        def evaluate(called: nn.Module, _: Any) -> None:
+            if get_ident() == thread:
+                state.evaluate_unknown(called)
+            else:
+                others.refuse(called)
+
+        hook = register_module_forward_pre_hook(evaluate)
         try:
-            for part, training in modes:
-                if training:
-                    part.training = False
-            # A method that calls `backward` would otherwise add to what the optimizer will use.
-            for parameter, _ in gradients:
-                parameter.grad = None
-            yield
+            state.evaluate()
+            yield state
         finally:
-            for part, training in modes:
-                if _is_training(part) != training:
-                    part.training = training
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-            state.restore()
+            try:
+                state.restore()
+            finally:
+                hook.remove()
 
 
 @contextmanager
 def undisturbed(
     module: nn.Module, forward_context: AbstractContextManager[None], *, seed: int = 0
-) -> Iterator[None]:
+) -> Iterator[CompleteState]:
     """`isolated`, with gradients even within inference mode, and without compiling anything.
 
     A compiled module is run as it was before: compiling it anew for the shapes and the modes of an
@@ -204,6 +210,9 @@ def undisturbed(
         forward_context: What a forward pass happens in, such as autocasting.
         seed: Where the generators start.
 
+    Yields:
+        The state, as `isolated` does.
+
     Example:
         >>> from contextlib import nullcontext
         >>> with torch.inference_mode(), undisturbed(torch.nn.Dropout(), nullcontext()):
@@ -211,34 +220,13 @@ def undisturbed(
         True
     """
     with (
-        isolated(module, seed=seed),
+        isolated(module, seed=seed) as state,
         torch.inference_mode(mode=False),
         torch.enable_grad(),
         uncompiled(module.modules()),
         forward_context,
     ):
-        yield
-
-
-@contextmanager
-def random_state(devices: set[torch.device], seed: int | None = None) -> Iterator[None]:
-    """Puts back the generators of PyTorch (CPU and devices), Python and NumPy on leaving.
-
-    Args:
-        devices: The devices in use.
-        seed: Where the generators start; None for where they are.
-    """
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.inference_mode(mode=False), generators.kept(devices):
-            if seed is not None:
-                generators.seed(devices, seed)
-                random.seed(seed)
-                np.random.seed(seed % 2**32)  # noqa: NPY002
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        yield state
 
 
 @contextmanager

@@ -36,17 +36,17 @@ class State:
     back, they would go on using it after further training. Some write into tensors of their own,
     such as the buffers of a cache, or into objects that hold some.
 
-    Args:
-        by_value: copy the tensors at once, whatever may write into them. Otherwise someone has to
-            announce each write, by `before_write`, and a tensor is copied just before.
+    Someone has to announce each write into a tensor, by `before_write`, and it is copied just
+    before.
 
     Attributes:
         modules: those that are known, by their identity, and what they had.
+        drew: whether the generator of the CPU may have been drawn from; who knows says so.
     """
 
-    def __init__(self, *, by_value: bool = False) -> None:
+    def __init__(self) -> None:
         self.modules: dict[int, tuple[nn.Module, dict[str, Any]]] = {}
-        self._by_value = by_value
+        self.drew = True
         self._contents: list[Contents] = []
         self._objects: list[tuple[Any, list[Contents], bool]] = []
         self._hooks_within: list[tuple[Any, Any]] = []
@@ -134,10 +134,12 @@ class State:
         # Inference tensors can't be written to; a module makes them itself, as a cache.
         if isinstance(tensor, nn.Parameter) or tensor.is_inference():
             return
-        if self._by_value:
-            self._copies.append((tensor, tensor.detach().clone()))
-        elif _has_memory(tensor):
+        if _has_memory(tensor):
             self._tensors.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
+
+    def note_draw(self) -> None:
+        """The model draws random numbers."""
+        self.drew = True
 
     def before_write(self, tensor: Tensor) -> None:
         """Copies the modules' tensors in whose memory a tensor lies that is about to be written."""

@@ -122,7 +122,7 @@ def selected_scores(output: Any, target: Any, samples: int) -> Tensor:
 def _select(output: Any, target: Any) -> Tensor:
     if isinstance(output, Tensor):
         return _select_from(output, target)
-    candidates = _candidates(output)
+    candidates = tensors_of_scores(output)
     if isinstance(target, Chosen):
         # By shape, for its numbers are others in each call.
         dims = target.indices.shape[1]
@@ -159,7 +159,8 @@ def _select(output: Any, target: Any) -> Tensor:
     )
 
 
-def _candidates(output: Any) -> list[tuple[str, Tensor]]:
+def tensors_of_scores(output: Any) -> list[tuple[str, Tensor]]:
+    """What of an output that is no tensor a target may mean, with its name or place there."""
     if isinstance(output, Mapping):
         items: list[tuple[str, Any]] = list(output.items())
     elif isinstance(output, (tuple, list)):

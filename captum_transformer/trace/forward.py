@@ -335,6 +335,8 @@ def traced_forward(
     with explaining(modules, list(inputs)) as state:
         trace = Trace(keep, names, rules, edges=all_edges, checkpoint=checkpoint)
         trace.tape.on_write = state.before_write
+        state.drew = False
+        trace.on_draw = state.note_draw
         trace.tape.lends_weights = sharded is not None
         entered = tuple(_enter(tensor) for tensor in inputs)
         values = tuple(trace.enter_input(tensor) for tensor in entered)

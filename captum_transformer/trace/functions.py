@@ -59,6 +59,13 @@ class Function:
     kind_by: "Callable[[Mapping[str, Any]], Kind] | None" = None
     answers: bool = False
 
+    @cached_property
+    def draws(self) -> bool:
+        """Whether it may draw random numbers, beside dropout, which is off."""
+        kernel = isinstance(self.call, (OpOverload, OpOverloadPacket))
+        name = str(self.call).removeprefix("aten.").partition(".")[0] if kernel else self.name
+        return _draws(name.strip("_"))
+
     def role_of(self, name: str) -> Role:
         """What tensors are for that are given by name."""
         return ROLES.get(self.entry.canonical(name), Role.SIGNAL)
@@ -86,6 +93,27 @@ class Function:
         for name, argument in kwargs.items():
             bound[entry.canonical(name)] = argument
         return bound
+
+
+# In Python, of functions that draw. Dropout, attention's included, is off.
+_DRAWS = frozenset({"gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d"})
+
+
+def _draws(name: str) -> bool:
+    """Whether a function draws random numbers, as torch's schemas say.
+
+    >>> [_draws(name) for name in ("rand", "normal", "bernoulli", "gumbel_softmax", "linear")]
+    [True, True, True, True, False]
+    """
+    if "dropout" in name or "attention" in name:
+        return False
+    packets = (getattr(torch.ops.aten, spelling, None) for spelling in (name, f"{name}_"))
+    return name in _DRAWS or any(
+        torch.Tag.nondeterministic_seeded in getattr(packet, overload).tags
+        for packet in packets
+        if isinstance(packet, OpOverloadPacket)
+        for overload in packet._overload_names
+    )
 
 
 def _by_exponent(arguments: Mapping[str, Any]) -> Kind:

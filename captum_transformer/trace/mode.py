@@ -92,6 +92,7 @@ class Trace(TorchFunctionMode):
         rules: what changes the gradient of operations.
         blocks: what is run again when a backward pass comes to it.
         steps: the step functions that have run without a rule.
+        on_draw: called when the model draws random numbers.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Trace(TorchFunctionMode):
         self.rules = rules or {}
         self.steps: list[StepFunction] = []
         self._chosen = Chosen()
+        self.on_draw: Callable[[], None] | None = None
 
     def enter_input(self, tensor: Tensor) -> Value:
         """Makes a tensor an input of the trace."""
@@ -129,6 +131,8 @@ class Trace(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         function = describe(func)
+        if function.draws and self.on_draw is not None:
+            self.on_draw()
         if function.kind is Kind.ASKS:
             result = func(*args, **kwargs)
             if function.answers and torch.is_grad_enabled():

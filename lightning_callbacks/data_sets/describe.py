@@ -249,7 +249,7 @@ def _hash_of_state(state: Mapping[str, Any]) -> str:
 
 def _hash(tensor: Tensor) -> str:
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    content = hashlib.sha256(values.numpy().data).hexdigest()
+    content = hashlib.sha256(values.clone().numpy().data).hexdigest()
     return f"{tensor.dtype} {tuple(tensor.shape)} {content}"
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate, default_convert
 
-from captum_transformer.calling.isolation import random_state
+from captum_transformer.calling.random_states import random_state
 from lightning_callbacks.flavors import MisconfigurationException
 
 BatchToIds = str | Callable[[Any], Any]

@@ -25,6 +25,9 @@ from tests.lightning_callbacks.transformers_trainings import (
     vit,
 )
 
+# Methods that do what they should not, whose changes are put back.
+pytestmark = pytest.mark.filterwarnings("ignore:The method .* has changed the training mode")
+
 
 def of_logits(method):
     """One of Captum's own methods, which take no output objects."""

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 from lightning_callbacks import AttributionMonitor
 from tests.lightning_callbacks.models import Blobs, classifier
 
+pytestmark = pytest.mark.filterwarnings("ignore:The method '(careless|failing)' has changed")
+
 
 class Augmented(Blobs):
     """Draws from all three global generators in the main process, as augmentations do."""

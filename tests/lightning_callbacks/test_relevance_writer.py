@@ -201,7 +201,7 @@ def test_what_cannot_be_written_is_refused(pl, trainer_options, tmp_path, vit, i
         """Has the name that counts; the true one needs GPUs."""
 
     split = {"devices": "auto", "accelerator": "auto", "strategy": FSDPStrategy("cpu")}
-    with pytest.raises(MisconfigurationException, match="FSDPStrategy: it splits"):
+    with pytest.raises(MisconfigurationException, match="FSDPStrategy, which shards"):
         predict(pl, trainer_options, module, loader, RelevanceWriter(tmp_path), **split)
     two = [RelevanceWriter(tmp_path), RelevanceWriter(tmp_path / "b")]
     trainer = pl.Trainer(**trainer_options, logger=False, callbacks=two)
