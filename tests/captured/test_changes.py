@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from captum_transformer import AttnLRP, ConservativeLRP, TransformerAttribution
-from captum_transformer.errors import CaptureMismatchError, InvalidTargetError
+from captum_transformer.errors import CaptureError, CaptureMismatchError, InvalidTargetError
 from tests.captured.models import Classifier, assert_never_stale, assert_same, classifier, values
 
 
@@ -49,7 +49,10 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "another dtype": lambda m: m.double(),
     "a frozen parameter": lambda m: m.head.weight.requires_grad_(requires_grad=False),
     "another dropout": lambda m: setattr(m.blocks[0].mlp[2], "p", 0.9),
-    "more classes": lambda m: setattr(m.head, "weight", nn.Parameter(torch.ones(6, 16))),
+    "more classes": lambda m: (
+        m.head.register_parameter("weight", nn.Parameter(torch.ones(6, 16)))
+        or m.head.register_parameter("bias", nn.Parameter(torch.ones(6)))
+    ),
 }
 FOLLOWED: dict[str, Callable[[Any], Any]] = {
     "nothing": lambda m: None,
@@ -218,5 +221,5 @@ def test_further_arguments_are_compared_by_value() -> None:
 @pytest.mark.parametrize("target", [7, [0, 1], (0, 1), torch.tensor([0, 1, 9]), 1.5])
 def test_targets_that_do_not_fit(target: Any) -> None:
     captured = AttnLRP(classifier()).capture(values(), 1)
-    with pytest.raises((InvalidTargetError, CaptureMismatchError)):
+    with pytest.raises((InvalidTargetError, CaptureError, CaptureMismatchError)):
         captured(values(1), target)

@@ -3,6 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 from captum.attr import Saliency
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from lightning_callbacks import AttributionMonitor
@@ -108,9 +109,11 @@ def test_it_is_logged_where_it_is_wanted(pl, trainer_options):
         internal_batch_size=2,
         on_error="raise",
     )
-    events = read(fit(pl, trainer_options, monitor, max_epochs=1))
+    trainer = fit(pl, trainer_options, monitor, max_epochs=1)
+    events = read(trainer)
     for kind in ("deletion_auc", "insertion_auc"):
         values = [events.Scalars(f"attribution/{kind}/{name}")[0].value for name in METHODS]
         assert all(0 <= value <= 1 for value in values)
-    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    charts = EventAccumulator(f"{trainer.logger.log_dir}/attribution_charts").Reload()
+    layout = charts.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     assert b"deletion auc" in layout
