@@ -54,10 +54,10 @@ class AttnLRP(GradientTimesInput):
     forward and a backward pass, and with ``conv_gamma`` alone as much as without.
 
     For pictures ``gamma=0.05, conv_gamma=100`` is best in five small models with mosaics of digits:
-    72 to 83 % of the positive relevance of pixels is in the right cell, without gammas 51 to 64 %;
-    by patch it is 74 to 84 %, without 73 to 82 %. Most of it comes from the convolution, and a
+    72 to 83 % of the positive relevance of pixels is in the right cell, without gammas 51 to 63 %;
+    by patch it is 74 to 84 %, without 71 to 82 %. Most of it comes from the convolution, and a
     gamma of one in linear layers is worse than none. By patch, ``positions="add"`` gains more where
-    patches are many: 73 % on mosaics of MNIST, without it 69 %.
+    patches are many: 72 % on mosaics of MNIST, without it 70 %.
 
     The results are those of the authors' package ``lxt`` for language models. For vision
     Transformers it has other rules than for language models: attention weights are constants, as in
