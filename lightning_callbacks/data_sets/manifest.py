@@ -21,6 +21,7 @@ FILE = "manifest.json"
 CHECKSUM = "checksum"
 """The manifest's entry for its own checksum, by which shards name it."""
 
+_NOTHING = "nothing"
 _SHOWN = 20
 
 
@@ -82,13 +83,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         ['method.gamma: 0.0 there, 0.1 here']
     """
     # As JSON gives it back: a tuple is a list then.
-    first, second = (dict(_flat(json.loads(json.dumps(part)))) for part in (there, here))
-    keys = [key for key in dict.fromkeys((*first, *second)) if key != CHECKSUM]
-    lines = [
-        f"{key}: {first.get(key, 'nothing')!s} there, {second.get(key, 'nothing')!s} here"
-        for key in keys
-        if first.get(key) != second.get(key) or (key in first) != (key in second)
-    ]
+    first, second = (json.loads(json.dumps(part)) for part in (there, here))
+    lines = list(_different(first, second))
     return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"and {len(lines) - _SHOWN} more"]
 
 
@@ -106,9 +102,17 @@ def _damaged(path: Path, why: str) -> DamagedDataError:
     )
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
+def _different(there: Any, here: Any, path: str = "") -> Iterator[str]:
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        keys = [key for key in dict.fromkeys((*there, *here)) if key != CHECKSUM]
+        if there.get("class") != here.get("class"):
+            keys = ["class"]  # what else an object of another class holds has no counterpart
+        for key in keys:
+            at = f"{path}.{key}" if path else key
+            yield from _different(there.get(key, _NOTHING), here.get(key, _NOTHING), at)
+    elif there != here:
+        yield f"{path}: {_said(there)} there, {_said(here)} here"
+
+
+def _said(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (Mapping, list)) else str(value)
