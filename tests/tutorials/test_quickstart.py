@@ -51,7 +51,7 @@ def test_a_short_run_prints_the_table_and_writes_the_figure_and_the_log(
     assert figure.shape[1] > figure.shape[0] > 500
 
     log = EventAccumulator(str(out / "version_0"), size_guidance={"images": 0}).Reload()
-    images = [tag for tag in log.Tags()["images"] if tag.startswith("attribution/")]
+    images = [tag for tag in log.Tags()["images"] if tag.startswith("attribution_sample_")]
     assert len(images) == 4 * 2 * 2, "samples, class slots, methods"
     assert {len(log.Images(tag)) for tag in images} == {2}, "one per epoch"
 
