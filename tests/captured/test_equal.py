@@ -106,7 +106,6 @@ def test_each_method(name: str) -> None:
         (1, [0, 2, 4]),
         ([0, 1, 2], torch.tensor([4, 3, 2])),
         (torch.tensor([0, 1, 2]), torch.tensor(3)),
-        ((1,), (2,)),
         (Contrast(1, rather_than=2), Contrast([0, 1, 2], rather_than=4)),
         (Contrast(1, rather_than=2), [Contrast(n, rather_than=4) for n in range(3)]),
     ],
@@ -117,6 +116,14 @@ def test_targets_in_any_form(method: Any, captured_with: Any, called_with: Any) 
     assert_same(
         captured(values(1), called_with), explainer.attribute(values(1), for_each(called_with))
     )
+
+
+@pytest.mark.parametrize("method", [TransformerAttribution, AttnLRP])
+def test_tuples_of_indices(method: Any) -> None:
+    explainer = method(classifier())
+    found = explainer.capture(values(), (1,))(values(1), (2,))
+    # The method picks each sample's score by itself then, which rounds otherwise.
+    torch.testing.assert_close(found, explainer.attribute(values(1), (2,)), rtol=1e-5, atol=1e-8)
 
 
 def test_negative_indices() -> None:
