@@ -89,5 +89,7 @@ def _checked(weights: Tensor, samples: int, tokens: int, unit: str) -> Tensor:
         raise InvalidInputError("The weights of `spans` must be finite real numbers.")
     found = found if found.is_floating_point() else found.float()
     if bool((found == 0).all(2).all(0).any()):
-        raise InvalidInputError("A span in the weights of `spans` has nothing of any sample.")
+        raise InvalidInputError(
+            f"The weights of `spans` have a span that is zero for all {unit} of all samples."
+        )
     return found

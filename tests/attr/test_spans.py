@@ -390,7 +390,7 @@ SEQUENCES = F.pad(IDS, (0, 2), value=11)
         (torch.ones(1, 3), r"2 samples and 2 generated tokens.*shape \(1, 3\)"),
         (torch.ones(3, 1, 2), r"shape \(3, 1, 2\)"),
         (torch.tensor([[1.0, torch.nan]]), "finite"),
-        (torch.tensor([[1.0, 0.0], [0.0, 0.0]]), "no token of any sample"),
+        (torch.tensor([[1.0, 0.0], [0.0, 0.0]]), "is zero for all generated tokens of all samples"),
     ],
 )
 def test_spans_outside_of_what_was_generated_are_refused(spans: Any, said: str) -> None:
