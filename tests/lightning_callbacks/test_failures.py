@@ -96,22 +96,6 @@ def test_out_of_memory_is_survived_bit_by_bit(pl, trainer_options):
     assert_same(watched, train(pl, trainer_options, []))
 
 
-@pytest.mark.gpu
-def test_out_of_memory_on_the_gpu_leaves_the_memory_to_the_training(pl, trainer_options):
-    class Full(Saliency):
-        def attribute(self, inputs, **options):
-            blocks = []
-            while True:
-                blocks.append(torch.empty(2**30, device=inputs.device))
-
-    monitor = AttributionMonitor({"full": Full, "saliency": Saliency}, num_samples=3)
-    options = {**trainer_options, "accelerator": "gpu"}
-    with pytest.warns(UserWarning, match="OutOfMemoryError"):
-        watched = train(pl, options, [monitor])
-    assert torch.cuda.memory_reserved() < 2**30
-    assert_same(watched, train(pl, options, []))
-
-
 def test_an_interruption_is_no_failure(pl, trainer_options):
     class Interrupted(Saliency):
         def attribute(self, *args, **options):

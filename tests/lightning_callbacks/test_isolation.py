@@ -126,17 +126,3 @@ def test_a_cache_made_in_inference_mode_is_no_obstacle():
     with isolated(module):
         pass
     assert module.cache.is_inference()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_generator_of_the_device():
-    module = make().cuda()
-    torch.cuda.manual_seed_all(3)
-    expected = torch.rand(3, device="cuda")
-    torch.cuda.manual_seed_all(3)
-    with isolated(module):
-        first = torch.rand(3, device="cuda")
-    assert torch.equal(torch.rand(3, device="cuda"), expected)
-    with isolated(module):
-        assert torch.equal(torch.rand(3, device="cuda"), first)

@@ -9,8 +9,6 @@ from lightning_callbacks import AttributionMonitor
 from lightning_callbacks.precision import in_single_precision
 from tests.lightning_callbacks.runs import fit
 
-GPU = [pytest.param("16-mixed", torch.float16, marks=pytest.mark.gpu)]
-
 
 def explained_in(pl, options, **monitor_options):
     dtypes = set()
@@ -25,8 +23,6 @@ def explained_in(pl, options, **monitor_options):
         {"saliency": Recorded}, num_samples=2, on_error="raise", **monitor_options
     )
     precision = options.pop("precision")
-    accelerator = "gpu" if precision == "16-mixed" else "cpu"
-    options = {**options, "accelerator": accelerator}
     trainer = fit(pl, options, monitor, precision=precision, max_epochs=1)
     return dtypes, trainer
 
@@ -38,7 +34,6 @@ def explained_in(pl, options, **monitor_options):
         ("64-true", torch.float64),
         ("bf16-mixed", torch.bfloat16),
         ("bf16-true", torch.bfloat16),
-        *GPU,
     ],
 )
 def test_the_precision_of_the_trainer(pl, trainer_options, precision, dtype):
@@ -46,9 +41,7 @@ def test_the_precision_of_the_trainer(pl, trainer_options, precision, dtype):
     assert {output for _, output in dtypes} == {dtype}
 
 
-@pytest.mark.parametrize(
-    "precision", ["bf16-mixed", "bf16-true", pytest.param("16-mixed", marks=pytest.mark.gpu)]
-)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_single_precision_where_the_trainer_has_half(pl, trainer_options, precision):
     dtypes, trainer = explained_in(
         pl, {**trainer_options, "precision": precision}, precision="float32"

@@ -18,7 +18,7 @@ from tests.lightning_callbacks.runs import METHODS, decode, fit
 from tests.lightning_callbacks.strategies import outcome
 
 slow = pytest.mark.slow
-gpu = pytest.mark.gpu
+cuda = pytest.mark.cuda
 
 
 @needs_fork
@@ -29,7 +29,7 @@ gpu = pytest.mark.gpu
         pytest.param("DDP, two processes", "32-true"),
         pytest.param("DDP, samples shared", "bf16-mixed", marks=slow),
         pytest.param("DDP, samples shared", "bf16-true", marks=slow),
-        pytest.param("one device", "16-mixed", marks=gpu),
+        pytest.param("one device", "16-mixed", marks=cuda),
     ],
 )
 def test_training_is_bit_identical(tmp_path, strategy, precision):
@@ -129,7 +129,7 @@ def test_fsdp_and_zero_3_are_refused(pl):
     check_strategy(DeepSpeedStrategy())
 
 
-@gpu
+@cuda
 def test_fsdp_is_refused_by_a_real_trainer(pl, trainer_options):
     options = {**trainer_options, "accelerator": "gpu"}
     with pytest.raises(
