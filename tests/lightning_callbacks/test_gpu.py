@@ -16,7 +16,10 @@ from tests.lightning_callbacks.runs import decode, fit, read
 from tests.lightning_callbacks.test_bit_identity import METHODS, Careless, assert_same, train
 from tests.lightning_callbacks.test_isolation import make
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:The method '(careless|failing)' has changed"),
+]
 
 OURS = {"transformer": TransformerAttribution, "generic": GenericAttentionRelevance}
 
