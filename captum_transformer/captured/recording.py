@@ -171,7 +171,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class HostReads(TorchFunctionMode):
-    """Sees tensors become Python's or NumPy's numbers, which no operation tells of."""
+    """Sees tensors become Python's or NumPy's numbers, which is not an operation of torch."""
 
     def __init__(self, recording: Recording) -> None:
         super().__init__()

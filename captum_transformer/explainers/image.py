@@ -21,6 +21,7 @@ from captum_transformer.explainers.readout import (
     activation_of,
     class_readout,
     class_scores,
+    with_targets,
 )
 from captum_transformer.visualization.places import Places, places_of
 
@@ -95,20 +96,13 @@ class ImageExplainer:
         """
         if not isinstance(picture, list):
             return self._explain(picture, target, rather_than)
-        targets = target if isinstance(target, list) else [target] * len(picture)
-        if len(targets) != len(picture):
-            raise InvalidInputError(
-                f"There are {len(picture)} pictures and {len(targets)} targets: give one target "
-                "for all, or one for each."
-            )
-        return [
-            self._explain(each, of_each, rather_than)
-            for each, of_each in zip(picture, targets, strict=True)
-        ]
+        pairs = with_targets(picture, target, "pictures")
+        return [self._explain(each, of_each, rather_than) for each, of_each in pairs]
 
     def _explain(self, given: Any, target: Any, rather_than: Any) -> ExplainedImage:
         picture = picture_of(given)
-        inputs = {name: t.to(device_of(self.model)) for name, t in self._prepared(picture).items()}
+        device = device_of(self.model)
+        inputs = {name: tensor.to(device) for name, tensor in self._prepared(picture).items()}
         pixels = inputs.pop(_PIXELS)
         places = places_of(self._process, [picture])
 

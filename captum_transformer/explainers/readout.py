@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from torch import Tensor
 
 from captum_transformer.calling.target import main_output
-from captum_transformer.errors import AmbiguousOutputError, InvalidTargetError
+from captum_transformer.errors import AmbiguousOutputError, InvalidInputError, InvalidTargetError
 from captum_transformer.explainers.classes import check_class, find_class
 
 Activation: TypeAlias = Literal["softmax", "sigmoid"]
@@ -29,6 +29,21 @@ class Readout(NamedTuple):
     score: float
     probability: float | None
     read: Callable[[Any], Tensor]
+
+
+def with_targets(inputs: list[Any], target: Any, called: str) -> list[tuple[Any, Any]]:
+    """Each input with its target: one target is that of all.
+
+    Raises:
+        InvalidInputError: if there is not one target for each.
+    """
+    targets = target if isinstance(target, list) else [target] * len(inputs)
+    if len(targets) != len(inputs):
+        raise InvalidInputError(
+            f"There are {len(inputs)} {called} and {len(targets)} targets: give one target for "
+            "all, or one for each."
+        )
+    return list(zip(inputs, targets, strict=True))
 
 
 def activation_of(model: Any) -> Activation | None:

@@ -12,7 +12,7 @@ from captum_transformer.explainers.coding import Text, code, longest_text
 from captum_transformer.explainers.defaults import TEXT
 from captum_transformer.explainers.device import device_of
 from captum_transformer.explainers.explained_text import ExplainedText
-from captum_transformer.explainers.readout import Activation, activation_of
+from captum_transformer.explainers.readout import Activation, activation_of, with_targets
 from captum_transformer.explainers.tasks import (
     Question,
     Task,
@@ -118,16 +118,8 @@ class TextExplainer:
         """
         if not isinstance(text, list):
             return self._explain(text, target, rather_than, unit)
-        targets = target if isinstance(target, list) else [target] * len(text)
-        if len(targets) != len(text):
-            raise InvalidInputError(
-                f"There are {len(text)} texts and {len(targets)} targets: give one target for "
-                "all, or one for each."
-            )
-        return [
-            self._explain(each, of_each, rather_than, unit)
-            for each, of_each in zip(text, targets, strict=True)
-        ]
+        pairs = with_targets(text, target, "texts")
+        return [self._explain(each, of_each, rather_than, unit) for each, of_each in pairs]
 
     def _explain(self, text: Text, target: Any, rather_than: Any, unit: Unit) -> ExplainedText:
         coded, inputs = code(text, self.tokenizer, longest_text(self.model, self.tokenizer))
