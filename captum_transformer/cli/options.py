@@ -13,7 +13,7 @@ from captum_transformer.cli.models import NOT_OF_THE_MODEL
 from captum_transformer.cli.write import FORMATS
 
 _NAME = "captum-transformer"
-_DESCRIPTION = "Explains the decisions of Transformers: which pixels or words spoke for a class."
+_DESCRIPTION = "Explains the decisions of Transformers: which pixels or words support a class."
 _MODEL = """a model of timm (vit_base_patch16_224) or Hugging Face (google/vit-base-patch16-224), a
 folder that save_pretrained or timm has written, or a file of weights (with --architecture)"""
 
@@ -48,8 +48,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 def _explain() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         f"{_NAME} explain",
-        description="Draws which pixels or words of the inputs spoke for a class, and which "
-        "against it.",
+        description="Draws which pixels or words of the inputs support a class, and which are "
+        "evidence against it.",
     )
     parser.set_defaults(run=explain.run)
     _add_model(parser)

@@ -56,7 +56,7 @@ def _signed(steps: int = 128) -> ListedColormap:
 
 
 SIGNED_CMAP: Colormap = _signed()
-"""Blue speaks against the class, nearly white is zero, red speaks for it."""
+"""Blue is evidence against the class, nearly white is zero, red supports it."""
 
 POSITIVE_CMAP: Colormap = colormaps["inferno"]
 """Black is nothing, purple and orange are more, pale yellow is the strongest."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 Sign: TypeAlias = Literal["auto", "signed", "positive", "absolute"]
-"""Which part of an attribution is shown: all of it, what speaks for the class, or the size only.
+"""Which part of an attribution is shown: all of it, what supports the class, or the size only.
 ``"auto"`` is ``"signed"`` for an attribution with negative values and ``"positive"`` otherwise."""
 
 Channels: TypeAlias = Literal["sum", "mean"]

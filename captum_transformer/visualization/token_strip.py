@@ -50,8 +50,9 @@ def token_strip(
 ) -> Image:
     """Draws the tokens of a text as boxes whose colour is their attribution.
 
-    White is zero, red speaks for the class, blue against it; the legend at the bottom names the
-    attribution of the strongest colour. Lines wrap at the picture's width. The font is Matplotlib's
+    White is zero, red supports the class, blue is evidence against it; the legend at the bottom
+    names the attribution of the strongest colour. Lines wrap at the picture's width. The font is
+    Matplotlib's
     ``rcParams["font.family"]``; add one there for scripts that its default lacks.
 
     Args:
