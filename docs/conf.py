@@ -18,7 +18,10 @@ copyright = author  # noqa: A001 - Sphinx's name
 version = release = __version__
 
 root_doc = "docs/index"
-include_patterns = ["docs/**", "tutorials/*", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns = [
+    "docs/**", "tutorials/*",
+    "CHANGELOG.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "SECURITY.md",
+]  # fmt: skip
 exclude_patterns = [
     ".*", "**/.*", "**/__pycache__",
     "docs/**/*.py", "docs/*.py", "docs/_*", "tutorials/quickstart.py",
