@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from captum_transformer.calling import generators
+from captum_transformer.calling import generators, reading
 
 
 def stands_at(generator: Any) -> Any:
@@ -83,7 +83,7 @@ def random_state(
     finally:
         with torch.inference_mode(mode=False):
             generators.put_back(states)
-            if drew() and not torch.equal(torch.get_rng_state(), cpu):
+            if drew() and not reading.is_same(torch.get_rng_state(), cpu):
                 torch.set_rng_state(cpu)
         if random.getstate() != python:
             random.setstate(python)

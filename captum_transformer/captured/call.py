@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from captum_transformer.calling.isolation import modules_of
 from captum_transformer.captured.archive import save
 from captum_transformer.captured.arguments import Given, differing
-from captum_transformer.captured.executed import Executed
+from captum_transformer.captured.executed import Executed, uncollected
 from captum_transformer.captured.graph import Recorded
 from captum_transformer.captured.guards import Guard
 from captum_transformer.errors import CaptureError, CaptureMismatchError, InvalidTargetError
@@ -255,6 +255,7 @@ def _is_within(indices: Sequence[int], size: Sequence[int]) -> bool:
     return all(-length <= i < length for i, length in zip(indices, size, strict=True))
 
 
+@uncollected()
 def _captured(method: Any, given: Given, call: Callable[..., Any]) -> tuple[_Graph, Any]:
     """A call as a graph, and what the method returns for it."""
     executed, sizes = Executed(), list[Any]()

@@ -1,11 +1,13 @@
 """Which code a call runs, and so which names it may read."""
 
 import dis
+import gc
 import linecache
 import os
 import random
 import re
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,10 @@ _OWN, *_BELOW = (
     str(Path(package.__file__ or "").parent) + os.sep
     for package in (captum_transformer, torch, captum)
 )
+_PATHS = sysconfig.get_paths()
+_STANDARD = tuple(_PATHS[name] + os.sep for name in ("stdlib", "platstdlib"))
+# These may lie within the standard library's folder.
+_INSTALLED = tuple(_PATHS[name] + os.sep for name in ("purelib", "platlib"))
 _PUT_BACK = frozenset({"getstate", "setstate"})
 _READS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_SUPER_ATTR"})
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -84,12 +90,34 @@ class Executed:
 
 def line_of(frame: FrameType) -> str:
     """The line that a frame runs, or the first one around it that is the model's."""
-    below = (_OWN, *_BELOW, random.__file__)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(below):
+    while frame.f_back is not None and not _may_be_models(frame.f_code.co_filename):
         frame = frame.f_back
     path, number = frame.f_code.co_filename, frame.f_lineno
     text = linecache.getline(path, number).strip()
     return f"{path}:{number} in {frame.f_code.co_name}: `{text}`"
+
+
+def _may_be_models(path: str) -> bool:
+    """Whether a file is none of this library, torch, Captum or Python."""
+    standard = path.startswith(_STANDARD) and not path.startswith(_INSTALLED)
+    return not standard and not path.startswith((_OWN, *_BELOW))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Meanwhile garbage in cycles stays: what it runs when it goes would count as the model's.
+
+    >>> with uncollected():
+    ...     gc.isenabled()
+    False
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _names_in(code: CodeType) -> set[str]:

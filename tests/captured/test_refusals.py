@@ -1,6 +1,8 @@
 """What a graph can't do again is refused when it is captured, with the line of the model."""
 
 import functools
+import gc
+import heapq
 import random
 from typing import Any
 
@@ -57,6 +59,11 @@ class DrawsNoise(Block):
         return super().forward(x) + torch.rand_like(x)
 
 
+class ReadsWithinPython(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * heapq.nlargest(1, x.detach()[0, 0])[0]
+
+
 class DrawsInPython(Block):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * random.random()
@@ -88,6 +95,7 @@ class UsesHidden(Block):
         (PicksByMask, "[mask]"),
         (FindsEntries, ".nonzero()"),
         (DrawsNoise, "torch.rand_like"),
+        (ReadsWithinPython, "heapq.nlargest"),
         (DrawsInPython, "random.random()"),
         (DrawsInNumPy, "return super().forward(x) * float(np.random.rand())"),
     ],
@@ -97,6 +105,41 @@ def test_the_line_is_named(block: Any, line: str) -> None:
         AttnLRP(classifier(block)).capture(values(), 1)
     assert __file__ in str(error.value)
     assert line in str(error.value)
+
+
+class _Cycle:
+    """Garbage, whose end draws random numbers, and reads numbers of the model."""
+
+    ended = 0
+
+    def __init__(self, weight: Tensor) -> None:
+        self.own, self.weight = self, weight
+
+    def __del__(self) -> None:
+        type(self).ended += 1
+        random.random()
+        self.weight.sum().item()
+
+
+class MakesGarbage(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(20):
+            _Cycle(self.out.weight)
+        return super().forward(x)
+
+
+def test_garbage_is_not_the_model() -> None:
+    method = AttnLRP(classifier(MakesGarbage))
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    try:
+        captured = method.capture(values(), 1)
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*thresholds)
+    gc.collect()
+    assert _Cycle.ended
+    assert_same(captured(values(1), 2), method.attribute(values(1), [2] * 3))
 
 
 def test_tensors_that_nobody_is_known_to_hold() -> None:
