@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+__all__ = ["Account", "Part", "Reason"]
+
 INPUTS = "inputs"
 # Of the total; less is not worth a line.
 SMALLEST = 5e-4

@@ -17,6 +17,8 @@ from captum_transformer.trace.pooling import read_from
 from captum_transformer.trace.tokens import token_value
 from captum_transformer.trace.value import Value
 
+__all__ = ["Addition", "Attention", "Description", "describe"]
+
 
 @dataclass(frozen=True)
 class Attention:

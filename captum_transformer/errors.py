@@ -1,5 +1,22 @@
 """What can go wrong while a model is explained, as exceptions that say what to do about it."""
 
+__all__ = [
+    "AmbiguousOutputError",
+    "CaptureError",
+    "CaptureMismatchError",
+    "ConservationError",
+    "DamagedDataError",
+    "ExplanationError",
+    "InvalidInputError",
+    "InvalidLayerError",
+    "InvalidRuleError",
+    "InvalidTargetError",
+    "MixedSamplesError",
+    "NoAttentionError",
+    "UnseenOperationError",
+    "UnsupportedOperationError",
+]
+
 
 class ExplanationError(RuntimeError):
     """Base class: this forward pass can't be explained rightly, so it is not explained at all."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.templates import mark, places_of
 
+__all__ = ["Grouped", "label_tokens", "spans_of", "spans_of_chat", "sum_by_group"]
+
 Unit = Literal["word", "sentence", "line", "paragraph"]
 Span = tuple[int, int]
 

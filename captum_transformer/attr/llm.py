@@ -20,6 +20,8 @@ from captum_transformer.errors import InvalidInputError
 from captum_transformer.groups import label_tokens, sum_by_group
 from captum_transformer.templates import mark, places_of
 
+__all__ = ["LLMTransformerAttribution"]
+
 # Captum has images since version 0.9.
 _IMAGES: Any = getattr(captum.attr, "ImageMaskInput", ())
 _INPUTS: Any = (TextTokenInput, TextTemplateInput, *([_IMAGES] if _IMAGES else []))
