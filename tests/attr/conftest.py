@@ -1,9 +1,36 @@
-"""Fixtures for the tests of the methods."""
+"""Fixtures for the tests of the methods, and which methods a quick run asks."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.attr.subjects import METHODS
+
+HERE = Path(__file__).parent
+# Each way that relevance takes; the other methods differ in options, or in what they make of it.
+EACH_WAY = (
+    "AttentionRollout",
+    "AttnLRP",
+    "ConservativeLRP",
+    "GIM",
+    "GenericAttentionRelevance",
+    "TransformerAttribution",
+    "full LRP",
+)
+VARIANTS = METHODS.keys() - set(EACH_WAY)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of every method leave the variants to the run of everything."""
+    variants = [METHODS[name] for name in VARIANTS]
+    for item in items:
+        given = getattr(getattr(item, "callspec", None), "params", {}).get("method")
+        named = given in VARIANTS if isinstance(given, str) else given in variants
+        if named and item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="package")

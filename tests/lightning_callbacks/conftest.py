@@ -14,9 +14,11 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
+@pytest.fixture(
+    params=["pytorch_lightning", pytest.param("lightning.pytorch", marks=pytest.mark.slow)]
+)
 def pl(request):
-    """Both names of Lightning."""
+    """Both names of Lightning; what holds for one holds for the other, or the slow run says so."""
     if request.param == "pytorch_lightning":
         import pytorch_lightning
 
