@@ -48,7 +48,7 @@ nitpick_ignore_regex = [
     # Of ours, what signatures and bases name that is not public: it lives in a module of a package.
     (r"py:.*", r"captum_transformer\.(attr|calling|rules|trace)\.\w+(\.\w+)+"),
     (r"py:.*", r"captum_transformer\.extend\.(Parameters|Result)"),
-    (r"py:.*", r"lightning_callbacks\.[a-z_]+\.\w+(\.\w+)?"),
+    (r"py:.*", r"lightning_callbacks\.[a-z_]+(\.\w+)+"),
 ]
 
 autodoc_member_order = "bysource"

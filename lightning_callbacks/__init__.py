@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lightning_callbacks.attribution_trainer_callback import AttributionTrainerCallback
     from lightning_callbacks.data_sets import ExplainedSample, RelevanceDataset
     from lightning_callbacks.explainer_module import ExplainerModule, LightningExplainerModule
-    from lightning_callbacks.faithfulness import Faithfulness
+    from lightning_callbacks.explanations.faithfulness import Faithfulness
     from lightning_callbacks.relevance_writer import RelevanceWriter
 
 __all__ = [
@@ -32,7 +32,7 @@ _MODULES = {
     "AttributionTrainerCallback": "attribution_trainer_callback",
     "ExplainedSample": "data_sets",
     "ExplainerModule": "explainer_module",
-    "Faithfulness": "faithfulness",
+    "Faithfulness": "explanations.faithfulness",
     "LightningExplainerModule": "explainer_module",
     "RelevanceDataset": "data_sets",
     "RelevanceWriter": "relevance_writer",

@@ -9,28 +9,28 @@ from torch import Tensor
 from typing_extensions import override
 
 from captum_transformer.visualization import MapOptions
-from lightning_callbacks.checks import (
+from lightning_callbacks.explanations.checks import (
     MethodFactory,
     check_arguments,
     check_precision,
     check_trainer,
 )
-from lightning_callbacks.classes import ClassSlot
-from lightning_callbacks.explained_model import ExplainedModel, ModelOf
-from lightning_callbacks.explained_runs import ExplainedRuns
-from lightning_callbacks.failures import Failures
-from lightning_callbacks.faithfulness import Faithfulness
-from lightning_callbacks.history import Scale
-from lightning_callbacks.log import Log
+from lightning_callbacks.explanations.explained_model import ExplainedModel, ModelOf
+from lightning_callbacks.explanations.faithfulness import Faithfulness
+from lightning_callbacks.isolation.run_context import Precision
 from lightning_callbacks.loggers import charts
-from lightning_callbacks.run_context import Precision
-from lightning_callbacks.sample_explainer import SampleExplainer
-from lightning_callbacks.samples import BatchToInputs
-from lightning_callbacks.stage_runs import StageRuns
-from lightning_callbacks.texts import Texts
-from lightning_callbacks.trainer_metrics import check_monitored
-from lightning_callbacks.transfer import overrides
-from lightning_callbacks.watch import Watch
+from lightning_callbacks.monitor.explained_runs import ExplainedRuns
+from lightning_callbacks.monitor.history import Scale
+from lightning_callbacks.monitor.log import Log
+from lightning_callbacks.monitor.sample_explainer import SampleExplainer
+from lightning_callbacks.monitor.stage_runs import StageRuns
+from lightning_callbacks.monitor.texts import Texts
+from lightning_callbacks.monitor.trainer_metrics import check_monitored
+from lightning_callbacks.monitor.watch import Watch
+from lightning_callbacks.samples.batch import BatchToInputs
+from lightning_callbacks.samples.classes import ClassSlot
+from lightning_callbacks.samples.transfer import overrides
+from lightning_callbacks.shared.failures import Failures
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -101,7 +101,7 @@ class AttributionMonitor(ExplainedRuns):
         batch_to_inputs: Reads ``(inputs, labels)`` or ``(inputs, labels, further)`` from a batch;
             inputs and further arguments by position, or by name in a mapping. By default a batch is
             a tensor, ``(inputs, labels)`` or a mapping with usual names, which is passed by name as
-            in ``module(**batch)``, see `lightning_callbacks.samples.read_batch`.
+            in ``module(**batch)``, see `lightning_callbacks.samples.batch.read_batch`.
         probabilities: Turns the module's outputs into the probabilities of the captions. By default
             a softmax, and a sigmoid for multi-hot labels and for a model with a single output.
         internal_batch_size: How many samples are explained at a time, where all together are too
@@ -116,12 +116,12 @@ class AttributionMonitor(ExplainedRuns):
         layers: Names of submodules, such as a Transformer's blocks. A histogram of what each
             method says of what enters them is logged under ``{prefix}/layers/{name}/{method}``, at
             the cost of one more explanation, or of one each for methods of Captum's own; see
-            `lightning_callbacks.layer_relevance`.
+            `lightning_callbacks.explanations.layer_relevance`.
         account: Log where the relevance goes, too, as shares under
             ``{prefix}/account/{taker}/{method}``: to the inputs, to biases, to position embeddings;
             of the methods that have an `account`, at the cost of an explanation.
         scale: What the strongest colour of a picture stands for: ``"share"``, ``"first"``,
-            ``"running"`` or ``"own"``, see `lightning_callbacks.history.Scale`.
+            ``"running"`` or ``"own"``, see `lightning_callbacks.monitor.history.Scale`.
         show_history: Put the map of the first run and that of the last beside each.
         on_error: What happens if a method or a logger fails: ``"warn"`` once and train on, or
             ``"raise"``.

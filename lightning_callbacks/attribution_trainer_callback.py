@@ -14,20 +14,25 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from captum_transformer.calling.fingerprint import Fingerprint
 from captum_transformer.calling.isolation import isolated
 from captum_transformer.visualization import MapOptions
-from lightning_callbacks.checks import MethodFactory, check_arguments, check_layers, check_whole
-from lightning_callbacks.classes import ClassSlot
-from lightning_callbacks.failures import Failures
-from lightning_callbacks.faithfulness import Faithfulness
-from lightning_callbacks.fixed_samples import FixedSamples
-from lightning_callbacks.history import Scale
-from lightning_callbacks.log_entries import LogEntries
+from lightning_callbacks.explanations.checks import (
+    MethodFactory,
+    check_arguments,
+    check_layers,
+    check_whole,
+)
+from lightning_callbacks.explanations.faithfulness import Faithfulness
+from lightning_callbacks.isolation.run_context import RunContext
 from lightning_callbacks.loggers import Publisher, charts
-from lightning_callbacks.run_context import RunContext
-from lightning_callbacks.sample_explainer import SampleExplainer
-from lightning_callbacks.samples import BatchToInputs
-from lightning_callbacks.stage_runs import StageRuns
-from lightning_callbacks.summary_writers import AsLogger, summary_writer
-from lightning_callbacks.texts import Texts
+from lightning_callbacks.loggers.entries import LogEntries
+from lightning_callbacks.loggers.summary_writers import AsLogger, summary_writer
+from lightning_callbacks.monitor.history import Scale
+from lightning_callbacks.monitor.sample_explainer import SampleExplainer
+from lightning_callbacks.monitor.stage_runs import StageRuns
+from lightning_callbacks.monitor.texts import Texts
+from lightning_callbacks.samples.batch import BatchToInputs
+from lightning_callbacks.samples.classes import ClassSlot
+from lightning_callbacks.samples.fixed import FixedSamples
+from lightning_callbacks.shared.failures import Failures
 
 
 class AttributionTrainerCallback(TrainerCallback):

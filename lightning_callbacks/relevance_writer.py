@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_callbacks.checks import check_at_least_one
+from lightning_callbacks.data_sets.checks import (
+    check_prediction,
+    from_first_process,
+    loader_of,
+    number_of_samples,
+)
+from lightning_callbacks.data_sets.explaining import ExplainedBatch
 from lightning_callbacks.data_sets.folder import WritersFolder
 from lightning_callbacks.data_sets.index import read_contents, shards_of
 from lightning_callbacks.data_sets.manifest import CHECKSUM, read_manifest
@@ -20,14 +26,8 @@ from lightning_callbacks.data_sets.order import BatchToIds, read_ids, require_id
 from lightning_callbacks.data_sets.packages import required
 from lightning_callbacks.data_sets.remaining import Progress, RemainingSamples
 from lightning_callbacks.data_sets.shards import write_shard
-from lightning_callbacks.explainer_module import ExplainedBatch
-from lightning_callbacks.flavors import BasePredictionWriter, MisconfigurationException
-from lightning_callbacks.prediction_checks import (
-    check_prediction,
-    from_first_process,
-    loader_of,
-    number_of_samples,
-)
+from lightning_callbacks.explanations.checks import check_at_least_one
+from lightning_callbacks.shared.flavors import BasePredictionWriter, MisconfigurationException
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer

@@ -22,7 +22,7 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from lightning_callbacks.data_sets.checksums import checksum_of
-from lightning_callbacks.flavors import LightningModule, OtherLightningModule
+from lightning_callbacks.shared.flavors import LightningModule, OtherLightningModule
 
 _OF_ALL_MODULES = frozenset(vars(nn.Module()))
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_callbacks.atomic import remove_unfinished
 from lightning_callbacks.data_sets.index import (
     FILE as INDEX,
 )
@@ -27,7 +26,8 @@ from lightning_callbacks.data_sets.manifest import (
     read_manifest,
     write_manifest,
 )
-from lightning_callbacks.flavors import MisconfigurationException
+from lightning_callbacks.shared.atomic import remove_unfinished
+from lightning_callbacks.shared.flavors import MisconfigurationException
 
 _SHOWN = 10
 

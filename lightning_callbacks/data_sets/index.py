@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 
 from captum_transformer.errors import DamagedDataError
-from lightning_callbacks.atomic import written
 from lightning_callbacks.data_sets.checksums import checksum_of
 from lightning_callbacks.data_sets.packages import required
 from lightning_callbacks.data_sets.shards import COLUMNS, check_shard, read_columns
+from lightning_callbacks.shared.atomic import written
 
 FILE = "index.parquet"
 """The index's name in the folder."""

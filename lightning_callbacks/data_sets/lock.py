@@ -7,7 +7,7 @@ import socket
 import warnings
 from pathlib import Path
 
-from lightning_callbacks.flavors import MisconfigurationException
+from lightning_callbacks.shared.flavors import MisconfigurationException
 
 _FILE = ".lock"
 _held: set[Path] = set()

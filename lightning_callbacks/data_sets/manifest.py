@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from captum_transformer.errors import DamagedDataError
-from lightning_callbacks.atomic import written
 from lightning_callbacks.data_sets.checksums import checksum_of
+from lightning_callbacks.shared.atomic import written
 
 FILE = "manifest.json"
 """The manifest's name in the folder."""

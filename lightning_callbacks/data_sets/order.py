@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate, default_convert
 
 from captum_transformer.calling.random_states import random_state
-from lightning_callbacks.flavors import MisconfigurationException
+from lightning_callbacks.shared.flavors import MisconfigurationException
 
 BatchToIds = str | Callable[[Any], Any]
 """The name of a batch's entry that holds the samples' indices, or what reads them from a batch."""

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from captum_transformer.errors import DamagedDataError
-from lightning_callbacks.atomic import written
 from lightning_callbacks.data_sets.checksums import checksum_of
 from lightning_callbacks.data_sets.packages import required
+from lightning_callbacks.shared.atomic import written
 
 PREFIX = "attribution."
 """The beginning of the names of the tensors with attributions."""

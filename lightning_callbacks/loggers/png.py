@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.image import imsave
 
 from captum_transformer.visualization.canvas import Image
-from lightning_callbacks.atomic import written
+from lightning_callbacks.shared.atomic import written
 
 
 def file_path(tag: str, global_step: int, suffix: str) -> Path:

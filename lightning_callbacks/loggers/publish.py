@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_callbacks.failures import Failures
-from lightning_callbacks.log_entries import LogEntries
+from lightning_callbacks.loggers.entries import LogEntries
 from lightning_callbacks.loggers.png import PNGWriter, folder_of
 from lightning_callbacks.loggers.tensorboard import (
     add_charts,
@@ -16,6 +15,7 @@ from lightning_callbacks.loggers.tensorboard import (
 )
 from lightning_callbacks.loggers.wandb import WandbWriter
 from lightning_callbacks.loggers.writers import image_writers
+from lightning_callbacks.shared.failures import Failures
 
 _NUMBERS = 10_000
 """As many bytes as the numbers of a run may take up."""

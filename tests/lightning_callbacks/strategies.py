@@ -14,10 +14,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_callbacks import AttributionMonitor
-from lightning_callbacks.flavors import MisconfigurationException
+from lightning_callbacks.shared.flavors import MisconfigurationException
+from tests.lightning_callbacks.isolation.test_bit_identity import METHODS, Augmented
 from tests.lightning_callbacks.models import classifier
 from tests.lightning_callbacks.processes import alone
-from tests.lightning_callbacks.test_bit_identity import METHODS, Augmented
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
 

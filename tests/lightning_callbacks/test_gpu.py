@@ -11,10 +11,15 @@ from lightning_callbacks import AttributionMonitor, RelevanceDataset, RelevanceW
 from tests.accelerator.lightning import on
 from tests.accelerator.module import NAME, Memory
 from tests.lightning_callbacks.explained import explainer, predict
+from tests.lightning_callbacks.isolation.test_bit_identity import (
+    METHODS,
+    Careless,
+    assert_same,
+    train,
+)
+from tests.lightning_callbacks.isolation.test_isolation import make
 from tests.lightning_callbacks.models import classifier
 from tests.lightning_callbacks.runs import decode, fit, read
-from tests.lightning_callbacks.test_bit_identity import METHODS, Careless, assert_same, train
-from tests.lightning_callbacks.test_isolation import make
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,0 +1,208 @@
+"""Explains samples with one method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from torch import Tensor
+
+from captum_transformer import Account, TransformerMethod
+from captum_transformer.attr.accounting import AccountableMethod
+from captum_transformer.visualization import to_map
+from lightning_callbacks.explanations.by_position import by_position
+from lightning_callbacks.samples.batch import Samples
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The attribution of one class of one sample.
+
+    Attributes:
+        attributions: One float32 CPU tensor per input of the model, without batch dimension.
+        delta: The absolute convergence delta, where the method has one.
+    """
+
+    attributions: tuple[Tensor, ...]
+    delta: float | None = None
+
+    def flat_map(self) -> Tensor:
+        """What is compared with the maps of other times: a value per pixel or token."""
+        return torch.cat([as_map(attribution).flatten() for attribution in self.attributions])
+
+
+def as_map(attribution: Tensor) -> Tensor:
+    """Reduces an attribution to one value per pixel, token or feature.
+
+    Args:
+        attribution: ``(C, H, W)`` of an image, ``(N, D)`` of embedded tokens, or ``(N,)``.
+
+    Returns:
+        The sum over the channels or the embedding's features.
+    """
+    if attribution.dim() == 3:
+        return to_map(attribution)
+    return attribution.sum(1) if attribution.dim() == 2 else attribution
+
+
+def explain(
+    method: Attribution,
+    samples: Samples,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    single: bool = False,
+    tokens: bool = False,
+    internal_batch_size: int | None = None,
+) -> dict[tuple[int, int], Explanation]:
+    """Explains classes of samples, never more at a time than there are samples.
+
+    Args:
+        method: A Captum method.
+        samples: The samples, on the model's device.
+        pairs: What to explain: sample numbers and class ids. A pair that comes twice, as when the
+            predicted class is the label, is explained once.
+        single: The model's output has no dimension for classes.
+        tokens: Explain the tokens that the inputs are turned into, which our methods can.
+        internal_batch_size: How many to explain at a time, if not as many as there are samples.
+
+    Returns:
+        An explanation for each pair.
+    """
+    explanations: dict[tuple[int, int], Explanation] = {}
+    for part, chosen in _in_batches(samples, pairs, internal_batch_size):
+        attributions, deltas = _attribute(
+            method, chosen, _target(part, chosen, single=single), tokens
+        )
+        for number, pair in enumerate(part):
+            explanations[pair] = Explanation(
+                tuple(values[number] for values in attributions),
+                None if deltas is None else deltas[number],
+            )
+    return explanations
+
+
+def explain_layers(
+    method: TransformerMethod,
+    layers: Sequence[tuple[str, int]],
+    samples: Samples,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    single: bool = False,
+    internal_batch_size: int | None = None,
+) -> list[Tensor]:
+    """What a method says of what enters some layers, all in one explanation.
+
+    Args:
+        method: The method.
+        layers: Their names, each with the number of the call.
+        samples: The samples, on the model's device.
+        pairs: Sample numbers and class ids.
+        single: The model's output has no dimension for classes.
+        internal_batch_size: How many to explain at a time, if not as many as there are samples.
+
+    Returns:
+        For each layer all values of its first tensor, flat, float32 on the CPU.
+    """
+    values: list[list[Tensor]] = [[] for _ in layers]
+    for part, chosen in _in_batches(samples, pairs, internal_batch_size):
+        found = method.attribute_layers(
+            _inputs_of(chosen),
+            layers,
+            _target(part, chosen, single=single),
+            chosen.additional_forward_args or None,
+            attribute_to_layer_input=True,
+            additional_forward_kwargs=chosen.additional_forward_kwargs or None,
+        )
+        for of_layer, relevance in zip(values, found, strict=True):
+            of_layer.append(_as_tuple(relevance)[0].detach().float().cpu().flatten())
+    return [torch.cat(of_layer) for of_layer in values]
+
+
+def _in_batches(
+    samples: Samples, pairs: Sequence[tuple[int, int]], size: int | None
+) -> Iterator[tuple[list[tuple[int, int]], Samples]]:
+    """A few different pairs at a time, each with a sample of its own."""
+    size = min(len(samples), size or len(samples))
+    unique = list(dict.fromkeys(pairs))
+    for start in range(0, len(unique), size):
+        part = unique[start : start + size]
+        # Captum marks its inputs as requiring gradients: every call gets its own copy.
+        yield part, samples.select([row for row, _ in part])
+
+
+def _target(pairs: Sequence[tuple[int, int]], samples: Samples, *, single: bool) -> Tensor | None:
+    if single:
+        return None
+    return torch.tensor([class_id for _, class_id in pairs], device=samples.inputs[0].device)
+
+
+def _inputs_of(samples: Samples) -> Any:
+    several = len(samples.inputs) > 1
+    return samples.named_inputs or (samples.inputs if several else samples.inputs[0])
+
+
+def _attribute(
+    method: Attribution, samples: Samples, target: Tensor | None, tokens: bool
+) -> tuple[tuple[Tensor, ...], list[float] | None]:
+    options: dict[str, Any] = {"target": target}
+    attribute = method.attribute
+    if isinstance(method, TransformerMethod):
+        attribute = method.attribute_tokens if tokens else attribute
+        options["additional_forward_kwargs"] = samples.additional_forward_kwargs or None
+    else:
+        samples = by_position(samples, method.forward_func)
+    options["additional_forward_args"] = samples.additional_forward_args or None
+    inputs = _inputs_of(samples)
+    has_delta = method.has_convergence_delta() and not tokens
+    if has_delta:
+        result, delta = attribute(inputs, **options, return_convergence_delta=True)
+    else:
+        result, delta = attribute(inputs, **options), None
+    attributions = tuple(values.detach().float().cpu() for values in _as_tuple(result))
+    # Stochastic methods give several deltas per sample.
+    deltas = (
+        None if delta is None else delta.detach().float().reshape(len(samples), -1).abs().mean(1)
+    )
+    return attributions, None if deltas is None else deltas.tolist()
+
+
+def accounts(
+    method: Attribution,
+    samples: Samples,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    single: bool = False,
+    internal_batch_size: int | None = None,
+) -> list[Account]:
+    """Where the relevance of classes of samples goes; none of methods that keep no account.
+
+    Args:
+        method: A Captum method.
+        samples: The samples, on the model's device.
+        pairs: Sample numbers and class ids.
+        single: The model's output has no dimension for classes.
+        internal_batch_size: How many to explain at a time, if not as many as there are samples.
+
+    Returns:
+        An account for each batch.
+    """
+    if not isinstance(method, AccountableMethod):
+        return []
+    return [
+        method.account(
+            _inputs_of(chosen),
+            _target(part, chosen, single=single),
+            chosen.additional_forward_args or None,
+            additional_forward_kwargs=chosen.additional_forward_kwargs or None,
+        )
+        for part, chosen in _in_batches(samples, pairs, internal_batch_size)
+    ]
+
+
+def _as_tuple(result: Any) -> tuple[Tensor, ...]:
+    if isinstance(result, Mapping):
+        return tuple(result.values())
+    return result if isinstance(result, tuple) else (result,)

@@ -1,0 +1,1 @@
+"""What `AttributionMonitor` and `AttributionTrainerCallback` do in the runs that they watch."""

@@ -1,0 +1,218 @@
+"""What one validation run adds to the log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_transformer.metrics import rank_correlation
+from captum_transformer.visualization import (
+    MapOptions,
+    panel,
+    to_map,
+    token_strip,
+    token_table,
+)
+from captum_transformer.visualization.canvas import Image
+from captum_transformer.visualization.tensorboard import FONT_SCALE
+from captum_transformer.visualization.token_scale import as_mask
+from captum_transformer.visualization.tokens import token_values
+from lightning_callbacks.explanations.explanation import Explanation
+from lightning_callbacks.loggers.entries import LogEntries
+from lightning_callbacks.monitor.history import Colors, History, Scale, Shown
+from lightning_callbacks.monitor.texts import Texts
+from lightning_callbacks.samples.batch import Samples
+from lightning_callbacks.samples.classes import ClassSlot, Facts, Predictions
+
+
+class Where(NamedTuple):
+    """Which explanation of a run it is.
+
+    Attributes:
+        sample: The sample's number in the log.
+        slot: The name of the class slot.
+        method: The method's name.
+        input: The name of the input.
+    """
+
+    sample: int
+    slot: str
+    method: str
+    input: str
+
+    def tag(self, prefix: str, *, several: bool) -> str:
+        """Its tag; TensorBoard has a group for each sample.
+
+        Args:
+            prefix: The beginning of all tags.
+            several: Whether there are several inputs.
+        """
+        tag = f"{prefix}_sample_{self.sample}/{self.slot}/{self.method}"
+        return f"{tag}/{self.input}" if several else tag
+
+    def columns(self) -> dict[str, Any]:
+        """The same for a table."""
+        return self._asdict()
+
+
+@dataclass
+class Report:
+    """Draws explanations, and compares them with those of earlier runs.
+
+    Attributes:
+        entries: Where pictures and numbers go.
+        prefix: The beginning of all tags.
+        history: What is kept of earlier runs, and what this one adds.
+        heatmap: How attributions of images are drawn.
+        texts: How texts are shown.
+        scale: What the strongest colour stands for.
+        show_history: Whether the first map and the last stand beside each.
+    """
+
+    entries: LogEntries
+    prefix: str
+    history: History
+    heatmap: MapOptions
+    texts: Texts = field(default_factory=Texts)
+    scale: Scale = "share"
+    show_history: bool = False
+
+    def add(
+        self,
+        method: str,
+        explanations: Mapping[tuple[int, int], Explanation],
+        classes: Mapping[ClassSlot, Sequence[int | None]],
+        samples: Samples,
+        predictions: Predictions,
+        numbers: Sequence[int],
+    ) -> None:
+        """Adds a method's explanations of some samples.
+
+        Args:
+            method: The method's name.
+            explanations: By sample number and class id.
+            classes: For each slot the samples' classes; None where a sample has none.
+            samples: The samples, on the CPU.
+            predictions: What the model predicts for them.
+            numbers: The samples' numbers in the log.
+        """
+        deltas = [e.delta for e in explanations.values() if e.delta is not None]
+        self.number("convergence_delta", method, deltas)
+        chosen = {
+            slot: [(row, class_id) for row, class_id in enumerate(ids) if class_id is not None]
+            for slot, ids in classes.items()
+        }
+        # All numbers come before the first picture: one that can't be drawn costs no number.
+        for slot, pairs in chosen.items():
+            for row, class_id in pairs:
+                key = (method, slot, numbers[row])
+                self._compare(key, class_id, explanations[row, class_id])
+        parts = samples.names or [f"input_{number}" for number in range(len(samples.inputs))]
+        table = f"{self.prefix}/explanations"
+        for slot, pairs in chosen.items():
+            for row, class_id in pairs:
+                facts = predictions.facts(row, class_id)
+                attributions = explanations[row, class_id].attributions
+                name_of_slot = f"class_{slot}" if isinstance(slot, int) else slot
+                for name, inputs, attribution in zip(
+                    parts, samples.inputs, attributions, strict=True
+                ):
+                    where = Where(numbers[row], name_of_slot, method, name)
+                    tag = where.tag(self.prefix, several=len(parts) > 1)
+                    self._draw(tag, inputs[row], attribution, facts, method)
+                    shown = {**where.columns(), **facts.columns(), "tag": tag}
+                    self.entries.tables.setdefault(table, []).append(shown)
+
+    def number(self, kind: str, method: str, values: Sequence[float]) -> None:
+        """Adds values whose mean is logged.
+
+        Args:
+            kind: What they are.
+            method: The method that they are about.
+            values: One per explanation.
+        """
+        self.entries.numbers[f"{self.prefix}/{kind}/{method}"] += values
+
+    def distribution(self, layer: str, method: str, values: Tensor) -> None:
+        """Adds values that are logged as a histogram.
+
+        Args:
+            layer: The layer that they belong to.
+            method: The method that has given them.
+            values: The values, flat.
+        """
+        tag = f"{self.prefix}/layers/{layer}/{method}"
+        histograms = self.entries.histograms
+        histograms[tag] = torch.cat([histograms[tag], values]) if tag in histograms else values
+
+    def _compare(
+        self, key: tuple[str, ClassSlot, int], class_id: int, explanation: Explanation
+    ) -> None:
+        values = explanation.flat_map()
+        last_class, last_values = self.history.last_maps.get(key, (None, values))
+        # Texts that a loader crops at random may have another length.
+        if last_class == class_id and last_values.shape == values.shape:
+            correlation = rank_correlation(values[None], last_values[None]).item()
+            if math.isfinite(correlation):
+                self.number("rank_correlation", key[0], [correlation])
+        self.history.last_maps[key] = (class_id, values)
+
+    def _draw(self, tag: str, item: Tensor, attribution: Tensor, facts: Facts, method: str) -> None:
+        caption = facts.caption(method)
+        draw = self._image if attribution.dim() == 3 else self._text
+        picture = draw(tag, item, attribution, caption, facts.explained)
+        self.entries.add_picture(tag, picture, caption)
+
+    def _image(
+        self, tag: str, image: Tensor, attribution: Tensor, caption: str, class_name: str
+    ) -> Image:
+        values = to_map(attribution, channels=self.heatmap.get("channels", "sum")).cpu()
+        colors = self._colors(tag, values)
+        options: MapOptions = {**self.heatmap, "scale": colors.scale, "sign": colors.sign}
+        return panel(
+            image,
+            self._beside(tag, values * colors.factor, class_name),
+            caption,
+            font_scale=FONT_SCALE,
+            note=colors.note,
+            unit=colors.unit,
+            **options,
+        )
+
+    def _text(
+        self, tag: str, item: Tensor, attribution: Tensor, caption: str, class_name: str
+    ) -> Image:
+        text = self.texts.shown(item, attribution)
+        values = token_values(text.labels, text.attribution).cpu()
+        # A text whose tokens are all off the scale is on that of a zero.
+        setting = values[~as_mask(text.off_scale, len(values))]
+        colors = self._colors(tag, setting if len(setting) else values[:1] * 0)
+        self.entries.add_text(tag, token_table(text.labels, text.attribution))
+        maps = self._beside(tag, values * colors.factor, class_name)
+        return token_strip(
+            text.labels,
+            maps if isinstance(maps, Tensor) else {k: v for k, v in maps.items() if v is not None},
+            caption,
+            sign=colors.sign,
+            scale=colors.scale,
+            off_scale=text.off_scale,
+            font_scale=FONT_SCALE,
+            note=colors.note,
+            unit=colors.unit,
+        )
+
+    def _colors(self, tag: str, values: Tensor) -> Colors:
+        options = self.heatmap
+        return self.history.colors(tag, values, self.scale, self.entries.step, options)
+
+    def _beside(
+        self, tag: str, values: Tensor, class_name: str
+    ) -> Tensor | dict[str, Tensor | None]:
+        if not self.show_history:
+            return values
+        return self.history.beside(tag, Shown(self.entries.step, class_name, values))

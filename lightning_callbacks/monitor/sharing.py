@@ -1,0 +1,164 @@
+"""How processes that share the samples bring what they made to the one that logs.
+
+Nothing is a collective operation after the trainer's setup: a process leaves its part as a file
+and goes on, and the first one takes what is there. Who fails or is late keeps no one waiting.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lightning_callbacks.loggers import Publisher
+from lightning_callbacks.loggers.entries import LogEntries
+from lightning_callbacks.shared.flavors import MisconfigurationException
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
+PATIENCE = 60.0
+"""How many seconds the first process waits at the end for what the others still make."""
+
+
+class Mailbox:
+    """A folder in which processes leave their parts.
+
+    Args:
+        folder: A folder that all processes see.
+        rank: The process's number.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Mailbox(folder, 1).send(LogEntries("validate/0", 8))
+        ...     Mailbox(folder, 0).receive()[0].step
+        8
+    """
+
+    def __init__(self, folder: str | Path, rank: int) -> None:
+        self.folder = Path(folder)
+        self.rank = rank
+        self._sent = 0
+
+    @classmethod
+    def open(cls, trainer: Trainer) -> Mailbox:
+        """Makes the folder; every process has to call it at the trainer's setup.
+
+        Args:
+            trainer: The trainer, whose ``default_root_dir`` all nodes have to see.
+
+        Returns:
+            The mailbox of this process.
+
+        Raises:
+            MisconfigurationException: If that is no folder of a file system that is mounted.
+        """
+        if "://" in str(trainer.default_root_dir):
+            raise MisconfigurationException(
+                "share_samples=True lets processes leave files for each other in "
+                f"default_root_dir, which must be mounted, got {trainer.default_root_dir}. Pass "
+                "Trainer(default_root_dir=...) with a folder that all nodes see, or leave out "
+                "share_samples."
+            )
+        folder = ""
+        if trainer.is_global_zero:
+            root = Path(trainer.default_root_dir)
+            root.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.mkdtemp(prefix=".attribution_", dir=root)
+        return cls(trainer.strategy.broadcast(folder), trainer.global_rank)
+
+    def send(self, entries: LogEntries) -> None:
+        """Leaves entries, whole or not at all.
+
+        Args:
+            entries: What this process has made.
+        """
+        name = f"{self.rank:06d}_{self._sent:08d}"
+        self._sent += 1
+        unfinished = self.folder / f"{name}.unfinished"
+        torch.save({**vars(entries), "numbers": dict(entries.numbers)}, unfinished)
+        unfinished.rename(self.folder / f"{name}.part")
+
+    def receive(self) -> list[LogEntries]:
+        """Takes the parts that are there.
+
+        Returns:
+            Those of a process in the order in which it has sent them.
+        """
+        parts = []
+        for path in sorted(self.folder.glob("*.part")):
+            fields = torch.load(path, weights_only=True)
+            numbers = fields.pop("numbers")
+            entries = LogEntries(**fields)
+            entries.numbers.update(numbers)
+            parts.append(entries)
+            path.unlink()
+        return parts
+
+    def close(self) -> None:
+        """Removes the folder, if this is the first process."""
+        if self.rank == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Collected:
+    """Logs what several processes made: pictures when they come, numbers when all are there.
+
+    Args:
+        world_size: How many processes make a part of each run.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self._open: dict[str, list[LogEntries]] = {}
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a part is missing of a run that another process is through with."""
+        return bool(self._open)
+
+    def add(self, entries: LogEntries, publisher: Publisher) -> None:
+        """Takes the entries of a process.
+
+        Args:
+            entries: What a process has made.
+            publisher: Where it goes.
+        """
+        publisher.pictures(entries)
+        parts = self._open.setdefault(entries.run, [])
+        parts.append(entries)
+        if len(parts) == self.world_size:
+            self._log(entries.run, publisher)
+
+    def finish(self, mailbox: Mailbox, publisher: Publisher, patience: float = PATIENCE) -> int:
+        """Waits a while for what is missing, and logs the numbers of what has come.
+
+        Args:
+            mailbox: Where the parts come from.
+            publisher: Where they go.
+            patience: How long to wait at most, in seconds.
+
+        Returns:
+            How many parts never came.
+        """
+        end = time.monotonic() + patience
+        while True:
+            for entries in mailbox.receive():
+                self.add(entries, publisher)
+            if not self.waiting or time.monotonic() > end:
+                break
+            time.sleep(0.05)
+        missing = sum(self.world_size - len(parts) for parts in self._open.values())
+        for run in list(self._open):
+            self._log(run, publisher)
+        return missing
+
+    def _log(self, run: str, publisher: Publisher) -> None:
+        first, *others = self._open.pop(run)
+        for other in others:
+            first.merge(other)
+        publisher.numbers(first)

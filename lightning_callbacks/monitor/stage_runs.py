@@ -1,0 +1,163 @@
+"""What a callback keeps of the runs whose samples it explains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from torch import nn
+
+from captum_transformer.calling.isolation import isolated
+from lightning_callbacks.monitor.history import History
+from lightning_callbacks.samples.fixed import FixedSamples
+from lightning_callbacks.shared.failures import Failures
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
+Stage: TypeAlias = Literal["validate", "test", "evaluate"]
+
+
+@dataclass
+class StageRuns:
+    """The samples of one stage, and where its runs stand.
+
+    Attributes:
+        stage: ``"validate"`` or ``"test"`` of Lightning, which have loaders of their own, or
+            ``"evaluate"`` of Transformers.
+        prefix: The beginning of the stage's tags.
+        every_n: Explain in the first run and then in every n-th.
+        fixed: The samples, from the setup on.
+        history: What is kept of the maps of earlier runs.
+        runs: How many runs there have been.
+        pending: Whether the present run is to be explained and hasn't been.
+        due: Whether the processes that share a module's parameters have yet to meet in it.
+        expected: The identities of the samples that a checkpoint knows, until they are compared.
+
+    Example:
+        >>> runs = StageRuns("validate", "attribution", every_n=2)
+        >>> [runs.begin() or runs.pending for _ in range(4)]
+        [True, False, True, False]
+    """
+
+    stage: Stage
+    prefix: str
+    every_n: int = 1
+    fixed: FixedSamples | None = None
+    history: History = field(default_factory=History)
+    runs: int = 0
+    pending: bool = False
+    due: bool = False
+    expected: list[str] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Counts a run."""
+        self.pending = self.due = self.runs % self.every_n == 0
+        self.runs += 1
+        if self.fixed is not None:
+            self.fixed.restart()
+
+    @property
+    def run(self) -> str:
+        """A name for the present run."""
+        return f"{self.stage}/{self.runs}"
+
+    def known_samples(self) -> list[str]:
+        """The identities of the samples, for a checkpoint."""
+        fixed = self.fixed
+        return fixed.identity() if fixed is not None and fixed.complete else self.expected
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the number of runs."""
+        return {"samples": self.known_samples(), "scales": dict(self.history.scales)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint.
+
+        Args:
+            state: What `state` has returned.
+        """
+        self.expected = state["samples"]
+        self.history.scales = dict(state.get("scales", {}))
+
+    def collect(
+        self,
+        batch: Any,
+        module: nn.Module,
+        failures: Failures,
+        *,
+        forward: Callable[..., Any],
+        from_first_loader: bool,
+        is_last: bool,
+        at_end: bool = False,
+    ) -> bool:
+        """Takes from a batch what is still missing of the samples.
+
+        Args:
+            batch: The batch.
+            module: The trainer's module.
+            failures: What happens if the batch can't be read.
+            forward: The function that will be given the inputs.
+            from_first_loader: Whether samples may be taken from it.
+            is_last: Whether no batch follows.
+            at_end: Explain when no batch follows, and not as soon as all samples are there.
+
+        Returns:
+            True once in a pending run: when all samples are there that there will be.
+        """
+        fixed = self.fixed
+        if fixed is None or not self.pending:
+            return False
+        if not fixed.complete and from_first_loader:
+            # A run whose batches can't be read is over, as if it had been explained.
+            self.pending = False
+            with failures.tolerated("read the batch"), isolated(module):
+                fixed.collect(batch, forward)
+                self.pending = True
+        complete = is_last if at_end else fixed.complete or is_last
+        if not self.pending or not (complete or not from_first_loader):
+            return False
+        self.pending, fixed.complete = False, True
+        return True
+
+    def meet(self, *, is_last: bool) -> bool:
+        """Whether all processes are to meet now: once in a run, when the first loader ends.
+
+        Args:
+            is_last: Whether no batch of it follows.
+        """
+        meeting = self.due and is_last
+        self.due = self.due and not is_last
+        return meeting
+
+    def compare(self, failures: Failures) -> None:
+        """Says so if the samples are not those that the checkpoint knows.
+
+        Args:
+            failures: Where it is said.
+        """
+        expected, self.expected = self.expected, []
+        if expected and expected != self.known_samples():
+            failures.warn_once(
+                "samples",
+                "The samples that are explained are not those of the checkpoint, so the pictures "
+                "of a tag are not of one sample. Pass samples= or a validation loader that doesn't "
+                "shuffle.",
+            )
+
+    def is_last_batch(self, trainer: Trainer) -> bool:
+        """Whether no batch follows.
+
+        A loader without length tells it only by its prefetching.
+
+        Args:
+            trainer: The trainer.
+        """
+        if self.stage == "test":
+            loop = trainer.test_loop
+        elif trainer.state.fn == "fit":
+            loop = trainer.fit_loop.epoch_loop.val_loop
+        else:
+            loop = trainer.validate_loop
+        return loop.batch_progress.is_last_batch

@@ -1,0 +1,168 @@
+"""The samples that are explained again and again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_callbacks.samples.batch import BatchToInputs, Samples, read_batch
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of the samples of a data set a process explains.
+
+    Attributes:
+        rank: The process's number among those that share the samples.
+        world_size: How many they are.
+        distributed: Each process loads samples of its own, in turns, as with a
+            ``DistributedSampler``; otherwise each loads all of them.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    distributed: bool = False
+
+    def number(self, loaded: int) -> int | None:
+        """The number in the data set of a sample.
+
+        Args:
+            loaded: How many samples the process has loaded before it.
+
+        Returns:
+            The number; None for a sample that another process explains.
+
+        Example:
+            >>> [Share(1, 2, distributed=True).number(loaded) for loaded in range(4)]
+            [1, 3, 5, 7]
+            >>> [Share(1, 2).number(loaded) for loaded in range(4)]
+            [None, 1, None, 3]
+        """
+        if self.distributed:
+            return loaded * self.world_size + self.rank
+        return loaded if loaded % self.world_size == self.rank else None
+
+
+class FixedSamples:
+    """The first samples that a loader yields, kept on the CPU.
+
+    Batches are kept apart, since texts of several batches differ in their padding.
+
+    Args:
+        count: How many samples.
+        share: Which of them this process keeps.
+        batch_to_inputs: Reads a batch, see `lightning_callbacks.samples.batch.read_batch`.
+
+    Attributes:
+        batches: The samples, batch by batch.
+        numbers: Their numbers in the data set.
+        complete: Whether all are there.
+
+    Example:
+        >>> fixed = FixedSamples(3)
+        >>> batch = torch.arange(8.0).reshape(4, 2), torch.arange(4)
+        >>> fixed.collect(batch, lambda x: x)
+        >>> fixed.numbers, fixed.complete
+        ([[0, 1, 2]], True)
+    """
+
+    def __init__(
+        self,
+        count: int,
+        share: Share | None = None,
+        batch_to_inputs: BatchToInputs | None = None,
+    ) -> None:
+        self.count = count
+        self.share = share or Share()
+        self.batch_to_inputs = batch_to_inputs
+        self.batches: list[Samples] = []
+        self.numbers: list[list[int]] = []
+        self.complete = False
+        self._loaded = 0
+
+    @classmethod
+    def of(
+        cls,
+        batch: Any,
+        forward: Callable[..., Any],
+        share: Share | None = None,
+        batch_to_inputs: BatchToInputs | None = None,
+    ) -> FixedSamples:
+        """All samples of a batch.
+
+        Args:
+            batch: The batch.
+            forward: The function that will be given the inputs.
+            share: Which of them this process keeps.
+            batch_to_inputs: Reads the batch.
+
+        Returns:
+            The samples, complete.
+
+        Raises:
+            ValueError: If the batch can't be read.
+        """
+        fixed = cls(len(read_batch(batch, forward, batch_to_inputs)), share, batch_to_inputs)
+        fixed.collect(batch, forward)
+        return fixed
+
+    def restart(self) -> None:
+        """Forgets what a run that was cut short has collected, for it would come twice."""
+        if not self.complete:
+            self.batches.clear()
+            self.numbers.clear()
+            self._loaded = 0
+
+    def collect(self, batch: Any, forward: Callable[..., Any]) -> None:
+        """Takes from a batch what is still missing.
+
+        Args:
+            batch: The batch.
+            forward: The function that will be given the inputs.
+
+        Raises:
+            ValueError: If the batch can't be read.
+        """
+        # Under `Trainer.validate` a batch consists of inference tensors, which have no gradients.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            samples = read_batch(batch, forward, self.batch_to_inputs)
+            numbered = [self.share.number(self._loaded + row) for row in range(len(samples))]
+            rows = [
+                row
+                for row, number in enumerate(numbered)
+                if number is not None and number < self.count
+            ]
+            if rows:
+                self.batches.append(samples.select(rows).to("cpu"))
+                self.numbers.append([n for n in numbered if n is not None and n < self.count])
+        self._loaded += len(samples)
+        share = self.share
+        following = (
+            self._loaded * share.world_size + share.rank if share.distributed else self._loaded
+        )
+        self.complete = following >= self.count
+
+    def identity(self) -> list[str]:
+        """A short fingerprint of each sample, by which it is known again after a restart.
+
+        Returns:
+            Sixteen hexadecimal digits for each sample, of its inputs alone.
+        """
+        return [
+            _fingerprint([values[row] for values in samples.inputs])
+            for samples in self.batches
+            for row in range(len(samples))
+        ]
+
+
+def _fingerprint(inputs: list[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in inputs:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,122 @@
+"""What happens if explaining fails while a model trains."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+from captum_transformer.calling.memory import give_back_cached, is_out_of_memory
+from captum_transformer.errors import ExplanationError
+from lightning_callbacks.shared.flavors import MisconfigurationException
+
+
+class Failures:
+    """Lets a training go on when a picture of it can't be made, and says so once.
+
+    Args:
+        on_error: ``"warn"`` once for each kind of failure, or ``"raise"``.
+        owner: The name of the callback, for the messages.
+
+    Attributes:
+        given_up: Whether nothing more may be explained.
+
+    Raises:
+        MisconfigurationException: If `on_error` is anything else.
+
+    Example:
+        >>> with Failures("raise").tolerated("divide"):
+        ...     1 / 0
+        Traceback (most recent call last):
+        ZeroDivisionError: division by zero
+    """
+
+    def __init__(
+        self, on_error: Literal["warn", "raise"], owner: str = "AttributionMonitor"
+    ) -> None:
+        if on_error not in ("warn", "raise"):
+            raise MisconfigurationException(
+                f"on_error must be 'warn' or 'raise', got {on_error!r}."
+            )
+        self.on_error = on_error
+        self.owner = owner
+        self.given_up = False
+        self._warned: set[str] = set()
+
+    @contextmanager
+    def tolerated(self, what: str) -> Iterator[None]:
+        """Turns an exception of the body into a warning, unless it is to be raised.
+
+        What the failed calls held is let go, so that the training finds the memory that it had.
+
+        Args:
+            what: What the body does; each has one warning.
+        """
+        out_of_memory = False
+        try:
+            yield
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            self.warn_once(
+                what,
+                f"{self.owner} couldn't {what}: {type(error).__name__}: {error}"
+                f"{_hint(error)} The training goes on, and further failures of this kind are not "
+                "reported. Pass on_error='raise' to stop instead.",
+            )
+            out_of_memory = is_out_of_memory(error)
+            # The frames hold activations, and may be held themselves by a cycle with the error.
+            traceback.clear_frames(error.__traceback__)
+        if out_of_memory:
+            # What the explanation left cached is in blocks of sizes that the training can't use.
+            give_back_cached()
+
+    def give_up(self, changed: Sequence[str]) -> None:
+        """Ends all explaining, because it leaves the model other than it was.
+
+        Args:
+            changed: The names of what has changed.
+
+        Raises:
+            ExplanationError: If errors are to be raised.
+        """
+        self.given_up = True
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        message = (
+            f"Explaining the model has changed {', '.join(changed[:5])}{more}, which can't be put "
+            f"back, so {self.owner} explains nothing more. What is trained from here on may differ "
+            "from a training without it. Let the forward pass write into buffers, attributes or "
+            "generators of the module, which are put back, or not write in evaluation mode."
+        )
+        if self.on_error == "raise":
+            raise ExplanationError(message)
+        warnings.warn(message, stacklevel=2)
+
+    def warn_once(self, key: str, message: str) -> None:
+        """Warns, unless it has been done.
+
+        Args:
+            key: What the warning is about.
+            message: The text.
+        """
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, stacklevel=2)
+
+
+def _hint(error: Exception) -> str:
+    if "nference tensor" in str(error):
+        return (
+            " The module holds tensors that were made in inference mode: use "
+            "Trainer(inference_mode=False)."
+        )
+    if "dtype can require gradients" in str(error):
+        return (
+            " The inputs hold whole numbers, which have no gradients: let batch_to_inputs= return "
+            "real ones, such as images.float()."
+        )
+    if is_out_of_memory(error):
+        return " Explain fewer samples (num_samples=), or fewer at a time (internal_batch_size=)."
+    return ""
