@@ -131,6 +131,7 @@ def test_bitsandbytes(kind, dtype, device, method, model):
     assert (scores - expected).norm() < 0.1 * expected.norm()
 
 
+@pytest.mark.slow
 @every_method
 def test_bitnet_of_transformers(method, model):
     bitnet = pytest.importorskip("transformers.integrations.bitnet")

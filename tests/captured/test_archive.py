@@ -37,6 +37,7 @@ def served(path: Path, *args: Any, **kwargs: Any) -> Any:
 
 @pytest.mark.parametrize("method", [AttnLRP, TransformerAttribution])
 @pytest.mark.parametrize("name", ["timm ViT", "BERT", "timm Swin"])
+@pytest.mark.slow
 def test_served_without_the_package(method: Any, name: str, tmp_path: Path) -> None:
     explained = subject(name)
     explainer = method(explained.model)
@@ -71,6 +72,7 @@ def test_named_inputs_and_contrasts(tmp_path: Path) -> None:
     assert_same(found, expected)
 
 
+@pytest.mark.slow
 def test_tokens_and_several_targets(tmp_path: Path) -> None:
     explainer = TransformerAttribution(classifier())
     captured = explainer.capture(values(), [1, 2], of="attribute_targets")

@@ -89,7 +89,9 @@ def test_what_can_not_be_followed_is_refused(change: str) -> None:
 
 
 @pytest.mark.parametrize("change", FOLLOWED)
-@pytest.mark.parametrize("method", [AttnLRP, TransformerAttribution])
+@pytest.mark.parametrize(
+    "method", [AttnLRP, pytest.param(TransformerAttribution, marks=pytest.mark.slow)]
+)
 def test_tensors_are_followed(change: str, method: Any) -> None:
     model = classifier()
     explainer = method(model)

@@ -6,7 +6,7 @@ import torch
 from captum_transformer import AttentionRollout, GenericAttentionRelevance
 from tests.flow.graphs import KINDS, drawn, expected, tokens
 
-GRAPHS, AT_ONCE = 600, 20
+GRAPHS, QUICK, AT_ONCE = 600, 100, 20
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 
@@ -23,7 +23,13 @@ def assert_equals_the_oracle(program) -> None:
         )
 
 
-@pytest.mark.parametrize("start", range(0, GRAPHS, AT_ONCE))
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(start, marks=() if start < QUICK else pytest.mark.slow)
+        for start in range(0, GRAPHS, AT_ONCE)
+    ],
+)
 def test_random_graphs(start):
     for seed in range(start, start + AT_ONCE):
         assert_equals_the_oracle(drawn(seed))

@@ -31,6 +31,7 @@ def quickstart():
     return runpy.run_path(str(SCRIPT), run_name="quickstart")
 
 
+@pytest.mark.slow
 def test_a_short_run_prints_the_table_and_writes_the_figure_and_the_log(
     tmp_path, monkeypatch, capsys
 ):

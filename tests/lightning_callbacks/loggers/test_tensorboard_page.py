@@ -63,6 +63,7 @@ def run_named(server, part):
     return run
 
 
+@pytest.mark.slow
 def test_images(server):
     run = run_named(server, "mosaics")
     tags = ask(server, "data/plugin/images/tags")[run]
