@@ -1,5 +1,10 @@
 """What the user of the command line can put right."""
 
+import re
+
+# What makes a terminal write in colours.
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
 
 class UserError(Exception):
     """Something about the arguments or the files; the message is all that is shown of it."""
@@ -19,5 +24,5 @@ def one_line(error: BaseException, most: int = 300) -> str:
         >>> one_line(ValueError("no\n  weights"))
         'no weights'
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(_COLOURS.sub("", str(error)).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[:most]} …"

@@ -1,7 +1,7 @@
 """``captum-transformer explain``: why these classes, for images and texts."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +9,24 @@ import torch
 
 from captum_transformer.calling.memory import is_out_of_memory
 from captum_transformer.cli.classifier import METHODS, Classifier, Kind
-from captum_transformer.cli.errors import UserError
+from captum_transformer.cli.errors import UserError, one_line
 from captum_transformer.cli.explanation import Explanation, Given
 from captum_transformer.cli.images import Changes, explain_image, names_of, preparation_of
+from captum_transformer.cli.inputs import TEXT_SUFFIXES, given_inputs, readable
 from captum_transformer.cli.language import Asked, LanguageModel
 from captum_transformer.cli.models import HuggingFaceModel, TimmModel, Wanted, load_model
 from captum_transformer.cli.outputs import Outputs
 from captum_transformer.cli.progress import complain, with_progress
-from captum_transformer.cli.read import IMAGE_SUFFIXES, is_folder, read_text
+from captum_transformer.cli.read import IMAGE_SUFFIXES, read_text
 from captum_transformer.cli.texts import explain_asked, explain_text, load_tokenizer
-from captum_transformer.errors import InvalidTargetError
+from captum_transformer.errors import ExplanationError, InvalidInputError, InvalidTargetError
 from captum_transformer.explainers import TextExplainer
 from captum_transformer.explainers.classes import find_class
 from captum_transformer.explainers.coding import Text, longest_text
 from captum_transformer.explainers.defaults import TEXT
 from captum_transformer.explainers.tasks import Task, task_of
-from captum_transformer.visualization.tokens import visible
 
-_TEXT_SUFFIX = ".txt"
+_PIXELS = "pixel_values"
 _MAX_TOKENS = 4096
 _ERRORS = RuntimeError, MemoryError, AssertionError, ValueError, IndexError, OSError
 
@@ -46,9 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: If nothing could be explained at all.
     """
-    given = _given(arguments.inputs, arguments.text)
+    given = given_inputs(arguments.inputs, arguments.text)
     outputs = Outputs(arguments, given)
-    explain = _explain(arguments)
+    loaded = _load(arguments)
+    explain = _explain(loaded, arguments)
+    given = readable(given, images=_reads(loaded) == _PIXELS)
     failed = 0
     for each in with_progress(given, len(given)):
         try:
@@ -61,43 +63,32 @@ def run(arguments: argparse.Namespace) -> int:
         # The model's own errors and those of the methods, which say what to do.
         except _ERRORS as error:
             failed += 1
-            reason = f"{type(error).__name__}: {error}"
-            if is_out_of_memory(error):
-                reason = "out of memory; try --device cpu or a smaller input"
-            complain(f"error: {each.name}: {reason}")
+            complain(f"error: {each.name}: {_reason(error)}")
     outputs.finish()
     if failed and len(given) > 1:
         complain(f"{failed} of {len(given)} inputs could not be explained")
     return int(failed > 0)
 
 
-def _given(inputs: Sequence[str], texts: Sequence[str]) -> list[Given]:
-    given = [
-        Given(f"text {number}", Path(f"text-{number}"), text)
-        for number, text in enumerate(texts, start=1)
-    ]
-    for name in inputs:
-        path = Path(name)
-        if not is_folder(path):
-            given.append(Given(visible(name), path))
-            continue
-        known = IMAGE_SUFFIXES | {_TEXT_SUFFIX}
-        every = [file for file in path.rglob("*") if file.is_file()]
-        files = sorted(file for file in every if file.suffix.lower() in known)
-        if not files:
-            raise UserError(f"There are no images or texts in {name}.")
-        if others := len(every) - len(files):
-            complain(f"{name}: skipped files that are no images or texts: {others}")
-        given += [Given(visible(str(file)), file) for file in files]
-    if not given:
-        raise UserError(
-            "There is nothing to explain: give image files, .txt files, --text or --prompt."
-        )
-    return given
+def _reason(error: Exception) -> str:
+    """Why an input isn't explained: what this package says, or what another has said."""
+    if is_out_of_memory(error):
+        return "out of memory; try --device cpu or a smaller input"
+    if isinstance(error, (ExplanationError, InvalidInputError, InvalidTargetError)):
+        return one_line(error, most=2000)
+    return (
+        f"the model does not run on it ({type(error).__name__}: {one_line(error)}). Do its "
+        "tokenizer or its images' size and channels fit?"
+    )
 
 
-def _explain(arguments: argparse.Namespace) -> Explain:
-    """Loads the model, and says how an input is explained with it."""
+def _reads(loaded: TimmModel | HuggingFaceModel) -> str:
+    """What a model's first input is called."""
+    return str(getattr(loaded.model, "main_input_name", _PIXELS))
+
+
+def _load(arguments: argparse.Namespace) -> TimmModel | HuggingFaceModel:
+    """Loads the model, and puts it where it shall run."""
     wanted = Wanted(
         arguments.model,
         arguments.architecture,
@@ -109,17 +100,21 @@ def _explain(arguments: argparse.Namespace) -> Explain:
     loaded = load_model(wanted)
     if arguments.random_weights:
         complain("warning: the weights are random, so the explanations mean nothing")
-    names = names_of(loaded)
-    if arguments.labels:
-        names = _read_labels(arguments.labels, loaded.classes)
     device = _device(arguments.device)
     try:
         loaded.model.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"The model can't be moved to {device}: {error}") from error
-    reads = getattr(loaded.model, "main_input_name", "pixel_values")
+        raise UserError(f"The model can't be moved to {device}: {one_line(error)}") from error
+    return loaded
+
+
+def _explain(loaded: TimmModel | HuggingFaceModel, arguments: argparse.Namespace) -> Explain:
+    """How an input is explained with a model."""
+    names = names_of(loaded)
+    if arguments.labels:
+        names = _read_labels(arguments.labels, loaded.classes)
     asked = _asked(arguments)
-    if isinstance(loaded, HuggingFaceModel) and reads == "input_ids":
+    if isinstance(loaded, HuggingFaceModel) and _reads(loaded) == "input_ids":
         tokenizer = load_tokenizer(loaded)
         options = {
             "unit": "token" if arguments.tokens else arguments.by,
@@ -140,10 +135,10 @@ def _explain(arguments: argparse.Namespace) -> Explain:
             longest=longest,
             **options,
         )
-    if reads != "pixel_values":
+    if _reads(loaded) != _PIXELS:
         raise UserError(
-            f"{type(loaded.model).__name__} reads {reads}; here, only images and texts can be "
-            "explained. Do it in Python, see docs/models.md."
+            f"{type(loaded.model).__name__} reads {_reads(loaded)}; here, only images and texts "
+            "can be explained. Do it in Python, see docs/models.md."
         )
     _refuse_asked(loaded, asked)
     classifier = _classifier(loaded, names, "image", arguments)
@@ -153,7 +148,7 @@ def _explain(arguments: argparse.Namespace) -> Explain:
     complain(f"pictures: {preparation.said}")
 
     def explain(given: Given) -> Explanation:
-        if given.text is not None or given.path.suffix.lower() == _TEXT_SUFFIX:
+        if given.text is not None or given.path.suffix.lower() in TEXT_SUFFIXES:
             raise UserError("it is a text, and the model reads images")
         return explain_image(given.path, given.name, classifier, preparation)
 
@@ -250,6 +245,10 @@ def _of_task(
 ) -> Explain:
     if arguments.top:
         raise UserError("--top is for classes of a whole text or picture.")
+    if task == "answer" and arguments.pair is None:
+        raise UserError(
+            "The model finds answers in a text: give the question as --text, the text as --pair."
+        )
     if task == "words" and not arguments.classes:
         raise UserError("The model classifies words: say which of them, as in --class Paris.")
     methods = [METHODS[name] for name in arguments.method or [TEXT.method.__name__]]

@@ -15,11 +15,13 @@ class Given:
         name: What it is called, in characters that may be printed.
         path: Its file.
         text: The text itself, where it has no file.
+        found: Whether it was found in a folder, and not named.
     """
 
     name: str
     path: Path
     text: str | None = None
+    found: bool = False
 
 
 @dataclass(frozen=True)

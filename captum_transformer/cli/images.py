@@ -15,7 +15,7 @@ from captum_transformer.cli.explanation import ImageExplanation
 from captum_transformer.cli.models import HuggingFaceModel, TimmModel
 from captum_transformer.cli.packages import package
 from captum_transformer.cli.read import read_image
-from captum_transformer.explainers.classes import class_names
+from captum_transformer.explainers.classes import ClassNames
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,14 @@ def names_of(loaded: TimmModel | HuggingFaceModel) -> dict[int, str]:
     Returns:
         Names by id.
     """
+    if loaded.classes is None:
+        return {}
     if isinstance(loaded, HuggingFaceModel):
-        return class_names(loaded.model)
+        return ClassNames(loaded.model).of(loaded.classes)
     labels = loaded.config.get("label_names")
     listed = labels if isinstance(labels, list | tuple) else []
-    return {number: str(name) for number, name in enumerate(listed)}
+    # Those of the weights that the training began with are of other classes.
+    return dict(enumerate(map(str, listed))) if len(listed) == loaded.classes else {}
 
 
 def _of_timm(config: Mapping[str, Any], changes: Changes) -> Preparation:
@@ -145,11 +148,13 @@ def _of_hugging_face(source: str, changes: Changes) -> Preparation:
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
+        if changes.mean and changes.std and changes.size:
+            return _of_timm({"input_size": (3, 0, 0), "crop_pct": 1.0}, changes)
         raise UserError(
             f"{source} has no image processor (preprocessor_config.json), so what size and range "
-            "its images have is not known. Save one beside the model: "
+            "its images have is not known. Save one beside the model, "
             "`AutoImageProcessor.from_pretrained(the model it was trained from).save_pretrained("
-            "folder)`."
+            "folder)`, or say it: --size, --mean and --std."
         ) from error
     options = _options(processor, changes)
 

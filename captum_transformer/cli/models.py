@@ -12,7 +12,7 @@ from torch import nn
 from captum_transformer.cli.errors import UserError, one_line
 from captum_transformer.cli.packages import package
 from captum_transformer.cli.read import check_file, is_folder
-from captum_transformer.cli.weights import SUFFIXES, fill, prefix_of, read_weights
+from captum_transformer.cli.weights import SUFFIXES, classes_in, fill, prefix_of, read_weights
 
 _MAX_CONFIG_BYTES = 10_000_000
 # What `timm.create_model` takes beside the arguments of the model: names of files and of downloads.
@@ -110,6 +110,13 @@ def load_model(wanted: Wanted) -> TimmModel | HuggingFaceModel:
     if _is_file(wanted.path):
         loaded: TimmModel | HuggingFaceModel = _of_file(wanted)
     elif is_folder(wanted.path):
+        if not _is_file(wanted.path / "config.json"):
+            raise UserError(
+                f"{wanted.name} has no config.json, so it is not known what model it has. Write a "
+                "folder by `model.save_pretrained(folder)` (Transformers) or "
+                "`timm.models.save_for_hf(model, folder)`, or give a file of weights with "
+                "--architecture."
+            )
         config = _read_config(wanted.path)
         loaded = _of_folder(wanted, config) if "architecture" in config else _hugging_face(wanted)
     elif wanted.name.endswith(SUFFIXES) or wanted.name.startswith((".", "/", "~")):
@@ -200,25 +207,27 @@ def _of_file(wanted: Wanted) -> TimmModel:
         )
     weights = read_weights(wanted.path)
     loaded = _build(wanted.architecture, wanted, {})
-    head = loaded.config.get("classifier")
     prefix = prefix_of(loaded.model, weights, wanted.part)
-    kernel = weights.get(f"{prefix}{head}.weight")
-    if kernel is not None and kernel.dim() == 2:
-        # The file tells how many classes there are.
-        loaded = _build(wanted.architecture, wanted, {"num_classes": len(kernel)})
+    classes = classes_in(loaded.model, weights, prefix)
+    if classes is not None:
+        loaded = _build(wanted.architecture, wanted, {"num_classes": classes})
     fill(loaded.model, weights, prefix, wanted.name)
     return loaded
 
 
 def _build(architecture: str, wanted: Wanted, arguments: Mapping[str, Any]) -> TimmModel:
     if not _is_timm(architecture):
-        close = get_close_matches(architecture, package("timm", "vision").list_models(), 3)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        raise UserError(f"timm has no architecture {architecture!r}.{hint}")
+        raise UserError(f"timm has no architecture {architecture!r}.{_near(architecture)}")
     try:
         return _create(architecture, wanted, **arguments)
     except Exception as error:
         raise UserError(f"{architecture} can't be built: {one_line(error)}") from error
+
+
+def _near(name: str) -> str:
+    """The names of architectures that are nearly the same, as a question."""
+    close = get_close_matches(name, package("timm", "vision").list_models(), 3)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def _create(name: str, wanted: Wanted, **arguments: Any) -> TimmModel:
@@ -263,7 +272,7 @@ def _hugging_face(wanted: Wanted) -> HuggingFaceModel:
     except Exception as error:
         raise UserError(
             f"{wanted.name} is neither a model of timm nor one of Hugging Face that can be "
-            f"loaded: {one_line(error)}"
+            f"loaded.{_near(wanted.name)} ({one_line(error)})"
         ) from error
     name = next(iter(config.architectures or []), "")
     kind = _class_named(name, transformers)

@@ -13,6 +13,7 @@ from captum_transformer.cli.models import NOT_OF_THE_MODEL
 from captum_transformer.cli.write import FORMATS
 
 _NAME = "captum-transformer"
+_ORDER = " (give inputs before options that take several values)"
 _DESCRIPTION = "Explains the decisions of Transformers: which pixels or words support a class."
 _MODEL = """a model of timm (vit_base_patch16_224) or Hugging Face (google/vit-base-patch16-224), a
 folder that save_pretrained or timm has written, or a file of weights (with --architecture)"""
@@ -160,7 +161,7 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
     for name, said in (("mean", "is taken from"), ("std", "divides")):
         group.add_argument(
             f"--{name}",
-            type=float,
+            type=_number if name == "mean" else _scale,
             nargs="+",
             metavar="VALUE",
             help=f"what {said} the values from 0 to 1: one number, or one for each channel",
@@ -251,6 +252,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number{_ORDER}")
+    return value
+
+
 def _method(name: str) -> str:
     known = {method.casefold(): method for method in METHODS}
     if name.casefold() not in known:
@@ -261,7 +272,9 @@ def _method(name: str) -> str:
 def _keyword(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (equals and name.isidentifier()) or name in NOT_OF_THE_MODEL:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an argument of a model: NAME=VALUE")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an argument of a model: NAME=VALUE{_ORDER}"
+        )
     try:
         return name, ast.literal_eval(value)
     # A word needs no quotes.
@@ -284,10 +297,7 @@ def _hops(text: str) -> int | None:
 
 
 def _scale(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (value > 0 and math.isfinite(value)):
+    value = _number(text)
+    if value <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
     return value

@@ -3,11 +3,13 @@
 import stat
 import warnings
 from pathlib import Path
+from typing import cast
 
-import numpy as np
 from PIL import Image, ImageOps
 
 from captum_transformer.cli.errors import UserError
+from captum_transformer.errors import InvalidInputError
+from captum_transformer.explainers.pictures import in_rgb
 
 MAX_IMAGE_BYTES = 50_000_000
 MAX_PIXELS = 50_000_000
@@ -39,9 +41,11 @@ def read_image(path: Path) -> Image.Image:
             with Image.open(path, formats=_FORMATS) as image:
                 _check_size(image.size)
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return cast(Image.Image, in_rgb(ImageOps.exif_transpose(image)))
     except UserError:
         raise
+    except InvalidInputError as error:
+        raise UserError(str(error)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"the image has too many pixels (limit: {MAX_PIXELS:,})") from error
     # A broken file raises nearly anything: OSError, SyntaxError, struct.error, zlib.error, ...
@@ -114,15 +118,3 @@ def _check_size(size: tuple[int, int]) -> None:
             f"the image has {width} x {height} pixels: one side may be {MAX_RATIO} times as long "
             "as the other at most"
         )
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise UserError(f"its pixels have no known range (mode {image.mode}); convert it to 8 bits")
-    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
-        coloured = image.convert("RGBA")
-        image = Image.new("RGBA", coloured.size, "white")
-        image.alpha_composite(coloured)
-    return image.convert("RGB")

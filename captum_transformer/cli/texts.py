@@ -8,8 +8,9 @@ from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.explanation import Class, TextExplanation
 from captum_transformer.cli.models import HuggingFaceModel
 from captum_transformer.cli.packages import package
+from captum_transformer.errors import InvalidInputError
 from captum_transformer.explainers import TextExplainer
-from captum_transformer.explainers.coding import Text, code
+from captum_transformer.explainers.coding import Text, check_tokenizer, code
 from captum_transformer.explainers.words import Unit, Words
 
 
@@ -32,8 +33,10 @@ def load_tokenizer(loaded: HuggingFaceModel) -> Any:
         )
     except Exception as error:
         raise UserError(f"{loaded.source} has no tokenizer that can be loaded.") from error
-    if not tokenizer.is_fast:
-        raise UserError(f"{loaded.source} has no fast tokenizer, which words are found by.")
+    try:
+        check_tokenizer(tokenizer)
+    except InvalidInputError as error:
+        raise UserError(f"{loaded.source}: {error}") from error
     return tokenizer
 
 

@@ -2,17 +2,19 @@
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from captum_transformer.cli.errors import UserError, one_line
 
 SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pth.tar", ".safetensors")
-_SHOWN = 3
 """How files of weights are called."""
+_SHOWN = 3
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -33,18 +35,44 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        # Trainings keep their arguments beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_values()):
             read = torch.load(path, map_location="cpu", weights_only=True)
     # Truncated, of another program, or code that was refused: each has errors of its own.
     except Exception as error:
-        raise UserError(
-            f"{path} can't be read as weights alone, and code in checkpoints is not run. "
-            f"Save its state_dict. ({one_line(error)})"
-        ) from error
+        if found := _code_in(path):
+            raise UserError(
+                f"{path} has objects beside its weights ({_listed(found)}), and code in "
+                "checkpoints is not run. If you trust the file, write its weights to another: "
+                "`torch.save(torch.load(path, weights_only=False)['state_dict'], 'weights.pt')`; "
+                "of a whole model, save its `state_dict()`."
+            ) from error
+        raise UserError(f"{path} can't be read as weights: {one_line(error)}") from error
     if not isinstance(read, dict):
         raise UserError(f"{path} has no state_dict.")
     return dict(_tensors(read))
+
+
+def _values() -> list[Any]:
+    """What trainings keep beside weights, and that does nothing when it is read."""
+    kept: list[Any] = [argparse.Namespace, datetime, timedelta, timezone, np.dtype, np.ndarray]
+    kept += [type(np.dtype(each)) for each in "?bhilBHILefd"]
+    # By the names that they have in any version.
+    of_numbers: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        kept += [(make, f"{module}.{make.__name__}") for make in of_numbers]
+    for module in ("pathlib", "pathlib._local"):
+        kept.append((type(Path()), f"{module}.{type(Path()).__name__}"))
+    return kept
+
+
+def _code_in(path: Path) -> list[str]:
+    """The names of the classes and functions in a file that are not let in."""
+    try:
+        with torch.serialization.safe_globals(_values()):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    # It is no file of PyTorch.
+    except Exception:
+        return []
 
 
 def _tensors(read: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -89,12 +117,45 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], prefix: str, name: str
             )
             if keys
         ]
+        fitting = len(expected) - len(missing) - len(resized)
         raise UserError(
-            f"{name} has weights of another model than {type(model).__name__} as it was built "
-            f"({'; '.join(differences)}). Check --architecture, --image-size and --model-kwargs, "
-            "such as depth=4 or in_chans=1."
+            f"{name} has weights of another model than {type(model).__name__} as it was built: "
+            f"{fitting} of {len(expected)} fit ({'; '.join(differences)}). "
+            f"{_cause(weights, missing, fitting)}"
         )
     model.load_state_dict(own)
+
+
+def _cause(weights: Mapping[str, Tensor], missing: Sequence[str], fitting: int) -> str:
+    """What has likely gone wrong, and what to do."""
+    elsewhere = [key for key in weights if any(f".{key}".endswith(f".{end}") for end in missing)]
+    if missing and fitting and len(elsewhere) == len(missing):
+        return (
+            f"What is missing has another prefix there ({_listed(elsewhere)}): save a state_dict "
+            "in which all names begin alike."
+        )
+    return "Check --architecture, --image-size and --model-kwargs, such as depth=4 or in_chans=1."
+
+
+def classes_in(model: nn.Module, weights: Mapping[str, Tensor], prefix: str) -> int | None:
+    """How many classes weights are for: what differs from a model in its number of classes alone.
+
+    Args:
+        model: The model as it was built.
+        weights: The weights by name.
+        prefix: What stands before their names.
+
+    Returns:
+        The number; None if the weights don't say it, or it is that of the model.
+    """
+    built = getattr(model, "num_classes", None)
+    counts = {
+        len(found)
+        for key, own in model.state_dict().items()
+        if (found := weights.get(prefix + key)) is not None and found.shape != own.shape
+        if found.shape[1:] == own.shape[1:] and len(own) == built
+    }
+    return counts.pop() if len(counts) == 1 else None
 
 
 def _listed(keys: Sequence[str]) -> str:

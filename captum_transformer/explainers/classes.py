@@ -4,47 +4,75 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeAlias
 
-from captum_transformer.errors import InvalidTargetError
+from captum_transformer.errors import InvalidInputError, InvalidTargetError
 
 Names: TypeAlias = Mapping[int, str] | Sequence[str]
 _SHOWN = 5
 
 
-def class_names(model: Any) -> dict[int, str]:
-    """The names that a model of Transformers or timm knows of its classes.
+class ClassNames:
+    """The names of a model's classes, as far as they are known.
+
+    A model of Transformers or timm that has got another head keeps the names of the classes that it
+    was trained for before. So its names count only if there are as many as it has scores.
 
     Args:
         model: The model.
-
-    Returns:
-        Names by number; empty if it knows none.
+        given: Names that the user gives, which come first: a list with one for each class, or a
+            mapping from some numbers to names.
     """
-    config = getattr(model, "config", None)
-    found = dict(getattr(config, "id2label", None) or {})
-    if not found:
+
+    def __init__(self, model: Any, given: Names | None = None) -> None:
+        config = getattr(model, "config", None)
         pretrained = getattr(model, "pretrained_cfg", None) or {}
-        found = dict(enumerate(pretrained.get("label_names") or ()))
-    # Transformers' filling for names that nobody gave.
-    return {int(n): str(name) for n, name in found.items() if name != f"LABEL_{n}"}
+        known = getattr(config, "id2label", None) or pretrained.get("label_names")
+        self._known = _numbered(known or {})
+        self._given = given
+
+    def of(self, count: int) -> dict[int, str]:
+        """The names by number.
+
+        Args:
+            count: How many classes there are.
+
+        Raises:
+            InvalidInputError: If the user gave another number of names, or some of other classes.
+        """
+        given = {} if self._given is None else _numbered(self._given)
+        listed = not isinstance(self._given, Mapping) and self._given is not None
+        if (listed and len(given) != count) or any(not 0 <= n < count for n in given):
+            raise InvalidInputError(
+                f"The model gives {count} scores, and `names` has {len(given)} names: give a list "
+                "with a name for each class, or a mapping from the numbers of some to names."
+            )
+        known = self._known if len(self._known) == count else {}
+        # Transformers' filling for names that nobody gave.
+        return {n: name for n, name in known.items() if name != f"LABEL_{n}"} | given
 
 
-def numbered(names: Names | None) -> dict[int, str]:
-    """The names of classes by number.
+def _numbered(names: Names) -> dict[int, str]:
+    pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
+    return {int(number): str(name) for number, name in pairs}
+
+
+def label_of(number: int, names: Mapping[int, str]) -> str:
+    """How a class is written, for instance ``tabby, tabby cat (281)``.
 
     Args:
-        names: A list in the order of the numbers, or a mapping; None if there are none.
+        number: The class.
+        names: The known names.
     """
-    if names is None:
-        return {}
-    return dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
+    name = names.get(number, "")
+    return f"{name} ({number})" if name else f"class {number}"
 
 
 def find_class(asked: str, names: Mapping[int, str], count: int | None) -> int:
     """Finds the class that a user means.
 
     Args:
-        asked: An id, a name, one of the names that stand between commas ("tabby, tabby cat"), or a
-            part that only one name has. Case doesn't matter.
+        asked: An id, a name, one of the names that stand between commas ("tabby, tabby cat"), a
+            part that only one name has, or both as they are written ("tabby cat (281)"). Case
+            doesn't matter.
         names: The known names.
         count: How many classes there are, if that is known.
 
@@ -59,6 +87,9 @@ def find_class(asked: str, names: Mapping[int, str], count: int | None) -> int:
         1
     """
     wanted = asked.strip().casefold()
+    written = [number for number in names if label_of(number, names).casefold() == wanted]
+    if written:
+        return written[0]
     synonyms = {
         number: [name.casefold(), *(part.strip().casefold() for part in name.split(","))]
         for number, name in names.items()
@@ -70,16 +101,16 @@ def find_class(asked: str, names: Mapping[int, str], count: int | None) -> int:
     if wanted and len(found) == 1:
         return found[0]
     if wanted and found:
-        several = "; ".join(f"{n} ({names.get(n, 'no name')})" for n in found[:_SHOWN])
+        several = "; ".join(label_of(n, names) for n in found[:_SHOWN])
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise InvalidTargetError(
-            f"{asked!r} may be several classes: {several}{more}. Give the number."
+            f"{asked!r} may be several classes: {several}{more}. Give one as it is written here."
         )
     flat = {known: number for number, every in synonyms.items() for known in every}
-    close = [f"{flat[name]} ({name})" for name in get_close_matches(wanted, flat, 3, 0.6)]
+    close = [f"{name} ({flat[name]})" for name in get_close_matches(wanted, flat, 3, 0.6)]
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     if not names:
-        hint = " The model knows no names of its classes: give a number, or the names."
+        hint = " No names of the model's classes are known: give a number, or the names."
     raise InvalidTargetError(f"There is no class named {asked!r}.{hint}")
 
 

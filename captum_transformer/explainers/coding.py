@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_transformer.errors import InvalidInputError, InvalidTargetError
 
@@ -18,6 +18,7 @@ class Coded(NamedTuple):
         tokens: the tokens as strings.
         offsets: where each is in its text.
         of_text: the number of its text; None for special tokens.
+        added: whether each was added by the tokenizer to what was given.
         words: the number of the word in its text that it is a piece of; None for special tokens.
         tokenizer: what has coded it.
         ids: the tokens' ids.
@@ -27,6 +28,7 @@ class Coded(NamedTuple):
     tokens: list[str]
     offsets: list[tuple[int, int]]
     of_text: list[int | None]
+    added: list[bool]
     words: list[int | None]
     tokenizer: Any
     ids: list[int]
@@ -53,6 +55,28 @@ class Coded(NamedTuple):
         if not found:
             raise InvalidTargetError(f"No token is made of {piece!r}.")
         return found
+
+    def tokens_of_texts(self) -> list[int]:
+        """The tokens that the texts are made of, special ones that stand in them included.
+
+        Raises:
+            InvalidInputError: if there are none.
+        """
+        found = [number for number, added in enumerate(self.added) if not added]
+        if not found:
+            raise InvalidInputError(f"The tokenizer makes no tokens of {self.texts[0]!r}.")
+        return found
+
+    def begins_word(self, token: int) -> bool:
+        """Whether a token is the first of a word: the tokenizer says so, or a space is before it.
+
+        Tokenizers that cut whole texts, as Llama's, tell no words apart.
+        """
+        if self.words[token] != self.words[token - 1]:
+            return True
+        text = self.texts[self.of_text[token] or 0]
+        added = text[self.offsets[token - 1][1] : self.offsets[token][1]]
+        return added != added.lstrip()
 
 
 def code(text: Any, tokenizer: Any, longest: int) -> tuple[Coded, dict[str, Tensor]]:
@@ -93,9 +117,10 @@ def code(text: Any, tokenizer: Any, longest: int) -> tuple[Coded, dict[str, Tens
         None if is_special else part
         for part, is_special in zip(found.sequence_ids(0), special.tolist(), strict=True)
     ]
+    added = [part is None for part in found.sequence_ids(0)]
     places = [(int(start), int(end)) for start, end in offsets.tolist()]
     words = found.word_ids(0)
-    return Coded(texts, found.tokens(), places, of_text, words, tokenizer, ids), tensors
+    return Coded(texts, found.tokens(), places, of_text, added, words, tokenizer, ids), tensors
 
 
 def longest_text(model: Any, tokenizer: Any) -> int:
@@ -108,5 +133,41 @@ def longest_text(model: Any, tokenizer: Any) -> int:
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     known = [int(tokenizer.model_max_length)]
     if isinstance(positions, int) and positions > 0:
-        known.append(positions)
+        known += [positions, *_counted_behind_padding(model, positions)]
     return min(known)
+
+
+def _counted_behind_padding(model: Any, positions: int) -> list[int]:
+    """How many positions are left where an embedding counts them from its padding on."""
+    words = getattr(model, "get_input_embeddings", lambda: None)()
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    return [
+        positions - module.padding_idx - 1
+        for module in modules
+        if isinstance(module, nn.Embedding) and module is not words
+        if module.num_embeddings == positions and module.padding_idx is not None
+    ]
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuses a tokenizer by which words are not found.
+
+    Args:
+        tokenizer: a tokenizer of Transformers.
+
+    Raises:
+        InvalidInputError: if it is not a fast one, or knows no words.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise InvalidInputError(
+            f"{type(tokenizer).__name__} doesn't say where in a text its tokens are, so there "
+            "are no words to add them up to: load a fast tokenizer (`use_fast=True`)."
+        )
+    # Where a folder has no files of one, Transformers makes one of special tokens alone.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise InvalidInputError(
+            f"The vocabulary of this {type(tokenizer).__name__} has special tokens alone, so the "
+            "model would read none of a text's words. Its files were not found: save the "
+            "tokenizer that the model was trained with beside the model, "
+            "`tokenizer.save_pretrained(folder)`."
+        )

@@ -1,4 +1,4 @@
-"""Where a model is."""
+"""Where a model is, and in which precision."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,3 +18,21 @@ def device_of(model: Callable[..., Any]) -> torch.device:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             return tensor.device
     return torch.get_default_device()
+
+
+def precision_of(model: Callable[..., Any]) -> torch.dtype | None:
+    """The floating-point type of all parameters that a forward function runs on.
+
+    Args:
+        model: the model, or a function that runs one.
+
+    Returns:
+        The type; None if there are several or none, so that the model casts its inputs itself.
+    """
+    found = {
+        parameter.dtype
+        for _, module in modules_of(model)
+        for parameter in module.parameters(recurse=False)
+        if parameter.is_floating_point()
+    }
+    return found.pop() if len(found) == 1 else None

@@ -10,9 +10,9 @@ from torch import Tensor
 from captum_transformer.calling.isolation import explaining, modules_of
 from captum_transformer.description import describe
 from captum_transformer.errors import InvalidInputError
-from captum_transformer.explainers.classes import Names, class_names, numbered
+from captum_transformer.explainers.classes import ClassNames, Names
 from captum_transformer.explainers.defaults import for_images
-from captum_transformer.explainers.device import device_of
+from captum_transformer.explainers.device import device_of, precision_of
 from captum_transformer.explainers.explained_image import ExplainedImage
 from captum_transformer.explainers.pictures import picture_of
 from captum_transformer.explainers.readout import (
@@ -71,7 +71,7 @@ class ImageExplainer:
         self.model = model
         self.processor = processor
         self.method = method
-        self.names = class_names(model) | numbered(names)
+        self.names = ClassNames(model, names)
         self.activation = activation or activation_of(model)
 
     def __call__(self, picture: Any, target: Any = None, *, rather_than: Any = None) -> Any:
@@ -104,6 +104,8 @@ class ImageExplainer:
         device = device_of(self.model)
         inputs = {name: tensor.to(device) for name, tensor in self._prepared(picture).items()}
         pixels = inputs.pop(_PIXELS)
+        if pixels.is_floating_point():  # what prepares pictures does so in single precision
+            pixels = pixels.to(precision_of(self.model) or pixels.dtype)
         places = places_of(self._process, [picture])
 
         def run(pixels: Tensor, **context: Any) -> Any:
@@ -112,7 +114,8 @@ class ImageExplainer:
 
         with explaining(modules_of(self.model), [pixels]), torch.no_grad():
             output = run(pixels, **inputs)
-        readout = class_readout(output, target, self.names, self.activation, rather_than)
+        names = self.names.of(class_scores(output).shape[1])
+        readout = class_readout(output, target, names, self.activation, rather_than)
         seen = describe(
             lambda pixels, **context: class_scores(run(pixels, **context)),
             {"pixels": pixels},

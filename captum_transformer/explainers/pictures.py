@@ -17,16 +17,16 @@ def picture_of(given: Any) -> Any:
             a tensor ``(3, H, W)``, ``(1, H, W)`` or ``(H, W)``.
 
     Raises:
-        InvalidInputError: if it is none of these.
+        InvalidInputError: if it is none of these, or the range of its values is not known.
         OSError: if the file can't be read as an image.
     """
     from PIL import Image, ImageOps
 
     if isinstance(given, (str, os.PathLike)):
         with Image.open(given) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return in_rgb(ImageOps.exif_transpose(image))
     if isinstance(given, Image.Image):
-        return given.convert("RGB")
+        return in_rgb(given)
     array = given
     if isinstance(given, Tensor):
         array = (given.movedim(0, -1) if given.dim() == 3 else given).cpu().numpy()
@@ -42,3 +42,27 @@ def picture_of(given: Any) -> Any:
         f"(3, H, W) of uint8 values, got {type(given).__name__}{described}. What has been prepared "
         "for the model already is explained by the methods themselves."
     )
+
+
+def in_rgb(image: Any) -> Any:
+    """An image in red, green and blue: on white where it is transparent, 16 bits scaled to 8.
+
+    Args:
+        image: an image of PIL.
+
+    Raises:
+        InvalidInputError: if the range of its values is not known.
+    """
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise InvalidInputError(
+            f"The picture's values have no known range (mode {image.mode}): convert it to 8 bits."
+        )
+    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+        coloured = image.convert("RGBA")
+        image = Image.new("RGBA", coloured.size, "white")
+        image.alpha_composite(coloured)
+    return image.convert("RGB")

@@ -1,13 +1,19 @@
 """What of a model's output is explained: a class, and how its score is read."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
 from captum_transformer.calling.target import main_output
-from captum_transformer.errors import AmbiguousOutputError, InvalidInputError, InvalidTargetError
-from captum_transformer.explainers.classes import check_class, find_class
+from captum_transformer.errors import (
+    AmbiguousOutputError,
+    ExplanationError,
+    InvalidInputError,
+    InvalidTargetError,
+)
+from captum_transformer.explainers.classes import check_class, find_class, label_of
 
 Activation: TypeAlias = Literal["softmax", "sigmoid"]
 """How probabilities are made of the scores of a model."""
@@ -104,7 +110,7 @@ def class_readout(
     # One score is that of a regression, or says for one of two classes how likely it is.
     elif activation == "softmax" and len(scores) > 1:
         probabilities = scores.softmax(0)
-    label, score = _label(number, names), float(scores[number])
+    label, score = label_of(number, names), finite(scores[number])
     probability = None if probabilities is None else float(probabilities[number])
     if rather_than is None:
         return Readout(
@@ -119,9 +125,9 @@ def class_readout(
         return scores[:, number] - scores[:, other]
 
     return Readout(
-        f"{label} rather than {_label(other, names)}",
+        f"{label} rather than {label_of(other, names)}",
         number,
-        score - float(scores[other]),
+        score - finite(scores[other]),
         None,
         difference,
     )
@@ -147,7 +153,16 @@ def class_number(target: Any, names: Mapping[int, str], count: int) -> int:
     return check_class(number, count)
 
 
-def _label(number: int, names: Mapping[int, str]) -> str:
-    """For instance ``tabby, tabby cat (281)``."""
-    name = names.get(number, "")
-    return f"{name} ({number})" if name else f"class {number}"
+def finite(score: Tensor) -> float:
+    """A score as a number.
+
+    Raises:
+        ExplanationError: if it is NaN or infinite, so that nothing can be said of it.
+    """
+    value = float(score)
+    if not math.isfinite(value):
+        raise ExplanationError(
+            f"The model's score is {value}. Look for weights that are not finite, an overflow in "
+            "half precision, or a division by zero in the model or in the preparation of its input."
+        )
+    return value

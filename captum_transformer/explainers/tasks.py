@@ -1,18 +1,21 @@
 """What the models of Transformers that read texts are asked, and which score answers it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor
 
 from captum_transformer.errors import AmbiguousOutputError, InvalidInputError, InvalidTargetError
+from captum_transformer.explainers.classes import ClassNames
 from captum_transformer.explainers.coding import Coded
 from captum_transformer.explainers.readout import (
     Activation,
     Readout,
     class_number,
     class_readout,
+    class_scores,
+    finite,
 )
 
 Task: TypeAlias = Literal["class", "words", "answer", "next word", "masked word"]
@@ -44,7 +47,7 @@ class Question(NamedTuple):
     coded: Coded
     target: Any
     rather_than: Any
-    names: Mapping[int, str]
+    names: ClassNames
     activation: Activation | None
 
 
@@ -92,12 +95,13 @@ def readout_of(task: Task, question: Question) -> Readout:
 
 def _class(question: Question) -> Readout:
     output, _, target, other, names, activation = question
-    return class_readout(output, target, names, activation, other)
+    known = names.of(class_scores(output).shape[1])
+    return class_readout(output, target, known, activation, other)
 
 
 def _words(question: Question) -> Readout:
     """The classes of some words: the sum over them, each read at its first token."""
-    output, coded, target, other, names, _ = question
+    output, coded, target, other, known, _ = question
     piece, label = target if isinstance(target, tuple) and len(target) == 2 else (target, None)
     if not isinstance(piece, str):
         raise InvalidTargetError(
@@ -105,9 +109,10 @@ def _words(question: Question) -> Readout:
             f"'B-LOC')` for a class that is not the predicted one; got {target!r}."
         )
     tokens = coded.tokens_of(piece, 0)
-    first = [n for n in tokens if n == tokens[0] or coded.words[n] != coded.words[n - 1]]
+    first = [n for n in tokens if n == tokens[0] or coded.begins_word(n)]
     scores = _of_tokens(output, coded)[0]
     count = scores.shape[1]
+    names = known.of(count)
     if label is None:
         numbers = scores[first].argmax(-1).tolist()
     else:
@@ -127,14 +132,18 @@ def _words(question: Question) -> Readout:
     if len(first) == 1 and rival is None:
         probability = float(scores[first].softmax(-1)[0, numbers[0]])
     number = numbers[0] if len(first) == 1 else None
-    return Readout(label_of, number, float(read(output)), probability, read)
+    return Readout(label_of, number, finite(read(output)), probability, read)
 
 
 def _answer(question: Question) -> Readout:
     """An answer that the last text holds: the scores of its start and its end."""
     output, coded, target, other, *_ = question
     _no_rival(other, "answer")
-    text = len(coded.texts) - 1
+    if len(coded.texts) != 2:
+        raise InvalidInputError(
+            "The model finds answers in a text: give a question and the text, `(question, text)`."
+        )
+    text = 1
     start, end = (scores[0] for scores in _start_and_end(output, coded))
     inside = torch.tensor([part == text for part in coded.of_text], device=start.device)
     of_start, of_end = (scores.masked_fill(~inside, -torch.inf) for scores in (start, end))
@@ -157,15 +166,20 @@ def _answer(question: Question) -> Readout:
         return start[:, first] + end[:, last]
 
     probability = float(of_start.softmax(0)[first] * of_end.softmax(0)[last])
-    return Readout(said, None, float(read(output)), probability, read)
+    return Readout(said, None, finite(read(output)), probability, read)
 
 
 def _next_word(question: Question) -> Readout:
-    return _of_vocabulary(question, len(question.coded.ids) - 1)
+    # What a tokenizer puts behind a text, such as its end, is no part of what is completed.
+    return _of_vocabulary(question, max(question.coded.tokens_of_texts()))
 
 
 def _masked_word(question: Question) -> Readout:
     coded = question.coded
+    if coded.tokenizer.mask_token is None:
+        raise InvalidInputError(
+            "The model fills in masks, and its tokenizer has no `mask_token`: set it."
+        )
     masked = [n for n, each in enumerate(coded.ids) if each == coded.tokenizer.mask_token_id]
     if len(masked) != 1:
         raise InvalidInputError(
@@ -189,7 +203,7 @@ def _of_vocabulary(question: Question, place: int) -> Readout:
         return scores[:, number] if rival is None else scores[:, number] - scores[:, rival]
 
     probability = float(scores.softmax(0)[number]) if rival is None else None
-    return Readout(label, number, float(read(output)), probability, read)
+    return Readout(label, number, finite(read(output)), probability, read)
 
 
 def _token(target: Any, coded: Coded, count: int) -> int:

@@ -6,9 +6,8 @@ from typing import Any, TypeAlias
 import torch
 
 from captum_transformer.calling.isolation import explaining, modules_of
-from captum_transformer.errors import InvalidInputError
-from captum_transformer.explainers.classes import Names, class_names, numbered
-from captum_transformer.explainers.coding import Text, code, longest_text
+from captum_transformer.explainers.classes import ClassNames, Names
+from captum_transformer.explainers.coding import Text, check_tokenizer, code, longest_text
 from captum_transformer.explainers.defaults import TEXT
 from captum_transformer.explainers.device import device_of
 from captum_transformer.explainers.explained_text import ExplainedText
@@ -45,8 +44,8 @@ class TextExplainer:
             scores; None for what the model's configuration says.
 
     Raises:
-        InvalidInputError: if the tokenizer is not a fast one, there is no such task, or the
-            model may be for several.
+        InvalidInputError: if the tokenizer is not a fast one or has no vocabulary, there is no
+            such task, or the model may be for several.
 
     Example:
         >>> import transformers
@@ -75,15 +74,11 @@ class TextExplainer:
         task: Task | None = None,
         activation: Activation | None = None,
     ) -> None:
-        if not getattr(tokenizer, "is_fast", False):
-            raise InvalidInputError(
-                f"{type(tokenizer).__name__} doesn't say where in a text its tokens are, so there "
-                "are no words to add them up to: load a fast tokenizer (`use_fast=True`)."
-            )
+        check_tokenizer(tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         self.method = method
-        self.names = class_names(model) | numbered(names)
+        self.names = ClassNames(model, names)
         self.task: Task = task_of(model) if task is None else check_task(task)
         self.activation = activation or activation_of(model)
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,22 @@ def test_a_folder_of_inputs_and_names_that_meet(checkpoints, photo, run):
     }  # fmt: skip
 
 
+def test_what_of_a_folder_the_model_does_not_read_is_skipped(checkpoints, photo, run):
+    folder = photo.parent / "in"
+    folder.mkdir()
+    photo.rename(folder / "photo.png")
+    (folder / "labels.txt").write_text("a film")
+    for model, written in (("timm", "photo"), ("bert", "labels")):
+        status, _, err = run("explain", checkpoints / model, folder, "-o", model)
+        assert status == 0
+        assert "skipped files in folders, as the model reads" in err
+        assert [path.name for path in Path(model).iterdir()] == [f"{written}.explanation.png"]
+    (folder / "labels.txt").unlink()
+    status, _, err = run("explain", checkpoints / "bert", folder)
+    assert status == 2
+    assert "The model reads texts, and there are none in the folders" in err
+
+
 def test_an_input_is_never_written_over(checkpoints, photo, run):
     before = photo.read_bytes()
     status, _, err = run("explain", checkpoints / "timm", photo, "-o", photo)
@@ -271,6 +288,9 @@ def test_an_answer_and_the_class_of_a_word(checkpoints, run):
     words = [line.split("\t")[0].strip() for line in lines[2:]]
     assert words == "[CLS] a film [SEP] an unbelievable film [SEP]".split()
     assert run(*explain)[0] == 0
+    status, _, err = run("explain", "answers", "--text", "a film")
+    assert status == 2
+    assert "give the question as --text, the text as --pair" in err
     status, _, err = run(*explain, "-c", "Rome")
     assert status == 1
     assert "exactly once" in err
@@ -288,7 +308,10 @@ def test_an_answer_and_the_class_of_a_word(checkpoints, run):
 def test_weights_as_trainings_save_them(checkpoints, photo, run):
     weights = torch.load(checkpoints / "vit.pth")
     nested = {f"module.{key}": value for key, value in weights.items()}
-    training = {"net": nested, "args": Namespace(lr=0.1), "epoch": 3, "arch": "test_vit"}
+    training = {
+        "net": nested, "args": Namespace(lr=0.1, out=Path("out")), "epoch": 3, "arch": "test_vit",
+        "best": np.float64(0.5), "losses": np.zeros(3), "when": datetime.now(timezone.utc),
+    }  # fmt: skip
     torch.save(training, "model_best.pth.tar")
     explain = "--architecture", "test_vit", "--image-size", "32", photo, "-c", "1"
     status, out, err = run("explain", "model_best.pth.tar", *explain, "-m", "AttnLRP")
@@ -312,3 +335,66 @@ def test_a_model_that_is_built_with_other_arguments(photo, run):
     status, _, err = run("explain", "shallow.pth", "--architecture", "test_vitt", photo)
     assert status == 2
     assert "Did you mean test_vit" in err
+
+
+def test_the_number_of_classes_is_read_off_all_heads(photo, run):
+    torch.manual_seed(0)
+    arguments = {"img_size": 32, "num_classes": 5, "depth": 2}
+    two_heads = timm.create_model("deit_tiny_distilled_patch16_224", **arguments)
+    torch.save(two_heads.state_dict(), "two.pth")
+    status, _, err = run(
+        "explain", "two.pth", photo, "--architecture", "deit_tiny_distilled_patch16_224",
+        "--image-size", "32", "-m", "AttnLRP", "-c", "4", "--model-kwargs", "depth=2",
+    )  # fmt: skip
+    assert status == 0, err
+
+
+def test_what_is_wrong_with_weights(checkpoints, photo, run):
+    explain = "--architecture", "test_vit", "--image-size", "32", photo
+    vit = timm.create_model("test_vit", img_size=32, num_classes=3)
+    torch.save(vit, "whole.pth")
+    status, _, err = run("explain", "whole.pth", *explain)
+    assert status == 2
+    assert "has objects beside its weights (timm." in err
+    assert "weights_only=False" in err
+    body = {f"body.{key}": value for key, value in vit.state_dict().items() if "head" not in key}
+    torch.save(body | {"head.weight": vit.head.weight, "head.bias": vit.head.bias}, "apart.pth")
+    status, _, err = run("explain", "apart.pth", *explain)
+    assert "78 of 80 fit" in err
+    assert "another prefix there (head.weight, head.bias)" in err
+    status, _, err = run(
+        "explain", checkpoints / "vit.pth", photo, "--architecture", "vit_tiny_patch16_224"
+    )
+    assert "1 of 152 fit" in err
+    assert "Check --architecture" in err
+    Path("empty").mkdir()
+    status, _, err = run("explain", "empty", photo)
+    assert "no config.json, so it is not known what model it has" in err
+    _, _, err = run("explain", "vit_base_patch16_244", photo)
+    assert "Did you mean vit_base_patch16_224" in err
+
+
+def test_folders_without_a_processor_or_a_tokenizer(checkpoints, photo, run):
+    from shutil import copytree, ignore_patterns
+
+    copytree(checkpoints / "hf-vit", "vit", ignore=ignore_patterns("preprocessor*"))
+    status, _, err = run("explain", "vit", photo)
+    assert status == 2
+    assert "or say it: --size, --mean and --std" in err
+    status, _, err = run(
+        "explain", "vit", photo, "--size", "32", "--mean", "0.5", "--std", "0.5", "--no-crop"
+    )
+    assert status == 0
+    assert "pictures: the whole, 32 x 32, mean 0.5/0.5/0.5, std 0.5/0.5/0.5" in err
+    copytree(checkpoints / "bert", "bert", ignore=ignore_patterns("*token*"))
+    status, _, err = run("explain", "bert", "--text", "a film")
+    assert status == 2
+    assert "special tokens alone" in err
+
+
+def test_errors_of_models_are_said_as_such(checkpoints, photo, run):
+    status, _, err = run("explain", checkpoints / "hf-vit", photo, "--size", "48")
+    assert status == 1
+    assert "the model does not run on it (ValueError: Input image size" in err
+    for values in (("--std", "0"), ("--mean", "nan")):
+        assert run("explain", checkpoints / "timm", photo, *values)[0] == 2

@@ -148,6 +148,40 @@ def test_a_photo_that_was_taken_with_the_camera_held_upright(model, transform, p
     assert explained.picture.size == (60, 100)
 
 
+def test_pictures_of_16_bits_and_transparent_ones(model, transform, tmp_path):
+    explainer = ImageExplainer(model, transform)
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
+    deep = Image.fromarray(ramp.astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    for given in (deep, tmp_path / "deep.png"):
+        shown = explainer(given, target=0).picture
+        np.testing.assert_array_equal(np.asarray(shown)[..., 0], ramp)
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert (np.asarray(explainer(clear, target=0).picture) == 255).all()
+    with pytest.raises(InvalidInputError, match="no known range"):
+        explainer(Image.fromarray(ramp.astype(np.float32) / 255), target=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_in_any_precision(transform, picture, dtype):
+    torch.manual_seed(0)
+    vit = timm.create_model("test_vit", img_size=32, num_classes=3)
+    expected = ImageExplainer(vit, transform)(picture, target=0)
+    found = ImageExplainer(vit.to(dtype), transform)(picture, target=0)
+    assert found.relevance.dtype == dtype
+    assert found.score == pytest.approx(expected.score, rel=0.1, abs=0.05)
+
+
+def test_label_names_of_the_weights_that_a_training_began_with(transform, picture):
+    vit = timm.create_model("test_vit", img_size=32, num_classes=3)
+    vit.pretrained_cfg["label_names"] = [f"old {number}" for number in range(1000)]
+    assert ImageExplainer(vit, transform)(picture, target=1).label == "class 1"
+    with pytest.raises(InvalidTargetError, match="No names of the model's classes"):
+        ImageExplainer(vit, transform)(picture, target="old 1")
+    with pytest.raises(InvalidInputError, match="gives 3 scores, and `names` has 2"):
+        ImageExplainer(vit, transform, names=["cat", "dog"])(picture)
+
+
 @pytest.mark.parametrize("given", [
     torch.rand(3, 8, 8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3)), 3, None,
 ])  # fmt: skip

@@ -1,13 +1,23 @@
 """Explained texts: the words that a reader sees have what the method gives to their tokens."""
 
+import copy
 import random
+import re
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, normalizers
+from transformers import (
+    BertTokenizerFast,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from captum_transformer import AttnLRP, Contrast, GenericAttentionRelevance
 from captum_transformer.errors import (
     AmbiguousOutputError,
+    ExplanationError,
     InvalidInputError,
     InvalidTargetError,
 )
@@ -151,7 +161,7 @@ def test_the_classes_of_words_are_read_where_each_begins(readers, tokenizer):
 
 
 @pytest.mark.parametrize(("task", "text", "place"), [
-    ("next word", "Tom live in", 5),
+    ("next word", "Tom live in", 4),
     ("masked word", "Tom live [MASK] Paris", 4),
 ])  # fmt: skip
 def test_the_next_and_the_masked_word(readers, tokenizer, task, text, place):
@@ -191,6 +201,84 @@ def test_a_model_of_ones_own_is_a_classifier(readers, tokenizer):
     assert torch.equal(explained.relevance, same.relevance)
 
 
+def test_the_next_word_follows_the_text_and_not_what_a_tokenizer_puts_behind_it(readers, tokenizer):
+    # The tokenizer here ends each text with [SEP].
+    scores = output_of(readers["next word"], tokenizer, "Tom live in").logits[0]
+    explained = TextExplainer(readers["next word"], tokenizer)("Tom live in")
+    assert explained.tokens[-2:] == ["in", "[SEP]"]
+    assert explained.target == int(scores[-2].argmax()) != int(scores[-1].argmax())
+
+
+def test_an_answer_needs_a_text_that_has_it(readers, tokenizer):
+    with pytest.raises(InvalidInputError, match="give a question and the text"):
+        TextExplainer(readers["answer"], tokenizer)(QUESTION)
+
+
+def test_names_of_other_classes_are_none_of_the_models(readers, tokenizer):
+    model = copy.deepcopy(readers["class"])
+    model.classifier = torch.nn.Linear(16, 2)  # the configuration still has three names
+    assert TextExplainer(model, tokenizer)(TEXT, target=0).label == "class 0"
+    with pytest.raises(InvalidTargetError, match="No names of the model's classes are known"):
+        TextExplainer(model, tokenizer)(TEXT, target="B-PER")
+    assert TextExplainer(model, tokenizer, names=["a", "b"])(TEXT, target="b").target == 1
+    assert TextExplainer(model, tokenizer, names={1: "b"})(TEXT, target=0).label == "class 0"
+    for names in (["a", "b", "c"], ["a"], {2: "c"}):
+        with pytest.raises(InvalidInputError, match=r"gives 2 scores, and `names` has"):
+            TextExplainer(model, tokenizer, names=names)(TEXT)
+
+
+def test_what_is_written_of_a_class_names_it(readers, tokenizer):
+    stars = TextExplainer(readers["class"], tokenizer, names=["1", "2", "crane, crane"])
+    with pytest.raises(InvalidTargetError, match=re.escape("1 (0); 2 (1). Give one as it is")):
+        stars(TEXT, target="1")
+    assert [stars(TEXT, target=label).target for label in ("1 (0)", "2 (1)")] == [0, 1]
+
+
+def test_words_of_tokenizers_that_cut_whole_texts(readers):
+    """As Llama's: a space is a part of a token, and nothing says which word a token is of."""
+    letters = dict.fromkeys("▁AnaBergdTom<unk>")
+    vocabulary = {piece: n for n, piece in enumerate(["<unk>", *letters, "▁A", "▁B"])}
+    whole = Tokenizer(models.BPE(vocabulary, [("▁", "A"), ("▁", "B")], unk_token="<unk>"))
+    whole.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=whole, unk_token="<unk>", model_max_length=40
+    )
+    assert set(tokenizer("Tom and Anna Berg").word_ids()) == {0}
+    model = readers["words"]
+    explained = TextExplainer(model, tokenizer)("Tom and Anna Berg", target=("Anna Berg", 1))
+    scores = output_of(model, tokenizer, "Tom and Anna Berg").logits[0, :, 1]
+    first = [n for n, token in enumerate(explained.tokens) if token in ("▁A", "▁B")]
+    assert len(first) == 2
+    assert explained.score == pytest.approx(float(scores[first].sum()), rel=1e-5)
+
+
+def test_a_score_that_is_no_number_is_not_explained(readers, tokenizer):
+    model = copy.deepcopy(readers["class"])
+    with torch.no_grad():
+        model.classifier.bias[0] = torch.nan
+    with pytest.raises(ExplanationError, match="The model's score is nan"):
+        TextExplainer(model, tokenizer)(TEXT)
+
+
+def test_positions_that_are_counted_from_padding_on(tokenizer):
+    config = RobertaConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        vocab_size=len(tokenizer), max_position_embeddings=12, pad_token_id=1,
+    )  # fmt: skip
+    explainer = TextExplainer(RobertaForSequenceClassification(config), tokenizer)
+    assert len(explainer(" ".join(["live"] * 8)).tokens) == 10
+    with pytest.raises(InvalidInputError, match="has 11 tokens, and the model takes 10"):
+        explainer(" ".join(["live"] * 9))
+
+
+def test_a_tokenizer_without_a_vocabulary_is_refused(readers):
+    blank = BertTokenizerFast()  # what Transformers makes of a folder without a tokenizer's files
+    with pytest.raises(InvalidInputError, match=r"has special tokens alone.*save_pretrained"):
+        TextExplainer(readers["class"], blank)
+
+
 def test_nothing_of_the_model_changes(readers, tokenizer):
     model = readers["class"]
     torch.manual_seed(3)
@@ -216,8 +304,8 @@ def test_texts_that_are_none(readers, tokenizer, text, error):
 @pytest.mark.parametrize(("target", "error"), [
     (3, r"There is no class 3: the model has 3, from 0 to 2"),
     (-1, r"There is no class -1"),
-    ("B-PRE", r"no class named 'B-PRE'\. Did you mean 1 \(b-per\)"),
-    ("per", r"may be several classes: 1 \(B-PER\); 2 \(I-PER\)"),
+    ("B-PRE", r"no class named 'B-PRE'\. Did you mean b-per \(1\)"),
+    ("per", r"may be several classes: B-PER \(1\); I-PER \(2\)"),
     (True, "number or the name of a class"),
     (0.5, "number or the name of a class"),
 ])  # fmt: skip
