@@ -3,6 +3,7 @@
 Run it as ``python .ci/check_distributions.py <folder>``.
 """
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -34,6 +35,10 @@ def check_wheel(path: Path) -> None:
             assert not missing, f"{path.name} lacks {sorted(missing)}"
         (license_file,) = [name for name in names if name.endswith("/licenses/LICENSE")]
         assert wheel.read(license_file), f"{path.name} has an empty license"
+        described = wheel.read(f"{wheel_information(path)}METADATA").decode()
+        relative = re.findall(r"\]\((?![a-z]+:|#)[^)]+\)", described)
+        assert not relative, f"{path.name} links to files that a package index lacks: {relative}"
+        assert "## Use it" in described, f"{path.name} lacks the README"
         wheel.extractall(folder)
         # -I: the sources beside this script must not stand in for what the wheel has.
         subprocess.run([sys.executable, "-I", "-c", IMPORTED, folder], check=True)
