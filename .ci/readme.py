@@ -1,7 +1,7 @@
 """README.md as a package index shows it, where links into the repository lead nowhere.
 
-Hatchling calls this while it builds. Links to files become their text; pictures from files and comments are
-left out.
+Hatchling calls this while it builds. Links to files become their text; pictures from files and
+comments are left out.
 """
 
 import re
