@@ -97,26 +97,28 @@ TABLE: dict[Kind, str] = {
         arccosh(input) arctanh(input) erf(input) erfc(input) erfinv(input) logit(input eps)
         sinc(input) log(input !logarithm) log2(input !logarithm) log10(input !logarithm)
         log1p(input) exp(input !exponential) exp2(input !exponential) expm1(input) sgn(input !step)
-        sign(input !step) round(input !step) floor(input !step) ceil(input !step)
-        trunc(input !step) fix(input !step) floor_divide(input other !step)
-        floordiv(input other !step) frac(input) relu6(input) gelu(input approximate) silu(input)
-        mish(input) elu(input alpha) selu(input) celu(input alpha) hardswish(input)
-        hardsigmoid(input) hardtanh(input min/min_val max/max_val) tanh(input) sigmoid(input)
-        logsigmoid(input) log_sigmoid(input) softplus(input beta threshold) softsign(input)
-        tanhshrink(input) softshrink(input lambd) hardshrink(input lambd)
-        threshold(input threshold value) rrelu(input lower upper) sqrt(input !power)
-        pow(input exponent !power) rpow(exponent input/other !power)
-        float_power(input exponent !power) square(input !power) sin(input) cos(input)
-        clamp(input min max !power) clip(input min max !power) clamp_min(input min !power)
-        clamp_max(input max !power) nan_to_num(input nan) remainder(input other) fmod(input other)
-        mod(input other) digamma(input) lgamma(input) i0(input) polygamma(n input) mvlgamma(input p)
+        sign(input !step) round(input !step) floor(input !step) ceil(input !step) trunc(input !step)
+        fix(input !step) floor_divide(input other !step) floordiv(input other !step)
+        frac(input !pieces) relu6(input !pieces) gelu(input approximate) silu(input) mish(input)
+        elu(input alpha) selu(input) celu(input alpha) hardswish(input !pieces)
+        hardsigmoid(input !pieces) hardtanh(input min/min_val max/max_val !pieces) tanh(input)
+        sigmoid(input) logsigmoid(input) log_sigmoid(input) softplus(input beta threshold)
+        softsign(input !pieces) tanhshrink(input) softshrink(input lambd !pieces)
+        hardshrink(input lambd !pieces) threshold(input threshold value !pieces)
+        rrelu(input lower upper) sqrt(input !power) pow(input exponent !power)
+        rpow(exponent input/other !power) float_power(input exponent !power) square(input !power)
+        sin(input) cos(input) clamp(input min max !power) clip(input min max !power)
+        clamp_min(input min !power) clamp_max(input max !power) nan_to_num(input nan)
+        remainder(input other !pieces) fmod(input other !pieces) mod(input other !pieces)
+        digamma(input) lgamma(input) i0(input) polygamma(n input) mvlgamma(input p)
         special_psi(input) special_gammaln(input) special_multigammaln(input p) special_erfcx(input)
         special_expit(input) special_ndtr(input) special_ndtri(input) special_log_ndtr(input)
         special_entr(input) special_i0e(input) special_i1(input) special_i1e(input)
     """,
     Kind.HOMOGENEOUS: """
-        relu(input) leaky_relu(input negative_slope) prelu(input weight) abs(input)
-        absolute(input) neg(input) negative(input) deg2rad(input) rad2deg(input)
+        relu(input !pieces) leaky_relu(input negative_slope !pieces) prelu(input weight !pieces)
+        abs(input !pieces) absolute(input !pieces) neg(input) negative(input) deg2rad(input)
+        rad2deg(input)
     """,
     Kind.NORM: """
         layer_norm(input normalized_shape weight bias eps)
@@ -142,7 +144,7 @@ TABLE: dict[Kind, str] = {
         div(input other) truediv(input other) true_divide(input other) divide(input other)
         rtruediv(other/input input/other) rdiv(other/input input/other)
     """,
-    Kind.RECIPROCAL: "rsqrt(input) reciprocal(input)",
+    Kind.RECIPROCAL: "rsqrt(input !pieces) reciprocal(input)",
     Kind.PRODUCT: """
         linear(input weight bias) matmul(input other) rmatmul(other/input input/other)
         bmm(input other/mat2) mm(input other/mat2) mv(input other/vec) dot(input other/tensor)

@@ -1,34 +1,74 @@
 """Activations written in Python: functions of one signal that treat each of its entries alone."""
 
 from itertools import permutations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Kind
+from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Form, Kind
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.quotients import is_gate_by_formula
 from captum_transformer.trace.statistics import takes_number
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 
+_PIECES = frozenset({Form.STEP, Form.PIECES, Form.POWER})
 _ACTIVATIONS = frozenset({Kind.ENTRYWISE, Kind.RECIPROCAL})
 
 
-def are_of_one_entry(*values: Value) -> bool:
-    """Whether all were made, entry by entry, of one value alone."""
-    frontier = set(values)
+class OfEntry(NamedTuple):
+    """A function of each entry of one value, in however many steps.
+
+    Attributes:
+        source: the value.
+        operations: the steps, the last first.
+    """
+
+    source: Value
+    operations: list[Operation]
+
+
+def of_one_entry(*values: Value) -> OfEntry | None:
+    """The one value that all were made of, entry by entry; None if there are several."""
+    frontier, operations = set(values), list[Operation]()
     while len(frontier) > 1:
         latest = max(frontier, key=lambda value: value.index)
         frontier.remove(latest)
         operation = latest.operation
         if operation is None or not works_by_entry(operation):
-            return False
+            return None
         sources = [source for _, source in operation.traced()]
         if any(source.shape != latest.shape for source in sources):
-            return False
+            return None
+        operations.append(operation)
         frontier.update(sources)
-    return True
+    return OfEntry(frontier.pop(), operations)
+
+
+def are_of_one_entry(*values: Value) -> bool:
+    """Whether all were made, entry by entry, of one value alone."""
+    return of_one_entry(*values) is not None
+
+
+def may_be_step(operation: Operation) -> OfEntry | None:
+    """The function of one entry that an operation of several signals completes, if not smooth.
+
+    What is made of smooth functions alone is a step nowhere. Of others it may be, though each has a
+    slope: ``x - x % 1`` rounds down, and ``x / x.abs()`` is a sign.
+    """
+    values = [value for _, value in operation.traced()]
+    if len(values) < 2 or not works_by_entry(operation) or values[0].dtype.is_complex:
+        return None
+    found = of_one_entry(*values)
+    return found if found is not None and any(map(_has_pieces, found.operations)) else None
+
+
+def _has_pieces(operation: Operation) -> bool:
+    exponent = operation.argument("exponent")
+    if isinstance(exponent, (int, float)) and exponent == int(exponent):
+        return False
+    return operation.form in _PIECES
 
 
 def splits_activation(operation: Operation) -> bool:

@@ -76,6 +76,7 @@ class Form(enum.Enum):
     EXPONENTIAL = enum.auto()
     LOGARITHM = enum.auto()
     STEP = enum.auto()  # its derivative is zero
+    PIECES = enum.auto()  # of several pieces, as the absolute value: with others it may be a step
 
 
 class Role(enum.Enum):

@@ -50,6 +50,7 @@ from captum_transformer.trace.step_functions import (
     MAY_STEP,
     Chosen,
     StepFunction,
+    completed,
     goes_straight_through,
     is_step,
     made_of_integers,
@@ -228,6 +229,7 @@ class Trace(TorchFunctionMode):
             step = self.blocks.begin(operation, written, declared_by(hooks))
         result: Any = NotImplemented
         steps = kind in MAY_STEP and is_step(operation)
+        whole = completed(operation)
         if kind in self.rules:
             result = self._by_rule(self.rules[kind], operation, written, step)
         if steps and result is NotImplemented and goes_straight_through(operation):
@@ -261,6 +263,8 @@ class Trace(TorchFunctionMode):
         if outputs:
             if steps and not by_rule and outputs[0] is not None and outputs[0].requires_grad:
                 self.steps.append(StepFunction(operation, get_gradient_edge(outputs[0])))
+            if whole is not None and outputs[0] is not None and outputs[0].requires_grad:
+                self.steps.append(whole.step(operation, outputs[0]))
             recorded = self._write_down(operation, outputs, keep=keep, pools=pools)
             if step is not None:
                 self.blocks.add(step, recorded)

@@ -9,23 +9,23 @@ Where a signal only chooses, as an index, a mask or a gate does, its choice is a
 """
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from captum_transformer.calling.reading import truth
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.derivatives import derivatives
 from captum_transformer.trace.entries import Entry, entry_of
 from captum_transformer.trace.functions import ENTRY
-from captum_transformer.trace.gates import are_of_one_entry, works_by_entry
+from captum_transformer.trace.gates import OfEntry, may_be_step, works_by_entry
 from captum_transformer.trace.kinds import CONVOLUTIONS, Form, Kind, Role
 from captum_transformer.trace.nested import leaves
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.tape import Tape
-from captum_transformer.trace.value import Value
 
 MAY_STEP = frozenset({Kind.ENTRYWISE, Kind.UNKNOWN})
 # What counts as the signal that it rounds: functions by name, and types of integers.
@@ -247,15 +247,62 @@ def _maps_features(operation: Operation, parts: Sequence[Operand]) -> bool:
 
 
 class StepFunction(NamedTuple):
-    """A step function that has run without a rule.
+    """A function in steps that has run without a rule, or one that may be such.
 
     Attributes:
-        operation: what it is.
+        operation: what it is, or completes it.
         edge: where its output stands in the autograd graph.
+        whole: the function of one entry that it completes, if that is what may be one.
+        flat: whether it is, of one entry.
     """
 
     operation: Operation
     edge: GradientEdge
+    whole: OfEntry | None = None
+    flat: Tensor | None = None
+
+
+class Completed(NamedTuple):
+    """A function of one entry that an operation is about to complete.
+
+    Attributes:
+        whole: the function.
+        signal: its argument.
+        edge: where that stands in the autograd graph.
+    """
+
+    whole: OfEntry
+    signal: Tensor
+    edge: GradientEdge
+
+    def step(self, operation: Operation, result: Tensor) -> StepFunction:
+        """The function, with whether its derivative is zero though its entries differ."""
+        edge, result = get_gradient_edge(result), result.detach()
+        with torch.enable_grad():
+            ones = torch.ones_like(result)
+            (slope,) = torch.autograd.grad(
+                edge, self.edge, ones, retain_graph=True, allow_unused=True
+            )
+        if slope is None:
+            slope = torch.zeros_like(result)
+        rounding = 64 * torch.finfo(result.dtype).eps * result.abs()
+        flat = ((slope * self.signal).abs() <= rounding) | ~slope.isfinite() | ~result.isfinite()
+        known = result.nan_to_num(0.0, 0.0, 0.0)
+        flat = flat.all() & (known != known.flatten()[:1]).any()
+        return StepFunction(operation, edge, self.whole, flat)
+
+
+def completed(operation: Operation) -> Completed | None:
+    """What may be a step function, before the operation runs that completes it."""
+    whole = may_be_step(operation)
+    signal = None if whole is None else whole.source.holder()
+    if whole is None or signal is None or not signal.requires_grad:
+        return None
+    if signal._version != whole.source.version or not signal.numel():
+        return None
+    if torch._C._functorch.is_functorch_wrapped_tensor(signal):
+        return None
+    return Completed(whole, signal.detach().clone(), get_gradient_edge(signal))
 
 
 def refuse_steps(
@@ -264,28 +311,35 @@ def refuse_steps(
     """Raises if a gradient would have to go through a step function.
 
     Args:
-        steps: the step functions of the forward pass.
+        steps: the step functions of the forward pass, and what may be some.
         total: what is differentiated.
         points: where the gradient is asked for.
         tape: the forward pass.
     """
     if not steps:
         return
-    slopes = derivatives(total, [step.edge for step in steps], tape.operations)
+    wholes = {step.operation: step.whole for step in steps if step.whole is not None}
+    steps = [step for step in steps if step.flat is None or truth(step.flat)]
+    slopes = derivatives(total, [step.edge for step in steps], tape.operations) if steps else ()
     asked = {point.node for point in points}
-    for (operation, edge), slope in zip(steps, slopes, strict=True):
-        if slope is None or not slope.any() or not _leads_to(edge.node, asked):
+    for step, slope in zip(steps, slopes, strict=True):
+        if slope is None or not truth((slope != 0).any()) or not _leads_to(step.edge.node, asked):
             continue
-        if _is_part(operation, tape):
+        if _is_part(step.operation, tape, wholes):
             continue
-        raise UnsupportedOperationError(_why(operation))
+        raise UnsupportedOperationError(_why(step))
 
 
-def _why(operation: Operation) -> str:
+def _why(step: StepFunction) -> str:
+    operation, whole = step.operation, step.whole
     key = operation.argument("between") or f"torch.{operation.name}"
     instead = _STRAIGHT_THROUGH.format(key=key) if rounds(operation.function.entry) else ""
+    what = f"{operation.described},"
+    if whole is not None:
+        names = [f"`{one.name}`" for one in reversed(whole.operations)]
+        what = f"What {operation.described}, makes of one signal by {', '.join(names)}"
     return (
-        f"{operation.described}, is a step function: its derivative is zero, so what the score "
+        f"{what} is a step function: its derivative is zero, so what the score "
         f"depends on through it would count as nothing. {instead}{_ADVICE}"
     )
 
@@ -316,31 +370,21 @@ def _leads_to(node: Any, asked: Iterable[Any]) -> bool:
     return False
 
 
-def _is_part(step: Operation, tape: Tape) -> bool:
-    """Whether it is a part of a function of each entry that has a slope, as in ``x - floor(x)``."""
-    ((_, source), *_) = step.traced()
+def _is_part(step: Operation, tape: Tape, wholes: Mapping[Operation, OfEntry]) -> bool:
+    """Whether it is a part of a function of each entry that has a slope, as in ``x - floor(x)``.
+
+    One that has none in turn stands among the steps itself.
+    """
     stack = [value for value in step.outputs if value is not None]
     while stack:
         value = stack.pop()
         for operation in tape.operations[step.index + 1 :]:
-            given = [v for _, v in operation.traced()]
-            if value not in given:
+            if not any(given is value for _, given in operation.traced()):
                 continue
-            if not works_by_entry(operation):
+            whole = wholes.get(operation)
+            if whole is not None and step in whole.operations:
+                continue
+            if not works_by_entry(operation) or (whole is None and len(operation.traced()) > 1):
                 return False
-            if len(given) > 1:
-                others = [v for v in given if v is not value]
-                slope = any(_has_slope(v, source) for v in others)
-                if not (slope and are_of_one_entry(source, *given)):
-                    return False
-            else:
-                stack += [v for v in operation.outputs if v is not None]
+            stack += [v for v in operation.outputs if v is not None]
     return True
-
-
-def _has_slope(value: Value, source: Value) -> bool:
-    """Whether a value was made of another one, entry by entry, other than in steps alone."""
-    operation = value.operation
-    if value is source or operation is None or is_step(operation):
-        return value is source
-    return any(_has_slope(v, source) for _, v in operation.traced())
