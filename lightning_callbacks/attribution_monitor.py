@@ -29,6 +29,7 @@ from lightning_callbacks.monitor.trainer_metrics import check_monitored
 from lightning_callbacks.monitor.watch import Watch
 from lightning_callbacks.samples.batch import BatchToInputs
 from lightning_callbacks.samples.classes import ClassSlot
+from lightning_callbacks.samples.layout import Layouts
 from lightning_callbacks.samples.transfer import overrides
 from lightning_callbacks.shared.failures import Failures
 
@@ -88,6 +89,10 @@ class AttributionMonitor(ExplainedRuns):
             such as ``lambda model, x: model(x)["scores"]``. By default the model is called.
         prefix: The beginning of all tags. Two monitors in one trainer need two prefixes.
         class_names: The names of the classes, for the captions.
+        layout: Where channels, rows, columns and frames lie in an input's samples, by letters:
+            ``"HWC"`` for channels last, ``"TCHW"`` for a video, ``"HW"`` for a spectrogram,
+            ``"CHW"`` for an image whose channels are not 1 or 3, of which the mean is shown. Of
+            several inputs by their names: ``{"input_0": "TCHW"}``.
         heatmap: How attributions of images are drawn, e.g. ``{"smooth": True}``; see
             `captum_transformer.visualization.MapOptions`. ``sign`` and ``scale`` hold for texts,
             too.
@@ -156,6 +161,7 @@ class AttributionMonitor(ExplainedRuns):
         forward: Callable[..., Any] | None = None,
         prefix: str = "attribution",
         class_names: Sequence[str] | None = None,
+        layout: str | Mapping[str, str] | None = None,
         heatmap: MapOptions | None = None,
         tokenizer: Any = None,
         to_tokens: Callable[[Tensor], Sequence[str]] | None = None,
@@ -206,6 +212,7 @@ class AttributionMonitor(ExplainedRuns):
             account=account,
             scale=scale,
             show_history=show_history,
+            layouts=Layouts(layout),
         )
         self._explained = ExplainedModel(model, forward)
         super().__init__(self._new_watch)
@@ -237,7 +244,7 @@ class AttributionMonitor(ExplainedRuns):
         watch = self._watches.enter(trainer)
         if trainer.barebones:
             self._failures.warn_once(
-                "barebones", "AttributionMonitor explains nothing in barebones mode."
+                "barebones", f"{self._failures.owner} explains nothing in barebones mode."
             )
             return
         check_trainer(trainer)

@@ -32,6 +32,7 @@ from lightning_callbacks.monitor.texts import Texts
 from lightning_callbacks.samples.batch import BatchToInputs
 from lightning_callbacks.samples.classes import ClassSlot
 from lightning_callbacks.samples.fixed import FixedSamples
+from lightning_callbacks.samples.layout import Layouts
 from lightning_callbacks.shared.failures import Failures
 
 
@@ -55,11 +56,11 @@ class AttributionTrainerCallback(TrainerCallback):
         every_n_evaluations: Explain after the first evaluation and then after every n-th.
         prefix: The beginning of all tags.
         class_names: The names of the classes, for the captions.
+        layout: Where channels, rows, columns and frames lie, as of an `AttributionMonitor`.
         heatmap: How attributions of images are drawn.
         to_tokens: Turns the ids ``(N,)`` of a text into N strings; by default the words are shown,
             as the trainer's tokenizer has them.
-        off_scale_ids: Ids that don't set the scale of a text's colours, ``()`` for none; by default
-            the tokenizer's special tokens.
+        off_scale_ids: Ids that don't set the scale of a text's colours, by default special ones.
         batch_to_inputs: Reads a batch; by default it is passed by name, its labels aside.
         probabilities: Turns the model's outputs into the probabilities of the captions.
         internal_batch_size: How many samples are explained at a time.
@@ -95,6 +96,7 @@ class AttributionTrainerCallback(TrainerCallback):
         *,
         prefix: str = "attribution",
         class_names: Sequence[str] | None = None,
+        layout: str | Mapping[str, str] | None = None,
         heatmap: MapOptions | None = None,
         to_tokens: Callable[[Tensor], Sequence[str]] | None = None,
         off_scale_ids: Collection[int] | None = None,
@@ -139,6 +141,7 @@ class AttributionTrainerCallback(TrainerCallback):
             account=account,
             scale=scale,
             show_history=show_history,
+            layouts=Layouts(layout),
         )
         self._runs = StageRuns("evaluate", prefix, every_n_evaluations)
         self._data: str | None = None

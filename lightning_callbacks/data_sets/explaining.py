@@ -169,7 +169,7 @@ class Explaining(nn.Module):
         explanations = explain(
             self.attribution_method, samples, pairs, single=scores.single, tokens=self.tokens
         )
-        names = samples.names or [f"input_{number}" for number in range(len(samples.inputs))]
+        names = samples.input_names()
         target = torch.tensor(targets)
         return ExplainedBatch(
             tuple(rows),

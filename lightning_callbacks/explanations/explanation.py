@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_transformer import Account, TransformerMethod
 from captum_transformer.attr.accounting import AccountableMethod
+from captum_transformer.calling.memory import is_out_of_memory
 from captum_transformer.visualization import to_map
 from lightning_callbacks.explanations.by_position import by_position
 from lightning_callbacks.samples.batch import Samples
@@ -157,10 +158,21 @@ def _attribute(
     options["additional_forward_args"] = samples.additional_forward_args or None
     inputs = _inputs_of(samples)
     has_delta = method.has_convergence_delta() and not tokens
-    if has_delta:
-        result, delta = attribute(inputs, **options, return_convergence_delta=True)
-    else:
-        result, delta = attribute(inputs, **options), None
+    try:
+        if has_delta:
+            result, delta = attribute(inputs, **options, return_convergence_delta=True)
+        else:
+            result, delta = attribute(inputs, **options), None
+    except RuntimeError as error:
+        # What Captum's methods make of that differs from method to method.
+        whole = [values.dtype for values in samples.inputs if not values.dtype.is_floating_point]
+        if isinstance(method, TransformerMethod) or not whole or is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{error}. The inputs are {whole[0]}, and whole numbers have no gradients, which "
+            f"{type(method).__name__} may need. Let batch_to_inputs= return real ones, such as "
+            "images.float(), or take a method of captum_transformer for token ids."
+        ) from error
     attributions = tuple(values.detach().float().cpu() for values in _as_tuple(result))
     # Stochastic methods give several deltas per sample.
     deltas = (

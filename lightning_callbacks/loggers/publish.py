@@ -37,7 +37,7 @@ class Publisher:
         if isinstance(self._writers[0], PNGWriter):
             failures.warn_once(
                 "images",
-                "No logger takes images, so AttributionMonitor writes PNG files to "
+                f"No logger takes images, so {failures.owner} writes PNG files to "
                 f"{self._writers[0].folder}. Use a TensorBoardLogger to step through them.",
             )
 

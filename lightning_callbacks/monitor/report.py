@@ -25,9 +25,11 @@ from captum_transformer.visualization.tokens import token_values
 from lightning_callbacks.explanations.explanation import Explanation
 from lightning_callbacks.loggers.entries import LogEntries
 from lightning_callbacks.monitor.history import Colors, History, Scale, Shown
+from lightning_callbacks.monitor.item import Item
 from lightning_callbacks.monitor.texts import Texts
 from lightning_callbacks.samples.batch import Samples
 from lightning_callbacks.samples.classes import ClassSlot, Facts, Predictions
+from lightning_callbacks.samples.layout import Layouts
 
 
 class Where(NamedTuple):
@@ -72,6 +74,7 @@ class Report:
         texts: How texts are shown.
         scale: What the strongest colour stands for.
         show_history: Whether the first map and the last stand beside each.
+        layouts: Where the channels, rows and columns of the inputs were, which are arranged.
     """
 
     entries: LogEntries
@@ -81,6 +84,7 @@ class Report:
     texts: Texts = field(default_factory=Texts)
     scale: Scale = "share"
     show_history: bool = False
+    layouts: Layouts = field(default_factory=Layouts)
 
     def add(
         self,
@@ -112,19 +116,20 @@ class Report:
             for row, class_id in pairs:
                 key = (method, slot, numbers[row])
                 self._compare(key, class_id, explanations[row, class_id])
-        parts = samples.names or [f"input_{number}" for number in range(len(samples.inputs))]
+        parts = samples.input_names()
         table = f"{self.prefix}/explanations"
         for slot, pairs in chosen.items():
             for row, class_id in pairs:
                 facts = predictions.facts(row, class_id)
                 attributions = explanations[row, class_id].attributions
                 name_of_slot = f"class_{slot}" if isinstance(slot, int) else slot
-                for name, inputs, attribution in zip(
-                    parts, samples.inputs, attributions, strict=True
+                for name, inputs, attribution, layout in zip(
+                    parts, samples.inputs, attributions, self.layouts.of(samples), strict=True
                 ):
                     where = Where(numbers[row], name_of_slot, method, name)
                     tag = where.tag(self.prefix, several=len(parts) > 1)
-                    self._draw(tag, inputs[row], attribution, facts, method)
+                    item = Item(inputs[row], layout)
+                    self._draw(tag, item, attribution, facts, method)
                     shown = {**where.columns(), **facts.columns(), "tag": tag}
                     self.entries.tables.setdefault(table, []).append(shown)
 
@@ -162,15 +167,16 @@ class Report:
                 self.number("rank_correlation", key[0], [correlation])
         self.history.last_maps[key] = (class_id, values)
 
-    def _draw(self, tag: str, item: Tensor, attribution: Tensor, facts: Facts, method: str) -> None:
+    def _draw(self, tag: str, item: Item, attribution: Tensor, facts: Facts, method: str) -> None:
         caption = facts.caption(method)
-        draw = self._image if attribution.dim() == 3 else self._text
+        draw = self._image if item.is_image() else self._text
         picture = draw(tag, item, attribution, caption, facts.explained)
         self.entries.add_picture(tag, picture, caption)
 
     def _image(
-        self, tag: str, image: Tensor, attribution: Tensor, caption: str, class_name: str
+        self, tag: str, item: Item, attribution: Tensor, caption: str, class_name: str
     ) -> Image:
+        image, grey = item.picture()
         values = to_map(attribution, channels=self.heatmap.get("channels", "sum")).cpu()
         colors = self._colors(tag, values)
         options: MapOptions = {**self.heatmap, "scale": colors.scale, "sign": colors.sign}
@@ -178,16 +184,17 @@ class Report:
             image,
             self._beside(tag, values * colors.factor, class_name),
             caption,
+            height=item.height(),
             font_scale=FONT_SCALE,
-            note=colors.note,
+            note="; ".join(filter(None, (colors.note, grey))),
             unit=colors.unit,
             **options,
         )
 
     def _text(
-        self, tag: str, item: Tensor, attribution: Tensor, caption: str, class_name: str
+        self, tag: str, item: Item, attribution: Tensor, caption: str, class_name: str
     ) -> Image:
-        text = self.texts.shown(item, attribution)
+        text = self.texts.shown(item.values, attribution)
         values = token_values(text.labels, text.attribution).cpu()
         # A text whose tokens are all off the scale is on that of a zero.
         setting = values[~as_mask(text.off_scale, len(values))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from lightning_callbacks.monitor.texts import Texts
 from lightning_callbacks.samples.batch import Samples
 from lightning_callbacks.samples.classes import ClassSlot, Predictions, read_output
 from lightning_callbacks.samples.fixed import FixedSamples
+from lightning_callbacks.samples.layout import Layouts
 from lightning_callbacks.shared.failures import Failures
 
 
@@ -43,6 +44,7 @@ class SampleExplainer:
         account: Whether to log where the relevance goes.
         scale: What the strongest colour of a map stands for.
         show_history: Whether the first map and the last stand beside each.
+        layouts: Where the inputs' channels, rows and columns lie.
     """
 
     methods: Mapping[str, MethodFactory]
@@ -58,6 +60,7 @@ class SampleExplainer:
     account: bool = False
     scale: Scale = "share"
     show_history: bool = False
+    layouts: Layouts = field(default_factory=Layouts)
 
     def __post_init__(self) -> None:
         check_scale(self.scale)
@@ -92,6 +95,7 @@ class SampleExplainer:
             self.texts,
             self.scale,
             self.show_history,
+            self.layouts,
         )
         for samples, numbers in zip(fixed.batches, fixed.numbers, strict=True):
             with self.failures.tolerated("predict the samples' classes"):
@@ -130,6 +134,7 @@ class SampleExplainer:
             for row, class_id in enumerate(ids)
             if class_id is not None
         ]
+        maps, (shown, _) = self.layouts.arranged_maps, self.layouts.arranged(samples)
         for name, factory in self.methods.items():
             with self.failures.tolerated(f"explain with the method {name!r}"):
                 with context.undisturbed() as state:
@@ -141,9 +146,13 @@ class SampleExplainer:
                         internal_batch_size=self.internal_batch_size,
                     )
                 self._tell_of_changes(name, state.changed)
+                explanations = {
+                    pair: replace(each, attributions=maps(each.attributions, samples))
+                    for pair, each in explanations.items()
+                }
                 if self.faithfulness is not None:
                     self._measure(self.faithfulness, name, context, moved, explanations, report)
-                report.add(name, explanations, classes, samples, predictions, numbers)
+                report.add(name, explanations, classes, shown, predictions, numbers)
                 self._explain_layers(name, context, moved, pairs, predictions, report)
                 if self.account:
                     self._account(name, context, moved, pairs, predictions, report)
@@ -225,6 +234,7 @@ class SampleExplainer:
     ) -> None:
         pairs = list(explanations)
         size = self.internal_batch_size or len(samples)
+        shown, restored = self.layouts.arranged(samples)
         with (
             self.failures.tolerated(f"measure the faithfulness of the method {method!r}"),
             context.undisturbed(),
@@ -233,10 +243,10 @@ class SampleExplainer:
             for start in range(0, len(pairs), size):
                 some = pairs[start : start + size]
                 areas = faithfulness.areas(
-                    samples,
+                    shown,
                     some,
                     [explanations[pair].flat_map() for pair in some],
-                    lambda changed: self._predict(context, changed).probabilities,
+                    lambda changed: self._predict(context, restored(changed)).probabilities,
                 )
                 for kind, values in zip(("deletion_auc", "insertion_auc"), areas, strict=True):
                     report.number(kind, method, values.tolist())

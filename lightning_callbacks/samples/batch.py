@@ -63,6 +63,10 @@ class Samples:
         """The inputs that the model takes by name."""
         return {} if self.names is None else dict(zip(self.names, self.inputs, strict=True))
 
+    def input_names(self) -> tuple[str, ...]:
+        """The inputs' names, or ``input_0`` and so on where they have none."""
+        return self.names or tuple(f"input_{number}" for number in range(len(self.inputs)))
+
     def run(self, module: Callable[..., Any]) -> Any:
         """Calls a model with all of it.
 

@@ -8,8 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from captum_transformer.calling.target import main_output, tensors_of_scores
-from captum_transformer.errors import AmbiguousOutputError
+from lightning_callbacks.samples.scores import class_scores
 
 ClassSlot: TypeAlias = 'Literal["label", "predicted"] | int'
 """A place in the log: the sample's label, the class that is predicted at the time, or an id."""
@@ -24,6 +23,7 @@ class Facts(NamedTuple):
         likely: The probability of that class.
         explained: The class that is explained.
         probability: The probability of that one.
+        is_amount: Whether all of these are amounts, as of a regression.
     """
 
     label: str | None
@@ -31,6 +31,7 @@ class Facts(NamedTuple):
     likely: float
     explained: str
     probability: float
+    is_amount: bool = False
 
     def caption(self, method: str) -> str:
         """A line for each, of which none is long, and as many for each step.
@@ -46,7 +47,13 @@ class Facts(NamedTuple):
             lrp → zebra, p = 0.30
             label: zebra
             predicted: horse (0.61)
+            >>> print(Facts("21.5", "output", 20.9, "output", 20.9, is_amount=True).caption("lrp"))
+            lrp → output = 20.9
+            label: 21.5
         """
+        if self.is_amount:
+            lines = [f"{method} → {self.explained} = {self.probability:.4g}"]
+            return "\n".join(lines if self.label is None else [*lines, f"label: {self.label}"])
         lines = [f"{method} → {self.explained}, p = {self.probability:.2f}"]
         if self.label is not None:
             lines.append(f"label: {self.label}")
@@ -54,7 +61,9 @@ class Facts(NamedTuple):
 
     def columns(self) -> dict[str, Any]:
         """The same for a table."""
-        return self._asdict()
+        columns = self._asdict()
+        del columns["is_amount"]
+        return columns
 
 
 @dataclass(frozen=True)
@@ -66,12 +75,14 @@ class Predictions:
         labels: As in `Samples`, on the CPU.
         class_names: The names of the classes, or None.
         single: Whether the output has no dimension for classes, so that it can take no target.
+        amounts: Whether the probabilities are amounts instead, as of a regression.
     """
 
     probabilities: Tensor
     labels: Tensor | None
     class_names: Sequence[str] | None = None
     single: bool = False
+    amounts: bool = False
 
     def classes(self, slot: ClassSlot) -> list[int | None]:
         """The class of each sample that belongs into a slot.
@@ -99,6 +110,8 @@ class Predictions:
             return [slot] * len(self.probabilities)
         if slot == "predicted":
             return list(self._predicted())
+        if (values := self._label_amounts()) is not None:
+            return [None if row.isnan().any() else int(row.argmax()) for row in values]
         if count == 1:
             return [0 if label else None for label in self._labels(count)]
         return [label[0] if label and label[0] < count else None for label in self._labels(count)]
@@ -106,6 +119,8 @@ class Predictions:
     def unknown_labels(self) -> list[int]:
         """The labels that are class ids for which the model has no output."""
         count = self.probabilities.shape[1]
+        if self._label_amounts() is not None:
+            return []
         ids = {label for labels in self._labels(count) for label in labels}
         return [] if count == 1 else sorted(label for label in ids if label >= count)
 
@@ -148,10 +163,23 @@ class Predictions:
         likely = float(probabilities[predicted])
         shown = int(likely >= 0.5) if count == 1 else predicted
         label = None
-        if self.labels is not None:
+        if (values := self._label_amounts()) is not None:
+            label = f"{float(values[row, class_id]):.4g}"
+        elif self.labels is not None:
             label = ", ".join(self._name(each) for each in self._labels(count)[row]) or "none"
         explained = "output" if count == 1 else self._name(class_id)
-        return Facts(label, self._name(shown), likely, explained, float(probabilities[class_id]))
+        probability = float(probabilities[class_id])
+        if self.amounts:
+            return Facts(label, explained, probability, explained, probability, is_amount=True)
+        return Facts(label, self._name(shown), likely, explained, probability)
+
+    def _label_amounts(self) -> Tensor | None:
+        """The labels ``(B, C)`` where each is the amount of an output, and not its class."""
+        count = self.probabilities.shape[1]
+        labels = self.labels
+        if labels is None or not _are_amounts(labels, count):
+            return None
+        return labels.float().reshape(-1, count)
 
     def _predicted(self) -> list[int]:
         predicted: list[int] = self.probabilities.argmax(1).tolist()
@@ -203,7 +231,8 @@ def read_output(
         labels: The samples' labels.
         class_names: The names of the classes.
         probabilities: Turns scores into probabilities. By default a softmax over the classes, and a
-            sigmoid where labels are several per sample or the output is a single one.
+            sigmoid where labels are several per sample or the output is a single one. Where labels
+            can't be classes, as those of a regression, scores are amounts and stay as they are.
 
     Returns:
         The predictions.
@@ -219,44 +248,24 @@ def read_output(
     scores = class_scores(output)
     single = scores.dim() == 1
     scores = scores.detach().float().reshape(len(scores), -1)
-    if probabilities is None:
+    if probabilities is not None:
+        values = probabilities(scores)
+    elif labels is not None and _are_amounts(labels, scores.shape[1]):
+        values = scores
+    else:
         several = labels is not None and labels.dim() == 2 and labels.shape[1] > 1
         values = scores.sigmoid() if several or scores.shape[1] == 1 else scores.softmax(1)
-    else:
-        values = probabilities(scores)
+    amounts = values is scores or bool(((values < 0) | (values > 1)).any())
     labels = None if labels is None else labels.cpu()
-    return Predictions(values.cpu(), labels, class_names, single=single)
+    return Predictions(values.cpu(), labels, class_names, single=single, amounts=amounts)
 
 
-def class_scores(output: Any) -> Tensor:
-    """Finds the scores in what a model returns.
-
-    Args:
-        output: As for `read_output`.
-
-    Returns:
-        ``(B, C)`` or ``(B,)``.
-
-    Raises:
-        ValueError: If the output isn't one score per class, or several parts of it may be that.
-    """
-    output = main_output(getattr(output, "logits", output))
-    found = [("", output)] if isinstance(output, Tensor) else tensors_of_scores(output)
-    # A class id selects from two dimensions: one score per sample beside these is no rival.
-    fits = [part for part in found if part[1].dim() == 2] or [p for p in found if p[1].dim() == 1]
-    if len(fits) == 1:
-        return fits[0][1]
-    shapes = ", ".join(f"{name}: {tuple(t.shape)}".lstrip(": ") for name, t in fits or found)
-    if fits:
-        raise AmbiguousOutputError(
-            f"The model returned {shapes}, and each of them may be the scores of the classes. "
-            "Explain a model that returns these alone"
-            f"{_HOW_TO_CHOOSE.format(fits[-1][0] if fits[-1][0][0] == '[' else [fits[-1][0]])}"
-        )
-    raise ValueError(
-        "A class is explained, so the module's forward must return one score per class, "
-        f"(batch, classes), got {shapes or type(output).__name__}."
-    )
-
-
-_HOW_TO_CHOOSE = ", or choose: AttributionMonitor(..., forward=lambda module, x: module(x){})."
+def _are_amounts(labels: Tensor, count: int) -> bool:
+    """Whether some label can be neither a class id nor a share of a class."""
+    if labels.numel() != len(labels) * count:
+        return False
+    if count > 1:
+        return labels.is_floating_point() and bool(((labels < 0) | (labels > 1)).any())
+    # A negative integer is no label; a single output has the classes 0 and 1.
+    possible = (labels == 0) | (labels == 1)
+    return not bool((possible if labels.is_floating_point() else possible | (labels < 0)).all())

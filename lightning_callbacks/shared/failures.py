@@ -112,11 +112,6 @@ def _hint(error: Exception) -> str:
             " The module holds tensors that were made in inference mode: use "
             "Trainer(inference_mode=False)."
         )
-    if "dtype can require gradients" in str(error):
-        return (
-            " The inputs hold whole numbers, which have no gradients: let batch_to_inputs= return "
-            "real ones, such as images.float()."
-        )
     if is_out_of_memory(error):
         return " Explain fewer samples (num_samples=), or fewer at a time (internal_batch_size=)."
     return ""

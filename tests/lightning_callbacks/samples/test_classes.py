@@ -83,3 +83,30 @@ def test_wrong_slots_are_refused():
         predictions.classes("label")
     with pytest.raises(ValueError, match="one value for each of the 3 classes"):
         read_output(LOGITS, torch.ones(2, 5)).classes("label")
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+@pytest.mark.parametrize("labels", [[3.25, -1.0], [0.25, 1.0], [7, 0]])
+def test_a_regression_has_amounts_and_no_probabilities(shape, labels):
+    predictions = read_output(torch.tensor([-2.0, 0.5]).reshape(shape), torch.tensor(labels))
+    assert predictions.classes("label") == predictions.classes("predicted") == [0, 0]
+    assert predictions.unknown_labels() == []
+    expected = [
+        f"m → output = {value}\nlabel: {label:g}"
+        for value, label in zip((-2, 0.5), labels, strict=True)
+    ]
+    assert [predictions.facts(row, 0).caption("m") for row in (0, 1)] == expected
+
+
+def test_a_regression_of_several_outputs():
+    labels = torch.tensor([[-1.0, -5.0, -2.5], [12.0, 0.0, float("nan")]])
+    predictions = read_output(LOGITS, labels, class_names=["x", "y", "z"])
+    assert predictions.classes("label") == [0, None]
+    assert predictions.facts(0, 2).caption("m") == "m → z = 1\nlabel: -2.5"
+    assert "is_amount" not in predictions.facts(0, 2).columns()
+
+
+def test_what_is_no_probability_is_not_called_one():
+    predictions = read_output(LOGITS, torch.tensor([2, 0]), probabilities=lambda scores: scores)
+    assert predictions.classes("label") == [2, 0]
+    assert predictions.facts(0, 1).caption("m") == "m → 1 = 2\nlabel: 2"
