@@ -28,7 +28,9 @@ class Page(HTMLParser):
 
 def dead_links(site: Path) -> list[str]:
     """The links that lead nowhere, as ``page: link``."""
-    pages = {path.resolve(): Page(path.read_text()) for path in site.rglob("*.html")}
+    pages = {
+        path.resolve(): Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")
+    }
     dead = []
     for path, page in pages.items():
         for link in sorted(page.links):

@@ -121,7 +121,7 @@ class RelevanceWriter(BasePredictionWriter):
         Returns:
             The sampler. It finds out what is missing when the prediction begins.
         """
-        return RemainingSamples(len(dataset), lambda: self._progress or self._read_progress(1))
+        return RemainingSamples(len(dataset), self._so_far)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds out what is there already, in the first process for all.
@@ -284,6 +284,9 @@ class RelevanceWriter(BasePredictionWriter):
     def _known(self) -> Progress:
         assert self._progress is not None, "Lightning calls setup first"
         return self._progress
+
+    def _so_far(self) -> Progress:
+        return self._progress or self._read_progress(1)
 
     def _read_progress(self, processes: int) -> Progress:
         manifest = read_manifest(self.folder)

@@ -20,7 +20,7 @@ class Record:
         self.setting = setting
         self.units: dict[str, list[Row]] = {}
         if path.exists():
-            earlier = json.loads(path.read_text())
+            earlier = json.loads(path.read_text(encoding="utf-8"))
             if earlier["setting"] == setting:
                 self.units = earlier["units"]
 
@@ -34,7 +34,7 @@ class Record:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"setting": self.setting, "units": self.units}, indent=1)
         beside = self.path.with_suffix(".partial")
-        beside.write_text(text + "\n")
+        beside.write_text(text + "\n", encoding="utf-8")
         beside.replace(self.path)
 
     def tables(self) -> str:

@@ -228,7 +228,9 @@ def main() -> None:
             continue
         rows = _beside(out, setting, measured)
         print(f"\n{part}\n\n{table(rows)}", flush=True)
-        out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")
+        out.write_text(
+            json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n", encoding="utf-8"
+        )
         if part == "time":
             where = "{device}, {threads} threads, {dtype}, torch {torch}".format(**setting)
             shown = [row for row in rows if row["contender"] not in (REFERENCE, FORWARD, TRACED)]
@@ -243,7 +245,7 @@ def _beside(out: Path, setting: Row, rows: list[Row]) -> list[Row]:
     def measured(row: Row) -> tuple[Any, Any]:
         return row["subject"], row.get("batch_size")
 
-    earlier, anew = json.loads(out.read_text()), {measured(row) for row in rows}
+    earlier, anew = json.loads(out.read_text(encoding="utf-8")), {measured(row) for row in rows}
     same = earlier["setting"] == setting
     kept = [row for row in earlier["rows"] if same and measured(row) not in anew]
     return sorted(kept + rows, key=lambda row: str(measured(row)))

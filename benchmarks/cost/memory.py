@@ -46,11 +46,15 @@ def resident_peak_bytes(run: Run, device: torch.device) -> int:
         return peak_bytes(run, device)
 
     def kibibytes(name: str) -> int:
-        (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(name))
+        (line,) = (
+            line
+            for line in STATUS.read_text(encoding="utf-8").splitlines()
+            if line.startswith(name)
+        )
         return int(line.split()[1])
 
     ctypes.CDLL(None).malloc_trim(0)
-    (STATUS.parent / "clear_refs").write_text("5")
+    (STATUS.parent / "clear_refs").write_text("5", encoding="utf-8")
     before = kibibytes("VmRSS")
     run()
     return 2**10 * max(1, kibibytes("VmHWM") - before)

@@ -138,7 +138,7 @@ def _cell(value: Any) -> str:
 
 def main() -> None:
     parts = {
-        name: json.loads((RESULTS / f"{name}_cpu_float32.json").read_text())
+        name: json.loads((RESULTS / f"{name}_cpu_float32.json").read_text(encoding="utf-8"))
         for name in ("time", "targets", "overhead", "extremes", "memory")
     }
     rows = {name: part["rows"] for name, part in parts.items()}
@@ -173,12 +173,12 @@ def main() -> None:
         memory=table(rows["memory"], _MEMORY),
     )
     if LONG_RESULTS.exists():
-        long = json.loads(LONG_RESULTS.read_text())["rows"]
+        long = json.loads(LONG_RESULTS.read_text(encoding="utf-8"))["rows"]
         text += LONG.format(long=table(long, _MEMORY | {"seconds": "s"}))
     if LXT_RESULTS.exists():
-        part = json.loads(LXT_RESULTS.read_text())
+        part = json.loads(LXT_RESULTS.read_text(encoding="utf-8"))
         text += BESIDE_LXT.format(**part["setting"], times=times(part["rows"]))
-    (DOCS / "cost.md").write_text(text)
+    (DOCS / "cost.md").write_text(text, encoding="utf-8")
     shutil.copy(RESULTS / "time_cpu_float32.png", DOCS / "images" / "cost.png")
 
 

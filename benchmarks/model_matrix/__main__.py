@@ -52,8 +52,8 @@ def main() -> None:
     text = page(rows)
     if not args.check:
         print(f"\n{text}")
-        args.out.write_text(text)
-    elif wrong := differences(text, DOCS.read_text()):
+        args.out.write_text(text, encoding="utf-8")
+    elif wrong := differences(text, DOCS.read_text(encoding="utf-8")):
         sys.exit("\n".join([f"{DOCS.name} does not hold:", *wrong]))
     print(f"{len(rows)} families in {time.perf_counter() - start:.0f} s")
 

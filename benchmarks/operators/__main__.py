@@ -39,9 +39,9 @@ def main() -> None:
         for name, row in rows.items():
             print(*(f"{name}, {what}: {found}" for what, found in row.items()), sep="\n")
     elif not args.check:
-        args.out.write_text(text)
+        args.out.write_text(text, encoding="utf-8")
         print(text[text.index("| operators") : text.index("\n## Operator by operator")])
-    elif wrong := differences(text, DOCS.read_text()):
+    elif wrong := differences(text, DOCS.read_text(encoding="utf-8")):
         sys.exit("\n".join([f"{DOCS.name} does not hold:", *wrong]))
     print(f"{len(rows)} operators in {time.perf_counter() - start:.0f} s")
 

@@ -94,8 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name in args.model:
         subject = subject_of(name, args.data, args.samples or 200)
         records.append(finished([subject], store))
-    (args.out / "study.json").write_text(json.dumps(records, indent=1) + "\n")
-    (args.out / "study.md").write_text("\n\n".join(map(markdown, records)) + "\n")
+    (args.out / "study.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    (args.out / "study.md").write_text("\n\n".join(map(markdown, records)) + "\n", encoding="utf-8")
     figures = draw_all(records, args.out)
     print(f"{args.out / 'study.md'}, after {time.perf_counter() - start:.0f} s")
     if args.publish:

@@ -47,7 +47,7 @@ def publish(records: list[Record], figures: list[Path], root: Path = ROOT) -> No
     named = {record["name"]: record for record in records}
     blocks = {name: section(record) for name, record in named.items()}
     files = sorted((root / RESULTS).glob("*.json"))
-    known = {path.stem: restored(json.loads(path.read_text())) for path in files}
+    known = {path.stem: restored(json.loads(path.read_text(encoding="utf-8"))) for path in files}
     known |= {name: restored(kept(record)) for name, record in named.items()}
     known = dict(sorted(known.items()))
     blocks["headlines"] = headlines(known)
@@ -59,13 +59,15 @@ def publish(records: list[Record], figures: list[Path], root: Path = ROOT) -> No
         if "published" in column
     )
     page = root / PAGE
-    page.write_text(filled(page.read_text(), blocks))
+    page.write_text(filled(page.read_text(encoding="utf-8"), blocks), encoding="utf-8")
     for folder in (root / RESULTS, root / IMAGES):
         folder.mkdir(parents=True, exist_ok=True)
     for figure in figures:
         shutil.copyfile(figure, root / IMAGES / figure.name)
     for name, record in named.items():
-        (root / RESULTS / f"{name}.json").write_text(json.dumps(kept(record), indent=1) + "\n")
+        (root / RESULTS / f"{name}.json").write_text(
+            json.dumps(kept(record), indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def filled(text: str, blocks: dict[str, str]) -> str:

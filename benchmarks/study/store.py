@@ -57,13 +57,13 @@ class Store:
         """What a metric says of a method."""
         path = self.folder / "results" / task / metric / f"{_file_name(method)}.json"
         if path.is_file():
-            kept = json.loads(path.read_text())
+            kept = json.loads(path.read_text(encoding="utf-8"))
             if kept["state"] == state:
                 return _measured(kept)
         measured = measure()
         scores = {name: asdict(score) for name, score in measured.scores.items()}
         content = {"state": state, "method": method, "scores": scores, "curves": measured.curves}
-        _write(path, lambda partial: partial.write_text(json.dumps(content)))
+        _write(path, lambda partial: partial.write_text(json.dumps(content), encoding="utf-8"))
         return _measured(json.loads(json.dumps(content)))
 
 

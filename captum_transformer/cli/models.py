@@ -119,7 +119,7 @@ def load_model(wanted: Wanted) -> TimmModel | HuggingFaceModel:
             )
         config = _read_config(wanted.path)
         loaded = _of_folder(wanted, config) if "architecture" in config else _hugging_face(wanted)
-    elif wanted.name.endswith(SUFFIXES) or wanted.name.startswith((".", "/", "~")):
+    elif wanted.name.endswith(SUFFIXES) or _is_path(wanted.name):
         raise UserError(f"There is no file or folder {wanted.name}.")
     elif _is_timm(wanted.name):
         loaded = _of_timm(wanted)
@@ -129,6 +129,11 @@ def load_model(wanted: Wanted) -> TimmModel | HuggingFaceModel:
         raise UserError("--model-kwargs are for models of timm; Transformers' have a config.json.")
     loaded.model.eval()
     return loaded
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be meant as a path; ``owner/model`` may be one or not."""
+    return name.startswith((".", "~")) or "\\" in name or Path(name).is_absolute()
 
 
 def _is_file(path: Path) -> bool:

@@ -12,7 +12,7 @@ def _inline(app: Sphinx, doctree: nodes.document, _: str) -> None:
         return
     for image in list(doctree.findall(nodes.image)):
         if image["uri"].endswith(".svg"):
-            drawing = (Path(app.srcdir) / image["uri"]).read_text()
+            drawing = (Path(app.srcdir) / image["uri"]).read_text(encoding="utf-8")
             html = f'<div class="drawing">{drawing}</div>'
             image.replace_self(nodes.raw("", html, format="html"))
 

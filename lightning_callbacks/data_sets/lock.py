@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import warnings
 from pathlib import Path
 
 from lightning_callbacks.shared.flavors import MisconfigurationException
 
 _FILE = ".lock"
+_BEHIND = 1 << 20
 _held: set[Path] = set()
 
 
@@ -61,15 +63,7 @@ class FolderLock:
 
 def _lock(descriptor: int, folder: Path) -> None:
     try:
-        if os.name == "posix":
-            import fcntl
-
-            # Of all kinds the one that forked processes, such as a loader's, don't keep.
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        _lock_of_system(descriptor)
     except (BlockingIOError, PermissionError) as error:
         owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
         raise _refusal(folder, owner) from error
@@ -79,6 +73,23 @@ def _lock(descriptor: int, folder: Path) -> None:
             "from writing into it at the same time. See to it that none does.",
             stacklevel=4,
         )
+
+
+def _lock_of_system(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        # Windows lets nobody else read what is locked: who has it stands in front of that byte.
+        os.lseek(descriptor, _BEHIND, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        finally:
+            os.lseek(descriptor, 0, os.SEEK_SET)
+    else:
+        import fcntl
+
+        # Of all kinds the one that forked processes, such as a loader's, don't keep.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _refusal(folder: Path, owner: str) -> MisconfigurationException:

@@ -24,14 +24,14 @@ def written(path: Path, *, durable: bool = True) -> Iterator[Path]:
     try:
         yield unfinished
         if durable:
-            _flush(unfinished)
+            # Windows flushes only what is open for writing.
+            _flush(os.open(unfinished, os.O_RDWR))
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    if durable and os.name == "posix":
-        # The new name, too, is only safe when the folder is.
-        _flush(path.parent)
+    if durable:
+        _flush_folder(path.parent)
 
 
 def remove_unfinished(folder: Path) -> int:
@@ -49,8 +49,16 @@ def remove_unfinished(folder: Path) -> int:
     return len(found)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _flush_folder(path: Path) -> None:
+    """A new name, too, is only safe when the folder is."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folder, and writes names down by itself
+        return
+    _flush(descriptor)
+
+
+def _flush(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     finally:

@@ -19,7 +19,11 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(not emulated.AVAILABLE, reason="PyTorch 2.6 needs C++ for it")
 def test_on_the_emulated_accelerator():
     options = ["--emulated", "-q", "-p", "no:cacheprovider", "--durations=10"]
-    files = [str(p) for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text()]
+    files = [
+        str(p)
+        for p in (ROOT / "tests").rglob("test_*.py")
+        if "mark.gpu" in p.read_text(encoding="utf-8")
+    ]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *files],
         cwd=ROOT,

@@ -56,7 +56,7 @@ def test_nothing_of_the_forward_pass_outlives_the_call(checkpoint: bool, target:
 
 
 def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * resource.getpagesize()
 
 

@@ -21,7 +21,9 @@ def run(tmp_path, capsys):
         options = [*SMALL.split(), *SHORT.split(), "--results", str(tmp_path), *arguments]
         main(options)
         (file,) = tmp_path.glob("*.json") if any(tmp_path.iterdir()) else (None,)
-        return file and json.loads(file.read_text())["units"], capsys.readouterr().out
+        return file and json.loads(file.read_text(encoding="utf-8"))[
+            "units"
+        ], capsys.readouterr().out
 
     return run
 

@@ -20,7 +20,7 @@ def measured(part, tmp_path, monkeypatch):
     arguments = ["cost", "--parts", part, "--results", str(tmp_path), *SMALL]
     monkeypatch.setattr(sys, "argv", arguments)
     program.main()
-    return json.loads((tmp_path / f"{part}_cpu_float32.json").read_text())
+    return json.loads((tmp_path / f"{part}_cpu_float32.json").read_text(encoding="utf-8"))
 
 
 def test_each_method_is_timed_at_each_batch_size_and_drawn(tmp_path, monkeypatch):

@@ -118,7 +118,9 @@ def test_a_page_is_compared_with_another():
 
 
 def test_the_page_has_a_row_for_every_family():
-    rows = re.findall(r"^\| (\S+ [^|]*?)(?: ✗)? \| \d", PAGE.read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (\S+ [^|]*?)(?: ✗)? \| \d", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert rows == [f"{family.library} {family.name}" for family in FAMILIES]
 
 

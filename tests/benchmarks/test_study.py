@@ -97,7 +97,7 @@ def make_objects(folder):
         for number in range(count):
             noise(folder / split / f"{number}.png", (64, 64))
             rows.append(f"{split},{number}.png,{number % 10},8,8,39,39")
-    (folder / "labels.csv").write_text("\n".join(rows))
+    (folder / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
 
 
 def make_clothing(folder):
@@ -111,7 +111,7 @@ def make_clothing(folder):
         mask[:, :4] = 255
         Image.fromarray(mask).save(folder / "masks" / f"{number:04}.png")
     lines = ["0\tnull", *(f"{i}\t{name}" for i, name in enumerate(names, start=1))]
-    (folder / "labels.txt").write_text("\n".join(lines))
+    (folder / "labels.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
 def make_texts(folder):
@@ -124,12 +124,14 @@ def make_texts(folder):
         lines = []
         for number in range(4):
             name = f"{split}_{number}.txt"
-            (reviews / "docs" / name).write_text("this is a\nvery good movie .\n" * 5)
+            (reviews / "docs" / name).write_text(
+                "this is a\nvery good movie .\n" * 5, encoding="utf-8"
+            )
             evidence = {"docid": name, "start_token": 3, "end_token": 5}
             label = "POS" if number % 2 else "NEG"
             entry = {"annotation_id": name, "classification": label, "evidences": [[evidence]]}
             lines.append(json.dumps(entry))
-        (reviews / f"{split}.jsonl").write_text("\n".join(lines))
+        (reviews / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
 def make_molecules(folder):
@@ -139,7 +141,7 @@ def make_molecules(folder):
         vocab_size=len(tokens), embedding_size=8, intermediate_size=16, **settings
     )
     AlbertForMaskedLM(config).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(tokens))
+    (folder / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
 
 
 def run(data, out, *further):
@@ -148,7 +150,10 @@ def run(data, out, *further):
         program.main(
             ["--data", str(data), "--out", str(out), "--samples", "4", "--threads", "1", *further]
         )
-    return {record["name"]: record for record in json.loads((out / "study.json").read_text())}
+    return {
+        record["name"]: record
+        for record in json.loads((out / "study.json").read_text(encoding="utf-8"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +214,7 @@ def test_each_model_has_samples_of_its_own():
 
 @pytest.mark.slow
 def test_what_is_written_can_be_read(records, out):
-    page = (out / "study.md").read_text()
+    page = (out / "study.md").read_text(encoding="utf-8")
     for task in records:
         assert f"## {task}\n" in page
         assert (out / f"{task}-scores.png").read_bytes().startswith(b"\x89PNG")
@@ -222,16 +227,18 @@ def test_the_page_is_filled_between_its_words(records, out, tmp_path):
     named = ["headlines", "published", *records]
     text = "".join(f"Of {name}:\n\n<!-- {name} -->\nold\n<!-- end -->\n\n" for name in named)
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "study.md").write_text(text)
+    (tmp_path / "docs" / "study.md").write_text(text, encoding="utf-8")
     page.publish(list(records.values()), [out / "vision-scores.png"], tmp_path)
-    written = (tmp_path / "docs" / "study.md").read_text()
+    written = (tmp_path / "docs" / "study.md").read_text(encoding="utf-8")
     assert "old" not in written
     for name in named:
         assert f"Of {name}:\n\n<!-- {name} -->\n" in written
     assert "| clothing | mIoU ↑ | " in written
     assert "| AttentionGradCam | 41.5 | " in written
     assert (tmp_path / "docs" / "images" / "study" / "vision-scores.png").is_file()
-    kept = json.loads((tmp_path / "benchmarks/results/study/mosaics.json").read_text())
+    kept = json.loads(
+        (tmp_path / "benchmarks/results/study/mosaics.json").read_text(encoding="utf-8")
+    )
     assert kept["facts"] == records["mosaics"]["facts"]
 
 
@@ -240,11 +247,11 @@ def test_tasks_that_were_not_run_again_keep_their_place(records, tmp_path):
     (tmp_path / "docs").mkdir()
     named = ["headlines", "published", *records]
     text = "".join(f"<!-- {name} -->\n\n<!-- end -->\n" for name in named)
-    (tmp_path / "docs" / "study.md").write_text(text)
+    (tmp_path / "docs" / "study.md").write_text(text, encoding="utf-8")
     page.publish(list(records.values()), [], tmp_path)
-    before = (tmp_path / "docs" / "study.md").read_text()
+    before = (tmp_path / "docs" / "study.md").read_text(encoding="utf-8")
     page.publish([records["lookup"]], [], tmp_path)
-    assert (tmp_path / "docs" / "study.md").read_text() == before
+    assert (tmp_path / "docs" / "study.md").read_text(encoding="utf-8") == before
 
 
 def test_the_answer_to_a_lookup_stands_in_the_prompt():
@@ -303,7 +310,7 @@ def test_a_page_without_a_place_for_a_table_is_refused():
 
 
 def test_the_page_has_a_place_for_each_table():
-    text = (page.ROOT / page.PAGE).read_text()
+    text = (page.ROOT / page.PAGE).read_text(encoding="utf-8")
     page.filled(text, dict.fromkeys(["headlines", "published", *program.TASKS], "a table"))
 
 
@@ -344,7 +351,7 @@ def test_the_models_of_a_task_are_pooled(records, data, out):
 
     def read(metric, kind):
         files = [folder / metric / "AttnLRP.json" for folder in results]
-        return [json.loads(path.read_text())[kind] for path in files]
+        return [json.loads(path.read_text(encoding="utf-8"))[kind] for path in files]
 
     found = both["metrics"]["activation"]
     values = [row[0] for scores in read("activation", "scores") for row in scores["AUAC"]["values"]]
@@ -399,11 +406,11 @@ def test_a_model_of_transformers_is_studied_on_sentences(tmp_path):
         intermediate_size=16,
     )
     BertForSequenceClassification(config).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(words))
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     (tmp_path / "SST-2").mkdir()
     lines = ["sentence\tlabel", "a good movie\t1", "bad movies\t0", "good good good\t1"]
-    (tmp_path / "SST-2" / "dev.tsv").write_text("\n".join(lines))
+    (tmp_path / "SST-2" / "dev.tsv").write_text("\n".join(lines), encoding="utf-8")
     (record,) = run(tmp_path, tmp_path / "out", "--model", str(folder)).values()
     assert record["facts"]["samples"].startswith("3,")
     auac = record["metrics"]["activation"]["scores"]["AUAC"]

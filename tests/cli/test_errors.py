@@ -107,7 +107,7 @@ def test_images_of_all_kinds_become_rgb(tmp_path):
 
 def test_one_bad_file_does_not_lose_the_others(checkpoints, photo, run):
     bad = photo.with_name("bad\x1b[2J.png")
-    bad.write_text("no image")
+    bad.write_text("no image", encoding="utf-8")
     status, out, err = run("explain", checkpoints / "timm", photo, bad, "missing.png", "a.txt")
     assert status == 1
     assert out.splitlines()[1] == "  photo.explanation.png"
@@ -211,8 +211,10 @@ def test_no_code_or_other_file_beside_a_checkpoint_is_used(photo, run):
     ):
         folder = Path(name)
         folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(config))
-        (folder / "evil.py").write_text("from pathlib import Path; Path('executed').touch()")
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        (folder / "evil.py").write_text(
+            "from pathlib import Path; Path('executed').touch()", encoding="utf-8"
+        )
         status, _, err = run("explain", folder, photo)
         assert status == 2
         assert message in err
@@ -221,7 +223,7 @@ def test_no_code_or_other_file_beside_a_checkpoint_is_used(photo, run):
 
 def test_models_that_do_not_load(checkpoints, photo, run):
     Path("empty").mkdir()
-    Path("notes.txt").write_text("no model")
+    Path("notes.txt").write_text("no model", encoding="utf-8")
     Path("broken.safetensors").write_bytes(b"\xff" * 20)
     of = "--architecture", "test_vit"
     for arguments, message in (

@@ -108,7 +108,7 @@ def test_special_tokens_set_no_scale_unless_asked(checkpoints, run):
 
 
 def test_all_formats_into_a_folder(checkpoints, photo, run):
-    (photo.parent / "said.txt").write_text("an unbelievable film")
+    (photo.parent / "said.txt").write_text("an unbelievable film", encoding="utf-8")
     status, out, _ = run(
         "explain", checkpoints / "timm", photo, "-o", "new/folder", "-f", "png", "-f", "html",
         "-f", "safetensors", "--smooth", "--top", "2", "--sign", "absolute", "--scale", "0.01",
@@ -144,7 +144,7 @@ def test_a_folder_of_inputs_and_names_that_meet(checkpoints, photo, run):
     for name in ("photo.png", "photo.jpg", "deeper/photo.png"):
         with Image.open(photo) as image:
             image.save(folder / name)
-    (folder / "notes.md").write_text("no input")
+    (folder / "notes.md").write_text("no input", encoding="utf-8")
     status, _, err = run(
         "explain", checkpoints / "timm", folder, folder / "deeper/photo.png", "-o", "out"
     )
@@ -160,7 +160,7 @@ def test_what_of_a_folder_the_model_does_not_read_is_skipped(checkpoints, photo,
     folder = photo.parent / "in"
     folder.mkdir()
     photo.rename(folder / "photo.png")
-    (folder / "labels.txt").write_text("a film")
+    (folder / "labels.txt").write_text("a film", encoding="utf-8")
     for model, written in (("timm", "photo"), ("bert", "labels")):
         status, _, err = run("explain", checkpoints / model, folder, "-o", model)
         assert status == 0
@@ -197,13 +197,13 @@ def test_files_of_weights(checkpoints, photo, run, name):
 
 
 def test_names_from_a_file(checkpoints, photo, run):
-    Path("names.txt").write_text("one\ntwo\nthree\n")
+    Path("names.txt").write_text("one\ntwo\nthree\n", encoding="utf-8")
     _, out, _ = run(
         "explain", checkpoints / "vit.pth", "--architecture", "test_vit", "--image-size", "32",
         photo, "--labels", "names.txt", "-c", "TWO",
     )  # fmt: skip
     assert "two (1)" in out
-    Path("names.txt").write_text("one\ntwo\n")
+    Path("names.txt").write_text("one\ntwo\n", encoding="utf-8")
     status, _, err = run(
         "explain", checkpoints / "timm", photo, "--labels", "names.txt", "-c", "two"
     )

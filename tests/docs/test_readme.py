@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tests.public_methods import EVERY, OF_SCORES
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -81,5 +81,5 @@ def test_linked_files_exist():
     ["tutorials/quickstart.py", "benchmarks/cost/contenders.py", "benchmarks/study/methods.py"],
 )
 def test_each_method_of_scores_is_shown_and_timed(program):
-    source = (ROOT / program).read_text()
+    source = (ROOT / program).read_text(encoding="utf-8")
     assert {name for name in OF_SCORES if f'"{name}": {name},' not in source} == set()

@@ -11,7 +11,7 @@ pytestmark = needs_fork
 
 
 def wait_for_ever(rank, folder):
-    (folder / str(rank)).write_text(str(os.getpid()))
+    (folder / str(rank)).write_text(str(os.getpid()), encoding="utf-8")
     time.sleep(3600)
 
 
@@ -39,7 +39,7 @@ def test_what_hangs_is_killed_with_all_its_processes(tmp_path):
     alone(os.getpid)  # the first imports much
     with pytest.raises(TimeoutError, match="two_wait has not ended after 5 seconds"):
         alone(two_wait, tmp_path, limit_s=5)
-    pids = [int((tmp_path / name).read_text()) for name in "01"]
+    pids = [int((tmp_path / name).read_text(encoding="utf-8")) for name in "01"]
     end = time.monotonic() + 10
     while any(map(is_alive, pids)) and time.monotonic() < end:
         time.sleep(0.05)

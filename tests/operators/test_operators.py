@@ -14,9 +14,9 @@ from captum_transformer.rules import relevance
 from captum_transformer.rules.relevance.rule import Entry
 from captum_transformer.trace.kinds import Kind
 
-PAGE = (Path(__file__).parents[2] / "docs" / "operators.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "operators.md").read_text(encoding="utf-8")
 # The passes that are wrong today, by operator. A mend has to take them out; nothing may come in.
-KNOWN = json.loads(Path(__file__).with_name("known.json").read_text())
+KNOWN = json.loads(Path(__file__).with_name("known.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of rare arguments

@@ -136,7 +136,7 @@ def test_a_mask_that_does_not_fit_is_refused(mask):
 
 def test_a_tokenizer_says_which_ids_are_special(tmp_path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
     tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"))
     # What stands for an unknown word is a word of the text.
     assert special_ids(tokenizer) == {0, 2, 3, 4}

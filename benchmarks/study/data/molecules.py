@@ -34,7 +34,9 @@ TOKEN = re.compile(r"\[[^\]]+\]|Br|Cl|>>|%\d{2}|.")
 
 def vocabulary(folder: Path) -> dict[str, int]:
     """The ids of tokens: the file's lines."""
-    return {t: i for i, t in enumerate((folder / "vocab.txt").read_text().splitlines())}
+    return {
+        t: i for i, t in enumerate((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
+    }
 
 
 def masked(folder: Path, count: int) -> tuple[list[Tensor], Tensor, Tensor]:

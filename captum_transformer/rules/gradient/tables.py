@@ -105,16 +105,17 @@ def joined(*tables: ForwardRules) -> ForwardRules:
 
 def _first(rules: Sequence[ForwardRule]) -> ForwardRule:
     """The first of some rules that applies."""
+    # Nothing local: methods are pickled where processes are spawned.
+    return rules[0] if len(rules) == 1 else partial(_first_of, rules)
 
-    def rule(operation: Operation) -> Any:
-        for of in rules:
-            result = of(operation)
-            if result is not NotImplemented:
-                operation.rule = operation.rule or of
-                return result
-        return NotImplemented
 
-    return rules[0] if len(rules) == 1 else rule
+def _first_of(rules: Sequence[ForwardRule], operation: Operation) -> Any:
+    for rule in rules:
+        result = rule(operation)
+        if result is not NotImplemented:
+            operation.rule = operation.rule or rule
+            return result
+    return NotImplemented
 
 
 def method(*tables: ForwardRules) -> ForwardRules:
@@ -160,10 +161,18 @@ def attn_lrp(gamma: float | None = None, conv_gamma: float | None = None) -> For
         conv_gamma: of LRP-gamma in convolutions.
     """
     gammas = (
-        favoured(conv_gamma or 0.0, lambda operation: operation.kind in CONVOLUTIONS),
-        favoured(gamma or 0.0, lambda operation: operation.kind is Kind.PRODUCT),
+        favoured(conv_gamma or 0.0, _is_convolution),
+        favoured(gamma or 0.0, _is_product),
     )
     return method(*gammas, DIVISORS, _IDENTITY, UNIFORM)
+
+
+def _is_convolution(operation: Operation) -> bool:
+    return operation.kind in CONVOLUTIONS
+
+
+def _is_product(operation: Operation) -> bool:
+    return operation.kind is Kind.PRODUCT
 
 
 ATTN_LRP = attn_lrp()

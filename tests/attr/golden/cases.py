@@ -35,7 +35,7 @@ class Stored:
 
     @classmethod
     def of(cls, name: str) -> "Stored":
-        manifest = json.loads((DATA / f"{name}.json").read_text())["modern_model"]
+        manifest = json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))["modern_model"]
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "input": {}, "expected": {}}
         for key, tensor in load_file(DATA / f"{name}.safetensors").items():
             part, _, key = key.partition(".")

@@ -153,7 +153,10 @@ def test_each_damage_is_named(folder, images):
     assert len(pq.read_table(index)) == 11
 
     manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"samples": 11', '"samples": 12'))
+    manifest.write_text(
+        manifest.read_text(encoding="utf-8").replace('"samples": 11', '"samples": 12'),
+        encoding="utf-8",
+    )
     for act in (lambda: RelevanceDataset(folder), lambda: explain(folder, images, AttnLRP)):
         with pytest.raises(DamagedDataError, match=r"manifest.json is damaged \(its content"):
             act()

@@ -131,7 +131,7 @@ def test_another_run_is_refused_with_what_differs(pl, trainer_options, tmp_path,
     module = explainer(pl, vit, functools.partial(ConservativeLRP, gamma=0.1), tokens=True)
     writer = RelevanceWriter(tmp_path, notes={"data": "a"})
     predict(pl, trainer_options, module, loader, writer)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["samples"] == 11
     assert manifest["method"]["arguments"]["gamma"] == 0.1
     assert manifest["versions"]["timm"] == timm.__version__

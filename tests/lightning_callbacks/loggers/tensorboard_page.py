@@ -35,15 +35,17 @@ def serving(log_dir, runs=1):
     command += ["--host", "127.0.0.1", "--port", "0"]
     with (
         tempfile.TemporaryDirectory() as folder,
-        Path(folder, "said.txt").open("w+") as file,
+        Path(folder, "said.txt").open("w+", encoding="utf-8") as file,
         subprocess.Popen(command, stdout=file, stderr=file) as process,
     ):
         said = Path(file.name)
         try:
             end = time.monotonic() + 60
-            while not (found := re.search(r"http://127\.0\.0\.1:\d+/", said.read_text())):
-                assert process.poll() is None, said.read_text()
-                assert time.monotonic() < end, said.read_text()
+            while not (
+                found := re.search(r"http://127\.0\.0\.1:\d+/", said.read_text(encoding="utf-8"))
+            ):
+                assert process.poll() is None, said.read_text(encoding="utf-8")
+                assert time.monotonic() < end, said.read_text(encoding="utf-8")
                 time.sleep(0.2)
             address = found[0]
             # The runs are loaded in the background.

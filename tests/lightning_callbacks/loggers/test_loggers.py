@@ -42,7 +42,7 @@ def test_a_logger_without_images_gets_files(pl, trainer_options, tmp_path):
         "attribution_sample_0/label/integrated/step_00000008.png"
     )
     assert (imread(files[0])[..., :3] * 255).std() > 1
-    metrics = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0]
+    metrics = (Path(logger.log_dir) / "metrics.csv").read_text(encoding="utf-8").splitlines()[0]
     assert "attribution/rank_correlation/saliency" in metrics
 
 
@@ -215,7 +215,7 @@ def test_wandb_offline(pl, trainer_options, tmp_path, monkeypatch):
     assert caption.startswith("saliency → ")
     table = summary["attribution/explanations"]
     assert table["_type"] == "table-file"
-    stored = json.loads(Path(folder, table["path"]).read_text())
+    stored = json.loads(Path(folder, table["path"]).read_text(encoding="utf-8"))
     assert stored["columns"] == [
         *("step", "sample", "slot", "method", "input"),
         *("label", "predicted", "likely", "explained", "probability", "picture"),

@@ -67,7 +67,7 @@ def test_fit_from_yaml(pl, tmp_path, monkeypatch):
             return loaders()[1]
 
     config = tmp_path / "config.yaml"
-    config.write_text(CONFIG.format(folder=tmp_path, namespace=pl.__name__))
+    config.write_text(CONFIG.format(folder=tmp_path, namespace=pl.__name__), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["train.py", "fit", "--config", str(config)])
     trainer = cli.LightningCLI(Model, Data).trainer
 

@@ -50,7 +50,7 @@ def train(flavor, options, folder, share):
     class Counts(pl.Callback):
         def on_fit_end(self, trainer, pl_module):
             epochs = str(trainer.current_epoch)
-            (folder / f"epochs_{trainer.global_rank}").write_text(epochs)
+            (folder / f"epochs_{trainer.global_rank}").write_text(epochs, encoding="utf-8")
 
     trainer = fit(
         pl,
@@ -68,7 +68,10 @@ def train(flavor, options, folder, share):
 def test_all_processes_decide_alike(trainer_options):
     folder = trainer_options["default_root_dir"]
     assert alone(train, "pytorch_lightning", trainer_options, folder, False) >= 0
-    assert [(folder / f"epochs_{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
+    assert [(folder / f"epochs_{rank}").read_text(encoding="utf-8") for rank in (0, 1)] == [
+        "1",
+        "1",
+    ]
 
 
 @needs_fork

@@ -30,7 +30,9 @@ def train(folder, callbacks, **more):
 
 
 def saved(folder, step):
-    state = json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    state = json.loads(
+        (folder / f"checkpoint-{step}" / "trainer_state.json").read_text(encoding="utf-8")
+    )
     return state["stateful_callbacks"]
 
 

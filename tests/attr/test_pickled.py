@@ -1,0 +1,36 @@
+"""Methods go to processes that are spawned, as on Windows and macOS: what is sent is pickled."""
+
+import pickle
+
+import pytest
+import timm
+import torch
+
+import captum_transformer
+from captum_transformer import AttnLRP, BiLRP, LayerRelevance, RelevancePatching
+from tests.public_methods import OF_SCORES
+
+OPTIONS = {
+    "AttnLRP": {"gamma": 0.25, "conv_gamma": 0.25},
+    "ConservativeLRP": {"gamma": 0.25, "hold_mean": True},
+    "GIM": {"temperature": 3.0},
+}
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return timm.create_model("test_vit", num_classes=3, img_size=32)
+
+
+@pytest.mark.parametrize("name", sorted(OF_SCORES))
+def test_a_method_that_was_pickled_gives_the_same(vit, name):
+    method = getattr(captum_transformer, name)(vit, **OPTIONS.get(name, {}))
+    images = torch.rand(2, 3, 32, 32)
+    expected = method.attribute(images, target=1)
+    assert expected.any()
+    assert torch.equal(pickle.loads(pickle.dumps(method)).attribute(images, target=1), expected)
+
+
+def test_methods_of_two_inputs_and_of_layers_are_pickled(vit):
+    for method in (BiLRP(vit), RelevancePatching(vit), LayerRelevance(AttnLRP(vit), "blocks.0")):
+        assert type(pickle.loads(pickle.dumps(method))) is type(method)
