@@ -24,7 +24,11 @@ from tests.public_methods import OF_SCORES
 
 # All passes: a gradient with rules, and one with maps, flow and relevance. That each method can be
 # captured is shown with one model below.
-EACH = [(name, method) for name in SUBJECTS for method in ("AttnLRP", "TransformerAttribution")]
+EACH = [
+    pytest.param(name, method, marks=pytest.mark.slow if place % 3 else ())
+    for place, name in enumerate(SUBJECTS)
+    for method in ("AttnLRP", "TransformerAttribution")
+]
 
 
 def other_inputs(explained: Subject, seed: int = 1) -> Any:
@@ -156,7 +160,9 @@ def test_without_a_target_and_with_options() -> None:
     assert_same(captured(values(1)), explainer.attribute(values(1)))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(
+    "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 12))]
+)
 def test_random_models_before_and_after_training_steps(seed: int) -> None:
     chance = random.Random(seed)
     model = drawn(seed)
