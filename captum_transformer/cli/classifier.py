@@ -6,20 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from captum_transformer import (
-    GIM,
-    AttentionGradCam,
-    AttentionRollout,
-    AttnLRP,
-    ConservativeLRP,
-    GenericAttentionRelevance,
-    LeGrad,
-    PartialLRP,
-    RawAttention,
-    TransformerAttribution,
-    TransformerMethod,
-    describe,
-)
+import captum_transformer
+from captum_transformer import TransformerMethod, describe
+from captum_transformer.cli import names
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.explanation import Class
 from captum_transformer.cli.progress import complain
@@ -30,19 +19,7 @@ from captum_transformer.explainers.readout import activation_of, class_readout, 
 Kind = Literal["text", "image"]
 
 METHODS: dict[str, type[TransformerMethod]] = {
-    method.__name__: method
-    for method in (
-        TransformerAttribution,
-        GenericAttentionRelevance,
-        ConservativeLRP,
-        AttnLRP,
-        GIM,
-        LeGrad,
-        PartialLRP,
-        AttentionGradCam,
-        AttentionRollout,
-        RawAttention,
-    )
+    name: getattr(captum_transformer, name) for name in names.METHODS
 }
 
 

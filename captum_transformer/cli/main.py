@@ -3,12 +3,14 @@
 import io
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import TextIO
 
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.options import parsed
-from captum_transformer.cli.progress import complain
+
+_MODULES = {"explain": "explain", "inspect": "look"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,10 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A terminal of few letters shall show a sign for the others, not an error.
             stream.reconfigure(errors="replace")
     arguments = parsed(argv)
+    # Not before: these wait for PyTorch.
+    run = import_module(f"captum_transformer.cli.{_MODULES[arguments.command]}").run
+    complain = _complain()
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         try:
-            status: int = arguments.run(arguments)
+            status: int = run(arguments)
         except UserError as error:
             complain(f"error: {error}")
             return 2
@@ -37,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             complain("broken off")
             return 130
     return status
+
+
+def _complain() -> Callable[[str], None]:
+    from captum_transformer.cli.progress import complain
+
+    return complain
 
 
 def _warn(
@@ -48,4 +59,4 @@ def _warn(
     line: str | None = None,  # noqa: ARG001
 ) -> None:
     if not issubclass(category, DeprecationWarning | FutureWarning):
-        complain(f"warning: {message}")
+        _complain()(f"warning: {message}")

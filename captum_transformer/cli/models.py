@@ -10,16 +10,12 @@ from typing import Any
 from torch import nn
 
 from captum_transformer.cli.errors import UserError, one_line
+from captum_transformer.cli.names import NOT_OF_THE_MODEL
 from captum_transformer.cli.packages import package
 from captum_transformer.cli.read import check_file, is_folder
 from captum_transformer.cli.weights import SUFFIXES, classes_in, fill, prefix_of, read_weights
 
 _MAX_CONFIG_BYTES = 10_000_000
-# What `timm.create_model` takes beside the arguments of the model: names of files and of downloads.
-NOT_OF_THE_MODEL = frozenset(
-    "cache_dir checkpoint_path exportable no_jit pretrained pretrained_cfg pretrained_cfg_overlay "
-    "scriptable".split()
-)
 
 
 @dataclass(frozen=True)

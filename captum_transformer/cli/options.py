@@ -3,14 +3,12 @@
 import argparse
 import ast
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import captum_transformer
-from captum_transformer.cli import explain, look
-from captum_transformer.cli.classifier import METHODS
-from captum_transformer.cli.models import NOT_OF_THE_MODEL
-from captum_transformer.cli.write import FORMATS
+from captum_transformer.cli.names import FORMATS, METHODS, NOT_OF_THE_MODEL
 
 _NAME = "captum-transformer"
 _ORDER = " (give inputs before options that take several values)"
@@ -26,7 +24,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         argv: The arguments; None for those of the process.
 
     Returns:
-        What was said, with the command to run as ``run``.
+        What was said, with the name of the command as ``command``.
     """
     parser = argparse.ArgumentParser(
         _NAME,
@@ -36,12 +34,17 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=captum_transformer.__version__)
     parser.add_argument(
         "command",
+        nargs="?",
         choices=["explain", "inspect"],
         help="explain: pictures of why a model chose a class; inspect: what can be seen of a model",
     )
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     first = parser.parse_args(argv)
+    if first.command is None:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
     of_command = _explain() if first.command == "explain" else _inspect()
+    of_command.set_defaults(command=first.command)
     # Not argparse's own commands: they allow no options between a model and its inputs.
     return of_command.parse_intermixed_args(first.rest)
 
@@ -49,10 +52,10 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 def _explain() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         f"{_NAME} explain",
+        usage="%(prog)s MODEL [INPUT ...] [options]; --help lists them",
         description="Draws which pixels or words of the inputs support a class, and which are "
         "evidence against it.",
     )
-    parser.set_defaults(run=explain.run)
     _add_model(parser)
     parser.add_argument(
         "inputs",
@@ -217,10 +220,10 @@ def _add_answer(parser: argparse.ArgumentParser) -> None:
 def _inspect() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         f"{_NAME} inspect",
+        usage="%(prog)s MODEL [options]; --help lists them",
         description="Prints the attention and the residual connections that are seen in a model, "
         "and what of it can't be read. Weights are not loaded.",
     )
-    parser.set_defaults(run=look.run)
     _add_model(parser)
     parser.add_argument(
         "--length", type=_positive, default=8, help="how many tokens a made-up text has"

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.image import imsave
 from torch import Tensor
 
+from captum_transformer.cli import names
 from captum_transformer.cli.explanation import Class, Explanation, ImageExplanation, TextExplanation
 from captum_transformer.visualization import (
     MapOptions,
@@ -79,11 +80,9 @@ def _key(chosen: Class) -> str:
 
 Write = Callable[[Path, Sequence[Explanation], MapOptions], None]
 
-FORMATS: dict[str, Write] = {
-    "png": write_png,
-    "html": write_html,
-    "safetensors": write_safetensors,
-}
+FORMATS: dict[str, Write] = dict(
+    zip(names.FORMATS, (write_png, write_html, write_safetensors), strict=True)
+)
 """How to write what, by the end of the file's name."""
 
 

@@ -45,6 +45,27 @@ def test_a_process_draws_a_picture(checkpoints, photo):
     assert imread(photo.parent / "photo.explanation.png").shape == (314, 618, 4)
 
 
+@pytest.mark.parametrize("arguments", [
+    ["--version"], ["--help"], ["explain", "--help"], ["inspect", "--help"], [],
+    ["explain", "model", "-m", "no-such-method"],
+])  # fmt: skip
+def test_what_needs_no_model_does_not_wait_for_pytorch(arguments):
+    code = "\n".join(
+        [
+            "import sys",
+            "from captum_transformer.cli.main import main",
+            "try: main(sys.argv[1:])",
+            "except SystemExit: pass",
+            "print(*sorted({'torch', 'PIL', 'numpy'} & set(sys.modules)), 'end')",
+        ]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1].strip() == "end"
+
+
 def test_the_numbers_are_those_of_the_methods(checkpoints, photo, run):
     status, _, _ = run(
         "explain", checkpoints / "timm", photo, "-c", "zebra", "-c", "0", "-o", "all.safetensors",
