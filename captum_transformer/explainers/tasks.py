@@ -18,9 +18,9 @@ from captum_transformer.explainers.readout import (
     finite,
 )
 
-Task: TypeAlias = Literal["class", "words", "answer", "next word", "masked word"]
+Task: TypeAlias = Literal["class", "words", "answer", "next word", "masked word", "similarity"]
 """What a model says of a text: its class, classes of its words, an answer that it holds, the word
-that comes next, or the one that is masked."""
+that comes next, the one that is masked, or how similar it is to another."""
 
 _MAPPINGS: dict[Task, str] = {
     "class": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",

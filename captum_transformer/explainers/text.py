@@ -10,8 +10,10 @@ from captum_transformer.explainers.classes import ClassNames, Names
 from captum_transformer.explainers.coding import Text, check_tokenizer, code, longest_text
 from captum_transformer.explainers.defaults import TEXT
 from captum_transformer.explainers.device import device_of
+from captum_transformer.explainers.explained import Explained
 from captum_transformer.explainers.explained_text import ExplainedText
 from captum_transformer.explainers.readout import Activation, activation_of, with_targets
+from captum_transformer.explainers.similarity import cosine, explained_pair
 from captum_transformer.explainers.tasks import (
     Question,
     Task,
@@ -36,10 +38,12 @@ class TextExplainer:
         model: the model.
         tokenizer: its tokenizer, a fast one.
         method: makes the method of a forward function: a class of this package, or for instance
-            ``lambda forward: AttnLRP(forward, gamma=0.05)``.
+            ``lambda forward: AttnLRP(forward, gamma=0.05)``. None: ``AttnLRP``, and for similarity
+            ``BiLRP`` of the cosine.
         names: the names of the classes, if the model's configuration has others or none.
         task: ``"class"``, ``"words"``, ``"answer"``, ``"next word"`` or ``"masked word"``; None for
-            what Transformers' auto classes say.
+            what Transformers' auto classes say. ``"similarity"`` for a model or function that
+            returns an embedding of a text, ``(1, dimensions)``.
         activation: ``"softmax"`` or ``"sigmoid"``, which makes probabilities of a classifier's
             scores; None for what the model's configuration says.
 
@@ -68,7 +72,7 @@ class TextExplainer:
         self,
         model: Callable[..., Any],
         tokenizer: Any,
-        method: Method = TEXT.method,
+        method: Method | None = None,
         *,
         names: Names | None = None,
         task: Task | None = None,
@@ -77,7 +81,7 @@ class TextExplainer:
         check_tokenizer(tokenizer)
         self.model = model
         self.tokenizer = tokenizer
-        self.method = method
+        self.method: Method = method or (cosine if task == "similarity" else TEXT.method)
         self.names = ClassNames(model, names)
         self.task: Task = task_of(model) if task is None else check_task(task)
         self.activation = activation or activation_of(model)
@@ -104,7 +108,8 @@ class TextExplainer:
                 ``"line"`` or ``"paragraph"``.
 
         Returns:
-            An :class:`ExplainedText`, or a list of them for a list of texts.
+            An :class:`ExplainedText`, or for similarity an :class:`ExplainedPair`; a list of them
+            for a list of texts.
 
         Raises:
             InvalidInputError: if it is no text, or is empty or longer than the model takes.
@@ -116,9 +121,15 @@ class TextExplainer:
         pairs = with_targets(text, target, "texts")
         return [self._explain(each, of_each, rather_than, unit) for each, of_each in pairs]
 
-    def _explain(self, text: Text, target: Any, rather_than: Any, unit: Unit) -> ExplainedText:
-        coded, inputs = code(text, self.tokenizer, longest_text(self.model, self.tokenizer))
-        device = device_of(self.model)
+    def _explain(self, text: Text, target: Any, rather_than: Any, unit: Unit) -> Explained:
+        longest, device = longest_text(self.model, self.tokenizer), device_of(self.model)
+        if self.task == "similarity":
+            of_pairs = self.method(self.model)
+            return explained_pair(
+                text, target, rather_than, of_pairs, self.tokenizer,
+                longest=longest, device=device, unit=unit,
+            )  # fmt: skip
+        coded, inputs = code(text, self.tokenizer, longest)
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
         with explaining(modules_of(self.model), list(inputs.values())), torch.no_grad():
             output = self.model(**inputs)

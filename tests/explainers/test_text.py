@@ -14,7 +14,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from captum_transformer import AttnLRP, Contrast, GenericAttentionRelevance
+from captum_transformer import AttnLRP, BiLRP, Contrast, GenericAttentionRelevance
 from captum_transformer.errors import (
     AmbiguousOutputError,
     ExplanationError,
@@ -179,6 +179,51 @@ def test_the_next_and_the_masked_word(readers, tokenizer, task, text, place):
     assert explainer(text).target == int(scores.argmax())
     with pytest.raises(InvalidTargetError, match=r"'Paris' is 2 tokens.*ChatExplainer"):
         explainer(text, target="Paris")
+
+
+def test_what_makes_two_texts_similar(readers, tokenizer):
+    bert = readers["class"].bert
+
+    def embedding(input_ids, attention_mask):
+        hidden = bert(input_ids, attention_mask).last_hidden_state
+        return (hidden * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdim=True)
+
+    texts = TEXT, QUESTION
+    explainer = TextExplainer(embedding, tokenizer, task="similarity")
+    pair = explainer(texts)
+    coded = [tokenizer(text, return_tensors="pt") for text in texts]
+    bert.eval()
+    with torch.no_grad():
+        one, other = (embedding(**each) for each in coded)
+    bert.train()
+    assert pair.score == pytest.approx(float(torch.cosine_similarity(one, other)), rel=1e-5)
+    ids = [{"input_ids": each.pop("input_ids")} for each in coded]
+    by_hand = BiLRP(embedding, normalize=True).attribute(
+        *ids, additional_forward_kwargs=dict(coded[0]), other_forward_kwargs=dict(coded[1])
+    )
+    assert torch.equal(pair.of_tokens, by_hand[0])
+    # The words of both, each with the sum of its tokens' pairs: "Anna" and "Paris" are two each.
+    assert pair.words == (["[CLS]", *TEXT.split(), "[SEP]"], ["[CLS]", *QUESTION.split(), "[SEP]"])
+    torch.testing.assert_close(pair.relevance[1, 4], by_hand[0, 1:3, 4:6].sum())
+    torch.testing.assert_close(pair.relevance.sum(), by_hand.sum())
+    assert all(word not in ("[CLS]", "[SEP]") for word, _, _ in pair.top(100))
+    assert len(pair.top(100)) == len(TEXT.split()) * len(QUESTION.split())
+    first = pair.top(1)[0]
+    assert str(pair).splitlines()[2].endswith(f" {first[0]} – {first[1]}")
+    assert "Anna" in pair.to_page()
+    assert pair.picture().ndim == 3
+    assert list(pair.to_frame().columns) == ["word", "other", "relevance"]
+    several = explainer([texts, texts], unit="token")
+    assert several[1].words == several[1].tokens
+
+    with pytest.raises(InvalidInputError, match="give a tuple of them"):
+        explainer(TEXT)
+    with pytest.raises(InvalidTargetError, match="one similarity"):
+        explainer(texts, target=1)
+    with pytest.raises(InvalidInputError, match="must make a `BiLRP`"):
+        TextExplainer(embedding, tokenizer, AttnLRP, task="similarity")(texts)
+    with pytest.raises(AmbiguousOutputError, match="one embedding for each"):
+        TextExplainer(bert, tokenizer, task="similarity")(texts)
 
 
 def test_several_labels_have_probabilities_of_their_own(readers, tokenizer):
