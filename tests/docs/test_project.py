@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from captum_transformer import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -29,3 +31,25 @@ def test_the_citation_has_the_version_and_the_papers_of_all_methods():
     papers = re.findall(r"\]\((https://[^)]+)\)", table)
     assert papers
     assert [paper for paper in papers if f"url: {paper}\n" not in citation] == []
+
+
+PACKAGES = ("captum_transformer", "lightning_callbacks")
+PAGES = ["CONTRIBUTING.md", "docs/architecture.md", "docs/images/walk.svg", "docs/releasing.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_that_a_page_for_developers_names_are_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w/.])\.?[\w/]+\.(?:py|yml|txt)\b", text))
+    named |= set(re.findall(r"`((?:tests|benchmarks|rules|lightning_callbacks)/[\w/]+)`", text))
+    known = [
+        path.relative_to(ROOT).as_posix()
+        for folder in (*PACKAGES, "tests", "benchmarks", "docs", "tutorials")
+        for path in (ROOT / folder, *(ROOT / folder).rglob("*"))
+    ]
+    known += [path.name for path in ROOT.iterdir()]
+    known += [f"{path.parent.name}/{path.name}" for path in (ROOT / ".ci").iterdir()]
+    known += [path.relative_to(ROOT).as_posix() for path in (ROOT / ".github").rglob("*")]
+    assert named
+    missing = [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in known)]
+    assert not missing, missing
