@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.account import INPUTS, Account, Part, Reason, joined
+from captum_transformer.attr.shown import progress_of
 from captum_transformer.attr.transformer_method import START, TransformerMethod
 from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.calling.isolation import in_full_precision, modules_of
@@ -31,6 +32,7 @@ class AccountableMethod(TransformerMethod):
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> Account:
         """Says which part of the relevance reaches the inputs, and what takes the rest.
 
@@ -52,10 +54,13 @@ class AccountableMethod(TransformerMethod):
         """
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
         accounts, device = [], arguments.inputs[0].device
-        for rows, batch in arguments.batches(internal_batch_size):
-            chosen: Any = target_of(target, rows, arguments.samples)
-            with self._traced(batch, account=True) as forward, in_full_precision(device):
-                accounts.append(self._account(forward, chosen))
+        steps = arguments.count(internal_batch_size)
+        with progress_of(self, steps, show=show_progress) as step:
+            for rows, batch in arguments.batches(internal_batch_size):
+                chosen: Any = target_of(target, rows, arguments.samples)
+                with self._traced(batch, account=True) as forward, in_full_precision(device):
+                    accounts.append(self._account(forward, chosen))
+                step()
         return joined(accounts)
 
     @abstractmethod

@@ -11,6 +11,7 @@ from captum_transformer.attr.conservative_lrp import ConservativeLRP
 from captum_transformer.attr.directions import SMALLEST_RANK, along, drawn_directions, paired
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
 from captum_transformer.attr.logged import logged
+from captum_transformer.attr.shown import progress_of
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.errors import (
@@ -135,6 +136,7 @@ class BiLRP:
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         other_forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> Tensor:
         """Attributes the similarity of two inputs to the pairs of their tokens.
 
@@ -149,6 +151,8 @@ class BiLRP:
             additional_forward_kwargs: further arguments with ``inputs`` by name.
             other_forward_kwargs: those with ``other_inputs``.
             internal_batch_size: how many pairs to explain at a time; None for all at once.
+            show_progress: show a progress bar for each of these, with a step for each direction
+                of each side.
 
         Returns:
             The relevance of each pair, ``(samples, N1, N2)``; of images the patches in row-major
@@ -168,6 +172,7 @@ class BiLRP:
             additional_forward_kwargs=additional_forward_kwargs,
             other_forward_kwargs=other_forward_kwargs,
             internal_batch_size=internal_batch_size,
+            show_progress=show_progress,
         ).relevance
 
     def explain(
@@ -180,6 +185,7 @@ class BiLRP:
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         other_forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> PairRelevance:
         """As :meth:`attribute`, with the similarity and the error of an estimate beside it.
 
@@ -190,11 +196,19 @@ class BiLRP:
         _require_pairs(one, two)
         batches = (arguments.batches(internal_batch_size) for arguments in (one, two))
         generator = self.generator or torch.Generator().manual_seed(0)
-        parts = [self._explained(a, b, generator) for (_, a), (_, b) in zip(*batches, strict=True)]
+        parts = [
+            self._explained(a, b, generator, show=show_progress)
+            for (_, a), (_, b) in zip(*batches, strict=True)
+        ]
         return PairRelevance(*map(torch.cat, zip(*parts, strict=True)))
 
     def _explained(
-        self, one: Arguments[Any], two: Arguments[Any], generator: torch.Generator
+        self,
+        one: Arguments[Any],
+        two: Arguments[Any],
+        generator: torch.Generator,
+        *,
+        show: bool,
     ) -> PairRelevance:
         here, there = self._towers
         with _traced(here, one) as first, _traced(there, two) as second:
@@ -206,7 +220,11 @@ class BiLRP:
                 directions = drawn_directions(*embeddings, count, generator)
                 first.then(lambda embedding: along(embedding, directions))
                 second.then(lambda embedding: along(embedding, directions))
-            of_tokens = _token_relevance(here, first, count), _token_relevance(there, second, count)
+            with progress_of(self, 2 * count, show=show) as step:
+                of_tokens = (
+                    _token_relevance(here, first, count, step),
+                    _token_relevance(there, second, count, step),
+                )
             with in_full_precision(embeddings[0].device):
                 similarity = (embeddings[0] * embeddings[1]).sum(1)
                 relevance, error = paired(*of_tokens, width)
@@ -288,8 +306,13 @@ def _require_same_width(one: Tensor, other: Tensor) -> None:
         )
 
 
-def _token_relevance(method: GradientTimesInput, forward: TracedForward, count: int) -> Tensor:
+def _token_relevance(
+    method: GradientTimesInput, forward: TracedForward, count: int, step: Callable[[], object]
+) -> Tensor:
     """What each token has of each of the outputs: ``(samples, outputs, tokens)``."""
-    maps = [method._attribute_tokens(forward, output)[0] for output in range(count)]  # noqa: SLF001
+    maps = []
+    for output in range(count):
+        maps.append(method._attribute_tokens(forward, output)[0])  # noqa: SLF001
+        step()
     relevance = torch.stack(maps, 1)
     return relevance.flatten(2).to(accumulation_dtype(relevance.dtype))

@@ -96,6 +96,7 @@ class ConservativeLRP(GradientTimesInput):
         return_convergence_delta: Literal[False] = False,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> Inputs: ...
 
     @overload
@@ -108,6 +109,7 @@ class ConservativeLRP(GradientTimesInput):
         return_convergence_delta: Literal[True],
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> tuple[Inputs, Tensor]: ...
 
     @logged
@@ -120,6 +122,7 @@ class ConservativeLRP(GradientTimesInput):
         return_convergence_delta: bool = False,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> Inputs | tuple[Inputs, Tensor]:
         """Attributes the target's score to the inputs.
 
@@ -131,6 +134,7 @@ class ConservativeLRP(GradientTimesInput):
             return_convergence_delta: also return by how much conservation fails.
             additional_forward_kwargs: further arguments for the model by name.
             internal_batch_size: how many samples to explain at a time; None for all at once.
+            show_progress: show a progress bar with a step for each of these.
 
         Returns:
             As ``inputs``, each of its input's shape; token ids get the relevance of their
@@ -147,7 +151,9 @@ class ConservativeLRP(GradientTimesInput):
         explain = self._attribute_inputs
         if return_convergence_delta:
             explain = self._attribute_inputs_with_score
-        (maps,) = self._in_batches(arguments, [target], explain, internal_batch_size)
+        (maps,) = self._in_batches(
+            arguments, [target], explain, internal_batch_size, show=show_progress
+        )
         if not return_convergence_delta:
             return arguments.restored(maps)
         *maps_of_inputs, score = maps

@@ -11,6 +11,7 @@ from captum_transformer.attr.causality import require_causal, require_prompt
 from captum_transformer.attr.generation import Generation
 from captum_transformer.attr.hops import followed
 from captum_transformer.attr.logged import logged
+from captum_transformer.attr.shown import progress_of
 from captum_transformer.attr.spans import Spans
 from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.errors import InvalidInputError
@@ -33,6 +34,7 @@ class GeneratedRelevance(ABC):
         spans: Spans | None = None,
         hops: int | None = 0,
         include_generated: bool = False,
+        show_progress: bool = False,
     ) -> Inputs:
         """Attributes generated tokens' logits to the prompt; the model runs only once.
 
@@ -62,6 +64,7 @@ class GeneratedRelevance(ABC):
                 result. See below.
             include_generated: return the relevance of all of ``generated``, and not of the prompt
                 alone.
+            show_progress: show a progress bar with a step for each span.
 
         In a hop, all generated tokens with positive relevance are explained together, their logits
         weighted by it. Their relevance is divided among the tokens that support them (those with
@@ -124,18 +127,21 @@ class GeneratedRelevance(ABC):
 
             ids = [not tensor.is_floating_point() for tensor in arguments.inputs]
             maps = []
-            for target, weight in generation.targets():
-                direct = explain(target, weight)
-                maps.append(
-                    followed(
-                        direct,
-                        ids,
-                        generation.place,
-                        generation.start,
-                        hops,
-                        lambda weight: explain(generation.weighted(weight), weight),
+            spans_of = generation.targets()
+            with progress_of(self, len(spans_of), show=show_progress) as step:
+                for target, weight in spans_of:
+                    direct = explain(target, weight)
+                    maps.append(
+                        followed(
+                            direct,
+                            ids,
+                            generation.place,
+                            generation.start,
+                            hops,
+                            lambda weight: explain(generation.weighted(weight), weight),
+                        )
                     )
-                )
+                    step()
             require_causal(slopes, weights)
             if generation.continues and not include_generated:
                 require_prompt(slopes, generation.start)

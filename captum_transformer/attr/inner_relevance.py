@@ -3,11 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from captum_transformer.attr.shown import progress_of
 from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.layers import ChosenLayer, Layer, chosen_layers
@@ -36,6 +38,7 @@ class InnerRelevance(ABC):
         attribute_to_layer_input: bool = False,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> list[Tensor | tuple[Tensor, ...]]:
         """Attributes the target's score to what layers inside the model make.
 
@@ -54,6 +57,7 @@ class InnerRelevance(ABC):
             attribute_to_layer_input: attribute to what the layers get, as in Captum.
             additional_forward_kwargs: as in :meth:`attribute`.
             internal_batch_size: as in :meth:`attribute`.
+            show_progress: as in :meth:`attribute`.
 
         Returns:
             For each layer the relevance of the tensor that it makes, of its shape; a tuple where it
@@ -79,12 +83,16 @@ class InnerRelevance(ABC):
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
         chosen = chosen_layers(self.forward_func, layers)
         parts: list[list[tuple[Tensor, ...]]] = []
-        for rows, batch in arguments.batches(internal_batch_size):
-            some = target_of(target, rows, arguments.samples)
-            with self._traced(batch, layers=chosen, layer_inputs=attribute_to_layer_input) as run:
-                if batch is not arguments and not parts:
-                    require_samples_first(run, chosen)
-                parts.append(self._attribute_layers(run, some, chosen))
+        steps = arguments.count(internal_batch_size)
+        traced = partial(self._traced, layers=chosen, layer_inputs=attribute_to_layer_input)
+        with progress_of(self, steps, show=show_progress) as step:
+            for rows, batch in arguments.batches(internal_batch_size):
+                some = target_of(target, rows, arguments.samples)
+                with traced(batch) as run:
+                    if batch is not arguments and not parts:
+                        require_samples_first(run, chosen)
+                    parts.append(self._attribute_layers(run, some, chosen))
+                step()
         found = [
             tuple(map(torch.cat, zip(*of_layer, strict=True)))
             for of_layer in zip(*parts, strict=True)
@@ -99,6 +107,7 @@ class InnerRelevance(ABC):
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> list[Tensor]:
         """Attributes the target's score to the heads of all attention calls that it depends on.
 
@@ -125,13 +134,16 @@ class InnerRelevance(ABC):
         self._require_single_layers()
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
         parts = []
-        for rows, batch in arguments.batches(internal_batch_size):
-            some = target_of(target, rows, arguments.samples)
-            with self._traced(batch) as forward, in_full_precision(forward.inputs[0].device):
-                scores, score = self._select(forward, some)
-                calls = forward.history(score).layers()
-                heads = self._heads(forward, some, calls)
-                parts.append([heads[call].to(scores.dtype).detach() for call in calls])
+        steps = arguments.count(internal_batch_size)
+        with progress_of(self, steps, show=show_progress) as step:
+            for rows, batch in arguments.batches(internal_batch_size):
+                some = target_of(target, rows, arguments.samples)
+                with self._traced(batch) as forward, in_full_precision(forward.inputs[0].device):
+                    scores, score = self._select(forward, some)
+                    calls = forward.history(score).layers()
+                    heads = self._heads(forward, some, calls)
+                    parts.append([heads[call].to(scores.dtype).detach() for call in calls])
+                step()
         return [torch.cat(of_call) for of_call in zip(*parts, strict=True)]
 
     def _require_single_layers(self) -> None:

@@ -52,6 +52,7 @@ class LayerRelevance(LayerAttribution):
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> Tensor | tuple[Tensor, ...] | list[Tensor | tuple[Tensor, ...]]:
         """Attributes the target's score to the layer.
 
@@ -73,5 +74,6 @@ class LayerRelevance(LayerAttribution):
             attribute_to_layer_input=attribute_to_layer_input,
             additional_forward_kwargs=additional_forward_kwargs,
             internal_batch_size=internal_batch_size,
+            show_progress=show_progress,
         )
         return found if isinstance(self.layer, list) else found[0]

@@ -69,6 +69,7 @@ class PositionalMethod(AccountableMethod):
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> Inputs:
         r"""Attributes the target's score to the positions of the inputs' tokens (PA-LRP).
 
@@ -104,7 +105,7 @@ class PositionalMethod(AccountableMethod):
             )
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
         (maps,) = self._in_batches(
-            arguments, [target], self._attribute_positions, internal_batch_size
+            arguments, [target], self._attribute_positions, internal_batch_size, show=show_progress
         )
         return arguments.restored(maps)
 

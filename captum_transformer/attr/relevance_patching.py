@@ -15,6 +15,7 @@ from captum_transformer.attr.gradient_times_input import (
 )
 from captum_transformer.attr.inner_relevance import require_samples_first
 from captum_transformer.attr.reached import refuse_reached
+from captum_transformer.attr.shown import progress_of
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.checkpointing import Checkpoint, layers_of_block
 from captum_transformer.calling.isolation import in_full_precision
@@ -102,6 +103,7 @@ class RelevancePatching:
         attribute_to_layer_input: bool = False,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> list[Tensor | tuple[Tensor, ...]]:
         """Estimates what each entry of some layers' tensors changes if it is patched.
 
@@ -118,6 +120,7 @@ class RelevancePatching:
             attribute_to_layer_input: patch what the layers get, and not what they make.
             additional_forward_kwargs: further arguments by name, for both runs.
             internal_batch_size: how many samples at a time.
+            show_progress: show a progress bar with a step for each of these.
 
         Returns:
             For each layer scores of the shape of its tensor: sum over the features for those of a
@@ -151,7 +154,9 @@ class RelevancePatching:
             layers=chosen,
             layer_inputs=attribute_to_layer_input,
         )
-        found = self._scores(arguments, target, internal_batch_size, nodes, traced)
+        found = self._scores(
+            arguments, target, internal_batch_size, nodes, traced, show=show_progress
+        )
         return [tensors if len(tensors) > 1 else tensors[0] for tensors in found]
 
     def attribute_heads(
@@ -163,6 +168,7 @@ class RelevancePatching:
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> list[Tensor]:
         """Estimates what each attention head changes at each position if it is patched.
 
@@ -191,7 +197,9 @@ class RelevancePatching:
         ]
         block = layers_of_block(self.checkpoint)
         traced = partial(traced_forward, rules=self.rules, checkpoint=block)
-        found = self._scores(arguments, target, internal_batch_size, nodes, traced)
+        found = self._scores(
+            arguments, target, internal_batch_size, nodes, traced, show=show_progress
+        )
         return [of_call for (of_call,) in found]
 
     def _scores(
@@ -201,6 +209,8 @@ class RelevancePatching:
         size: int | None,
         nodes: "Callable[[TracedForward, Value], list[list[_Node]]]",
         traced: Callable[..., AbstractContextManager[TracedForward]],
+        *,
+        show: bool,
     ) -> list[tuple[Tensor, ...]]:
         """Difference times coefficient at each of some groups of nodes."""
         clean, corrupted = arguments
@@ -214,36 +224,48 @@ class RelevancePatching:
         ):
             _require_alike(f"The input {name!r}", one, other)
         parts = []
+        run = partial(traced, self.forward_func)
         batches = zip(clean.batches(size), corrupted.batches(size), strict=True)
-        for (rows, some_clean), (_, some_corrupted) in batches:
-            chosen: Any = target_of(target, rows, clean.samples)
-            with traced(self.forward_func, some_clean) as forward:
-                _, score = forward.select(chosen)
-                known = [[node.point.data for node in group] for group in nodes(forward, score)]
-            with traced(self.forward_func, some_corrupted) as forward:
-                selected, score = forward.select(chosen)
-                refuse_reached(forward, selected, score)
-                groups = nodes(forward, score)
-                counts = [[len(group) for group in run] for run in (known, groups)]
-                if counts[0] != counts[1]:
-                    raise InvalidInputError(
-                        f"The clean run has {counts[0]} tensors in the layers, or attention calls "
-                        f"that the score depends on, the corrupted one {counts[1]}: they can't be "
-                        "paired."
-                    )
-                edges = [n.point.edge for g in groups for n in g if n.point.edge is not None]
-                slopes = iter(forward.gradients(selected, edges))
-                with in_full_precision(forward.inputs[0].device):
-                    parts.append(
-                        [
-                            tuple(node.score(c, next(slopes)) for node, c in zip(*of, strict=True))
-                            for of in zip(groups, known, strict=True)
-                        ]
-                    )
+        with progress_of(self, clean.count(size), show=show) as step:
+            for (rows, some_clean), (_, some_corrupted) in batches:
+                chosen: Any = target_of(target, rows, clean.samples)
+                parts.append(_differences(run, (some_clean, some_corrupted), chosen, nodes))
+                step()
         return [
             tuple(map(torch.cat, zip(*of_group, strict=True)))
             for of_group in zip(*parts, strict=True)
         ]
+
+
+def _differences(
+    run: Callable[[Arguments[Any]], AbstractContextManager[TracedForward]],
+    arguments: tuple[Arguments[Any], Arguments[Any]],
+    target: Any,
+    nodes: "Callable[[TracedForward, Value], list[list[_Node]]]",
+) -> list[tuple[Tensor, ...]]:
+    """What some samples have at each group of nodes."""
+    clean, corrupted = arguments
+    with run(clean) as forward:
+        _, score = forward.select(target)
+        known = [[node.point.data for node in group] for group in nodes(forward, score)]
+    with run(corrupted) as forward:
+        selected, score = forward.select(target)
+        refuse_reached(forward, selected, score)
+        groups = nodes(forward, score)
+        counts = [[len(group) for group in of_run] for of_run in (known, groups)]
+        if counts[0] != counts[1]:
+            raise InvalidInputError(
+                f"The clean run has {counts[0]} tensors in the layers, or attention calls "
+                f"that the score depends on, the corrupted one {counts[1]}: they can't be "
+                "paired."
+            )
+        edges = [n.point.edge for g in groups for n in g if n.point.edge is not None]
+        slopes = iter(forward.gradients(selected, edges))
+        with in_full_precision(forward.inputs[0].device):
+            return [
+                tuple(node.score(c, next(slopes)) for node, c in zip(*of, strict=True))
+                for of in zip(groups, known, strict=True)
+            ]
 
 
 class _Node(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor
 from captum_transformer.attr.generated_relevance import GeneratedRelevance
 from captum_transformer.attr.inner_relevance import InnerRelevance, like_input
 from captum_transformer.attr.logged import logged
+from captum_transformer.attr.shown import progress_of
 from captum_transformer.calling.arguments import Arguments, Inputs
 from captum_transformer.calling.checkpointing import Checkpoint, layers_of_block
 from captum_transformer.calling.isolation import in_full_precision
@@ -64,6 +65,7 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> Inputs:
         """Attributes the target's score to the inputs.
 
@@ -85,6 +87,7 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
             internal_batch_size: how many samples to explain at a time, where all together are too
                 large for the memory; the result is the same. Of the target and the further
                 arguments, what has as many rows as there are samples is divided with them.
+            show_progress: show a progress bar, with a step for each of these, and each target.
 
         Returns:
             As ``inputs``: a tensor, a tuple or a dict, each of its input's shape. Token ids get
@@ -98,7 +101,9 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
             UnseenOperationError: if the inputs act through something that can't be traced.
         """
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
-        (maps,) = self._in_batches(arguments, [target], self._attribute_inputs, internal_batch_size)
+        (maps,) = self._in_batches(
+            arguments, [target], self._attribute_inputs, internal_batch_size, show=show_progress
+        )
         return arguments.restored(maps)
 
     @logged
@@ -110,6 +115,7 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> Inputs:
         """Attributes the target's score to the tokens that the inputs are turned into.
 
@@ -126,7 +132,9 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
             UnsupportedOperationError: if an input is not turned into tokens.
         """
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
-        (maps,) = self._in_batches(arguments, [target], self._attribute_tokens, internal_batch_size)
+        (maps,) = self._in_batches(
+            arguments, [target], self._attribute_tokens, internal_batch_size, show=show_progress
+        )
         return arguments.restored(maps)
 
     @logged
@@ -138,6 +146,7 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> list[Inputs]:
         """Attributes several targets' scores; the model runs only once.
 
@@ -149,7 +158,7 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
         """
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
         of_targets = self._in_batches(
-            arguments, targets, self._attribute_inputs, internal_batch_size
+            arguments, targets, self._attribute_inputs, internal_batch_size, show=show_progress
         )
         return [arguments.restored(maps) for maps in of_targets]
 
@@ -199,13 +208,20 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
         targets: Sequence[Any],
         explain: Callable[[TracedForward, Any], tuple[Tensor, ...]],
         size: int | None,
+        *,
+        show: bool,
     ) -> list[tuple[Tensor, ...]]:
         """What is to be said of each target, a few samples at a time."""
-        parts = []
-        for rows, batch in arguments.batches(size):
-            chosen = [target_of(target, rows, arguments.samples) for target in targets]
-            with self._traced(batch) as forward:
-                parts.append([explain(forward, target) for target in chosen])
+        parts: list[list[tuple[Tensor, ...]]] = []
+        steps = arguments.count(size) * len(targets)
+        with progress_of(self, steps, show=show) as step:
+            for rows, batch in arguments.batches(size):
+                chosen = [target_of(target, rows, arguments.samples) for target in targets]
+                parts.append([])
+                with self._traced(batch) as forward:
+                    for target in chosen:
+                        parts[-1].append(explain(forward, target))
+                        step()
         if len(parts) == 1:
             return parts[0]
         of_targets = zip(*parts, strict=True)

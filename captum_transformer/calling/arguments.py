@@ -85,6 +85,10 @@ class Arguments(Generic[Inputs]):
             return function(*inputs, *args, **kwargs)
         return function(**dict(zip(self.keys, inputs, strict=True)), **kwargs)
 
+    def count(self, size: int | None) -> int:
+        """How many batches of a size there are."""
+        return 1 if size is None or size >= self.samples else -(-self.samples // max(size, 1))
+
     def batches(self, size: int | None) -> "Iterator[tuple[slice, Arguments[Inputs]]]":
         """The arguments of a few samples at a time, and which samples they are.
 

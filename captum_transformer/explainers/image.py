@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer.attr.shown import progress_of
 from captum_transformer.calling.isolation import explaining, modules_of
 from captum_transformer.description import describe
 from captum_transformer.errors import InvalidInputError
@@ -74,7 +75,14 @@ class ImageExplainer:
         self.names = ClassNames(model, names)
         self.activation = activation or activation_of(model)
 
-    def __call__(self, picture: Any, target: Any = None, *, rather_than: Any = None) -> Any:
+    def __call__(
+        self,
+        picture: Any,
+        target: Any = None,
+        *,
+        rather_than: Any = None,
+        show_progress: bool = False,
+    ) -> Any:
         """Explains a class.
 
         Args:
@@ -83,6 +91,7 @@ class ImageExplainer:
             target: the number or the name of a class; None for the predicted one. For a list of
                 pictures, a list with one for each.
             rather_than: another class: the difference of the two scores is explained.
+            show_progress: show a progress bar over several pictures.
 
         Returns:
             An :class:`ExplainedImage`, or a list of them for a list of pictures.
@@ -97,7 +106,12 @@ class ImageExplainer:
         if not isinstance(picture, list):
             return self._explain(picture, target, rather_than)
         pairs = with_targets(picture, target, "pictures")
-        return [self._explain(each, of_each, rather_than) for each, of_each in pairs]
+        found = []
+        with progress_of(self, len(pairs), show=show_progress) as step:
+            for each, of_each in pairs:
+                found.append(self._explain(each, of_each, rather_than))
+                step()
+        return found
 
     def _explain(self, given: Any, target: Any, rather_than: Any) -> ExplainedImage:
         picture = picture_of(given)

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from captum_transformer.attr.shown import progress_of
 from captum_transformer.calling.isolation import explaining, modules_of
 from captum_transformer.explainers.classes import ClassNames, Names
 from captum_transformer.explainers.coding import Text, check_tokenizer, code, longest_text
@@ -93,6 +94,7 @@ class TextExplainer:
         *,
         rather_than: Any = None,
         unit: Unit = "word",
+        show_progress: bool = False,
     ) -> Any:
         """Explains a text.
 
@@ -106,6 +108,7 @@ class TextExplainer:
             rather_than: another class or word: the difference of the two scores is explained.
             unit: what relevance is added up by: ``"token"``, ``"word"``, ``"sentence"``,
                 ``"line"`` or ``"paragraph"``.
+            show_progress: show a progress bar over several texts.
 
         Returns:
             An :class:`ExplainedText`, or for similarity an :class:`ExplainedPair`; a list of them
@@ -119,7 +122,12 @@ class TextExplainer:
         if not isinstance(text, list):
             return self._explain(text, target, rather_than, unit)
         pairs = with_targets(text, target, "texts")
-        return [self._explain(each, of_each, rather_than, unit) for each, of_each in pairs]
+        found = []
+        with progress_of(self, len(pairs), show=show_progress) as step:
+            for each, of_each in pairs:
+                found.append(self._explain(each, of_each, rather_than, unit))
+                step()
+        return found
 
     def _explain(self, text: Text, target: Any, rather_than: Any, unit: Unit) -> Explained:
         longest, device = longest_text(self.model, self.tokenizer), device_of(self.model)

@@ -209,6 +209,11 @@ def test_what_can_not_be_asked(model, transform, picture):
         ImageExplainer(model, crops)(picture, target=0)
 
 
+def test_a_bar_over_several_pictures(model, transform, picture, capsys):
+    ImageExplainer(model, transform)([picture, picture], target=0, show_progress=True)
+    assert "ImageExplainer attribution: 100%" in capsys.readouterr().err
+
+
 def test_what_is_drawn(model, transform, picture):
     explained = ImageExplainer(model, transform)(picture, target=0)
     assert explained.draw(height=60).shape[0] > 60
