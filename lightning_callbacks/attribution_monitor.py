@@ -146,7 +146,7 @@ class AttributionMonitor(ExplainedRuns):
         ...     num_samples=4,
         ... )
         >>> monitor.state_dict()
-        {'validation_runs': 0, 'samples': [], 'scales': {}}
+        {'validation_runs': 0, 'samples': {}, 'scales': {}}
     """
 
     def __init__(
@@ -228,7 +228,10 @@ class AttributionMonitor(ExplainedRuns):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the number of runs, which samples they are, and scales."""
-        runs = self._watches.current.validation
+        watch = self._watches.current
+        if watch.log is not None:
+            watch.log.collect()
+        runs = watch.validation
         return {"validation_runs": runs.runs, **runs.state()}
 
     @override
@@ -253,7 +256,7 @@ class AttributionMonitor(ExplainedRuns):
         if not overrides(pl_module, "configure_model"):
             self._check(pl_module)
         layout = charts(self.prefix, self._explainer.kinds(), list(self.methods))
-        watch.log = Log(trainer, layout, self._failures, share=self.share_samples)
+        watch.log = Log(trainer, layout, self._failures, watch.take, share=self.share_samples)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

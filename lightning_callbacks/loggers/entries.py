@@ -28,6 +28,8 @@ class LogEntries:
         texts: Markdown, by tag.
         histograms: Values, by tag.
         numbers: The values whose mean is logged, by tag.
+        samples: The identities of the samples by number, for the first process's checkpoint.
+        scales: The scales of the pictures, by tag, for the same.
 
     Example:
         >>> entries = LogEntries("validate/0", 200)
@@ -44,6 +46,8 @@ class LogEntries:
     texts: dict[str, str] = field(default_factory=dict)
     histograms: dict[str, Tensor] = field(default_factory=dict)
     numbers: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    samples: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, list[Any]] = field(default_factory=dict)
 
     def add_picture(self, tag: str, picture: Image, caption: str) -> None:
         """Takes a picture.

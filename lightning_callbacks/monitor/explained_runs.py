@@ -134,6 +134,9 @@ class ExplainedRuns(WatchedRuns):
         context = RunContext.of(trainer, module, explained, self.precision, self.seed)
         before = Fingerprint(module)
         self._explainer.explain(context, runs.fixed, runs.history, entries, runs.prefix)
+        scales = runs.history.scales
+        entries.scales = {tag: scales[tag] for tag in entries.images if tag in scales}
+        entries.samples = runs.own_samples()
         watch.log.add(entries)
         if not self.share_samples:
             watch.means.update({tag: torch.tensor(m) for tag, m in entries.means().items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning_callbacks.loggers import Publisher
@@ -22,11 +22,18 @@ class Log:
         trainer: The trainer, at its setup.
         layout: The charts for TensorBoard's page of custom scalars.
         failures: What happens if a logger fails.
+        take: Gets what each process has made.
         share: Whether all processes explain; otherwise the first one alone.
     """
 
     def __init__(
-        self, trainer: Trainer, layout: dict[str, Any], failures: Failures, *, share: bool
+        self,
+        trainer: Trainer,
+        layout: dict[str, Any],
+        failures: Failures,
+        take: Callable[[LogEntries], None],
+        *,
+        share: bool,
     ) -> None:
         self._trainer = trainer
         self._layout = layout
@@ -35,7 +42,7 @@ class Log:
         self.share = Share(trainer.global_rank, trainer.world_size) if shared else Share()
         self.takes_part = shared or trainer.is_global_zero
         self._mailbox = Mailbox.open(trainer) if shared else None
-        self._collected = Collected(self.share.world_size)
+        self._collected = Collected(self.share.world_size, take)
         self._publisher: Publisher | None = None
 
     def share_of(self, loaders: Any) -> Share:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,10 +111,12 @@ class Collected:
 
     Args:
         world_size: How many processes make a part of each run.
+        take: Gets each part, too.
     """
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, take: Callable[[LogEntries], None]) -> None:
         self.world_size = world_size
+        self._take = take
         self._open: dict[str, list[LogEntries]] = {}
 
     @property
@@ -128,6 +131,7 @@ class Collected:
             entries: What a process has made.
             publisher: Where it goes.
         """
+        self._take(entries)
         publisher.pictures(entries)
         parts = self._open.setdefault(entries.run, [])
         parts.append(entries)

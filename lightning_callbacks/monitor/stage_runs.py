@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from torch import nn
 
 from captum_transformer.calling.isolation import isolated
+from lightning_callbacks.loggers.entries import LogEntries
 from lightning_callbacks.monitor.history import History
 from lightning_callbacks.samples.fixed import FixedSamples
 from lightning_callbacks.shared.failures import Failures
@@ -33,7 +34,8 @@ class StageRuns:
         runs: How many runs there have been.
         pending: Whether the present run is to be explained and hasn't been.
         due: Whether the processes that share a module's parameters have yet to meet in it.
-        expected: The identities of the samples that a checkpoint knows, until they are compared.
+        known: The identities by number of samples that a checkpoint or another process knows.
+        restored: Whether those of a checkpoint have yet to be compared.
 
     Example:
         >>> runs = StageRuns("validate", "attribution", every_n=2)
@@ -49,7 +51,8 @@ class StageRuns:
     runs: int = 0
     pending: bool = False
     due: bool = False
-    expected: list[str] = field(default_factory=list)
+    known: dict[str, str] = field(default_factory=dict)
+    restored: bool = False
 
     def begin(self) -> None:
         """Counts a run."""
@@ -63,14 +66,24 @@ class StageRuns:
         """A name for the present run."""
         return f"{self.stage}/{self.runs}"
 
-    def known_samples(self) -> list[str]:
-        """The identities of the samples, for a checkpoint."""
+    def own_samples(self) -> dict[str, str]:
+        """The identities by number of the samples that this process explains."""
         fixed = self.fixed
-        return fixed.identity() if fixed is not None and fixed.complete else self.expected
+        return fixed.identity() if fixed is not None and fixed.complete else {}
+
+    def take(self, entries: LogEntries) -> None:
+        """Takes over what a process's checkpoint would have to know.
+
+        Args:
+            entries: What the process has made in one of these runs.
+        """
+        self.known.update(entries.samples)
+        self.history.scales.update(entries.scales)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the number of runs."""
-        return {"samples": self.known_samples(), "scales": dict(self.history.scales)}
+        samples = {**self.known, **self.own_samples()}
+        return {"samples": samples, "scales": dict(self.history.scales)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint.
@@ -78,7 +91,7 @@ class StageRuns:
         Args:
             state: What `state` has returned.
         """
-        self.expected = state["samples"]
+        self.known, self.restored = dict(state["samples"]), True
         self.history.scales = dict(state.get("scales", {}))
 
     def collect(
@@ -137,8 +150,9 @@ class StageRuns:
         Args:
             failures: Where it is said.
         """
-        expected, self.expected = self.expected, []
-        if expected and expected != self.known_samples():
+        restored, self.restored = self.restored, False
+        own = self.own_samples().items()
+        if restored and any(self.known.get(number, known) != known for number, known in own):
             failures.warn_once(
                 "samples",
                 "The samples that are explained are not those of the checkpoint, so the pictures "

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_callbacks.loggers.entries import LogEntries
 from lightning_callbacks.monitor.log import Log
 from lightning_callbacks.monitor.stage_runs import StageRuns
 
@@ -33,6 +34,15 @@ class Watch:
     outer: Watch | None = None
     tried: bool = False
     means: dict[str, Tensor] = field(default_factory=dict)
+
+    def take(self, entries: LogEntries) -> None:
+        """Takes over what a checkpoint has to know of a process's part of a run.
+
+        Args:
+            entries: The part.
+        """
+        of_test = entries.run.startswith(f"{self.test.stage}/")
+        (self.test if of_test else self.validation).take(entries)
 
 
 class Watches:

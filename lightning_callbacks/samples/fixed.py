@@ -147,17 +147,17 @@ class FixedSamples:
         )
         self.complete = following >= self.count
 
-    def identity(self) -> list[str]:
+    def identity(self) -> dict[str, str]:
         """A short fingerprint of each sample, by which it is known again after a restart.
 
         Returns:
-            Sixteen hexadecimal digits for each sample, of its inputs alone.
+            Sixteen hexadecimal digits by the number of each sample, of its inputs alone.
         """
-        return [
-            _fingerprint([values[row] for values in samples.inputs])
-            for samples in self.batches
-            for row in range(len(samples))
-        ]
+        return {
+            str(number): _fingerprint([values[row] for values in samples.inputs])
+            for samples, numbers in zip(self.batches, self.numbers, strict=True)
+            for row, number in enumerate(numbers)
+        }
 
 
 def _fingerprint(inputs: list[Tensor]) -> str:

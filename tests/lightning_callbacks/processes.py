@@ -78,16 +78,46 @@ def side_by_side(function, count, *arguments):
     """
     from torch.multiprocessing import start_processes
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    everyone = (function, meeting, arguments)
+    everyone = (function, _meeting(count), arguments)
     start_processes(_launched, everyone, nprocs=count, start_method="fork")
 
 
+def on_nodes(function, nodes, of_each, *arguments):
+    """Runs a function in forks of this process, as ``torchrun`` does on several nodes.
+
+    Args:
+        function: It is called with its process's number and the arguments.
+        nodes: How many nodes.
+        of_each: How many processes each of them has.
+        arguments: What it is called with.
+
+    Returns:
+        The exit codes of all processes; nobody ends one because another has failed.
+    """
+    from torch.multiprocessing import start_processes
+
+    meeting = _meeting(nodes * of_each)
+    meeting |= {"TORCHELASTIC_RUN_ID": "here", "LOCAL_WORLD_SIZE": str(of_each)}
+    everyone = (function, meeting, arguments)
+    started = start_processes(
+        _launched, everyone, nprocs=nodes * of_each, join=False, start_method="fork"
+    )
+    for process in started.processes:
+        process.join()
+    return [process.exitcode for process in started.processes]
+
+
+def _meeting(count):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+
+
 def _launched(rank, function, meeting, arguments):
-    os.environ.update(meeting, RANK=str(rank), LOCAL_RANK=str(rank))
+    of_each = int(meeting.get("LOCAL_WORLD_SIZE", meeting["WORLD_SIZE"]))
+    node, local = divmod(rank, of_each)
+    os.environ.update(meeting, RANK=str(rank), LOCAL_RANK=str(local), GROUP_RANK=str(node))
     function(rank, *arguments)
 
 

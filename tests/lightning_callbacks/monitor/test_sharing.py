@@ -33,7 +33,7 @@ def test_identity_knows_a_sample_again():
         fixed = FixedSamples(4)
         for batch in batches:
             fixed.collect(batch, lambda x: x)
-        identities.append(fixed.identity())
+        identities.append(list(fixed.identity().values()))
     whole, split, flipped, half = identities
     assert whole == split == flipped[::-1]
     assert not set(whole) & set(half)
@@ -55,9 +55,10 @@ def test_numbers_wait_for_all_and_pictures_for_none(pl, tmp_path):
         pictures = sorted(path.parent.name for path in tmp_path.rglob("*.png"))
         return pictures, [(row["step"], row["n"]) for row in logger.experiment.metrics]
 
+    taken = []
     box = tmp_path / "box"
     box.mkdir()
-    collected, first, second = Collected(2), Mailbox(box, 0), Mailbox(box, 1)
+    collected, first, second = Collected(2, taken.append), Mailbox(box, 0), Mailbox(box, 1)
     collected.add(part("validate/1", 10, 1.0), publisher)
     assert logged() == (["1.0"], [])
     second.send(part("validate/1", 10, 3.0))
@@ -65,6 +66,7 @@ def test_numbers_wait_for_all_and_pictures_for_none(pl, tmp_path):
     missing = collected.finish(first, publisher, patience=0)
     assert missing == 1
     assert logged() == (["1.0", "3.0", "5.0"], [(10, 2.0), (20, 5.0)])
+    assert [entries.numbers["n"][0] for entries in taken] == [1.0, 5.0, 3.0]
 
 
 def test_an_unfinished_file_is_no_part(tmp_path):

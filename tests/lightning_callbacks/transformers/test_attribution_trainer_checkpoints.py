@@ -46,7 +46,7 @@ def test_the_count_goes_on_with_the_same_samples(tmp_path, restore):
     counts = [state[key]["attributes"]["evaluations"] for state in (first, second) for key in keys]
     assert counts == [1, 1, 2, 2]
     samples = [state[key]["attributes"]["samples"] for state in (first, second) for key in keys]
-    assert len(set(samples[0])) == 2
+    assert len(set(samples[0].values())) == 2
     assert samples == [samples[0]] * 4
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The samples that are explained")
