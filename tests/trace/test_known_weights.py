@@ -385,7 +385,8 @@ def test_dynamic_quantisation_of_torch(method, dtype, x):
     for name, layer in plain.named_modules():
         if isinstance(layer, nn.Linear):
             layer.weight.data = model.get_submodule(name).weight().dequantize().float()
-    # Eight bits for activations, too: where relevance is a difference, that is much.
-    tolerance = 1e-4 if dtype == torch.float16 else 0.1 if "LRP" in method else 0.5
+    # Activations are rounded as well, to eight bits, or on some processors to half precision. Where
+    # relevance is a difference, that is much.
+    tolerance = 1e-2 if dtype == torch.float16 else 0.1 if "LRP" in method else 0.5
     found, expected = (METHODS[method](m).attribute(x, target=1) for m in (model, plain))
     assert (found - expected).norm() < tolerance * expected.norm()
