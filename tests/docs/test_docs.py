@@ -12,8 +12,16 @@ PAGES = sorted(
     page for page in DOCS.glob("*.md") if "```python" in page.read_text(encoding="utf-8")
 )
 
+LONG = {"captured", "similarity", "visualization"}
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=pytest.mark.slow if page.stem in LONG else ())
+        for page in PAGES
+    ],
+)
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
