@@ -203,9 +203,9 @@ def spans_of_chat(
     # A template that leaves turns out, or repeats some, might leave out any words of theirs.
     if places is None or [number for number, _, _ in places] != list(range(len(said))):
         raise InvalidInputError(
-            "The chat template does not write what is said in each turn as it is and once, so "
-            "where the turns stand in its text is not known. Give the places of the text's parts "
-            "to `label_tokens` yourself."
+            "The chat template does not write what is said in each turn as it is and once, so it "
+            "is unknown where the turns are in its text. Pass the offsets of the text's parts to "
+            "`label_tokens` yourself."
         )
     found: dict[str, list[Span]] = {}
     for number, start, end in places:
@@ -241,14 +241,14 @@ def _places(spans: Mapping[str, Any]) -> list[tuple[int, int, str]]:
         for span in several:
             start, end = span
             if not 0 <= start < end:
-                raise InvalidInputError(f"The part {name!r} is at {span}, which is no place.")
+                raise InvalidInputError(f"The part {name!r} is at {span}, not a valid range.")
             places.append((start, end, name))
     places.sort()
     for (_, end, one), (start, _, other) in pairwise(places):
         if start < end:
             raise InvalidInputError(
                 f"The parts {one!r} and {other!r} overlap at the characters {start} to {end}: a "
-                "token belongs to one group, so that the sum stays what it is."
+                f"token belongs to one group, so that the total stays the same."
             )
     return places
 
@@ -262,7 +262,7 @@ def _numbered(groups: Any) -> tuple[list[Any], Tensor]:
         if bool((groups < 0).any()):
             raise InvalidInputError(
                 f"{int((groups < 0).sum())} of {groups.numel()} tokens or pixels are in no group "
-                "(a negative number): give what belongs to none a group of its own."
+                "(a negative number): put them into a group of their own."
             )
         ids, index = torch.unique(groups, return_inverse=True)
         return ids.tolist(), index

@@ -135,7 +135,7 @@ def test_a_function_that_is_described_no_more_is_refused(method):
 def test_what_the_table_has_is_not_described_again():
     with pytest.raises(ValueError, match="`relu` is in the table already, as HOMOGENEOUS"):
         extend.describe_function(torch.relu, "input", extend.Kind.MOVE)
-    with pytest.raises(ValueError, match="`lerp` is known already"):
+    with pytest.raises(ValueError, match="`lerp` is already supported"):
         extend.describe_function(torch.lerp, "input other weight", extend.Kind.ENTRYWISE)
 
 

@@ -85,7 +85,7 @@ def test_what_mixes_tokens_before_any_attention_is_named(
 @methods
 def test_pixels_are_floating_point(method: Any) -> None:
     pixels = (tokens().clamp(-1, 1) * 100 + 120).byte()
-    with pytest.raises(InvalidInputError, match="Integers, as in 'x', are taken for token ids"):
+    with pytest.raises(InvalidInputError, match="Integers, as in 'x', are treated as token ids"):
         method(Attending(lambda x: x.double() / 255)).attribute(pixels, 1)
     method(Attending(lambda x: x / 255)).attribute(pixels.double(), 1)
 

@@ -180,8 +180,8 @@ class AttentionFlowMethod(AccountableMethod):
                     f"{type(self).__name__} has no relevance for the tensor of shape "
                     f"{tuple(value.shape)} that {made.described if made else 'no operation'} "
                     "has made: relevance goes from token to token along skip connections and "
-                    "through attention, and none of that which counts comes by. The tensor lies "
-                    "in a branch, as inside an MLP, or behind all attention that counts. Choose "
+                    "through attention, and never passes this tensor. The tensor is in a branch, "
+                    "such as inside an MLP, or after the last attention that counts. Choose "
                     "the output of an earlier block, `propagation='flow'` where there is "
                     "cross-attention, or a method that follows each feature, such as AttnLRP."
                 )
@@ -249,10 +249,10 @@ def warn_of_channels(history: History) -> None:
     if count and among_tokens:
         history.warn_once(
             f"{count} of {count + among_tokens} attention calls are among channels, not among "
-            "tokens (as in XCiT and DaViT). With their weights taken as constants they mix the "
-            "features of each token by itself, so no map has them, and what they add to a token "
-            "counts as the token's own. How tokens act on each other through these weights is "
-            "left out: AttnLRP, or TransformerAttribution with `propagate_to_input=True`, "
+            "tokens (as in XCiT and DaViT). With constant weights they mix the features of each "
+            "token separately, so they have no map of tokens, and what they add to a token is "
+            "attributed to that token. How tokens influence each other through these weights is "
+            "ignored: AttnLRP, or TransformerAttribution with `propagate_to_input=True`, "
             "follows that too."
         )
 

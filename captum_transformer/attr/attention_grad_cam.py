@@ -95,8 +95,8 @@ class AttentionGradCam(SingleLayerMethod):
     def _check_causal(self, forward: TracedForward) -> None:  # noqa: ARG002
         if self.pooling != "row":
             raise UnsupportedOperationError(
-                f"pooling={self.pooling!r} averages and scales over the rows of later tokens, too: "
-                "it can't explain token by token what was generated. Use pooling='row'."
+                f"pooling={self.pooling!r} averages and scales over the rows of later tokens as "
+                f"well, so it can't explain generated tokens one by one. Use pooling='row'."
             )
 
     def _cam(self, call: AttentionCall, gradients: MapBlock) -> Tensor:

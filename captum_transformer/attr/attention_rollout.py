@@ -80,7 +80,7 @@ class AttentionRollout(RolloutMethod):
             return
         if forward.history(scores).streams.cross_attention:
             raise UnsupportedOperationError(
-                "The rule for cross-attention adds up what all tokens attend to that a token has "
-                "a part in, later ones too: it can't explain token by token what was generated. "
+                "The rule for cross-attention also sums over later tokens, so it can't explain "
+                "generated tokens one by one. "
                 "Use `AttentionRollout(model, propagation='flow')`."
             )

@@ -52,8 +52,8 @@ def continued(name: str, value: Any, prompt: torch.Size, grown: int) -> Any:
     if name == "attention_mask" and not bool(value.all()):
         raise InvalidInputError(
             "The prompt is padded, which a single conversation doesn't need, and positions would "
-            "not be what they were in `generate`. Process it by itself, without padding, and "
-            "generate again."
+            "not be what they were in `generate`. Process it alone, without padding, and generate "
+            "again."
         )
     return torch.cat([value, value[:, -1:].expand(-1, grown, *value.shape[2:])], 1)
 
@@ -69,9 +69,9 @@ def refuse_caches(further: Mapping[str, Any]) -> None:
         cached = int(length()) if callable(length) else 0
         if cached:
             raise InvalidInputError(
-                f"{name} is a cache with the keys and values of {cached} tokens. What the model "
-                "takes from there has no relevance, and tokens would come twice: leave the cache "
-                "out, and pass all the ids."
+                f"{name} is a cache with the keys and values of {cached} tokens. Cached tokens "
+                f"would get no relevance, and would be processed twice: omit the cache, and pass "
+                f"all ids."
             )
 
 
@@ -96,9 +96,9 @@ def require_same_logits(scores: Tensor, tokens: Tensor, logits: Sequence[Tensor]
     if bool(off > rounding * (1 + size.to(off.device))):
         raise InvalidInputError(
             "The model's logits of the generated tokens are not those that `generate` had: they "
-            f"differ by up to {float(off):.3g}. It does not run as it did there. Mostly the mask "
-            "or, of padded batches, `position_ids` are missing among the further arguments, or the "
-            "model was in training mode."
+            f"differ by up to {float(off):.3g}. It doesn't run as it did in `generate`. Usually "
+            f"the mask, or `position_ids` of padded batches, are missing from the additional "
+            f"arguments, or the model was in training mode."
         )
 
 
@@ -118,5 +118,6 @@ def _refuse_mask(mask: Tensor, prompt: int) -> None:
     if hidden:
         raise InvalidInputError(
             f"The mask hides generated tokens of samples {hidden} that others come after. Extend "
-            "it with ones for what was generated; zeros may stand behind a text's end only."
+            f"it with ones for the generated tokens; zeros are only allowed after the end of a "
+            f"text."
         )

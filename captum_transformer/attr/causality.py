@@ -25,8 +25,8 @@ def require_prompt(slopes: Sequence[Tensor], length: int) -> None:
         sample, row = unseen.nonzero()[0].tolist()
         raise InvalidInputError(
             f"No token of the prompt reaches the score of generated token or span {row} of sample "
-            f"{sample}: the prompt lies outside of the model's sliding window, or a mask or cache "
-            "hides it. What the score depends on are generated tokens: pass "
+            f"{sample}: the prompt is outside of the model's sliding window, or a mask or cache "
+            f"hides it. The score only depends on generated tokens: pass "
             "`include_generated=True`, and `hops=None` to follow it back to the prompt."
         )
 
@@ -52,8 +52,9 @@ def _require_causal(slopes: Tensor, weights: Tensor) -> None:
     rounding = 64 * torch.finfo(slopes.dtype).eps
     if bool(((slopes * behind).amax(2) > rounding * slopes.amax(2)).any()):
         raise InvalidInputError(
-            "The scores of generated tokens depend on tokens behind them: they are not those by "
-            "which the tokens were generated. Does the model read in both directions, as a BERT "
+            "The scores of generated tokens depend on later tokens, so they aren't the scores "
+            "that the tokens were generated with. Does the model read in both directions, as a "
+            "BERT "
             "does, or is what goes with the ids not extended as it was in `generate`: a mask, or "
             "ids that mark some of the tokens as a prefix? (What marks generated tokens is often "
             "another value than what marks the prompt.)"

@@ -168,7 +168,7 @@ def _check_hops(hops: Any, *, include_generated: bool) -> None:
         )
     if hops != 0 and not include_generated:
         raise InvalidInputError(
-            "With `hops`, some relevance may be left on generated tokens, and without it the sum "
-            "is not what was sent: pass `include_generated=True`. The first entries of the result "
+            "With `hops`, some relevance may remain on generated tokens, and without it the sum "
+            "is incomplete: pass `include_generated=True`. The first entries of the result "
             "are the prompt's."
         )

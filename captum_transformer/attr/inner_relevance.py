@@ -149,8 +149,8 @@ class InnerRelevance(ABC):
     def _require_single_layers(self) -> None:
         if self.adds_up_layers:
             raise UnsupportedOperationError(
-                f"{type(self).__name__} adds up what several layers say of the tokens, so a single "
-                "layer or head has no relevance. Use LibraGrad, AttnLRP or "
+                f"{type(self).__name__} sums over several layers, so a single layer or head has "
+                f"no relevance. Use LibraGrad, AttnLRP or "
                 "GenericAttentionRelevance."
             )
 

@@ -191,8 +191,8 @@ class LayerScores:
             close = torch.isclose(found, expected * kept).all()
             if not truth(kept.any() & close):
                 raise _unsupported(
-                    f"behind the layer of {layer[0].module!r} tokens don't keep their places along "
-                    "a skip, so the head would take some for others"
+                    f"behind the layer of {layer[0].module!r} tokens don't keep their places "
+                    f"along a skip connection, so the head would confuse them"
                 )
 
 

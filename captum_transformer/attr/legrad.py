@@ -85,8 +85,8 @@ class LeGrad(TransformerMethod):
 
     def _check_causal(self, forward: TracedForward) -> None:  # noqa: ARG002
         raise UnsupportedOperationError(
-            "LeGrad scales over all tokens, later ones as well, so it can't explain token by token "
-            "what was generated. Use GenericAttentionRelevance, AttnLRP or ConservativeLRP."
+            "LeGrad scales over all tokens, including later ones, so it can't explain generated "
+            "tokens one by one. Use GenericAttentionRelevance, AttnLRP or ConservativeLRP."
         )
 
     def _relevance(

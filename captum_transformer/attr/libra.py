@@ -198,8 +198,8 @@ class FullGradPlus(LibraGrad):
             if len(inputs) != 1 or not score.descends_from(inputs[0].value):
                 raise InvalidLayerError(
                     f"The layer {layer!r} gets {len(inputs)} tensors that the inputs reach, or the "
-                    "score does not depend on it. Choose layers that get the tokens and hand them "
-                    "on, such as blocks."
+                    "score does not depend on it. Choose layers that take the tokens and return "
+                    "them, such as blocks."
                 )
             streams.append(inputs[0].value)
             if _passes_by(score, inputs[0].value, forward.values):

@@ -60,9 +60,9 @@ def _require_samples(pooling: Sequence[Operation]) -> None:
     for operation in pooling:
         if any(samples_in(value) is None for _, value in operation.traced()):
             raise UnsupportedOperationError(
-                f"{operation.described} pools tokens that the score is read from, but where "
-                "samples lie in them is not known. Explain the samples one by one "
-                "(`internal_batch_size=1`), or without what pooled tokens say by themselves "
+                f"{operation.described} pools the tokens that the score is read from, but it is "
+                f"unknown which of them belong to which sample. Explain the samples one by one "
+                "(`internal_batch_size=1`), or without the evidence of pooled tokens "
                 "(`pooled_evidence=False`)."
             )
 

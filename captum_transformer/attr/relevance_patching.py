@@ -290,6 +290,6 @@ def _require_alike(what: str, clean: Tensor, corrupted: Tensor) -> None:
     if clean.shape != corrupted.shape:
         raise InvalidInputError(
             f"{what} has the shape {tuple(clean.shape)} in the clean run and "
-            f"{tuple(corrupted.shape)} in the corrupted one. Patching puts the one in the other's "
-            "place: give inputs of the same shapes, such as texts of as many tokens."
+            f"{tuple(corrupted.shape)} in the corrupted one. Patching replaces one by the other: "
+            f"give inputs of the same shapes, such as texts with the same number of tokens."
         )

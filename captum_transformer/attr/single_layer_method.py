@@ -57,7 +57,8 @@ class SingleLayerMethod(AttentionFlowMethod):
                 f"The layer has {len(pairs)} attention calls side by side on the same tokens, as "
                 "where branches, heads, samples or queries are computed one by one: there are "
                 f"maps of {[call.map_shape() for call in pairs]}, so it has no map of its own. "
-                "RawAttention and PartialLRP can `attribute` it: they add up what each hands on."
+                "RawAttention and PartialLRP can `attribute` it: they add up what each of them "
+                "passes on."
             )
         return pairs
 

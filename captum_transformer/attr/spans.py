@@ -45,8 +45,8 @@ def weights_of(
         if not 0 <= start < end <= tokens:
             shifted = before > 0 and 0 <= start - before < end - before <= tokens
             raise InvalidInputError(
-                f"spans[{number}], {span!r}, is empty or not within the {tokens} {unit}, which are "
-                "counted from 0, behind what was there before; the end is left out."
+                f"spans[{number}], {span!r}, is empty or not within the {tokens} {unit}, which "
+                f"are counted from 0, after the prompt; the end is excluded."
                 + (
                     f" Counted from the start of the sequence? Then it is "
                     f"({start - before}, {end - before})."

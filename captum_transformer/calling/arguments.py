@@ -71,8 +71,8 @@ class Arguments(Generic[Inputs]):
             )
         if self._args:
             raise InvalidInputError(
-                "`inputs` are given by name, and `additional_forward_args` by position: where "
-                "these belong is not clear. Give them by name, as `additional_forward_kwargs`."
+                "`inputs` are given by name, and `additional_forward_args` by position: it is "
+                "unclear where these belong. Pass them by name, as `additional_forward_kwargs`."
             )
 
     def call(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
@@ -232,9 +232,9 @@ def _tensors(inputs: Any) -> tuple[Tensor, ...]:
     for key, tensor in zip(keys, tensors, strict=True):
         if not isinstance(tensor, Tensor):
             raise InvalidInputError(
-                f"`inputs` must hold tensors, got a {type(tensor).__name__} at {key!r}. What is "
-                "not to be explained goes into `additional_forward_args` or "
-                "`additional_forward_kwargs`."
+                f"`inputs` must hold tensors, got a {type(tensor).__name__} at {key!r}. Pass "
+                f"everything that isn't explained as `additional_forward_args` or "
+                f"`additional_forward_kwargs`."
             )
     return tensors
 

@@ -64,8 +64,8 @@ def refusing_scripted(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[None
             name = scripted[id(module)]
             raise UnseenOperationError(
                 f"{f'Module {name!r}' if name else 'The model'} is scripted or traced code of "
-                "`torch.jit`, inside which nothing can be seen. Explain the Python model that it "
-                "was made from."
+                f"`torch.jit`, which can't be inspected. Explain the Python model that it was "
+                f"made from."
             )
 
     hook = register_module_forward_pre_hook(refuse) if scripted else None
@@ -95,8 +95,9 @@ def called(
         arguments.refuse_unrepeated(error)
         if isinstance(error, RuntimeError) and "Inference tensors" in str(error):
             raise ExplanationError(
-                "The model uses tensors that were made under `torch.inference_mode()`, which have "
-                "no place in a gradient: its weights, if it was built or loaded there, or what it "
+                "The model uses tensors that were made under `torch.inference_mode()`, which "
+                "can't take part in a gradient: its weights, if it was built or loaded there, or "
+                "what it "
                 "has kept since it ran there. Make it outside, or explain a copy of it, "
                 "`copy.deepcopy(model)`, made outside; `torch.no_grad()` does no harm."
             ) from error

@@ -49,8 +49,8 @@ class OtherThreads:
             raise ExplanationError(
                 f"{type(module).__name__} is being explained in another thread, and is in "
                 "evaluation mode for that time, so it can't run in training mode here. Explain it "
-                "in the thread that trains it, or a copy, `copy.deepcopy(model)`, or hold a lock "
-                "while you do the one or the other."
+                "in the thread that trains it, or explain a copy, `copy.deepcopy(model)`, or use "
+                "a lock for training and explaining."
             )
 
 

@@ -189,8 +189,9 @@ class ChatExplainer:
             processor = getattr(self.processor, kind.attribute, None)
             if processor is None:
                 raise InvalidInputError(
-                    f"{type(self.processor).__name__} has no `{kind.attribute}`, so what becomes "
-                    f"of the {kind.plural} is not known: say what makes `{kind.name}` of them as "
+                    f"{type(self.processor).__name__} has no `{kind.attribute}`, so it is unknown "
+                    f"what happens to the {kind.plural} is not known: say what makes "
+                    f"`{kind.name}` of them as "
                     f"`{kind.option}=`."
                 )
             options = {} if kind is IMAGES else {"do_sample_frames": False}

@@ -29,8 +29,9 @@ def relevance_map(relevance: Tensor) -> Tensor:
     bad = ~values.isfinite().flatten(1).all(1)
     if bad.any():
         raise InvalidInputError(
-            f"The relevance of {rows(bad)} holds NaN or infinite values, so no score would "
-            "be honest. Look for an overflow (half precision?) or a division by zero in the model "
+            f"The relevance of {rows(bad)} holds NaN or infinite values, so there is no "
+            f"meaningful score. Look for an overflow (half precision?) or a division by zero in "
+            f"the model "
             "or in the attribution method."
         )
     return values.sum(1) if values.dim() == 4 else values
@@ -81,8 +82,8 @@ def require_truth(mask: Tensor, name: str = "mask") -> None:
     empty = ~mask.flatten(1).any(1)
     if empty.any():
         raise InvalidInputError(
-            f"`{name}` of {rows(empty)} is empty: there is no place that would be right, so there "
-            "is no score. Leave these samples out: relevance[mask.flatten(1).any(1)]."
+            f"`{name}` of {rows(empty)} is empty: there is no right answer, so there is no score. "
+            f"Leave these samples out: relevance[mask.flatten(1).any(1)]."
         )
 
 

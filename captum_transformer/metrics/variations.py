@@ -76,8 +76,8 @@ class Variations:
             )
         if self._names is not None and self._args:
             raise InvalidInputError(
-                "inputs are given by name, and additional_forward_args by position: where these "
-                "belong is not clear. Give them by name, as additional_forward_kwargs."
+                "inputs are given by name, and additional_forward_args by position: it is unclear "
+                "where these belong. Pass them by name, as additional_forward_kwargs."
             )
 
     def run(

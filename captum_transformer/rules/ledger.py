@@ -197,7 +197,8 @@ def _is_finite(operation: Operation) -> bool:
 
 
 _WHAT_RULES_DO = (
-    "A rule hands on all that arrives, or returns `Shares` with what it keeps. If the rule is not "
+    "A rule passes on all relevance that it gets, or returns `Shares` with what it keeps. If the "
+    "rule is not "
     "yours, please report it with the model that shows it."
 )
 
@@ -206,8 +207,8 @@ def _unbalanced(operation: Operation, left: float) -> ConservationError:
     """The error for a rule that leaks."""
     return ConservationError(
         f"The rule for {operation.described} {'loses' if left > 0 else 'adds'} {abs(left):.2%} of "
-        "the relevance (of its absolute values) and does not say what takes it: the map would be "
-        f"wrong. {_WHAT_RULES_DO}"
+        f"the relevance (of its absolute values) without declaring where it goes: the map would "
+        f"be wrong. {_WHAT_RULES_DO}"
     )
 
 
@@ -215,6 +216,6 @@ def _not_finite(operation: Operation) -> ConservationError:
     """The error for a rule that divides by zero, say."""
     return ConservationError(
         f"The rule for {operation.described} makes NaN or infinite relevance of relevance and "
-        "signals that are finite. Divide by what may be zero with `captum_transformer.extend.ratio`"
-        f". {_WHAT_RULES_DO}"
+        "signals that are finite. Use "
+        f"`captum_transformer.extend.ratio` for divisions by zero. {_WHAT_RULES_DO}"
     )

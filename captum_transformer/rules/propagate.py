@@ -256,7 +256,7 @@ def _in_order(operation: Operation, cotangent: Tensor) -> Tensor | None:
     return cotangent.permute(order).reshape(value.shape) if whole else None
 
 
-BY_GRADIENT = "ConservativeLRP needs no rules for single operations and may serve instead; "
+BY_GRADIENT = "ConservativeLRP needs no rules for single operations and may support it; "
 
 
 def share_of_ids(operation: Operation, ids: Operand, of_features: Tensor) -> Tensor:
@@ -290,12 +290,12 @@ def unsupported(
     """The error for an operation that has no rule, with what may serve instead."""
     if operation.kind is Kind.UNKNOWN:
         return UnsupportedOperationError(
-            f"{operation.described} is not in the table of operations, so what it does with "
-            "relevance is not known. If it is of one of the kinds in "
-            "`captum_transformer.extend.Kind`, say so by `extend.describe_function`; if not, as a "
-            "recurrent layer or a solver, write it in torch functions that are."
+            f"{operation.described} is not in the table of operations, so its effect on relevance "
+            f"is unknown. If it is of one of the kinds in `captum_transformer.extend.Kind`, "
+            f"declare it with `extend.describe_function`; otherwise, as for a recurrent layer or "
+            f"a solver, write it in torch functions that are."
         )
     return UnsupportedOperationError(
-        f"There is no rule for {operation.described}: {why}. {instead}CONTRIBUTING.md says how to "
-        "add a rule."
+        f"There is no rule for {operation.described}: {why}. {instead}CONTRIBUTING.md describes "
+        f"how to add a rule."
     )

@@ -92,8 +92,8 @@ def past_autograd(operation: Operation, tensor: Tensor, *_: Any) -> Any:
         return tensor.register_hook(hook)  # type: ignore[no-untyped-call]
     if "source" in operation.arguments:
         raise UnseenOperationError(
-            "The model assigns to `.data` of a tensor that depends on the inputs, which hides "
-            "the dependence from autograd and from the trace. Use an ordinary in-place "
+            "The model assigns to `.data` of a tensor that depends on the inputs, which hides the "
+            "dependence from autograd and from the trace. Use an ordinary in-place "
             "operation such as `tensor.copy_(...)`."
         )
     # The same as `tensor.data`, but a write into it can be seen.

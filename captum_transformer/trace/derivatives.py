@@ -35,8 +35,9 @@ def derivatives(
             raise
         writes = (o.described for o in operations if o.function.inplace)
         raise UnsupportedOperationError(
-            "The model writes into what autograd has kept for the gradient, so torch has none, "
-            "not even for the model by itself. Of what writes, it is one of these: "
+            "The model writes into what autograd has kept for the gradient, so torch can't "
+            "compute the gradient, not even without this package. One of these operations writes "
+            "there: "
             f"{listed(writes)}. Write out of place there, as in `y = y + z` for `y += z`, or into "
             "a copy, or choose a method that takes no gradient, such as RawAttention. "
             f"({str(reason).split('. Hint')[0]}.)"

@@ -90,7 +90,7 @@ def describe_function(
                 "treats it in another way changes the rule for its kind."
             )
         if name in WRITTEN_OUT:
-            raise ValueError(f"`{name}` is known already: it is explained as what it is made of.")
+            raise ValueError(f"`{name}` is already supported, through the functions that it calls.")
         ENTRIES[name] = entry
         described = DescribedFunction(name, lambda: ENTRIES.pop(name, None))
     describe.cache_clear()

@@ -69,8 +69,8 @@ def _refuse_blocks_alone(key: Tensor, mask: tuple[Any, ...]) -> None:
     if truth((visited < -(-key.shape[-2] // size)).any()):
         raise UnsupportedOperationError(
             "A `BlockMask` without a mask_mod leaves blocks out: compiled `flex_attention` skips "
-            "them and uncompiled `flex_attention` does not, so what the model computes can't be "
-            "told. Give `BlockMask.from_kv_blocks` the mask_mod that says the same."
+            "them and uncompiled `flex_attention` does not, so it is ambiguous what the model "
+            "computes. Pass the corresponding mask_mod to `BlockMask.from_kv_blocks`."
         )
 
 
@@ -78,7 +78,7 @@ def log_sum_exp_is_used() -> UnsupportedOperationError:
     """The error for a model that goes on with the log-sum-exp."""
     return UnsupportedOperationError(
         "The model computes with the log-sum-exp that `flex_attention` returns beside its output, "
-        f"as for attention sinks, and what that gets is not known. {INSTEAD}"
+        f"as for attention sinks, and its relevance is undefined. {INSTEAD}"
     )
 
 

@@ -202,9 +202,8 @@ class TracedForward:
         if not names:
             return ""
         return (
-            f" Integers, as in {' and '.join(names)}, are taken for token ids, which count where "
-            "embeddings are looked up for them: pass pixels and other values as floating point "
-            "numbers."
+            f" Integers, as in {' and '.join(names)}, are treated as token ids, whose relevance "
+            f"is that of their embeddings: pass pixels and other values as floating point numbers."
         )
 
     def _difference(self, contrast: Contrast) -> Tensor:

@@ -91,7 +91,7 @@ def _along(axis: Axis, view: View) -> list[int]:
 def _unsupported(call: AttentionCall, why: str) -> UnsupportedOperationError:
     return UnsupportedOperationError(
         f"The heads of attention call {call.layer} ({call.module}), with maps of shape "
-        f"{call.map_shape()}, can't be told apart from what else there is: {why}. Ask for the "
-        "relevance of inputs or tokens by a method that has no use for heads, such as "
+        f"{call.map_shape()}, can't be separated from other dimensions: {why}. Ask for the "
+        "relevance of inputs or tokens by a method that doesn't need heads, such as "
         "GenericAttentionRelevance with `propagation='flow'`, or choose another `layer`."
     )

@@ -28,8 +28,8 @@ NO_ATTENTION = (
     "in torch functions."
 )
 BESIDE = (
-    "The chosen output depends on no attention, though the forward pass has some beside it. Choose "
-    "an output behind the attention layers, or use ConservativeLRP with `attention_rule=False`."
+    "The chosen output doesn't depend on attention, although the forward pass has some. Choose an "
+    "output after the attention layers, or use ConservativeLRP with `attention_rule=False`."
 )
 
 

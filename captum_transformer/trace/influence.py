@@ -135,8 +135,9 @@ def _source(
 def _mixed(score: int, sample: int, coupling: Operation | None) -> MixedSamplesError:
     what = f"the score of sample {score} depends on sample {sample}{_through(coupling)}"
     return MixedSamplesError(
-        f"The samples influence each other: {what}. Each sample's explanation would hold what is "
-        "asked of the others. If the model is meant to be like this, explain one sample at a time "
+        f"The samples influence each other: {what}. Each sample's explanation would include parts "
+        f"of the others' explanations. If the model is meant to be like this, explain one sample "
+        f"at a time "
         "(`internal_batch_size=1`). If not: attention of torch.nn takes the samples first only "
         "with `batch_first=True`, normalisation over the batch needs running statistics, and "
         "sums, softmax and rolls must name another dimension than that of the samples."

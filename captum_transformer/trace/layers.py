@@ -112,8 +112,8 @@ class WatchedLayers:
                 raise UnsupportedOperationError(
                     f"A tensor of shape {tuple(operand.size)} that a chosen layer "
                     f"{'gets' if self._inputs else 'makes'} is a view, and the model writes into "
-                    "it, or into what it is a view of, afterwards. What the score owes to it as it "
-                    "was before is not known. Choose another layer."
+                    "it, or into what it is a view of, afterwards. The relevance of its earlier "
+                    "value is unknown. Choose another layer."
                 )
         return found
 

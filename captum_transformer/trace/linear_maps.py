@@ -147,9 +147,9 @@ class LinearMap:
         difference, size = (given - expected).norm(), expected.norm()
         if difference > _TOLERANCE * size:
             raise InvalidRuleError(
-                f"`{self._name}` is described as a linear layer, but of a token it makes something "
-                f"that is {difference / size:.0%} off what the layer with its weights makes of it. "
-                "Describe it as what it is, or give what reads its weights."
+                f"`{self._name}` is described as a linear layer, but for a token its output is "
+                f"{difference / size:.0%} off the output of a layer with its weights. Describe it "
+                f"correctly, or pass the function that reads its weights."
             )
 
 

@@ -99,16 +99,16 @@ def _of_signals(operation: Operation, output: Any) -> Tensor | None:
         return None
     if output.is_nested or output.layout is not torch.strided:
         raise UnsupportedOperationError(
-            f"{operation.described} makes a nested or sparse tensor, where it is not known "
-            "which entries belong to which token. Use a padded, dense one with a mask."
+            f"{operation.described} makes a nested or sparse tensor, in which it is unknown which "
+            f"entries belong to which token. Use a padded, dense one with a mask."
         )
     if output.is_complex() and operation.kind not in _COMPLEX:
         # Complex numbers are pairs of features that are turned by a constant (rotary embeddings),
         # or spectra.
         operation.refusal = UnsupportedOperationError(
             f"{operation.described} makes complex numbers, which are followed only where they are "
-            "moved, multiplied or transformed (rotary embeddings, spectra): what each of the "
-            "signals has of them is not known. Write it with real numbers."
+            "moved, multiplied or transformed (rotary embeddings, spectra): the share of each "
+            "signal is unknown. Write it with real numbers."
         )
     return output
 
@@ -145,9 +145,10 @@ def _refuse_underived(operation: Operation, result: Any) -> None:
             "followed. Call the model in a loop instead."
         )
     raise UnsupportedOperationError(
-        f"Autograd has no derivative of `{operation.name}`, so what depends on the inputs through "
-        "it would count as nothing. If it is a linear layer with quantised weights, say so by "
-        "`captum_transformer.extend.describe_linear`, or explain the model with weights in "
+        f"Autograd has no derivative of `{operation.name}`, so everything that depends on the "
+        f"inputs through it would get zero. If it is a linear layer with quantised weights, "
+        f"describe it with `captum_transformer.extend.describe_linear`, or explain the model with "
+        f"weights in "
         "floating point (`model.dequantize()` in Transformers). If the dependence is to be cut "
         "off, call `detach()` on what goes in."
     )

@@ -47,8 +47,8 @@ def recognise(operation: Operation) -> Pattern | None:
             if operand.value is not None:
                 operation.refusal = UnsupportedOperationError(
                     "`flex_attention`'s score_mod reads a tensor of shape "
-                    f"{tuple(operand.size)} that depends on the inputs, and what that gets of the "
-                    f"scores is not known. {INSTEAD}"
+                    f"{tuple(operand.size)} that depends on the inputs, and its share of the "
+                    f"scores is undefined. {INSTEAD}"
                 )
         return Pattern(tuple(o for o in operation.operands if o is not values))
     product = operation.contraction()
@@ -194,7 +194,7 @@ def require_described(call: FusedAttention, output: Tensor) -> None:
     raise UnsupportedOperationError(
         f"`{name}` is described as attention, but from queries, keys and values of shapes {shapes} "
         "it makes something else than softmax(scale * query @ key.T + attn_mask) @ value. Are "
-        "these (..., heads, tokens, features)? If not, say how they lie, by `layout` of "
+        "these (..., heads, tokens, features)? If not, pass their layout as `layout` of "
         "`captum_transformer.extend.operation`. Are its scale, its mask and whether it is causal "
         "declared by their canonical names, `scale`, `attn_mask` and `is_causal`? Windows, caps of "
         "scores and sequences in one tensor have no description."

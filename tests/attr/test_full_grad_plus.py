@@ -103,7 +103,7 @@ def test_layers_must_get_the_tokens() -> None:
     model = with_random_weights(model)
     with pytest.raises(InvalidLayerError, match="give at least one"):
         FullGradPlus(model, [])
-    with pytest.raises(UnsupportedOperationError, match="adds up what several layers say"):
+    with pytest.raises(UnsupportedOperationError, match="sums over several layers"):
         FullGradPlus(model, layers).attribute_layers(IMAGES, ["blocks.0"], target)
     with pytest.raises(InvalidLayerError, match=r"past what enters the layer 'blocks\.0\.mlp'"):
         FullGradPlus(model, ["blocks.0.mlp"]).attribute_tokens(IMAGES, target)

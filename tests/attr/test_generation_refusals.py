@@ -34,7 +34,7 @@ def test_a_cache_is_refused_unless_it_is_empty() -> None:
     named["past_key_values"] = model(ids, use_cache=True).past_key_values
     with pytest.raises(
         InvalidInputError,
-        match=r"\['past_key_values'\] is a cache .* of 4 tokens.*pass all the ids",
+        match=r"\['past_key_values'\] is a cache .* of 4 tokens.*pass all ids",
     ):
         explain.attribute_generated(ids, sequences, additional_forward_kwargs=named)
 

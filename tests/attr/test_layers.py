@@ -349,7 +349,7 @@ def test_methods_that_add_up_layers_have_none_of_one() -> None:
         LeGrad(vit()).attribute_heads,
         LayerRelevance(LeGrad(vit()), "norm").attribute,
     ):
-        with pytest.raises(UnsupportedOperationError, match="adds up what several layers say"):
+        with pytest.raises(UnsupportedOperationError, match="sums over several layers"):
             attribute(images(), 3)
 
 

@@ -414,5 +414,5 @@ def test_spans_that_look_ahead_are_refused() -> None:
     )  # fmt: skip
     model = transformers.BertForMaskedLM(config)
     for spans in ([(0, 1)], [(0, 2)]):
-        with pytest.raises(InvalidInputError, match="depend on tokens behind them"):
+        with pytest.raises(InvalidInputError, match="depend on later tokens"):
             ConservativeLRP(model).attribute_generated(IDS, SEQUENCES, spans=spans)

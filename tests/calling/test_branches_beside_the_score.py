@@ -130,7 +130,7 @@ def test_what_is_beside_is_not_warned_of(method: type, other: str) -> None:
     "method", [GenericAttentionRelevance, ConservativeLRP, AttnLRP, AttentionRollout]
 )
 def test_attention_beside_a_score_that_depends_on_none_is_said(method: type) -> None:
-    with pytest.raises(NoAttentionError, match="some beside it"):
+    with pytest.raises(NoAttentionError, match="although the forward pass has some"):
         method(Beside("linear", read=True)).attribute(embeddings(), 7)
 
 

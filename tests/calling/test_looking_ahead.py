@@ -57,7 +57,7 @@ EXPLAINING = [name for name in METHODS if name != "AttentionGradCam, map"]
 def test_a_score_that_depends_on_a_later_token(method: str, seen: Tensor) -> None:
     model = with_random_weights(Writer(seen))
 
-    with pytest.raises(InvalidInputError, match="depend on tokens behind them"):
+    with pytest.raises(InvalidInputError, match="depend on later tokens"):
         METHODS[method](model).attribute_generated(PROMPT, GENERATED)
 
 

@@ -65,7 +65,9 @@ def embeddings(samples=2):
 def test_one_warning_says_what_the_maps_leave_out(method):
     for attribute in ("attribute", "attribute_tokens", "attribute_targets"):
         target = [0, 1] if attribute == "attribute_targets" else 0
-        with pytest.warns(UserWarning, match="2 of 4 .* among channels.*the token's own") as heard:
+        with pytest.warns(
+            UserWarning, match="2 of 4 .* channels.*attributed to that token"
+        ) as heard:
             getattr(method(Mixed()), attribute)(embeddings(), target)
         assert len(heard) == 1
 

@@ -147,7 +147,7 @@ REFUSED = {
     "count": lambda x: torch.linalg.vector_norm(x, 0, dim=-1),
     "power": lambda x: x.abs() ** x,
     "norm with learned scale of the input": lambda x: F.layer_norm(x, (4,), x[0, 0, 0]),
-    "places that depend": lambda x: F.grid_sample(Y, x[:, 0, :, None, :2], align_corners=False),
+    "positions that depend": lambda x: F.grid_sample(Y, x[:, 0, :, None, :2], align_corners=False),
     "spectrum": torch.fft.rfft,
     "matrix": lambda x: torch.linalg.solve_triangular(x.tril(), Y, upper=False),
 }

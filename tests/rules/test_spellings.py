@@ -323,7 +323,7 @@ def test_the_plain_gradient_is_right_for_unknown_functions_too():
 
 def test_what_makes_one_entry_of_two_signals_in_an_unknown_way_is_refused():
     explain = AttnLRP(lambda x, y: F.scaled_dot_product_attention(x, x, x.exp() ** y).flatten(1))
-    with pytest.raises(UnsupportedOperationError, match=r"`pow`.*which of several signals"):
+    with pytest.raises(UnsupportedOperationError, match=r"`pow`.*shares of several signals"):
         explain.attribute((X, Y), target=0)
 
 

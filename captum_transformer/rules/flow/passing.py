@@ -245,7 +245,7 @@ class Passing:
             return
         rule = MEETING_RULES.get(operation.kind)
         if rule is None:
-            raise unsupported(operation, "which of its signals passes tokens on is not known")
+            raise unsupported(operation, "it is unknown which of its signals passes tokens on")
         counts = Counts(self._sources, share)
         for tied in [key] if self._rows is None else self._rows.tied(key):
             shared, parts = tied & junction.shared, junction.whole

@@ -168,7 +168,7 @@ def compared(
 def _letters(operation: Operation) -> Contraction:
     letters = operation.contraction()
     if letters is None:
-        raise unsupported(operation, "it is no plain product over dimensions")
+        raise unsupported(operation, "it isn't a plain product over dimensions")
     return letters
 
 
@@ -178,7 +178,7 @@ def far(
     """How long a signal is, or how far from another: evenly to the features of that."""
     order = operation.argument("p", operation.argument("ord"))
     if isinstance(order, (int, float)) and order <= 0:
-        raise unsupported(operation, "a norm of this order does not grow with all entries alike")
+        raise unsupported(operation, "a norm of this order doesn't scale with all entries equally")
     # Far from zero in all features alike, each has an equal part.
     point = 2.0**20 * _filled(operand, held, share, weighted=False)
 

@@ -57,8 +57,8 @@ class Towers:
                 f"{operation.described} takes together what several views of each sample, or "
                 "several inputs, have become that were laid side by side along the samples' "
                 "dimension (by `cat`, `stack` or `repeat`) and went through attention at once. "
-                "Each of them should count as a run of the model of its own, but their attention "
-                "is one call here. Run the model once for each view, and add up or compare what "
+                "Each of them should count as a separate run of the model, but their attention is "
+                "one call here. Run the model once for each view, and add up or compare what "
                 "it returns, or use ConservativeLRP or AttnLRP."
             )
 

@@ -30,7 +30,7 @@ from captum_transformer.trace.value import Value
 # Saved beside what is needed: no native operation saves a tensor of this shape, so checkpointing,
 # which would recompute that operation, notices that it is another one.
 MARK = torch.empty(0, 0)
-_WITHOUT_AH = "With `attention_rule=False` they count as any other part of the gradient; "
+_WITHOUT_AH = "With `attention_rule=False` they count like any other part of the gradient; "
 
 
 def with_held(operation: Operation, held: Collection[Operand]) -> Any:
@@ -200,8 +200,8 @@ def hold_probabilities(operation: Operation) -> Any:
     if len(held) == len(traced):
         return refused(
             operation,
-            "it multiplies softmax probabilities, cut up or rearranged, with one another, and "
-            "which of them weight which can't be told, so they can't be held constant",
+            "it multiplies softmax probabilities, cut up or rearranged, with one another, and it "
+            "is unknown which of them are weights, so they can't be held constant",
             _WITHOUT_AH,
         )
     return with_held(operation, held)
@@ -241,8 +241,9 @@ def refuse_places(operation: Operation) -> Any:
     if any(operand is not signal for operand, _ in operation.traced()):
         return refused(
             operation,
-            "it reads a signal at places that depend on the inputs, as in deformable attention, "
-            "and the theory says what attention probabilities get, but not what places do",
+            "it samples a signal at positions that depend on the inputs, as in deformable "
+            "attention, and the theory defines the relevance of attention probabilities, but not "
+            "of positions",
             _WITHOUT_AH,
         )
     return NotImplemented

@@ -47,8 +47,8 @@ def refuse_unplaced(operation: Operation) -> Any:
     if len(operation.traced()) == 1 and _differs_by_token(operation):
         operation.refusal = _UnplacedError(
             f"{operation.described} scales tokens by a constant that differs from token to token. "
-            "Whether that is a position, and what it has, is known for rotary embeddings as "
-            "`x * cos + turned(x) * sin`. Use `positions='ignore'`."
+            "Positions of this kind are only supported as rotary embeddings, `x * cos + turned(x) "
+            "* sin`. Use `positions='ignore'`."
         )
     return NotImplemented
 

@@ -40,7 +40,7 @@ def identity(operation: Operation, *, epsilon: float = 0.0) -> Any:
     (signal, value), *others = operation.traced()
     if others:
         return refused(
-            operation, "which of several signals gets what is known for sums, products and choices"
+            operation, "shares of several signals are only defined for sums, products and choices"
         )
     of_softmax = softmax_dim(operation) is not None or is_logarithm_of_softmax(operation)
     if not signal.dtype.is_floating_point or of_softmax:

@@ -137,6 +137,6 @@ def _samples(operation: Operation) -> Axis:
     if lost is not None and lost.kind is Kind.UNKNOWN:
         raise unsupported(lost, "whether it keeps samples apart is not known")
     raise UnsupportedOperationError(
-        f"Can't tell which entries belong to which sample in an addition of shape "
+        f"It is unknown which entries belong to which sample in an addition of shape "
         f"{None if output is None else tuple(output.shape)}. Explain the samples one by one."
     )

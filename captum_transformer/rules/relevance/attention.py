@@ -121,5 +121,7 @@ def _through_scores(
 def _samples(call: FusedAttention, tensor: Tensor) -> Axis:
     samples = call.output.samples
     if samples is None:
-        raise unsupported(call.operation, "the samples of the batch can't be told apart")
+        raise unsupported(
+            call.operation, "it is unknown which entries belong to which sample of the batch"
+        )
     return Axis(samples.outer, samples.size, tensor.numel() // samples.size // samples.outer)

@@ -49,7 +49,7 @@ def z_rule(
             share.masked_fill_(slope == 0, 0.0)
         shares.append(share)
     if all(share is None for share in shares):
-        raise unsupported(operation, "it depends on the inputs in a way that hands nothing on")
+        raise unsupported(operation, "it depends on the inputs without passing anything on")
     lost = total(operation.outputs[0], torch.addcmul(relevance, quotient, grown, value=-1))
     found = Shares(shares, {Reason.EPSILON: lost})
     bias = operation.argument("bias")

@@ -84,8 +84,8 @@ def _multiplied(operation: Operation, relevance: Tensor, sparsity: Sparsity = DE
         if not found.output:
             raise unsupported(
                 operation,
-                "whether it applies weights, as a linear layer, or picks a score is not known of "
-                "a single row",
+                "for a single row it is unknown whether it applies weights, as a linear layer, or "
+                "selects a score",
                 "Call `F.linear`, or multiply the rows of all samples at once; ",
             )
         if any(set(letters) - set(found.output) for letters in found.letters):

@@ -65,7 +65,7 @@ class Table:
         """Applies the rule for the operation's kind."""
         entry = self.entries.get(operation.kind)
         if entry is None:
-            raise unsupported(operation, "what it hands on to its operands is not known")
+            raise unsupported(operation, "it is unknown what it passes on to its operands")
         if entry.of_all:
             return entry.rule(operation, incoming)
         first, *others = incoming
