@@ -381,7 +381,7 @@ UNKNOWN: dict[str, Function] = {
 
 @pytest.mark.parametrize("function", UNKNOWN.values(), ids=UNKNOWN)
 def test_what_may_or_may_not_be_weights_or_a_bias_is_refused(function: Function) -> None:
-    with pytest.raises(UnsupportedOperationError, match="not known|unknown"):
+    with pytest.raises(UnsupportedOperationError, match=r"not known|unknown"):
         lrp(function)
 
 
