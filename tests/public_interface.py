@@ -17,6 +17,9 @@ from typing import Any, is_typeddict
 MODULES = """
 captum_transformer
 captum_transformer.account
+captum_transformer.adapters.grad_cam
+captum_transformer.adapters.inseq
+captum_transformer.adapters.quantus
 captum_transformer.attr.llm
 captum_transformer.chat
 captum_transformer.description

@@ -15,6 +15,7 @@ from captum_transformer.explainers.classes import ClassNames, Names
 from captum_transformer.explainers.defaults import for_images
 from captum_transformer.explainers.device import device_of, precision_of
 from captum_transformer.explainers.explained_image import ExplainedImage
+from captum_transformer.explainers.patches import by_patch
 from captum_transformer.explainers.pictures import picture_of
 from captum_transformer.explainers.readout import (
     Activation,
@@ -179,7 +180,7 @@ def _explained(
     target: Any,
     method: Any,
 ) -> ExplainedImage:
-    summed = relevance.sum(0) if grid is None else _by_patch(relevance, grid)
+    summed = relevance.sum(0) if grid is None else by_patch(relevance, grid)
     # Each value of the input has what is shown for its place, whatever its channel.
     shown = summed.cpu().expand(1, *relevance.shape)
     return ExplainedImage(
@@ -213,17 +214,3 @@ def _within(counts: Tensor) -> Tensor:
     """What lies between the first and the last that is counted."""
     seen = counts > 0
     return (seen.cumsum(0) > 0) & (seen.flip(0).cumsum(0) > 0).flip(0)
-
-
-def _by_patch(relevance: Tensor, grid: tuple[int, int]) -> Tensor:
-    """For each pixel the sum of its patch, ``(height, width)``."""
-    _, height, width = relevance.shape
-    rows, columns = (_numbers(*pair, relevance) for pair in ((height, grid[0]), (width, grid[1])))
-    patch = rows[:, None] * grid[1] + columns
-    sums = relevance.new_zeros(grid[0] * grid[1])
-    return sums.index_add(0, patch.flatten(), relevance.sum(0).flatten())[patch]
-
-
-def _numbers(length: int, patches: int, like: Tensor) -> Tensor:
-    """The number of the patch that each row is in."""
-    return torch.arange(length, device=like.device) * patches // length

@@ -1,0 +1,104 @@
+"""The methods with the interface of the CAMs of pytorch-grad-cam."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_transformer.attr.transformer_attribution import TransformerAttribution
+from captum_transformer.calling.target import main_output
+from captum_transformer.description import describe
+from captum_transformer.errors import AmbiguousOutputError, InvalidTargetError
+from captum_transformer.explainers.patches import by_patch
+
+__all__ = ["TransformerCAM"]
+
+
+class TransformerCAM:
+    """Maps of a Transformer as pytorch-grad-cam returns them.
+
+    Takes the place of ``GradCAM(model, target_layers, reshape_transform)``: all layers are
+    explained, and the grid of patches is known, so neither is given. Maps are as theirs: the
+    positive part of the relevance of each patch, divided by the largest of its sample, which
+    ``show_cam_on_image`` draws. The model is left as it was.
+
+    Args:
+        model: the model, or a function that runs one, with a score for each class.
+        method: makes the method of a forward function: a class of this package, or for instance
+            ``lambda forward: AttnLRP(forward, gamma=0.05)``.
+
+    Example:
+        >>> import timm, torch
+        >>> from captum_transformer.adapters.grad_cam import TransformerCAM
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10, depth=2)
+        >>> with TransformerCAM(model) as cam:
+        ...     maps = cam(torch.rand(2, 3, 32, 32), targets=[lambda scores: scores[3]] * 2)
+        >>> maps.shape, float(maps.max())
+        ((2, 32, 32), 1.0)
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        method: Callable[[Callable[..., Any]], Any] = TransformerAttribution,
+    ) -> None:
+        self.model = model
+        self.method = method
+
+    def __call__(
+        self, input_tensor: Tensor, targets: Sequence[Callable[[Tensor], Tensor]] | None = None
+    ) -> "np.ndarray[Any, np.dtype[np.float32]]":
+        """Explains one target of each sample.
+
+        Args:
+            input_tensor: the images as the model takes them, ``(samples, channels, H, W)``.
+            targets: for each sample what makes the score that is explained of its scores
+                ``(classes,)``, such as pytorch-grad-cam's ``ClassifierOutputTarget(281)``; None for
+                the class with the highest score.
+
+        Returns:
+            A map for each sample, ``(samples, H, W)``, from zero to one.
+
+        Raises:
+            InvalidTargetError: if there is not one target for each sample.
+            AmbiguousOutputError: if the model returns no scores of classes.
+        """
+        if targets is not None and len(targets) != len(input_tensor):
+            raise InvalidTargetError(
+                f"There are {len(input_tensor)} samples and {len(targets)} targets: give one for "
+                "each."
+            )
+
+        def read(images: Tensor) -> Tensor:
+            scores = _scores(self.model(images))
+            if targets is None:
+                return scores.gather(1, scores.argmax(1, keepdim=True))[:, 0]
+            return torch.stack([of(each) for of, each in zip(targets, scores, strict=True)])
+
+        relevance = self.method(read).attribute(input_tensor)
+        grid = describe(read, {"images": input_tensor}).grids.get("images")
+        maps = [each.sum(0) if grid is None else by_patch(each, grid) for each in relevance]
+        positive = torch.stack(maps).float().clamp(min=0)
+        largest = positive.amax((1, 2), keepdim=True)
+        scaled: np.ndarray[Any, np.dtype[np.float32]] = (
+            (positive / largest.where(largest > 0, 1.0)).cpu().numpy()
+        )
+        return scaled
+
+    def __enter__(self) -> "TransformerCAM":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is left in the model that would have to be taken away."""
+
+
+def _scores(output: Any) -> Tensor:
+    scores = main_output(output)
+    if not isinstance(scores, Tensor) or scores.dim() != 2:
+        given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise AmbiguousOutputError(
+            f"The model must return one score for each class, (samples, classes), got {given}."
+        )
+    return scores
