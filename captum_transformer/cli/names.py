@@ -6,6 +6,7 @@ METHODS = (
     "ConservativeLRP",
     "AttnLRP",
     "GIM",
+    "LibraGrad",
     "LeGrad",
     "PartialLRP",
     "AttentionGradCam",

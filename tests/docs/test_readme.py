@@ -9,6 +9,7 @@ import timm
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from captum_transformer.cli import names
 from tests.public_methods import EVERY, OF_SCORES
 
 ROOT = Path(__file__).parents[2]
@@ -76,9 +77,18 @@ def test_linked_files_exist():
     assert [name for name in linked if not (ROOT / name).is_file()] == []
 
 
+def test_each_method_of_scores_can_be_called_on_the_command_line():
+    assert set(names.METHODS) == OF_SCORES
+
+
 @pytest.mark.parametrize(
     "program",
-    ["tutorials/quickstart.py", "benchmarks/cost/contenders.py", "benchmarks/study/methods.py"],
+    [
+        "tutorials/quickstart.py",
+        "benchmarks/cost/contenders.py",
+        "benchmarks/model_matrix/checks.py",
+        "benchmarks/study/methods.py",
+    ],
 )
 def test_each_method_of_scores_is_shown_and_timed(program):
     source = (ROOT / program).read_text(encoding="utf-8")
