@@ -21,6 +21,7 @@ from captum_transformer.trace.bodies import (
 from captum_transformer.trace.catalogue import ENTRIES, QUESTIONS, UNKNOWN
 from captum_transformer.trace.entries import ROLES, Entry
 from captum_transformer.trace.flex import flex_attend, requires_grad
+from captum_transformer.trace.kind_by import BY_ARGUMENTS, by_source
 from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.linear_maps import LAYERS, LinearMap
 from captum_transformer.trace.losses import LOSSES
@@ -116,68 +117,6 @@ def _draws(name: str) -> bool:
     )
 
 
-def _by_exponent(arguments: Mapping[str, Any]) -> Kind:
-    exponent = arguments.get("exponent")
-    negative = isinstance(exponent, (int, float)) and exponent < 0
-    return Kind.RECIPROCAL if negative else Kind.ENTRYWISE
-
-
-def _by_bounds(arguments: Mapping[str, Any]) -> Kind:
-    """Clamping to a signal is the larger or smaller one of two; to zero alone it is a ReLU."""
-    bounds = [bound for name in ("min", "max") if (bound := arguments.get(name)) is not None]
-    if any(getattr(bound, "value", None) is not None for bound in bounds):
-        return Kind.MAXIMUM
-    alone = len(bounds) == 1 and isinstance(bounds[0], (int, float)) and bounds[0] == 0
-    return Kind.HOMOGENEOUS if alone else Kind.ENTRYWISE
-
-
-def _by_numerator(arguments: Mapping[str, Any]) -> Kind:
-    if arguments.get("rounding_mode") is not None:
-        return Kind.ENTRYWISE
-    numerator = arguments.get("input")
-    return Kind.DIV if getattr(numerator, "value", None) is not None else Kind.RECIPROCAL
-
-
-def _by_signals(arguments: Mapping[str, Any]) -> Kind:
-    """Of a signal and a constant it is a function of each entry: with zero ``F.softplus``."""
-    given = (arguments.get("input"), arguments.get("other"))
-    signals = sum(getattr(one, "value", None) is not None for one in given)
-    return Kind.SMOOTH_MAXIMUM if signals > 1 else Kind.ENTRYWISE
-
-
-def _by_accumulation(arguments: Mapping[str, Any]) -> Kind:
-    if arguments.get("reduce") not in (None, "add"):
-        return Kind.UNKNOWN
-    added = arguments.get("accumulate") or arguments.get("reduce")
-    return Kind.SUM_AT_INDICES if added else Kind.MOVE
-
-
-# Functions that are of one kind or another, as their arguments say.
-_BY_ARGUMENTS: dict[str, Callable[[Mapping[str, Any]], Kind]] = {
-    "pow": _by_exponent,
-    "float_power": _by_exponent,
-    **dict.fromkeys(("div", "truediv", "true_divide", "divide", "rdiv", "rtruediv"), _by_numerator),
-    **dict.fromkeys(("clamp", "clip", "clamp_min", "clamp_max"), _by_bounds),
-    **dict.fromkeys(("logaddexp", "logaddexp2"), _by_signals),
-    "index_put": _by_accumulation,
-    "put": _by_accumulation,
-    "scatter": _by_accumulation,
-}
-
-
-def _by_source(arguments: Mapping[str, Any]) -> Kind:
-    """Rows of a constant table, looked up by token ids, are embeddings."""
-    index = arguments.get("index", arguments.get("brackets"))
-    of_constant = getattr(arguments.get("input"), "value", None) is None
-    return Kind.EMBEDDING if of_constant and _holds_ids(index) else Kind.MOVE
-
-
-def _holds_ids(index: Any) -> bool:
-    """Whether token ids are (among) the indices of a lookup."""
-    value = getattr(index, "value", None)
-    return value is not None or (isinstance(index, (tuple, list)) and any(map(_holds_ids, index)))
-
-
 _IN_PLACE_OPERATORS = frozenset(
     "__iadd__ __isub__ __imul__ __idiv__ __itruediv__ __imatmul__ __ipow__ __imod__"
     " __setitem__".split()
@@ -259,9 +198,9 @@ def _described(
 ) -> Function:
     names = {*entry.parameters, *entry.aliases.values(), entry.rest or ""}
     looks_up = entry.kind is Kind.MOVE and any(ROLES.get(n) is Role.INDEX for n in names)
-    by_name = _BY_ARGUMENTS.get(name) if entry is ENTRIES.get(name) else None
+    by_name = BY_ARGUMENTS.get(name) if entry is ENTRIES.get(name) else None
     call = _out_of_place(name, function) if inplace or name in _OUT_OF_PLACE else function
-    kind_by = by_name or (_by_source if looks_up else None)
+    kind_by = by_name or (by_source if looks_up else None)
     signature = _signature(function) if getattr(function, "__module__", None) == F.__name__ else ()
     if signature and "args" not in signature:
         entry = entry.in_order(signature)  # functionals have their arguments in another one

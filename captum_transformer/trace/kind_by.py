@@ -1,0 +1,67 @@
+"""Functions that are of one kind or another, as their arguments say."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from captum_transformer.trace.kinds import Kind
+
+
+def _by_exponent(arguments: Mapping[str, Any]) -> Kind:
+    exponent = arguments.get("exponent")
+    negative = isinstance(exponent, (int, float)) and exponent < 0
+    return Kind.RECIPROCAL if negative else Kind.ENTRYWISE
+
+
+def _by_bounds(arguments: Mapping[str, Any]) -> Kind:
+    """Clamping to a signal is the larger or smaller one of two; to zero alone it is a ReLU."""
+    bounds = [bound for name in ("min", "max") if (bound := arguments.get(name)) is not None]
+    if any(getattr(bound, "value", None) is not None for bound in bounds):
+        return Kind.MAXIMUM
+    alone = len(bounds) == 1 and isinstance(bounds[0], (int, float)) and bounds[0] == 0
+    return Kind.HOMOGENEOUS if alone else Kind.ENTRYWISE
+
+
+def _by_numerator(arguments: Mapping[str, Any]) -> Kind:
+    if arguments.get("rounding_mode") is not None:
+        return Kind.ENTRYWISE
+    numerator = arguments.get("input")
+    return Kind.DIV if getattr(numerator, "value", None) is not None else Kind.RECIPROCAL
+
+
+def _by_signals(arguments: Mapping[str, Any]) -> Kind:
+    """Of a signal and a constant it is a function of each entry: with zero ``F.softplus``."""
+    given = (arguments.get("input"), arguments.get("other"))
+    signals = sum(getattr(one, "value", None) is not None for one in given)
+    return Kind.SMOOTH_MAXIMUM if signals > 1 else Kind.ENTRYWISE
+
+
+def _by_accumulation(arguments: Mapping[str, Any]) -> Kind:
+    if arguments.get("reduce") not in (None, "add"):
+        return Kind.UNKNOWN
+    added = arguments.get("accumulate") or arguments.get("reduce")
+    return Kind.SUM_AT_INDICES if added else Kind.MOVE
+
+
+BY_ARGUMENTS: dict[str, Callable[[Mapping[str, Any]], Kind]] = {
+    "pow": _by_exponent,
+    "float_power": _by_exponent,
+    **dict.fromkeys(("div", "truediv", "true_divide", "divide", "rdiv", "rtruediv"), _by_numerator),
+    **dict.fromkeys(("clamp", "clip", "clamp_min", "clamp_max"), _by_bounds),
+    **dict.fromkeys(("logaddexp", "logaddexp2"), _by_signals),
+    "index_put": _by_accumulation,
+    "put": _by_accumulation,
+    "scatter": _by_accumulation,
+}
+
+
+def by_source(arguments: Mapping[str, Any]) -> Kind:
+    """Rows of a constant table, looked up by token ids, are embeddings."""
+    index = arguments.get("index", arguments.get("brackets"))
+    of_constant = getattr(arguments.get("input"), "value", None) is None
+    return Kind.EMBEDDING if of_constant and _holds_ids(index) else Kind.MOVE
+
+
+def _holds_ids(index: Any) -> bool:
+    """Whether token ids are (among) the indices of a lookup."""
+    value = getattr(index, "value", None)
+    return value is not None or (isinstance(index, (tuple, list)) and any(map(_holds_ids, index)))
