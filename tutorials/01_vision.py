@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 1 Vision, with timm
 #
-# Which patches of an image speak for a class, and which for another? A small ViT is trained here
-# in some seconds, on mosaics of two photographs. Since each mosaic has a right place for each
-# class, we can look whether an explanation points at it.
+# Which patches of an image support one class, and which another? This tutorial trains a small ViT
+# for a few seconds, on mosaics of two photographs. Each mosaic has a known place for each class,
+# so we can check whether an explanation points at it.
 #
-# Nothing is downloaded. With a trained model of yours, skip to [Explain](#explain) and put
-# `model = timm.create_model("vit_base_patch16_224", pretrained=True).eval()` in the place of ours.
+# Nothing is downloaded. With your own trained model, skip to [Explain](#explain) and use `model =
+# timm.create_model("vit_base_patch16_224", pretrained=True).eval()` instead.
 
 # %%
 import matplotlib.pyplot as plt
@@ -33,8 +33,8 @@ torch.set_num_threads(1)  # the model is so small that more threads mostly wait 
 # %% [markdown]
 # ## Data: mosaics of photographs
 #
-# scikit-learn ships two photographs. A few regions of them are the classes; a mosaic has four
-# different ones, each a random crop; those of the test mosaics are new ones of the same
+# scikit-learn comes with two photographs. Some of their regions are the classes; a mosaic has
+# four different ones, each a random crop. The test mosaics have new crops of the same
 # photographs.
 
 # %%
@@ -84,7 +84,7 @@ for axis, image, names in zip(axes, test_images, test_cells.tolist(), strict=Fal
 # %% [markdown]
 # ## A small ViT
 #
-# It has to say of each class whether it is somewhere in the mosaic.
+# For each class, it predicts whether it is in the mosaic.
 
 # %%
 model = timm.create_model(
@@ -112,7 +112,7 @@ assert right > 0.9
 # %% [markdown]
 # ## Explain
 #
-# A method takes the model as it is. `describe` tells what is seen of it: each attention call, and
+# A method takes the model as it is. `describe` lists what the trace sees: each attention call and
 # each residual connection.
 
 # %%
@@ -120,8 +120,8 @@ print(describe(model, test_images[:1]))
 
 # %% [markdown]
 # `attribute` has the shape of the images. The target is a class for all of them, or one for each.
-# `attribute_targets` explains several and runs the model only once: here the class of the top left
-# cell of each mosaic, and that of its bottom right cell.
+# `attribute_targets` explains several targets and runs the model only once: here the classes of
+# the top left and the bottom right cell of each mosaic.
 
 # %%
 method = GenericAttentionRelevance(model)
@@ -149,7 +149,7 @@ print(patches.view(6, 6).div(patches.max()).mul(100).round().int())
 # ## Why this rather than that
 #
 # A [`Contrast`](../docs/reference/model.md) of two targets is explained like a single one.
-# `AttnLRP` gives signed values: red speaks for the first class, blue for the second.
+# `AttnLRP` gives signed values: red supports the first class, blue the second.
 
 # %%
 versus = Contrast(test_cells[:3, 0], rather_than=test_cells[:3, 1])
@@ -164,9 +164,9 @@ image_grid(
 # %% [markdown]
 # ## Which method points at the right place?
 #
-# Each mosaic has a right cell, so it can be counted how much of the positive relevance lies there;
-# a map that points nowhere in particular has 25 %. That is one small model: on yours the order may
-# be another. Attention rollout is the same for all classes, so it can't know.
+# Each mosaic has a right cell, so we can measure the share of positive relevance there; chance is
+# 25 %. This is one small model, and the order may differ on yours. Attention rollout is the same
+# for all classes, so it can't point at the right one.
 
 # %%
 corner = torch.arange(len(test_images)) % 4  # ask for another cell each time

@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 2 Text, with Transformers
 #
-# Which words made a classifier say *positive*? A small BERT is trained here in some seconds, on
-# made-up film reviews that blame one thing and praise another, and whose last word counts. So it is
-# known where the answer is, and what might distract from it.
+# Which words made a classifier say *positive*? This tutorial trains a small BERT for a few
+# seconds, on made-up film reviews that criticise one thing and praise another, and whose last
+# word decides. So we know where the answer is, and what could distract from it.
 #
-# Nothing is downloaded. With a trained model of yours, skip to [Explain](#explain) and put
-# `BertForSequenceClassification.from_pretrained(...)` and `AutoTokenizer.from_pretrained(...)` in
-# the place of ours.
+# Nothing is downloaded. With your own trained model, skip to [Explain](#explain) and use
+# `BertForSequenceClassification.from_pretrained(...)` and `AutoTokenizer.from_pretrained(...)`
+# instead.
 
 # %%
 import random
@@ -119,8 +119,8 @@ assert right > 0.9
 # %% [markdown]
 # ## Explain
 #
-# Token ids go in as they are; what only has to be there, such as the mask, goes by name. The
-# relevance has one value for each token, and padding has none.
+# Pass token ids as they are, and everything that isn't explained, such as the mask, by name. The
+# relevance has one value for each token, which is zero for padding.
 
 # %%
 texts = [
@@ -144,8 +144,8 @@ assert (relevance[batch["attention_mask"] == 0] == 0).all()
 
 # %% [markdown]
 # The score is read from `[CLS]`, which keeps its own share through all skip connections: nearly
-# all of the relevance is there. What it drew from the words is of interest, so the pictures leave
-# the special tokens out.
+# all of the relevance is there. We want to know what it got from the words, so the pictures omit
+# the special tokens.
 
 
 # %%
@@ -164,9 +164,9 @@ draw(relevance, ["Why positive?", "Why negative?"])
 # %% [markdown]
 # ## For and against
 #
-# Maps of attention say how much a token is *for* a class. `ConservativeLRP` also says what speaks
-# against it. Here it explains the contrast of *positive* and *negative*, and its values sum to the
-# difference of the two scores, up to what biases add.
+# Maps of attention show how much a token *supports* a class. `ConservativeLRP` also shows
+# evidence against it. Here it explains the contrast of *positive* and *negative*, and its values
+# sum to the difference of the two scores, up to the contribution of biases.
 
 # %%
 versus = Contrast(1, rather_than=0)
@@ -176,7 +176,7 @@ draw(signed, ["Why positive rather than negative?"] * 2)
 # %% [markdown]
 # ## In Captum's own pictures
 #
-# The result is a plain tensor, so whatever draws Captum's attributions draws this one.
+# The result is a plain tensor, so any function for Captum's attributions can draw it.
 
 # %%
 with torch.no_grad():
@@ -199,8 +199,8 @@ page = visualization.visualize_text(records)
 # %% [markdown]
 # ## Does it find the word that counts?
 #
-# Of each new review the last word is known to decide. Which share of the words' positive relevance
-# do its tokens get?
+# In each new review the last word decides. What share of the words' positive relevance do its
+# tokens get?
 
 # %%
 ids, attention_mask = new["input_ids"], new["attention_mask"]

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 3 Watching a training, with Lightning and TensorBoard
 #
-# When does a model begin to look at the right place, and does it ever? `AttributionMonitor`
-# explains the same validation samples again and again and logs the pictures, without changing the
-# training by a bit. Here a small ViT learns in some seconds to tell four patterns from each other,
-# which hide in one of nine places of a noisy image.
+# When does a model start to look at the right place, and does it ever? `AttributionMonitor`
+# explains the same validation samples after every validation and logs the pictures, without
+# changing the training by a single bit. Here a small ViT learns in a few seconds to distinguish
+# four patterns, hidden at one of nine places in a noisy image.
 #
-# The callback takes any `LightningModule`: for a pretrained model put
+# The callback takes any `LightningModule`: for a pretrained model, put
 # `timm.create_model("vit_base_patch16_224", pretrained=True)` into yours.
 
 # %%
@@ -36,7 +36,7 @@ warnings.filterwarnings("ignore", message=".*does not have many workers|.*LeafSp
 # %% [markdown]
 # ## Data and module
 #
-# Both are as usual; the callback needs nothing of them.
+# Both are as usual; the callback has no requirements.
 
 # %%
 NAMES = ["rows", "columns", "diagonals", "checks"]
@@ -88,8 +88,8 @@ held_out, places = hidden_patterns(200, seed=2)
 # %% [markdown]
 # ## The monitor
 #
-# It gets the methods by name, each a callable from the module to a Captum attribution: Captum's own
-# do as well. Two slots of each sample are explained, its label and what is predicted at the time.
+# It takes methods by name, each a function from the module to a Captum attribution, including
+# Captum's own. Two classes of each sample are explained: its label and the current prediction.
 
 # %%
 monitor = AttributionMonitor(
@@ -129,7 +129,7 @@ for tag in log.Tags()["images"][:4]:
 print(*[tag for tag in log.Tags()["scalars"] if tag.startswith("attribution")], sep="\n")
 
 # %% [markdown]
-# One sample as the training goes on, with the two methods below each other:
+# One sample during the training, with the two methods below each other:
 
 # %%
 steps = (15, 30, 60, 180)
@@ -157,8 +157,8 @@ _ = axis.set(xlabel="step", ylabel="rank correlation", ylim=(-0.1, 1.05))
 # %% [markdown]
 # ## Does it look at the right place?
 #
-# The monitor shows; [metrics](../docs/reference/metrics.md) count. Of the relevance for the label,
-# this much lies in the cell with the pattern, where chance is one ninth:
+# The monitor shows pictures; [metrics](../docs/reference/metrics.md) are numbers. This is the
+# share of the label's relevance in the cell with the pattern, where chance is one ninth:
 
 # %%
 images, labels = held_out.tensors
@@ -171,6 +171,6 @@ for method in (TransformerAttribution(module), ConservativeLRP(module)):
     assert share > 2 / 9
 
 # %% [markdown]
-# [Watching explanations](../docs/monitor.md) has all there is to set: other loggers, several
-# processes, half precision, deletion and insertion curves, YAML.
-# `tutorials/quickstart.py` trains longer, and compares ten methods.
+# [Watching explanations](../docs/monitor.md) describes all options: other loggers, several
+# processes, half precision, deletion and insertion curves, YAML. `tutorials/quickstart.py` trains
+# longer, and compares ten methods.

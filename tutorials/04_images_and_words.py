@@ -1,12 +1,13 @@
 # %% [markdown]
 # # 4 Images and words: CLIP, LXMERT, DETR
 #
-# Three models that tie two things together: a picture and its caption, regions and a question, a
-# picture and the objects in it. Each is a class of Transformers as it is, only small, and learns
-# in some seconds to speak of coloured shapes. We drew them, so we know what it ought to look at.
+# Three models that connect two things: a picture and its caption, regions and a question, a
+# picture and the objects in it. Each is an unmodified class of Transformers, only small, and
+# learns about coloured shapes in a few seconds. We draw these, so we know what the model should
+# look at.
 #
-# Nothing is downloaded. For a trained model, put `CLIPModel.from_pretrained(...)` (and so on) in
-# the place of ours, and what its processor returns in the place of our inputs.
+# Nothing is downloaded. For a trained model, use `CLIPModel.from_pretrained(...)` (and so on) and
+# the output of its processor instead.
 
 # %%
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ torch.set_num_threads(1)  # the models are so small that more threads mostly wai
 # %% [markdown]
 # ## Data: coloured shapes
 #
-# A square, a disc and a triangle, each in a quarter of its own; some may be missing.
+# A square, a disc and a triangle, each in a different quarter; some may be missing.
 
 # %%
 COLOURS = {
@@ -149,7 +150,7 @@ WORDS = ["<s>", "</s>", "a", "thing", "on", "the", "left", "right", *COLOURS]
 caption_ids = encoded(CAPTIONS, WORDS)
 
 sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
-# CLIP's weights begin small, for trainings that are longer than ours.
+# CLIP's initial weights are small, for longer trainings than ours.
 towers = {**sizes, "num_hidden_layers": 2, "initializer_factor": 1.5}
 clip = CLIPModel(
     CLIPConfig(
@@ -198,8 +199,8 @@ print(f"{right:.1%} of the answers to new pictures are right")
 assert right > 0.9
 
 # %% [markdown]
-# Any callable can be explained, and inputs may go by name. With one score for each pair, the
-# similarity of picture and caption, no target is needed; both towers get their relevance.
+# Any function can be explained, and inputs can be passed by name. With one score for each pair,
+# the similarity of picture and caption, no target is needed; both towers get their relevance.
 
 
 # %%
@@ -218,7 +219,8 @@ assert relevance["input_ids"].shape == (100, 8)
 
 # %% [markdown]
 # The text's features are read from its last token, `</s>`, which keeps its own share through all
-# skip connections. Of interest is what it drew from the others, so it is left out of the picture.
+# skip connections. We want to know what it got from the others, so it is omitted from the
+# picture.
 
 
 # %%
@@ -240,8 +242,8 @@ for number in on_both_sides.nonzero()[:2, 0].tolist():
     draw_pair(number)
 
 # %% [markdown]
-# Is it right? In the picture there is one place for each caption, and in the caption two words
-# count: the colour and the side.
+# Is it right? Each caption has one place in the picture, and two words of the caption count: the
+# colour and the side.
 
 
 # %%
@@ -263,7 +265,7 @@ assert {places[n] for n in of_words.topk(2).indices} == {"(colour)", "(side)"}
 
 # %% [markdown]
 # To choose among fixed captions (zero-shot classification), explain the picture alone, with the
-# captions as further arguments: then the target is the number of a caption, and
+# captions as additional arguments. Then the target is the number of a caption, and
 # `attribute_targets` explains several at once.
 
 # %%
@@ -381,15 +383,15 @@ asking = of_words[:, [1, 4]].sum(1) / of_words.sum(1)  # "colour" or "side", and
 print(f"{asking.mean():.0%} of the words' relevance lies on the two that matter (chance: 33%)")
 
 # %% [markdown]
-# The regions are found; among the words it is less clear. How a method carries relevance from the
-# regions to the words is a choice of its own where there is
-# [cross-attention](../docs/cross_attention.md): the default follows the paper.
+# The regions are found; for the words it is less clear. With
+# [cross-attention](../docs/cross_attention.md), there is a choice how relevance goes from regions
+# to words: the default follows the paper.
 #
 # ## DETR: a picture and its objects
 #
-# DETR has learned queries; each returns a class and a box. To learn in seconds, ours is spared
-# the matching of queries and objects: each query is in charge of a quarter. The class is the
-# colour, and the last class is *no object*, as ever in DETR.
+# DETR has learned queries; each returns a class and a box. To learn in seconds, ours doesn't
+# match queries and objects: each query is assigned to a quarter. The class is the colour, and the
+# last class is *no object*, as always in DETR.
 
 # %%
 detr = DetrForObjectDetection(
@@ -438,9 +440,9 @@ assert (found.logits.argmax(-1) == classes).float().mean() > 0.95
 
 # %% [markdown]
 # The target is a query and a class. `attribute_targets` explains all detections of a picture in
-# one run of the model. `AttnLRP` goes through the backbone down to the pixels, with values for
-# and against; the papers' maps of attention end at the backbone's grid of 6 x 6 features, and are
-# spread over the pixels that these were made of.
+# one run of the model. `AttnLRP` goes through the backbone to the pixels, with signed values; the
+# papers' maps of attention end at the backbone's grid of 6 x 6 features, and are spread over the
+# corresponding pixels.
 
 # %%
 number = int((classes < NOTHING).sum(1).argmax())  # a picture with three objects

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 5 Language models and what they write
 #
-# For each word that a model has written: which words of the prompt was it taken from? A small
-# Llama learns here in some seconds to say a list of animals forwards or backwards, so it is known
-# where each word comes from.
+# For each word that a model has written: which words of the prompt does it come from? Here a
+# small Llama learns in a few seconds to repeat a list of animals forwards or backwards, so we
+# know where each word comes from.
 #
-# Nothing is downloaded. For a trained model put `AutoModelForCausalLM.from_pretrained(...)` and
-# the ids of its tokenizer in the place of ours.
+# Nothing is downloaded. For a trained model, use `AutoModelForCausalLM.from_pretrained(...)` and
+# the ids of its tokenizer instead.
 
 # %%
 from collections.abc import Callable
@@ -116,8 +116,8 @@ for number in (backwards, int((new[:, 0] == WORDS.index("forwards")).int().argma
 # %% [markdown]
 # ## Why all these words?
 #
-# `attribute_generated` takes the prompt and what `generate` returned, and explains each generated
-# token; the model runs once for all of them. One row for each word that was written:
+# `attribute_generated` takes the prompt and the output of `generate`, and explains each generated
+# token; the model runs once for all of them. There is one row for each generated word:
 
 # %%
 each = AttnLRP(llama).attribute_generated(new, sequences)
@@ -127,9 +127,9 @@ figure = token_matrix(each[backwards], rows=text(written[backwards]), columns=te
 display(Image.fromarray(to_array(figure)))
 
 # %% [markdown]
-# From the upper right to the lower left, as *backwards* has it: the model has copied each word
-# from its place. How often is that place the most relevant of all animals, and what share of the
-# animals' positive relevance does it have?
+# The relevance runs from the upper right to the lower left, as *backwards* requires: the model
+# has copied each word from its place. How often is that place the most relevant of all animals,
+# and what share of the animals' positive relevance does it have?
 
 
 # %%
@@ -150,9 +150,9 @@ assert share > 0.7
 # %% [markdown]
 # ## Why this word, and not another?
 #
-# A word has much that any word would have had there. `rather_than` explains the difference of two
-# logits: here to the word that the other instruction would have asked for. What could matter now
-# are the two animals' places, and the instruction.
+# Much of a word's relevance would be the same for any other word. `rather_than` explains the
+# difference of two logits: here to the word that the other instruction would have required. Now
+# only the places of the two animals and the instruction should matter.
 
 # %%
 other = written[:, :LENGTH].flip(1)  # forwards instead of backwards, and the other way round
@@ -170,9 +170,9 @@ assert right > 0.7
 # %% [markdown]
 # ## The answer's own words
 #
-# A model reads what it has written, too. `include_generated=True` returns the relevance of all that
-# was there before a word, and `spans` explains several words together, in one backward pass. Here:
-# why the last two animals?
+# A model also reads what it has written. `include_generated=True` returns the relevance of
+# everything before a word, and `spans` explains several words together, in one backward pass.
+# Here: why the last two animals?
 
 # %%
 last_two = [(LENGTH - 2, LENGTH)]
@@ -187,8 +187,8 @@ own = direct[:, new.shape[1] :].sum(1) / direct.sum(1)
 print(f"{own.mean():.0%} of the relevance lies on what was written before")
 
 # %% [markdown]
-# With `hops`, that part is sent on to what *these* words were made of, until all has reached the
-# prompt. The sum stays what it is.
+# With `hops`, that part is passed on to the words that *these* were generated from, until
+# everything has reached the prompt. The sum stays the same.
 
 # %%
 reached = AttnLRP(llama).attribute_generated(
@@ -202,8 +202,8 @@ display(Image.fromarray(token_strip(everything, reached[backwards], caption + " 
 # ## An encoder and a decoder
 #
 # In BART or T5 the prompt is read by the encoder, and `generate` returns the decoder's tokens.
-# Name the argument that takes them. The method here, `GenericAttentionRelevance`, has a rule for
-# cross-attention.
+# Pass the name of the argument that takes them. The method here, `GenericAttentionRelevance`, has
+# a rule for cross-attention.
 
 # %%
 bart = BartForConditionalGeneration(
@@ -246,5 +246,5 @@ assert right > 0.8
 assert share > 0.4
 
 # %% [markdown]
-# [Generated text](../docs/generated_text.md) covers batches with padding, of images that are
-# put into words, and of the same methods in Captum's `LLMGradientAttribution`.
+# [Generated text](../docs/generated_text.md) covers batches with padding, image captions, and
+# Captum's `LLMGradientAttribution`.

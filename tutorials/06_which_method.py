@@ -1,14 +1,13 @@
 # %% [markdown]
 # # 6 Which method, and how to check it
 #
-# Maps of different methods differ, and all look convincing. `captum_transformer.metrics` has the
-# questions that tell them apart: does a map point at the right place, does the model depend on
-# what it points at, does it change with the class and with the model? This tutorial asks all of
-# them of a few methods, and of two that are wrong on purpose: a check that these pass is worth
-# nothing.
+# Maps of different methods differ, and all look convincing. `captum_transformer.metrics` measures
+# the differences: does a map point at the right place, does the model depend on this place, does
+# the map change with the class and with the model? This tutorial measures a few methods, and two
+# that are wrong on purpose: a check that these pass is useless.
 #
-# Nothing is downloaded. For a trained model, put `timm.create_model(..., pretrained=True)` and
-# your validation images in the place of ours.
+# Nothing is downloaded. For a trained model, use `timm.create_model(..., pretrained=True)` and
+# your validation images instead.
 
 # %%
 from collections.abc import Callable
@@ -45,8 +44,8 @@ torch.set_num_threads(1)  # the model is so small that more threads mostly wait 
 # %% [markdown]
 # ## A model with known truth
 #
-# Four handwritten digits to a picture; the model says which of the ten are there. So each answer
-# has its quarter.
+# Each picture has four handwritten digits; the model predicts which of the ten are there. So each
+# answer has a known quarter.
 
 # %%
 digits = load_digits()
@@ -97,9 +96,8 @@ assert right > 0.85
 # %% [markdown]
 # ## Methods, and two controls
 #
-# Each is a function of a model and of targets, so that it can be asked again for another class
-# and for another model. *Noise* is a random map; *wrong class* explains some digit that is not
-# there.
+# Each is a function of a model and targets, so it can be called for other classes and other
+# models. *Noise* is a random map; *wrong class* explains a digit that isn't there.
 
 
 # %%
@@ -151,8 +149,8 @@ display(Image.fromarray(to_array(figure)))
 # %% [markdown]
 # ## Does it point at the right place?
 #
-# Where the place is known: the share of the positive relevance that lies in the digit's quarter.
-# On photographs, mosaics of several images do the same, or boxes and masks with `energy_inside`,
+# If the place is known: the share of the positive relevance in the digit's quarter. On
+# photographs, mosaics of several images do the same, or boxes and masks with `energy_inside`,
 # `pointing_game` and `segmentation_scores`.
 
 # %%
@@ -162,10 +160,10 @@ for name, values in maps.items():
 # %% [markdown]
 # ## Does the model depend on it?
 #
-# Where no place is known: pixels turn black, those that the map calls the least relevant first.
-# With a good map the answer stands for long. `Curve` has the scores of each image at each step,
-# and its area; digits are drawn on black, so black is zero here. Where a curve rises, what went
-# first is ink that speaks *against* the digit, as maps with signs know it.
+# If no place is known: pixels turn black, the least relevant first. With a good map the answer is
+# stable for a long time. `Curve` has the scores of each image at each step, and its area; digits
+# are drawn on black, so black is zero here. If a curve rises, the first pixels were ink that is
+# evidence *against* the digit, which signed maps recognise.
 
 # %%
 figure, axis = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
@@ -181,8 +179,8 @@ axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 # %% [markdown]
 # ## Does it change with the class?
 #
-# The rank correlation of two classes' maps. A map that is the same for both can't be why one of
-# them was said, however well it lies on the picture's objects.
+# The rank correlation of two classes' maps. A map that is the same for both can't explain why one
+# of them was predicted, however well it outlines the objects.
 
 # %%
 for name, explain in METHODS.items():
@@ -192,9 +190,9 @@ for name, explain in METHODS.items():
 # %% [markdown]
 # ## Does it change with the model?
 #
-# `model_randomisation` takes away what layers have learned, from the top down, and compares the
-# maps. Those that stay as they are show the picture, not the model. (Rollout reads no layer above
-# the last attention, so the head alone changes nothing in it.)
+# `model_randomisation` randomises the layers, from the top down, and compares the maps. Maps that
+# don't change show the picture, not the model. (Rollout reads no layer above the last attention,
+# so the head alone changes nothing in it.)
 
 # %%
 layers = ["head", "blocks.2", "blocks.1", "blocks.0", "patch_embed"]
@@ -211,10 +209,10 @@ axis.legend(fontsize=8)
 # %% [markdown]
 # ## Does it sum to the score?
 #
-# Only what claims to: relevance of the LRP family is shares of the score. `conservation` compares
-# the sum of each map with the score: the points of a method that conserves lie on the line. What
-# biases, the class token and the position embeddings add to the score is no pixel's share, so
-# neither method reaches it here. The other methods' maps have no unit.
+# This only applies to methods that claim it: the LRP family distributes the score. `conservation`
+# compares the sum of each map with the score: the points of a method that conserves lie on the
+# line. Biases, the class token and the position embeddings contribute to the score, too, so
+# neither method reaches it here. The maps of the other methods have no unit.
 
 # %%
 figure, axis = plt.subplots(figsize=(3.6, 3.2), layout="constrained")
@@ -236,9 +234,9 @@ for name, row in results.items():
     print(f"{name:<26}" + "".join(f"{row.get(column, float('nan')):>24.2f}" for column in columns))
 
 # %% [markdown]
-# Read the controls first. A measure on which *noise* or the *wrong class* does as well as a
-# method says nothing for the method. Here rollout is the lesson: it can pass for an explanation,
-# since it lies on ink, but it is the same for every class.
+# Read the controls first. If *noise* or the *wrong class* scores as well as a method, the measure
+# is no evidence for the method. Rollout is the example here: it looks like an explanation, since
+# it highlights ink, but it is the same for every class.
 #
 # And then? The order of the others depends on the model, so measure it on yours:
 #

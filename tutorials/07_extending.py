@@ -1,14 +1,14 @@
 # %% [markdown]
 # # 7 A rule or a method of your own
 #
-# A method is little code here, for what it stands on is done: the trace finds attention in any
-# model, and something is carried backward along the tape. This notebook writes a method that weighs
-# attention in its own way, and one with a rule of its own, and checks both against their formulas.
-# [Concepts](../docs/concepts.md) says what a tape and a token flow are. All that it needs is in
+# A method needs little code, because the rest exists: the trace finds attention in any model, and
+# the passes follow the tape backward. This notebook implements a method with its own weighting of
+# attention and one with its own rule, and checks both against their formulas.
+# [Concepts](../docs/concepts.md) explains tapes and token flow. Everything you need is in
 # [`captum_transformer.extend`](../docs/reference/extending.md).
 #
-# A formula holds for a model with random weights, too, so none is trained. For a pretrained one put
-# `timm.create_model("vit_base_patch16_224", pretrained=True).eval()` in its place.
+# Formulas also hold for random weights, so no model is trained. For a pretrained one, use
+# `timm.create_model("vit_base_patch16_224", pretrained=True).eval()` instead.
 
 # %%
 from collections.abc import Sequence
@@ -36,10 +36,10 @@ images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
 # %% [markdown]
 # ## A method: attention that knows the size of the values
 #
-# A token that is attended to but has a value near zero hands on nothing. *Attention is not only a
-# weight* ([Kobayashi et al., 2020](https://arxiv.org/abs/2004.10102)) therefore looks at
-# $\|A_{ij} v_j\|$. Rolled out over the layers that is a `MapMethod`: for a block of queries, its
-# map is the probabilities `(..., rows, keys)` times the norms of the values.
+# A token that is attended to but has a value near zero contributes nothing. *Attention is not
+# only a weight* ([Kobayashi et al., 2020](https://arxiv.org/abs/2004.10102)) therefore looks at
+# $\|A_{ij} v_j\|$. As a rollout over the layers, this is a `MapMethod`: for a block of queries,
+# its map is the probabilities `(..., rows, keys)` times the norms of the values.
 
 
 # %%
@@ -105,11 +105,11 @@ print(smooth.shape)
 # ## A rule: how relevance goes through linear layers
 #
 # `TransformerAttribution(model, propagate_to_input=True)` follows the alpha-beta rule there. The
-# epsilon rule is $R_i = x_i \sum_j w_{ji} R_j / z_j$, with the output $z$ and a little something
-# against division by zero. A rule gets an operation and the relevance of its output, and returns
-# what goes on to each operand that the inputs reach, and what it keeps, with the reason: relevance
-# that is lost without one is an error. It is written for a *kind* of operation: `F.linear`, `@` and
-# `torch.einsum` are all products. All other kinds keep their rules.
+# epsilon rule is $R_i = x_i \sum_j w_{ji} R_j / z_j$, with the output $z$ and a small number
+# against division by zero. A rule gets an operation and the relevance of its output. It returns
+# the relevance of each operand that depends on the inputs, and what it keeps, with the reason:
+# relevance that is lost without a reason is an error. A rule applies to a *kind* of operation:
+# `F.linear`, `@` and `torch.einsum` are all products. All other kinds keep their rules.
 
 
 # %%
@@ -134,8 +134,7 @@ maps = epsilon_lrp(model).attribute(images, target=3)
 print(maps.shape, epsilon_lrp(model).attribute_tokens(images, target=3).shape)
 
 # %% [markdown]
-# Is it right? A linear model is enough to see what the rule hands on, and to compare it with the
-# formula:
+# Is it right? A linear model is enough to compare the rule with the formula:
 
 # %%
 linear = nn.Linear(8, 5).double()
@@ -148,9 +147,9 @@ torch.testing.assert_close(found, features * weights / score)
 print(f"{found.sum():.4f} goes on to the signal, the bias keeps {(bias / score).item():.4f}")
 
 # %% [markdown]
-# The gradient methods are tables of rules, too, of operations that run in a way that autograd sees
-# otherwise: `extend.AH` holds attention probabilities, `extend.LN` what norms divide by. Joined
-# they are `ConservativeLRP`.
+# The gradient methods are also tables of rules, which run operations in a way that changes their
+# gradient: `extend.AH` holds attention probabilities constant, `extend.LN` the denominators of
+# norms. Together they are `ConservativeLRP`.
 
 # %%
 both = extend.GradientMethod(model, extend.joined(extend.AH, extend.LN))
@@ -159,7 +158,7 @@ print(both.attribute(images, target=3).shape)
 # %% [markdown]
 # ## An operation that is not known
 #
-# What isn't known is refused rather than guessed. A model that uses a rare function:
+# Unknown operations are refused. A model that uses a rare function:
 
 
 # %%
@@ -175,8 +174,8 @@ except UnsupportedOperationError as error:
     print(error)
 
 # %% [markdown]
-# With a constant beside it, `atan2` maps each entry by itself, as `gelu` does. Said once, all
-# passes treat it as they treat the others of its kind:
+# With a constant as second argument, `atan2` maps each entry separately, as `gelu` does. After
+# declaring this once, all passes treat it like the others of its kind:
 
 # %%
 extend.describe_function(torch.atan2, "input other", extend.Kind.ENTRYWISE)
@@ -184,7 +183,7 @@ print(GenericAttentionRelevance(Rare()).attribute(images, target=3).shape)
 
 # %% [markdown]
 # A custom `autograd.Function`, or a kernel of another package, is invisible to the trace.
-# `extend.operation` makes a Python function one operation, whatever is inside:
+# `extend.operation` turns a Python function into one operation:
 
 
 # %%

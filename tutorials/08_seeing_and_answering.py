@@ -2,13 +2,13 @@
 # # 8 Models that see and answer
 #
 # A vision-language model looks at a picture, reads a question and writes an answer: for each word
-# of the answer, which part of the picture and which words of the question was it taken from? A
-# small LLaVA learns here in some seconds to say what is on the left and on the right, so we know
-# what each word is due to.
+# of the answer, which part of the picture and which words of the question does it come from? Here
+# a small LLaVA learns in a few seconds to say what is on the left and on the right, so we know
+# the source of each word.
 #
-# Nothing is downloaded. For a trained LLaVA, Qwen-VL, InternVL, Gemma 3 or SmolVLM, put
-# `AutoModelForImageTextToText.from_pretrained(...)` and `AutoProcessor.from_pretrained(...)` in the
-# place of ours; everything below "The question" stays as it is.
+# Nothing is downloaded. For a trained LLaVA, Qwen-VL, InternVL, Gemma 3 or SmolVLM, use
+# `AutoModelForImageTextToText.from_pretrained(...)` and `AutoProcessor.from_pretrained(...)`
+# instead; everything below "The question" stays as it is.
 
 # %%
 import numpy as np
@@ -36,7 +36,7 @@ torch.set_num_threads(1)  # the model is so small that more threads mostly wait 
 # %% [markdown]
 # ## Pictures with a left and a right
 #
-# Each half has a disc of its own, somewhere in it.
+# Each half has one disc, at a random position.
 
 # %%
 COLOURS = {"red": "#d93636", "green": "#33a64d", "blue": "#3359d9", "yellow": "#f2cc33"}
@@ -146,8 +146,8 @@ print(f"loss at the end: {loss.item():.3f}")
 # %% [markdown]
 # ## The question
 #
-# What a user types: a conversation, the processor, `generate`, and the explainer. It gets what the
-# processor made, what `generate` returned, and the pictures as they were given.
+# What a user types: a conversation, the processor, `generate`, and the explainer. It takes the
+# processor's output, the output of `generate`, and the original pictures.
 
 # %%
 explainer = ChatExplainer(model, processor, AttnLRP)
@@ -161,13 +161,13 @@ for word in (1, 3):
     display(Image.fromarray(answer.picture(word)))
 
 # %% [markdown]
-# The picture of a word shows its relevance on the picture that was given, whatever the processor
-# made of it, and beside it the words of the prompt. The numbers are in `answer.of_images` (a map
-# for each word), `answer.of_prompt`, and by token in `answer.relevance`.
+# The picture of a word shows its relevance on the original picture, whatever the processor did to
+# it, next to the words of the prompt. The numbers are in `answer.of_images` (a map for each
+# word), `answer.of_prompt`, and by token in `answer.relevance`.
 #
 # ## Is it right?
 #
-# Each colour is taken from its half. How much of the positive relevance is there?
+# Each colour comes from one half. How much of the positive relevance is there?
 
 # %%
 right, inside = [], []

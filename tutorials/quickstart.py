@@ -1,8 +1,8 @@
 """Trains a small vision Transformer, watches its explanations move, and measures them.
 
-The data are scikit-learn's handwritten digits, four of them to a picture. The model is asked which
-digits are in it. An explanation of "there is a 3" ought to point at the 3, so each explanation has
-a right cell, and a method that points nowhere in particular gets 25 %.
+The data are scikit-learn's handwritten digits, four in each picture. The model predicts which
+digits are there. An explanation of "there is a 3" should point at the 3, so each explanation has a
+right cell, and chance is 25 %.
 
     python tutorials/quickstart.py
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -145,6 +146,12 @@ class DigitFinder(pl.LightningModule):
         self.log("val/digits", right.float().mean(), prog_bar=True)
         self.log("val/mosaics", right.all(1).float().mean(), prog_bar=True)
 
+    def on_validation_epoch_end(self) -> None:
+        if not (self.trainer.sanity_checking or sys.stdout.isatty()):
+            found = self.trainer.callback_metrics
+            right, whole = (f"{found[f'val/{name}']:.1%}" for name in ("digits", "mosaics"))
+            print(f"epoch {self.current_epoch + 1}: {right} of answers, {whole} of mosaics right")
+
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), betas=(0.9, 0.98), weight_decay=0.05)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -236,6 +243,7 @@ def main() -> None:
         ],
         enable_checkpointing=False,
         enable_model_summary=False,
+        enable_progress_bar=sys.stdout.isatty(),  # a file gets a line for each epoch
         log_every_n_steps=10,
     )
     trainer.fit(model, train.loader(shuffle=True), held_out.loader())
@@ -245,7 +253,7 @@ def main() -> None:
     print(f"\nOn held-out mosaics, {right['val/digits']:.1%} of the model's answers are right.")
 
     cells = torch.arange(len(held_out.images)) % 4
-    print("Of the positive relevance, how much lies in the cell of the explained digit?\n")
+    print("How much of the positive relevance is in the cell of the explained digit?\n")
     print(f"{'method':<30}{'in the right cell':>18}{'ms per image':>15}")
     print(f"{'(chance)':<30}{0.25:>18.1%}")
     for name, (maps, seconds) in explain(model, held_out, cells).items():
@@ -253,8 +261,8 @@ def main() -> None:
 
     picture = args.out / "explanations.png"
     draw_figure(model, held_out.first(3), picture)
-    print(f"\nThe explanations of three held-out mosaics, side by side:  {picture}")
-    print(f"How they came about, epoch by epoch:  tensorboard --logdir {args.out}")
+    print(f"\nThe explanations of three held-out mosaics:  {picture}")
+    print(f"The same epoch by epoch:  tensorboard --logdir {args.out}")
 
 
 if __name__ == "__main__":
