@@ -25,6 +25,7 @@ from captum_transformer.trace.calls import (
     past_autograd,
     without_inplace,
 )
+from captum_transformer.trace.cuts import Blocks
 from captum_transformer.trace.flex import log_sum_exp_is_used
 from captum_transformer.trace.functions import ENTRY, LOG_SUM_EXP, Function, describe
 from captum_transformer.trace.kinds import MOVES, Kind, Role
@@ -45,7 +46,6 @@ from captum_transformer.trace.recognise import (
     require_described,
     weighted_sum,
 )
-from captum_transformer.trace.recomputed import Blocks
 from captum_transformer.trace.step_functions import (
     MAY_STEP,
     Chosen,
