@@ -15,6 +15,7 @@ from typing_extensions import override
 from lightning_callbacks.data_sets.checks import (
     check_prediction,
     from_first_process,
+    hooks_of,
     loader_of,
     number_of_samples,
 )
@@ -22,7 +23,13 @@ from lightning_callbacks.data_sets.explaining import ExplainedBatch
 from lightning_callbacks.data_sets.folder import WritersFolder
 from lightning_callbacks.data_sets.index import read_contents, shards_of
 from lightning_callbacks.data_sets.manifest import CHECKSUM, read_manifest
-from lightning_callbacks.data_sets.order import BatchToIds, read_ids, require_ids, require_order
+from lightning_callbacks.data_sets.order import (
+    BatchToIds,
+    read_ids,
+    require_batches_in_order,
+    require_ids,
+    require_order,
+)
 from lightning_callbacks.data_sets.packages import required
 from lightning_callbacks.data_sets.remaining import Progress, RemainingSamples
 from lightning_callbacks.data_sets.shards import write_shard
@@ -61,8 +68,8 @@ class RelevanceWriter(BasePredictionWriter):
             shape, as texts padded to another length, begins a new one.
         ids: Where a batch holds its samples' indices in the data set: the name of an entry, or what
             reads them from the batch. With these, ``collate_fn`` may sort and drop samples.
-        collate_keeps_order: That ``collate_fn`` leaves all samples where they are is known, as of
-            one that draws random numbers, which can't be tried out.
+        collate_keeps_order: That ``collate_fn`` and hooks leave all samples where they are is
+            known, as of those that draw random numbers, which can't be tried out.
         notes: What else tells the explanations apart, for the manifest, such as
             ``{"data": "validation set of March"}``.
 
@@ -152,6 +159,8 @@ class RelevanceWriter(BasePredictionWriter):
             pl_module: The module, whose weights are loaded by now.
         """
         samples = number_of_samples(trainer)
+        if self.ids is None:
+            require_batches_in_order(loader_of(trainer))
         self._manifest = from_first_process(
             trainer, lambda: self._begin(trainer, pl_module, samples)
         )
@@ -185,7 +194,7 @@ class RelevanceWriter(BasePredictionWriter):
             dataloader_idx: Not used: there is only one.
         """
         if self.ids is None:
-            ids = self._ids_by_loader(trainer)
+            ids = self._ids_by_loader(trainer, pl_module)
         else:
             ids = read_ids(batch, self.ids, number_of_samples(trainer))
         done = np.isin(ids, self._known().done)
@@ -193,7 +202,7 @@ class RelevanceWriter(BasePredictionWriter):
         pl_module.rows = np.flatnonzero(~done).tolist()
         pl_module.samples = len(ids)
 
-    def _ids_by_loader(self, trainer: Trainer) -> list[int]:
+    def _ids_by_loader(self, trainer: Trainer, pl_module: Any) -> list[int]:
         ids = list(trainer.predict_loop.current_batch_indices)
         if not ids:
             raise MisconfigurationException(
@@ -204,7 +213,7 @@ class RelevanceWriter(BasePredictionWriter):
         require_ids(ids, number_of_samples(trainer), "The loader's sampler")
         # A single sample has no order.
         if not self._in_order and len(ids) > 1:
-            require_order(loader_of(trainer), ids)
+            require_order(loader_of(trainer), ids, hooks_of(trainer, pl_module))
             self._in_order = True
         return ids
 

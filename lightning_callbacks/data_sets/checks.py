@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning_callbacks.data_sets.explaining import Explaining
 from lightning_callbacks.explanations.checks import check_strategy
+from lightning_callbacks.samples.transfer import overridden_hooks, transferred
 from lightning_callbacks.shared.flavors import BasePredictionWriter, MisconfigurationException
 
 if TYPE_CHECKING:
@@ -62,6 +63,22 @@ def loader_of(trainer: Trainer) -> Any:
     """
     loader = trainer.predict_dataloaders
     return loader[0] if isinstance(loader, (list, tuple)) else loader
+
+
+def hooks_of(trainer: Trainer, module: LightningModule) -> Callable[[Any], Any] | None:
+    """What changes a batch between its loader and the model.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+
+    Returns:
+        The way that a batch takes; None if neither the module nor the data module has a hook.
+    """
+    owners = (module, trainer.datamodule)  # type: ignore[attr-defined]
+    if not any(overridden_hooks(owner) for owner in owners if owner is not None):
+        return None
+    return lambda batch: transferred(batch, trainer, module)
 
 
 def number_of_samples(trainer: Trainer) -> int:

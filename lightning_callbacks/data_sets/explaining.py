@@ -17,6 +17,7 @@ from lightning_callbacks.data_sets.describe import (
     describe_model,
     describe_versions,
 )
+from lightning_callbacks.data_sets.order import keeps_samples
 from lightning_callbacks.explanations.checks import MethodFactory, check_classes
 from lightning_callbacks.explanations.explanation import explain
 from lightning_callbacks.isolation.run_context import silenced
@@ -74,6 +75,7 @@ class Explaining(nn.Module):
         if overrides(model, "configure_model"):
             vars(self)["configure_model"] = self._configure_model
         self._together = ExitStack()
+        self._tried = False
         self.attribution_method = method(model)
         if tokens and not isinstance(self.attribution_method, TransformerMethod):
             raise MisconfigurationException(
@@ -151,11 +153,24 @@ class Explaining(nn.Module):
                     "into each sample, and say by RelevanceWriter(..., ids=...) where a batch has "
                     "the indices."
                 )
+            self._require_samples_kept(batch, len(samples))
             rows = range(len(samples)) if self.rows is None else self.rows
             if not rows:
                 empty = torch.zeros(0)
                 return ExplainedBatch((), {}, empty, empty, empty)
             return self._explained(samples.select(rows), rows)
+
+    def _require_samples_kept(self, batch: Any, count: int) -> None:
+        read = self.batch_to_inputs
+        if self._tried or read is None or self.samples is None or count < 2:
+            return
+        self._tried = True
+        if not keeps_samples(read, batch, count):
+            raise MisconfigurationException(
+                "batch_to_inputs does not leave each sample where it was, or draws random numbers, "
+                "so which explanation is of which sample can't be known. Sort samples in the "
+                "model's forward, which returns its scores in the order of its inputs."
+            )
 
     def _explained(self, samples: Samples, rows: Sequence[int]) -> ExplainedBatch:
         with torch.no_grad():

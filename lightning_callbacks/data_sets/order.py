@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
@@ -19,32 +19,120 @@ BatchToIds = str | Callable[[Any], Any]
 """The name of a batch's entry that holds the samples' indices, or what reads them from a batch."""
 
 
-def require_order(loader: DataLoader[Any], ids: Sequence[int]) -> None:
-    """Tries a loader's collate function out on some samples, unless it is PyTorch's own.
+def require_order(
+    loader: DataLoader[Any], ids: Sequence[int], hooks: Callable[[Any], Any] | None = None
+) -> None:
+    """Tries out on some samples what makes a batch of them, unless it is PyTorch's own.
 
     Args:
         loader: The loader.
         ids: The samples' indices in its data set.
+        hooks: What changes a batch on its way to the model, if anything does.
 
     Raises:
-        MisconfigurationException: If it isn't seen to leave them where they are.
+        MisconfigurationException: If they aren't seen to stay where they are.
     """
     collate = loader.collate_fn
-    if collate in (default_collate, default_convert):
+    own = collate not in (default_collate, default_convert)
+    if not own and hooks is None:
         return
     with random_state(set()):
         items = [loader.dataset[number] for number in ids]
     with random_state(set(), seed=0):
-        if keeps_order(collate, items):
-            return
-    name = getattr(collate, "__name__", type(collate).__name__)
-    raise MisconfigurationException(
-        f"The loader's collate_fn, {name}, does not leave each sample where it was, or draws "
-        "random numbers, so which explanation is of which sample can't be known. Let the data set "
-        "put its index into each sample, and say by RelevanceWriter(..., ids=...) where a batch "
-        "has it. If the function does keep the order and all samples, pass "
-        "collate_keeps_order=True."
-    )
+        if own and not keeps_order(collate, items):
+            name = getattr(collate, "__name__", type(collate).__name__)
+            raise MisconfigurationException(_REFUSAL.format(f"The loader's collate_fn, {name},"))
+    if hooks is None:
+        return
+    batches = []
+    for order in (items, reversed(items)):
+        with random_state(set(), seed=0):
+            batches.append(hooks(collate(copy.deepcopy(list(order)))))
+    if not _turned(batches[0], batches[1], len(items)).holds:
+        raise MisconfigurationException(_REFUSAL.format("A hook on a batch's way to the model"))
+
+
+_REFUSAL = (
+    "{} does not leave each sample where it was, or draws random numbers, so which explanation is "
+    "of which sample can't be known. Let the data set put its index into each sample, and say by "
+    "RelevanceWriter(..., ids=...) where a batch has it. If it does keep the order and all "
+    "samples, pass collate_keeps_order=True."
+)
+
+
+def require_batches_in_order(loader: DataLoader[Any]) -> None:
+    """Refuses a loader whose batches come as they are ready.
+
+    Args:
+        loader: The loader.
+
+    Raises:
+        MisconfigurationException: If its processes overtake each other.
+    """
+    if loader.num_workers > 0 and not getattr(loader, "in_order", True):
+        raise MisconfigurationException(
+            "The loader has in_order=False, so which samples a batch consists of can't be known. "
+            "Leave it out, or let the data set put its index into each sample, and say by "
+            "RelevanceWriter(..., ids=...) where a batch has it."
+        )
+
+
+def keeps_samples(read: Callable[[Any], Any], batch: Any, count: int) -> bool:
+    """Tries out whether a function leaves the samples of a batch where they are.
+
+    It gets the batch as it is and turned round. What it returns must then be turned round, too.
+
+    Args:
+        read: The function.
+        batch: The batch.
+        count: How many samples it has.
+
+    Returns:
+        True also of a batch of which nothing is known that could be turned round.
+
+    Example:
+        >>> keeps_samples(lambda batch: -batch, torch.tensor([3, 1, 2]), 3)
+        True
+        >>> keeps_samples(lambda batch: batch.sort().values, torch.tensor([3, 1, 2]), 3)
+        False
+    """
+    back = turned_round(batch, count)
+    if back is batch:
+        return True
+    read_ones = []
+    for each in (batch, back):
+        with random_state(set(), seed=0):
+            read_ones.append(read(each))
+    return _turned(read_ones[0], read_ones[1], count).holds
+
+
+def turned_round(batch: Any, count: int) -> Any:
+    """A batch with its samples from the last to the first.
+
+    Args:
+        batch: The batch.
+        count: How many samples it has.
+
+    Returns:
+        A new batch, or the same if no part of it is known to have an entry for each sample.
+    """
+    if isinstance(batch, Tensor):
+        return batch.flip(0) if batch.dim() and len(batch) == count else batch
+    if isinstance(batch, np.ndarray):
+        return batch[::-1].copy() if batch.ndim and len(batch) == count else batch
+    if isinstance(batch, MutableMapping):
+        parts = {key: turned_round(part, count) for key, part in batch.items()}
+        if all(part is batch[key] for key, part in parts.items()):
+            return batch
+        turned = copy.copy(batch)
+        turned.update(parts)
+        return turned
+    if type(batch) in (list, tuple):
+        whole = [turned_round(part, count) for part in batch]
+        if any(new is not old for new, old in zip(whole, batch, strict=True)):
+            return type(batch)(whole)
+        return type(batch)(reversed(batch)) if len(batch) == count else batch
+    return batch
 
 
 def keeps_order(collate: Callable[[list[Any]], Any], items: Sequence[Any]) -> bool:

@@ -112,6 +112,11 @@ def _hint(error: Exception) -> str:
             " The module holds tensors that were made in inference mode: use "
             "Trainer(inference_mode=False)."
         )
+    if "does not require grad" in str(error):
+        return (
+            " What is explained has no gradient: its forward pass may run under torch.no_grad(), "
+            "detach, or round."
+        )
     if is_out_of_memory(error):
         return " Explain fewer samples (num_samples=), or fewer at a time (internal_batch_size=)."
     return ""

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from captum_transformer import GenericAttentionRelevance
 from lightning_callbacks import RelevanceDataset, RelevanceWriter
-from lightning_callbacks.data_sets.order import keeps_order, read_ids
+from lightning_callbacks.data_sets.order import keeps_order, read_ids, turned_round
 from lightning_callbacks.shared.flavors import MisconfigurationException
 from tests.lightning_callbacks.explained import explainer, predict
 
@@ -182,3 +182,81 @@ def test_what_keeps_the_order():
 def test_ids_that_can_not_be_are_refused(batch, message):
     with pytest.raises(ValueError, match=message):
         read_ids(batch, "number", 5)
+
+
+class Turns(BertForSequenceClassification):
+    """Its hook sorts by length, as for packed sequences."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        order = batch["attention_mask"].sum(1).argsort(descending=True, stable=True)
+        return {name: values[order] for name, values in batch.items()}
+
+
+def test_a_hook_that_sorts_needs_ids(pl, trainer_options, tmp_path):
+    bert = model()
+    bert.__class__ = Turns
+    module = explainer(pl, bert, GenericAttentionRelevance)
+    with pytest.raises(MisconfigurationException, match="A hook on a batch's way to the model"):
+        predict(pl, trainer_options, module, loader(padded), RelevanceWriter(tmp_path / "refused"))
+    predict(pl, trainer_options, module, loader(padded), RelevanceWriter(tmp_path, ids="number"))
+    check(tmp_path, [0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("ids", [None, "number"])
+def test_reading_a_batch_that_sorts_is_refused(pl, trainer_options, tmp_path, ids):
+    def read(batch):
+        further = {"attention_mask": batch["attention_mask"]}
+        return {"input_ids": batch["input_ids"]}, None, further
+
+    def read_sorted(batch):
+        order = batch["attention_mask"].sum(1).argsort(descending=True)
+        return read({name: values[order] for name, values in batch.items()})
+
+    for reader, folder in ((read_sorted, "refused"), (read, "out")):
+        module = explainer(pl, model(), GenericAttentionRelevance, batch_to_inputs=reader)
+        writer = RelevanceWriter(tmp_path / folder, ids=ids)
+        if folder == "refused":
+            with pytest.raises(MisconfigurationException, match="batch_to_inputs does not leave"):
+                predict(pl, trainer_options, module, loader(padded), writer)
+    predict(pl, trainer_options, module, loader(padded), writer)
+    check(tmp_path / "out", [0, 1, 2, 3, 4])
+
+
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="PyTorch 2.6 keeps the order")
+def test_batches_that_overtake_each_other_are_refused(pl, trainer_options, tmp_path):
+    data = DataLoader(Texts(), batch_size=1, num_workers=2, in_order=False)
+    module = explainer(pl, model(), GenericAttentionRelevance)
+    with pytest.raises(MisconfigurationException, match="in_order=False"):
+        predict(pl, trainer_options, module, data, RelevanceWriter(tmp_path / "refused"))
+    predict(pl, trainer_options, module, data, RelevanceWriter(tmp_path, ids="number"))
+    check(tmp_path, [0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("batch", "back"),
+    [
+        (torch.tensor([1, 2, 3]), torch.tensor([3, 2, 1])),
+        (["a", "b", "c"], ["c", "b", "a"]),
+        ((torch.tensor([1, 2, 3]), ["a", "b", "c"], 3), (torch.tensor([3, 2, 1]), None, 3)),
+    ],
+)
+def test_a_batch_is_turned_round(batch, back):
+    found = turned_round(batch, 3)
+    if isinstance(batch, tuple):
+        assert found[1:] == (["c", "b", "a"], 3)
+        found, back = found[0], back[0]
+    assert torch.equal(found, back) if isinstance(back, torch.Tensor) else found == back
+
+
+def test_what_has_no_samples_is_not_turned_round():
+    for batch in (torch.rand(2), {"x": torch.rand(2, 3)}, object(), (1, 2), "abc"):
+        assert turned_round(batch, 3) is batch
+
+
+def test_a_mapping_of_any_kind_is_turned_round():
+    batch = UserDict(x=torch.arange(3), names=["a", "b", "c"], size=3)
+    found = turned_round(batch, 3)
+    assert type(found) is UserDict
+    assert found["x"].tolist() == [2, 1, 0]
+    assert (found["names"], found["size"]) == (["c", "b", "a"], 3)
+    assert batch["x"].tolist() == [0, 1, 2]
