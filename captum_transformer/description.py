@@ -60,7 +60,7 @@ class Addition:
 
 @dataclass(frozen=True)
 class Description:
-    """What the trace has seen; printed, it is a table.
+    """What the trace has seen; it prints as a table.
 
     Attributes:
         inputs: the shape of each input, by its name.
@@ -114,7 +114,7 @@ def describe(
     *,
     additional_forward_kwargs: Mapping[str, Any] | None = None,
 ) -> Description:
-    """What the trace sees of a model and one call of it: the first thing to look at if in doubt.
+    """What the trace sees of a model in one call: the first thing to look at if in doubt.
 
     Args:
         model: the model or any callable that runs one.

@@ -19,7 +19,7 @@ __all__ = [
 
 
 class ExplanationError(RuntimeError):
-    """Base class: this forward pass can't be explained rightly, so it is not explained at all."""
+    """Base class: this forward pass can't be explained correctly, so it isn't explained at all."""
 
 
 class NoAttentionError(ExplanationError):
@@ -27,7 +27,7 @@ class NoAttentionError(ExplanationError):
 
 
 class UnseenOperationError(ExplanationError):
-    """A tensor depends on the inputs through an operation that is invisible to the trace."""
+    """A tensor depends on the inputs through an operation that the trace can't see."""
 
 
 class UnsupportedOperationError(ExplanationError, NotImplementedError):
@@ -35,11 +35,11 @@ class UnsupportedOperationError(ExplanationError, NotImplementedError):
 
 
 class ConservationError(ExplanationError):
-    """A rule hands on more or less relevance than it got, and does not say where the rest goes."""
+    """A rule passes on more or less relevance than it got, without declaring why."""
 
 
 class InvalidRuleError(ExplanationError, ValueError):
-    """What a rule or a map of one's own returns does not fit the operation that it is for."""
+    """The result of your own rule or map doesn't fit the operation that it is for."""
 
 
 class MixedSamplesError(ExplanationError):
@@ -67,8 +67,8 @@ class DamagedDataError(ValueError):
 
 
 class CaptureError(ExplanationError):
-    """A call can't be captured as a graph, or can be explained only as it was captured."""
+    """A call can't be captured as a graph, or can only be explained as it was captured."""
 
 
 class CaptureMismatchError(CaptureError, ValueError):
-    """A call is another one than that which was captured, or the model has changed since."""
+    """A call differs from the captured one, or the model has changed since."""

@@ -130,7 +130,7 @@ def gamma(value: float, *, where: Callable[[Operation], bool] | None = None) -> 
 def operation(
     arguments: str, kind: Kind, *, layout: str | None = None
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
-    """Makes a Python function one operation for the trace, whatever it does inside.
+    """Makes a Python function one operation for the trace.
 
     Its gradient is the one that autograd has for it: that of a custom ``autograd.Function``, say.
     A model that calls such a Function is explained when the decorated function takes its place.

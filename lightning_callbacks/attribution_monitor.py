@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class AttributionMonitor(ExplainedRuns):
-    """Explains a fixed set of validation samples again and again, and logs the pictures.
+    """Explains a fixed set of validation samples after each validation, and logs the pictures.
 
     For each sample, class slot and method one picture, input and heatmap side by side, is logged
     under the tag ``{prefix}_sample_{i}/{slot}/{method}``; with several inputs one for each, under

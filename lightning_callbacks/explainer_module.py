@@ -7,7 +7,7 @@ from lightning_callbacks.shared.flavors import LightningModule, OtherLightningMo
 
 
 class ExplainerModule(Explaining, LightningModule):
-    """Explains what `Trainer.predict` gives it, batch by batch.
+    """Explains the batches of `Trainer.predict`.
 
     With a `lightning_callbacks.RelevanceWriter` among the callbacks the explanations of a whole
     data set are written to disk, on as many devices and nodes as the trainer has. The hooks with

@@ -20,11 +20,11 @@ DOCS = ROOT / "docs"
 TEXT = """# What explanations cost
 
 `python -m benchmarks.cost` measures this on your machine, and `python -m benchmarks.cost.page`
-writes this page from the numbers in `benchmarks/results`. Everything runs in one process and in
-turns, and each time is compared with a plain forward pass and backward pass to the input of the
-same turn: the model's own fused attention, no gradients of parameters. Captum's methods take
-part, and pytorch-grad-cam if it is installed. The models have random weights. A ratio
-of 1 is what the plain gradient costs.
+writes this page from the numbers in `benchmarks/results`. All methods take turns in one process,
+and each time is divided by that of a plain forward pass and backward pass to the input in the same
+turn, with the model's own fused attention and without gradients of parameters. Captum's methods are
+included, and pytorch-grad-cam if it is installed. The models have random weights. A ratio of 1 is
+the cost of the plain gradient.
 
 Measured on: {setting}.
 
@@ -35,34 +35,35 @@ Measured on: {setting}.
 {time}
 
 *s* is the time of one call with the whole batch. IntegratedGradients is timed once, at the
-smallest batch. A method without a figure refuses the model. How quiet the machine was shows in the
-row of Captum's InputXGradient, which does what the reference does: {noise}.
+smallest batch. A method without a figure refuses the model. The
+row of Captum's InputXGradient, which computes the same as the reference, shows the noise of the
+machine: {noise}.
 
-### Where the floor is
+### The lower bound
 
-Nearly all of the time goes into products of activations with weight matrices. Per layer, the
+Nearly all of the time is spent on products of activations with weight matrices. Per layer, the
 plain forward and backward pass to the input has two of them. Methods that change the gradient
 (`ConservativeLRP`, `AttnLRP`) have two as well. `GenericAttentionRelevance` adds, per attention
 call, a product of queries with keys and one of gradients with values, from which the map is made
 block by block. Layer-wise relevance propagation adds three per layer, one for the sum of positive
-terms (`|x| |W|`) and two for the relevance, so `TransformerAttribution` has five against two: it
-can't be faster than 2.5 where layers are wide and sequences short.
+terms (`|x| |W|`) and two for the relevance, so `TransformerAttribution` has five instead of two:
+its ratio can't be below 2.5 if layers are wide and sequences short.
 
 ### Several targets at once
 
-`attribute_targets` with ten classes, as a multiple of one forward pass and ten times what one
-class takes beyond a forward pass: 1 is to be expected, less is saved.
+`attribute_targets` with ten classes, relative to the expected time, one forward pass and ten times
+what one class takes in addition to a forward pass. Less than 1 is faster than expected.
 
 {targets}
 
-### Writing a forward pass down
+### Recording a forward pass
 
-The trace calls Python for each operation, whatever its size. Of a model of tiny layers it takes
+The trace calls Python for each operation, whatever its size. For a model with tiny layers this is
 most of the time; {noop}
 
 {overhead}
 
-### Weights that drive relevance to extremes
+### Extreme weights
 
 Products with the smallest numbers that a precision has are slow on CPUs. Relevance is linear, so
 it starts large and is scaled back at the end. `TransformerAttribution` with the parameters of
@@ -72,9 +73,9 @@ that name multiplied by the factor:
 
 ## Memory
 
-The largest total of allocations beside the model and its input. No matrix of all pairs of tokens
-is held but those that a model without fused attention makes itself: maps are made for a block of
-queries at a time, and what is kept grows with the tokens. Cross-attention under
+The peak of allocations in addition to the model and its input. No matrix of all pairs of tokens is
+stored, except those of models without fused attention: maps are computed for a block of queries at
+a time, and memory grows linearly with the number of tokens. Cross-attention under
 `propagation="paper"` is the exception, as that rule multiplies matrices.
 
 {memory}
@@ -93,7 +94,7 @@ Transformers {transformers}.
 LONG = """
 ### Long inputs
 
-By how much the process grows at its peak.
+The growth of the process at its peak.
 
 {long}
 """

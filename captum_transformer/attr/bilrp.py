@@ -46,7 +46,7 @@ class PairRelevance(NamedTuple):
 
 
 class BiLRP:
-    r"""Which pairs of tokens, or patches, make two inputs similar.
+    r"""The pairs of tokens, or patches, that make two inputs similar.
 
     For embeddings :math:`\phi(x)` and :math:`\phi'(x')` with the similarity
     :math:`\sum_k \phi_k \phi'_k`, the relevance of token :math:`i` of the one input together with

@@ -32,7 +32,7 @@ from captum_transformer.trace.operation import Operation
 
 
 class RelevanceMethod(AccountableMethod):
-    r"""Layer-wise relevance propagation down to the inputs, with rules of one's own.
+    r"""Layer-wise relevance propagation down to the inputs, with your own rules.
 
     Operations follow the rules of full LRP, ``TransformerAttribution(propagate_to_input=True)``,
     except for the kinds that ``rules`` names. A rule is a function of an
@@ -75,7 +75,7 @@ class RelevanceMethod(AccountableMethod):
 
 
 class GradientMethod(GradientTimesInput):
-    r"""Gradient x input, with rules of one's own for what counts as constant.
+    r"""Gradient x input, with your own rules for what counts as constant.
 
     A rule is a function of an :class:`~captum_transformer.extend.Operation` before it runs. It runs
     the operation and returns its result, which must be the same number for number; what autograd
@@ -165,7 +165,7 @@ def _is_finite(outputs: Sequence[Tensor], signals: Sequence[Tensor]) -> bool:
 
 
 class MapMethod(RolloutMethod):
-    r"""A rollout of maps of one's own: the row of :math:`(I + M_L) \cdots (I + M_1) - I`.
+    r"""A rollout of your own maps: the row of :math:`(I + M_L) \cdots (I + M_1) - I`.
 
     Subclasses say what the map of an attention call is. Batches, masks, windows, several towers,
     row normalisation and the way to the pixels come with it.

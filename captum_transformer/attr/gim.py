@@ -14,12 +14,12 @@ from captum_transformer.trace.mode import ForwardRules
 
 
 class GIM(GradientTimesInput):
-    r"""Gradient x input, with a gradient that sees what attention's softmax conceals.
+    r"""Gradient x input, with a softmax gradient that doesn't vanish where attention saturates.
 
-    Where a softmax is saturated, or several keys have the same to say, no score matters by itself:
-    take one away, and the others make up for it. The gradient then misses all that these scores
-    were made of. The relevance of the inputs is
-    :math:`R_i = x_i \cdot \partial f_c / \partial x_i`, where the gradient is changed at
+    If a softmax is saturated, or several keys have the same content, no single score matters: if
+    one is removed, the others compensate. The gradient then misses the sources of these scores. The
+    relevance of the inputs is :math:`R_i = x_i \cdot \partial f_c / \partial x_i`, where the
+    gradient is changed at
 
     - the softmax of attention: with :math:`p^T = \mathrm{softmax}(z / T)` of the scores :math:`z`,
       after scaling, masks and caps, the gradient of the probabilities goes on as

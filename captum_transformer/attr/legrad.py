@@ -28,7 +28,7 @@ from captum_transformer.trace.value import Value
 
 
 class LeGrad(TransformerMethod):
-    r"""How much the score of each layer's tokens grows with what that layer attends to.
+    r"""How much a layer's attention to a token increases the score read from that layer.
 
     The score of layer :math:`l` is what the model's own head (final norm, pooling, projection, the
     product with a text) says of that layer's tokens: :math:`s^l = \mathrm{head}(Z^l)`. Its gradient

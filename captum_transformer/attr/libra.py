@@ -35,7 +35,7 @@ from captum_transformer.trace.value import Value
 
 
 class LibraGrad(GradientTimesInput):
-    r"""Gradient x input with everything held that is no straight line.
+    r"""Gradient x input with every nonlinear factor held constant.
 
     The relevance of the inputs is :math:`R_i = x_i \cdot \partial f_c / \partial x_i`, where the
     gradient takes as constants the attention probabilities, what divides the signal in a norm, and
@@ -84,7 +84,7 @@ class LibraGrad(GradientTimesInput):
 
 
 class FullGradPlus(LibraGrad):
-    r"""FullGrad+: what each token has at the input of each layer, and what biases add behind it.
+    r"""FullGrad+: the relevance of each token at the input of each layer, and of later biases.
 
     With the gradients of :class:`LibraGrad`, the tokens :math:`x^{(l)}` at the input of layer
     :math:`l`, and all biases :math:`b` behind it, each at its own token :math:`i`:

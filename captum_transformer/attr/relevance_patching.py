@@ -34,7 +34,7 @@ Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
 
 class RelevancePatching:
-    r"""How much a score would recover if a part of the model had what it has on a clean input.
+    r"""How much a score would recover if part of the model had its activation on a clean input.
 
     Activation patching runs the model on a corrupted input once for each part (a layer's output, a
     head, at a position) with that part's activation :math:`a` taken from the clean run. Relevance

@@ -15,7 +15,7 @@ from captum_transformer.errors import AmbiguousOutputError, ExplanationError, In
 
 @dataclass(frozen=True)
 class Contrast:
-    """Why one output rather than another: the target that is the difference of two scores.
+    """Why one output rather than another: a target that is the difference of two scores.
 
     Wherever a target is taken, a contrast may be given instead, or a list with one for each sample
     (which Captum's tools that repeat samples, such as ``NoiseTunnel``, repeat with them).

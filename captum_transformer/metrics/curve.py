@@ -13,7 +13,7 @@ from captum_transformer.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class Curve:
-    """What a model says of each sample while more and more of its places are changed.
+    """The scores of each sample while more and more of its places are changed.
 
     Attributes:
         fractions: The shares of places that were changed, in increasing order: ``(F,)``.

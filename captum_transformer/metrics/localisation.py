@@ -97,9 +97,9 @@ def grid_pointing_game(
 ) -> Tensor:
     """The share of the positive relevance that lies in the class's cell of a mosaic.
 
-    Images of different classes are put together to a grid, and each class is explained: all that
-    speaks for it is in its own cell. A map without positive relevance gets zero; a constant one
-    gets chance, one over the number of cells.
+    Images of different classes form a grid, and each class is explained: all evidence for it is in
+    its own cell. A map without positive relevance gets zero; a constant one gets chance, one over
+    the number of cells.
 
     Args:
         relevance: ``(samples, height, width)``, or ``(samples, channels, height, width)``, whose

@@ -125,7 +125,7 @@ def pixel_perturbation(
 
 
 def black(mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
-    """What black pixels are after normalisation: ``(0 - mean) / std``, one value per channel.
+    """The value of black pixels after normalisation: ``(0 - mean) / std``, one value per channel.
 
     Args:
         mean: The mean of each channel, as it is subtracted.

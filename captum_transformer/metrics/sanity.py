@@ -90,7 +90,7 @@ def model_randomisation(
 
 
 def class_sensitivity(first: Tensor, second: Tensor, *, absolute: bool = False) -> Tensor:
-    """How much the maps of two classes agree: a method that sees no class has a correlation of one.
+    """How much the maps of two classes agree: one for a method that ignores the class.
 
     Args:
         first: Maps of one class, samples first: ``(samples, ...)``.
@@ -125,7 +125,7 @@ def completeness(
     *,
     baseline_output: Tensor | float = 0.0,
 ) -> Tensor:
-    r"""By how much the attributions miss what they should sum up to, relative to it.
+    r"""The relative error of the attributions' sum.
 
     .. math:: \frac{\big|\sum_i R_i - (f(x) - f(x_0))\big|}{|f(x) - f(x_0)|}
 

@@ -46,7 +46,7 @@ class DescribedFunction:
 def describe_function(
     function: Callable[..., Any] | type[Function], arguments: str, kind: Kind
 ) -> DescribedFunction:
-    """Says what a function is that the table of operations lacks.
+    """Describes a function that isn't in the table of operations.
 
     All methods follow it from then on, as they follow the others of its kind.
 
@@ -104,7 +104,7 @@ def describe_linear(
     weight: Callable[..., Tensor] | None = None,
     bias: Callable[..., Tensor | None] | None = None,
 ) -> DescribedFunction:
-    """Says that a function is a linear layer, in whatever form it has its weights.
+    """Describes a function as a linear layer, with its weights in any form.
 
     That is what kernels for quantised weights are, and the custom Functions that packages wrap them
     in. All methods take it for ``F.linear`` with these weights from then on. The model goes on

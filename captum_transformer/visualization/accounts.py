@@ -16,7 +16,7 @@ _FOR, _AGAINST, _INPUTS = "#d8604a", "#4a78b5", "#404040"
 def account_bars(
     shares: Mapping[str, float], caption: str = "", *, most: int = 16, width: float = 7.0
 ) -> Figure:
-    """Draws a bar for each taker of relevance, from the top in the order in which they come.
+    """Draws a bar for each share of an account, from top to bottom in their order.
 
     Args:
         shares: What each got as a share of the total: ``account.shares()``, or

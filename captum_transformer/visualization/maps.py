@@ -18,7 +18,7 @@ Channels: TypeAlias = Literal["sum", "mean"]
 
 
 class MapOptions(TypedDict, total=False):
-    """How an image's attribution becomes a map; every picture takes these keywords.
+    """How an image's attribution becomes a map; all functions for pictures take these options.
 
     Attributes:
         channels: ``"sum"`` (default) or ``"mean"`` over the channels, see `to_map`.
@@ -84,7 +84,7 @@ def scaled_map(
 def to_map(attribution: Tensor, *, channels: Channels = "sum") -> Tensor:
     """Reduces the attribution of one image to one value per pixel.
 
-    The sum is what a pixel contributes as a whole, so the map keeps the attribution's total.
+    The sum is the contribution of the whole pixel, so the map keeps the attribution's total.
 
     Args:
         attribution: ``(C, H, W)``, or ``(H, W)`` where there are no channels to reduce.
@@ -134,7 +134,7 @@ def check_finite(attribution: Tensor) -> None:
 
 
 def smooth_patches(values: Tensor) -> Tensor:
-    """Interpolates bilinearly between the patches of a patch-wise constant map, for the eye.
+    """Interpolates bilinearly between the patches of a patch-wise constant map.
 
     An attention-based attribution is exact for patches: all pixels of a patch have one value. The
     patch size is read from the map itself, as the largest grid on which it is constant. A map that
@@ -226,7 +226,7 @@ def scale_map(
 def common_scale(attributions: Iterable[Tensor], **options: Unpack[MapOptions]) -> MapOptions:
     """Options that give several attributions the same colours, to compare them with each other.
 
-    Pass them on to every picture that shall be compared: images, classes, epochs.
+    Pass them to all pictures that are to be compared: images, classes, epochs.
 
     Args:
         attributions: All of them, each ``(C, H, W)`` or ``(H, W)``.

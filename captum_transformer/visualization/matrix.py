@@ -34,10 +34,10 @@ def token_matrix(
     scale: float | None = None,
     off_scale: OffScale = None,
 ) -> Figure:
-    """Draws what each token of one text has of each token of another, with both written out.
+    """Draws a matrix of tokens by tokens, with both texts written out.
 
-    For generated text, a row says why that token came next: pass one sample of what
-    `attribute_generated` returns. Any other matrix with named rows and columns does as well.
+    For generated text, each row explains one generated token: pass one sample of the result of
+    `attribute_generated`. Any other matrix with named rows and columns works as well.
 
     Args:
         attribution: ``(rows, columns)``.

@@ -22,7 +22,7 @@ Picture: TypeAlias = Tensor | Image | Any
 
 
 def to_display(image: Picture) -> Image:
-    """Brings an image into a form that can be drawn.
+    """Converts an image to a form that can be drawn.
 
     Args:
         image: A tensor ``(3, H, W)``, ``(1, H, W)`` or ``(H, W)``, an array ``(H, W, 3)``,
@@ -75,8 +75,8 @@ def _as_tensor(image: Picture) -> Tensor:
 def overlay(image: Picture, attribution: Tensor, **options: Unpack[MapOptions]) -> Image:
     """Lays a heatmap over an image.
 
-    The stronger the attribution, the more its colour covers the image, so that what doesn't matter
-    to the model stays recognisable in a dimmed grey.
+    The stronger the attribution, the more its colour covers the image; everything irrelevant stays
+    recognisable in a dimmed grey.
 
     Args:
         image: A tensor, an array or an image of PIL, in any range; see `to_display`.

@@ -69,9 +69,9 @@ class Places(NamedTuple):
 
 
 def places_of(process: Process, pictures: Sequence[Any]) -> Places:
-    r"""Finds out where a processor puts which part of some pictures.
+    r"""Finds out where a processor puts each part of a picture.
 
-    However a processor crops, scales, tiles, cuts into patches and pads: it is asked. It gets
+    This works for any way to crop, scale, tile, cut into patches and pad: the processor gets
     pictures of the same sizes that are black, white, or grey by the column, by the row and by the
     number of the picture. A value that is :math:`v` for one of them, and :math:`b` and :math:`w`
     for the black and the white one, is from :math:`(v - b) / (w - b)` of the way, since processors

@@ -23,7 +23,7 @@ def token_ansi(
     r"""Writes a text with ANSI escape sequences that colour the ground behind each token.
 
     The colours are those of `token_strip`, in 24 bits, which all current terminals know. Control
-    characters in the tokens are replaced, so that a text can't give the terminal orders.
+    characters in the tokens are replaced, so that a text can't control the terminal.
 
     Args:
         tokens: The N tokens as strings, or its words, see `merge_words`.

@@ -19,7 +19,7 @@ OffScale: TypeAlias = Sequence[bool] | Tensor | None
 
 
 class TokenOptions(TypedDict, total=False):
-    """How the attribution of a text is coloured; every picture of a text takes these keywords.
+    """How the attribution of a text is coloured; all functions for texts take these options.
 
     Attributes:
         sign: ``"auto"`` (default), ``"signed"``, ``"positive"`` or ``"absolute"``, see `Sign`.

@@ -82,7 +82,7 @@ def merge_words(
 def decode_with_offsets(
     tokenizer: Any, ids: Sequence[int] | Tensor
 ) -> tuple[list[str], list[tuple[int, int]], str]:
-    """Finds the text that ids stand for, and where each is in it, as `merge_words` needs it.
+    """Decodes ids to a text, with the position of each token in it, as `merge_words` needs.
 
     A tokenizer has offsets only of a text that it is given. Here they come from decoding: the
     tokens up to each one are decoded, and a token is what it adds to those before it.
