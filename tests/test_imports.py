@@ -18,8 +18,8 @@ ORDER = {
         "captured",
         "attr",
         "description or extend",
-        "explainers or chat or adapters",
-        "cli",
+        "explainers or chat",
+        "cli or adapters",
     ],
     "lightning_callbacks": [
         "shared",
