@@ -44,7 +44,8 @@ class ExplainedImage(Explained):
         Returns:
             A uint8 array ``(height, width, 3)``.
         """
-        return panel(self.picture, self.map, self.caption, height=height, **options)
+        note = "" if self.grid is None else "summed by patch"
+        return panel(self.picture, self.map, self.caption, height=height, note=note, **options)
 
     def show(self, *, height: int = 256, **options: Unpack[MapOptions]) -> None:
         """Shows the picture and its map, in a notebook or by the system's program for pictures.

@@ -1,5 +1,7 @@
 """Explained pictures: a map lies where the picture has what is due to it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm
@@ -103,6 +105,12 @@ def test_patches_are_shown_by_their_sums(model, transform, picture):
     shown = explained.map[explained.map > 0]
     assert float(shown.max()) == pytest.approx(192, rel=1e-5)
     assert float(shown.median()) == pytest.approx(192, rel=1e-5)
+
+
+def test_a_drawing_says_that_patches_are_summed(model, transform, picture):
+    explained = ImageExplainer(model, transform)(picture, target=1)
+    of_pixels = replace(explained, grid=None)
+    assert len(explained.draw()) > len(of_pixels.draw())  # a line below the picture
 
 
 def test_the_default_is_what_the_study_supports(transform, model, picture):
