@@ -1,12 +1,15 @@
 """Which maps of an attention call belong to which head, as far as the trace knows."""
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis, View, pieces_in_view
-from captum_transformer.trace.kinds import BY_ENTRY, MOVES
+from captum_transformer.trace.kinds import BY_ENTRY, COPIES, MOVES, Kind
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import views_of
@@ -35,6 +38,7 @@ def _heads(call: AttentionCall) -> int:
         )
     if value.learned and samples.outer == 1:  # learned queries lie in no windows
         return torch.Size(laid_out.shape[:lead]).numel() // samples.size
+    sources = query_value(call), call.value.value
     features = value.features
     if features is None:
         raise _unsupported(call, "it is not known which features its heads are")
@@ -44,10 +48,11 @@ def _heads(call: AttentionCall) -> int:
     in_order = own == list(range(lead - len(own), lead))
     # Learned queries are not followed, but what they read is.
     beside: int | None = 1
-    for source in () if own else (query_value(call), call.value.value):
+    for source in () if own else sources:
         beside = heads_beside_samples(source) if beside == 1 else beside
     first = max(_along(samples, laid_out), default=-1) < own[0] if own else samples.outer == 1
-    if not first or lead in dims or not in_order or beside is None:
+    known = first and in_order and lead not in dims and not any(map(_joins_parts, sources))
+    if not known or beside is None:
         raise _unsupported(call, "which of its maps are heads is not known")
     return heads * beside
 
@@ -76,6 +81,43 @@ def heads_beside_samples(value: Value | None) -> int | None:
                     heads *= size
         value, operation = source, source.operation
     return heads
+
+
+def _joins_parts(value: Value | None) -> bool:
+    """Whether parts of one value's features were joined in front of them, as in ``cat(chunks, 0)``.
+
+    Of one sample, nothing else tells these heads from windows.
+    """
+    operation = None if value is None else value.operation
+    while value is not None and operation is not None and operation.attention is None:
+        traced = operation.traced()
+        if operation.kind not in MOVES | BY_ENTRY or not traced:
+            break
+        if operation.kind in (Kind.CONCATENATE, Kind.STACK) and len(traced) > 1:
+            wholes = {_whole(source) for _, source in traced}
+            dim = operation.dim(len(value.shape)) or 0
+            own = [axis.dim(value.shape) for axis in value.features or ()]
+            if None not in wholes and len(wholes) == 1 and all(d is None or dim < d for d in own):
+                return True
+        value, operation = traced[0][1], traced[0][1].operation
+    return False
+
+
+def _whole(value: Value) -> Value | None:
+    """The value that another one is a part of the features of."""
+    part, operation = value, value.operation
+    while operation is not None and operation.kind in COPIES and len(operation.traced()) == 1:
+        ((_, value),) = operation.traced()
+        if value.features is None or part.features is None:
+            return None
+        if _count(value.features) > _count(part.features):
+            return value
+        operation = value.operation
+    return None
+
+
+def _count(features: Iterable[Axis]) -> int:
+    return math.prod(axis.size for axis in features)
 
 
 def _along(axis: Axis, view: View) -> list[int]:

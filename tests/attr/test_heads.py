@@ -73,6 +73,17 @@ def stacked(q, k, v):
     return ((rows @ k[:, 0].mT).softmax(-1) @ v[:, 0]).view(q.shape)
 
 
+def in_front(q, k, v):
+    """Heads in front of the samples, as where they are cut out one by one and joined."""
+    parts = (torch.cat(part.unbind(1)) for part in (q, k, v))
+    return torch.stack(F.scaled_dot_product_attention(*parts).chunk(HEADS), 1)
+
+
+def in_a_row(q, k, v):
+    parts = (torch.stack(part.unbind(1)) for part in (q, k, v))
+    return torch.stack(F.scaled_dot_product_attention(*parts).unbind(0), 1)
+
+
 class Model(nn.Module):
     def __init__(self, core):
         super().__init__()
@@ -127,7 +138,9 @@ def test_spellings_agree(core, same, pooling, x):
 
 
 @pytest.mark.parametrize("samples", [1, 3])
-@pytest.mark.parametrize("core", [windows_behind, neighbours, gathered, stacked])
+@pytest.mark.parametrize(
+    "core", [windows_behind, neighbours, gathered, stacked, in_front, in_a_row]
+)
 def test_unknown_heads_are_refused(core, samples, x):
     with pytest.raises(UnsupportedOperationError, match="which of its maps are heads"):
         AttentionGradCam(Model(core)).attribute(x[:samples], 1)
