@@ -1,5 +1,6 @@
 """Which code a call runs, and so which names it may read."""
 
+import builtins
 import dis
 import gc
 import linecache
@@ -8,11 +9,12 @@ import random
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any
+from threading import get_ident
+from types import CodeType, FrameType, ModuleType
+from typing import Any, NamedTuple
 
 import captum
 import torch
@@ -29,63 +31,138 @@ _PATHS = sysconfig.get_paths()
 _STANDARD = tuple(_PATHS[name] + os.sep for name in ("stdlib", "platstdlib"))
 # These may lie within the standard library's folder.
 _INSTALLED = tuple(_PATHS[name] + os.sep for name in ("purelib", "platlib"))
+_IMPORTS, _IMPORT = "<frozen importlib._bootstrap>", "_find_and_load"
 _PUT_BACK = frozenset({"getstate", "setstate"})
+_ASKS = ("getattr", "hasattr")
+_BY_DICT = frozenset({"__dict__", "vars", "attrgetter", "__getattribute__"})
+# Who called these has named the attribute.
+FORWARDS = frozenset({"__getattr__", "__getattribute__"})
 _READS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_SUPER_ATTR"})
 _NAME = re.compile(r"[A-Za-z_]\w*")
+
+
+def is_of_packages(name: Any) -> bool:
+    """Whether a module is Python's, torch's or this library's, by its name."""
+    root = str(name).partition(".")[0]
+    return root in sys.stdlib_module_names or root in ("torch", "captum_transformer")
 
 
 class Executed:
     """What has run.
 
     Attributes:
-        codes: the code, with the globals that it reads.
+        codes: the code by its identity, with the globals that it reads.
         modules: the modules that were called.
         random: where numbers were drawn from a generator of Python's.
+        asked: the names of attributes that were put together while the model ran.
     """
 
     def __init__(self) -> None:
-        self.codes: dict[CodeType, dict[str, Any]] = {}
+        self.codes: dict[int, tuple[CodeType, dict[str, Any]]] = {}
         self.modules: dict[int, nn.Module] = {}
         self.random: list[str] = []
+        self.asked: set[str] = set()
+        self._imports = 0
 
     @contextmanager
     def noted(self) -> Iterator[None]:
         """Meanwhile it is written down what this thread runs, but for this library."""
-        earlier = sys.getprofile()
+        earlier, thread = sys.getprofile(), get_ident()
         hook = register_module_forward_pre_hook(self._called)
+        plain = {name: getattr(builtins, name) for name in _ASKS}
+
+        def asking(ask: Callable[..., Any]) -> Callable[..., Any]:
+            def asked(owner: Any, name: Any, *default: Any) -> Any:
+                if get_ident() == thread and type(name) is str:
+                    self.asked.add(name)
+                return ask(owner, name, *default)
+
+            return asked
+
+        # Nothing else tells the name: a profiler sees no arguments of Python's own functions.
+        vars(builtins).update({name: asking(ask) for name, ask in plain.items()})
         sys.setprofile(self._ran)
         try:
             yield
         finally:
             sys.setprofile(earlier)
+            vars(builtins).update(plain)
             hook.remove()
 
     def _ran(self, frame: FrameType, event: str, function: Any) -> None:
         code = frame.f_code
-        if event == "c_call":
+        if code.co_name == _IMPORT and code.co_filename == _IMPORTS:
+            # What a module does when it is first imported is not done again.
+            self._imports += (event == "call") - (event == "return")
+        elif self._imports:
+            return
+        elif event == "c_call":
             owner = getattr(function, "__self__", None)
             if isinstance(owner, random.Random) and function.__name__ not in _PUT_BACK:
                 self.random.append(line_of(frame))
-        elif event == "call" and code not in self.codes and not code.co_filename.startswith(_OWN):
-            self.codes[code] = frame.f_globals
+        elif event == "call" and id(code) not in self.codes:
+            own = code.co_filename.startswith(_OWN)
+            self.codes |= {} if own else {id(code): (code, frame.f_globals)}
 
     def _called(self, module: nn.Module, _: Any) -> None:
         self.modules[id(module)] = module
 
-    @property
-    def names(self) -> frozenset[str]:
-        """All that the code may read of objects, also by `getattr` and a name that it spells."""
-        found: set[str] = set()
-        for code in self.codes:
-            found |= _names_in(code)
-        return frozenset(found)
+    def read(self) -> "Read":
+        """What the code has names for."""
+        every, own, by_dict = set(self.asked), set(self.asked), set[Any]()
+        for code, values in self.codes.values():
+            every |= (names := _names_in(code))
+            if not is_of_packages(file := values.get("__name__")):
+                own |= names
+                if names & _BY_DICT and code.co_name not in FORWARDS:
+                    by_dict.add(file)
+        return Read(frozenset(every), frozenset(own), frozenset(by_dict))
+
+    def names_in_modules(self) -> Iterator[tuple[ModuleType, set[str]]]:
+        """What the model's code reads of each module that it has a name for, one in another."""
+        found: dict[int, tuple[ModuleType, set[str]]] = {}
+        for code, values in self.codes.values():
+            if is_of_packages(values.get("__name__")):
+                continue
+            names = _names_in(code)
+            pending = [values[name] for name in names & values.keys()]
+            pending += map(sys.modules.get, _imported_in(code, values))
+            seen = set()
+            while pending:
+                module = pending.pop()
+                if isinstance(module, ModuleType) and id(module) not in seen:
+                    seen.add(id(module))
+                    read = names & vars(module).keys()
+                    found.setdefault(id(module), (module, set()))[1].update(read)
+                    pending += (vars(module)[name] for name in read)
+        yield from found.values()
 
     def names_in_globals(self) -> Iterator[tuple[dict[str, Any], set[str]]]:
         """What the code reads of each file's globals."""
         found: dict[int, tuple[dict[str, Any], set[str]]] = {}
-        for code, values in self.codes.items():
+        for code, values in self.codes.values():
             found.setdefault(id(values), (values, set()))[1].update(_names_in(code) & values.keys())
         yield from found.values()
+
+
+class Read(NamedTuple):
+    """What code has names for, and so may read of objects.
+
+    Attributes:
+        every: all names.
+        own: those of the model's own code, and not of Python's or torch's.
+        by_dict: the files whose code takes attributes from where all of them are.
+    """
+
+    every: frozenset[str]
+    own: frozenset[str]
+    by_dict: frozenset[Any]
+
+
+def _imported_in(code: CodeType, values: dict[str, Any]) -> set[str]:
+    """The modules that code imports itself, by their names."""
+    names = {s.argval for s in dis.get_instructions(code) if s.opname == "IMPORT_NAME"}
+    return names | {f"{values.get('__package__')}.{name}" for name in names}
 
 
 def line_of(frame: FrameType) -> str:

@@ -6,9 +6,10 @@ places where they were found. Everything else has to be the same.
 
 import functools
 import operator
-import sys
+import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from torch.nn.modules import module as _module
 from captum_transformer.calling.contents import is_object
 from captum_transformer.calling.copies import slots_of
 from captum_transformer.captured.arguments import Shape
-from captum_transformer.captured.executed import Executed
+from captum_transformer.captured.executed import FORWARDS, Executed, is_of_packages
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _SEQUENCES = (list, tuple, deque)
@@ -37,6 +38,7 @@ _OF_MODULES = (
 )
 _NOT_READ = frozenset(vars(nn.Module())) - {*_OF_MODULES}
 _MISSING = object()
+_ENVIRONMENT = frozenset({"environ", "getenv"})
 
 
 class Place(NamedTuple):
@@ -66,12 +68,12 @@ class _Holder:
         own = owner if isinstance(owner, Mapping) else getattr(owner, "__dict__", None)
         self._own = own if own is not None and own.keys() >= held.keys() else None
         self._count = len(self._own or ())
-        self._getter = operator.itemgetter(*self.keys) if len(self.keys) > 1 else None
+        self._getter = _getter(self.keys)
 
     def is_unchanged(self) -> bool:
         """Whether it holds the same objects, as far as can be told at once."""
         own = self._own
-        if own is None or self._getter is None or len(own) != self._count:
+        if own is None or len(own) != self._count:
             return False
         try:
             return all(map(operator.is_, self._getter(own), self.values))
@@ -100,6 +102,12 @@ class _Holder:
         return f"{self.path}{joint}"
 
 
+def _getter(keys: Sequence[Any]) -> Callable[[Any], Sequence[Any]]:
+    if len(keys) > 1:
+        return operator.itemgetter(*keys)
+    return lambda held: [held[key] for key in keys]
+
+
 class Guard:
     """All that was read besides the inputs.
 
@@ -119,7 +127,8 @@ class Guard:
     ) -> None:
         self._devices = devices
         self._settings = settings(devices)
-        self._names = executed.names - _NOT_READ
+        self._read = executed.read()
+        self._names = self._read.every - _NOT_READ
         self._holders: list[_Holder] = []
         self._empty: list[tuple[str, Any]] = []
         self._metadata: list[Any] = []
@@ -133,9 +142,13 @@ class Guard:
             self._add(f"model.{name}" if name else "model", module)
         self._add("method", method, everything=True)
         for values, names in executed.names_in_globals():
-            path = str(values.get("__name__"))
-            if path.partition(".")[0] not in (*sys.stdlib_module_names, "torch"):
-                self._note(path, values, functools.partial(_some_of, names))
+            if not is_of_packages(path := values.get("__name__")):
+                self._note(str(path), values, functools.partial(_some_of, names))
+        for file, names in executed.names_in_modules():
+            path, reads = file.__name__, functools.partial(_some_of, names)
+            self._note(path, vars(file), reads, within=not is_of_packages(path))
+        if self._read.own & _ENVIRONMENT:
+            self._note("os.environ", os.environ, functools.partial(_some_of, self._read.own))
 
     def places(self, tensor: Tensor) -> list[str]:
         """The names under which a tensor is held."""
@@ -204,8 +217,12 @@ class Guard:
         if isinstance(item, np.ndarray):
             self._arrays.append((path, item, item.copy()))
         elif isinstance(item, nn.Module):
-            self._note(path, item, functools.partial(_attributes, names=self._names | _MODULES))
+            names = self._names_of(item)
+            names = None if names is None else names | _MODULES
+            self._note(path, item, functools.partial(_attributes, names=names, but=_NOT_READ))
             self._add_class(type(item))
+        elif isinstance(item, ContextVar):
+            self._note(path, item, lambda variable: {"value": variable.get(_MISSING)})
         elif isinstance(item, functools.partial):
             self._note(path, item, lambda p: {"func": p.func, "args": p.args, **p.keywords})
         elif isinstance(item, MethodType):
@@ -223,11 +240,22 @@ class Guard:
             self._note(path, item, lambda some: {"members": frozenset(some)})
         elif isinstance(item, type):
             if not _is_of_packages(item):
+                del self._known[id(item)]
                 self._add_class(item)
-        elif is_object(item) and (everything or not _is_of_packages(type(item))):
-            names = None if everything else self._names
+        elif is_object(item):
+            names = None if everything else self._names_of(item)
             self._note(path, item, functools.partial(_attributes, names=names))
             self._add_class(type(item))
+
+    def _names_of(self, item: Any) -> frozenset[str] | None:
+        """The attributes of an object that may be read; None for all of them."""
+        kind = type(item)
+        if _is_of_packages(kind):
+            return self._names if isinstance(item, nn.Module) else self._read.own
+        forwards = any(vars(base).keys() & FORWARDS for base in kind.__mro__[:-1])
+        if kind.__module__ in self._read.by_dict or (forwards and not isinstance(item, nn.Module)):
+            return None
+        return self._names
 
     def _add_class(self, kind: type) -> None:
         for base in kind.__mro__:
@@ -236,7 +264,14 @@ class Guard:
                 names = self._names | {"forward", "__call__"}
                 self._note(base.__qualname__, vars(base), functools.partial(_some_of, names))
 
-    def _note(self, path: str, owner: Any, read: Callable[[Any], Mapping[Any, Any]]) -> None:
+    def _note(
+        self,
+        path: str,
+        owner: Any,
+        read: Callable[[Any], Mapping[Any, Any]],
+        *,
+        within: bool = True,
+    ) -> None:
         holder = _Holder(path, owner, read)
         number = len(self._holders)
         self._holders.append(holder)
@@ -245,7 +280,7 @@ class Guard:
                 self._places.setdefault(id(value), []).append(Place(number, place))
                 if _holds_tensors(value):
                     self._note(holder.name(place), value, _inner_of)
-            else:
+            elif within:
                 self._add(holder.name(place), value)
 
 
@@ -276,9 +311,11 @@ def settings(devices: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _attributes(item: Any, names: frozenset[str] | None) -> dict[str, Any]:
+def _attributes(
+    item: Any, names: frozenset[str] | None, but: frozenset[str] = frozenset()
+) -> dict[str, Any]:
     held = getattr(item, "__dict__", {})
-    found = dict(held) if names is None else {k: held[k] for k in held if k in names}
+    found = {k: held[k] for k in held if k not in but and (names is None or k in names)}
     for name in slots_of(type(item)):
         if (names is None or name in names) and hasattr(item, name):
             found[name] = getattr(item, name)
@@ -320,8 +357,7 @@ def _metadata(tensor: Tensor) -> Any:
 
 def _is_of_packages(item: Any) -> bool:
     """Whether a class or function is Python's or torch's own, which doesn't change."""
-    root = str(getattr(item, "__module__", "")).partition(".")[0]
-    return root in sys.stdlib_module_names or root in ("torch", "captum_transformer")
+    return is_of_packages(getattr(item, "__module__", ""))
 
 
 def _is_alike(new: Any, old: Any) -> bool:

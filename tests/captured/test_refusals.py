@@ -4,6 +4,8 @@ import functools
 import gc
 import heapq
 import random
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,6 +142,29 @@ def test_garbage_is_not_the_model() -> None:
     gc.collect()
     assert _Cycle.ended
     assert_same(captured(values(1), 2), method.attribute(values(1), [2] * 3))
+
+
+class ImportsLate(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        import captum_transformer_test_drawn_once
+
+        return super().forward(x) * captum_transformer_test_drawn_once.FACTOR
+
+
+def test_what_an_import_draws_is_drawn_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "captum_transformer_test_drawn_once"
+    (tmp_path / f"{name}.py").write_text("import random\n\nFACTOR = random.random()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    method = AttnLRP(classifier(ImportsLate))
+    try:
+        captured = method.capture(values(), 1)
+        assert_same(captured(values(1), 2), method.attribute(values(1), [2] * 3))
+        sys.modules[name].FACTOR = 3.0
+        assert assert_never_stale(method, captured, values(1), 2)
+    finally:
+        sys.modules.pop(name, None)
 
 
 def test_tensors_that_nobody_is_known_to_hold() -> None:
