@@ -28,6 +28,7 @@ from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.heads import by_head
 from captum_transformer.trace.mode import ForwardRules
+from captum_transformer.trace.picks import Picked, are_same_rows, picked_rows
 from captum_transformer.trace.value import Value
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
@@ -129,7 +130,7 @@ class RelevancePatching:
 
         Raises:
             InvalidInputError: if the clean and the corrupted inputs, or what a layer makes of
-                them, differ in shape.
+                them, differ in shape, or a layer gets other tokens, as experts do.
             InvalidLayerError: if there is no such layer, if it does not run, or runs several times.
         """
         chosen = chosen_layers(self.forward_func, layers)
@@ -141,10 +142,13 @@ class RelevancePatching:
         def nodes(run: TracedForward, _: Value) -> "list[list[_Node]]":
             if len(run.inputs[0]) < arguments[0].samples:
                 require_samples_first(run, chosen)
-            named = zip(chosen, run.layers, strict=True)
+            rows = picked_rows(run.tape.operations)
             return [
-                [_Node(layer.name, Point(t.value, t.operand.tensor, t.edge)) for t in tensors]
-                for layer, tensors in named
+                [
+                    _Node(layer.name, Point(t.value, t.operand.tensor, t.edge), rows.get(t.value))
+                    for t in tensors
+                ]
+                for layer, tensors in zip(chosen, run.layers, strict=True)
             ]
 
         traced = partial(
@@ -185,10 +189,11 @@ class RelevancePatching:
         """
 
         def nodes(run: TracedForward, score: Value) -> "list[list[_Node]]":
-            calls = run.history(score).layers()
+            calls, rows = run.history(score).layers(), picked_rows(run.tape.operations)
             points = inner_points(run, [call.output for call in calls])
             return [
-                [_Node(call.module, point, call)] for call, point in zip(calls, points, strict=True)
+                [_Node(call.module, point, rows.get(call.output), call)]
+                for call, point in zip(calls, points, strict=True)
             ]
 
         arguments = [
@@ -247,7 +252,7 @@ def _differences(
     clean, corrupted = arguments
     with run(clean) as forward:
         _, score = forward.select(target)
-        known = [[node.point.data for node in group] for group in nodes(forward, score)]
+        known = [[node.clean() for node in group] for group in nodes(forward, score)]
     with run(corrupted) as forward:
         selected, score = forward.select(target)
         refuse_reached(forward, selected, score)
@@ -273,17 +278,36 @@ class _Node(NamedTuple):
 
     name: str
     point: Point
+    rows: list[Picked] | None
     call: AttentionCall | None = None
 
-    def score(self, clean: Tensor, gradient: Tensor | None) -> Tensor:
+    def clean(self) -> "_Clean":
+        """What is kept of it for the corrupted run."""
+        return _Clean(self.point.data, self.rows)
+
+    def score(self, known: "_Clean", gradient: Tensor | None) -> Tensor:
         """The difference of the activations times the coefficient."""
-        corrupted = self.point.data
+        corrupted, clean = self.point.data, known.data
         _require_alike(f"What {self.name!r} makes", clean, corrupted)
+        if not are_same_rows(self.rows, known.rows):
+            raise InvalidInputError(
+                f"What {self.name!r} makes is of other tokens in the clean run than in the "
+                "corrupted one: the model picks them by numbers, as for experts, and picks others. "
+                "Patching would put a token in the place of another one. Choose a layer that has "
+                "all tokens in their order, such as the one around the experts."
+            )
         slope = slope_at(corrupted, gradient)
         scores = (clean.to(slope.dtype) - corrupted.to(slope.dtype)) * slope
         if self.call is not None:
             scores = by_head(self.call, self.call.outputs(scores)).sum(-1)
         return scores.to(corrupted.dtype)
+
+
+class _Clean(NamedTuple):
+    """What a part of the model had in the clean run, and of which rows."""
+
+    data: Tensor
+    rows: list[Picked] | None
 
 
 def _require_alike(what: str, clean: Tensor, corrupted: Tensor) -> None:

@@ -158,6 +158,52 @@ def test_layers_that_do_not_run_are_refused() -> None:
         RelevancePatching(gpt2()).attribute(*IDS, ["transformer.h.7"], ANSWER)
 
 
+class Routed(nn.Module):
+    """Two experts, each for the tokens whose first value has one sign, and a layer behind them."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(4, 4, dtype=torch.float64) for _ in range(2))
+        self.spelling, self.behind = spelling, nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, 1)
+        to_first = tokens.detach()[:, 0] > 0
+        found = torch.zeros_like(tokens)
+        if self.spelling == "sorted":
+            order = to_first.int().argsort(stable=True)
+            parts = tokens[order].split([int((~to_first).sum()), int(to_first.sum())])
+            made = [expert(part) for expert, part in zip(self.experts, parts, strict=True)]
+            found = torch.cat(made)[order.argsort()]
+        for chosen, expert in zip((~to_first, to_first), self.experts, strict=True):
+            if self.spelling == "masked":
+                found[chosen] = expert(tokens[chosen])
+            elif self.spelling == "added":
+                (rows,) = chosen.nonzero(as_tuple=True)
+                found = found.index_add(0, rows, expert(tokens[rows]))
+        return self.behind(x + found.view_as(x)).mean(1)
+
+
+@pytest.mark.parametrize("spelling", ["masked", "added", "sorted"])
+def test_experts_that_get_other_tokens_are_refused(spelling: str) -> None:
+    clean, corrupted = pair(2, 3, 4)
+    signs = torch.tensor([[1.0, -1, 1], [-1, 1, -1]])
+    clean[..., 0] *= signs
+    corrupted[..., 0] *= signs
+    model = with_random_weights(Routed(spelling))
+    patching, layers = RelevancePatching(model), ["experts.0", "experts.1", "behind"]
+    assert len(patching.attribute(clean, corrupted, layers, 1)) == 3
+
+    corrupted[0, :, 0] *= -1
+    corrupted[1, :, 0] *= -1
+    for layer in layers[:2]:
+        with pytest.raises(InvalidInputError, match="of other tokens in the clean run"):
+            patching.attribute(clean, corrupted, [layer], 1)
+    change = patched(model, model.behind, clean, corrupted, lambda output: output[:, 1])
+    (behind,) = patching.attribute(clean, corrupted, ["behind"], 1)
+    assert_close(behind.sum((1, 2)), change)
+
+
 @pytest.mark.parametrize("pooling", ["token", "avg"])
 def test_libra_conserves_the_score_up_to_constants(pooling: str) -> None:
     model = with_random_weights(
