@@ -24,7 +24,7 @@ include_patterns = [
 ]  # fmt: skip
 exclude_patterns = [
     ".*", "**/.*", "**/__pycache__",
-    "docs/**/*.py", "docs/*.py", "docs/_*", "tutorials/quickstart.py",
+    "docs/**/*.py", "docs/*.py", "docs/_*", "tutorials/demo_app.py", "tutorials/quickstart.py",
 ]  # fmt: skip
 extensions = [
     "drawn_formulas",

@@ -146,7 +146,7 @@ def app(pictures: tuple[ImageExplainer, list[str]], texts: tuple[TextExplainer, 
             with gradio.Column():
                 photo = gradio.Image(load_sample_images().images[1], type="pil", label="Picture")
                 of_picture = [photo, *fields(pictures[1])]
-            drawn = gradio.Image(label="Relevance")
+            drawn = gradio.Image(show_label=False)
         with gradio.Tab("A text"), gradio.Row():
             with gradio.Column():
                 of_text = [gradio.Textbox(TEXT, label="Text"), *fields(texts[1])]
