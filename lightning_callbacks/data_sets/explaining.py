@@ -75,7 +75,7 @@ class Explaining(nn.Module):
         if overrides(model, "configure_model"):
             vars(self)["configure_model"] = self._configure_model
         self._together = ExitStack()
-        self._tried = False
+        self._tried: BatchToInputs | None = None
         self.attribution_method = method(model)
         if tokens and not isinstance(self.attribution_method, TransformerMethod):
             raise MisconfigurationException(
@@ -162,10 +162,10 @@ class Explaining(nn.Module):
 
     def _require_samples_kept(self, batch: Any, count: int) -> None:
         read = self.batch_to_inputs
-        if self._tried or read is None or self.samples is None or count < 2:
+        if self._tried is read or self.samples is None or count < 2:
             return
-        self._tried = True
-        if not keeps_samples(read, batch, count):
+        self._tried = read
+        if read is not None and not keeps_samples(read, batch, count):
             raise MisconfigurationException(
                 "batch_to_inputs does not leave each sample where it was, or draws random numbers, "
                 "so which explanation is of which sample can't be known. Sort samples in the "

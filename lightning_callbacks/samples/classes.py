@@ -104,8 +104,7 @@ class Predictions:
         if isinstance(slot, int):
             if not 0 <= slot < count:
                 raise ValueError(
-                    f"The class id {slot} doesn't exist: the model has {count} outputs. Mend "
-                    "`classes`."
+                    f"The class id {slot} doesn't exist: the model has {count} outputs."
                 )
             return [slot] * len(self.probabilities)
         if slot == "predicted":
@@ -189,8 +188,9 @@ class Predictions:
         """The labels of each sample, the most important first."""
         if self.labels is None:
             raise ValueError(
-                'The batch has no labels, so there is no class for the slot "label". Pass '
-                'classes=("predicted",), or batch_to_inputs= if the labels were not found.'
+                'The batch has no labels, so there is no class for the slot "label". Explain the '
+                'slot "predicted" or a class id, or pass batch_to_inputs= if the labels were not '
+                "found."
             )
         labels = self.labels
         if labels.dim() == 2 and labels.shape[1] == 1:

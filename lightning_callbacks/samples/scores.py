@@ -38,5 +38,7 @@ def class_scores(output: Any) -> Tensor:
         )
     raise ValueError(
         "A class is explained, so the module's forward must return one score per class, "
-        f"(batch, classes), got {shapes or type(output).__name__}."
+        f"(batch, classes), got {shapes or type(output).__name__}. A module around it can make "
+        "them, or AttributionMonitor(..., forward=lambda module, x: ...), as by a mean over the "
+        "places of a segmentation."
     )

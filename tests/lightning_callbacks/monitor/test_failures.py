@@ -162,3 +162,11 @@ def test_fewer_at_a_time_give_the_same(pl, trainer_options):
         fit(pl, trainer_options, monitor, max_epochs=1)
     assert sizes == [5, 2, 2, 1]
     assert sums[:5] == pytest.approx(sums[5:], rel=1e-4)
+
+
+def test_a_forward_pass_without_gradients_is_said(pl, trainer_options):
+    monitor = AttributionMonitor(
+        {"saliency": Saliency}, forward=torch.no_grad()(lambda module, x: module(x))
+    )
+    with pytest.warns(UserWarning, match=r"may run under torch.no_grad\(\), detach, or round"):
+        fit(pl, trainer_options, monitor)
