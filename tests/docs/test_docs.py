@@ -34,3 +34,9 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
 
 def test_pages_with_examples_are_found():
     assert "cross_attention" in [page.stem for page in PAGES]
+
+
+def test_no_line_of_a_page_is_a_comment_by_chance():
+    """MyST takes a line that begins with a percent sign for a comment, and leaves it out."""
+    lines = [line for page in DOCS.glob("*.md") for line in page.read_text().splitlines()]
+    assert [line for line in lines if line.lstrip().startswith("%")] == []
