@@ -22,21 +22,21 @@ class GIM(GradientTimesInput):
     gradient is changed at
 
     - the softmax of attention: with :math:`p^T = \mathrm{softmax}(z / T)` of the scores :math:`z`,
-      after scaling, masks and caps, the gradient of the probabilities goes on as
+      after scaling, masks and caps, the gradient of the scores is
 
       .. math:: \nabla_{z_i} = p^T_i \, \big(\nabla_{p_i} - \sum_j p^T_j \nabla_{p_j}\big),
 
-      which is that of a softer softmax, but for a factor of :math:`1 / T`;
+      which is that of a softer softmax, up to a factor of :math:`1 / T`;
     - products of several signals: the gradient is shared out, a half for each of two factors. So
       queries and keys get a quarter, values a half, and so does each side of a gated MLP;
     - norms, fused or written in Python: what divides the signal is a constant (the subtracted mean
       is not).
 
-    All else has its own gradient: linear maps, residual connections, activations, also those
-    written in Python. So has a softmax whose weights are not applied to tokens or channels, such as
-    that of a classifier or of a router that chooses experts.
+    Everything else keeps its gradient: linear maps, residual connections, activations, also those
+    written in Python. So does a softmax whose weights are not applied to tokens or channels, such
+    as that of a classifier or of a router that chooses experts.
 
-    The rules act on operations and so hold for every model, whether attention is fused, written
+    The rules act on operations, so they work for every model, whether attention is fused, written
     out, or ``flex_attention``. The authors' package changes modules and functions of torch, and
     misses some: on Transformers models either the temperature (``sdpa``) or the shares of queries,
     keys and values (``eager``). Where all of its rules apply, this agrees with it to 1e-9.
