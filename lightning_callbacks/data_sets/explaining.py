@@ -164,7 +164,8 @@ class Explaining(nn.Module):
         read = self.batch_to_inputs
         if self._tried is read or self.samples is None or count < 2:
             return
-        self._tried = read
+        # What exchanges two samples does so in any order.
+        self._tried = read if count > 2 else None
         if read is not None and not keeps_samples(read, batch, count):
             raise MisconfigurationException(
                 "batch_to_inputs does not leave each sample where it was, or draws random numbers, "

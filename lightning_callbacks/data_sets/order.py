@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import nullcontext
 from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
@@ -36,19 +37,18 @@ def require_order(
     own = collate not in (default_collate, default_convert)
     if not own and hooks is None:
         return
+    tried = list(ids)
+    if len(tried) == 2:  # what exchanges two samples does so in any order
+        tried += [n for n in range(min(3, len(loader.dataset))) if n not in tried][:1]  # type: ignore[arg-type]
     with random_state(set()):
-        items = [loader.dataset[number] for number in ids]
+        items = [loader.dataset[number] for number in tried]
     with random_state(set(), seed=0):
         if own and not keeps_order(collate, items):
             name = getattr(collate, "__name__", type(collate).__name__)
             raise MisconfigurationException(_REFUSAL.format(f"The loader's collate_fn, {name},"))
     if hooks is None:
         return
-    batches = []
-    for order in (items, reversed(items)):
-        with random_state(set(), seed=0):
-            batches.append(hooks(collate(copy.deepcopy(list(order)))))
-    if not _turned(batches[0], batches[1], len(items)).holds:
+    if not _follows(lambda some: hooks(collate(some)), items, seed=0).holds:
         raise MisconfigurationException(_REFUSAL.format("A hook on a batch's way to the model"))
 
 
@@ -80,7 +80,7 @@ def require_batches_in_order(loader: DataLoader[Any]) -> None:
 def keeps_samples(read: Callable[[Any], Any], batch: Any, count: int) -> bool:
     """Tries out whether a function leaves the samples of a batch where they are.
 
-    It gets the batch as it is and turned round. What it returns must then be turned round, too.
+    It gets the batch as it is and in other orders. What it returns must then be in these, too.
 
     Args:
         read: The function.
@@ -88,7 +88,7 @@ def keeps_samples(read: Callable[[Any], Any], batch: Any, count: int) -> bool:
         count: How many samples it has.
 
     Returns:
-        True also of a batch of which nothing is known that could be turned round.
+        True also of a batch of which nothing is known that could have another order.
 
     Example:
         >>> keeps_samples(lambda batch: -batch, torch.tensor([3, 1, 2]), 3)
@@ -96,50 +96,51 @@ def keeps_samples(read: Callable[[Any], Any], batch: Any, count: int) -> bool:
         >>> keeps_samples(lambda batch: batch.sort().values, torch.tensor([3, 1, 2]), 3)
         False
     """
-    back = turned_round(batch, count)
-    if back is batch:
+    orders = _orders(count)
+    if not orders or rearranged(batch, orders[0]) is batch:
         return True
-    read_ones = []
-    for each in (batch, back):
+    made = []
+    for each in (batch, *(rearranged(batch, order) for order in orders)):
         with random_state(set(), seed=0):
-            read_ones.append(read(each))
-    return _turned(read_ones[0], read_ones[1], count).holds
+            made.append(read(each))
+    return _all([_ordered(made[0], *pair) for pair in zip(made[1:], orders, strict=True)]).holds
 
 
-def turned_round(batch: Any, count: int) -> Any:
-    """A batch with its samples from the last to the first.
+def rearranged(batch: Any, order: Sequence[int]) -> Any:
+    """A batch with its samples in another order.
 
     Args:
         batch: The batch.
-        count: How many samples it has.
+        order: For each place the number of the sample that comes there.
 
     Returns:
         A new batch, or the same if no part of it is known to have an entry for each sample.
     """
+    count = len(order)
     if isinstance(batch, Tensor):
-        return batch.flip(0) if batch.dim() and len(batch) == count else batch
+        return batch[list(order)] if batch.dim() and len(batch) == count else batch
     if isinstance(batch, np.ndarray):
-        return batch[::-1].copy() if batch.ndim and len(batch) == count else batch
+        return batch[list(order)] if batch.ndim and len(batch) == count else batch
     if isinstance(batch, MutableMapping):
-        parts = {key: turned_round(part, count) for key, part in batch.items()}
+        parts = {key: rearranged(part, order) for key, part in batch.items()}
         if all(part is batch[key] for key, part in parts.items()):
             return batch
-        turned = copy.copy(batch)
-        turned.update(parts)
-        return turned
+        other = copy.copy(batch)
+        other.update(parts)
+        return other
     if type(batch) in (list, tuple):
-        whole = [turned_round(part, count) for part in batch]
+        whole = [rearranged(part, order) for part in batch]
         if any(new is not old for new, old in zip(whole, batch, strict=True)):
             return type(batch)(whole)
-        return type(batch)(reversed(batch)) if len(batch) == count else batch
+        return type(batch)(batch[number] for number in order) if len(batch) == count else batch
     return batch
 
 
 def keeps_order(collate: Callable[[list[Any]], Any], items: Sequence[Any]) -> bool:
     """Tries out whether a collate function leaves samples where they are.
 
-    It gets the samples once as they are and once from the last to the first. What it makes of them
-    must then be turned round, too, and so it isn't where samples are sorted.
+    It gets the samples as they are and in other orders. What it makes of them must then be in
+    these, too, and so it isn't where samples are sorted.
 
     Args:
         collate: Makes a batch of samples.
@@ -154,51 +155,70 @@ def keeps_order(collate: Callable[[list[Any]], Any], items: Sequence[Any]) -> bo
         >>> keeps_order(lambda numbers: torch.tensor(sorted(numbers)), [3, 1, 2])
         False
     """
-    forth = collate(copy.deepcopy(list(items)))
-    back = collate(copy.deepcopy(list(reversed(items))))
-    found = _turned(forth, back, len(items))
+    found = _follows(collate, items)
     return found.holds and found.tells
 
 
-class _Turned(NamedTuple):
-    """Whether two batches have the same samples the other way round, and whether one can tell."""
+def _orders(count: int) -> list[list[int]]:
+    """Orders out of which all can be made: only what moves nothing follows each of them."""
+    return [] if count < 2 else [[*range(1, count), 0], [1, 0, *range(2, count)]]
+
+
+class _Ordered(NamedTuple):
+    """Whether a batch has the samples of another in some order, and whether one can tell."""
 
     holds: bool
     tells: bool
 
 
-def _turned(forth: Any, back: Any, count: int) -> _Turned:
+def _follows(
+    make: Callable[[list[Any]], Any], items: Sequence[Any], seed: int | None = None
+) -> _Ordered:
+    """Whether what is made of samples follows their order; with a seed, each time with the same."""
+    orders = _orders(len(items))
+    made = []
+    for order in ([*range(len(items))], *orders):
+        some = [copy.deepcopy(items[number]) for number in order]
+        with nullcontext() if seed is None else random_state(set(), seed=seed):
+            made.append(make(some))
+    return _all([_ordered(made[0], *pair) for pair in zip(made[1:], orders, strict=True)])
+
+
+def _ordered(forth: Any, other: Any, order: Sequence[int]) -> _Ordered:
+    count = len(order)
     if (
         isinstance(forth, np.ndarray)
-        and isinstance(back, np.ndarray)
+        and isinstance(other, np.ndarray)
         and forth.dtype.kind in "biufc"
     ):
-        forth, back = torch.from_numpy(forth), torch.from_numpy(back)
-    if isinstance(forth, Tensor) and isinstance(back, Tensor):
-        if forth.dim() and len(forth) == count:
-            return _Turned(_equal(forth, back.flip(0)), not _equal(forth, forth.flip(0)))
-        return _Turned(_equal(forth, back), tells=False)
-    if isinstance(forth, Mapping) and isinstance(back, Mapping):
-        return _all([_turned(forth[key], back.get(key), count) for key in forth])
-    if isinstance(forth, (list, tuple)) and isinstance(back, (list, tuple)):
-        if len(forth) != len(back):
-            return _Turned(holds=False, tells=False)
-        parts = _all([_turned(*pair, count) for pair in zip(forth, back, strict=True)])
-        if len(forth) != count:
+        forth, other = torch.from_numpy(forth), torch.from_numpy(other)
+    if isinstance(forth, Tensor) and isinstance(other, Tensor):
+        if count and forth.dim() and len(forth) == count:
+            expected = forth[list(order)]
+            return _Ordered(_equal(expected, other), not _equal(forth, expected))
+        return _Ordered(_equal(forth, other), tells=False)
+    if isinstance(forth, Mapping) and isinstance(other, Mapping):
+        return _all([_ordered(forth[key], other.get(key), order) for key in forth])
+    if isinstance(forth, (list, tuple)) and isinstance(other, (list, tuple)):
+        if len(forth) != len(other):
+            return _Ordered(holds=False, tells=False)
+        parts = _all([_ordered(*pair, order) for pair in zip(forth, other, strict=True)])
+        if not count or len(forth) != count:
             return parts
         # As many parts as there are samples may be one of each, or for instance inputs and labels.
-        rows = all(_turned(*pair, -1).holds for pair in zip(forth, reversed(back), strict=True))
-        same = all(_turned(*pair, -1).holds for pair in zip(forth, reversed(forth), strict=True))
+        chosen = [forth[number] for number in order]
+        rows = all(_ordered(*pair, ()).holds for pair in zip(chosen, other, strict=True))
+        same = all(_ordered(*pair, ()).holds for pair in zip(chosen, forth, strict=True))
         if rows:
-            return _Turned(holds=True, tells=not same)
-        return parts if parts.tells else _Turned(holds=False, tells=False)
+            return _Ordered(holds=True, tells=not same)
+        return parts if parts.tells else _Ordered(holds=False, tells=False)
     if is_dataclass(forth) or hasattr(forth, "__dict__"):
-        return _turned(vars(forth), vars(back) if hasattr(back, "__dict__") else None, count)
-    return _Turned(bool(forth == back), tells=False)
+        return _ordered(vars(forth), vars(other) if hasattr(other, "__dict__") else None, order)
+    return _Ordered(bool(forth == other), tells=False)
 
 
-def _all(parts: Sequence[_Turned]) -> _Turned:
-    return _Turned(all(part.holds for part in parts), any(part.tells for part in parts))
+def _all(parts: Sequence[_Ordered]) -> _Ordered:
+    return _Ordered(all(part.holds for part in parts), any(part.tells for part in parts))
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -4,6 +4,7 @@ import random
 from collections import UserDict
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -12,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from captum_transformer import GenericAttentionRelevance
 from lightning_callbacks import RelevanceDataset, RelevanceWriter
-from lightning_callbacks.data_sets.order import keeps_order, read_ids, turned_round
+from lightning_callbacks.data_sets.order import keeps_order, keeps_samples, read_ids, rearranged
 from lightning_callbacks.shared.flavors import MisconfigurationException
 from tests.lightning_callbacks.explained import explainer, predict
 
@@ -234,31 +235,40 @@ def test_batches_that_overtake_each_other_are_refused(pl, trainer_options, tmp_p
     check(tmp_path, [0, 1, 2, 3, 4])
 
 
-@pytest.mark.parametrize(
-    ("batch", "back"),
-    [
-        (torch.tensor([1, 2, 3]), torch.tensor([3, 2, 1])),
-        (["a", "b", "c"], ["c", "b", "a"]),
-        ((torch.tensor([1, 2, 3]), ["a", "b", "c"], 3), (torch.tensor([3, 2, 1]), None, 3)),
-    ],
-)
-def test_a_batch_is_turned_round(batch, back):
-    found = turned_round(batch, 3)
-    if isinstance(batch, tuple):
-        assert found[1:] == (["c", "b", "a"], 3)
-        found, back = found[0], back[0]
-    assert torch.equal(found, back) if isinstance(back, torch.Tensor) else found == back
+@pytest.mark.parametrize("order", [[2, 1, 0], [1, 0, 2], [1, 2, 0], [0, 2, 1], [2, 0, 1]])
+def test_no_change_of_order_goes_unnoticed(order):
+    def moves(items):
+        return torch.tensor([items[number] for number in order])
+
+    assert not keeps_order(moves, [5, 7, 6])
+    assert not keeps_samples(lambda batch: batch[order], torch.tensor([5, 7, 6]), 3)
+    assert keeps_order(torch.tensor, [5, 7, 6])
 
 
-def test_what_has_no_samples_is_not_turned_round():
-    for batch in (torch.rand(2), {"x": torch.rand(2, 3)}, object(), (1, 2), "abc"):
-        assert turned_round(batch, 3) is batch
+def test_a_hook_that_turns_batches_round_is_refused_also_of_two(pl, trainer_options, tmp_path):
+    class Turned(pl.LightningDataModule):
+        def predict_dataloader(self):
+            return loader(padded)
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return {name: values.flip(0) for name, values in batch.items()}
+
+    module = explainer(pl, model(), GenericAttentionRelevance)
+    with pytest.raises(MisconfigurationException, match="A hook on a batch's way to the model"):
+        predict(pl, trainer_options, module, Turned(), RelevanceWriter(tmp_path))
 
 
-def test_a_mapping_of_any_kind_is_turned_round():
-    batch = UserDict(x=torch.arange(3), names=["a", "b", "c"], size=3)
-    found = turned_round(batch, 3)
+def test_a_batch_is_rearranged():
+    batch = UserDict(x=torch.arange(3), names=["a", "b", "c"], size=3, y=np.arange(3))
+    found = rearranged(batch, [2, 0, 1])
     assert type(found) is UserDict
-    assert found["x"].tolist() == [2, 1, 0]
-    assert (found["names"], found["size"]) == (["c", "b", "a"], 3)
+    assert (found["x"].tolist(), found["y"].tolist()) == ([2, 0, 1], [2, 0, 1])
+    assert (found["names"], found["size"]) == (["c", "a", "b"], 3)
     assert batch["x"].tolist() == [0, 1, 2]
+    pair = rearranged((torch.tensor([1, 2]), torch.tensor([3, 4])), [1, 0])
+    assert [values.tolist() for values in pair] == [[2, 1], [4, 3]]
+
+
+def test_what_has_no_samples_is_not_rearranged():
+    for batch in (torch.rand(2), {"x": torch.rand(2, 3)}, object(), (1, 2), "abc"):
+        assert rearranged(batch, [2, 0, 1]) is batch
