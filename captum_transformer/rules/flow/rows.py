@@ -141,6 +141,8 @@ class NormalisedRows:
         self._sums = sums
         self._active = active
         self._reached = reached
+        # Of where rows were divided last: shares of several sources come there one after another.
+        self._last: tuple[Operation, int, Tensor] | None = None
 
     def met(self, operation: Operation, key: int, share: Tensor) -> list[tuple[int, Tensor]]:
         """Divides a share, by the sources that it is of, where several signals meet."""
@@ -227,6 +229,8 @@ class NormalisedRows:
         Forward is the adjoint of backward: the derivative of what a share there makes of the row
         sums at the calls.
         """
+        if self._last is not None and self._last[:2] == (operation, calls):
+            return self._last[2]
         output = next(value for value in operation.outputs if value is not None)
         made = {call.output: call for call in map(self._rows.calls.__getitem__, bits(calls))}
         probe = torch.zeros(output.shape, dtype=like.dtype, device=like.device, requires_grad=True)
@@ -237,6 +241,7 @@ class NormalisedRows:
                 sums = self._sums(call).detach()
                 total = total + (call.outputs(reached[value]).sum(-1) * sums).sum()
         (sums,) = torch.autograd.grad(total, probe)
+        self._last = operation, calls, sums
         return sums
 
 
