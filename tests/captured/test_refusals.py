@@ -155,7 +155,8 @@ def test_what_an_import_draws_is_drawn_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "captum_transformer_test_drawn_once"
-    (tmp_path / f"{name}.py").write_text("import random\n\nFACTOR = random.random()\n")
+    code = "import random\n\nFACTOR = random.random()\n"
+    (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     method = AttnLRP(classifier(ImportsLate))
     try:

@@ -38,5 +38,6 @@ def test_pages_with_examples_are_found():
 
 def test_no_line_of_a_page_is_a_comment_by_chance():
     """MyST takes a line that begins with a percent sign for a comment, and leaves it out."""
-    lines = [line for page in DOCS.glob("*.md") for line in page.read_text().splitlines()]
+    pages = [page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")]
+    lines = [line for page in pages for line in page.splitlines()]
     assert [line for line in lines if line.lstrip().startswith("%")] == []
