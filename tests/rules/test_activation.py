@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer import GIM, AttnLRP, LibraGrad, TransformerAttribution
+from captum_transformer.errors import UnsupportedOperationError
 from tests.rules.by_hand import by_autograd, doubles, half, relevance, weigh
 
 W = doubles(6, 5, seed=9)
@@ -17,6 +19,10 @@ def _written(x: Tensor, function) -> Tensor:
     function(copy[:, :3])
     function(copy[:, 3:])
     return copy
+
+
+def full_lrp(model):
+    return TransformerAttribution(model, propagate_to_input=True)
 
 
 def _by(x: Tensor, function) -> Tensor:
@@ -141,3 +147,40 @@ def test_a_gate_that_is_not_made_of_the_signal_alone_gets_half(parts):
 
     (result,) = relevance(gated, x)
     torch.testing.assert_close(result, by_autograd(by_hand, x)[0], rtol=1e-6, atol=1e-9)
+
+
+SPLIT = {
+    "by glu": lambda a, b: F.glu(torch.cat([a * b, a], -1)),
+    "by parts": lambda a, b: _by(
+        torch.cat([a * b, a], -1), lambda c: c[..., :6] * c[..., 6:].sigmoid()
+    ),
+    "by a stack": lambda a, b: _by(torch.stack([a * b, a]), lambda c: c[0] * c[1].sigmoid()),
+    "in other shapes": lambda a, b: a * b * a.reshape(2, 9).sigmoid().reshape(1, 3, 6),
+    "transposed": lambda a, b: ((a * b).mT * a.mT.sigmoid()).mT,
+    "by halves": lambda a, b: torch.cat(
+        [h * w for h, w in zip((a * b).chunk(2, -1), a.sigmoid().chunk(2, -1), strict=True)], -1
+    ),
+}
+
+
+@pytest.mark.parametrize("method", [AttnLRP, GIM, LibraGrad, full_lrp], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("split", SPLIT)
+def test_an_activation_with_a_factor_between_is_refused_in_other_places_too(split, method):
+    def model(x):
+        x = SPLIT[split](x @ doubles(6, 6, seed=3), x @ doubles(6, 6, seed=4))
+        return F.scaled_dot_product_attention(x, x, x).mean(1)
+
+    with pytest.raises(UnsupportedOperationError, match=r"in several steps|one of the factors"):
+        method(model).attribute(doubles(1, 3, 6), target=1)
+
+
+def test_a_gate_of_other_parts_of_what_was_joined_is_a_gate():
+    def model(spelling):
+        def run(x):
+            x = spelling(x @ doubles(6, 6, seed=3), x @ doubles(6, 6, seed=4))
+            return F.scaled_dot_product_attention(x, x, x).mean(1)
+
+        return AttnLRP(run).attribute(doubles(1, 3, 6), target=1)
+
+    found = model(lambda a, b: F.glu(torch.cat([a.new_zeros(0), a, b], -1)))
+    torch.testing.assert_close(found, model(lambda a, b: a * b.sigmoid()))
