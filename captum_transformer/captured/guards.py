@@ -73,6 +73,9 @@ class _Holder:
     def is_unchanged(self) -> bool:
         """Whether it holds the same objects, as far as can be told at once."""
         own = self._own
+        if type(self.owner) is FunctionType and not self.owner.__closure__:
+            held = self.owner.__code__, self.owner.__defaults__, self.owner.__kwdefaults__
+            return all(map(operator.is_, held, self.values))
         if own is None or len(own) != self._count:
             return False
         try:
