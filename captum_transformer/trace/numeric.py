@@ -1,5 +1,6 @@
 """How relevance is summed up and divided."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,11 +11,23 @@ if TYPE_CHECKING:
 
 # The stabiliser of the authors' code.
 EPSILON = 1e-9
+# How many entries are worked on in full precision at a time: 16 MiB.
+AT_ONCE = 2**22
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision in which relevance is summed up: at least float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def by_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """A function of entries of the same shape, in parts where much would be held in between."""
+    first = tensors[0]
+    if first.ndim < 2 or first.numel() <= AT_ONCE:
+        return function(*tensors)
+    rows = max(1, AT_ONCE * first.shape[-2] // first.numel())
+    parts = zip(*(torch.split(tensor, rows, -2) for tensor in tensors), strict=True)
+    return torch.cat([function(*part) for part in parts], -2)
 
 
 def in_full(operand: "Operand") -> Tensor:

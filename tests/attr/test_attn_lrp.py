@@ -9,6 +9,7 @@ import transformers
 from torch import Tensor
 
 from captum_transformer import GIM, AttnLRP
+from captum_transformer.trace import numeric
 from tests.attr.subjects import SUBJECTS, as_tuple, assert_close, ids, subject, with_random_weights
 
 FAVOURED = partial(AttnLRP, gamma=0.25, conv_gamma=1.0)
@@ -35,6 +36,15 @@ def test_every_bit_of_the_output_stays(method: Any, name: str, dtype: torch.dtyp
     for leaf in leaves:
         leaf.requires_grad_(leaf.is_floating_point())
     assert torch.equal(seen[0], scores(given.model(*leaves, *(given.extra or ()))))
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_slopes_made_in_parts_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = subject(name).to(torch.bfloat16)
+    whole = as_tuple(given.attribute(AttnLRP))
+    monkeypatch.setattr(numeric, "AT_ONCE", 16)
+    for found, expected in zip(as_tuple(given.attribute(AttnLRP)), whole, strict=True):
+        assert torch.equal(found, expected)
 
 
 def gemma3(attention: str) -> Any:

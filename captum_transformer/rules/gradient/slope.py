@@ -19,7 +19,7 @@ from captum_transformer.trace.gates import (
 )
 from captum_transformer.trace.kinds import Form
 from captum_transformer.trace.norms import Normalisation, normalisation
-from captum_transformer.trace.numeric import accumulation_dtype, ratio
+from captum_transformer.trace.numeric import accumulation_dtype, by_rows, ratio
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import (
     is_logarithm_of_softmax,
@@ -154,14 +154,20 @@ class _Activation(torch.autograd.Function):
         ctx: Any, signal: Tensor, operation: Operation, constant: Tensor | None, epsilon: float
     ) -> Tensor:
         output: Tensor = _on(signal, operation)
-        dtype = accumulation_dtype(signal.dtype)
-        own = signal.to(dtype)
-        own = own if constant is None else own - constant
-        largest = torch.finfo(dtype).max
-        slope = ratio(output.to(dtype), own, epsilon).clamp_(-largest, largest)
         # In half precision a slope may be too large a number; bfloat16 has the range of float32.
         kept = torch.promote_types(signal.dtype, torch.bfloat16)
-        ctx.save_for_backward(slope.to(kept), MARK)
+        dtype = accumulation_dtype(signal.dtype)
+        largest = torch.finfo(dtype).max
+
+        def slope(result: Tensor, own: Tensor, *constant: Tensor) -> Tensor:
+            own = own.to(dtype)
+            for term in constant:
+                own = own - term
+            found = ratio(result.to(dtype), own, epsilon)
+            return found.clamp_(-largest, largest).to(kept)
+
+        terms = () if constant is None else (constant.expand_as(signal),)
+        ctx.save_for_backward(by_rows(slope, output, signal, *terms), MARK)
         ctx.dtype = signal.dtype
         return output
 
