@@ -15,14 +15,14 @@ Row = Mapping[str, Verdict]
 
 HEAD = """# Operators
 
-How each method handles the operators that PyTorch tests itself with: the {count} operators in its
-database that take floating point numbers and have a derivative (torch {torch}). To write this page
-again, run `python -m benchmarks.operators` in the root of the repository. Each operator is run on
+How each method handles the operators in PyTorch's own tests: the {count} operators in its
+database that take floating point numbers and have a derivative (torch {torch}). To regenerate
+this page, run `python -m benchmarks.operators` in the root of the repository. Each operator is run on
 up to three of its samples, once with only its first operand explained and once with all of them.
-One of the samples is also run in every other spelling that torch has: under other names, as a
+One of the samples is also run in every other notation in torch: under other names, as a
 method, in place, and with NumPy's argument names.
 
-What is checked:
+Checks:
 
 - *Trace*: the trace changes neither the output nor the gradient.
 - *Relevance* (`TransformerAttribution`): the relevance of the operands adds up to that of the
@@ -38,7 +38,7 @@ How to read the table:
 - ✓ and a letter: right, but constants take a share, such as masked entries or a bias. The letters
   are explained below the table.
 - rule: the method deliberately changes the gradient of this operator. If the operator has only one
-  operand, its relevance adds up to the score (entries that are zero, and masked ones, aside).
+  operand, its relevance adds up to the score (except for entries that are zero or masked).
 - A number in brackets: refused with an error; the reasons are listed below. After a ✓, only some
   samples are refused.
 - ✗: wrong; listed at the end.
