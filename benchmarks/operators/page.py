@@ -17,8 +17,8 @@ HEAD = """# Operators
 
 How each method handles the operators in PyTorch's own tests: the {count} operators in its
 database that take floating point numbers and have a derivative (torch {torch}). To regenerate
-this page, run `python -m benchmarks.operators` in the root of the repository. Each operator is run on
-up to three of its samples, once with only its first operand explained and once with all of them.
+this page, run `python -m benchmarks.operators` in the root of the repository. Each operator is run
+on up to three of its samples, once with only its first operand explained and once with all of them.
 One of the samples is also run in every other notation in torch: under other names, as a
 method, in place, and with NumPy's argument names.
 
