@@ -1,8 +1,8 @@
-"""Callbacks that explain a model while it trains, and data sets.
+"""Callbacks that explain a model during training, and data sets.
 
-Those for Lightning work with ``pytorch_lightning`` and with ``lightning.pytorch`` alike;
-`AttributionTrainerCallback` is for the ``Trainer`` of Transformers. Each is imported when it is
-asked for, so that only what it needs must be installed.
+The Lightning callbacks work with both ``pytorch_lightning`` and ``lightning.pytorch``;
+`AttributionTrainerCallback` is for the ``Trainer`` of Transformers. Each is imported on first
+use, so only its own requirements must be installed.
 """
 
 from importlib import import_module

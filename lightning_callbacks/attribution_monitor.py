@@ -1,4 +1,4 @@
-"""Shows during a training how the explanations of some validation samples evolve."""
+"""Logs the explanations of some validation samples during training."""
 
 from __future__ import annotations
 
@@ -40,103 +40,107 @@ if TYPE_CHECKING:
 class AttributionMonitor(ExplainedRuns):
     """Explains a fixed set of validation samples after each validation, and logs the pictures.
 
-    For each sample, class slot and method one picture, input and heatmap side by side, is logged
-    under the tag ``{prefix}_sample_{i}/{slot}/{method}``; with several inputs one for each, under
-    the input's name or number. Tags never change, so TensorBoard's step slider goes through the
-    history of a sample; the step is ``trainer.global_step``, or with several optimizers that of
-    Lightning's own metrics. A text has a table of the exact values, too. Two numbers per method go
-    with them:
+    For each sample, class slot and method, a picture with the input and the heatmap side by side
+    is logged under the tag ``{prefix}_sample_{i}/{slot}/{method}``; with several inputs, one for
+    each, under the input's name or number. Tags never change, so TensorBoard's step slider shows
+    the history of a sample; the step is ``trainer.global_step``, or with several optimizers the
+    step of Lightning's own metrics. For texts, a table of the exact values is logged as well. Two
+    numbers are logged for each method:
 
     - ``{prefix}/convergence_delta/{method}``: the mean absolute convergence delta, for methods that
       have one;
     - ``{prefix}/rank_correlation/{method}``: the mean Spearman rank correlation of the maps (one
-      value per pixel or token) with those of the last explained validation run. A sample counts
-      only where its slot holds the same class as then, so under ``"predicted"`` the samples whose
+      value per pixel or token) with those of the last explained validation run. A sample only
+      counts if its slot holds the same class as before, so for ``"predicted"`` the samples whose
       prediction has changed are left out.
 
     Training is bit for bit the same with and without the callback: gradients, the modes of the
-    submodules, buffers and random number generators are kept. The model is in evaluation mode while
-    it is explained, and random methods draw the same numbers each time. A compiled module is
+    submodules, buffers and random number generators are preserved. The model is in evaluation mode
+    while it is explained, and random methods draw the same numbers each time. A compiled module is
     explained uncompiled.
 
-    With several processes the first explains its own samples on the unwrapped module, and nothing
-    is communicated. Under FSDP2 all put the module together meanwhile, at the end of the run.
+    With several processes, the first one explains its own samples on the unwrapped module, without
+    communication. Under FSDP2, all processes gather the module for this, at the end of the run.
     FSDP1, ZeRO-3 and tensor parallelism are refused.
 
-    The numbers are in ``trainer.callback_metrics``, too, for checkpoints and early stopping. One
-    monitor may serve several trainers, and keeps their runs apart.
+    The numbers are also in ``trainer.callback_metrics``, for checkpoints and early stopping. One
+    monitor can be used by several trainers, and keeps their runs separate.
 
-    Under `Trainer.test` the first samples of the first test loader are explained in each test, with
-    tags that begin with ``{prefix}_test``. In barebones mode nothing is explained.
+    Under `Trainer.test`, the first samples of the first test loader are explained in each test,
+    with tags that begin with ``{prefix}_test``. In barebones mode nothing is explained.
 
     Args:
-        methods: The methods by name. A method is made anew for each validation run: any callable
+        methods: The methods by name. Each is created again for each validation run: any callable
             that takes the model, by default the Lightning module, and returns a Captum
             ``Attribution``, which may explain a part of it.
-        classes: What is explained of each sample: ``"label"``, ``"predicted"`` (the class that is
-            predicted at the time) or class ids. Each is a slot in the log. The label of a sample
-            with several (multi-hot ``(B, C)``) is the first of those with the largest value; a
+        classes: What is explained for each sample: ``"label"``, ``"predicted"`` (the class that is
+            currently predicted) or class ids. Each is a slot in the log. For a sample with several
+            labels (multi-hot ``(B, C)``), it is the first label with the largest value; a
             sample without a positive label has no picture in that slot.
-        num_samples: How many samples are explained: the first ones of the first validation loader,
-            taken at the first validation run and kept on the CPU.
-        samples: Explain these instead, all of them: a batch such as the validation loader yields.
-            It goes to the model as that does, through the hooks that prepare batches.
+        num_samples: The number of samples to explain: the first ones of the first validation
+            loader, stored at the first validation run and kept on the CPU.
+        samples: A batch to explain instead, completely, in the validation loader's format. It is
+            passed to the model like a validation batch, through the hooks that prepare batches.
         every_n_validations: Explain in the first validation run and then in every n-th. Runs are
-            counted, not epochs, and sanity checks don't count.
-        model: What is explained of the module: the dotted name of a submodule, as ``"net"``, or a
-            function that returns it. By default the module itself, by its own forward.
-        forward: How scores are made: a function of that model, the inputs and what goes with them,
-            such as ``lambda model, x: model(x)["scores"]``. By default the model is called.
+            counted instead of epochs, and sanity checks don't count.
+        model: The part of the module to explain: the dotted name of a submodule, such as
+            ``"net"``, or a function that returns it. By default the module itself, with its own
+            forward.
+        forward: How scores are computed: a function of that model, the inputs and the further
+            arguments, such as ``lambda model, x: model(x)["scores"]``. By default the model is
+            called.
         prefix: The beginning of all tags. Two monitors in one trainer need two prefixes.
         class_names: The names of the classes, for the captions.
-        layout: Where channels, rows, columns and frames lie in an input's samples, by letters:
+        layout: The order of channels, rows, columns and frames in an input's samples, by letters:
             ``"HWC"`` for channels last, ``"TCHW"`` for a video, ``"HW"`` for a spectrogram,
-            ``"CHW"`` for an image whose channels are not 1 or 3, of which the mean is shown. Of
-            several inputs by their names: ``{"input_0": "TCHW"}``.
+            ``"CHW"`` for an image with other than 1 or 3 channels, whose mean is shown. For
+            several inputs, by name: ``{"input_0": "TCHW"}``.
         heatmap: How attributions of images are drawn, e.g. ``{"smooth": True}``; see
-            `captum_transformer.visualization.MapOptions`. ``sign`` and ``scale`` hold for texts,
-            too.
-        tokenizer: A tokenizer of Transformers. Texts are shown as words with it, and the special
-            tokens don't set the scale of the colours: ``[CLS]`` may have so much relevance that no
-            word would have a colour beside it. Without one, ids are shown.
-        to_tokens: Turns the ids ``(N,)`` of a text into N strings, which are shown instead of
+            `captum_transformer.visualization.MapOptions`. ``sign`` and ``scale`` also apply to
+            texts.
+        tokenizer: A tokenizer of Transformers. With it, texts are shown as words, and special
+            tokens don't set the colour scale: ``[CLS]`` may have so much relevance that all
+            words would look colourless. Without a tokenizer, ids are shown.
+        to_tokens: Converts the ids ``(N,)`` of a text to N strings, which are shown instead of
             words, such as a tokenizer's ``convert_ids_to_tokens``.
-        off_scale_ids: The ids of tokens that don't set the scale of a text's colours, ``()`` for
+        off_scale_ids: The ids of tokens that don't set the colour scale of a text, ``()`` for
             none; by default the tokenizer's special tokens.
         batch_to_inputs: Reads ``(inputs, labels)`` or ``(inputs, labels, further)`` from a batch;
             inputs and further arguments by position, or by name in a mapping. By default a batch is
             a tensor, ``(inputs, labels)`` or a mapping with usual names, which is passed by name as
             in ``module(**batch)``, see `lightning_callbacks.samples.batch.read_batch`.
-        probabilities: Turns the module's outputs into the probabilities of the captions. By default
-            a softmax, and a sigmoid for multi-hot labels and for a model with a single output.
-        internal_batch_size: How many samples are explained at a time, where all together are too
-            large for the memory.
-        precision: ``"trainer"`` explains in the precision that is validated, ``"float32"`` in
-            single precision where that is half precision.
-        share_samples: With several processes each explains its share of the samples. The others
-            leave what they made as files under the trainer's ``default_root_dir``, which all nodes
-            have to see, and the first one logs it in its next validation run or at the end.
-        faithfulness: Log deletion and insertion areas, too, ``{prefix}/deletion_auc/{method}`` and
-            ``{prefix}/insertion_auc/{method}``; None: don't, for it may cost more than to explain.
-        layers: Names of submodules, such as a Transformer's blocks. A histogram of what each
-            method says of what enters them is logged under ``{prefix}/layers/{name}/{method}``, at
-            the cost of one more explanation, or of one each for methods of Captum's own; see
-            `lightning_callbacks.explanations.layer_relevance`.
-        account: Log where the relevance goes, too, as shares under
-            ``{prefix}/account/{taker}/{method}``: to the inputs, to biases, to position embeddings;
-            of the methods that have an `account`, at the cost of an explanation.
-        scale: What the strongest colour of a picture stands for: ``"share"``, ``"first"``,
+        probabilities: Converts the module's outputs to the probabilities in the captions. By
+            default a softmax, and a sigmoid for multi-hot labels and for a model with a single
+            output.
+        internal_batch_size: How many samples are explained at a time, if all together don't fit
+            into memory.
+        precision: ``"trainer"`` explains in the precision of the validation, ``"float32"`` in
+            single precision if that is half precision.
+        share_samples: With several processes, each explains its share of the samples. The others
+            write their results to files under the trainer's ``default_root_dir``, which all nodes
+            must be able to read, and the first process logs them in its next validation run or at
+            the end.
+        faithfulness: Also log deletion and insertion areas, ``{prefix}/deletion_auc/{method}`` and
+            ``{prefix}/insertion_auc/{method}``. None: don't, as this may cost more than explaining.
+        layers: Names of submodules, such as a Transformer's blocks. For each method, a histogram
+            of the relevance of their inputs is logged under ``{prefix}/layers/{name}/{method}``,
+            at the cost of one more explanation, or of one for each layer with Captum's own
+            methods; see `lightning_callbacks.explanations.layer_relevance`.
+        account: Also log where the relevance goes, as shares under
+            ``{prefix}/account/{taker}/{method}``: to the inputs, to biases, to position embeddings.
+            For methods with an `account`, at the cost of an explanation.
+        scale: The meaning of the strongest colour of a picture: ``"share"``, ``"first"``,
             ``"running"`` or ``"own"``, see `lightning_callbacks.monitor.history.Scale`.
-        show_history: Put the map of the first run and that of the last beside each.
-        on_error: What happens if a method or a logger fails: ``"warn"`` once and train on, or
-            ``"raise"``.
-        seed: Where the random number generators start each time that a method runs.
+        show_history: Show the maps of the first and of the last run next to each map.
+        on_error: What happens if a method or a logger fails: ``"warn"`` once and continue training,
+            or ``"raise"``.
+        seed: The seed of the random number generators each time a method runs.
 
     Raises:
-        MisconfigurationException: If an argument has no meaning; at the trainer's setup if it has
+        MisconfigurationException: If an argument is invalid; at the trainer's setup if it has
             no logger, or a strategy that splits parameters, or if the module has no forward and
-            `model` and `forward` say nothing, or lacks one of `layers`; before the first step if
-            `samples` can't be read.
+            neither `model` nor `forward` is given, or if it lacks one of `layers`; before the first
+            step if `samples` can't be read.
 
     Example:
         >>> from captum.attr import IntegratedGradients, Saliency
@@ -223,11 +227,11 @@ class AttributionMonitor(ExplainedRuns):
 
     @property
     def state_key(self) -> str:
-        """Tells the states of several monitors in a checkpoint apart."""
+        """The key of this monitor's state in a checkpoint, different for each prefix."""
         return self._generate_state_key(prefix=self.prefix)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the number of runs, which samples they are, and scales."""
+        """The state for a checkpoint: the number of runs, which samples they are, and scales."""
         watch = self._watches.current
         if watch.log is not None:
             watch.log.collect()

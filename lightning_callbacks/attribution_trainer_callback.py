@@ -1,4 +1,4 @@
-"""What an `AttributionMonitor` does, for the ``Trainer`` of Transformers."""
+"""The features of `AttributionMonitor` for the ``Trainer`` of Transformers."""
 
 from __future__ import annotations
 
@@ -39,45 +39,46 @@ from lightning_callbacks.shared.failures import Failures
 class AttributionTrainerCallback(TrainerCallback):
     """Explains a fixed set of samples after each evaluation, and logs the pictures to TensorBoard.
 
-    It makes the pictures, texts and numbers of an `AttributionMonitor`, under the same tags, and
-    leaves the training as it is in the same way: bit for bit. The samples are the first of the
-    data set that is evaluated, in its order, through the loader's own collate function; the loader
-    itself is not iterated. Of several evaluation data sets the one that comes first is explained.
-    With several processes the first explains on its own. Checkpoints hold the number of evaluations
-    and which samples they were, and a resumed training goes on from there.
+    It logs the same pictures, texts and numbers as an `AttributionMonitor`, under the same tags,
+    and also leaves training bit for bit the same. The samples are the first ones of the evaluation
+    data set, in its order, passed through the loader's own collate function; the loader
+    itself is not iterated. If there are several evaluation data sets, the first one is explained.
+    With several processes, only the first one explains. Checkpoints store the number of evaluations
+    and which samples they were, and resumed training continues from there.
 
     Args:
         methods: The methods by name: any callables that take the model and return a Captum
-            ``Attribution``. Captum's own take no output objects:
+            ``Attribution``. Captum's own don't support output objects:
             ``lambda model: Saliency(lambda ids: model(ids).logits)``.
-        classes: What is explained of each sample: ``"label"``, ``"predicted"`` or class ids.
-        num_samples: How many samples are explained.
-        samples: Explain these instead, all of them: a batch such as the collate function makes.
+        classes: What is explained for each sample: ``"label"``, ``"predicted"`` or class ids.
+        num_samples: The number of samples to explain.
+        samples: A batch to explain instead, completely, in the collate function's format.
         every_n_evaluations: Explain after the first evaluation and then after every n-th.
         prefix: The beginning of all tags.
         class_names: The names of the classes, for the captions.
-        layout: Where channels, rows, columns and frames lie, as of an `AttributionMonitor`.
+        layout: The order of channels, rows, columns and frames, as in `AttributionMonitor`.
         heatmap: How attributions of images are drawn.
-        to_tokens: Turns the ids ``(N,)`` of a text into N strings; by default the words are shown,
-            as the trainer's tokenizer has them.
-        off_scale_ids: Ids that don't set the scale of a text's colours, by default special ones.
-        batch_to_inputs: Reads a batch; by default it is passed by name, its labels aside.
-        probabilities: Turns the model's outputs into the probabilities of the captions.
+        to_tokens: Converts the ids ``(N,)`` of a text to N strings; by default words are shown,
+            found with the trainer's tokenizer.
+        off_scale_ids: Ids that don't set the colour scale of a text, by default special tokens.
+        batch_to_inputs: Reads a batch; by default it is passed by name, without its labels.
+        probabilities: Converts the model's outputs to the probabilities in the captions.
         internal_batch_size: How many samples are explained at a time.
         faithfulness: How faithfulness is measured, or None.
         layers: The names of submodules; a histogram of each is logged for each method.
-        account: Log where the relevance goes, too, as an `AttributionMonitor` does.
-        scale: What the strongest colour of a picture stands for, as of an `AttributionMonitor`.
-        show_history: Put the map of the first run and that of the last beside each.
+        account: Also log where the relevance goes, as in `AttributionMonitor`.
+        scale: The meaning of the strongest colour of a picture, as in `AttributionMonitor`.
+        show_history: Show the maps of the first and of the last run next to each map.
         writer: Where to log: a ``SummaryWriter``, or the trainer's ``TensorBoardCallback``, so that
-            everything lies in one run. By default a ``SummaryWriter`` in ``args.logging_dir``
-            or, where that is no more, in ``TENSORBOARD_LOGGING_DIR``, or else in
+            everything is in one run. By default a ``SummaryWriter`` in ``args.logging_dir``
+            or, in versions without it, in ``TENSORBOARD_LOGGING_DIR``, or else in
             ``<output_dir>/runs/<prefix>``.
-        on_error: What happens if a method fails: ``"warn"`` once and train on, or ``"raise"``.
-        seed: Where the random number generators start each time that a method runs.
+        on_error: What happens if a method fails: ``"warn"`` once and continue training, or
+            ``"raise"``.
+        seed: The seed of the random number generators each time a method runs.
 
     Raises:
-        MisconfigurationException: If an argument has no meaning; as training begins if parameters
+        MisconfigurationException: If an argument is invalid; when training begins if parameters
             are split among processes, or the model lacks one of `layers`.
 
     Example:
@@ -149,10 +150,10 @@ class AttributionTrainerCallback(TrainerCallback):
 
     @property
     def state_key(self) -> str:
-        """Under what `TrainerState.stateful_callbacks` has the state.
+        """The key of the state in `TrainerState.stateful_callbacks`.
 
-        It isn't the mere name of the class, by which the trainer would make a callback anew from
-        the checkpoint: no file of numbers and strings holds the methods.
+        It isn't just the name of the class: with that, the trainer would create the callback from
+        the checkpoint, which can't store the methods.
         """
         return f"{type(self).__name__}/{self.prefix}"
 
@@ -164,13 +165,13 @@ class AttributionTrainerCallback(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
-        """Refuses what can't work before any time is spent, and goes on from a checkpoint.
+        """Checks the configuration before training, and restores the state of a checkpoint.
 
         Args:
             args: Not used.
-            state: Where the training stands.
+            state: The state of the training.
             control: Not used.
-            model: The model, as the trainer has prepared it.
+            model: The model, as prepared by the trainer.
             kwargs: Not used.
         """
         if model is not None:
@@ -196,7 +197,7 @@ class AttributionTrainerCallback(TrainerCallback):
 
         Args:
             args: The trainer's arguments.
-            state: Where the training stands.
+            state: The state of the training.
             control: Not used.
             model: The model, without what a strategy wraps around it.
             eval_dataloader: The loader that was evaluated.

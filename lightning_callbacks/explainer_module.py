@@ -9,28 +9,29 @@ from lightning_callbacks.shared.flavors import LightningModule, OtherLightningMo
 class ExplainerModule(Explaining, LightningModule):
     """Explains the batches of `Trainer.predict`.
 
-    With a `lightning_callbacks.RelevanceWriter` among the callbacks the explanations of a whole
-    data set are written to disk, on as many devices and nodes as the trainer has. The hooks with
-    which a Lightning module or a data module prepares batches, such as `on_after_batch_transfer`,
-    prepare those that are explained, too.
+    With `lightning_callbacks.RelevanceWriter` as a callback, the explanations of a whole
+    data set are written to disk, on all devices and nodes of the trainer. The hooks of
+    a Lightning module or a data module that prepare batches, such as `on_after_batch_transfer`,
+    are also applied to the batches that are explained.
 
     It is a module of ``pytorch_lightning``, or of ``lightning.pytorch`` if only that is installed.
-    Where both are and the trainer is one of ``lightning.pytorch``, take `LightningExplainerModule`.
+    If both are installed and the trainer is from ``lightning.pytorch``, use
+    `LightningExplainerModule`.
 
     Args:
         model: The model. It is in evaluation mode while it is explained.
-        method: Makes the method: any callable that takes the model and returns a Captum
+        method: Creates the method: any callable that takes the model and returns a Captum
             ``Attribution``, such as the method's class.
-        target: What is explained of each sample: ``"predicted"``, ``"label"`` or a class id, as in
+        target: What is explained for each sample: ``"predicted"``, ``"label"`` or a class id, as in
             `AttributionMonitor`.
         tokens: Explain the model's tokens instead of its inputs, with ``attribute_tokens``: an
             image of 224 x 224 pixels becomes 196 values instead of 150528.
         batch_to_inputs: Reads ``(inputs, labels)`` or ``(inputs, labels, further)`` from a batch,
             as in `AttributionMonitor`.
-        seed: Where the random number generators start at each batch, for random methods.
+        seed: The seed of the random number generators for each batch, for random methods.
 
     Raises:
-        MisconfigurationException: If an argument has no meaning.
+        MisconfigurationException: If an argument is invalid.
 
     Example:
         >>> import timm
@@ -44,4 +45,4 @@ class ExplainerModule(Explaining, LightningModule):
 
 
 class LightningExplainerModule(Explaining, OtherLightningModule):
-    """`ExplainerModule` for a trainer of ``lightning.pytorch``, where both Lightnings are there."""
+    """`ExplainerModule` for a trainer of ``lightning.pytorch``, if both are installed."""

@@ -41,43 +41,43 @@ if TYPE_CHECKING:
 
 
 class RelevanceWriter(BasePredictionWriter):
-    """Writes what an `ExplainerModule` explains under ``Trainer.predict``.
+    """Writes the explanations of an `ExplainerModule` under ``Trainer.predict``.
 
-    A folder gets
+    The folder contains
 
     - ``shards/*.safetensors``: the attributions, with sample id, target, prediction and score;
     - ``index.parquet``: one row per sample with the same columns, its shard and its offset there;
     - ``manifest.json``: the method and its arguments, the model's structure and a hash of its
       weights, versions.
 
-    `lightning_callbacks.RelevanceDataset` reads them back. A file is there as a whole or not at
-    all, so a run that was killed loses nothing but the batches that were not written yet. Run it
-    again, with any number of processes, and it explains what is missing or damaged; with another
-    method or another model that is refused.
+    `lightning_callbacks.RelevanceDataset` reads them back. Files are written
+    atomically, so if a run is killed, only the batches that weren't written yet are lost. Run it
+    again, with any number of processes, to explain the samples that are missing or damaged; with a
+    different method or model this is refused.
 
-    A sample's id is its index in the data set. The loader knows which samples it asked for, but not
-    which of them a ``collate_fn`` has sorted or dropped: one that isn't PyTorch's own is tried out
-    on the first batch, and refused unless it leaves all samples where they are.
+    A sample's id is its index in the data set. The loader knows which samples it requested, but not
+    which of them a ``collate_fn`` has sorted or dropped: a collate function that isn't PyTorch's
+    own is tested on the first batch, and refused unless it keeps all samples in their places.
 
-    All processes must see the folder. Another run that would write into it at the same time is
-    refused.
+    All processes must have access to the folder. A second run that writes into it at the same time
+    is refused.
 
     Args:
-        folder: Where to write, in a file system that is mounted.
-        every_n_batches: How many batches make a shard. A batch whose attributions have another
-            shape, as texts padded to another length, begins a new one.
-        ids: Where a batch holds its samples' indices in the data set: the name of an entry, or what
-            reads them from the batch. With these, ``collate_fn`` may sort and drop samples.
-        collate_keeps_order: That ``collate_fn`` and hooks leave all samples where they are is
-            known, as of those that draw random numbers, which can't be tried out.
-        notes: What else tells the explanations apart, for the manifest, such as
+        folder: The folder to write to, in a mounted file system.
+        every_n_batches: The number of batches in a shard. A batch whose attributions have a
+            different shape, such as texts padded to another length, begins a new shard.
+        ids: The samples' indices in the data set: the name of an entry of the batch, or a function
+            that reads them from the batch. With it, ``collate_fn`` may sort and drop samples.
+        collate_keeps_order: Set this if ``collate_fn`` and hooks are known to keep all samples in
+            their places, for those that draw random numbers and can't be tested.
+        notes: Further information that identifies the explanations, for the manifest, such as
             ``{"data": "validation set of March"}``.
 
     Raises:
-        MisconfigurationException: If an argument has no meaning; at the prediction if the folder
-            belongs to other explanations or another run writes into it, or the trainer can't be
-            used.
-        DamagedDataError: At the prediction, if the folder's manifest is damaged.
+        MisconfigurationException: If an argument is invalid; during prediction if the folder
+            belongs to other explanations or another run writes into it, or the trainer isn't
+            supported.
+        DamagedDataError: During prediction, if the folder's manifest is damaged.
         ModuleNotFoundError: If safetensors or pyarrow is missing.
 
     Example:
@@ -119,24 +119,24 @@ class RelevanceWriter(BasePredictionWriter):
     def remaining(self, dataset: Sized) -> RemainingSamples:
         """The samples that are not explained yet: a sampler for the ``DataLoader``.
 
-        Without it a run that is resumed loads all samples, and explains only those that are
+        Without it, a resumed run loads all samples, and explains only those that are
         missing.
 
         Args:
             dataset: The data set.
 
         Returns:
-            The sampler. It finds out what is missing when the prediction begins.
+            The sampler. It determines the missing samples when prediction begins.
         """
         return RemainingSamples(len(dataset), self._so_far)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds out what is there already, in the first process for all.
+        """Finds the existing explanations, in the first process for all.
 
         Args:
             trainer: The trainer.
             pl_module: An `ExplainerModule`.
-            stage: What the trainer is about to do.
+            stage: The stage of the trainer.
         """
         if stage != "predict":
             return
@@ -152,11 +152,11 @@ class RelevanceWriter(BasePredictionWriter):
         return Progress(self._opened.contents.known.sample_ids, processes)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compares the manifest with that of the folder, or begins one.
+        """Compares the manifest with the one in the folder, or writes a new one.
 
         Args:
             trainer: The trainer.
-            pl_module: The module, whose weights are loaded by now.
+            pl_module: The module, with its weights loaded.
         """
         samples = number_of_samples(trainer)
         if self.ids is None:
@@ -184,7 +184,7 @@ class RelevanceWriter(BasePredictionWriter):
         batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:
-        """Finds out which samples the batch has, and tells the module which of them are missing.
+        """Determines the samples of the batch, and passes the missing ones to the module.
 
         Args:
             trainer: The trainer.
@@ -206,9 +206,9 @@ class RelevanceWriter(BasePredictionWriter):
         ids = list(trainer.predict_loop.current_batch_indices)
         if not ids:
             raise MisconfigurationException(
-                "The loader doesn't tell which samples its batches consist of, so their "
-                "explanations couldn't be told apart. Pass a torch DataLoader over a data set with "
-                "a length and indices, or say by ids= where a batch holds them."
+                "The loader doesn't report which samples are in its batches, so their "
+                "explanations would have no ids. Pass a torch DataLoader over a data set with a "
+                "length and indices, or specify with ids= where a batch has them."
             )
         require_ids(ids, number_of_samples(trainer), "The loader's sampler")
         # A single sample has no order.
@@ -243,7 +243,7 @@ class RelevanceWriter(BasePredictionWriter):
             self._write()
 
     def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Writes what is left, and the index when all processes have done so.
+        """Writes the remaining explanations, and the index when all processes are done.
 
         Args:
             trainer: The trainer.
@@ -256,8 +256,8 @@ class RelevanceWriter(BasePredictionWriter):
             missing = number_of_samples(trainer) - self._opened.finish(self._manifest)
             if missing > 0 and trainer.limit_predict_batches == 1.0:
                 warnings.warn(
-                    f"{missing} samples have not been explained: the loader has left them out, as "
-                    "one does that every process shuffles in its own way. Run the prediction "
+                    f"{missing} samples have not been explained: the loader left them out, for "
+                    "example because each process shuffles differently. Run the prediction "
                     "again with DataLoader(dataset, sampler=writer.remaining(dataset)).",
                     stacklevel=2,
                 )
