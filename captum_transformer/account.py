@@ -39,7 +39,7 @@ class Part:
     Attributes:
         taker: ``"inputs"``, or the reason why it reaches none.
         source: the name of the input; the parameter or module that takes it, and the operation.
-        amount: for each sample, or for all together where they can't be told apart.
+        amount: for each sample, or for all together if they can't be separated.
     """
 
     taker: str
@@ -51,13 +51,13 @@ class Part:
 class Account:
     """Where the relevance of a call went.
 
-    All parts add up to the total, up to rounding. A part may be negative, and others add up to
-    more than the total then.
+    All parts add up to the total, up to rounding. If a part is negative, the others add up to
+    more than the total.
 
     Attributes:
-        method: whose relevance it is.
-        total: the relevance that there was, for each sample: one, or the score.
-        parts: who got it.
+        method: the method whose relevance it is.
+        total: the total relevance of each sample: one, or the score.
+        parts: the parts of the relevance, and what they go to.
 
     Example:
         >>> parts = (
@@ -86,22 +86,22 @@ class Account:
         return self._sum([part.amount for part in self.parts if part.taker == taker])
 
     def share(self, taker: str) -> float:
-        """The same as a share of the total, of all samples together; NaN of a total of zero."""
+        """The same as a share of the total, for all samples together; NaN if the total is zero."""
         return self._shares({taker: float(self.of(taker).sum())})[taker]
 
     def shares(self, *, by_source: bool = False) -> dict[str, float]:
         """The share of the total that went to the inputs and to each reason, largest first.
 
-        Nothing has a share of a total of zero: the shares are NaN then.
+        If the total is zero, the shares are NaN.
 
         Args:
-            by_source: tell modules and parameters apart: ``"added constants: pos_embed"``.
+            by_source: list modules and parameters separately: ``"added constants: pos_embed"``.
         """
         return self._shares(self._amounts(by_source=by_source))
 
     @property
     def delta(self) -> Tensor:
-        """By how much conservation fails: the relevance of the inputs minus the total."""
+        """The deviation from conservation: the relevance of the inputs minus the total."""
         missing = [-part.amount for part in self.parts if part.taker != INPUTS]
         return self._sum(missing)
 

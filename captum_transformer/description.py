@@ -25,9 +25,9 @@ class Attention:
     """An attention call.
 
     Attributes:
-        layer: its place among the calls, as ``layer`` and ``start_layer`` count in a model of one
+        layer: its index among the calls, as in ``layer`` and ``start_layer`` for a model with one
             tower; None for attention among channels.
-        module: the name of the module that made it.
+        module: the name of the module that called it.
         shape: the shape of its probabilities: ``(..., queries, keys)``.
         queries: the name of the tokens that attend; empty among channels.
         keys: the name of the tokens that they attend to; empty among channels.
@@ -48,8 +48,8 @@ class Addition:
 
     Attributes:
         after: the layers of the attention calls that its branch adds.
-        read_as: ``"skip and branch"``, ``"projected skip and branch"``, or ``"parallel branches"``
-            where what has not attended gets nothing, such as an MLP beside attention.
+        read_as: ``"skip and branch"``, ``"projected skip and branch"``, or ``"parallel branches"``,
+            where a branch without attention gets zero, such as an MLP parallel to attention.
         shape: the shape of the sum.
     """
 
@@ -60,21 +60,21 @@ class Addition:
 
 @dataclass(frozen=True)
 class Description:
-    """What the trace has seen; it prints as a table.
+    """The trace's description of a model; it prints as a table.
 
     Attributes:
         inputs: the shape of each input, by its name.
         attention: the attention calls, in the order in which they ran.
-        additions: the additions where attention meets what it is added to.
-        pooled: whether several tokens are pooled to what the outputs are read from, as in a mean
+        additions: the additions of attention outputs to other signals.
+        pooled: whether the outputs are read from several pooled tokens, as in a mean
             over all patches; otherwise they are read from single tokens, such as a class token.
-        unread: operations that mix tokens and are no attention that can be read, by name and
+        unread: operations that mix tokens and aren't recognised as attention, by name and
             shapes. Methods that need maps refuse a branch that has one.
-        beside_skips: operations that mix tokens in a branch beside a skip, such as a convolution as
-            position encoding, by name and shapes. Methods that need maps give the skip its whole
-            share and do not follow the branch.
-        grids: into how many rows and columns of patches a convolution cuts each image, by the
-            input's name; inputs of which this isn't known are missing.
+        beside_skips: operations that mix tokens in a branch parallel to a skip, such as a
+            convolution as position encoding, by name and shapes. Methods that need maps give the
+            whole share to the skip and do not trace the branch.
+        grids: the numbers of rows and columns of patches that a convolution cuts each image into,
+            by the input's name; inputs for which this isn't known are missing.
     """
 
     inputs: dict[str, tuple[int, ...]]
@@ -114,7 +114,7 @@ def describe(
     *,
     additional_forward_kwargs: Mapping[str, Any] | None = None,
 ) -> Description:
-    """What the trace sees of a model in one call: the first thing to look at if in doubt.
+    """Describes how the trace reads a model in one call: the first thing to look at if in doubt.
 
     Args:
         model: the model or any callable that runs one.

@@ -94,22 +94,22 @@ Result = TypeVar("Result")
 def gamma(value: float, *, where: Callable[[Operation], bool] | None = None) -> ForwardRules:
     """LRP-gamma as a table for :class:`GradientMethod`, for some of a model's linear maps.
 
-    It is for linear layers, in any spelling of a matrix product, and convolutions. Of their terms
-    those count one plus gamma times that have the sign of the output; biases have their part, which
-    goes to no input. Weights that depend on the inputs have other rules.
-    :class:`captum_transformer.AttnLRP` can have it for all of them.
+    It applies to linear layers, in any notation of a matrix product, and convolutions. Terms with
+    the sign of the output are multiplied by one plus gamma; biases get their part, which
+    reaches no input. Products whose weights depend on the inputs have other rules.
+    To use it for all layers, see :class:`captum_transformer.AttnLRP`.
 
     Args:
-        value: the gamma. Without any, a layer keeps its gradient, which is LRP-0.
-        where: whether an operation is one of those that it is for. An operation knows the dotted
+        value: the gamma. With zero, a layer keeps its gradient, which is LRP-0.
+        where: whether it applies to an operation. An operation has the dotted
             name of the module that ran it, ``operation.module``, and its ``operation.kind``. By
-            default all are.
+            default it applies to all.
 
     Returns:
         The table.
 
     Raises:
-        InvalidInputError: if gamma is negative or no number.
+        InvalidInputError: if gamma is negative or not a number.
 
     Example:
         >>> import timm, torch
@@ -132,13 +132,13 @@ def operation(
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
     """Makes a Python function one operation for the trace.
 
-    Its gradient is the one that autograd has for it: that of a custom ``autograd.Function``, say.
-    A model that calls such a Function is explained when the decorated function takes its place.
+    Its gradient is autograd's, for example the one of a custom ``autograd.Function``.
+    To explain a model that calls such a Function, replace it with the decorated function.
 
-    Of attention the arguments are ``query``, ``key`` and ``value``, and, if it has them,
+    For attention the arguments are ``query``, ``key`` and ``value``, and, if it has them,
     ``attn_mask``, ``dropout_p``, ``is_causal`` and ``scale``, as in
-    :func:`torch.nn.functional.scaled_dot_product_attention`. What the function computes is compared
-    with that, and refused if it is something else. For the flash-attn package::
+    :func:`torch.nn.functional.scaled_dot_product_attention`. The function's result is compared
+    with the result of that one, and refused if it differs. For the flash-attn package::
 
         flash = extend.operation(
             "query/q key/k value/v dropout_p scale/softmax_scale is_causal/causal",
@@ -148,12 +148,12 @@ def operation(
 
     Args:
         arguments: the canonical names of its arguments, as in :func:`describe_function`.
-        kind: what it is, see :class:`Kind`.
-        layout: for attention whose queries, keys, values and outputs do not lie as
+        kind: its kind, see :class:`Kind`.
+        layout: for attention whose queries, keys, values and outputs do not have the layout
             ``"samples heads tokens features"``: the names of their dimensions.
 
     Returns:
-        A decorator. Outside of explanations the function does what it did.
+        A decorator. Outside of explanations the function is unchanged.
 
     Raises:
         ValueError: if a layout is given for another kind, or has no heads, tokens and features.

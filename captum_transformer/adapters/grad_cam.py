@@ -19,14 +19,14 @@ __all__ = ["TransformerCAM"]
 class TransformerCAM:
     """Maps of a Transformer as pytorch-grad-cam returns them.
 
-    Takes the place of ``GradCAM(model, target_layers, reshape_transform)``: all layers are
-    explained, and the grid of patches is known, so neither is given. Maps are as theirs: the
-    positive part of the relevance of each patch, divided by the largest of its sample, which
-    ``show_cam_on_image`` draws. The model is left as it was.
+    Replaces ``GradCAM(model, target_layers, reshape_transform)``: all layers are
+    explained, and the grid of patches is known, so neither is passed. Maps have the same form: the
+    positive part of the relevance of each patch, divided by the maximum of its sample, for
+    ``show_cam_on_image``. The model is left unchanged.
 
     Args:
         model: the model, or a function that runs one, with a score for each class.
-        method: makes the method of a forward function: a class of this package, or for instance
+        method: creates the method from a forward function: a class of this package, or for example
             ``lambda forward: AttnLRP(forward, gamma=0.05)``.
 
     Example:

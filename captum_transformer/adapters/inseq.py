@@ -27,14 +27,14 @@ METHODS = {
 
 @cache
 def register() -> list[type]:
-    """Makes inseq know `METHODS`: ``inseq.load_model(model, "attn_lrp")``.
+    """Registers `METHODS` in inseq: ``inseq.load_model(model, "attn_lrp")``.
 
-    What inseq explains is its ``attributed_fn``; the rules are made for ``attributed_fn="logit"``.
-    A token's relevance is the sum over its embedding's features, with its sign, so there is nothing
-    left to aggregate. Options of a method go to ``load_model``.
+    inseq explains its ``attributed_fn``; the rules are designed for ``attributed_fn="logit"``.
+    A token's relevance is the signed sum over its embedding's features, so no further
+    aggregation is needed. Pass options of a method to ``load_model``.
 
     Returns:
-        The classes, which inseq knows as long as there are any.
+        The classes, which inseq finds as long as they exist.
 
     Raises:
         ImportError: if inseq is not installed.

@@ -14,15 +14,16 @@ __all__ = ["explain_func"]
 def explain_func(
     method: Callable[..., Any], **options: Any
 ) -> "Callable[..., np.ndarray[Any, np.dtype[Any]]]":
-    """What Quantus calls to explain the samples that it has changed.
+    """The function with which Quantus explains the samples that it has changed.
 
     Args:
         method: a class of this package, such as ``AttnLRP``.
-        **options: what it is made with beside the model.
+        **options: its arguments in addition to the model.
 
     Returns:
-        A function of ``model``, ``inputs`` and ``targets`` that returns the relevance, an array as
-        the inputs. What else Quantus passes, such as the device, is known from the model.
+        A function of ``model``, ``inputs`` and ``targets`` that returns the relevance, an array
+        like the inputs. Further arguments of Quantus, such as the device, are ignored, since they
+        are known from the model.
 
     Example:
         >>> import numpy as np, timm

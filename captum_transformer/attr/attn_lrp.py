@@ -20,50 +20,49 @@ class AttnLRP(GradientTimesInput):
     - products of several signals, :math:`Q K^\top`, :math:`A V` and the gates of an MLP: each
       factor gets the same share (the uniform rule); the softmax keeps its own gradient, which is
       its first-order Taylor expansion with a bias term;
-    - activations: the slope is :math:`f(x) / x` (the identity rule), also of those written in
+    - activations: the slope is :math:`f(x) / x` (the identity rule), also if they are written in
       Python as ``x * gate(x)``, where the gate is that slope, and no stabiliser is needed (the
-      results are the authors' to 1e-9). Numbers that are added are a part of it, as in
-      ``log(1 + x)`` or ``(1 + tanh(x / 2)) / 2``; a tensor is a bias. One that is not zero at
-      zero, as a sigmoid that gates another signal, leaves all its relevance to an x that may all
-      but vanish, and so magnifies it;
-    - norms, fused or written in Python, over features, channels, windows or samples: what divides
-      the signal is a constant (the subtracted mean is not). So is any divisor of a signal, but for
-      the sum of softmax weights, some of them masked, which keeps its gradient as a softmax
-      does, and for two that are refused: an activation of another signal, and a sum of
-      exponentials.
+      results equal the authors' to 1e-9). Added numbers are a part of the activation, as in
+      ``log(1 + x)`` or ``(1 + tanh(x / 2)) / 2``; an added tensor is a bias. An activation that is
+      not zero at zero, such as a sigmoid that gates another signal, passes all its relevance to an
+      x that may be close to zero, and so magnifies it;
+    - norms, fused or written in Python, over features, channels, windows or samples: the divisor
+      is a constant (the subtracted mean is not). So is any other divisor of a signal, except for
+      the sum of partly masked softmax weights, which keeps its gradient like a softmax,
+      and for two that are refused: an activation of another signal, and a sum of exponentials.
 
     Linear maps, residual connections, rotary embeddings, maxima and lengths keep their gradient,
     which is LRP-0; with ``gamma`` and ``conv_gamma`` linear maps have LRP-gamma. Unlike in
-    ``ConservativeLRP`` queries and keys take part. Biases, also those of the softmax's expansion,
-    absorb relevance: the sum is not the score, and there is no convergence delta. It costs one
-    forward and one backward pass.
+    ``ConservativeLRP``, relevance goes through queries and keys. Biases, also those of the
+    softmax's expansion, absorb relevance: the sum is not the score, and there is no convergence
+    delta. It costs one forward and one backward pass.
 
-    **LRP-gamma.** Pixels and features differ in sign from one to the next, and on pictures LRP-0 is
-    as noisy as they are. With :math:`z_j = \sum_i x_i W_{ji} + b_j`, relevance is shared out by
+    **LRP-gamma.** Signs alternate between neighbouring pixels and features, and on pictures LRP-0
+    is just as noisy. With :math:`z_j = \sum_i x_i W_{ji} + b_j`, relevance is distributed by
 
     .. math:: R_i = \sum_j \frac{t_{ij} + \gamma \, t_{ij}^{s_j}}
         {\sum_k (t_{kj} + \gamma \, t_{kj}^{s_j}) + b_j + \gamma \, b_j^{s_j}} R_j,
         \qquad t_{ij} = x_i W_{ji},
 
-    where :math:`t^{s_j}` is :math:`t` if it has the sign of :math:`z_j`, and zero if not: what made
-    an output the size that it is counts :math:`1 + \gamma` times. The bias takes its part, and an
-    output of zero has no relevance. That is for convolutions and linear layers with constant
-    weights, in any spelling of a matrix product, the products that make attention's scores aside;
-    where weights depend on the inputs, each factor has its share. Without biases the sum stays what
-    it is. It costs two more products of the same size for each layer: for a ViT-B/16 2.6 times a
-    forward and a backward pass, and with ``conv_gamma`` alone as much as without.
+    where :math:`t^{s_j}` is :math:`t` if it has the sign of :math:`z_j`, and zero if not: terms
+    with the sign of the output count :math:`1 + \gamma` times. The bias gets its part, and an
+    output of zero has zero relevance. This applies to convolutions and linear layers with constant
+    weights, in any notation of a matrix product, except for the products that compute attention's
+    scores; if weights depend on the inputs, each factor has its share. Without biases, the sum is
+    preserved. It costs two more products of the same size for each layer: for a ViT-B/16 2.6 times
+    a forward and a backward pass, and with ``conv_gamma`` alone as much as without.
 
     For pictures ``gamma=0.05, conv_gamma=100`` is best in five small models with mosaics of digits:
     72 to 83 % of the positive relevance of pixels is in the right cell, without gammas 51 to 63 %;
     by patch it is 74 to 84 %, without 71 to 82 %. Most of it comes from the convolution, and a
-    gamma of one in linear layers is worse than none. By patch, ``positions="add"`` gains more where
-    patches are many: 72 % on mosaics of MNIST, without it 70 %.
+    gamma of one in linear layers is worse than none. By patch, ``positions="add"`` improves the
+    maps more if there are many patches: 72 % on mosaics of MNIST, without it 70 %.
 
-    The results are those of the authors' package ``lxt`` for language models. For vision
-    Transformers it has other rules than for language models: attention weights are constants, as in
-    ``ConservativeLRP``, so that nothing goes through queries and keys; gamma is on the patch
-    embedding, the MLPs and the head, and not on attention's projections. Of a model of torchvision
-    that is
+    The results agree with the authors' package ``lxt`` for language models. For vision
+    Transformers, ``lxt`` has different rules: attention weights are constants, as in
+    ``ConservativeLRP``, so that no relevance goes through queries and keys; gamma is used for the
+    patch embedding, the MLPs and the head, but not for attention's projections. For a model of
+    torchvision, this is
 
     .. code-block:: python
 
@@ -82,20 +81,21 @@ class AttnLRP(GradientTimesInput):
         )
         extend.GradientMethod(model, rules).attribute(images, target=3)
 
-    which agrees with ``lxt`` but for its stabilisers (1e-6 in a layer's denominator, 1e-10 where it
+    which agrees with ``lxt`` up to its stabilisers (1e-6 in a layer's denominator, 1e-10 where it
     divides by a value: 6e-6 of the largest relevance).
 
     Args:
         forward_func: the model or any callable that runs one.
-        gamma: of LRP-gamma in linear layers. None, like zero, is LRP-0.
-        conv_gamma: of LRP-gamma in convolutions, such as a patch embedding.
-        positions: what becomes of the relevance of positions: ``"ignore"`` leaves it out;
-            ``"separate"`` leaves it to :meth:`attribute_positions`, and rotary angles half of what
-            they turn; ``"add"`` adds it to that of the tokens (PA-LRP).
+        gamma: the gamma of LRP-gamma in linear layers. None, like zero, is LRP-0.
+        conv_gamma: the gamma in convolutions, such as a patch embedding.
+        positions: how the relevance of positions is treated: ``"ignore"`` leaves it out;
+            ``"separate"`` leaves it to :meth:`attribute_positions`, where rotary angles get half of
+            the relevance of what they rotate; ``"add"`` adds it to the tokens' relevance
+            (PA-LRP).
         checkpoint: as in :class:`TransformerMethod`.
 
     Raises:
-        InvalidInputError: if a gamma is negative or no number.
+        InvalidInputError: if a gamma is negative or not a number.
 
     Reference:
         `AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers

@@ -29,11 +29,11 @@ class ConservativeLRP(GradientTimesInput):
 
     - with the AH rule (eq. 11 of the paper) the attention probabilities, so that attention is a
       linear map of the values;
-    - with the LN rule (eq. 12) what divides the signal in a norm, fused or written in Python, over
-      features, channels, windows or samples. A divisor that is made entry by entry of the signal
-      itself, as in ``x / (1 + exp(-x))``, belongs to an activation and keeps its gradient.
+    - with the LN rule (eq. 12) the divisor of a norm, fused or written in Python, over
+      features, channels, windows or samples. A divisor that is an elementwise function of the
+      signal itself, as in ``x / (1 + exp(-x))``, belongs to an activation and keeps its gradient.
 
-    Then relevance is conserved but for biases and saturating activations. Without both rules it
+    Then relevance is conserved, except for biases and saturating activations. Without both rules it
     is plain gradient x input. It costs one forward and one backward pass; with ``gamma``
     two forward passes, the first to find the attention blocks' linear layers.
 
@@ -41,16 +41,16 @@ class ConservativeLRP(GradientTimesInput):
         forward_func: the model or any callable that runs one.
         attention_rule: hold the attention probabilities constant (AH).
         layer_norm_rule: hold the norms' denominators constant (LN).
-        hold_mean: with the LN rule, hold the subtracted mean constant, too: the authors' code has
-            that variant, the paper does not.
+        hold_mean: with the LN rule, also hold the subtracted mean constant: a variant in the
+            authors' code, but not in the paper.
         gamma: LRP-gamma in the linear layers of the attention blocks (query, key, value and output
             projection): positive weights count :math:`1 + \gamma` times. One number, or one per
             attention layer.
-        gamma_keeps_output: with ``gamma``, let the output projection return what it does without
-            it, as the rule is meant. The authors' code, followed by default, lets it return the
-            changed value, so that the explained score changes a little.
-        positions: as in :class:`AttnLRP`; rotary angles have nothing where queries and keys are
-            held.
+        gamma_keeps_output: with ``gamma``, let the output projection return the same value as
+            without it, as the rule intends. In the authors' code, and by default, it returns the
+            changed value, so the explained score changes a little.
+        positions: as in :class:`AttnLRP`; rotary angles get zero if queries and keys are held
+            constant.
         checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
@@ -131,7 +131,7 @@ class ConservativeLRP(GradientTimesInput):
                 pixels, embeddings, token ids.
             target: which output to explain, in any of Captum's forms, or a ``Contrast``.
             additional_forward_args: further arguments for the model by position, as in Captum.
-            return_convergence_delta: also return by how much conservation fails.
+            return_convergence_delta: also return the deviation from conservation.
             additional_forward_kwargs: further arguments for the model by name.
             internal_batch_size: how many samples to explain at a time; None for all at once.
             show_progress: show a progress bar with a step for each of these.
@@ -143,9 +143,9 @@ class ConservativeLRP(GradientTimesInput):
             relevance minus the score.
 
         Raises:
-            NoAttentionError: if ``attention_rule`` is on and no attention can be seen.
+            NoAttentionError: if ``attention_rule`` is on and no attention is found.
             InvalidTargetError: if the target does not fit the output.
-            UnsupportedOperationError: if relevance arrives at an operation that is not known.
+            UnsupportedOperationError: if relevance reaches an unknown operation.
         """
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
         explain = self._attribute_inputs
@@ -176,10 +176,10 @@ class ConservativeLRP(GradientTimesInput):
         attributions: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
         output: Tensor,
     ) -> Tensor:
-        """By how much conservation fails: the sum of relevance minus the score, per sample.
+        """The deviation from conservation: the sum of relevance minus the score, per sample.
 
         Args:
-            attributions: what :meth:`attribute` returned.
+            attributions: the result of :meth:`attribute`.
             output: the explained score of each sample: ``(samples,)``.
 
         Returns:

@@ -25,8 +25,8 @@ class GenericAttentionRelevance(RolloutMethod):
 
     .. math:: \bar A = E_h\big[(\nabla A \odot A)^+\big]
 
-    and updates :math:`R^{qk}`, what each token of one set has of each token of another, starting
-    from :math:`R^{qq} = I` (eq. 6-11):
+    and updates :math:`R^{qk}`, the relevance that each token of one set has from each token of
+    another, starting from :math:`R^{qq} = I` (eq. 6-11):
 
     .. math::
         \text{self-attention:} \quad & R^{qk} \leftarrow R^{qk} + \bar A R^{qk} \\
@@ -36,35 +36,35 @@ class GenericAttentionRelevance(RolloutMethod):
 
     where :math:`N(R) = I + \mathrm{rownorm}(R - I)`. The relevance of the input tokens is the row
     of :math:`R - I` that the target is read from (a class token, the last token, the mean over
-    tokens, whatever the model does): the authors leave that entry out, too, or overwrite it. Rows
+    tokens, depending on the model): the authors also leave that entry out, or overwrite it. Rows
     are not normalised in self-attention and all layers count, as in the authors' code.
 
     Without cross-attention that row is a token flow (``propagation="flow"``), which needs no map
-    of all pairs of tokens; it is what runs. With cross-attention the two differ: the flow hands
+    of all pairs of tokens and is used. With cross-attention the two differ: the flow passes
     shares from the decoder's tokens to those of the encoder that they attend to, each step as in
     self-attention. The matrix rules mix the queries' self-attention in once more, transposed,
     count all of it in each cross-attention, and divide it by its size.
 
-    The authors' code gives NaN, or no relevance at all, where a token attends to nothing that
+    The authors' code gives NaN, or zero relevance everywhere, if a token attends to nothing that
     matters, as all padded ones do: its row of :math:`R - I` is zero and is divided by its sum.
-    Here such a row stays zero, so that a padded sample gives what it gives without padding.
+    Here such a row stays zero, so a padded sample has the same result as without padding.
 
     Args:
         forward_func: the model or any callable that runs one.
         start_layer: attention calls before this one contribute nothing; negative counts from
-            the last. In a model of several towers each counts its own.
-        propagation: what to do where there is cross-attention: ``"paper"`` follows the matrix
+            the last. In a model with several towers, each has its own count.
+        propagation: what to do if there is cross-attention: ``"paper"`` follows the matrix
             rules, ``"flow"`` the token flow. Without cross-attention they are equal.
         normalize: normalise self-relevance in cross-attention, as :math:`N` does (eq. 8, 9).
         contextualize: mix self-relevance into cross-attention (eq. 10); without it the paper's
             ablation :math:`R^{qk} \leftarrow R^{qk} + \bar A`.
-        with_identity: count what passes no attention, too: the paper's row of :math:`R`, in which
-            each token that the target is read from has a constant of its own.
-        pooled_evidence: where the target is read from several tokens that are pooled, add as much
-            of what each of them says by itself for the target, compared with all of them: less
-            than the others say is negative. Without it tokens are read alike, and no relevance is
-            negative. It makes no difference where one token is read, with `with_identity`, and
-            in :meth:`relevance_maps`.
+        with_identity: also count paths without attention: the paper's row of :math:`R`, in which
+            each token that the target is read from has an additional constant.
+        pooled_evidence: if the target is read from several tokens that are pooled, add as much
+            evidence as each of them has for the target, compared with all of them: less evidence
+            than the others have is negative. Without it, all tokens are treated alike, and no
+            relevance is negative. It makes no difference if one token is read, with
+            `with_identity`, and in :meth:`relevance_maps`.
         checkpoint: as in :class:`TransformerMethod`.
 
     Reference:

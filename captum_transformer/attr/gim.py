@@ -27,10 +27,9 @@ class GIM(GradientTimesInput):
       .. math:: \nabla_{z_i} = p^T_i \, \big(\nabla_{p_i} - \sum_j p^T_j \nabla_{p_j}\big),
 
       which is that of a softer softmax, up to a factor of :math:`1 / T`;
-    - products of several signals: the gradient is shared out, a half for each of two factors. So
+    - products of several signals: the gradient is distributed, a half for each of two factors. So
       queries and keys get a quarter, values a half, and so does each side of a gated MLP;
-    - norms, fused or written in Python: what divides the signal is a constant (the subtracted mean
-      is not).
+    - norms, fused or written in Python: the divisor is a constant (the subtracted mean is not).
 
     Everything else keeps its gradient: linear maps, residual connections, activations, also those
     written in Python. So does a softmax whose weights are not applied to tokens or channels, such
@@ -39,7 +38,7 @@ class GIM(GradientTimesInput):
     The rules act on operations, so they work for every model, whether attention is fused, written
     out, or ``flex_attention``. The authors' package changes modules and functions of torch, and
     misses some: on Transformers models either the temperature (``sdpa``) or the shares of queries,
-    keys and values (``eager``). Where all of its rules apply, this agrees with it to 1e-9.
+    keys and values (``eager``). If all of its rules apply, the results agree to 1e-9.
 
     The sum of relevance is not the score, and there is no convergence delta. It costs one forward
     and one backward pass; for fused attention the latter computes the probabilities in blocks of
@@ -47,7 +46,7 @@ class GIM(GradientTimesInput):
 
     Args:
         forward_func: the model or any callable that runs one.
-        temperature: of the softmax in the backward pass. At one it has its own gradient.
+        temperature: the temperature of the softmax in the backward pass. One keeps its gradient.
         positions: as in :class:`AttnLRP`.
         checkpoint: as in :class:`TransformerMethod`.
 

@@ -38,18 +38,18 @@ class LibraGrad(GradientTimesInput):
     r"""Gradient x input with every nonlinear factor held constant.
 
     The relevance of the inputs is :math:`R_i = x_i \cdot \partial f_c / \partial x_i`, where the
-    gradient takes as constants the attention probabilities, what divides the signal in a norm, and
-    the slope :math:`f(x) / x` of an activation, and gives each factor of a gate half. So the sum of
-    the relevance is the score, but for what biases, position embeddings and learned tokens have,
-    which :meth:`account` lists. These are the rules of :class:`RelevancePatching`, and those of
-    :class:`ConservativeLRP` with the identity rule for activations.
+    gradient takes as constants the attention probabilities, the divisors of norms, and the
+    slope :math:`f(x) / x` of an activation, and gives half to each factor of a gate. So the sum of
+    the relevance is the score, except for the parts of biases, position embeddings and learned
+    tokens, which :meth:`account` lists. These are the rules of :class:`RelevancePatching`, and
+    those of :class:`ConservativeLRP` with the identity rule for activations.
 
     It costs one forward and one backward pass.
 
     Args:
         forward_func: the model or any callable that runs one.
-        attention_rule: hold the attention probabilities; without it products of attention keep
-            their gradient.
+        attention_rule: hold the attention probabilities constant; without it, products of attention
+            keep their gradient.
         positions: as in :class:`AttnLRP`.
         checkpoint: as in :class:`TransformerMethod`.
 
@@ -87,20 +87,20 @@ class FullGradPlus(LibraGrad):
     r"""FullGrad+: the relevance of each token at the input of each layer, and of later biases.
 
     With the gradients of :class:`LibraGrad`, the tokens :math:`x^{(l)}` at the input of layer
-    :math:`l`, and all biases :math:`b` behind it, each at its own token :math:`i`:
+    :math:`l`, and all biases :math:`b` after it, each at its own token :math:`i`:
 
     .. math:: R_i = \sum_l \Big( x_i^{(l)} \cdot \frac{\partial f_c}{\partial x_i^{(l)}}
               + \sum_{b \text{ behind } l} b \cdot \frac{\partial f_c}{\partial b_i} \Big)
 
-    The map of each layer sums up to the score. A bias behind the tokens, as of the classifier, goes
-    to those that the score is read from. Tokens keep their places along skip connections; what an
-    attention block adds to a token is that token's.
+    The map of each layer sums up to the score. A bias after the tokens, such as the classifier's,
+    goes to the tokens that the score is read from. Tokens keep their places along skip
+    connections; the output of an attention block belongs to the token that it is added to.
 
     Args:
         forward_func: the model or any callable that runs one.
-        layers: the layers, mostly the model's blocks: modules or their dotted names.
-        biases: count what biases add.
-        attention_rule: hold the attention probabilities.
+        layers: the layers, usually the model's blocks: modules or their dotted names.
+        biases: include the contribution of biases.
+        attention_rule: hold the attention probabilities constant.
         checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
@@ -140,12 +140,12 @@ class FullGradPlus(LibraGrad):
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> list[Tensor]:
-        """The map of each layer by itself, FullGrad.
+        """The map of each layer separately, FullGrad.
 
         The arguments are those of :meth:`attribute`.
 
         Returns:
-            For each layer ``(samples, tokens)``: all tokens that enter it, learned ones included.
+            For each layer ``(samples, tokens)``: all tokens at its input, including learned ones.
         """
         arguments = Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
         with self._traced(arguments) as forward, in_full_precision(forward.inputs[0].device):

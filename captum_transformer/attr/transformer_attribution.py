@@ -47,7 +47,7 @@ class TransformerAttribution(RolloutMethod):
               C = \bar A^{(L)} \cdots \bar A^{(s)}
 
     and the relevance of the input tokens is the row of :math:`C - I` that the target is read from.
-    Where there is cross-attention, :math:`\bar A - I` takes the place of the attention map in the
+    If there is cross-attention, :math:`\bar A - I` replaces the attention map in the
     rules of :class:`GenericAttentionRelevance`, as in the variant with relevance of the authors'
     code for encoder-decoder models.
 
@@ -55,29 +55,29 @@ class TransformerAttribution(RolloutMethod):
     one, not at the logit; softmax, norms and activations pass it on unchanged; products of two
     signals give half to each; for ViTs the rows of :math:`\bar A` are not normalised, for BERT
     they are (``normalize_rows=True``). The normalisation of additions runs over each sample, so a
-    batch gives what its samples give one by one. The authors overwrite the entry of ``[CLS]``
-    in text models; here it has what attention brought it, without the :math:`I`.
+    batch gives the same results as its samples one by one. The authors overwrite the entry of
+    ``[CLS]`` in text models; here it has the relevance from attention, without the :math:`I`.
 
-    :meth:`account` describes the relevance propagation, on to the inputs, and not the rollout.
+    :meth:`account` describes the relevance propagation down to the inputs, not the rollout.
 
     Args:
         forward_func: the model or any callable that runs one.
         start_layer: attention calls before this one contribute nothing (the :math:`s` above);
-            negative counts from the last: the BERT code's default is -1. In a model of several
-            towers each counts its own.
+            negative counts from the last: the BERT code's default is -1. In a model with several
+            towers, each has its own count.
         normalize_rows: divide each row of :math:`\bar A` by its sum, as the BERT code does.
         gradient_weighting: multiply by the gradient; without it this is the rollout of the
             attention's relevance alone, which is not class-specific.
-        propagation: what to do where there is cross-attention: ``"paper"`` follows the matrix
+        propagation: what to do if there is cross-attention: ``"paper"`` follows the matrix
             rules, ``"flow"`` the token flow. Without cross-attention they are equal.
         normalize: normalise self-relevance in cross-attention.
-        with_identity: count what passes no attention, too: the paper's row of :math:`C`, in which
-            each token that the target is read from has a constant of its own.
-        pooled_evidence: where the target is read from several tokens that are pooled, add as much
-            of what each of them says by itself for the target, compared with all of them: less
-            than the others say is negative. Without it tokens are read alike, and no relevance is
-            negative. It makes no difference where one token is read, with `with_identity`, in
-            :meth:`relevance_maps`, and without `gradient_weighting`.
+        with_identity: also count paths without attention: the paper's row of :math:`C`, in which
+            each token that the target is read from has an additional constant.
+        pooled_evidence: if the target is read from several tokens that are pooled, add as much
+            evidence as each of them has for the target, compared with all of them: less evidence
+            than the others have is negative. Without it, all tokens are treated alike, and no
+            relevance is negative. It makes no difference if one token is read, with
+            `with_identity`, in :meth:`relevance_maps`, and without `gradient_weighting`.
         propagate_to_input: return the relevance itself, propagated through all layers to the
         input ("full LRP", one of the paper's baselines), instead of the rollout. A convolution
             on the input follows the z-B rule with the sample's own minimum and maximum.
@@ -297,7 +297,7 @@ class _InOrder:
         return self._here[call]
 
     def check(self) -> None:
-        """Raises if a rule has handed on another sum than it got, and did not own up to it."""
+        """Raises if a rule has handed on another sum than it got, and did not report it."""
         self._gradients.leaving = None  # they refer to each other
         for walk in self._walks:
             walk.down_to(0)

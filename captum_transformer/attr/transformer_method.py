@@ -33,14 +33,14 @@ START = 2.0**40
 class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution):
     """An attribution method for Transformers.
 
-    The model runs once, unmodified, under a trace; the method then carries something backward
-    along it. Nothing of the model, the inputs or the random state is changed.
+    The model runs once, unmodified, under a trace; the method then propagates relevance or a
+    gradient backward along it. The model, the inputs and the random state are left unchanged.
 
     Args:
         forward_func: the model (an ``nn.Module``) or any callable that runs one, as in Captum.
         checkpoint: run the model again in the backward pass, block by block, so that the forward
-            pass keeps no more than what each block reads. A block is what lies around one attention
-            call, as a Transformer's layer does, or around as many as the number given. The result
+            pass only keeps what each block reads. A block contains one attention call, like a
+            Transformer's layer, or as many as the given number. The result
             is the same to the last bit.
     """
 
@@ -71,9 +71,9 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
 
         Args:
             inputs: pixels, embeddings, token ids, samples first: a tensor or a tuple of tensors,
-                which the model gets by position, or a mapping such as ``{"input_ids": ids,
-                "pixel_values": pixels}``, which it gets by name. Of what a tokenizer or a
-                processor of Transformers returns, token ids and floating point values are
+                passed by position, or a mapping such as ``{"input_ids": ids,
+                "pixel_values": pixels}``, passed by name. In the output of a tokenizer or a
+                processor of Transformers, token ids and floating point values are
                 explained, and masks, types and positions are further arguments.
             target: which output to explain, in any of Captum's forms: an ``int`` or a tuple of
                 indices for all samples, a tensor ``(samples,)`` or a list with one for each
@@ -84,21 +84,22 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
             additional_forward_kwargs: further arguments for the model by name, such as
                 ``{"attention_mask": mask}``. Captum's tools that repeat the samples
                 (``NoiseTunnel``, ``sensitivity_max``) don't repeat these.
-            internal_batch_size: how many samples to explain at a time, where all together are too
-                large for the memory; the result is the same. Of the target and the further
-                arguments, what has as many rows as there are samples is divided with them.
-            show_progress: show a progress bar, with a step for each of these, and each target.
+            internal_batch_size: how many samples to explain at a time, if all together don't fit
+                into memory; the result is the same. Targets and further arguments with one row
+                for each sample are divided in the same way.
+            show_progress: show a progress bar, with a step for each of these batches and targets.
 
         Returns:
             As ``inputs``: a tensor, a tuple or a dict, each of its input's shape. Token ids get
             floating point relevance ``(samples, tokens)``.
 
         Raises:
-            NoAttentionError: if the forward pass has no attention that can be seen.
-            InvalidInputError: if the inputs can't be explained as given.
+            NoAttentionError: if no attention is found in the forward pass.
+            InvalidInputError: if the inputs can't be explained in this form.
             InvalidTargetError: if the target does not fit the output.
             UnsupportedOperationError: if an operation has no rule in this method.
-            UnseenOperationError: if the inputs act through something that can't be traced.
+            UnseenOperationError: if the score depends on the inputs through an operation that can't
+                be traced.
         """
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
         (maps,) = self._in_batches(
@@ -117,10 +118,10 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> Inputs:
-        """Attributes the target's score to the tokens that the inputs are turned into.
+        """Attributes the target's score to the tokens that the model makes of the inputs.
 
-        Learned tokens, such as a ViT's class token, are no input and are left out; a ``[CLS]``
-        that is one of the input ids stays.
+        Learned tokens, such as a ViT's class token, aren't inputs and are left out; a ``[CLS]``
+        among the input ids is included.
 
         The arguments are those of :meth:`attribute`.
 
@@ -129,7 +130,7 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
             row-major order.
 
         Raises:
-            UnsupportedOperationError: if an input is not turned into tokens.
+            UnsupportedOperationError: if an input doesn't become tokens.
         """
         arguments = Arguments(inputs, additional_forward_args, additional_forward_kwargs)
         (maps,) = self._in_batches(
@@ -150,7 +151,7 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
     ) -> list[Inputs]:
         """Attributes several targets' scores; the model runs only once.
 
-        ``targets`` is a list of what :meth:`attribute` takes as ``target``; the other arguments are
+        ``targets`` is a list of targets as in :meth:`attribute`; the other arguments are
         the same.
 
         Returns:
@@ -173,30 +174,30 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
         recapture: bool = False,
         **options: Any,
     ) -> Captured:
-        """Captures a call as one graph of tensor operations, to be made again on other inputs.
+        """Captures a call as one graph of tensor operations, to repeat it on other inputs.
 
-        What the trace and the rules do in Python is done once. The captured call is made like the
-        method's own, with inputs of the same shapes and any target of the same form, and gives the
+        The Python code of the trace and the rules runs once. The captured call takes the method's
+        arguments, with inputs of the same shapes and any target of the same form, and gives the
         same results to the last bit as with one target for each sample. It reads the model's own
-        parameters and buffers, so it follows a training. Anything else that a forward pass reads
-        has to stay the same.
+        parameters and buffers, so it follows training. Anything else that a forward pass reads
+        must stay the same.
 
         Args:
             inputs: as in :meth:`attribute`; an example.
-            target: as in :meth:`attribute`; of `attribute_targets` a list of such.
+            target: as in :meth:`attribute`; for `attribute_targets`, a list of targets.
             additional_forward_args: as in :meth:`attribute`.
             additional_forward_kwargs: as in :meth:`attribute`.
             of: which of the methods' calls is captured.
-            recapture: capture anew whenever a call is another one or the model has changed, instead
-                of refusing it.
-            **options: what else the captured method takes.
+            recapture: capture again whenever a call differs or the model has changed, instead of
+                refusing it.
+            **options: further arguments of the captured method.
 
         Returns:
             The captured call.
 
         Raises:
-            CaptureError: if the call can't be captured, as where Python decides by the values of
-                the inputs.
+            CaptureError: if the call can't be captured, for example because Python code depends on
+                the values of the inputs.
         """
         captured = Captured(self, of, options, recapture=recapture)
         captured.add(inputs, target, additional_forward_args, additional_forward_kwargs)

@@ -19,9 +19,9 @@ _VERSION = 1
 
 
 class Served(nn.Module):
-    """A captured call with the weights that it reads, in nothing but tensors.
+    """A captured call with the weights that it reads, as tensors only.
 
-    Where the relevance is not known to be right, because the library would compute otherwise for
+    If the relevance isn't known to be right, because the library would compute it differently for
     these inputs or refuse them, all of it is NaN.
 
     Args:
@@ -75,7 +75,7 @@ def save(
 
 
 class LoadedCapture:
-    """A captured call from a file, with the conventions of the method's; see `load_captured`."""
+    """A captured call from a file, called like the captured one; see `load_captured`."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         extra = {_NOTES: ""}
@@ -121,7 +121,7 @@ class LoadedCapture:
 
 
 def load_captured(path: str | os.PathLike[str]) -> LoadedCapture:
-    """Reads a captured call that `Captured.save` has written.
+    """Reads a captured call written by `Captured.save`.
 
     Neither the method nor the model's code is needed. Without this package the file is read by
     ``torch.export.load(path).module()``, which takes the inputs, a tensor of targets and the

@@ -29,11 +29,10 @@ _GRAPHS = 8
 class Captured:
     """A call of a method as one graph of tensor operations; made by `TransformerMethod.capture`.
 
-    It is called as the method is, and its results are the same to the last bit, with one target for
-    each sample. The graph reads the
-    model's own parameters and buffers, so it follows a training. A call that is another one than
-    that which was captured is refused, and so is each call after the model has changed otherwise
-    than in the numbers of its tensors; with `recapture` it is captured anew.
+    It is called like the method, and its results are the same to the last bit, with one target for
+    each sample. The graph reads the model's own parameters and buffers, so it follows training.
+    A call that differs from the captured one is refused, and so is any call after a change of the
+    model other than in the values of its tensors; with `recapture` it is captured again.
 
     Example:
         >>> import timm, torch
@@ -101,7 +100,7 @@ class Captured:
         """Captures a call.
 
         Returns:
-            What the method returns for it.
+            The method's result.
         """
         given = self._given(inputs, target, args, kwargs)
         try:
@@ -117,13 +116,13 @@ class Captured:
         return result
 
     def compile(self, **options: Any) -> "Captured":
-        """Compiles the graph with Inductor; results are then the same up to rounding.
+        """Compiles the graph with Inductor; results are then equal up to rounding.
 
         Args:
-            **options: of Inductor, as `torch.compile(..., options=...)` takes them.
+            **options: Inductor's options, as in `torch.compile(..., options=...)`.
 
         Returns:
-            This.
+            Itself.
         """
         self._compiler = lambda graph, tensors: torch._inductor.compile(  # noqa: SLF001
             graph, list(tensors), options=options
@@ -133,17 +132,17 @@ class Captured:
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Saves the call that was captured last, with the weights as they are now.
+        """Saves the call that was captured last, with the current weights.
 
-        The file is a program of `torch.export`: `torch.export.load` reads it without this package
-        and without the model's code, `load_captured` with the method's own conventions. Where a
-        check fails that the method makes with the numbers, the program returns NaN.
+        The file is a `torch.export` program: `torch.export.load` reads it without this package
+        and without the model's code, `load_captured` with the method's arguments. If one of the
+        method's checks on values fails, the program returns NaN.
 
         Args:
             path: the file, ``.pt2`` by convention.
 
         Raises:
-            CaptureMismatchError: if the model has changed otherwise than in its tensors' numbers.
+            CaptureMismatchError: if the model has changed other than in its tensors' values.
         """
         *_, graph = self._graphs.values()
         if (why := graph.guard.changed()) is not None:

@@ -1,4 +1,4 @@
-"""From a text or a picture to its explanation in one line: what goes in is what a reader sees."""
+"""Explanations of a text or a picture in one line, from the original text or picture."""
 
 from captum_transformer.explainers.explained import Explained
 from captum_transformer.explainers.explained_image import ExplainedImage

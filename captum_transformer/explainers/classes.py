@@ -13,12 +13,12 @@ _SHOWN = 5
 class ClassNames:
     """The names of a model's classes, as far as they are known.
 
-    A model of Transformers or timm that has got another head keeps the names of the classes that it
-    was trained for before. So its names count only if there are as many as it has scores.
+    A model of Transformers or timm whose head was replaced keeps the names of the classes that it
+    was trained for before. So its names are used only if their number matches its scores.
 
     Args:
         model: The model.
-        given: Names that the user gives, which come first: a list with one for each class, or a
+        given: Names given by the user, which have priority: a list with one for each class, or a
             mapping from some numbers to names.
     """
 
@@ -56,7 +56,7 @@ def _numbered(names: Names) -> dict[int, str]:
 
 
 def label_of(number: int, names: Mapping[int, str]) -> str:
-    """How a class is written, for instance ``tabby, tabby cat (281)``.
+    """The label of a class, for example ``tabby, tabby cat (281)``.
 
     Args:
         number: The class.
@@ -67,14 +67,14 @@ def label_of(number: int, names: Mapping[int, str]) -> str:
 
 
 def find_class(asked: str, names: Mapping[int, str], count: int | None) -> int:
-    """Finds the class that a user means.
+    """Finds the class that a user asks for.
 
     Args:
-        asked: An id, a name, one of the names that stand between commas ("tabby, tabby cat"), a
-            part that only one name has, or both as they are written ("tabby cat (281)"). Case
+        asked: An id, a name, one of several names separated by commas ("tabby, tabby cat"), a
+            part that only one name has, or both as in a label ("tabby cat (281)"). Case
             doesn't matter.
         names: The known names.
-        count: How many classes there are, if that is known.
+        count: The number of classes, if it is known.
 
     Returns:
         The id.
@@ -119,7 +119,7 @@ def check_class(number: int, count: int | None) -> int:
 
     Args:
         number: The number.
-        count: How many classes there are, if that is known.
+        count: The number of classes, if it is known.
 
     Raises:
         InvalidTargetError: If there is none.

@@ -8,14 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Explained:
-    """What a model says of an input, and the method that explains it.
+    """A model's output for an input, and the method that explains it.
 
     Attributes:
-        label: what is explained, such as the name of a class.
+        label: the explained class or token, by name.
         target: the number of the class or token; None if there is no single one.
         score: the score that is explained.
-        probability: its probability; None if it is not known how one is made of the score.
-        predicted: whether it is what the model predicts, as no target was given.
+        probability: its probability; None if it is unknown how to compute one from the score.
+        predicted: whether it is the model's prediction, since no target was given.
         method: the name of the method.
     """
 

@@ -17,14 +17,14 @@ class ExplainedImage(Explained):
     """A picture with the relevance of its parts.
 
     Attributes:
-        picture: the picture as it was given, as an image of PIL.
-        map: the relevance on it, ``(height, width)``, a value for each part that the model's input
-            tells apart: that of the patch which the part is in, or if there is no `grid`, of the
-            pixel. What was cut away has none.
+        picture: the original picture, as a PIL image.
+        map: the relevance on it, ``(height, width)``: each place has the value of its patch in the
+            model's input, or, without a `grid`, of its pixel there. Parts that were cropped away
+            have zero.
         relevance: the relevance of the model's input, ``(channels, height, width)``.
         inputs: the model's input.
-        grid: into how many rows and columns of patches the model cuts its input; None if that
-            isn't known.
+        grid: the numbers of rows and columns of patches that the model cuts its input into; None if
+            unknown.
     """
 
     picture: Any
@@ -37,8 +37,8 @@ class ExplainedImage(Explained):
         """Draws the picture, and its map over it.
 
         Args:
-            height: the height in pixels that the picture is shown with.
-            **options: what of the map is shown, see
+            height: the height of the picture in the drawing, in pixels.
+            **options: how the map is drawn, see
                 :class:`~captum_transformer.visualization.MapOptions`.
 
         Returns:
@@ -48,10 +48,10 @@ class ExplainedImage(Explained):
         return panel(self.picture, self.map, self.caption, height=height, note=note, **options)
 
     def show(self, *, height: int = 256, **options: Unpack[MapOptions]) -> None:
-        """Shows the picture and its map, in a notebook or by the system's program for pictures.
+        """Shows the picture and its map, in a notebook or with the system's image viewer.
 
         Args:
-            height: the height in pixels that the picture is shown with.
+            height: the height of the picture in the drawing, in pixels.
             **options: see `draw`.
         """
         from PIL import Image as Pillow

@@ -19,12 +19,13 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class ExplainedPair(Explained):
-    """Two texts, and what each pair of their words has of their similarity.
+    """Two texts, and the contribution of each pair of their words to the similarity.
 
     Attributes:
-        words: the words of each text, or what else relevance was added up by.
-        relevance: of each word of the first with each of the second, ``(words, words)``.
-        tokens: the tokens of each as the model has them.
+        words: the words of each text, or the other units that relevance was summed by.
+        relevance: the relevance of each word of the first with each of the second,
+            ``(words, words)``.
+        tokens: the tokens of each text.
         of_tokens: the relevance of their pairs, ``(tokens, tokens)``.
         special: which of the words are special tokens, such as ``[CLS]``.
     """
@@ -36,7 +37,7 @@ class ExplainedPair(Explained):
     special: tuple[list[bool], list[bool]]
 
     def show(self, **options: Unpack[TokenOptions]) -> None:
-        """Shows the texts with lines between their words in a notebook, else the strongest pairs.
+        """Shows lines between the words of the texts in a notebook, the strongest pairs elsewhere.
 
         Args:
             **options: see :class:`~captum_transformer.visualization.TokenOptions`.
@@ -84,10 +85,10 @@ class ExplainedPair(Explained):
         return import_module("pandas").DataFrame(rows)
 
     def top(self, count: int = 5) -> list[tuple[str, str, float]]:
-        """The pairs with the largest relevance, for or against, special tokens left out.
+        """The pairs with the largest absolute relevance, without special tokens.
 
         Args:
-            count: how many.
+            count: the number of pairs.
         """
         named = [
             (word, other, value)

@@ -21,9 +21,9 @@ class ExplainedText(Explained):
     """A text, or a pair of texts, with the relevance of its words.
 
     Attributes:
-        words: the words, or what else relevance was added up by.
+        words: the words, or the other units that relevance was summed by.
         relevance: the relevance of each, ``(words,)``.
-        tokens: the tokens as the model has them.
+        tokens: the model's tokens.
         of_tokens: the relevance of each, ``(tokens,)``.
         special: which of the words are special tokens, such as ``[CLS]``.
     """
@@ -35,7 +35,7 @@ class ExplainedText(Explained):
     special: list[bool]
 
     def show(self, **options: Unpack[TokenOptions]) -> None:
-        """Shows the text in colours, in a notebook or a terminal; plain lines where neither is.
+        """Shows the text in colours, in a notebook or a terminal, and as plain lines elsewhere.
 
         Args:
             **options: see :class:`~captum_transformer.visualization.TokenOptions`.
@@ -82,10 +82,10 @@ class ExplainedText(Explained):
         return import_module("pandas").DataFrame(rows)
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """The words with the largest relevance, for or against, special tokens left out.
+        """The words with the largest absolute relevance, without special tokens.
 
         Args:
-            count: how many.
+            count: the number of words.
         """
         pairs = zip(self.words, self.relevance.tolist(), self.special, strict=True)
         named = [(word, value) for word, value, special in pairs if not special]

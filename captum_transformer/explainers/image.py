@@ -33,21 +33,21 @@ _PIXELS = "pixel_values"
 class ImageExplainer:
     """Explains the classes that a model finds in a picture, by a map on the picture.
 
-    Whatever the preparation does to a picture, such as to scale and to crop it: relevance is
-    brought back to the place in the picture that it is due to (see
+    Preprocessing may resize and crop a picture: relevance is mapped back to the place in the
+    original picture that it comes from (see
     :func:`~captum_transformer.visualization.places_of`).
 
     Args:
         model: the model, or a function that runs one, with a score for each class as its output.
-        processor: what prepares a picture: an image processor of Transformers, whose output the
-            model gets by name, or a function from an image of PIL to a tensor
+        processor: preprocesses a picture: an image processor of Transformers, whose output is
+            passed to the model by name, or a function from an image of PIL to a tensor
             ``(channels, height, width)``, such as the transforms of timm and torchvision.
-        method: makes the method of a forward function: a class of this package, or for instance
-            ``lambda forward: AttnLRP(forward, gamma=0.05)``. None: what the study supports for
-            what the model reads its scores from.
+        method: creates the method from a forward function: a class of this package, or for example
+            ``lambda forward: AttnLRP(forward, gamma=0.05)``. None: the method that the study
+            recommends for the model's readout.
         names: the names of the classes, if the model has others or none.
-        activation: ``"softmax"`` or ``"sigmoid"``, which makes probabilities of the scores; None
-            for what the configuration of a model of Transformers says.
+        activation: ``"softmax"`` or ``"sigmoid"``, which converts scores to probabilities; None
+            for the one in the configuration of a Transformers model.
 
     Example:
         >>> import timm, torch

@@ -29,28 +29,28 @@ Method: TypeAlias = Callable[[Callable[..., Any]], Any]
 
 
 class TextExplainer:
-    """Explains what a model says of a text by the words of the text.
+    """Explains a model's output for a text, by the words of the text.
 
-    It knows what Transformers' auto classes know of a model: whether it classifies texts or their
-    words, finds answers, or completes texts. Any other callable that gets what the tokenizer makes
-    of a text by name, and returns a score for each class, is a classifier.
+    The task of a model is taken from Transformers' auto classes: text classification, token
+    classification, question answering, or language modelling. Any other callable that takes the
+    tokenizer's output by name, and returns a score for each class, is a classifier.
 
     Args:
         model: the model.
         tokenizer: its tokenizer, a fast one.
-        method: makes the method of a forward function: a class of this package, or for instance
+        method: creates the method from a forward function: a class of this package, or for example
             ``lambda forward: AttnLRP(forward, gamma=0.05)``. None: ``AttnLRP``, and for similarity
             ``BiLRP`` of the cosine.
         names: the names of the classes, if the model's configuration has others or none.
         task: ``"class"``, ``"words"``, ``"answer"``, ``"next word"`` or ``"masked word"``; None for
-            what Transformers' auto classes say. ``"similarity"`` for a model or function that
-            returns an embedding of a text, ``(1, dimensions)``.
-        activation: ``"softmax"`` or ``"sigmoid"``, which makes probabilities of a classifier's
-            scores; None for what the model's configuration says.
+            the task given by Transformers' auto classes. ``"similarity"`` for a model or function
+            that returns an embedding of a text, ``(1, dimensions)``.
+        activation: ``"softmax"`` or ``"sigmoid"``, which converts a classifier's scores to
+            probabilities; None for the one in the model's configuration.
 
     Raises:
-        InvalidInputError: if the tokenizer is not a fast one or has no vocabulary, there is no
-            such task, or the model may be for several.
+        InvalidInputError: if the tokenizer is not a fast one or has no vocabulary, the task
+            doesn't exist, or the model's task is ambiguous.
 
     Example:
         >>> import transformers
