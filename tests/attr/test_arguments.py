@@ -151,7 +151,7 @@ def test_inference_tensors_by_name() -> None:
         ),
         (
             {"inputs": {"input_ids": ids()}, "additional_forward_args": (mask(),)},
-            "Give them by name, as `additional_forward_kwargs`",
+            "Pass them by name, as `additional_forward_kwargs`",
         ),
         (
             {"inputs": ids(), "additional_forward_kwargs": [mask()]},

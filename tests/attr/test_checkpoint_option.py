@@ -109,6 +109,7 @@ LESS: dict[str, tuple[Method, float]] = {
 
 @pytest.mark.parametrize("use_fused", [True, False])
 @pytest.mark.parametrize("name", LESS)
+@pytest.mark.slow
 def test_the_forward_pass_keeps_less(name: str, use_fused: bool) -> None:
     (make, share), x = LESS[name], torch.randn(2, 64, 16)
     model = Decoder(12, use_fused=use_fused).requires_grad_(requires_grad=False)

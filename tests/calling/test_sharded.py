@@ -132,6 +132,7 @@ def _explain_sharded(rank: int, store: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes() -> None:
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(_explain_sharded, args=(f"{folder}/store",), nprocs=2)

@@ -82,6 +82,7 @@ def train(model: nn.Module) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("way", ["explained", "isolated"])
+@pytest.mark.slow
 def test_a_thread_that_trains_the_model_is_refused(way: str) -> None:
     model = Model().train()
 

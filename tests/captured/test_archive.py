@@ -52,6 +52,7 @@ def test_served_without_the_package(method: Any, name: str, tmp_path: Path) -> N
     assert_same(loaded(explained.inputs, [4, 0, 2], further), expected)
 
 
+@pytest.mark.slow
 def test_named_inputs_and_contrasts(tmp_path: Path) -> None:
     model = classifier()
     explainer = AttnLRP(lambda x, scale: model(x * scale))

@@ -118,6 +118,7 @@ def test_arguments_of_captums_methods():
     assert any("forward_func.code" in line for line in differences(logits, shares))
 
 
+@pytest.mark.slow
 def test_another_process_says_the_same():
     script = (
         "import json; from tests.lightning_callbacks.data_sets.test_manifest import *; "

@@ -24,6 +24,8 @@ from tests.lightning_callbacks.loggers.tensorboard_page import (
 from tests.lightning_callbacks.runs import fit
 from tests.lightning_callbacks.samples.test_named_batches import bert, reader, texts
 
+pytestmark = pytest.mark.slow
+
 QUICKSTART = Path(__file__).parents[3] / "tutorials" / "quickstart.py"
 
 
@@ -63,7 +65,6 @@ def run_named(server, part):
     return run
 
 
-@pytest.mark.slow
 def test_images(server):
     run = run_named(server, "mosaics")
     tags = ask(server, "data/plugin/images/tags")[run]
@@ -109,7 +110,6 @@ def test_texts(server):
     assert all(float(value) >= 0 for value in cells[2::3])
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(browser() is None, reason=f"none of {', '.join(BROWSERS)} is installed")
 def test_a_browser_shows_the_heatmaps_as_cards(server, tmp_path):
     screenshot = tmp_path / "page.png"

@@ -88,6 +88,7 @@ def test_everything_lies_in_the_run_of_the_trainers_own_callback(tmp_path, monke
 
 @pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=["float32", "bf16"])
 @pytest.mark.parametrize(("model", "data"), [(bert, Texts), (vit, Images)])
+@pytest.mark.slow
 def test_training_is_bit_identical(tmp_path, model, data, precision):
     class Careless(Saliency):
         def attribute(self, inputs, **options):
@@ -140,6 +141,7 @@ def test_unknown_layers_are_refused_as_training_begins(tmp_path):
         trainer(tmp_path, bert(), Texts, [callback]).train()
 
 
+@pytest.mark.slow
 def test_lightning_need_not_be_installed():
     program = """
 import sys

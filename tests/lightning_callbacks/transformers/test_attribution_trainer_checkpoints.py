@@ -37,6 +37,7 @@ def saved(folder, step):
 
 
 @pytest.mark.parametrize("restore", [False, True])
+@pytest.mark.slow
 def test_the_count_goes_on_with_the_same_samples(tmp_path, restore):
     # With "restore" the trainer makes callbacks anew that it knows by the names of their classes.
     many = [callback(prefix="attribution", every_n_evaluations=3), callback(prefix="other")]
