@@ -89,7 +89,7 @@ class LoadedCapture:
         if self._notes["version"] != _VERSION:
             raise CaptureMismatchError(
                 f"{os.fspath(path)} was written by another version of captum_transformer. "
-                "Capture the call anew; `torch.export.load` still reads the file."
+                "Capture the call again; `torch.export.load` still reads the file."
             )
         self._module = self._program.module()
 
@@ -113,7 +113,7 @@ class LoadedCapture:
         given = Given(inputs, target, several, args, kwargs)
         if why := list(differing_forms(given.notes(), self._notes)):
             raise CaptureMismatchError(
-                f"This call is not the one that was captured: {'; '.join(why)}."
+                f"This call differs from the captured one: {'; '.join(why)}."
             )
         served, named = given.as_served(given.tensors)
         with torch.no_grad():

@@ -91,7 +91,7 @@ class Captured:
                 return given.call(self._call, given.tensors, [])
         if not self._recapture:
             raise CaptureMismatchError(
-                f"This call is not the one that was captured: {why}. Capture it anew, or once with "
+                f"This call differs from the captured one: {why}. Capture it again, or once with "
                 "`recapture=True`, which does so by itself."
             )
         return self.add(inputs, target, args, kwargs)

@@ -212,7 +212,7 @@ def _asked(arguments: argparse.Namespace) -> Asked | None:
 def _refuse_asked(loaded: TimmModel | HuggingFaceModel, asked: Asked | None) -> None:
     if asked is not None:
         raise UserError(
-            f"{type(loaded.model).__name__} is no language model: it gives no answers that "
+            f"{type(loaded.model).__name__} is not a language model: it gives no answers that "
             "--answer or --generate could mean."
         )
 

@@ -37,7 +37,7 @@ def given_inputs(inputs: Sequence[str], texts: Sequence[str]) -> list[Given]:
         if not files:
             raise UserError(f"There are no images or texts in {name}.")
         if others := len(every) - len(files):
-            complain(f"{name}: skipped files that are no images or texts: {others}")
+            complain(f"{name}: skipped files that are neither images nor texts: {others}")
         given += [Given(visible(str(file)), file, found=True) for file in files]
     if not given:
         raise UserError(

@@ -199,7 +199,7 @@ def _of_folder(wanted: Wanted, config: Mapping[str, Any]) -> TimmModel:
 def _of_file(wanted: Wanted) -> TimmModel:
     if not wanted.name.endswith(SUFFIXES):
         raise UserError(
-            f"{wanted.name} is no checkpoint: its name should end in {', '.join(SUFFIXES)}."
+            f"{wanted.name} is not a checkpoint: its name should end in {', '.join(SUFFIXES)}."
         )
     if wanted.architecture is None:
         raise UserError(
@@ -256,9 +256,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{path}: {error}.") from error
     except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}.") from error
+        raise UserError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(config, dict):
-        raise UserError(f"{path} is no model's configuration.")
+        raise UserError(f"{path} is not a model's configuration.")
     return config
 
 

@@ -261,7 +261,7 @@ def _number(text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number{_ORDER}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number{_ORDER}")
     return value
 
 
@@ -287,7 +287,7 @@ def _keyword(text: str) -> tuple[str, Any]:
 
 def _positive(text: str) -> int:
     if not (text.isdecimal() and 0 < int(text) <= 100_000):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
 
 
@@ -295,12 +295,12 @@ def _hops(text: str) -> int | None:
     if text == "all":
         return None
     if not (text.isdecimal() and int(text) <= 100_000):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on, and not 'all'")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 0 on nor 'all'")
     return int(text)
 
 
 def _scale(text: str) -> float:
     value = _number(text)
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value

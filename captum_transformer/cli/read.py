@@ -69,7 +69,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError("it is no text in UTF-8") from error
+        raise UserError("it is not text in UTF-8") from error
 
 
 def is_folder(path: Path) -> bool:
@@ -103,7 +103,7 @@ def check_file(path: Path, most: int) -> None:
     except (OSError, ValueError) as error:
         raise UserError("there is no such file") from error
     if not stat.S_ISREG(status.st_mode):
-        raise UserError("it is no file")
+        raise UserError("it is not a file")
     if status.st_size > most:
         raise UserError(f"it has {status.st_size:,} bytes, the limit is {most:,}")
 

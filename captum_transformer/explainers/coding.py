@@ -53,7 +53,7 @@ class Coded(NamedTuple):
             if self.of_text[number] == text and first < end and last > start
         ]
         if not found:
-            raise InvalidTargetError(f"No token is made of {piece!r}.")
+            raise InvalidTargetError(f"No token corresponds to {piece!r}.")
         return found
 
     def tokens_of_texts(self) -> list[int]:

@@ -184,7 +184,7 @@ def run_replacing(
 
 
 def check_perturbations_per_eval(perturbations_per_eval: int) -> None:
-    """Refuses what is no positive number.
+    """Refuses anything but a positive number.
 
     Raises:
         InvalidInputError: If it isn't.

@@ -45,7 +45,7 @@ def account_bars(
         bars = [*bars[: most - 1], (f"{len(rest)} more", sum(share for _, share in rest))]
     if wrong := [name for name, share in bars if not math.isfinite(share)]:
         raise ValueError(
-            f"The shares of {', '.join(map(repr, wrong))} are no finite numbers: was the total "
+            f"The shares of {', '.join(map(repr, wrong))} are not finite numbers: was the total "
             "zero, or not finite itself? The amounts are in `account.parts`."
         )
     names = [_broken(name, int(_NAMES * width / _LETTER)) for name, _ in bars]

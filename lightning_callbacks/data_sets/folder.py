@@ -84,7 +84,7 @@ class WritersFolder:
             aside = path.with_name(f"{path.name}.damaged")
             path.replace(aside)
             warnings.warn(
-                f"{why} It is {aside.name} from now on, and its samples are explained anew.",
+                f"{why} It is {aside.name} from now on, and its samples are explained again.",
                 stacklevel=2,
             )
         checksum: str = self._there[CHECKSUM]

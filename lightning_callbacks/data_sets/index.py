@@ -182,7 +182,7 @@ def _read_parquet(path: Path) -> dict[str, npt.NDArray[Any]] | None:
     except Exception as error:
         warnings.warn(
             f"{path} is damaged ({error}), so the shards are read instead. Run the prediction "
-            "again, which writes it anew, or delete it.",
+            "again, which rewrites it, or delete it.",
             stacklevel=2,
         )
         return None

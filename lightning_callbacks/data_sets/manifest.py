@@ -98,7 +98,7 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
 def _damaged(path: Path, why: str) -> DamagedDataError:
     return DamagedDataError(
         f"{path} is damaged ({why}), so what the shards beside it explain isn't known. Put back a "
-        "copy of it, or explain the data set anew in another folder."
+        "copy of it, or explain the data set again in another folder."
     )
 
 

@@ -38,7 +38,7 @@ COLUMNS = {
 """What a shard says of each sample, and in which type."""
 
 ADVICE = (
-    "Run the prediction again, which sets it aside and explains its samples anew, or delete it."
+    "Run the prediction again, which sets it aside and explains its samples again, or delete it."
 )
 """What to do about a damaged shard."""
 
@@ -163,7 +163,7 @@ def _opened(path: Path, advice: str = "") -> Iterator[Any]:
             yield shard
     except FileNotFoundError as error:
         raise DamagedDataError(
-            f"{path} is missing. Run the prediction again, which explains its samples anew."
+            f"{path} is missing. Run the prediction again, which explains its samples again."
         ) from error
     except (safetensors.SafetensorError, ValueError, IndexError, KeyError, TypeError) as error:
         raise DamagedDataError(f"{path} is damaged ({error}). {advice}".rstrip()) from error

@@ -63,7 +63,7 @@ class Failures:
             self.warn_once(
                 what,
                 f"{self.owner} couldn't {what}: {type(error).__name__}: {error}"
-                f"{_hint(error)} The training goes on, and further failures of this kind are not "
+                f"{_hint(error)} Training continues, and further failures of this kind are not "
                 "reported. Pass on_error='raise' to stop instead.",
             )
             out_of_memory = is_out_of_memory(error)

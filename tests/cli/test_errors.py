@@ -64,7 +64,7 @@ def test_bad_images_are_refused(kind, tmp_path):
 def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(UserError, match="it is no file"):
+        with pytest.raises(UserError, match="it is not a file"):
             read_image(path)
     for path in (tmp_path / "missing", tmp_path / ("x" * 5000), Path("a\0b")):
         with pytest.raises(UserError, match="no such file"):
@@ -230,7 +230,7 @@ def test_models_that_do_not_load(checkpoints, photo, run):
         (["empty"], "has no config.json, so it is not known what model it has"),
         (["./missing"], "There is no file or folder ./missing"),
         (["missing.pth", *of], "There is no file or folder missing.pth"),
-        (["notes.txt", *of], "is no checkpoint"),
+        (["notes.txt", *of], "is not a checkpoint"),
         (["broken.safetensors", *of], "can't be read as weights"),
         ([checkpoints / "vit.pth"], "--architecture"),
         ([checkpoints / "vit.pth", "--architecture", "no_such_vit"], "no architecture"),

@@ -170,7 +170,7 @@ def test_a_folder_of_inputs_and_names_that_meet(checkpoints, photo, run):
         "explain", checkpoints / "timm", folder, folder / "deeper/photo.png", "-o", "out"
     )
     assert status == 0
-    assert "skipped files that are no images or texts: 1" in err
+    assert "skipped files that are neither images nor texts: 1" in err
     assert {path.name for path in Path("out").iterdir()} == {
         "photo.explanation.png", "photo-2.explanation.png", "photo-3.explanation.png",
         "photo-4.explanation.png",

@@ -185,9 +185,9 @@ ASKED = "--prompt", PROMPT, "--answer", ANSWER
         ("gpt2", ["--prompt", " ", "--answer", ANSWER], "the prompt is empty"),
         ("gpt2", ["--prompt", "of", "--answer", " of" * 70], "the model takes 64: shorten"),
         ("gpt2", ["--prompt", "Par", "--answer", "is"], "is cut into other tokens: end the prompt"),
-        ("gpt2", [*ASKED, "--hops", "-1"], "'-1' is no number from 0 on, and not 'all'"),
-        ("bert", [*ASKED], "BertForSequenceClassification is no language model"),
-        ("timm", ["--prompt", PROMPT, "--generate", "2"], "is no language model"),
+        ("gpt2", [*ASKED, "--hops", "-1"], "'-1' is neither a number from 0 on nor 'all'"),
+        ("bert", [*ASKED], "BertForSequenceClassification is not a language model"),
+        ("timm", ["--prompt", PROMPT, "--generate", "2"], "is not a language model"),
     ],
 )
 def test_what_does_not_fit_is_refused(checkpoints, run, model, arguments, said):

@@ -323,5 +323,5 @@ def test_texts_beside_bars_lie_within_the_figure_and_over_nothing_else(shares, w
 
 
 def test_shares_of_nothing_are_not_drawn():
-    with pytest.raises(ValueError, match="'biases', 'activations' are no finite numbers"):
+    with pytest.raises(ValueError, match="'biases', 'activations' are not finite numbers"):
         account_bars({"inputs": 0.5, "biases": float("nan"), "activations": float("inf")})

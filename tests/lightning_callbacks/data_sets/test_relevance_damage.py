@@ -141,7 +141,7 @@ def test_each_damage_is_named(folder, images):
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(DamagedDataError, match=rf"{shard.name} .*another size.*\n.*again"):
         RelevanceDataset(folder)
-    with pytest.warns(UserWarning, match=rf"{shard.name} is damaged .*explained anew"):
+    with pytest.warns(UserWarning, match=rf"{shard.name} is damaged .*explained again"):
         explain(folder, images, AttnLRP)
     assert len(RelevanceDataset(folder)) == 11
 

@@ -56,7 +56,7 @@ def test_a_file_that_can_grow_no_more(tmp_path):
     assert watched == unwatched
     (message,) = said
     assert "couldn't write to SummaryWriter: OSError" in message
-    assert "The training goes on" in message
+    assert "Training continues" in message
 
 
 def train_kwargs(folder, options):
