@@ -39,11 +39,11 @@ from captum_transformer.trace.history import History, leading_to
 from captum_transformer.trace.influence import belongs_to_samples, require_apart
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.layers import InnerTensor, WatchedLayers
+from captum_transformer.trace.lost_gradients import refuse_steps
 from captum_transformer.trace.mode import ForwardRules, Trace
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.packages import describe_packages
 from captum_transformer.trace.seams import GradientsInOrder, seams
-from captum_transformer.trace.step_functions import refuse_steps
 from captum_transformer.trace.value import Value
 
 _CONTRAST = Function("contrast", Kind.CONTRAST, torch.sub)

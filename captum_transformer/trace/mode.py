@@ -35,6 +35,7 @@ from captum_transformer.trace.known_weights import (
     with_derivative,
 )
 from captum_transformer.trace.layout import lay_out
+from captum_transformer.trace.lost_gradients import StepFunction, completed
 from captum_transformer.trace.nested import mapped
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.pooling import pools_tokens
@@ -49,8 +50,6 @@ from captum_transformer.trace.recognise import (
 from captum_transformer.trace.step_functions import (
     MAY_STEP,
     Chosen,
-    StepFunction,
-    completed,
     goes_straight_through,
     is_step,
     made_of_integers,

@@ -9,19 +9,15 @@ Where a signal only chooses, as an index, a mask or a gate does, its choice is a
 """
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from captum_transformer.calling.reading import truth
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.trace.derivatives import derivatives
 from captum_transformer.trace.entries import Entry, entry_of
 from captum_transformer.trace.functions import ENTRY
-from captum_transformer.trace.gates import OfEntry, may_be_step, works_by_entry
 from captum_transformer.trace.kinds import CONVOLUTIONS, Form, Kind, Role
 from captum_transformer.trace.nested import leaves
 from captum_transformer.trace.operation import Operand, Operation
@@ -36,15 +32,6 @@ _COUNT = frozenset({"bucketize", "searchsorted", "count_nonzero"})
 # Of these it matters where they have found what they give, not what that is.
 _CHOOSES = frozenset({Kind.CHOICE, Kind.MAXIMUM})
 _CUTS_OFF = frozenset({"detach", "data"})
-_STRAIGHT_THROUGH = (
-    "To let it count as what it rounds (straight-through), use "
-    "`captum_transformer.extend.straight_through({key})`, or write `x + (f(x) - x).detach()` in "
-    "the model. "
-)
-_ADVICE = (
-    "AttnLRP and LibraGrad have a rule for functions of each entry, AttentionRollout takes no "
-    "gradient. To cut the dependence off, call `detach()` on what goes in."
-)
 _OF_INTEGERS = (
     "If it is a linear layer with quantised activations, say so by "
     "`captum_transformer.extend.describe_linear`, or leave the activations in floating point. "
@@ -246,104 +233,6 @@ def _maps_features(operation: Operation, parts: Sequence[Operand]) -> bool:
     return any(o in parts for o in signals) and not all(o in parts for o in signals)
 
 
-class StepFunction(NamedTuple):
-    """A function in steps that has run without a rule, or one that may be such.
-
-    Attributes:
-        operation: what it is, or completes it.
-        edge: where its output stands in the autograd graph.
-        whole: the function of one entry that it completes, if that is what may be one.
-        flat: whether it is, of one entry.
-    """
-
-    operation: Operation
-    edge: GradientEdge
-    whole: OfEntry | None = None
-    flat: Tensor | None = None
-
-
-class Completed(NamedTuple):
-    """A function of one entry that an operation is about to complete.
-
-    Attributes:
-        whole: the function.
-        signal: its argument.
-        edge: where that stands in the autograd graph.
-    """
-
-    whole: OfEntry
-    signal: Tensor
-    edge: GradientEdge
-
-    def step(self, operation: Operation, result: Tensor) -> StepFunction:
-        """The function, with whether its derivative is zero though its entries differ."""
-        edge, result = get_gradient_edge(result), result.detach()
-        with torch.enable_grad():
-            ones = torch.ones_like(result)
-            (slope,) = torch.autograd.grad(
-                edge, self.edge, ones, retain_graph=True, allow_unused=True
-            )
-        if slope is None:
-            slope = torch.zeros_like(result)
-        rounding = 64 * torch.finfo(result.dtype).eps * result.abs()
-        flat = ((slope * self.signal).abs() <= rounding) | ~slope.isfinite() | ~result.isfinite()
-        known = result.nan_to_num(0.0, 0.0, 0.0)
-        flat = flat.all() & (known != known.flatten()[:1]).any()
-        return StepFunction(operation, edge, self.whole, flat)
-
-
-def completed(operation: Operation) -> Completed | None:
-    """What may be a step function, before the operation runs that completes it."""
-    whole = may_be_step(operation)
-    signal = None if whole is None else whole.source.holder()
-    if whole is None or signal is None or not signal.requires_grad:
-        return None
-    if signal._version != whole.source.version or not signal.numel():
-        return None
-    if torch._C._functorch.is_functorch_wrapped_tensor(signal):
-        return None
-    return Completed(whole, signal.detach().clone(), get_gradient_edge(signal))
-
-
-def refuse_steps(
-    steps: Sequence[StepFunction], total: Tensor, points: Iterable[GradientEdge], tape: Tape
-) -> None:
-    """Raises if a gradient would have to go through a step function.
-
-    Args:
-        steps: the step functions of the forward pass, and what may be some.
-        total: what is differentiated.
-        points: where the gradient is asked for.
-        tape: the forward pass.
-    """
-    if not steps:
-        return
-    wholes = {step.operation: step.whole for step in steps if step.whole is not None}
-    steps = [step for step in steps if step.flat is None or truth(step.flat)]
-    slopes = derivatives(total, [step.edge for step in steps], tape.operations) if steps else ()
-    asked = {point.node for point in points}
-    for step, slope in zip(steps, slopes, strict=True):
-        if slope is None or not truth((slope != 0).any()) or not _leads_to(step.edge.node, asked):
-            continue
-        if _is_part(step.operation, tape, wholes):
-            continue
-        raise UnsupportedOperationError(_why(step))
-
-
-def _why(step: StepFunction) -> str:
-    operation, whole = step.operation, step.whole
-    key = operation.argument("between") or f"torch.{operation.name}"
-    instead = _STRAIGHT_THROUGH.format(key=key) if rounds(operation.function.entry) else ""
-    what = f"{operation.described},"
-    if whole is not None:
-        names = [f"`{one.name}`" for one in reversed(whole.operations)]
-        what = f"What {operation.described}, makes of one signal by {', '.join(names)}"
-    return (
-        f"{what} is a step function: its derivative is zero, so what the score "
-        f"depends on through it would count as nothing. {instead}{_ADVICE}"
-    )
-
-
 def of_integers(operation: Operation) -> UnsupportedOperationError:
     """The error for what was computed from integers or comparisons of signals."""
     shapes = [tuple(value.shape) for _, value in operation.traced()]
@@ -353,38 +242,3 @@ def of_integers(operation: Operation) -> UnsupportedOperationError:
         f"truth values, comes back as numbers of shape {tuple(value.size)}: they change in steps, "
         "so what the score depends on through them would count as nothing. " + _OF_INTEGERS
     )
-
-
-def _leads_to(node: Any, asked: Iterable[Any]) -> bool:
-    """Whether one of some points lies behind a node of the autograd graph."""
-    asked = set(asked)
-    stack, seen = [parent for parent, _ in node.next_functions], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        if node in asked:
-            return True
-        seen.add(node)
-        stack.extend(parent for parent, _ in node.next_functions)
-    return False
-
-
-def _is_part(step: Operation, tape: Tape, wholes: Mapping[Operation, OfEntry]) -> bool:
-    """Whether it is a part of a function of each entry that has a slope, as in ``x - floor(x)``.
-
-    One that has none in turn stands among the steps itself.
-    """
-    stack = [value for value in step.outputs if value is not None]
-    while stack:
-        value = stack.pop()
-        for operation in tape.operations[step.index + 1 :]:
-            if not any(given is value for _, given in operation.traced()):
-                continue
-            whole = wholes.get(operation)
-            if whole is not None and step in whole.operations:
-                continue
-            if not works_by_entry(operation) or (whole is None and len(operation.traced()) > 1):
-                return False
-            stack += [v for v in operation.outputs if v is not None]
-    return True
