@@ -26,26 +26,26 @@ class AttentionGradCam(SingleLayerMethod):
     r"""GradCAM with the heads of an attention layer as its channels.
 
     Each head is weighted by its mean gradient, the weighted maps are averaged and clipped:
-    :math:`\mathrm{cam} = \big(E_h[w_h A_h]\big)^+`, and scaled to between zero and one. The row is
-    returned that the target is read from. Where the map is zero everywhere the result is zero (the
-    authors' code gives NaN).
+    :math:`\mathrm{cam} = \big(E_h[w_h A_h]\big)^+`, and scaled to between zero and one. The
+    result is the row that the target is read from. If the map is zero everywhere, the result is
+    zero (the authors' code gives NaN).
 
     Args:
         forward_func: the model or any callable that runs one.
-        layer: which attention call, among those that the target depends on; negative counts from
-            the last. In a model of several towers that the target is read from, each has its own.
+        layer: the index among the attention calls that the target depends on; negative counts from
+            the last. If the target is read from several towers, each has its own.
         pooling: what the gradient is averaged over and the map is scaled by. ``"row"``: the row
             that the target is read from, without learned tokens, as in the authors' code for ViTs.
-            Tokens of inputs that are not explained are left out, too, so that what an input gets
+            Tokens of inputs that are not explained are also left out, so the result for an input
             depends on which others are explained with it. ``"map"``: the whole map, as in their
-            code for BERT. ``"open"``: the whole map but for keys that masks close to all queries,
-            so padding does not count.
-        rescale: scale the map to between zero and one. The ICCV 2021 code does so for models of
-            one stream, not for those with cross-attention.
+            code for BERT. ``"open"``: the whole map except for keys that are masked for all
+            queries, so padding does not count.
+        rescale: scale the map to between zero and one. The ICCV 2021 code does so for models with
+            one stream, but not with cross-attention.
         checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
-        `Grad-CAM <https://arxiv.org/abs/1610.02391>`_, as it is compared with in `Transformer
+        `Grad-CAM <https://arxiv.org/abs/1610.02391>`_, a baseline in `Transformer
         Interpretability Beyond Attention Visualization <https://arxiv.org/abs/2012.09838>`_.
 
     Example:

@@ -19,22 +19,22 @@ class AttentionRollout(RolloutMethod):
     .. math:: \hat A = \mathrm{rownorm}(I + E_h[A]), \qquad
               \hat A^{(L)} \cdots \hat A^{(s)}
 
-    The row is returned that the target is read from, without what passes no attention: of tokens of
-    the input that the target is read from, the part that is left of themselves. The maps are the
-    same for all classes, so ``target`` matters only where outputs are read from different tokens,
+    The result is the row that the target is read from, without paths that pass no attention: for
+    input tokens that the target is read from, the remaining part of themselves. The maps are the
+    same for all classes, so ``target`` only matters if outputs are read from different tokens,
     and may be left out for a model that returns a tensor.
 
-    Where there is cross-attention, the last one ties the streams, as in the ICCV 2021 code:
+    If there is cross-attention, the last call connects the streams, as in the ICCV 2021 code:
     :math:`R_{qk} = R_{qq}^\top E_h[A] R_{kk}` with the rollouts of both streams up to there.
 
     Args:
         forward_func: the model or any callable that runs one.
         start_layer: attention calls before this one contribute nothing; negative counts from
-            the last. In a model of several towers each counts its own.
+            the last. In a model with several towers, each has its own count.
         normalize_rows: divide each row of :math:`I + E_h[A]` by its sum, as the paper does.
-        propagation: what to do where there is cross-attention: ``"paper"`` is the rule above,
+        propagation: what to do if there is cross-attention: ``"paper"`` is the rule above,
             ``"flow"`` the token flow through all calls.
-        with_identity: count what passes no attention, too, as the paper does.
+        with_identity: also count paths without attention, as the paper does.
         checkpoint: as in :class:`TransformerMethod`.
 
     Reference:

@@ -29,9 +29,10 @@ class PairRelevance(NamedTuple):
     """How much each pair of tokens makes two inputs similar.
 
     Attributes:
-        relevance: of each token of the one input with each of the other: ``(samples, N1, N2)``.
+        relevance: the relevance of each token of one input with each of the other:
+            ``(samples, N1, N2)``.
         similarity: the dot product, or cosine, of the two embeddings: ``(samples,)``.
-        standard_error: of each entry of the relevance, as ``relevance``; zero unless it is
+        standard_error: the standard error of each entry of ``relevance``; zero unless it is
             estimated from some directions, see ``rank``.
     """
 
@@ -54,28 +55,28 @@ class BiLRP:
 
     .. math:: R_{ij} = \sum_k R_i(\phi_k) \, R_j(\phi'_k)
 
-    where :math:`R_i(\phi_k)` is what a method of gradient x input attributes to a token of one
-    dimension of the embedding. It sums up to the similarity where that method conserves relevance:
+    where :math:`R_i(\phi_k)` is the relevance of a token for one dimension of the embedding, by a
+    method of gradient x input. It sums to the similarity if that method conserves relevance:
     biases, position embeddings and saturating activations take a share. Tokens that are masked in
-    attention and in the pooling have none.
+    attention and in the pooling get zero.
 
     The model runs once for each input, and back once for each dimension, or ``rank`` times.
 
     Args:
         forward_func: a model, or any callable that runs one, which returns an embedding for each
             sample: ``(samples, dimensions)``.
-        other: the tower of the other input, as of CLIP's texts; None if it is the same.
-        method: from a forward function to the method by which each dimension is attributed:
+        other: the tower of the other input, such as CLIP's for texts; None if it is the same.
+        method: creates the method that explains each dimension from a forward function:
             ``ConservativeLRP`` (the default, with attention and norms held constant), ``AttnLRP``,
             ``functools.partial(ConservativeLRP, hold_mean=True)``, or another of gradient x input.
-        normalize: explain the cosine of the two embeddings, with their lengths as constants, by
-            which all relevance is divided. For a model that divides by the length itself, as those
-            with a normalizing last module do, the result is the same without.
-        rank: estimate the relevance from so many directions instead of all dimensions of the
-            embedding. They are orthonormal, and the first two span both embeddings, so that the
-            sum is the similarity where the method conserves each dimension. The others are random
-            ones, orthogonal to both and scaled so that each entry is right in the mean; its
-            standard error comes with it.
+        normalize: explain the cosine of the two embeddings: relevance is divided by their lengths,
+            as constants. For a model that divides by the length itself, such as one with a
+            normalizing last module, the result is the same without it.
+        rank: estimate the relevance from this number of directions instead of all dimensions of
+            the embedding. They are orthonormal, and the first two span both embeddings, so that the
+            sum is the similarity if the method conserves each dimension. The others are random,
+            orthogonal to both and scaled so that each entry is unbiased; its
+            standard error is returned as well.
         generator: draws these directions; None for one with a seed of zero in each call. The global
             random state is not used.
 
@@ -155,12 +156,12 @@ class BiLRP:
                 of each side.
 
         Returns:
-            The relevance of each pair, ``(samples, N1, N2)``; of images the patches in row-major
-            order.
+            The relevance of each pair, ``(samples, N1, N2)``; for images, of the patches in
+            row-major order.
 
         Raises:
-            InvalidInputError: if the two sides have other numbers of samples, their embeddings
-                other widths, or one of them several inputs.
+            InvalidInputError: if the two sides have different numbers of samples, their
+                embeddings different widths, or one of them several inputs.
             AmbiguousOutputError: if a model does not return one embedding for each sample.
             NoAttentionError: if the method needs attention and there is none.
         """
@@ -187,7 +188,7 @@ class BiLRP:
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> PairRelevance:
-        """As :meth:`attribute`, with the similarity and the error of an estimate beside it.
+        """Like :meth:`attribute`, but also returns the similarity and the standard error.
 
         The arguments are those of :meth:`attribute`.
         """

@@ -35,13 +35,13 @@ class RelevanceMethod(AccountableMethod):
     r"""Layer-wise relevance propagation down to the inputs, with your own rules.
 
     Operations follow the rules of full LRP, ``TransformerAttribution(propagate_to_input=True)``,
-    except for the kinds that ``rules`` names. A rule is a function of an
-    :class:`~captum_transformer.extend.Operation` and the relevance of its output, and returns what
-    goes on to each operand in ``operation.traced()``.
+    except for the kinds in ``rules``. A rule is a function of an
+    :class:`~captum_transformer.extend.Operation` and the relevance of its output, and returns the
+    relevance of each operand in ``operation.traced()``.
 
     Args:
         forward_func: the model or any callable that runs one.
-        rules: a rule for each kind of operation that is treated in another way. It may read the
+        rules: a rule for each kind of operation that is treated differently. It may read the
             operands' data.
         checkpoint: as in :class:`TransformerMethod`.
 
@@ -78,19 +78,19 @@ class GradientMethod(GradientTimesInput):
     r"""Gradient x input, with your own rules for what counts as constant.
 
     A rule is a function of an :class:`~captum_transformer.extend.Operation` before it runs. It runs
-    the operation and returns its result, which must be the same number for number; what autograd
-    sees of it may differ. It returns ``NotImplemented`` to leave the operation as it is.
+    the operation and returns its result, whose values must be the same; its graph in
+    autograd may differ. It returns ``NotImplemented`` to leave the operation unchanged.
 
     Args:
         forward_func: the model or any callable that runs one.
-        rules: a rule for each kind of operation that is treated in another way than autograd does;
+        rules: a rule for each kind of operation that is treated differently than by autograd;
             ``extend.AH``, ``extend.LN``, ``extend.IDENTITY`` and ``extend.UNIFORM`` are such
             tables, and :func:`~captum_transformer.extend.joined` joins several.
         checkpoint: as in :class:`TransformerMethod`.
 
     Raises:
-        InvalidRuleError: while explaining, if a rule returns another result than the operation, or
-            makes NaN of its gradient. So each operation with a rule runs twice.
+        InvalidRuleError: while explaining, if a rule's result differs from the operation's, or
+            its gradient is NaN. For this check, each operation with a rule runs twice.
 
     Example:
         >>> import timm, torch
@@ -167,21 +167,21 @@ def _is_finite(outputs: Sequence[Tensor], signals: Sequence[Tensor]) -> bool:
 class MapMethod(RolloutMethod):
     r"""A rollout of your own maps: the row of :math:`(I + M_L) \cdots (I + M_1) - I`.
 
-    Subclasses say what the map of an attention call is. Batches, masks, windows, several towers,
-    row normalisation and the way to the pixels come with it.
+    Subclasses define the map of an attention call. Batches, masks, windows, several towers,
+    row normalisation and the propagation to the pixels are provided.
 
     Args:
         forward_func: the model or any callable that runs one.
         start_layer: attention calls before this one contribute nothing.
         normalize_rows: divide each row of :math:`I + M` by its sum.
-        propagation: what to do where there is cross-attention, ``"paper"`` or ``"flow"``.
-        with_identity: count what passes no attention, too.
-        pooled_evidence: where the target is read from pooled tokens, add what each of them says by
-            itself, as :class:`GenericAttentionRelevance` does; only if maps are class-specific.
+        propagation: what to do if there is cross-attention, ``"paper"`` or ``"flow"``.
+        with_identity: also count paths without attention.
+        pooled_evidence: if the target is read from pooled tokens, add the evidence of each, as
+            in :class:`GenericAttentionRelevance`; only if maps are class-specific.
         checkpoint: as in :class:`TransformerMethod`.
 
     Attributes:
-        class_specific: whether the maps depend on the target; without, a target may be left out.
+        class_specific: whether the maps depend on the target; if not, a target may be left out.
 
     Example:
         >>> import timm, torch

@@ -40,35 +40,35 @@ class InnerRelevance(ABC):
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> list[Tensor | tuple[Tensor, ...]]:
-        """Attributes the target's score to what layers inside the model make.
+        """Attributes the target's score to the outputs of layers inside the model.
 
-        All layers are explained by the one forward pass and the one backward pass that
-        :meth:`attribute` takes. A layer's relevance is what the method would attribute to the
-        tensor if it were an input of the rest of the model: all that the model does with it counts,
-        a skip connection around the next layer, too. Methods that hand relevance from token to
-        token spread a token's relevance evenly over its features.
+        All layers are explained in one forward pass and one backward pass, as in
+        :meth:`attribute`. A layer's relevance is what the method would attribute to the
+        tensor if it were an input of the rest of the model: all uses of it in the model count,
+        including a skip connection around the next layer. Methods that pass relevance from token
+        to token spread a token's relevance evenly over its features.
 
         Args:
             inputs: as in :meth:`attribute`.
-            layers: modules of the model, or their dotted names. A tuple of one of these and a
-                number says which call is meant, where a module runs several times.
+            layers: modules of the model, or their dotted names. If a module runs several
+                times, a tuple of one of these and a number selects a call.
             target: as in :meth:`attribute`.
             additional_forward_args: as in :meth:`attribute`.
-            attribute_to_layer_input: attribute to what the layers get, as in Captum.
+            attribute_to_layer_input: attribute to the layers' inputs, as in Captum.
             additional_forward_kwargs: as in :meth:`attribute`.
             internal_batch_size: as in :meth:`attribute`.
             show_progress: as in :meth:`attribute`.
 
         Returns:
-            For each layer the relevance of the tensor that it makes, of its shape; a tuple where it
-            makes several tensors that depend on the inputs. Zero where the score does not depend on
-            one of them.
+            For each layer the relevance of its output, with the same shape; a tuple if it returns
+            several tensors that depend on the inputs. Zero if the score does not depend on one of
+            them.
 
         Raises:
-            InvalidLayerError: if there is no such layer, if it does not run, or runs several times,
+            InvalidLayerError: if a layer doesn't exist, does not run, or runs several times,
                 or if the score does not depend on it.
-            UnsupportedOperationError: if the method gives the tensor no relevance, as behind all
-                attention.
+            UnsupportedOperationError: if the method defines no relevance for the tensor, as after
+                the last attention call.
 
         Example:
             >>> import timm, torch
@@ -111,17 +111,17 @@ class InnerRelevance(ABC):
     ) -> list[Tensor]:
         """Attributes the target's score to the heads of all attention calls that it depends on.
 
-        The arguments are those of :meth:`attribute`. A head's relevance is that of what it makes,
-        before the output projection, summed over its features. Methods that hand relevance from
-        token to token by attention maps give each head what its map hands on.
+        The arguments are those of :meth:`attribute`. A head's relevance is the relevance of its
+        output, before the output projection, summed over its features. Methods that pass relevance
+        from token to token by attention maps give each head the part that its map passes on.
 
         Returns:
             For each attention call, in the order in which they run, ``(samples, heads, queries)``;
-            of attention within windows ``(windows, heads, queries)``.
+            for attention within windows ``(windows, heads, queries)``.
 
         Raises:
-            NoAttentionError: if the score depends on no attention.
-            UnsupportedOperationError: if the heads of a call can't be told apart.
+            NoAttentionError: if the score doesn't depend on attention.
+            UnsupportedOperationError: if the heads of a call can't be separated.
 
         Example:
             >>> import timm, torch

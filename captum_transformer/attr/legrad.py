@@ -31,27 +31,27 @@ class LeGrad(TransformerMethod):
     r"""How much a layer's attention to a token increases the score read from that layer.
 
     The score of layer :math:`l` is what the model's own head (final norm, pooling, projection, the
-    product with a text) says of that layer's tokens: :math:`s^l = \mathrm{head}(Z^l)`. Its gradient
-    at the attention of the same layer, as far as it is positive, is averaged over heads and
+    product with a text) returns for that layer's tokens: :math:`s^l = \mathrm{head}(Z^l)`. The
+    positive part of its gradient at the attention of the same layer is averaged over heads and
     queries, and summed over the layers:
 
     .. math:: E_j = \sum_l \frac{1}{H N} \sum_{h, i} \big(\partial s^l / \partial A^l_{h i j}\big)^+
 
     A class token is not an input, so its share is left out, and the rest is scaled to lie between
-    zero and one. Keys that a mask closes to all queries have nothing and don't count for the scale.
-    A map that is the same everywhere becomes zero.
+    zero and one. Keys that are masked for all queries get zero and don't count for the scale.
+    A constant map becomes zero.
 
-    If the head begins with attention by learned queries, as in SigLIP, the gradient is that at the
+    If the head begins with attention by learned queries, as in SigLIP, the gradient is taken at the
     pooler's attention to each layer's tokens.
 
     The authors' code for CLIP reads the mean of all tokens instead of the class token, and takes
     the last two layers by default (``start_layer=-2``).
 
-    What a layer prepares for later ones, in tokens that the head does not read, changes no score of
-    its own and is not seen.
+    Information that a layer stores for later layers, in tokens that the head does not read, doesn't
+    change the layer's own score and is ignored.
 
-    A baseline for models with a class token and those like CLIP. Each tower is scaled by itself.
-    Models whose layers have other numbers of tokens are refused, and so is cross-attention.
+    A baseline for models with a class token and those like CLIP. Each tower is scaled separately.
+    Models whose layers have different numbers of tokens are refused, and so is cross-attention.
 
     Args:
         forward_func: the model or any callable that runs one.

@@ -30,11 +30,11 @@ _INPUTS: Any = (TextTokenInput, TextTemplateInput, *([_IMAGES] if _IMAGES else [
 class LLMTransformerAttribution(LLMGradientAttribution):
     """Captum's ``LLMGradientAttribution`` for the methods of this package.
 
-    Captum's own class takes layer methods only, those on its list. This one takes ours and is used
+    Captum's own class only supports the layer methods on its list. This one takes ours and is used
     in the same way: the log-probability of each generated token is attributed to the tokens of the
-    prompt, or to the words that a template is filled with (``TextTemplateInput``): each has the
-    sum over its tokens, and the template's own words are left out. Of an image with segments
-    (``ImageMaskInput``, whose ``processor_fn`` makes all inputs of a vision-language model) each
+    prompt, or to the words in a template's slots (``TextTemplateInput``): each has the
+    sum over its tokens, and the template's own words are left out. For an image with segments
+    (``ImageMaskInput``, whose ``processor_fn`` returns all inputs of a vision-language model), each
     segment has the sum over its pixels. Captum runs the model once for each token of a text;
     :meth:`~captum_transformer.attr.transformer_method.TransformerMethod.attribute_generated` runs
     it once for all, and explains logits.
@@ -80,13 +80,13 @@ class LLMTransformerAttribution(LLMGradientAttribution):
         gen_args: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> LLMAttributionResult:
-        """Attributes the tokens that were generated, or are given, to a text.
+        """Attributes generated or given tokens to a text.
 
         Args:
             inp: the text, as ``TextTokenInput`` or ``TextTemplateInput``, or an ``ImageMaskInput``.
             target: as in Captum: what is explained; None to have the model generate it.
             gen_args: arguments of ``generate``.
-            **kwargs: of the method's own ``attribute``, for texts.
+            **kwargs: arguments of the method's own ``attribute``, for texts.
 
         Raises:
             InvalidInputError: if a template changes the words that it is filled with, or the

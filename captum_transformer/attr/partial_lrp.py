@@ -15,20 +15,20 @@ from captum_transformer.trace.attention import AttentionCall
 class PartialLRP(SingleLayerMethod):
     r"""The relevance of one layer's attention probabilities: :math:`E_h[(R^{(A)})^+]`.
 
-    Of the layer's map the row is returned that the target is read from. The relevance is
+    The result is the row of the layer's map that the target is read from. The relevance is
     propagated as in :class:`TransformerAttribution`.
 
     Args:
         forward_func: the model or any callable that runs one.
-        layer: which attention call, among those that the target depends on; negative counts from
-            the last. In a model of several towers that the target is read from, each has its own.
+        layer: the index among the attention calls that the target depends on; negative counts from
+            the last. If the target is read from several towers, each has its own.
         gradient_weighting: multiply by the gradient, :math:`E_h[(\nabla A \odot R^{(A)})^+]`, as
             in the ablations of the CVPR 2021 paper.
         checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
-        `Analyzing Multi-Head Self-Attention <https://arxiv.org/abs/1905.09418>`_, as it is
-        compared with in `Transformer Interpretability Beyond Attention Visualization
+        `Analyzing Multi-Head Self-Attention <https://arxiv.org/abs/1905.09418>`_, a
+        baseline in `Transformer Interpretability Beyond Attention Visualization
         <https://arxiv.org/abs/2012.09838>`_.
 
     Example:

@@ -33,13 +33,13 @@ Positions = Literal["ignore", "separate", "add"]
 
 
 class PositionalMethod(AccountableMethod):
-    """A method of modified gradients that can say what the positions of tokens have of a score.
+    """A method of modified gradients that can also return the relevance of tokens' positions.
 
     Args:
         forward_func: the model or any callable that runs one.
-        positions: what becomes of their relevance: ``"ignore"`` leaves it out; ``"separate"``
-            leaves it to :meth:`attribute_positions`, and rotary angles their part of it; ``"add"``
-            adds it to that of the tokens.
+        positions: how their relevance is treated: ``"ignore"`` leaves it out; ``"separate"``
+            leaves it to :meth:`attribute_positions`, including the part of rotary angles;
+            ``"add"`` adds it to the tokens' relevance.
         checkpoint: as in :class:`TransformerMethod`.
     """
 
@@ -74,10 +74,10 @@ class PositionalMethod(AccountableMethod):
         r"""Attributes the target's score to the positions of the inputs' tokens (PA-LRP).
 
         A position embedding :math:`p` that is added to a token has :math:`p \cdot \partial f_c /
-        \partial p`, as everything has that is added to tokens and is no bias, such as the type of a
-        token. Of what rotary angles turn, angles and token each have half (the uniform rule).
+        \partial p`, like everything else that is added to tokens and isn't a bias, such as the
+        type of a token. In rotary embeddings, angles and token get half each (the uniform rule).
 
-        It takes a method that is made with ``positions="separate"``, whose other attributions leave
+        The method must be created with ``positions="separate"``, whose other attributions leave
         positions out, or with ``positions="add"``, where they are included. The arguments are those
         of :meth:`attribute`.
 

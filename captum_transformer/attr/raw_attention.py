@@ -11,14 +11,14 @@ from captum_transformer.trace.attention import AttentionCall
 class RawAttention(SingleLayerMethod):
     r"""The attention of one layer, averaged over its heads: :math:`E_h[A]`.
 
-    Of the layer's map the row is returned that the target is read from. The map is the same for
-    all classes, so ``target`` matters only where outputs are read from different tokens, and may
+    The result is the row of the layer's map that the target is read from. The map is the same for
+    all classes, so ``target`` only matters if outputs are read from different tokens, and may
     be left out for a model that returns a tensor.
 
     Args:
         forward_func: the model or any callable that runs one.
-        layer: which attention call, among those that the target depends on; negative counts from
-            the last. In a model of several towers that the target is read from, each has its own.
+        layer: the index among the attention calls that the target depends on; negative counts from
+            the last. If the target is read from several towers, each has its own.
         checkpoint: as in :class:`TransformerMethod`.
 
     Reference:

@@ -39,15 +39,15 @@ class RelevancePatching:
 
     Activation patching runs the model on a corrupted input once for each part (a layer's output, a
     head, at a position) with that part's activation :math:`a` taken from the clean run. Relevance
-    patching (RelP) estimates what that changes of the score for all parts at once:
+    patching (RelP) estimates the change of the score for all parts at once:
 
     .. math:: (a_\mathrm{clean} - a_\mathrm{corrupted}) \odot c, \qquad
               c = \partial f_c / \partial a \text{ at the corrupted input}
 
-    where the gradient is changed so that what is no straight line is held: the attention
-    probabilities (AH), what norms divide by (LN), the slope :math:`f(x) / x` of activations
-    (identity rule), and each factor of a gate gets half. It costs two forward passes and one
-    backward pass. The plain gradient in its place (``rules={}``) is attribution patching.
+    where the gradient is changed so that nonlinear parts are held constant: the attention
+    probabilities (AH), the denominators of norms (LN) and the slope :math:`f(x) / x` of activations
+    (identity rule); each factor of a gate gets half. It costs two forward passes and one
+    backward pass. With the plain gradient instead (``rules={}``), it is attribution patching.
 
     Args:
         forward_func: the model or any callable that runs one.
@@ -106,32 +106,32 @@ class RelevancePatching:
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> list[Tensor | tuple[Tensor, ...]]:
-        """Estimates what each entry of some layers' tensors changes if it is patched.
+        """Estimates the change of the score if each entry of some layers' tensors is patched.
 
         Args:
-            clean: the inputs whose activations are put in, in any form of
+            clean: the inputs whose activations are inserted, in any form of
                 :meth:`TransformerMethod.attribute`.
             corrupted: the inputs on which the score is explained, of the same shapes.
             layers: modules of the model, or their dotted names: a block for the residual stream
-                behind it, its attention or its MLP for what they add to it. A tuple of one of these
-                and a number says which call is meant, where a module runs several times.
-            target: which output, or a :class:`~captum_transformer.Contrast`, such as of the right
-                answer and the wrong one.
+                after it, its attention or its MLP for their outputs. If a module runs several
+                times, a tuple of one of these and a number selects a call.
+            target: which output, or a :class:`~captum_transformer.Contrast`, such as between the
+                right answer and the wrong one.
             additional_forward_args: further arguments for the model, for both runs.
-            attribute_to_layer_input: patch what the layers get, and not what they make.
+            attribute_to_layer_input: patch the layers' inputs instead of their outputs.
             additional_forward_kwargs: further arguments by name, for both runs.
             internal_batch_size: how many samples at a time.
             show_progress: show a progress bar with a step for each of these.
 
         Returns:
-            For each layer scores of the shape of its tensor: sum over the features for those of a
-            position, over all entries for that of the layer. A tuple if the layer has several
-            tensors that depend on the inputs.
+            For each layer, scores with the shape of its tensor: sum over the features for the score
+            of a position, over all entries for the score of the layer. A tuple if the layer has
+            several tensors that depend on the inputs.
 
         Raises:
-            InvalidInputError: if the clean and the corrupted inputs, or what a layer makes of
-                them, differ in shape, or a layer gets other tokens, as experts do.
-            InvalidLayerError: if there is no such layer, if it does not run, or runs several times.
+            InvalidInputError: if the clean and the corrupted inputs, or a layer's outputs for
+                them, differ in shape, or a layer gets different tokens, as experts do.
+            InvalidLayerError: if a layer doesn't exist, does not run, or runs several times.
         """
         chosen = chosen_layers(self.forward_func, layers)
         arguments = [
@@ -174,9 +174,9 @@ class RelevancePatching:
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> list[Tensor]:
-        """Estimates what each attention head changes at each position if it is patched.
+        """Estimates the change of the score if each head is patched at each position.
 
-        What a head makes is meant, before the output projection. The arguments are those of
+        A head's output is patched before the output projection. The arguments are those of
         :meth:`attribute`.
 
         Returns:
@@ -185,7 +185,7 @@ class RelevancePatching:
 
         Raises:
             InvalidInputError: if the clean and the corrupted inputs differ in shape.
-            NoAttentionError: if the score depends on no attention.
+            NoAttentionError: if the score doesn't depend on attention.
         """
 
         def nodes(run: TracedForward, score: Value) -> "list[list[_Node]]":
