@@ -32,10 +32,10 @@ class Grouped(NamedTuple):
     """Relevance of groups.
 
     Attributes:
-        names: what the groups are called, in the order of the sums.
+        names: the names of the groups, in the order of the sums.
         relevance: their sums ``(..., groups)``.
-        numbers: for each token or pixel which of the groups it is in, so that
-            ``relevance[..., numbers]`` shows each with what its group has.
+        numbers: for each token or pixel the index of its group, so that
+            ``relevance[..., numbers]`` has for each the sum of its group.
     """
 
     names: list[Any]
@@ -44,14 +44,14 @@ class Grouped(NamedTuple):
 
 
 def sum_by_group(relevance: Tensor, groups: Sequence[Hashable] | Tensor) -> Grouped:
-    """Adds up the relevance of the tokens, or pixels, that belong together.
+    """Sums the relevance of tokens, or pixels, by groups.
 
-    Each belongs to one group, so the sum over groups is that over tokens.
+    Each belongs to one group, so the sum over groups equals the sum over tokens.
 
     Args:
-        relevance: of tokens ``(..., tokens)``, or of pixels ``(..., height, width)``: what
-            ``attribute``, ``attribute_tokens`` or ``attribute_generated`` have returned.
-        groups: for each token the name of its group, anything that a dict may have as a key; or
+        relevance: of tokens ``(..., tokens)``, or of pixels ``(..., height, width)``: a result of
+            ``attribute``, ``attribute_tokens`` or ``attribute_generated``.
+        groups: for each token the name of its group, any hashable object; or
             integers, as many as the tokens, or ``(height, width)`` for the segments of an image.
 
     Returns:
@@ -91,20 +91,20 @@ def label_tokens(
     spans: Mapping[str, Span | Sequence[Span]],
     rest: str | None = None,
 ) -> list[str]:
-    """Says for each token which part of the text it lies in, for `sum_by_group`.
+    """Finds the part of the text that each token is in, for `sum_by_group`.
 
     Args:
         offsets: where each token begins and ends in the text, ``(N, 2)``, as a fast tokenizer
             returns it with ``return_offsets_mapping=True``, or
             :func:`~captum_transformer.visualization.decode_with_offsets`.
-        spans: by name, where a part begins and ends in the text, or several places of it: of a
+        spans: by name, where a part begins and ends in the text, or several such places: a
             document, a few-shot example, a turn (see `spans_of` and `spans_of_chat`). A token that
-            lies in two parts belongs to the one that has more of it.
-        rest: the name of what lies in none: special tokens, a template's own words. None: all
-            must lie in some.
+            is in two parts belongs to the one with more of it.
+        rest: the name for tokens in no part: special tokens, a template's own words. None: all
+            tokens must be in a part.
 
     Raises:
-        InvalidInputError: if parts overlap or are no places in a text, or a token lies in none and
+        InvalidInputError: if parts overlap or are invalid places, or a token is in no part and
             there is no `rest`.
 
     Example:
@@ -132,17 +132,17 @@ def label_tokens(
 
 
 def spans_of(text: str, unit: Unit) -> dict[str, Span]:
-    """Where the words, sentences, lines or paragraphs of a text are, by what they say.
+    """Finds the places of the words, sentences, lines or paragraphs of a text.
 
-    Sentences end with a full stop, a question or exclamation mark or an ellipsis before a space, so
-    after abbreviations, too; for better ones, give places of your own to `label_tokens`.
+    Sentences end with a full stop, a question or exclamation mark or an ellipsis before a space,
+    also after abbreviations; for better results, pass your own places to `label_tokens`.
 
     Args:
         text: the text.
         unit: ``"word"``, ``"sentence"``, ``"line"`` or ``"paragraph"``.
 
     Returns:
-        The places by the parts' own words; if several say the same, the second is followed by
+        The places by the parts' own words; if several are identical, the second is followed by
         ``(2)``, and so on.
 
     Example:
@@ -163,17 +163,17 @@ def spans_of(text: str, unit: Unit) -> dict[str, Span]:
 def spans_of_chat(
     tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any
 ) -> tuple[str, dict[str, list[Span]]]:
-    """Writes a chat as its template has it, and says where the turns are in the text.
+    """Applies the chat template, and finds the places of the turns in the text.
 
     Args:
         tokenizer: a tokenizer or processor of Transformers with a chat template.
         messages: the turns, each with ``"role"`` and ``"content"``; of a list of contents, the
             texts count.
-        **options: of ``apply_chat_template``, such as ``add_generation_prompt=True``.
+        **options: arguments of ``apply_chat_template``, such as ``add_generation_prompt=True``.
 
     Returns:
-        The text, and the places of the turns by role and number, as in ``"user 1"``. What the
-        template adds lies in none.
+        The text, and the places of the turns by role and number, as in ``"user 1"``. Text that
+        the template adds is in none.
 
     Raises:
         InvalidInputError: if the template leaves words out or changes them.

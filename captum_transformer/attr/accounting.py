@@ -22,7 +22,7 @@ from captum_transformer.trace.storages import memory_of
 
 
 class AccountableMethod(TransformerMethod):
-    """A method that can say where the relevance of a score goes."""
+    """A method that can report where the relevance of a score goes."""
 
     def account(
         self,
@@ -34,7 +34,7 @@ class AccountableMethod(TransformerMethod):
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> Account:
-        """Says which part of the relevance reaches the inputs, and what takes the rest.
+        """Reports which part of the relevance reaches the inputs, and what gets the rest.
 
         Position embeddings, learned tokens, biases and masks are not inputs, so the part of the
         score that comes from them is missing from the attributions.

@@ -39,31 +39,31 @@ class GeneratedRelevance(ABC):
         """Attributes generated tokens' logits to the prompt; the model runs only once.
 
         Args:
-            inputs: the prompt, in the forms of :meth:`attribute`: what ``generate`` was given.
+            inputs: the prompt that was passed to ``generate``, in the forms of :meth:`attribute`.
             generated: the ids that ``generate`` returned, ``(samples, tokens)``, or the object that
-                has them as its ``sequences``. Of a decoder-only model they begin with the prompt,
-                of an encoder-decoder model with a start token.
-            additional_forward_args: as in :meth:`attribute`. What there is for each token must be
-                there for the generated ones, too: a mask must be extended.
-            additional_forward_kwargs: the same by name. Where the model has it,
+                has them as its ``sequences``. For a decoder-only model they begin with the prompt,
+                for an encoder-decoder model with a start token.
+            additional_forward_args: as in :meth:`attribute`. Arguments with an entry for each
+                token must include the generated tokens: a mask must be extended.
+            additional_forward_kwargs: the same by name. If the model supports it,
                 ``logits_to_keep`` (generated tokens + 1) saves memory.
             generated_as: the name of the argument that takes ``generated``, for inputs by name:
                 one of them, which ``generated`` continues, or the decoder's, such as
-                ``"decoder_input_ids"``. Not needed if there is but one input, which is continued.
+                ``"decoder_input_ids"``. Not needed if there is only one input, which is continued.
             rather_than: explain why each token and not another: ids ``(samples, generated
-                tokens)``, or of a shape that broadcasts to it; -100 where the token is to be
-                explained by itself, such as outside of the answer, which matters for `hops`.
+                tokens)``, or of a shape that broadcasts to it; -100 to explain a token
+                without a comparison, such as outside the answer, which matters for `hops`.
             spans: explain the sum of several tokens' logits, such as a sentence's or the final
-                answer's, by one backward pass for each span: a list of ``(start, end)`` or slices,
-                which count generated tokens from 0 and leave the end out; or weights ``(spans,
-                generated tokens)`` or ``(samples, spans, generated tokens)``. None: each token by
-                itself.
-            hops: how often relevance is sent on that has landed on earlier generated tokens, such
-                as those of a reasoning; None: until it has reached the prompt. It takes
-                ``include_generated=True``, as what is left on generated tokens is part of the
-                result. See below.
-            include_generated: return the relevance of all of ``generated``, and not of the prompt
-                alone.
+                answer's, with one backward pass for each span: a list of ``(start, end)`` or
+                slices, which count generated tokens from 0 and exclude the end; or weights
+                ``(spans, generated tokens)`` or ``(samples, spans, generated tokens)``. None: each
+                token separately.
+            hops: how often relevance of earlier generated tokens, such as those of a reasoning, is
+                passed on; None: until all of it is on the prompt. It requires
+                ``include_generated=True``, since the relevance left on generated tokens is part of
+                the result. See below.
+            include_generated: return the relevance of all of ``generated`` instead of the prompt
+                only.
             show_progress: show a progress bar with a step for each span.
 
         In a hop, all generated tokens with positive relevance are explained together, their logits
@@ -74,11 +74,11 @@ class GeneratedRelevance(ABC):
         token ids, such as an image, counts as a whole.
 
         Returns:
-            As ``inputs``, each with an axis for the generated tokens, or spans, behind that of the
-            samples: of prompt ids ``(samples, spans, prompt tokens)``. With ``include_generated``,
-            what takes ``generated`` has ``(samples, spans, tokens)``, as many as ``generated``; of
-            an encoder-decoder model it stands under the name ``generated_as`` beside the inputs.
-            Tokens behind the end of a sample's text are explained like any other.
+            As ``inputs``, each with an axis for the generated tokens, or spans, after the
+            samples: ``(samples, spans, prompt tokens)`` for prompt ids. With ``include_generated``,
+            the input that takes ``generated`` has ``(samples, spans, tokens)``, as many as
+            ``generated``; for an encoder-decoder model it is added under the name ``generated_as``.
+            Tokens after the end of a sample's text are explained like any other.
 
         Raises:
             InvalidInputError: if ``generated`` does not continue the prompt, spans are outside of

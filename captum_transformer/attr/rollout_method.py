@@ -35,31 +35,31 @@ class RolloutMethod(AttentionFlowMethod):
     r"""A method that multiplies ``I +`` some map of each attention call over the layers.
 
     Within one set of tokens this is the token flow: the row of
-    :math:`R = (I + \bar A_L) \cdots (I + \bar A_1)` that the target is read from. Where a model has
+    :math:`R = (I + \bar A_L) \cdots (I + \bar A_1)` that the target is read from. If a model has
     attention from one set of tokens to another (text and image, decoder and encoder), the ICCV
-    2021 paper has rules for whole matrices, which are not the same.
+    2021 paper has rules for whole matrices, which are different.
 
     Tokens of the input that the target is read from (all that are pooled, a ``[CLS]``, a decoder's
-    last token) have the ``I`` in their entries: it is the same for all targets, and larger than the
-    rest by far. It is left out, so what is returned is :math:`R - I`, with nothing subtracted: what
-    has passed attention is carried apart from what has not. For a learned class token, which is no
-    input, both are the same.
+    last token) have the ``I`` in their entries: it is the same for all targets, and far larger than
+    the rest. It is left out, so the result is :math:`R - I`, without a subtraction: relevance
+    that has passed attention is propagated separately from the rest. For a learned class token,
+    which is not an input, both are the same.
 
     Args:
         forward_func: the model or any callable that runs one.
         start_layer: attention calls before this one contribute nothing; negative counts from
-            the last. In a model of several towers each counts its own.
-        propagation: ``"paper"`` follows the matrix rules where there is cross-attention;
+            the last. In a model with several towers, each has its own count.
+        propagation: ``"paper"`` follows the matrix rules if there is cross-attention;
             ``"flow"`` follows the token flow everywhere. Without cross-attention they are equal.
         normalize_rows: divide each row of :math:`I + \bar A` by its sum.
-        with_identity: count what passes no attention, too: the papers' row of :math:`R`, in which
-            each token that the target is read from has a constant of its own. An input that no
-            attention leads to, such as a table beside a text, has no relevance without it.
-        pooled_evidence: where the target is read from several tokens that are pooled, add as much
-            of what each of them says by itself for the target, compared with all of them: less
-            than the others say is negative. Without it tokens are read alike, and no relevance is
-            negative. It makes no difference where one token is read, with `with_identity`,
-            and where maps are the same for all targets.
+        with_identity: also count paths without attention: the papers' row of :math:`R`, in which
+            each token that the target is read from has an additional constant. An input without
+            attention, such as a table next to a text, has zero relevance otherwise.
+        pooled_evidence: if the target is read from several tokens that are pooled, add as much
+            evidence as each of them has for the target, compared with all of them: less evidence
+            than the others have is negative. Without it, all tokens are treated alike, and no
+            relevance is negative. It makes no difference if one token is read, with
+            `with_identity`, and if maps are the same for all targets.
         checkpoint: as in :class:`TransformerMethod`.
     """
 
@@ -100,19 +100,19 @@ class RolloutMethod(AttentionFlowMethod):
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> dict[tuple[str, str], Tensor]:
-        """The full maps R of how relevant each token is to each other one.
+        """The full maps R of the relevance of each token for each other one.
 
-        What passes no attention, each token's relevance to itself alone, is left out of them as of
-        attributions, unless the method is made ``with_identity=True``.
+        Paths without attention, from each token only to itself, are left out as in
+        attributions, unless the method is created ``with_identity=True``.
 
         The arguments are those of :meth:`attribute`.
 
         Returns:
             ``{(queries, keys): R}`` with ``R`` of shape ``(samples, queries, keys)``, for each
-            set of tokens that attends and each one that it has relevance of. A set of tokens has
-            the name of the input that it comes from, or of several, with
-            plus signs, if it was concatenated; ``"learned"`` is for queries that no input
-            reaches, as in DETR. Learned tokens among others, such as a class token, are included.
+            set of tokens that attends and each set that it has relevance from. A set of tokens has
+            the name of the input that it comes from, or of several, with plus signs, if it was
+            concatenated; ``"learned"`` is for queries that don't depend on an input, as in DETR.
+            Learned tokens among others, such as a class token, are included.
 
         Raises:
             UnsupportedOperationError: if tokens are merged, dropped or split into windows between

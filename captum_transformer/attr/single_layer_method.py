@@ -22,9 +22,9 @@ class SingleLayerMethod(AttentionFlowMethod):
 
     Args:
         forward_func: the model or any callable that runs one.
-        layer: which layer of attention calls, among those that the target depends on; negative
-            counts from the last. Calls that don't depend on each other are one layer. In a model of
-            several towers that the target is read from, each has its own layers.
+        layer: the index of the layer of attention calls, among those that the target depends on;
+            negative counts from the last. Calls that don't depend on each other are one layer. If
+            the target is read from several towers, each has its own layers.
         checkpoint: as in :class:`TransformerMethod`.
     """
 
@@ -74,15 +74,16 @@ class SingleLayerMethod(AttentionFlowMethod):
     ) -> dict[tuple[str, str], Tensor]:
         """The layer's whole map.
 
-        The arguments are those of :meth:`attribute`. Unless ``average_heads`` the heads stay apart.
+        The arguments are those of :meth:`attribute`. Heads are kept separate without
+        ``average_heads``.
 
         Returns:
             ``{(queries, keys): map}`` with a map of shape ``(samples, queries, keys)``, or
             ``(samples, heads, queries, keys)``, under the names of the sets of tokens that the
-            layer pairs; more than one map for several towers.
+            layer connects; more than one map for several towers.
 
         Raises:
-            UnsupportedOperationError: if several calls of the layer pair the same tokens.
+            UnsupportedOperationError: if several calls of the layer connect the same tokens.
 
         Example:
             >>> import timm, torch

@@ -17,11 +17,11 @@ from captum_transformer.errors import AmbiguousOutputError, ExplanationError, In
 class Contrast:
     """Why one output rather than another: a target that is the difference of two scores.
 
-    Wherever a target is taken, a contrast may be given instead, or a list with one for each sample
-    (which Captum's tools that repeat samples, such as ``NoiseTunnel``, repeat with them).
+    Wherever a target is accepted, a contrast may be passed instead, or a list with one for each
+    sample (Captum's tools that repeat samples, such as ``NoiseTunnel``, also repeat the list).
 
-    Gradients are those of the difference. Relevance that is propagated by rules is that of the one
-    score minus that of the other.
+    Gradients are those of the difference. Relevance that is propagated by rules is the relevance of
+    one score minus the relevance of the other.
 
     Attributes:
         target: the output that is explained, in any of Captum's forms.

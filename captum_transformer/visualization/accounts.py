@@ -19,17 +19,17 @@ def account_bars(
     """Draws a bar for each share of an account, from top to bottom in their order.
 
     Args:
-        shares: What each got as a share of the total: ``account.shares()``, or
+        shares: The share of the total of each recipient: ``account.shares()``, or
             ``account.shares(by_source=True)`` for each module and parameter.
         caption: The title.
-        most: How many bars; the others are one together.
+        most: The number of bars; the others are combined into one.
         width: The figure's width in inches.
 
     Returns:
-        A Matplotlib figure; a bar to the left took less than nothing.
+        A Matplotlib figure; negative shares are bars to the left.
 
     Raises:
-        ValueError: If there is nothing to draw, or if the total is zero, which has no shares.
+        ValueError: If there is nothing to draw, or if the total is zero, so shares are undefined.
 
     Example:
         >>> shares = {"inputs": 0.71, "biases": 0.17, "added constants": 0.12}

@@ -43,14 +43,14 @@ def detections(
             DETR's are centre and size as shares of the image:
             ``torchvision.ops.box_convert(boxes, "cxcywh", "xyxy") * torch.tensor([W, H, W, H])``.
         attributions: One for each box, ``(C, H, W)`` or ``(H, W)``, or coarser, see `overlay`.
-        labels: What each box is called.
+        labels: The label of each box.
         title: A title for the whole.
-        columns: How many pictures there are in a row.
-        **options: What of the attributions is shown, see `MapOptions`. Without a ``scale``, each
+        columns: The number of pictures in a row.
+        **options: How the attributions are drawn, see `MapOptions`. Without a ``scale``, each
             map has its own, which is written below it.
 
     Returns:
-        A figure; `to_array` turns it into pixels.
+        A figure; `to_array` converts it to pixels.
 
     Raises:
         ValueError: If the numbers differ, a box lies outside the image or is none, or a map can't

@@ -33,10 +33,10 @@ def image_and_text(
     off_scale: OffScale = None,
     **options: Unpack[MapOptions],
 ) -> Image:
-    r"""Draws the overlay of an image, or of several, and at their right the tokens of a text.
+    r"""Draws the overlays of one or several images, with the tokens of a text on their right.
 
-    Images and text have a scale each, since an image's relevance is spread over so many more values
-    than that of a text. How they share the relevance is a number for the caption.
+    Images and text have separate scales, since an image's relevance is spread over many more values
+    than a text's. Put their shares of the relevance in the caption.
 
     Args:
         image: ``(3, H, W)``, ``(1, H, W)`` or ``(H, W)``, in any range; see `to_display`. Several
@@ -45,7 +45,7 @@ def image_and_text(
         tokens: The N tokens as strings, or its words, see `merge_words`.
         text_attribution: ``(N,)`` or ``(N, D)``, see `token_strip`.
         caption: One or several lines, see `panel`.
-        height: The height in pixels that the image is shown with.
+        height: The height of the drawn image, in pixels.
         text_width: The width in pixels of the lines of text.
         text_scale: The attribution of a token with the strongest colour; None: the strongest token.
         off_scale: For each token, whether the scale leaves it out, see `token_strip`.
@@ -56,7 +56,7 @@ def image_and_text(
         A uint8 array ``(height, width, 3)``.
 
     Raises:
-        ValueError: If a shape doesn't fit, an option has no meaning or a value is not finite.
+        ValueError: If a shape doesn't fit, an option is invalid or a value is not finite.
 
     Example:
         >>> import torch

@@ -31,25 +31,25 @@ def image_grid(
 ) -> Figure:
     """Draws a table of explanations: classes by methods, images by epochs, layers by heads.
 
-    The image stands at the left of each row. Without a ``scale``, each map has its own, which is
-    written below it; with one, such as `common_scale` finds, the colours of all maps mean the same
-    and one bar names them.
+    The image is at the left of each row. Without a ``scale``, each map has its own, which is
+    written below it; with one, such as from `common_scale`, the colours of all maps have the same
+    meaning and share a colour bar.
 
     Args:
         images: The image that all rows explain, ``(3, H, W)``, ``(1, H, W)`` or ``(H, W)``, or one
             for each row by the row's name.
         attributions: ``{column: attribution}`` for a single row, or ``{row: {column:
             attribution}}``. An attribution is ``(C, H, W)`` or ``(H, W)``, or coarser than its
-            image. A column that a row lacks stays empty there.
+            image. A column that is missing in a row stays empty.
         title: A title for the whole.
-        **options: What of the attributions is shown, see `MapOptions`.
+        **options: How the attributions are drawn, see `MapOptions`.
 
     Returns:
-        A figure; `to_array` turns it into pixels.
+        A figure; `to_array` converts it to pixels.
 
     Raises:
         ValueError: If there is nothing to draw, a row has no image, a shape doesn't fit, an option
-            has no meaning or a value is not finite.
+            is invalid or a value is not finite.
 
     Example:
         >>> import torch

@@ -18,13 +18,13 @@ Channels: TypeAlias = Literal["sum", "mean"]
 
 
 class MapOptions(TypedDict, total=False):
-    """How an image's attribution becomes a map; all functions for pictures take these options.
+    """How an image's attribution is drawn as a map; all functions for pictures take these options.
 
     Attributes:
         channels: ``"sum"`` (default) or ``"mean"`` over the channels, see `to_map`.
         sign: ``"auto"`` (default), ``"signed"``, ``"positive"`` or ``"absolute"``, see `Sign`.
         scale: The attribution with the strongest colour. None (default): each map has its own.
-        quantile: Where each map has its own scale, the quantile it is, see `scale_map`.
+        quantile: The quantile that is the scale, if each map has its own, see `scale_map`.
         smooth: Interpolate between patches (default: False), see `smooth_patches`.
     """
 
@@ -41,7 +41,7 @@ class ScaledMap(NamedTuple):
     Attributes:
         values: Float32 values, in [-1, 1] if `signed` and in [0, 1] otherwise.
         scale: The attribution that has the strongest colour; 0 for a map of zeros.
-        signed: Whether negative values have a colour of their own.
+        signed: Whether negative values have a separate colour.
     """
 
     values: Tensor
@@ -64,7 +64,7 @@ def scaled_map(
         The map in the image's size.
 
     Raises:
-        ValueError: If the attribution is not a map, or an option has no meaning.
+        ValueError: If the attribution is not a map, or an option is invalid.
     """
     smooth = options.get("smooth", False)
     values = to_map(attribution, channels=options.get("channels", "sum"))
@@ -94,7 +94,7 @@ def to_map(attribution: Tensor, *, channels: Channels = "sum") -> Tensor:
         A detached float32 map ``(H, W)`` on the attribution's device.
 
     Raises:
-        ValueError: If the shape is another one, or a value is not finite.
+        ValueError: If the shape is not one of these, or a value is not finite.
 
     Example:
         >>> import torch
@@ -116,7 +116,7 @@ def to_map(attribution: Tensor, *, channels: Channels = "sum") -> Tensor:
 
 
 def check_finite(attribution: Tensor) -> None:
-    """Refuses NaN and infinite values, for which no colour would be honest.
+    """Refuses NaN and infinite values, which no colour can represent.
 
     Args:
         attribution: Any attribution.
@@ -182,21 +182,21 @@ def resize(values: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:
 def scale_map(
     values: Tensor, *, sign: Sign = "auto", scale: float | None = None, quantile: float = 0.995
 ) -> ScaledMap:
-    """Divides a map by its colour scale and clips what lies beyond.
+    """Divides a map by its colour scale and clips values beyond it.
 
     Args:
         values: A finite map of any shape.
         sign: The part to show, see `Sign`.
         scale: The attribution that gets the strongest colour. Fix it to compare maps with each
             other; by default every map has its own.
-        quantile: Where a map has its own scale: this quantile of the absolute values, so that a few
-            outliers don't leave the rest without colour. 1 is the maximum.
+        quantile: If a map has its own scale, it is this quantile of the absolute values, so that a
+            few outliers don't leave the rest without colour. 1 is the maximum.
 
     Returns:
         The scaled values, their scale and whether they are signed.
 
     Raises:
-        ValueError: If an option has no meaning.
+        ValueError: If an option is invalid.
 
     Example:
         >>> import torch
@@ -230,14 +230,14 @@ def common_scale(attributions: Iterable[Tensor], **options: Unpack[MapOptions]) 
 
     Args:
         attributions: All of them, each ``(C, H, W)`` or ``(H, W)``.
-        **options: How they are shown; what is left open of ``sign`` and ``scale`` is settled.
+        **options: How they are drawn; ``sign`` and ``scale`` are determined unless given.
 
     Returns:
         The options. The sign is ``"signed"`` where it was ``"auto"`` and any of the attributions
         has negative values; the scale is the quantile of all values together.
 
     Raises:
-        ValueError: If there is none, a shape is no map's or a value is not finite.
+        ValueError: If there is none, a shape isn't that of a map or a value is not finite.
 
     Example:
         >>> import torch

@@ -52,7 +52,7 @@ def token_matrix(
             or the first of a decoder, which may hold nearly all relevance. These are hatched.
 
     Returns:
-        A figure; `to_array` turns it into pixels.
+        A figure; `to_array` converts it to pixels.
 
     Raises:
         ValueError: If the attribution doesn't fit the tokens, or a value is not finite.
@@ -122,7 +122,7 @@ def map_grid(
         scale: The value with the strongest colour; None: all but the strongest 0.5 % lie below.
 
     Returns:
-        A figure; `to_array` turns it into pixels.
+        A figure; `to_array` converts it to pixels.
 
     Raises:
         ValueError: If there is no map, a shape is another one or a value is not finite.

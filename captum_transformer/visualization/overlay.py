@@ -34,7 +34,7 @@ def to_display(image: Picture) -> Image:
         A uint8 array ``(H, W, 3)``.
 
     Raises:
-        ValueError: If the shape is another one, or a value is not finite.
+        ValueError: If the shape is not one of these, or a value is not finite.
 
     Example:
         >>> import torch
@@ -82,13 +82,13 @@ def overlay(image: Picture, attribution: Tensor, **options: Unpack[MapOptions]) 
         image: A tensor, an array or an image of PIL, in any range; see `to_display`.
         attribution: ``(C, H, W)`` or ``(H, W)`` of any height and width; it covers the whole image.
             A coarser map, such as one value per patch, is enlarged.
-        **options: What of the attribution is shown, see `MapOptions`.
+        **options: How the attribution is drawn, see `MapOptions`.
 
     Returns:
         A uint8 array ``(H, W, 3)``.
 
     Raises:
-        ValueError: If a shape doesn't fit, an option has no meaning or a value is not finite.
+        ValueError: If a shape doesn't fit, an option is invalid or a value is not finite.
 
     Example:
         >>> import torch

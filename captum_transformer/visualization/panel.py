@@ -40,21 +40,22 @@ def panel(
     Args:
         image: A tensor, an array or an image of PIL, in any range; see `to_display`.
         attribution: ``(C, H, W)`` or ``(H, W)``, see `overlay`. Several of them by title, such as
-            those of several steps, stand beside each other and have one scale; None leaves a place
+            those of several steps, are drawn side by side with one scale; None leaves a place
             empty.
-        caption: One or several lines. The first is dark, those below are grey; what is too long for
-            the picture ends in an ellipsis, so that its size depends only on the number of lines.
-        height: The height in pixels that the image is shown with.
-        font_scale: How large letters are; 2 for pictures that are shown at half their size.
-        note: A line below the picture, such as what the scale is.
-        unit: What stands behind the numbers of the scale.
-        **options: What of the attribution is shown, see `MapOptions`.
+        caption: One or several lines. The first is dark, those below are grey; lines that are too
+            long for the picture end in an ellipsis, so that its size depends only on the number of
+            lines.
+        height: The height of the drawn image, in pixels.
+        font_scale: The size of letters; 2 for pictures that are shown at half their size.
+        note: A line below the picture, such as a description of the scale.
+        unit: The unit, written after the numbers of the scale.
+        **options: How the attribution is drawn, see `MapOptions`.
 
     Returns:
         A uint8 array ``(height, width, 3)``, ready for ``add_image(..., dataformats="HWC")``.
 
     Raises:
-        ValueError: If a shape doesn't fit, an option has no meaning or a value is not finite.
+        ValueError: If a shape doesn't fit, an option is invalid or a value is not finite.
 
     Example:
         >>> import torch

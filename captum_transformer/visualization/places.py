@@ -1,4 +1,4 @@
-"""Where in a picture each value comes from that a processor has made of it."""
+"""Where in a picture each value of a processor's output comes from."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -22,12 +22,12 @@ _ROUNDING = 8 / 255
 
 
 class Places(NamedTuple):
-    """The place of each value of a model's input in the pictures that it was made of.
+    """The place of each value of a model's input in the original pictures.
 
     Attributes:
-        picture: which of the pictures, from 0; -1 for padding, which comes from none.
-        x: how far from the left edge, from 0 to 1.
-        y: how far from the upper edge.
+        picture: the index of the picture, from 0; -1 for padding.
+        x: the distance from the left edge, from 0 to 1.
+        y: the distance from the upper edge, from 0 to 1.
     """
 
     picture: Tensor
@@ -40,11 +40,11 @@ class Places(NamedTuple):
         return _count(self.y[inside]), _count(self.x[inside])
 
     def maps(self, relevance: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Adds up relevance by the places that it belongs to.
+        """Sums relevance by its place in the pictures.
 
-        Parts of a picture that the model sees several times, as in crops beside the whole, have
-        the sum of what all of them have; those that were cut away have none. Relevance of padding
-        is left out.
+        Parts of a picture that the model sees several times, as with crops in addition to the whole
+        picture, have the sum of all of them; parts that were cropped away have zero. Relevance of
+        padding is left out.
 
         Args:
             relevance: of the input, ``(..., *shape)``.
@@ -76,13 +76,13 @@ def places_of(process: Process, pictures: Sequence[Any]) -> Places:
     number of the picture. A value that is :math:`v` for one of them, and :math:`b` and :math:`w`
     for the black and the white one, is from :math:`(v - b) / (w - b)` of the way, since processors
     interpolate between pixels and shift and scale what they find. A value that is the same for
-    black and for white comes from no picture. A processor that does anything else, such as to
-    crop at random or by what a picture shows, or to scale by a picture's own range, is found out:
-    a ramp that is turned round must give what is left of the range, and the pictures themselves
-    must give the same twice, and what black gives where a value comes from none.
+    black and for white comes from no picture. A processor that does anything else, such as
+    cropping at random or by content, or scaling by a picture's own range, is detected:
+    a reversed ramp must give the rest of the range, the pictures themselves must give the same
+    result twice, and values that come from no picture must be those of a black one.
 
     Args:
-        process: makes the model's input of a list of PIL images, the same of the same pictures.
+        process: a deterministic function from a list of PIL images to the model's input.
         pictures: the PIL images.
 
     Returns:

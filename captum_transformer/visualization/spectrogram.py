@@ -38,13 +38,13 @@ def spectrogram(
         sample_rate: The samples per second of a waveform; needed for one.
         seconds: How long a spectrogram lasts, for the axis; by default it counts frames.
         title: A title.
-        **options: What of the attribution is shown, see `MapOptions`.
+        **options: How the attribution is drawn, see `MapOptions`.
 
     Returns:
-        A figure; `to_array` turns it into pixels.
+        A figure; `to_array` converts it to pixels.
 
     Raises:
-        ValueError: If a shape doesn't fit, a waveform has no sample rate, an option has no meaning
+        ValueError: If a shape doesn't fit, a waveform has no sample rate, an option is invalid
             or a value is not finite.
 
     Example:

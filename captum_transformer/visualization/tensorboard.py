@@ -47,9 +47,9 @@ def log_attributions(
 ) -> None:
     """Logs one picture per image and attribution: input and overlay side by side.
 
-    The tags are ``{tag}/{name}`` or ``{tag}/{name}/{key}``. They hold nothing that changes during a
-    training (a predicted class belongs into a caption), so TensorBoard's step slider goes through
-    the history of one image. What comes before the tag's first ``/`` is its group on the page.
+    The tags are ``{tag}/{name}`` or ``{tag}/{name}/{key}``. They must not change during
+    training (put a predicted class in the caption), so that TensorBoard's step slider shows
+    the history of one image. The part before the tag's first ``/`` is its group on the page.
 
     Args:
         writer: A `torch.utils.tensorboard.SummaryWriter`, or what writes images as it does.
@@ -113,14 +113,14 @@ def log_token_attributions(
         global_step: The step on the slider.
         captions: A caption for each text.
         names: A name for each text; by default ``sample_0``, ``sample_1``, ...
-        table: Write the exact values, too, as a Markdown table under the same tag.
+        table: Also write the exact values, as a Markdown table under the same tag.
         sign: Which part of the attribution is shown, see `scale_map`.
         scale: The attribution with the strongest colour; None: each text has its own.
         off_scale: For each text, which of its tokens are left out when the scale is found, see
             `token_strip`.
 
     Raises:
-        TypeError: If a table is wanted of a writer that takes no text.
+        TypeError: If a table is requested and the writer doesn't support text.
         ValueError: If the numbers of texts, attributions, captions or names differ, or a picture
             can't be drawn.
 

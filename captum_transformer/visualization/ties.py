@@ -126,7 +126,7 @@ def word_ties(
             such as special tokens. These are grey.
 
     Returns:
-        A figure; `to_array` turns it into pixels.
+        A figure; `to_array` converts it to pixels.
 
     Raises:
         ValueError: If the relevance doesn't fit the tokens, or a value is not finite.
@@ -185,7 +185,7 @@ def patch_ties(
         scale: The relevance of a line that is opaque; None: the strongest.
 
     Returns:
-        A figure; `to_array` turns it into pixels.
+        A figure; `to_array` converts it to pixels.
 
     Raises:
         ValueError: If the relevance is not that of two grids, or a value is not finite.

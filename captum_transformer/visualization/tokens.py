@@ -49,7 +49,7 @@ def token_values(tokens: Sequence[str], attribution: Tensor) -> Tensor:
         Detached float32 values ``(N,)``.
 
     Raises:
-        ValueError: If the shape is another one, or a value is not finite.
+        ValueError: If the shape is not one of these, or a value is not finite.
     """
     if attribution.dim() not in (1, 2) or attribution.shape[0] != len(tokens) or not len(tokens):
         raise ValueError(

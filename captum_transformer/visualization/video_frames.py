@@ -29,14 +29,14 @@ def video_frames(
         title: A title for the whole.
         most: Of a longer video, this many frames are drawn, at equal distances. The scale is still
             that of all.
-        **options: What of the attribution is shown, see `MapOptions`. Without a ``scale``, the
+        **options: How the attribution is drawn, see `MapOptions`. Without a ``scale``, the
             frames have a common one.
 
     Returns:
-        A figure; `to_array` turns it into pixels.
+        A figure; `to_array` converts it to pixels.
 
     Raises:
-        ValueError: If a shape doesn't fit, an option has no meaning or a value is not finite.
+        ValueError: If a shape doesn't fit, an option is invalid or a value is not finite.
 
     Example:
         >>> import torch
