@@ -82,8 +82,8 @@ class LoadedCapture:
         self._program = torch.export.load(path, extra_files=extra)
         if not extra[_NOTES]:
             raise CaptureMismatchError(
-                f"{os.fspath(path)} is a program of `torch.export`, but none that "
-                "`Captured.save` has written."
+                f"{os.fspath(path)} is a `torch.export` program, but was not written "
+                "by `Captured.save`."
             )
         self._notes = json.loads(extra[_NOTES])
         if self._notes["version"] != _VERSION:

@@ -194,7 +194,7 @@ class Given:
         if not all(isinstance(index, Integral) for row in rows for index in row):
             raise CaptureError(
                 f"target {target!r} was given. A captured call takes integers and tensors of "
-                "integers, for it gets them as tensors."
+                "integers, since it passes them as tensors."
             )
         self.numbers.append(rows)
         return torch.tensor(rows, dtype=torch.long, device=self._device)
@@ -213,8 +213,8 @@ class Given:
             return type(item), item
         raise CaptureError(
             f"{place} is a {type(item).__name__}. A captured call takes "
-            "tensors, numbers, texts and functions, in tuples, lists and dicts: what else an "
-            "object holds may change unseen."
+            "tensors, numbers, texts and functions, in tuples, lists and dicts: the contents "
+            "of other objects could change unnoticed."
         )
 
 

@@ -92,7 +92,7 @@ class Captured:
         if not self._recapture:
             raise CaptureMismatchError(
                 f"This call differs from the captured one: {why}. Capture it again, or once with "
-                "`recapture=True`, which does so by itself."
+                "`recapture=True`, which does so automatically."
             )
         return self.add(inputs, target, args, kwargs)
 
@@ -299,7 +299,7 @@ def _require_same(found: Any, expected: Any) -> None:
         alike = (one == other) | (one.isnan() & other.isnan())
         if one.shape != other.shape or one.dtype != other.dtype or not bool(alike.all()):
             raise CaptureError(
-                "The captured call gives other numbers than the method does for the same inputs: "
-                "the model does not compute the same each time, or in a way that can't be "
-                "captured. Explain it uncaptured."
+                "The captured call and the method give different results for the same inputs: "
+                "the model isn't deterministic, or computes in a way that can't be captured. "
+                "Explain it uncaptured."
             )

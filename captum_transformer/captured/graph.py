@@ -53,7 +53,7 @@ class Recorded:
             if node in recording.random:
                 raise CaptureError(
                     f"The model draws random numbers, at {recording.random[node]}: a captured call "
-                    "has no state of the generators to put back. Explain the model uncaptured."
+                    "can't restore the generators' state. Explain the model uncaptured."
                 )
         literals = recording.literals
         self.state = _lifted(graph_module, literals)

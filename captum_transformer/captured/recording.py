@@ -127,14 +127,14 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if made_of:
             raise CaptureError(
                 f"How many entries `{func.overloadpacket.__name__}` finds depends on "
-                f"{_named(made_of)}, at {_line()}: a captured call can't follow, for its graph has "
+                f"{_named(made_of)}, at {_line()}: a captured call can't follow, as its graph has "
                 "fixed shapes. Explain the model uncaptured."
             )
 
     def _refuse_reading(self, what: str, made_of: frozenset[str | Role]) -> None:
         raise CaptureError(
             f"Python reads {what} that depends on {_named(made_of)}, at {_line()}. A captured call "
-            "would go on with what was read when it was captured. Write it with tensors (as "
+            "would always use the value from when it was captured. Write it with tensors (e.g. "
             "`torch.where` instead of `if`), or explain the model uncaptured."
         )
 

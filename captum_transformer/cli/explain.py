@@ -226,11 +226,11 @@ def _language(
 ) -> Explain:
     if asked is None:
         raise UserError(
-            f"{type(loaded.model).__name__} is a language model: say what it answered, "
-            "--answer TEXT, or have it answer, --generate 20."
+            f"{type(loaded.model).__name__} is a language model: give its answer, "
+            "--answer TEXT, or let it answer, --generate 20."
         )
     if arguments.classes or arguments.top or arguments.labels:
-        raise UserError("A language model has no classes: leave --class, --top and --labels out.")
+        raise UserError("A language model has no classes: omit --class, --top and --labels.")
     model = LanguageModel(loaded.model, tokenizer, asked, methods=arguments.method or (), **options)
     return lambda given: model.explain(_prompt(given), given.name)
 
@@ -281,7 +281,7 @@ def _read_labels(path: str, classes: int | None) -> dict[int, str]:
         raise UserError(f"{path}: {error}.") from error
     if classes is not None and len(lines) != classes:
         raise UserError(
-            f"{path} has {len(lines)} lines, and the model {classes} classes: write one name in "
+            f"{path} has {len(lines)} lines, and the model {classes} classes: write one name on "
             "each line, and leave the line of a class without a name empty."
         )
     return {number: line.strip() for number, line in enumerate(lines) if line.strip()}

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             complain(f"error: {error}")
             return 2
         except KeyboardInterrupt:
-            complain("broken off")
+            complain("interrupted")
             return 130
     return status
 

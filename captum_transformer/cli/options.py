@@ -36,7 +36,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         "command",
         nargs="?",
         choices=["explain", "inspect"],
-        help="explain: pictures of why a model chose a class; inspect: what can be seen of a model",
+        help="explain: pictures of why a model chose a class; inspect: how a model is read",
     )
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     first = parser.parse_args(argv)
@@ -68,7 +68,7 @@ def _explain() -> argparse.ArgumentParser:
         "--prompt",
         action="append",
         default=[],
-        help="a text itself, or a language model's prompt; may be repeated",
+        help="a text, or a language model's prompt; may be repeated",
     )
     parser.add_argument(
         "--pair",
@@ -88,7 +88,7 @@ def _explain() -> argparse.ArgumentParser:
     parser.add_argument(
         "--top", type=_positive, help="explain this many of the most likely classes"
     )
-    parser.add_argument("--labels", metavar="FILE", help="the classes' names, one in each line")
+    parser.add_argument("--labels", metavar="FILE", help="the classes' names, one on each line")
     parser.add_argument(
         "-m",
         "--method",
@@ -107,7 +107,7 @@ def _explain() -> argparse.ArgumentParser:
     parser.add_argument(
         "--random-weights",
         action="store_true",
-        help="load no trained weights, to try things out",
+        help="use random weights instead of trained ones, for tests",
     )
     return parser
 
@@ -159,7 +159,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def _add_preparation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "pictures", "how they are prepared, where the model was trained in another way"
+        "pictures", "preprocessing, if the model was trained with other settings"
     )
     for name, said in (("mean", "is taken from"), ("std", "divides")):
         group.add_argument(
@@ -170,7 +170,7 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
             help=f"what {said} the values from 0 to 1: one number, or one for each channel",
         )
     group.add_argument(
-        "--size", type=_positive, metavar="PIXELS", help="the height and width that the model gets"
+        "--size", type=_positive, metavar="PIXELS", help="the height and width of the model's input"
     )
     group.add_argument(
         "--crop",
@@ -184,7 +184,7 @@ def _add_answer(parser: argparse.ArgumentParser) -> None:
         "language models", "why an answer follows a prompt: --text, --prompt, or a .txt file"
     )
     group.add_argument(
-        "--answer", metavar="TEXT", help="the answer, which is appended to the prompt as it is"
+        "--answer", metavar="TEXT", help="the answer, which is appended to the prompt unchanged"
     )
     group.add_argument(
         "--generate", type=_positive, default=0, metavar="N", help="have the model write N tokens"
@@ -202,15 +202,15 @@ def _add_answer(parser: argparse.ArgumentParser) -> None:
         help="explain these words of the answer; may be repeated (default: the whole answer)",
     )
     group.add_argument(
-        "--each", action="store_true", help="explain each token of the answer by itself"
+        "--each", action="store_true", help="explain each token of the answer separately"
     )
     group.add_argument(
         "--hops",
         type=_hops,
         default=0,
         metavar="N",
-        help="send relevance on, N times or with 'all' to the end, from the tokens of the answer "
-        "that it has landed on to those which these were generated from",
+        help="pass relevance of the answer's tokens on to the tokens from which these were "
+        "generated, N times, or with 'all' until it is on the prompt",
     )
     group.add_argument(
         "--chat", action="store_true", help="a prompt is what a user says, in the model's template"
@@ -234,7 +234,7 @@ def _inspect() -> argparse.ArgumentParser:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=_MODEL)
     parser.add_argument(
-        "--architecture", metavar="NAME", help="timm's name of what a file's weights are for"
+        "--architecture", metavar="NAME", help="timm's name of the architecture of a file's weights"
     )
     parser.add_argument(
         "--weights",

@@ -41,7 +41,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         if found := _code_in(path):
             raise UserError(
-                f"{path} has objects beside its weights ({_listed(found)}), and code in "
+                f"{path} has objects other than weights ({_listed(found)}), and code in "
                 "checkpoints is not run. If you trust the file, write its weights to another: "
                 "`torch.save(torch.load(path, weights_only=False)['state_dict'], 'weights.pt')`; "
                 "of a whole model, save its `state_dict()`."

@@ -376,7 +376,7 @@ def test_what_is_wrong_with_weights(checkpoints, photo, run):
     torch.save(vit, "whole.pth")
     status, _, err = run("explain", "whole.pth", *explain)
     assert status == 2
-    assert "has objects beside its weights (timm." in err
+    assert "has objects other than weights (timm." in err
     assert "weights_only=False" in err
     body = {f"body.{key}": value for key, value in vit.state_dict().items() if "head" not in key}
     torch.save(body | {"head.weight": vit.head.weight, "head.bias": vit.head.bias}, "apart.pth")
