@@ -166,7 +166,8 @@ class _Activation(torch.autograd.Function):
             found = ratio(result.to(dtype), own, epsilon)
             return found.clamp_(-largest, largest).to(kept)
 
-        terms = () if constant is None else (constant.expand_as(signal),)
+        # A number may be on the CPU.
+        terms = () if constant is None else (constant.to(signal.device).expand_as(signal),)
         ctx.save_for_backward(by_rows(slope, output, signal, *terms), MARK)
         ctx.dtype = signal.dtype
         return output
