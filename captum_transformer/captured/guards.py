@@ -19,9 +19,17 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
 from captum_transformer.calling.contents import is_object
-from captum_transformer.calling.copies import slots_of
 from captum_transformer.captured.arguments import Shape
 from captum_transformer.captured.executed import FORWARDS, Executed, is_of_packages
+from captum_transformer.captured.holders import (
+    Holder,
+    attributes_of,
+    holds_tensors,
+    inner_of,
+    metadata_of,
+    parts_of_function,
+    some_of,
+)
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _SEQUENCES = (list, tuple, deque)
@@ -48,69 +56,6 @@ class Place(NamedTuple):
     number: int
 
 
-class _Holder:
-    """What some object holds, now and when it was noted down.
-
-    Args:
-        path: what a user would call it.
-        owner: the object.
-        read: what it holds, by keys.
-    """
-
-    def __init__(self, path: str, owner: Any, read: Callable[[Any], Mapping[Any, Any]]) -> None:
-        self.path = path
-        self.owner = owner
-        self._read = read
-        held = read(owner)
-        self.keys = list(held)
-        self.values = list(held.values())
-        # Most of them are modules and dictionaries, and there are many.
-        own = owner if isinstance(owner, Mapping) else getattr(owner, "__dict__", None)
-        self._own = own if own is not None and own.keys() >= held.keys() else None
-        self._count = len(self._own or ())
-        self._getter = _getter(self.keys)
-
-    def is_unchanged(self) -> bool:
-        """Whether it holds the same objects, as far as can be told at once."""
-        own = self._own
-        if type(self.owner) is FunctionType and not self.owner.__closure__:
-            held = self.owner.__code__, self.owner.__defaults__, self.owner.__kwdefaults__
-            return all(map(operator.is_, held, self.values))
-        if own is None or len(own) != self._count:
-            return False
-        try:
-            return all(map(operator.is_, self._getter(own), self.values))
-        except KeyError:
-            return False
-
-    def now(self) -> list[Any] | None:
-        """What it holds now; None if that has other keys."""
-        held = self._read(self.owner)
-        return list(held.values()) if list(held) == self.keys else None
-
-    def difference(self) -> str:
-        """What is new or missing."""
-        held = self._read(self.owner)
-        new = [key for key in held if key not in self.keys]
-        missing = [key for key in self.keys if key not in held]
-        return f"{self.path} has {f'new {new}' if new else f'no {missing} any more'}"
-
-    def name(self, number: int) -> str:
-        """What a user would call one of the things."""
-        key = self.keys[number]
-        joint = f".{key}" if isinstance(key, str) else f"[{key!r}]"
-        for plain in ("._parameters", "._buffers", "._modules"):
-            if self.path.endswith(plain):
-                return f"{self.path.removesuffix(plain)}{joint}"
-        return f"{self.path}{joint}"
-
-
-def _getter(keys: Sequence[Any]) -> Callable[[Any], Sequence[Any]]:
-    if len(keys) > 1:
-        return operator.itemgetter(*keys)
-    return lambda held: [held[key] for key in keys]
-
-
 class Guard:
     """All that was read besides the inputs.
 
@@ -132,9 +77,9 @@ class Guard:
         self._settings = settings(devices)
         self._read = executed.read()
         self._names = self._read.every - _NOT_READ
-        self._holders: list[_Holder] = []
+        self._holders: list[Holder] = []
         self._empty: list[tuple[str, Any]] = []
-        self._metadata: list[Any] = []
+        self.metadata_of: list[Any] = []
         self._arrays: list[tuple[str, Any, Any]] = []
         self._known: dict[int, Any] = {}
         self._modules = [module for _, module in modules]
@@ -146,12 +91,12 @@ class Guard:
         self._add("method", method, everything=True)
         for values, names in executed.names_in_globals():
             if not is_of_packages(path := values.get("__name__")):
-                self._note(str(path), values, functools.partial(_some_of, names))
+                self._note(str(path), values, functools.partial(some_of, names))
         for file, names in executed.names_in_modules():
-            path, reads = file.__name__, functools.partial(_some_of, names)
+            path, reads = file.__name__, functools.partial(some_of, names)
             self._note(path, vars(file), reads, within=not is_of_packages(path))
         if self._read.own & _ENVIRONMENT:
-            self._note("os.environ", os.environ, functools.partial(_some_of, self._read.own))
+            self._note("os.environ", os.environ, functools.partial(some_of, self._read.own))
 
     def places(self, tensor: Tensor) -> list[str]:
         """The names under which a tensor is held."""
@@ -162,7 +107,7 @@ class Guard:
         self._watched = {name: self._places[id(tensor)] for name, tensor in state.items()}
         self._places.clear()
         self._several = [places for places in self._watched.values() if len(places) > 1]
-        self._metadata = list(map(_metadata, state.values()))
+        self.metadata_of = list(map(metadata_of, state.values()))
 
     def changed(self) -> str | None:
         """What has changed that may matter; None if nothing has."""
@@ -195,9 +140,9 @@ class Guard:
             if any(other is not one for other in others):
                 names = " and ".join(self._holders[h].name(n) for h, n in places)
                 return f"{names} were one tensor, and are several"
-        metadata = list(map(_metadata, self.state()))
-        if metadata != self._metadata:
-            changes = zip(self._watched.values(), metadata, self._metadata, strict=True)
+        metadata = list(map(metadata_of, self.state()))
+        if metadata != self.metadata_of:
+            changes = zip(self._watched.values(), metadata, self.metadata_of, strict=True)
             (first, *_), new, old = next(c for c in changes if c[1] != c[2])
             return f"{self._holders[first.holder].name(first.number)} is {new}, and was {old}"
         return None
@@ -222,7 +167,7 @@ class Guard:
         elif isinstance(item, nn.Module):
             names = self._names_of(item)
             names = None if names is None else names | _MODULES
-            self._note(path, item, functools.partial(_attributes, names=names, but=_NOT_READ))
+            self._note(path, item, functools.partial(attributes_of, names=names, but=_NOT_READ))
             self._add_class(type(item))
         elif isinstance(item, ContextVar):
             self._note(path, item, lambda variable: {"value": variable.get(_MISSING)})
@@ -232,7 +177,7 @@ class Guard:
             self._note(path, item, lambda m: {"self": m.__self__, "function": m.__func__})
         elif isinstance(item, FunctionType):
             if not _is_of_packages(item):
-                self._note(path, item, _of_function)
+                self._note(path, item, parts_of_function)
         elif isinstance(item, (dict, list, set, deque)) and not item:
             self._empty.append((path, item))
         elif isinstance(item, dict):
@@ -247,7 +192,7 @@ class Guard:
                 self._add_class(item)
         elif is_object(item):
             names = None if everything else self._names_of(item)
-            self._note(path, item, functools.partial(_attributes, names=names))
+            self._note(path, item, functools.partial(attributes_of, names=names))
             self._add_class(type(item))
 
     def _names_of(self, item: Any) -> frozenset[str] | None:
@@ -265,7 +210,7 @@ class Guard:
             if base is not object and id(base) not in self._known:
                 self._known[id(base)] = base
                 names = self._names | {"forward", "__call__"}
-                self._note(base.__qualname__, vars(base), functools.partial(_some_of, names))
+                self._note(base.__qualname__, vars(base), functools.partial(some_of, names))
 
     def _note(
         self,
@@ -275,14 +220,14 @@ class Guard:
         *,
         within: bool = True,
     ) -> None:
-        holder = _Holder(path, owner, read)
+        holder = Holder(path, owner, read)
         number = len(self._holders)
         self._holders.append(holder)
         for place, value in enumerate(holder.values):
             if isinstance(value, Tensor):
                 self._places.setdefault(id(value), []).append(Place(number, place))
-                if _holds_tensors(value):
-                    self._note(holder.name(place), value, _inner_of)
+                if holds_tensors(value):
+                    self._note(holder.name(place), value, inner_of)
             elif within:
                 self._add(holder.name(place), value)
 
@@ -312,50 +257,6 @@ def settings(devices: Sequence[str]) -> dict[str, Any]:
             *_module._global_forward_hooks.values(),  # noqa: SLF001
         ),
     }
-
-
-def _attributes(
-    item: Any, names: frozenset[str] | None, but: frozenset[str] = frozenset()
-) -> dict[str, Any]:
-    held = getattr(item, "__dict__", {})
-    found = {k: held[k] for k in held if k not in but and (names is None or k in names)}
-    for name in slots_of(type(item)):
-        if (names is None or name in names) and hasattr(item, name):
-            found[name] = getattr(item, name)
-    return found
-
-
-def _some_of(names: set[str] | frozenset[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: values[name] for name in names if name in values}
-
-
-def _of_function(function: FunctionType) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "__code__": function.__code__,
-        "__defaults__": function.__defaults__,
-        "__kwdefaults__": function.__kwdefaults__,
-    }
-    cells = function.__closure__ or ()
-    for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
-        try:
-            found[name] = cell.cell_contents
-        except ValueError:
-            found[name] = _MISSING
-    return found
-
-
-def _holds_tensors(tensor: Tensor) -> bool:
-    """Whether it is of a package's own class that holds others, as quantised weights do."""
-    own = type(tensor) not in (Tensor, nn.Parameter)
-    return own and any(isinstance(value, Tensor) for value in vars(tensor).values())
-
-
-def _inner_of(tensor: Tensor) -> dict[str, Any]:
-    return dict(vars(tensor))
-
-
-def _metadata(tensor: Tensor) -> Any:
-    return tensor.dtype, tensor.shape, tensor.stride(), tensor.device, tensor.requires_grad
 
 
 def _is_of_packages(item: Any) -> bool:
