@@ -44,7 +44,7 @@ class Captured:
         torch.Size([2, 3, 32, 32])
         >>> captured(torch.rand(1, 3, 32, 32), target=5)
         Traceback (most recent call last):
-        captum_transformer.errors.CaptureMismatchError: This call is not the one that was captured:
+        captum_transformer.errors.CaptureMismatchError: This call differs from the captured one:
         ...
     """
 

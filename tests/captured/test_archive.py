@@ -14,8 +14,10 @@ from captum_transformer.errors import CaptureMismatchError
 from tests.attr.subjects import subject
 from tests.captured.models import assert_same, classifier, values
 
+# Sums are rounded in another way on another number of threads.
 SERVE = """
 import sys, torch
+torch.set_num_threads(1)
 explain = torch.export.load(sys.argv[1]).module()
 given = torch.load(sys.argv[2])
 torch.save(explain(*given["args"], **given["kwargs"]), sys.argv[3])
