@@ -100,9 +100,8 @@ class Executed:
             owner = getattr(function, "__self__", None)
             if isinstance(owner, random.Random) and function.__name__ not in _PUT_BACK:
                 self.random.append(line_of(frame))
-        elif event == "call" and id(code) not in self.codes:
-            own = code.co_filename.startswith(_OWN)
-            self.codes |= {} if own else {id(code): (code, frame.f_globals)}
+        elif event == "call" and not code.co_filename.startswith(_OWN):
+            self.codes[id(code)] = code, frame.f_globals
 
     def _called(self, module: nn.Module, _: Any) -> None:
         self.modules[id(module)] = module

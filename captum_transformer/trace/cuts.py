@@ -97,7 +97,7 @@ class Blocks:
         self._leave_cut()
 
     def note(self, recorded: Operation) -> None:
-        """An operation of the tape's own, such as one that tells of a write into a view."""
+        """An operation that the tape adds, such as the record of a write into a view."""
         if self.is_on:
             for _, value in recorded.traced():
                 if (tensor := value.holder()) is not None:

@@ -1,12 +1,14 @@
 """Fixtures for the tests of the methods, and which methods a quick run asks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.attr.subjects import METHODS
+from tests.quick import leave_out
 
 HERE = Path(__file__).parent
 # Each way that relevance takes; the other methods differ in options, or in what they make of it.
@@ -26,11 +28,12 @@ VARIANTS = METHODS.keys() - set(EACH_WAY)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of every method leave the variants to the run of everything."""
     variants = [METHODS[name] for name in VARIANTS]
-    for item in items:
-        given = getattr(getattr(item, "callspec", None), "params", {}).get("method")
-        named = given in VARIANTS if isinstance(given, str) else given in variants
-        if named and item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.slow)
+
+    def is_variant(given: Mapping[str, Any]) -> bool:
+        method = given.get("method")
+        return method in VARIANTS if isinstance(method, str) else method in variants
+
+    leave_out(items, HERE, is_variant)
 
 
 @pytest.fixture(autouse=True, scope="package")

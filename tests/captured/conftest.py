@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from captum_transformer import TransformerAttribution
+from tests.quick import leave_out
 
 HERE = Path(__file__).parent
 # Its graph is several times as large as the others'.
@@ -14,7 +15,4 @@ LARGE = (TransformerAttribution, "TransformerAttribution")
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of several methods capture the smaller graphs; the others are slow."""
-    for item in items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        if item.path.is_relative_to(HERE) and params.get("method") in LARGE:
-            item.add_marker(pytest.mark.slow)
+    leave_out(items, HERE, lambda given: given.get("method") in LARGE)
