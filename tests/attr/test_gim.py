@@ -339,6 +339,33 @@ def test_activations_written_in_python_keep_their_gradient() -> None:
         assert_close(GIM(partial(scores, silu=silu)).attribute(x, 3), expected, relative=1e-12)
 
 
+def test_weights_are_attentions_behind_what_scales_and_mixes_them() -> None:
+    """A constant factor of the weights is one of what they weight, and mixed heads are a sum."""
+    half, mixed = torch.full((HEADS, 1, 1), 0.5), drawn(HEADS, HEADS, seed=3)
+    Attend = Callable[[Tensor, Tensor], Tensor]
+
+    def decoder(attend: Attend) -> Decoder:
+        def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            key, value = (t.repeat_interleave(2, 1) for t in (key, value))
+            return attend((query @ key.mT).softmax(-1), value)
+
+        return with_random_weights(Decoder(run))
+
+    pairs: list[tuple[Attend, Attend]] = [
+        (lambda weights, value: (weights * half) @ value, lambda w, value: w @ (value * half)),
+        (
+            lambda weights, value: torch.einsum("gh,bhqk->bgqk", mixed, weights) @ value,
+            lambda weights, value: torch.einsum(
+                "gh,bhgqd->bgqd", mixed, weights[:, :, None] @ value[:, None]
+            ),
+        ),
+    ]
+    x = drawn(SAMPLES, TOKENS, WIDTH, seed=5)
+    for pair in pairs:
+        found, expected = (GIM(decoder(attend)).attribute(x, 3) for attend in pair)
+        assert_close(found, expected, relative=1e-12)
+
+
 BY_HAND = {
     "exponentials": lambda z: z.exp() / z.exp().sum(-1, keepdim=True),
     "logarithm": lambda z: z.log_softmax(-1).exp(),

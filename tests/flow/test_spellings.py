@@ -213,6 +213,7 @@ STACKED = {
     "stack": lambda layer, x, y: layer(torch.stack([x, y], 2)).sum(2),
     "stack in front": lambda layer, x, y: layer(torch.stack([x, y])).sum(0),
     "mean": lambda layer, x, y: 2 * layer(torch.stack([x, y], 2)).mean(2),
+    "weighted": lambda layer, x, y: (layer(torch.stack([x, y])) * torch.ones(2, 1, 1, 1)).sum(0),
     "features": lambda layer, x, y: (
         torch.cat([layer(x), layer(y)], -1).unflatten(-1, (2, -1)).sum(-2)
     ),
