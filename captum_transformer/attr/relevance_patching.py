@@ -49,6 +49,10 @@ class RelevancePatching:
     (identity rule); each factor of a gate gets half. It costs two forward passes and one
     backward pass. With the plain gradient instead (``rules={}``), it is attribution patching.
 
+    What the model chooses without a gradient, such as the expert that a token goes to, is what it
+    chooses on the corrupted input: that a patched layer would make it choose otherwise is not part
+    of the estimate. To see that, patch the layer in a run of the model.
+
     Args:
         forward_func: the model or any callable that runs one.
         attention_rule: hold the attention probabilities constant. The paper's demonstration does

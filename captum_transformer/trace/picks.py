@@ -1,15 +1,22 @@
-"""Which rows of what went before a value has, where a model picks some, as for experts."""
+"""Which rows of what went before a value has, where a model picks some, as for experts.
 
-from collections.abc import Iterable
+It picks them by an index, or by a product with a matrix of zeros and ones that is a constant.
+"""
+
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from captum_transformer.trace.kinds import MOVES, Kind, Role
+from captum_transformer.calling.reading import truth
+from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.dimensions import image, passage
+from captum_transformer.trace.kinds import MOVES, Does, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.value import Value
+from captum_transformer.trace.views import view_of
 
 _PICKS = MOVES | {Kind.CHOICE}
 
@@ -20,10 +27,12 @@ class Picked(NamedTuple):
     Attributes:
         numbers: the rows' numbers.
         are_rows: whether they are still its rows, one for each.
+        axes: where the rows lie that a matrix has picked, which the numbers are.
     """
 
     numbers: Tensor
     are_rows: bool
+    axes: tuple[Axis, ...] = ()
 
 
 def picked_rows(operations: Iterable[Operation]) -> dict[Value, list[Picked]]:
@@ -31,7 +40,8 @@ def picked_rows(operations: Iterable[Operation]) -> dict[Value, list[Picked]]:
 
     What is picked from what was picked has the numbers of the first rows, so rows that are put back
     into their order have them in order. What is written or added at indices lies where it is
-    written. A row that is looked up in a table is of the token that looks it up.
+    written, and so does what a product sums over the rows that a matrix has picked. A row that is
+    looked up in a table is of the token that looks it up.
     """
     found: dict[Value, list[Picked]] = {}
     for operation in operations:
@@ -39,15 +49,82 @@ def picked_rows(operations: Iterable[Operation]) -> dict[Value, list[Picked]]:
             continue
         into = operation.argument("input")
         writes = operation.kind is Kind.SUM_AT_INDICES or "source" in operation.arguments
-        sources = [value for operand, value in operation.traced() if not writes or operand is into]
-        before = {id(rows): rows for value in sources for rows in found.get(value, ())}
-        after = list(before.values())
-        if operation.kind in _PICKS and not writes:
-            indices = [_rows(o) for o in operation.operands if _is_index(o)]
-            after = _picked(after, indices, len(into.size) and into.size[0]) if indices else after
-        if after:
-            found |= {value: after for value in operation.outputs if value is not None}
+        for output in operation.outputs:
+            if output is None:
+                continue
+            before = {
+                id(rows.numbers): _kept(rows, operation, operand, output)
+                for operand, value in operation.traced()
+                if not writes or operand is into
+                for rows in found.get(value, ())
+            }
+            after = [rows for rows in before.values() if rows is not None]
+            if operation.kind in _PICKS and not writes:
+                indices = [_rows(o) for o in operation.operands if _is_index(o)]
+                after = _picked(after, indices, into) if indices else after
+            if len(after) == len(before):  # else they are put where they belong
+                after += _by_matrix(operation, output)
+            if after:
+                found[output] = after
     return found
+
+
+def _by_matrix(operation: Operation, output: Value) -> list[Picked]:
+    """The rows that a product takes from a signal by constant matrices of zeros and ones."""
+    found = []
+    for factor, summed, made in _factors(operation, output):
+        if factor.value is None and factor.role is not Role.WEIGHT and summed and made:
+            matrix = factor.tensor
+            if truth(((matrix == 0) | (matrix == 1)).all() & (matrix.sum(summed) <= 1).all()):
+                axes = tuple(Axis.of(output.shape, place) for place in made)
+                found.append(Picked(matrix, are_rows=False, axes=axes))
+    return found
+
+
+def _factors(operation: Operation, output: Value) -> Iterator[tuple[Operand, list[int], list[int]]]:
+    """The factors of a product, which of their dimensions it sums over, and those it makes.
+
+    It may be written as one of entries, and a sum.
+    """
+    product = operation.contraction()
+    if not operation.traced():
+        return
+    if product is not None:
+        signals = {letter for operand, _ in operation.traced() for letter in product.of(operand)}
+        for factor in product.factors:
+            new = set(product.of(factor)) - signals
+            made = [place for place, letter in enumerate(product.output) if letter in new]
+            yield factor, product.summed(factor), made
+        return
+    ((operand, value), *_), ndim = operation.traced(), len(operation.traced()[0][1].shape)
+    before, summed = value.operation, operation.along(ndim)
+    if (
+        operation.kind is not Kind.SUM
+        or before is None
+        or before.kind is not Kind.MUL
+        or not summed
+    ):
+        return
+    to = passage(operation, operand, len(output.shape)).to
+    ((signal, _), *_) = before.traced()
+    size = (1,) * (ndim - len(signal.size)) + tuple(signal.size)
+    for factor in before.operands:
+        ahead = ndim - len(factor.size)
+        long = [dim for dim, length in enumerate(factor.size, ahead) if length > 1]
+        places = [to[dim] for dim in long if dim not in summed and size[dim] == 1]
+        made = [place for place in places if place is not None]
+        yield factor, [dim - ahead for dim in long if dim in summed], made
+
+
+def _kept(rows: Picked, operation: Operation, operand: Operand, output: Value) -> Picked | None:
+    """The rows after an operation; None if those that a matrix has picked are summed up."""
+    if not rows.axes:
+        return rows
+    view = view_of(operation, output)
+    images = (image(operation, operand, axis, output, view) for axis in rows.axes)
+    axes = tuple(filter(None, images))
+    sums = operation.contraction() is not None or operation.kind.does is Does.SUMS
+    return None if sums and not axes else Picked(rows.numbers, rows.are_rows, axes)
 
 
 def are_same_rows(some: list[Picked] | None, others: list[Picked] | None) -> bool:
@@ -65,13 +142,13 @@ def _rows(operand: Operand) -> Tensor:
     return index.nonzero().flatten() if index.dtype in (torch.bool, torch.uint8) else index
 
 
-def _picked(rows: list[Picked], indices: list[Tensor], length: int) -> list[Picked]:
-    """The rows after some were picked, of as many as there were."""
+def _picked(rows: list[Picked], indices: list[Tensor], of: Operand) -> list[Picked]:
+    """The rows after some of a tensor's were picked."""
     (index, *further) = indices
     plain = not further and index.ndim == 1
     after, new = [], True
-    for numbers, are_rows in rows:
-        known = plain and are_rows and numbers.shape == (length,)
-        after.append(Picked(numbers[index] if known else numbers, known))
+    for numbers, are_rows, axes in rows:
+        known = plain and are_rows and numbers.shape == of.size[:1]
+        after.append(Picked(numbers[index] if known else numbers, known, axes))
         new = new and not known
     return after + [Picked(index, plain) for index in indices if new]

@@ -175,6 +175,18 @@ class Routed(nn.Module):
             parts = tokens[order].split([int((~to_first).sum()), int(to_first.sum())])
             made = [expert(part) for expert, part in zip(self.experts, parts, strict=True)]
             found = torch.cat(made)[order.argsort()]
+        if self.spelling.startswith("product"):
+            chosen = torch.stack([~to_first, to_first])
+            slots = (chosen.cumsum(1) - 1).masked_fill(~chosen, len(tokens))
+            one_hot = F.one_hot(slots, len(tokens) + 1)[..., :-1].to(x.dtype)  # (e, tokens, slots)
+            if self.spelling == "product":
+                picked = torch.einsum("etc,td->ecd", one_hot, tokens)
+            elif self.spelling == "product by @":
+                picked = one_hot.mT @ tokens
+            else:
+                picked = (one_hot[..., None] * tokens[:, None]).sum(1)
+            made = torch.stack([expert(p) for expert, p in zip(self.experts, picked, strict=True)])
+            found = torch.einsum("etc,ecd->td", one_hot, made)
         for chosen, expert in zip((~to_first, to_first), self.experts, strict=True):
             if self.spelling == "masked":
                 found[chosen] = expert(tokens[chosen])
@@ -184,7 +196,10 @@ class Routed(nn.Module):
         return self.behind(x + found.view_as(x)).mean(1)
 
 
-@pytest.mark.parametrize("spelling", ["masked", "added", "sorted"])
+SPELLINGS = ["masked", "added", "sorted", "product", "product by @", "product and sum"]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
 def test_experts_that_get_other_tokens_are_refused(spelling: str) -> None:
     clean, corrupted = pair(2, 3, 4)
     signs = torch.tensor([[1.0, -1, 1], [-1, 1, -1]])
