@@ -1,7 +1,5 @@
 """Activations written in Python: functions of one signal that treat each of its entries alone."""
 
-from collections.abc import Iterator
-from itertools import permutations
 from typing import NamedTuple
 
 import torch
@@ -10,7 +8,6 @@ from torch import Tensor
 from captum_transformer.trace.axis import View
 from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Form, Kind
 from captum_transformer.trace.operation import Operand, Operation
-from captum_transformer.trace.quotients import is_gate_by_formula
 from captum_transformer.trace.statistics import takes_number
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
@@ -71,96 +68,6 @@ def _has_pieces(operation: Operation) -> bool:
     if isinstance(exponent, (int, float)) and exponent == int(exponent):
         return False
     return operation.form in _PIECES
-
-
-def splits_activation(operation: Operation) -> bool:
-    """Says whether it gates a product by one of its factors, as ``y * x * sigmoid(x)``."""
-    values = [value for _, value in operation.traced()]
-    factors = [list(_factors(value)) for value in values]
-    if len(values) < 2 or not works_by_entry(operation) or are_of_one_entry(*values):
-        return False
-    several = sum(map(len, factors)) > 2
-    return any(
-        gate.is_by_formula()
-        and (
-            (several and are_of_one_entry(gate.value, signal.value))
-            or gate.is_of_same_entries(signal)
-        )
-        for gates, signals in permutations(factors, 2)
-        for gate in gates
-        for signal in signals
-    )
-
-
-class _Factor(NamedTuple):
-    """A signal that a value is the product of.
-
-    Attributes:
-        value: the signal.
-        moves: how the product's entries were moved afterwards, the last first, each with which of
-            its outputs counts.
-    """
-
-    value: Value
-    moves: tuple[tuple[Operation, int], ...] = ()
-
-    def is_by_formula(self) -> bool:
-        """Whether it is an activation of each entry."""
-        value = unjoined(self.value)
-        while (operation := value.operation) is not None and view_of(operation, value) is not None:
-            value = unjoined(operation.traced()[0][1])
-        return is_gate_by_formula(value)
-
-    def is_of_same_entries(self, other: "_Factor") -> bool:
-        """Whether both were made of the same entries of one value, each by itself, and moved."""
-        own, others = self._laid_out(), other._laid_out()  # noqa: SLF001
-        return own is not None and own == others
-
-    def _laid_out(self) -> tuple[Value, View] | None:
-        """The value that all was made of, and how the entries lie over it."""
-        value, steps = unjoined(self.value), list(self.moves)
-        while (operation := value.operation) is not None and len(operation.traced()) == 1:
-            if view_of(operation, value) is None and not works_by_entry(operation):
-                break
-            steps.append((operation, operation.outputs.index(value)))
-            value = unjoined(operation.traced()[0][1])
-        laid_out = torch.empty(value.shape, device="meta")
-        memory = laid_out.untyped_storage()._cdata
-        for step, place in reversed(steps):
-            if step.kind is Kind.MOVE:
-                try:
-                    laid_out = step.replay([laid_out])[place]
-                except RuntimeError:  # a view of what was copied, and lies otherwise than here
-                    return None
-                if laid_out.untyped_storage()._cdata != memory:
-                    return None
-        return value, View.of(laid_out)
-
-
-def _factors(value: Value) -> Iterator[_Factor]:
-    """The signals that a value is the product of, entry by entry."""
-    whole = made = unjoined(value)
-    moves: list[tuple[Operation, int]] = []
-    while (operation := made.operation) is not None and operation.kind not in (Kind.ADD, Kind.SUB):
-        if view_of(operation, made) is not None:
-            moves.append((operation, operation.outputs.index(made)))
-        elif not takes_number(operation) and operation.kind is not Kind.COPY:
-            break
-        made = unjoined(operation.traced()[0][1])
-    factors = None if operation is None else _multiplied(operation)
-    if factors is None:
-        yield _Factor(whole)
-    for source in factors or ():
-        for factor in _factors(source):
-            yield _Factor(factor.value, (*moves, *factor.moves))
-
-
-def _multiplied(operation: Operation) -> list[Value] | None:
-    """What it multiplies, entry by entry; None if that is no product of several signals."""
-    found = [source for _, source in operation.traced()]
-    if operation.kind not in (Kind.MUL, Kind.PRODUCT) or len(found) < 2:
-        return None
-    return found if works_by_entry(operation) and not are_of_one_entry(*found) else None
 
 
 def unjoined(value: Value) -> Value:

@@ -170,7 +170,7 @@ def test_an_activation_with_a_factor_between_is_refused_in_other_places_too(spli
         x = SPLIT[split](x @ doubles(6, 6, seed=3), x @ doubles(6, 6, seed=4))
         return F.scaled_dot_product_attention(x, x, x).mean(1)
 
-    with pytest.raises(UnsupportedOperationError, match=r"in several steps|one of the factors"):
+    with pytest.raises(UnsupportedOperationError, match="in several steps"):
         method(model).attribute(doubles(1, 3, 6), target=1)
 
 

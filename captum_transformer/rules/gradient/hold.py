@@ -9,11 +9,10 @@ from captum_transformer.rules.propagate import BY_GRADIENT, unsupported
 from captum_transformer.trace.gates import (
     are_of_one_entry,
     constant_term,
-    splits_activation,
     steps_with_numbers,
-    works_by_entry,
 )
 from captum_transformer.trace.kinds import Kind, Role
+from captum_transformer.trace.meetings import Meeting, meeting
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import are_probabilities
 from captum_transformer.trace.quotients import is_divided, is_gate_by_formula
@@ -150,37 +149,31 @@ def hold_gate(operation: Operation) -> Any:
 
     So the slope is f(x) / x without a division.
     """
-    traced = operation.traced()
-    added = any(operand.role is Role.BIAS for operand, _ in traced)
-    if len(traced) < 2 or added or not works_by_entry(operation):
+    found = meeting(operation)
+    if found is None:
         return NotImplemented
-    (_, signal), *gates = sorted(traced, key=lambda pair: is_gate_by_formula(pair[1]))
-    adds = constant_term(steps_with_numbers(signal)) is not None
-    if are_of_one_entry(signal, *(value for _, value in gates)) and not adds:
-        return with_held(operation, [operand for operand, _ in gates])
-    return _refused_split(operation)
+    factors = [pair for pair in operation.traced() if pair[0].role is not Role.BIAS]
+    (signal, value), *gates = sorted(factors, key=lambda pair: is_gate_by_formula(pair[1]))
+    adds = constant_term(steps_with_numbers(value)) is not None
+    holds = found.is_whole and not adds and len(factors) == len(operation.traced())
+    if found.is_split or (holds and signal in found.lacking):
+        return _refused_in_parts(operation, found)
+    return with_held(operation, [operand for operand, _ in gates] if holds else [])
 
 
 def keep_activation(operation: Operation) -> Any:
     """Activations written in Python keep their gradient, though they are products of signals."""
-    traced = operation.traced()
-    if len(traced) < 2 or not works_by_entry(operation):
-        return NotImplemented
-    if are_of_one_entry(*(value for _, value in traced)):
+    found = meeting(operation)
+    if found is not None and found.is_whole:
         return operation.run(lambda operand: operand.tensor)
-    return _refused_split(operation)
-
-
-def _refused_split(operation: Operation) -> Any:
-    """Refuses a product that is a part of an activation in several steps; no rule for others."""
-    if splits_activation(operation):
-        return refused(
-            operation,
-            "it multiplies another signal with an activation that is written in several steps, and "
-            "the rule is for the whole",
-            "Multiply by the activation, as by `torch.sigmoid(x)` or `F.silu(x)`; ",
-        )
+    if found is not None and found.is_gate:
+        return _refused_in_parts(operation, found)
     return NotImplemented
+
+
+def _refused_in_parts(operation: Operation, found: Meeting) -> Any:
+    instead = "Multiply by the activation, as by `torch.sigmoid(x)` or `F.silu(x)`; "
+    return refused(operation, found.why_refused, instead)
 
 
 def hold_probabilities(operation: Operation) -> Any:

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from captum_transformer.rules.ledger import added_up, total
 from captum_transformer.rules.propagate import Shares, unsupported
-from captum_transformer.trace.gates import are_of_one_entry, splits_activation, works_by_entry
+from captum_transformer.trace.gates import are_of_one_entry, works_by_entry
 from captum_transformer.trace.kinds import Kind, Role
+from captum_transformer.trace.meetings import meeting
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import signal_of
 
@@ -50,13 +51,11 @@ def evenly(operation: Operation, relevance: Tensor) -> Shares | None:
 
 
 def require_whole(operation: Operation) -> None:
-    """Refuses the product of a signal with an activation that is written in several steps."""
-    if splits_activation(operation):
-        raise unsupported(
-            operation,
-            "with the product before it, it is an activation of one of the factors",
-            "Multiply by the activation, as by `F.silu(x)`; ",
-        )
+    """Refuses a product that takes an activation apart, or is one only in places."""
+    found = meeting(operation)
+    if found is not None and (found.is_split or (found.is_gate and found.lacking)):
+        instead = "Multiply by the activation, as by `F.silu(x)`; "
+        raise unsupported(operation, found.why_refused, instead)
 
 
 def of_ids(operation: Operation) -> bool:
