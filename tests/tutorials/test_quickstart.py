@@ -40,7 +40,10 @@ def test_a_short_run_prints_the_table_and_writes_the_figure_and_the_log(
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
-    printed = capsys.readouterr().out
+    printed, logged = capsys.readouterr()
+    assert "\r" not in printed + logged, "a file gets plain lines"
+    assert len((printed + logged).splitlines()) < 150
+    assert [line[:8] for line in printed.splitlines()[:2]] == ["epoch 1:", "epoch 2:"]
     for method in METHODS:
         (line,) = [line for line in printed.splitlines() if line.startswith(f"{method}  ")]
         share, milliseconds = line.split()[-2:]
