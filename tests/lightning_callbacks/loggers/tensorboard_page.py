@@ -4,14 +4,13 @@ python tutorials/quickstart.py
 python -m tests.lightning_callbacks.loggers.tensorboard_page runs/quickstart \
     docs/images/tensorboard.png
 
-draws the picture of the documentation anew.
+draws the picture of the documentation: the cards of one sample at three steps.
 """
 
 import contextlib
+import io
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,11 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+from PIL import Image
+
+from tests.browser import Page
+
+CARDS = "document.querySelectorAll('image-card')"
 
 
 @contextlib.contextmanager
@@ -32,7 +35,7 @@ def serving(log_dir, runs=1):
         runs: How many runs to wait for.
     """
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(log_dir)]
-    command += ["--host", "127.0.0.1", "--port", "0"]
+    command += ["--host", "127.0.0.1", "--port", "0", "--samples_per_plugin", "images=100"]
     with (
         tempfile.TemporaryDirectory() as folder,
         Path(folder, "said.txt").open("w+", encoding="utf-8") as file,
@@ -67,44 +70,66 @@ def ask(address, path, **query):
     return json.loads(get(address, path, **query))
 
 
-def browser():
-    """A browser, or None."""
-    return next((found for name in BROWSERS if (found := shutil.which(name))), None)
-
-
-def heatmap_cards(server, screenshot):
-    """Opens the page of time series.
+def open_cards(page, server, tags, count):
+    """Opens the page of time series and waits for its cards.
 
     Args:
+        page: The browser's page.
         server: The server's address.
-        screenshot: Where to save what is to be seen.
+        tags: The beginning of the tags to show.
+        count: How many cards to wait for.
 
     Returns:
-        The HTML of the cards that have a picture.
+        The cards' titles.
     """
-    page = f"{server}?tagFilter=attribution_sample#timeseries"
-    with tempfile.TemporaryDirectory() as profile:
-        command = [browser(), "--headless=new", "--disable-gpu", f"--user-data-dir={profile}"]
-        if os.geteuid() == 0:
-            command.append("--no-sandbox")
-        command += ["--window-size=1500,1000", "--virtual-time-budget=20000", "--dump-dom"]
-        command += [f"--screenshot={screenshot}", page]
-        for _ in range(6):
-            # The page draws a card when it comes into sight, which the browser's virtual time, in
-            # which everything is at once, sometimes forgets.
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-            cards = re.findall(r"<image-card .*?</image-card>", done.stdout, re.DOTALL)
-            drawn = [card for card in cards if re.search(r'<img[^>]*src="[^"]*imageData', card)]
-            if drawn:
-                return drawn
-    return []
+    page.open(f"{server}?tagFilter={tags}#timeseries")
+    page.wait_for(f"{CARDS}.length >= {count}")
+    _wait_for_pictures(page)
+    return page.run(f"Array.from({CARDS}, c => c.querySelector('tb-truncated-path').title)")
+
+
+def _wait_for_pictures(page):
+    page.wait_for(
+        f"Array.from({CARDS}).every(c => {{ const i = c.querySelector('img');"
+        " return i && i.complete && i.naturalWidth })"
+    )
+
+
+def at_step(page, share):
+    """Moves the slider of each card, and takes its picture.
+
+    Args:
+        page: The page with the cards.
+        share: Where to: 0 is the first step, 1 the last.
+
+    Returns:
+        A picture of each card.
+    """
+    cards = range(page.run(f"{CARDS}.length"))
+    for card in cards:
+        slider = f"{CARDS}[{card}].querySelector('input[type=range]')"
+        last = int(page.run(f"{slider}.max"))
+        page.run(f"{slider}.focus()")
+        for key in ["ArrowLeft"] * last + ["ArrowRight"] * round(share * last):
+            page.press(key)
+    page.run("document.activeElement.blur()")
+    time.sleep(1)  # the mark around a slider that moves fades away
+    _wait_for_pictures(page)
+    return [Image.open(io.BytesIO(page.screenshot(f"{CARDS}[{card}]"))) for card in cards]
 
 
 def main():
     """Takes the picture."""
     log_dir, screenshot = map(Path, sys.argv[1:])
-    with serving(log_dir) as server:
-        assert heatmap_cards(server, screenshot.resolve()), "The page has drawn no heatmap."
+    with serving(log_dir) as server, Page(950, 1000, zoom=2) as page:
+        open_cards(page, server, "attribution_sample_3/label/", 2)
+        columns = [at_step(page, share) for share in (0, 0.2, 1)]
+    gap, (width, height) = 24, columns[0][0].size
+    whole = Image.new("RGB", (3 * (width + gap) + gap, 2 * (height + gap) + gap), "#f5f6f7")
+    for column, cards in enumerate(columns):
+        for row, card in enumerate(cards):
+            whole.paste(card, (gap + column * (width + gap), gap + row * (height + gap)))
+    whole.quantize(256, dither=Image.Dither.NONE).save(screenshot, optimize=True)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from matplotlib.image import imread
 
 from captum_transformer import GenericAttentionRelevance
 from lightning_callbacks import AttributionMonitor
+from tests.browser import BROWSERS, Page, browser
 from tests.lightning_callbacks.loggers.tensorboard_page import (
-    BROWSERS,
     ask,
-    browser,
+    at_step,
     get,
-    heatmap_cards,
+    open_cards,
     serving,
 )
 from tests.lightning_callbacks.runs import fit
@@ -111,10 +111,10 @@ def test_texts(server):
 
 
 @pytest.mark.skipif(browser() is None, reason=f"none of {', '.join(BROWSERS)} is installed")
-def test_a_browser_shows_the_heatmaps_as_cards(server, tmp_path):
-    screenshot = tmp_path / "page.png"
-    cards = heatmap_cards(server, screenshot)
-    assert len(cards) >= 4
-    titles = [re.search(r'<tb-truncated-path[^>]*title="([^"]*)"', card)[1] for card in cards]
+def test_a_browser_shows_the_heatmaps_as_cards_with_a_slider(server):
+    with Page() as page:
+        titles = open_cards(page, server, "attribution_sample", 4)
+        first, last = (at_step(page, share)[0] for share in (0, 1))
     assert all(title.startswith("attribution_sample_") for title in titles)
-    assert imread(screenshot).shape[:2] == (1000, 1500)
+    assert first.size == last.size
+    assert first.tobytes() != last.tobytes()
