@@ -14,6 +14,7 @@ import argparse
 from copy import copy
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 import captum_transformer
+from captum_transformer.errors import ExplanationError, InvalidInputError
 from captum_transformer.explainers import ImageExplainer, TextExplainer
 
 METHODS = ["TransformerAttribution", "AttnLRP", "GenericAttentionRelevance", "LeGrad"]
@@ -70,6 +72,11 @@ def image_explainer(name: str | None = None) -> tuple[ImageExplainer, list[str]]
     )
     names = ["temple", "flower"]
     return ImageExplainer(model, transform, names=names, activation="sigmoid"), names
+
+
+def example() -> Any:
+    """Both photographs side by side, as an array of pixels: which of them is it about?"""
+    return np.concatenate([photo[:, 100:527] for photo in load_sample_images().images], 1)
 
 
 def text_explainer(name: str | None = None) -> tuple[TextExplainer, list[str]]:
@@ -137,26 +144,36 @@ def app(pictures: tuple[ImageExplainer, list[str]], texts: tuple[TextExplainer, 
     """The page."""
     import gradio
 
-    def fields(names: list[str]) -> list[Any]:
+    def fields(names: list[str], method: str) -> list[Any]:
         target = gradio.Dropdown([PREDICTED, *names], value=PREDICTED, label="Class")
-        return [target, gradio.Dropdown(METHODS, value=METHODS[0], label="Method")]
+        return [target, gradio.Dropdown(METHODS, value=method, label="Method")]
 
     with gradio.Blocks(title="Why this class?", analytics_enabled=False) as page:
         with gradio.Tab("A picture"), gradio.Row():
             with gradio.Column():
-                photo = gradio.Image(load_sample_images().images[1], type="pil", label="Picture")
-                of_picture = [photo, *fields(pictures[1])]
+                photo = gradio.Image(example(), type="pil", label="Picture")
+                of_picture = [photo, *fields(pictures[1], "TransformerAttribution")]
             drawn = gradio.Image(show_label=False)
         with gradio.Tab("A text"), gradio.Row():
             with gradio.Column():
-                of_text = [gradio.Textbox(TEXT, label="Text"), *fields(texts[1])]
+                of_text = [gradio.Textbox(TEXT, label="Text"), *fields(texts[1], "AttnLRP")]
             page_of_words = gradio.HTML()
 
-        def picture(*given: Any) -> Any:
-            return explained(pictures[0], *given).draw()
+        def found(explainer: Any, given: Any, *choices: str) -> Any:
+            if not given:  # removed, or nothing typed yet
+                return None
+            try:
+                return explained(explainer, given, *choices)
+            except (ExplanationError, InvalidInputError) as error:
+                raise gradio.Error(str(error)) from error
 
-        def text(*given: Any) -> str:
-            return explained(texts[0], *given).to_html()
+        def picture(*given: Any) -> Any:
+            seen = found(pictures[0], *given)
+            return seen and seen.draw()
+
+        def text(*given: Any) -> Any:
+            read = found(texts[0], *given)
+            return read and read.to_html()
 
         for explain, parts, shown in ((picture, of_picture, drawn), (text, of_text, page_of_words)):
             gradio.on([page.load, *(part.change for part in parts)], explain, parts, shown)
