@@ -73,8 +73,8 @@ class Description:
         beside_skips: operations that mix tokens in a branch parallel to a skip, such as a
             convolution as position encoding, by name and shapes. Methods that need maps give the
             whole share to the skip and do not trace the branch.
-        grids: the numbers of rows and columns of patches that a convolution cuts each image into,
-            by the input's name; inputs for which this isn't known are missing.
+        grids: the numbers of rows and columns of equal patches that a convolution cuts each image
+            into, by the input's name; inputs for which this isn't known are missing.
     """
 
     inputs: dict[str, tuple[int, ...]]
@@ -164,8 +164,13 @@ def _grids(forward: TracedForward) -> dict[str, tuple[int, int]]:
             continue
         made_by = tokens.operation
         # Samples, features, rows and columns.
-        if made_by is not None and made_by.kind is Kind.CONV and len(tokens.shape) == 4:
-            found[name] = (tokens.shape[2], tokens.shape[3])
+        if made_by is None or made_by.kind is not Kind.CONV or len(tokens.shape) != 4:
+            continue
+        (_, image), *_ = made_by.traced()
+        (height, width), (rows, columns) = image.shape[2:], tokens.shape[2:]
+        # An image that the model has padded or cropped is not cut at equal distances.
+        if image.shape.numel() == value.shape.numel() and not (height % rows or width % columns):
+            found[name] = (rows, columns)
     return found
 
 

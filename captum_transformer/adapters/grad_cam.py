@@ -11,7 +11,7 @@ from captum_transformer.attr.transformer_attribution import TransformerAttributi
 from captum_transformer.calling.target import main_output
 from captum_transformer.description import describe
 from captum_transformer.errors import AmbiguousOutputError, InvalidTargetError
-from captum_transformer.explainers.patches import by_patch
+from captum_transformer.visualization.patches import by_patch
 
 __all__ = ["TransformerCAM"]
 
@@ -79,7 +79,7 @@ class TransformerCAM:
 
         relevance = self.method(read).attribute(input_tensor)
         grid = describe(read, {"images": input_tensor}).grids.get("images")
-        maps = [each.sum(0) if grid is None else by_patch(each, grid) for each in relevance]
+        maps = [each if grid is None else by_patch(each, grid) for each in relevance.sum(1)]
         positive = torch.stack(maps).float().clamp(min=0)
         largest = positive.amax((1, 2), keepdim=True)
         scaled: np.ndarray[Any, np.dtype[np.float32]] = (

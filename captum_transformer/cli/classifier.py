@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import captum_transformer
-from captum_transformer import TransformerMethod, describe
+from captum_transformer import Description, TransformerMethod, describe
 from captum_transformer.cli import names
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.explanation import Class
@@ -52,6 +52,8 @@ class Classifier:
         self._methods = {name: METHODS[name](model) for name in methods}
         self._asked = list(dict.fromkeys(classes))
         self._top = top
+        self._said = False
+        self._descriptions: dict[torch.Size, Description | None] = {}
 
     @property
     def device(self) -> torch.device:
@@ -92,14 +94,36 @@ class Classifier:
             for name, method in self._methods.items()
         }
 
+    def grid(self, images: Tensor) -> tuple[int, int] | None:
+        """Finds the patches of images.
+
+        Args:
+            images: A batch of one.
+
+        Returns:
+            The numbers of rows and columns of patches that the model cuts it into; None if unknown.
+        """
+        description = self._description(images.to(self.device))
+        grid = None if description is None else next(iter(description.grids.values()), None)
+        if grid is not None and not self._said:
+            self._said = True
+            complain(f"maps: summed by patch, {grid[0]} x {grid[1]} (--pixels shows pixels)")
+        return grid
+
     def _choice(self, inputs: Tensor) -> Choice:
         if self._kind == "text":
             return TEXT
-        try:
-            return for_images(describe(self._model, inputs))
-        except ExplanationError:
-            # Whatever method it is, it will say why the model can't be explained.
-            return ONE_TOKEN
+        description = self._description(inputs)
+        return ONE_TOKEN if description is None else for_images(description)
+
+    def _description(self, inputs: Tensor) -> Description | None:
+        if inputs.shape not in self._descriptions:
+            try:
+                self._descriptions[inputs.shape] = describe(self._model, inputs)
+            except ExplanationError:
+                # Whatever method it is, it will say why the model can't be explained.
+                self._descriptions[inputs.shape] = None
+        return self._descriptions[inputs.shape]
 
     def _classes(self, inputs: Tensor, context: Mapping[str, Tensor]) -> list[Class]:
         with torch.no_grad():

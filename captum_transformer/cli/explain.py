@@ -150,7 +150,9 @@ def _explain(loaded: TimmModel | HuggingFaceModel, arguments: argparse.Namespace
     def explain(given: Given) -> Explanation:
         if given.text is not None or given.path.suffix.lower() in TEXT_SUFFIXES:
             raise UserError("it is a text, and the model reads images")
-        return explain_image(given.path, given.name, classifier, preparation)
+        return explain_image(
+            given.path, given.name, classifier, preparation, pixels=arguments.pixels
+        )
 
     return explain
 

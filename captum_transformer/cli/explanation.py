@@ -74,9 +74,11 @@ class ImageExplanation(Explanation):
 
     Attributes:
         image: What the model has seen of it, ``(3, H, W)``, as uint8 values.
+        grid: The rows and columns of patches that maps are summed by; None: they show pixels.
     """
 
     image: Tensor
+    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

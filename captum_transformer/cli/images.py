@@ -57,7 +57,12 @@ class Preparation:
 
 
 def explain_image(
-    path: Path, name: str, classifier: Classifier, preparation: Preparation
+    path: Path,
+    name: str,
+    classifier: Classifier,
+    preparation: Preparation,
+    *,
+    pixels: bool = False,
 ) -> ImageExplanation:
     """Explains one file.
 
@@ -66,6 +71,7 @@ def explain_image(
         name: What it is called.
         classifier: The model, the methods and the classes.
         preparation: Of the image.
+        pixels: Show the relevance of pixels, not of patches.
 
     Returns:
         The explanation.
@@ -75,7 +81,8 @@ def explain_image(
     """
     prepared = preparation.prepare(read_image(path))
     classes, attributions = classifier.explain(prepared[None])
-    return ImageExplanation(name, classes, attributions, preparation.shown(prepared))
+    grid = None if pixels else classifier.grid(prepared[None])
+    return ImageExplanation(name, classes, attributions, preparation.shown(prepared), grid)
 
 
 def preparation_of(

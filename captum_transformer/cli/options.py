@@ -145,6 +145,11 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         help="let special tokens such as [CLS] set the scale of a text's colours, as words do",
     )
     parser.add_argument("--smooth", action="store_true", help="interpolate between patches")
+    parser.add_argument(
+        "--pixels",
+        action="store_true",
+        help="show the relevance of each pixel of a picture (default: its sum for each patch)",
+    )
     parser.add_argument("--tokens", action="store_true", help="show tokens, not words")
     parser.add_argument(
         "--by",

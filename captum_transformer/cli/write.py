@@ -97,7 +97,7 @@ def _picture(explanation: Explanation, options: MapOptions) -> Image:
         )
     if not isinstance(explanation, ImageExplanation):
         raise TypeError(f"no picture is known for {type(explanation).__name__}")
-    captioned = _captioned(explanation)
+    captioned, options = _captioned(explanation), {**options, "grid": explanation.grid}
     if len(captioned) == 1:
         ((caption, values),) = captioned
         return panel(explanation.image, values, caption, **options)

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from captum_transformer.explainers.explained import Explained, display, in_notebook
 from captum_transformer.visualization import MapOptions, panel
 from captum_transformer.visualization.canvas import Image
+from captum_transformer.visualization.patches import BY_PATCH
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ExplainedImage(Explained):
         Returns:
             A uint8 array ``(height, width, 3)``.
         """
-        note = "" if self.grid is None else "summed by patch"
+        note = "" if self.grid is None else BY_PATCH
         return panel(self.picture, self.map, self.caption, height=height, note=note, **options)
 
     def show(self, *, height: int = 256, **options: Unpack[MapOptions]) -> None:

@@ -15,7 +15,6 @@ from captum_transformer.explainers.classes import ClassNames, Names
 from captum_transformer.explainers.defaults import for_images
 from captum_transformer.explainers.device import device_of, precision_of
 from captum_transformer.explainers.explained_image import ExplainedImage
-from captum_transformer.explainers.patches import by_patch
 from captum_transformer.explainers.pictures import picture_of
 from captum_transformer.explainers.readout import (
     Activation,
@@ -25,6 +24,7 @@ from captum_transformer.explainers.readout import (
     class_scores,
     with_targets,
 )
+from captum_transformer.visualization.patches import by_patch
 from captum_transformer.visualization.places import Places, places_of
 
 _PIXELS = "pixel_values"
@@ -180,7 +180,7 @@ def _explained(
     target: Any,
     method: Any,
 ) -> ExplainedImage:
-    summed = relevance.sum(0) if grid is None else by_patch(relevance, grid)
+    summed = relevance.sum(0) if grid is None else by_patch(relevance.sum(0), grid)
     # Each value of the input has what is shown for its place, whatever its channel.
     shown = summed.cpu().expand(1, *relevance.shape)
     return ExplainedImage(

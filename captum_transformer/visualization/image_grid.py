@@ -15,6 +15,7 @@ from captum_transformer.visualization.figure import (
 )
 from captum_transformer.visualization.maps import MapOptions, common_scale, scaled_map
 from captum_transformer.visualization.overlay import blend, to_display
+from captum_transformer.visualization.patches import BY_PATCH
 
 Columns: TypeAlias = Mapping[str, Tensor]
 """Attributions by the title of their column."""
@@ -42,7 +43,8 @@ def image_grid(
             attribution}}``. An attribution is ``(C, H, W)`` or ``(H, W)``, or coarser than its
             image. A column that is missing in a row stays empty.
         title: A title for the whole.
-        **options: How the attributions are drawn, see `MapOptions`.
+        **options: How the attributions are drawn, see `MapOptions`. With a ``grid``, a line below
+            says that the values are summed by patch.
 
     Returns:
         A figure; `to_array` converts it to pixels.
@@ -83,6 +85,8 @@ def image_grid(
         sum(heights) + len(rows) * 0.3 * own_scales + 0.35 + 0.35 * bool(title),
     )
     figure.suptitle(title, fontsize=12, parse_math=False)
+    if options.get("grid") is not None:
+        figure.supxlabel(BY_PATCH, fontsize=8)
     frames = figure.subplots(
         len(rows), 1 + len(columns), squeeze=False, gridspec_kw={"height_ratios": heights}
     )

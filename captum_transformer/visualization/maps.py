@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
+from captum_transformer.visualization.patches import by_patch
+
 Sign: TypeAlias = Literal["auto", "signed", "positive", "absolute"]
 """Which part of an attribution is shown: all of it, what supports the class, or the size only.
 ``"auto"`` is ``"signed"`` for an attribution with negative values and ``"positive"`` otherwise."""
@@ -26,6 +28,8 @@ class MapOptions(TypedDict, total=False):
         scale: The attribution with the strongest colour. None (default): each map has its own.
         quantile: The quantile that is the scale, if each map has its own, see `scale_map`.
         smooth: Interpolate between patches (default: False), see `smooth_patches`.
+        grid: The numbers of rows and columns of patches; each pixel shows the sum of its patch.
+            None (default): each pixel shows its own value.
     """
 
     channels: Channels
@@ -33,6 +37,7 @@ class MapOptions(TypedDict, total=False):
     scale: float | None
     quantile: float
     smooth: bool
+    grid: tuple[int, int] | None
 
 
 class ScaledMap(NamedTuple):
@@ -67,7 +72,7 @@ def scaled_map(
         ValueError: If the attribution is not a map, or an option is invalid.
     """
     smooth = options.get("smooth", False)
-    values = to_map(attribution, channels=options.get("channels", "sum"))
+    values = to_map(attribution, channels=options.get("channels", "sum"), grid=options.get("grid"))
     height, width = values.shape
     if (height, width) != (size[0], size[1]):
         values = resize(values, (size[0], size[1]), smooth=smooth)
@@ -81,7 +86,12 @@ def scaled_map(
     )
 
 
-def to_map(attribution: Tensor, *, channels: Channels = "sum") -> Tensor:
+def to_map(
+    attribution: Tensor,
+    *,
+    channels: Channels = "sum",
+    grid: tuple[int, int] | None = None,
+) -> Tensor:
     """Reduces the attribution of one image to one value per pixel.
 
     The sum is the contribution of the whole pixel, so the map keeps the attribution's total.
@@ -89,12 +99,15 @@ def to_map(attribution: Tensor, *, channels: Channels = "sum") -> Tensor:
     Args:
         attribution: ``(C, H, W)``, or ``(H, W)`` where there are no channels to reduce.
         channels: ``"sum"`` or ``"mean"`` over the channels.
+        grid: The numbers of rows and columns of patches; each pixel gets the sum of its patch.
+            None: each pixel has its own value.
 
     Returns:
         A detached float32 map ``(H, W)`` on the attribution's device.
 
     Raises:
-        ValueError: If the shape is not one of these, or a value is not finite.
+        ValueError: If the shape is not one of these, it can't be cut into these patches, or a
+            value is not finite.
 
     Example:
         >>> import torch
@@ -110,9 +123,9 @@ def to_map(attribution: Tensor, *, channels: Channels = "sum") -> Tensor:
         )
     check_finite(attribution)
     values = attribution.detach().float()
-    if values.dim() == 2:
-        return values
-    return values.sum(0) if channels == "sum" else values.mean(0)
+    if values.dim() == 3:
+        values = values.sum(0) if channels == "sum" else values.mean(0)
+    return values if grid is None else by_patch(values, grid)
 
 
 def check_finite(attribution: Tensor) -> None:
@@ -244,8 +257,8 @@ def common_scale(attributions: Iterable[Tensor], **options: Unpack[MapOptions]) 
         >>> common_scale([torch.tensor([[1.0, 2.0]]), torch.tensor([[-4.0, 0.0]])])
         {'sign': 'signed', 'scale': 4.0}
     """
-    channels = options.get("channels", "sum")
-    maps = [to_map(attribution, channels=channels).cpu() for attribution in attributions]
+    channels, grid = options.get("channels", "sum"), options.get("grid")
+    maps = [to_map(each, channels=channels, grid=grid).cpu() for each in attributions]
     if not maps:
         raise ValueError("There is no attribution to find a common scale of.")
     scaled = scale_map(

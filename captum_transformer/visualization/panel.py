@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from captum_transformer.visualization.canvas import BLACK, GREY, Canvas, Image, fit
 from captum_transformer.visualization.maps import MapOptions, ScaledMap, common_scale, scaled_map
 from captum_transformer.visualization.overlay import Picture, blend, to_display
+from captum_transformer.visualization.patches import BY_PATCH
 
 MARGIN = 10
 """Pixels around and between the parts of a picture."""
@@ -47,7 +48,8 @@ def panel(
             lines.
         height: The height of the drawn image, in pixels.
         font_scale: The size of letters; 2 for pictures that are shown at half their size.
-        note: A line below the picture, such as a description of the scale.
+        note: A line below the picture, such as a description of the scale. With a ``grid`` it also
+            says that the values are summed by patch.
         unit: The unit, written after the numbers of the scale.
         **options: How the attribution is drawn, see `MapOptions`.
 
@@ -65,6 +67,8 @@ def panel(
     """
     if height < 1:
         raise ValueError(f"height must be a positive number of pixels, got {height}.")
+    if options.get("grid") is not None:
+        note = "; ".join(filter(None, (note, BY_PATCH)))
     pixels = to_display(image)
     maps = {"": attribution} if isinstance(attribution, Tensor) else dict(attribution)
     there = {title: values for title, values in maps.items() if values is not None}

@@ -172,8 +172,8 @@ def check_heatmap(heatmap: MapOptions | None) -> None:
     known = sorted(MapOptions.__annotations__)
     if unknown := [name for name in options if name not in known]:
         raise MisconfigurationException(f"heatmap has no options {unknown}, it has {known}.")
-    blank = torch.zeros(3, 2, 2)
     try:
+        blank = torch.zeros(3, *(options.get("grid") or (2, 2)))
         overlay(blank, blank, **options)
     except (TypeError, ValueError) as error:
         raise MisconfigurationException(f"heatmap={heatmap!r} can't be drawn: {error}") from error

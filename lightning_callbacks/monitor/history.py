@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from captum_transformer.visualization.maps import MapOptions, Sign, scale_map
 from captum_transformer.visualization.panel import format_value
+from lightning_callbacks.explanations.patches import Grid
 from lightning_callbacks.samples.classes import ClassSlot
 from lightning_callbacks.shared.flavors import MisconfigurationException
 
@@ -84,11 +87,13 @@ class History:
         scales: By tag: a scale, the step that it is from, and whether negative values were seen. A
             checkpoint has it.
         shown: By tag: the first map and the last.
+        grids: By the shapes of a sample's inputs: the patches that each is cut into.
     """
 
     last_maps: dict[tuple[str, ClassSlot, int], tuple[int, Tensor]] = field(default_factory=dict)
     scales: dict[str, list[Any]] = field(default_factory=dict)
     shown: dict[str, tuple[Shown, Shown]] = field(default_factory=dict)
+    grids: dict[tuple[torch.Size, ...], Sequence[Grid]] = field(default_factory=dict)
 
     def colors(
         self, tag: str, values: Tensor, kind: Scale, step: int, options: MapOptions

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lightning_callbacks.explanations.patches import Grid
 from lightning_callbacks.samples.layout import Layout
 
 _HEIGHT, _OF_FRAMES = 256, 112
@@ -20,10 +21,12 @@ class Item(NamedTuple):
         values: ``(C, H, W)`` of an image or where there is a layout, ``(N,)`` or ``(N, D)`` of a
             text or of features.
         layout: How it lay before it was arranged, if that was said.
+        grid: The patches that maps of an image are summed by.
     """
 
     values: Tensor
     layout: Layout | None
+    grid: Grid = None
 
     def is_image(self) -> bool:
         """Whether it is drawn as an image.

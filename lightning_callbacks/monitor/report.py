@@ -19,10 +19,12 @@ from captum_transformer.visualization import (
     token_table,
 )
 from captum_transformer.visualization.canvas import Image
+from captum_transformer.visualization.patches import BY_PATCH
 from captum_transformer.visualization.tensorboard import FONT_SCALE
 from captum_transformer.visualization.token_scale import as_mask
 from captum_transformer.visualization.tokens import token_values
 from lightning_callbacks.explanations.explanation import Explanation
+from lightning_callbacks.explanations.patches import Grid
 from lightning_callbacks.loggers.entries import LogEntries
 from lightning_callbacks.monitor.history import Colors, History, Scale, Shown
 from lightning_callbacks.monitor.item import Item
@@ -94,6 +96,7 @@ class Report:
         samples: Samples,
         predictions: Predictions,
         numbers: Sequence[int],
+        grids: Sequence[Grid],
     ) -> None:
         """Adds a method's explanations of some samples.
 
@@ -104,6 +107,7 @@ class Report:
             samples: The samples, on the CPU.
             predictions: What the model predicts for them.
             numbers: The samples' numbers in the log.
+            grids: For each input, the patches that maps are summed by.
         """
         deltas = [e.delta for e in explanations.values() if e.delta is not None]
         self.number("convergence_delta", method, deltas)
@@ -123,12 +127,13 @@ class Report:
                 facts = predictions.facts(row, class_id)
                 attributions = explanations[row, class_id].attributions
                 name_of_slot = f"class_{slot}" if isinstance(slot, int) else slot
-                for name, inputs, attribution, layout in zip(
-                    parts, samples.inputs, attributions, self.layouts.of(samples), strict=True
+                layouts = self.layouts.of(samples)
+                for name, inputs, attribution, layout, grid in zip(
+                    parts, samples.inputs, attributions, layouts, grids, strict=True
                 ):
                     where = Where(numbers[row], name_of_slot, method, name)
                     tag = where.tag(self.prefix, several=len(parts) > 1)
-                    item = Item(inputs[row], layout)
+                    item = Item(inputs[row], layout, grid)
                     self._draw(tag, item, attribution, facts, method)
                     shown = {**where.columns(), **facts.columns(), "tag": tag}
                     self.entries.tables.setdefault(table, []).append(shown)
@@ -177,16 +182,23 @@ class Report:
         self, tag: str, item: Item, attribution: Tensor, caption: str, class_name: str
     ) -> Image:
         image, grey = item.picture()
-        values = to_map(attribution, channels=self.heatmap.get("channels", "sum")).cpu()
+        channels = self.heatmap.get("channels", "sum")
+        values = to_map(attribution, channels=channels, grid=item.grid).cpu()
         colors = self._colors(tag, values)
-        options: MapOptions = {**self.heatmap, "scale": colors.scale, "sign": colors.sign}
+        options: MapOptions = {
+            **self.heatmap,
+            "scale": colors.scale,
+            "sign": colors.sign,
+            "grid": None,  # the values are summed already
+        }
+        summed = "" if item.grid is None else BY_PATCH
         return panel(
             image,
             self._beside(tag, values * colors.factor, class_name),
             caption,
             height=item.height(),
             font_scale=FONT_SCALE,
-            note="; ".join(filter(None, (colors.note, grey))),
+            note="; ".join(filter(None, (colors.note, summed, grey))),
             unit=colors.unit,
             **options,
         )

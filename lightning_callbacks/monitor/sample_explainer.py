@@ -14,6 +14,7 @@ from lightning_callbacks.explanations.checks import MethodFactory
 from lightning_callbacks.explanations.explanation import Explanation, accounts, explain
 from lightning_callbacks.explanations.faithfulness import Faithfulness
 from lightning_callbacks.explanations.layer_relevance import layer_relevance
+from lightning_callbacks.explanations.patches import Grid, patch_grids
 from lightning_callbacks.isolation.run_context import RunContext
 from lightning_callbacks.loggers.entries import LogEntries
 from lightning_callbacks.monitor.history import History, Scale, check_scale
@@ -135,6 +136,7 @@ class SampleExplainer:
             if class_id is not None
         ]
         maps, (shown, _) = self.layouts.arranged_maps, self.layouts.arranged(samples)
+        grids = self._grids(context, moved, report.history)
         for name, factory in self.methods.items():
             with self.failures.tolerated(f"explain with the method {name!r}"):
                 with context.undisturbed() as state:
@@ -152,10 +154,25 @@ class SampleExplainer:
                 }
                 if self.faithfulness is not None:
                     self._measure(self.faithfulness, name, context, moved, explanations, report)
-                report.add(name, explanations, classes, shown, predictions, numbers)
+                report.add(name, explanations, classes, shown, predictions, numbers, grids)
                 self._explain_layers(name, context, moved, pairs, predictions, report)
                 if self.account:
                     self._account(name, context, moved, pairs, predictions, report)
+
+    def _grids(self, context: RunContext, samples: Samples, history: History) -> Sequence[Grid]:
+        """The patches that maps are summed by: as asked for, or those that the model has."""
+        if self.heatmap is not None and "grid" in self.heatmap:
+            return [self.heatmap["grid"]] * len(samples.inputs)
+        shapes = tuple(tensor.shape[1:] for tensor in samples.inputs)
+        if shapes not in history.grids:
+            with context.undisturbed():
+                history.grids[shapes] = patch_grids(context.module, samples)
+        return [
+            None
+            if layout is not None and "T" in layout.letters
+            else grid  # frames lie side by side
+            for grid, layout in zip(history.grids[shapes], self.layouts.of(samples), strict=True)
+        ]
 
     def _tell_of_changes(self, method: str, changed: Sequence[str]) -> None:
         if changed:

@@ -42,7 +42,15 @@ def test_a_process_draws_a_picture(checkpoints, photo):
     first, second = done.stdout.splitlines()
     assert first.startswith(f"{photo}: ")
     assert second == "  photo.explanation.png"
-    assert imread(photo.parent / "photo.explanation.png").shape == (314, 618, 4)
+    assert "summed by patch" in done.stderr
+    assert imread(photo.parent / "photo.explanation.png").shape == (333, 618, 4)
+
+
+def test_pixels_are_not_summed(checkpoints, photo, run):
+    status, _, err = run("explain", checkpoints / "timm", photo, "-o", "of.png", "--pixels")
+    assert status == 0
+    assert "patch," not in err
+    assert imread("of.png").shape == (314, 618, 4), "no line below the picture"
 
 
 @pytest.mark.parametrize("arguments", [

@@ -19,6 +19,16 @@ def test_mean_over_channels():
     torch.testing.assert_close(to_map(attribution, channels="mean"), attribution.mean(0))
 
 
+def test_each_pixel_shows_the_sum_of_its_patch():
+    attribution = torch.randn(3, 6, 8)
+    sums = attribution.sum(0).unflatten(1, (2, 4)).unflatten(0, (3, 2)).sum((1, 3))
+    torch.testing.assert_close(to_map(attribution, grid=(3, 2)), patchwise(sums, 2, 4))
+    scaled = scaled_map(attribution, (6, 8), grid=(3, 2), scale=100.0)
+    torch.testing.assert_close(100 * scaled.values, patchwise(sums, 2, 4))
+    with pytest.raises(ValueError, match="6 x 8 pixels can't be cut into 4 x 2"):
+        to_map(attribution, grid=(4, 2))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_map_is_detached_float32(dtype):
     values = to_map(torch.ones(3, 2, 2, dtype=dtype, requires_grad=True))

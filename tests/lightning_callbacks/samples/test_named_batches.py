@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader
 
-from captum_transformer import ConservativeLRP, GenericAttentionRelevance
+from captum_transformer import ConservativeLRP, GenericAttentionRelevance, describe
 from captum_transformer.visualization import panel
 from lightning_callbacks import AttributionMonitor
 from lightning_callbacks.monitor.texts import Texts
@@ -254,7 +254,12 @@ def test_images_and_texts_have_a_picture_each(pl, trainer_options):
     )
     note = "scale of this step alone"
     relevance = result["pixel_values"][0]
-    expected = panel(sample["pixel_values"], relevance, caption, font_scale=2.0, note=note)
+    (grid,) = describe(
+        module, named, additional_forward_kwargs={"scale": batch["scale"]}
+    ).grids.values()
+    expected = panel(
+        sample["pixel_values"], relevance, caption, font_scale=2.0, note=note, grid=grid
+    )
     event = events.Images("attribution_sample_1/label/generic/pixel_values")[-1]
     picture = (imread(io.BytesIO(event.encoded_image_string))[..., :3] * 255).round()
     # Batch sizes differ, and with them the last bits.
