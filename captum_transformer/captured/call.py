@@ -4,11 +4,10 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from captum_transformer.calling.isolation import modules_of
@@ -17,11 +16,11 @@ from captum_transformer.captured.arguments import Given, differing
 from captum_transformer.captured.executed import Executed, uncollected
 from captum_transformer.captured.graph import Recorded
 from captum_transformer.captured.guards import Guard
+from captum_transformer.captured.regions import Compiler, compiled_in_parts
 from captum_transformer.errors import CaptureError, CaptureMismatchError, InvalidTargetError
 
 # What is captured.
 Of = Literal["attribute", "attribute_tokens", "attribute_targets"]
-_Compiler: TypeAlias = Callable[[GraphModule, Sequence[Tensor]], Callable[..., Any]]
 # How many graphs are kept with `recapture`.
 _GRAPHS = 8
 
@@ -54,7 +53,7 @@ class Captured:
         self._options = dict(options)
         self._recapture = recapture
         self._graphs: OrderedDict[Any, _Graph] = OrderedDict()
-        self._compiler: _Compiler | None = None
+        self._compiler: Compiler | None = None
 
     def __call__(
         self,
@@ -115,16 +114,26 @@ class Captured:
             self._graphs.popitem(last=False)
         return result
 
-    def compile(self, **options: Any) -> "Captured":
+    def compile(self, mode: str | None = None, **options: Any) -> "Captured":
         """Compiles the graph with Inductor; results are then equal up to rounding.
 
+        Parts of the graph that are equal, as the layers of most models are, are compiled once.
+
         Args:
+            mode: as in `torch.compile`: ``"max-autotune"``, or ``"reduce-overhead"``, which uses
+                CUDA graphs.
             **options: Inductor's options, as in `torch.compile(..., options=...)`.
 
         Returns:
             Itself.
+
+        Raises:
+            RuntimeError: if Inductor knows no such mode or option.
         """
-        self._compiler = lambda graph, tensors: torch._inductor.compile(  # noqa: SLF001
+        inductor = torch._inductor  # noqa: SLF001
+        if mode is not None:
+            options = {**inductor.list_mode_options(mode), **options}
+        self._compiler = lambda graph, tensors: inductor.compile(
             graph, list(tensors), options=options
         )
         for graph in self._graphs.values():
@@ -220,11 +229,18 @@ class _Graph:
                 raise
         return found
 
-    def compile(self, compiler: _Compiler) -> None:
+    def compile(self, compiler: Compiler) -> None:
         """Lets the graph run compiled."""
         with torch.inference_mode(mode=False), torch.no_grad():
             tensors = [*self.example.example(), *self.guard.state()]
-            self._run = compiler(self.recorded.graph, tensors)
+            compiled = compiled_in_parts(self.recorded.graph, tensors, compiler)
+
+        def run(*tensors: Tensor) -> list[Tensor]:
+            # With CUDA graphs, the next step writes over the results of this one.
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            return [tensor.clone() for tensor in compiled(*tensors)]
+
+        self._run = run
 
     def state(self) -> dict[str, tuple[str, Tensor]]:
         """The tensors that the graph reads, and what they are called in the model."""
