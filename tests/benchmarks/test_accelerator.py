@@ -28,7 +28,6 @@ def run(tmp_path, capsys):
     return run
 
 
-@pytest.mark.slow
 def test_it_goes_on_where_it_stopped(run, monkeypatch):
     found, said = run("--parts", "time", "--minutes", "0")
     assert found is None
@@ -62,7 +61,6 @@ def test_it_goes_on_where_it_stopped(run, monkeypatch):
     assert said.count("### ") == 2
 
 
-@pytest.mark.slow
 def test_time_and_memory_of_all_methods(run):
     found, said = run("--parts", "time", "--batch-sizes", "2")
     (rows,) = found.values()
@@ -73,7 +71,6 @@ def test_time_and_memory_of_all_methods(run):
     assert len([line for line in said.splitlines() if line.startswith("|")]) == 2 + len(rows)
 
 
-@pytest.mark.slow
 def test_the_other_parts(run):
     found, _ = run("--parts", "long", "monitor")
     assert {unit.split("/")[0] for unit in found} == {"long", "monitor"}
@@ -99,7 +96,6 @@ def test_what_fails_is_named_and_the_others_are_measured(monkeypatch):
     assert rows[2]["failed"] == "OutOfMemoryError: Tried to allocate 20 GiB"
 
 
-@pytest.mark.slow
 def test_the_tests_of_gpus_run_in_a_process_of_their_own(run):
     found, _ = run("--parts", "tests", "--tests", "tests/benchmarks/test_cost.py")
     (row,) = found["tests"]

@@ -9,7 +9,6 @@ from benchmarks.kill_and_resume import SAMPLES, kill_and_resume, largest_error
 from lightning_callbacks import RelevanceDataset
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork, and finds processes in /proc")
 def test_samples_are_written_once_by_runs_that_are_killed(tmp_path):
     runs = kill_and_resume(tmp_path)

@@ -2,12 +2,9 @@
 
 import re
 
-import pytest
-
 from benchmarks import monitor
 
 
-@pytest.mark.slow
 def test_each_part_has_a_share(capsys):
     monitor.main(["--model", "test_vit", "--batch-size", "2", "--epochs", "2"])
     printed = capsys.readouterr().out

@@ -186,7 +186,6 @@ SCORES = {
 }
 
 
-@pytest.mark.slow
 def test_each_method_has_each_score_with_its_interval(records):
     for task, metrics in SCORES.items():
         found = records[task]["metrics"]
@@ -212,7 +211,6 @@ def test_each_model_has_samples_of_its_own():
     assert evenly(3, 10) == [0, 1, 2]
 
 
-@pytest.mark.slow
 def test_what_is_written_can_be_read(records, out):
     page = (out / "study.md").read_text(encoding="utf-8")
     for task in records:
@@ -222,7 +220,6 @@ def test_what_is_written_can_be_read(records, out):
     assert (out / "molecules-conservation-2.png").is_file()
 
 
-@pytest.mark.slow
 def test_the_page_is_filled_between_its_words(records, out, tmp_path):
     named = ["headlines", "published", *records]
     text = "".join(f"Of {name}:\n\n<!-- {name} -->\nold\n<!-- end -->\n\n" for name in named)
@@ -242,7 +239,6 @@ def test_the_page_is_filled_between_its_words(records, out, tmp_path):
     assert kept["facts"] == records["mosaics"]["facts"]
 
 
-@pytest.mark.slow
 def test_tasks_that_were_not_run_again_keep_their_place(records, tmp_path):
     (tmp_path / "docs").mkdir()
     named = ["headlines", "published", *records]
@@ -314,7 +310,6 @@ def test_the_page_has_a_place_for_each_table():
     page.filled(text, dict.fromkeys(["headlines", "published", *program.TASKS], "a table"))
 
 
-@pytest.mark.slow
 def test_what_is_there_is_not_computed_again(records, data, out):
     files = [path for kind in ("models", "maps", "results") for path in (out / kind).rglob("*.*")]
     lost = out / "results" / "vision-0" / "segmentation" / "Saliency.json"
@@ -327,7 +322,6 @@ def test_what_is_there_is_not_computed_again(records, data, out):
     assert again["sentiment"] == records["sentiment"]
 
 
-@pytest.mark.slow
 def test_the_models_of_a_task_differ(records, data, out):
     models = out / "models"
     with pytest.MonkeyPatch.context() as patched:
@@ -341,7 +335,6 @@ def test_the_models_of_a_task_differ(records, data, out):
             assert first.facts.keys() == second.facts.keys()
 
 
-@pytest.mark.slow
 def test_the_models_of_a_task_are_pooled(records, data, out):
     (both,) = run(data, out, "--epochs", "1", "--seeds", "2", "--only", "sentiment").values()
     one = records["sentiment"]
@@ -364,7 +357,6 @@ def test_the_models_of_a_task_are_pooled(records, data, out):
     assert both["metrics"]["conservation"]["curves"][SCATTER]["AttnLRP"][0] == points
 
 
-@pytest.mark.slow
 def test_other_samples_are_computed_anew(records, data, tmp_path, out):
     (tmp_path / "models").symlink_to(out / "models")
     (tmp_path / "results").mkdir()
@@ -375,7 +367,6 @@ def test_other_samples_are_computed_anew(records, data, tmp_path, out):
     assert three["sentiment"]["metrics"] != four["metrics"]
 
 
-@pytest.mark.slow
 def test_a_model_of_timm_is_studied_on_a_folder_of_pictures(tmp_path):
     model = timm.create_model("test_vit", num_classes=3, img_size=32)
     timm.models.save_for_hf(model, tmp_path / "model", model_args={"img_size": 32})
@@ -394,7 +385,6 @@ def test_a_model_of_timm_is_studied_on_a_folder_of_pictures(tmp_path):
         run(tmp_path, tmp_path / "out", "--model", name)
 
 
-@pytest.mark.slow
 def test_a_model_of_transformers_is_studied_on_sentences(tmp_path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "a", "movie", "##s"]
     folder = tmp_path / "model"
@@ -439,7 +429,6 @@ def test_phrases_are_read_with_their_words():
     assert sorted(tree.phrases) == [(0, 1, 2), (0, 3, 4), (1, 2, 3), (1, 3, 4), (2, 3, 4)]
 
 
-@pytest.mark.slow
 def test_molecules_are_masked_one_token_at_a_time(data):
     folder = data / "rxnmapper_albert" / "albert_heads_8_uspto_all_1310k"
     ids, places, truth = molecules.masked(folder, 7)

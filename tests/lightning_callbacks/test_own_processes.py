@@ -35,6 +35,7 @@ def is_alive(pid):
     return True
 
 
+@pytest.mark.slow
 def test_what_hangs_is_killed_with_all_its_processes(tmp_path):
     alone(os.getpid)  # the first imports much
     with pytest.raises(TimeoutError, match="two_wait has not ended after 5 seconds"):

@@ -10,12 +10,12 @@ HERE = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of every operator ask a tenth of them; the rest is for the run of everything."""
+    """Tests of every operator ask a twentieth of them; the rest is for the run of everything."""
     asked: Counter[str] = Counter()
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         if item.path.is_relative_to(HERE) and params.keys() & {"name", "info"}:
             test = getattr(item, "originalname", item.name)
-            if asked[test] % 10:
+            if asked[test] % 20:
                 item.add_marker(pytest.mark.slow)
             asked[test] += 1

@@ -82,7 +82,9 @@ def v2(**options):
     )
 
 
-@pytest.mark.parametrize("make", [torchvision_models.SwinTransformer, v2])
+@pytest.mark.parametrize(
+    "make", [torchvision_models.SwinTransformer, pytest.param(v2, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("image", [(64, 32), (36, 64)], ids=["oblong", "padded"])
 def test_swin_of_torchvision(make, image):
     options = {"patch_size": [4, 4], "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2]}

@@ -29,7 +29,7 @@ def outcome(folder, watched, rank):
 @pytest.mark.parametrize(
     ("policy", "precision"),
     [
-        ("none", "32-true"),
+        pytest.param("none", "32-true", marks=pytest.mark.slow),
         pytest.param("bf16", "32-true", marks=pytest.mark.slow),
         pytest.param("none", "bf16-mixed", marks=pytest.mark.slow),
         pytest.param("none", "bf16-true", marks=pytest.mark.slow),

@@ -25,7 +25,7 @@ cuda = pytest.mark.cuda
 @pytest.mark.parametrize(
     ("strategy", "precision"),
     [
-        pytest.param("one device", "bf16-true"),
+        pytest.param("one device", "bf16-true", marks=slow),
         pytest.param("DDP, two processes", "32-true"),
         pytest.param("DDP, samples shared", "bf16-mixed", marks=slow),
         pytest.param("DDP, samples shared", "bf16-true", marks=slow),
