@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from captum_transformer.captured.arguments import Given, differing_forms
 from captum_transformer.captured.graph import Recorded, as_module
+from captum_transformer.captured.onnx import save_as_onnx
 from captum_transformer.errors import CaptureMismatchError
 
 _NOTES = "captum_transformer.json"
@@ -66,10 +67,13 @@ def save(
     given: Given,
     notes: Mapping[str, Any],
 ) -> None:
-    """Writes a captured call to a file."""
+    """Writes a captured call to a file, as ONNX if it is called so."""
     with torch.no_grad():
         args, kwargs = given.as_served(given.example())
         program = torch.export.export(Served(recorded, state, given).eval(), args, kwargs)
+    if os.fspath(path).endswith(".onnx"):
+        save_as_onnx(path, program)
+        return
     everything = {"version": _VERSION, **notes, **given.notes()}
     torch.export.save(program, path, extra_files={_NOTES: json.dumps(everything)})
 

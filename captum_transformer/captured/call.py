@@ -147,8 +147,11 @@ class Captured:
         and without the model's code, `load_captured` with the method's arguments. If one of the
         method's checks on values fails, the program returns NaN.
 
+        A file whose name ends in ``.onnx`` is an ONNX model with the same inputs and outputs. This
+        needs onnx and onnxscript, and a model on the CPU.
+
         Args:
-            path: the file, ``.pt2`` by convention.
+            path: the file, ``.pt2`` by convention, or ``.onnx``.
 
         Raises:
             CaptureMismatchError: if the model has changed other than in its tensors' values.
