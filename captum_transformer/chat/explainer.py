@@ -1,4 +1,4 @@
-"""From what a processor has made of a conversation to an explained answer."""
+"""Explains an answer from the processor's output for a conversation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,13 +27,13 @@ _TIMES = ("second_per_grid_ts", "video_second_per_grid")
 class ChatExplainer:
     """Explains each word of an answer by the words, images and sounds of the conversation.
 
-    It takes what the processor and ``generate`` made, runs the model once over the finished
-    conversation, and brings relevance from the model's inputs back to words and to the pictures
-    that were given, whatever the processor did to them.
+    It takes the outputs of the processor and of ``generate``, runs the model once on the whole
+    conversation, and maps relevance from the model's inputs back to words and to the original
+    pictures.
 
     Args:
-        model: a generative model of Transformers that reads, sees or hears.
-        processor: its processor, or the tokenizer of one that only reads.
+        model: a generative model of Transformers for text, images, video or audio.
+        processor: its processor, or the tokenizer of a text-only model.
         method: makes the method of a forward function: a class of this package, or for instance
             ``lambda forward: AttnLRP(forward, gamma=0.05)``.
         process: makes ``pixel_values`` of a list of PIL images, if that took other options than the
@@ -83,11 +83,12 @@ class ChatExplainer:
         rather_than: Tensor | int | None = None,
         hops: int | None = 0,
         cells: int = 32,
+        show_progress: bool = False,
     ) -> ExplainedAnswer:
         """Explains an answer.
 
         Args:
-            inputs: what the processor made of one conversation, as ``generate`` got it.
+            inputs: the processor's output for one conversation, as passed to ``generate``.
             generated: what ``generate`` returned: the ids of prompt and answer, or an object that
                 has them as ``sequences``.
             images: the conversation's images in their order, as PIL images. Without them there are
@@ -105,6 +106,7 @@ class ChatExplainer:
                 were generated from; None: until it has reached the conversation.
             cells: into how many cells the longer side of an image is divided for its map; fewer
                 where the model's input is coarser.
+            show_progress: show a progress bar with a step for each token or span.
 
         Returns:
             The explained answer.
@@ -153,6 +155,7 @@ class ChatExplainer:
             hops=hops,
             include_generated=True,
             additional_forward_kwargs=context,
+            show_progress=show_progress,
         )
         of_tokens = {name: tensor[0] for name, tensor in relevance.items()}
         of_ids, length = of_tokens["input_ids"], ids.shape[1]
@@ -227,7 +230,7 @@ def _answer(generated: Any, prompt: Tensor) -> Tensor:
     if sequences.shape[1] <= length or bool((sequences[:, :length] != prompt).any()):
         raise InvalidInputError(
             f"The {sequences.shape[1]} generated ids do not begin with the {length} of the prompt, "
-            "or end with it. Pass all that `generate` returned for these inputs, and the "
-            "`input_ids` before it where it returned the answer alone."
+            "or end with it. Pass everything that `generate` returned for these inputs; if it "
+            "returned only the answer, concatenate `input_ids` and the answer."
         )
     return sequences

@@ -96,7 +96,7 @@ def test_a_processor_whose_values_are_not_those_of_their_places_is_refused(
     step: Callable[[Any], Any],
 ) -> None:
     torch.manual_seed(0)
-    with pytest.raises(ValueError, match="where its values come from is not known"):
+    with pytest.raises(ValueError, match="unknown from which places in the picture"):
         places_of(
             lambda pictures: torch.cat([step(to_tensor(each)).flatten() for each in pictures]),
             [picture(60, 40), picture(60, 40, 1)],
@@ -333,12 +333,13 @@ def test_several_words_together(hops: int | None) -> None:
     torch.testing.assert_close(answer.of_prompt, by_weights.of_prompt)
 
 
-def test_a_phrase_of_the_answer() -> None:
+def test_a_phrase_of_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = llava().processor.tokenizer
     model, ids = gpt2(0), torch.tensor([[5, 6, 7, 8]])
     said = torch.tensor([[5, 6, 7, 8, 9, 10, 9]])
     explain = ChatExplainer(model, tokenizer)
-    words = explain({"input_ids": ids}, said).words
+    words = explain({"input_ids": ids}, said, show_progress=True).words
+    assert " 3/3 " in capsys.readouterr().err
     found = explain({"input_ids": ids}, said, spans=[" ".join(words[1:])])
     assert found.explained == [" ".join(words[1:])]
     torch.testing.assert_close(
