@@ -188,7 +188,7 @@ def joined(accounts: Sequence[Account]) -> Account:
 
 
 def _of_all(amounts: Sequence[Tensor]) -> Tensor:
-    """One for each sample; of all together where some samples can't be told apart."""
+    """One for each sample; one for all together if some samples can't be separated."""
     if all(amount.ndim for amount in amounts):
         return torch.cat(list(amounts))
     return torch.stack([amount.sum() for amount in amounts]).sum()

@@ -266,7 +266,7 @@ class RelevanceWriter(BasePredictionWriter):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        # What is explained but not written yet is not lost.
+        # Explanations that haven't been written yet are not lost.
         try:
             self._write()
         finally:

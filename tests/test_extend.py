@@ -183,7 +183,7 @@ def test_a_rule_that_makes_no_number_of_numbers_is_named(kind, named, wrong, eve
             share[(slice(None) if everywhere else 0, ...)] = wrong
         return extend.Shares(shares)
 
-    with pytest.raises(ConservationError, match=re.escape(f"The rule for {named} makes NaN or")):
+    with pytest.raises(ConservationError, match=re.escape(f"The rule for {named} returns NaN or")):
         explained_with(kind, rule)
 
 

@@ -1,4 +1,4 @@
-"""The methods of this package in the form that other libraries call.
+"""Makes the methods of this package available in other libraries.
 
 Each module needs the library that it is for: `grad_cam`, `quantus`, `inseq`.
 """

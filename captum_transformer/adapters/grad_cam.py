@@ -91,7 +91,7 @@ class TransformerCAM:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is left in the model that would have to be taken away."""
+        """Nothing to do: the model is unchanged."""
 
 
 def _scores(output: Any) -> Tensor:

@@ -71,8 +71,8 @@ class Arguments(Generic[Inputs]):
             )
         if self._args:
             raise InvalidInputError(
-                "`inputs` are given by name, and `additional_forward_args` by position: it is "
-                "unclear where these belong. Pass them by name, as `additional_forward_kwargs`."
+                "`inputs` are given by name, and `additional_forward_args` by position: their "
+                "positions are ambiguous. Pass them by name, as `additional_forward_kwargs`."
             )
 
     def call(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:

@@ -37,7 +37,7 @@ def chosen_layers(forward_func: Callable[..., Any], layers: Iterable[Layer]) -> 
     """
     if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise InvalidLayerError(
-            f"`layers` must be a list, of one layer if need be, got {layers!r}."
+            f"`layers` must be a list, also for a single layer, got {layers!r}."
         )
     modules = modules_of(forward_func)
     by_name: dict[str, list[nn.Module]] = {}

@@ -97,8 +97,7 @@ def called(
             raise ExplanationError(
                 "The model uses tensors that were made under `torch.inference_mode()`, which "
                 "can't take part in a gradient: its weights, if it was built or loaded there, or "
-                "what it "
-                "has kept since it ran there. Make it outside, or explain a copy of it, "
-                "`copy.deepcopy(model)`, made outside; `torch.no_grad()` does no harm."
+                "tensors that it stored while it ran there. Create the model outside, or explain "
+                "a copy, `copy.deepcopy(model)`, made outside; `torch.no_grad()` is allowed."
             ) from error
         raise

@@ -1,4 +1,4 @@
-"""Answers of models that see, hear and read: which image regions and words a word is due to."""
+"""Explains answers of multimodal models: which image regions, sounds and words cause a word."""
 
 from captum_transformer.chat.answer import ExplainedAnswer
 from captum_transformer.chat.explainer import ChatExplainer

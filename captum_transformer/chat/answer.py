@@ -37,7 +37,7 @@ class Heard(NamedTuple):
 
 @dataclass(frozen=True)
 class ExplainedAnswer:
-    """What the words of an answer, or spans of them, are due to.
+    """The relevance of the conversation for the words of an answer, or for spans of words.
 
     Attributes:
         words: those of the answer, W of them.
@@ -72,7 +72,7 @@ class ExplainedAnswer:
     def picture(
         self, word: str | int | None = None, *, height: int = 256, **options: Unpack[MapOptions]
     ) -> Image:
-        """Draws what a word or span is due to: images, videos and sounds, and the prompt beside.
+        """Draws the relevance of images, videos and sounds for a word or span, next to the prompt.
 
         Args:
             word: one of `explained`, if it is there once, or its number; None for all together.
@@ -215,7 +215,7 @@ def of_words(
 
 
 def _drawn(image: Any, cells: Sequence[int], height: int) -> Tensor:
-    """An image in whole cells, about as high as it is asked for."""
+    """Scales an image by a whole number, to about the given height."""
     scale = max(1, round(height / cells[0]))
     resized = image.resize((cells[1] * scale, cells[0] * scale))
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)

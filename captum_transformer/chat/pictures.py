@@ -76,7 +76,7 @@ class Pictures:
         return [f for v in self._given for f in v] if self._kind is VIDEOS else self._given
 
     def _regrouped(self, process: Callable[[list[Any]], Tensor]) -> Process:
-        """What makes the input of all pictures, one after the other."""
+        """Returns the function that preprocesses all pictures."""
         if self._kind is not VIDEOS:
             return process
         counts = [len(video) for video in self._given]
@@ -113,7 +113,7 @@ class Pictures:
 
 
 def refuse_other_pictures(images: Any, videos: Any) -> None:
-    """Raises unless they are lists of PIL images, and lists of these."""
+    """Raises unless images are a list of PIL images, and videos a list of such lists."""
     if not _are_pictures(images):
         raise InvalidInputError(
             f"`images` must be a list of PIL images, got {type(images).__name__}: "

@@ -1,4 +1,4 @@
-"""Tokens put together to the words of a conversation."""
+"""Combines tokens into the words of a conversation."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -51,8 +51,8 @@ class Words(NamedTuple):
         if len(found) != 1:
             raise InvalidInputError(
                 f"{phrase!r} is {len(found)} times among the answer's words, {self.labels}. Give "
-                "whole words, as they are written there, or the numbers of the first of them and "
-                "of the one behind the last: `spans=[(0, 2)]`."
+                "whole words as written in the answer, or the index of the first word and that "
+                "after the last: `spans=[(0, 2)]`."
             )
         return found[0]
 

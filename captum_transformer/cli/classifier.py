@@ -1,4 +1,4 @@
-"""Runs a classifier and its explanations, whatever it reads."""
+"""Runs and explains classifiers of texts or images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -31,7 +31,8 @@ class Classifier:
             as ``logits``.
         names: The known names of the classes.
         kind: What the model reads.
-        methods: The names of the methods to explain with; by default what the study supports.
+        methods: The names of the methods to explain with; by default the one that the study
+            recommends.
         classes: The classes to explain.
         top: Without any: explain this many of the most likely.
     """
@@ -67,7 +68,7 @@ class Classifier:
 
         Args:
             inputs: A batch of one.
-            context: What the model gets by name beside it, such as a mask.
+            context: Further arguments of the model by name, such as a mask.
 
         Returns:
             The classes, and for each method one attribution for each class, shaped as the sample.

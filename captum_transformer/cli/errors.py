@@ -1,4 +1,4 @@
-"""What the user of the command line can put right."""
+"""Errors that the user of the command line can fix."""
 
 import re
 

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             explanation = explain(each)
             outputs.add(each, explanation)
-        # What is wrong with one input shall not lose the others.
+        # An error in one input must not affect the others.
         except UserError as error:
             failed += 1
             complain(f"error: {each.name}: {error}")
@@ -77,8 +77,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, (ExplanationError, InvalidInputError, InvalidTargetError)):
         return one_line(error, most=2000)
     return (
-        f"the model does not run on it ({type(error).__name__}: {one_line(error)}). Do its "
-        "tokenizer or its images' size and channels fit?"
+        f"the model can't run on it ({type(error).__name__}: {one_line(error)}). Check that its "
+        "tokenizer, or the size and channels of its images, fit."
     )
 
 
@@ -88,7 +88,7 @@ def _reads(loaded: TimmModel | HuggingFaceModel) -> str:
 
 
 def _load(arguments: argparse.Namespace) -> TimmModel | HuggingFaceModel:
-    """Loads the model, and puts it where it shall run."""
+    """Loads the model, and moves it to its device."""
     wanted = Wanted(
         arguments.model,
         arguments.architecture,
@@ -109,7 +109,7 @@ def _load(arguments: argparse.Namespace) -> TimmModel | HuggingFaceModel:
 
 
 def _explain(loaded: TimmModel | HuggingFaceModel, arguments: argparse.Namespace) -> Explain:
-    """How an input is explained with a model."""
+    """Returns the function that explains an input with a model."""
     names = names_of(loaded)
     if arguments.labels:
         names = _read_labels(arguments.labels, loaded.classes)
@@ -138,7 +138,7 @@ def _explain(loaded: TimmModel | HuggingFaceModel, arguments: argparse.Namespace
     if _reads(loaded) != _PIXELS:
         raise UserError(
             f"{type(loaded.model).__name__} reads {_reads(loaded)}; here, only images and texts "
-            "can be explained. Do it in Python, see docs/models.md."
+            "can be explained. Use the Python API, see docs/models.md."
         )
     _refuse_asked(loaded, asked)
     classifier = _classifier(loaded, names, "image", arguments)
@@ -182,7 +182,7 @@ def _class(asked: str, names: Mapping[int, str], count: int | None) -> int:
 
 
 def _asked(arguments: argparse.Namespace) -> Asked | None:
-    """What is asked of a language model; None if nothing is."""
+    """The question to a language model; None if there is none."""
     given = {
         "--rather-than": arguments.rather_than is not None,
         "--part": bool(arguments.part),
@@ -214,8 +214,8 @@ def _asked(arguments: argparse.Namespace) -> Asked | None:
 def _refuse_asked(loaded: TimmModel | HuggingFaceModel, asked: Asked | None) -> None:
     if asked is not None:
         raise UserError(
-            f"{type(loaded.model).__name__} is not a language model: it gives no answers that "
-            "--answer or --generate could mean."
+            f"{type(loaded.model).__name__} is not a language model, so --answer and --generate "
+            "don't apply."
         )
 
 
@@ -228,8 +228,8 @@ def _language(
 ) -> Explain:
     if asked is None:
         raise UserError(
-            f"{type(loaded.model).__name__} is a language model: give its answer, "
-            "--answer TEXT, or let it answer, --generate 20."
+            f"{type(loaded.model).__name__} is a language model: give its answer with --answer "
+            "TEXT, or generate one with --generate 20."
         )
     if arguments.classes or arguments.top or arguments.labels:
         raise UserError("A language model has no classes: omit --class, --top and --labels.")
@@ -246,13 +246,16 @@ def _of_task(
     options: Mapping[str, Any],
 ) -> Explain:
     if arguments.top:
-        raise UserError("--top is for classes of a whole text or picture.")
+        raise UserError("--top only applies to classes of a whole text or picture.")
     if task == "answer" and arguments.pair is None:
         raise UserError(
-            "The model finds answers in a text: give the question as --text, the text as --pair."
+            "The model is for question answering: give the question as --text and the text as "
+            "--pair."
         )
     if task == "words" and not arguments.classes:
-        raise UserError("The model classifies words: say which of them, as in --class Paris.")
+        raise UserError(
+            "The model is for token classification: choose a word, for example with --class Paris."
+        )
     methods = [METHODS[name] for name in arguments.method or [TEXT.method.__name__]]
     explainers = [
         TextExplainer(loaded.model, tokenizer, method, names=names, task=task) for method in methods
@@ -272,7 +275,7 @@ def _words(given: Given, pair: str | None) -> Text:
 def _prompt(given: Given) -> str:
     if given.text is None and given.path.suffix.lower() in IMAGE_SUFFIXES:
         raise UserError("it is an image, and the model reads texts")
-    # The end of a file's last line is no part of what it says.
+    # The newline at the end of a file isn't part of the text.
     return read_text(given.path).rstrip("\r\n") if given.text is None else given.text
 
 
@@ -284,7 +287,7 @@ def _read_labels(path: str, classes: int | None) -> dict[int, str]:
     if classes is not None and len(lines) != classes:
         raise UserError(
             f"{path} has {len(lines)} lines, and the model {classes} classes: write one name on "
-            "each line, and leave the line of a class without a name empty."
+            "each line, and an empty line for a class without a name."
         )
     return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
 

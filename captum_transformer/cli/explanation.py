@@ -1,4 +1,4 @@
-"""What is found out about one input, before it becomes a picture, a page or numbers."""
+"""The explanation of one input, before it is drawn or written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Given:
-    """Something to be explained.
+    """An input to be explained.
 
     Attributes:
         name: What it is called, in characters that may be printed.
@@ -32,7 +32,7 @@ class Class:
         number: Its id; None for what has no single one.
         name: Its name; empty if it has none.
         score: The model's output for it.
-        probability: What its score is worth among those of all classes, if that is known.
+        probability: The probability of the class, if it is known.
     """
 
     number: int | None

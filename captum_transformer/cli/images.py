@@ -20,7 +20,7 @@ from captum_transformer.explainers.classes import ClassNames
 
 @dataclass(frozen=True)
 class Changes:
-    """How images are prepared, where it is in another way than the model says.
+    """Changes to the preprocessing that the model's configuration defines.
 
     Attributes:
         mean: What is taken from each channel.
@@ -37,13 +37,13 @@ class Changes:
 
 @dataclass(frozen=True)
 class Preparation:
-    """From an image to what a model takes.
+    """The preprocessing of images.
 
     Attributes:
         prepare: Scales, cuts and normalises: ``(channels, H, W)``.
         mean: What was taken from each channel, ``(channels, 1, 1)``.
         std: What each channel was divided by, ``(channels, 1, 1)``.
-        said: All this in words.
+        said: A description of all this.
     """
 
     prepare: Callable[[Image.Image], Tensor]
@@ -88,11 +88,11 @@ def explain_image(
 def preparation_of(
     loaded: TimmModel | HuggingFaceModel, changes: Changes | None = None
 ) -> Preparation:
-    """Finds out how a model's images are prepared.
+    """Finds a model's preprocessing.
 
     Args:
         loaded: The model.
-        changes: What is to be done in another way.
+        changes: Changes to the preprocessing.
 
     Returns:
         The preparation.
@@ -158,10 +158,10 @@ def _of_hugging_face(source: str, changes: Changes) -> Preparation:
         if changes.mean and changes.std and changes.size:
             return _of_timm({"input_size": (3, 0, 0), "crop_pct": 1.0}, changes)
         raise UserError(
-            f"{source} has no image processor (preprocessor_config.json), so what size and range "
-            "its images have is not known. Save one beside the model, "
+            f"{source} has no image processor (preprocessor_config.json), so the size and range "
+            "of its images are unknown. Save one next to the model, "
             "`AutoImageProcessor.from_pretrained(the model it was trained from).save_pretrained("
-            "folder)`, or say it: --size, --mean and --std."
+            "folder)`, or pass --size, --mean and --std."
         ) from error
     options = _options(processor, changes)
 
@@ -199,7 +199,7 @@ def _options(processor: Any, changes: Changes) -> dict[str, Any]:
     known = getattr(processor, "crop_size", None) or getattr(processor, "size", None) or {}
     side = changes.size or known.get("height") or known.get("shortest_edge")
     if side is None:
-        raise UserError("Which size the model's images have is not known: give --size.")
+        raise UserError("The size of the model's images is unknown: pass --size.")
     square = {"height": side, "width": side}
     options |= {"do_resize": True, "do_center_crop": bool(crop)}
     if crop:

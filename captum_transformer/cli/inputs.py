@@ -1,4 +1,4 @@
-"""What a user gives to be explained: files, folders of them, and texts."""
+"""Finds the inputs to be explained: files, folders, and texts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +47,7 @@ def given_inputs(inputs: Sequence[str], texts: Sequence[str]) -> list[Given]:
 
 
 def readable(given: Sequence[Given], *, images: bool) -> list[Given]:
-    """What a model can read; what a user named is kept, so that it is said what is wrong with it.
+    """Filters inputs that a model can read; files named by the user are kept, to report errors.
 
     Args:
         given: All inputs.

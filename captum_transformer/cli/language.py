@@ -1,4 +1,4 @@
-"""Explains what a language model has answered, or would."""
+"""Explains given or generated answers of a language model."""
 
 import inspect
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ DECODER = "decoder_input_ids"
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a language model.
+    """The answer of a language model that is explained.
 
     Attributes:
         answer: What it answered; None: it generates an answer.
@@ -32,8 +32,8 @@ class Asked:
         rather_than: Another answer, which it is compared with.
         parts: The words of the answer that are explained; by default all of them together.
         each: Explain each token of the answer by itself.
-        hops: How often relevance is sent on from generated tokens; None: until it has reached the
-            prompt.
+        hops: How often relevance is passed on from generated tokens; None: until it has reached
+            the prompt.
         chat: Whether a text is what a user says in a chat.
     """
 
@@ -173,7 +173,7 @@ class LanguageModel:
     def _start(self) -> int:
         start = getattr(self._config, "decoder_start_token_id", None)
         if start is None:
-            raise UserError("the model does not say what its decoder starts with")
+            raise UserError("the model's configuration doesn't define the decoder's start token")
         return int(start)
 
     def _prompt(self, text: str) -> tuple[list[int], str]:
@@ -183,7 +183,7 @@ class LanguageModel:
         if not self._asked.chat:
             return list(self._tokenizer(text, verbose=False)["input_ids"]), text
         if not getattr(self._tokenizer, "chat_template", None):
-            raise UserError("the model has no chat template: leave --chat out")
+            raise UserError("the model has no chat template: omit --chat")
         written = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
         )
@@ -283,6 +283,6 @@ class LanguageModel:
 
 
 def _said(text: str, places: Sequence[tuple[int, int]]) -> str:
-    """What some tokens say; a space in front is not written."""
+    """The text of some tokens, without leading spaces."""
     said = text[places[0][0] : max(end for _, end in places)]
     return said.strip() or said

@@ -1,4 +1,4 @@
-"""``captum-transformer inspect``: what the trace sees of a model."""
+"""``captum-transformer inspect``: describes how the trace reads a model."""
 
 import argparse
 from typing import Any
@@ -44,8 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"The model can't be explained: {error}") from error
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UserError(
-            f"The model doesn't run on inputs that are made up ({error}); look at it in Python, "
-            "see docs/your_model.md."
+            f"The model can't run on dummy inputs ({error}); inspect it in Python, see "
+            "docs/your_model.md."
         ) from error
     print(f"{type(loaded.model).__name__}, {count:,} parameters")  # noqa: T201
     print(seen)  # noqa: T201
@@ -70,8 +70,8 @@ def _made_up(loaded: TimmModel | HuggingFaceModel, arguments: argparse.Namespace
         decoder = {"decoder_input_ids": ids[:, :4]} if config.is_encoder_decoder else {}
         return {reads: ids, **decoder}
     raise UserError(
-        f"{type(loaded.model).__name__} reads {reads}; inputs can be made up for images and texts "
-        "only. Look at it in Python, see docs/your_model.md."
+        f"{type(loaded.model).__name__} reads {reads}; dummy inputs exist for images and texts "
+        "only. Inspect it in Python, see docs/your_model.md."
     )
 
 

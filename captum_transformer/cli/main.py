@@ -1,4 +1,4 @@
-"""Runs the commands, and says what goes wrong in one line."""
+"""Runs the commands, and reports errors in one line."""
 
 import io
 import sys
@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of the process.
 
     Returns:
-        The exit status: 0; 1 if some inputs could not be explained; 2 if none was tried, since an
-        argument or the model is wrong; 130 if the user broke it off.
+        The exit status: 0; 1 if some inputs could not be explained; 2 if an argument or the model
+        is invalid, so that none was tried; 130 if the user interrupted it.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

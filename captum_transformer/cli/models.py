@@ -1,4 +1,4 @@
-"""Finds the model that a user names, and loads it without running any code of its files."""
+"""Finds and loads models by name, without running code from their files."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _MAX_CONFIG_BYTES = 10_000_000
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user said of the model.
+    """The model that the user specified.
 
     Attributes:
         name: A name, a folder or a file.
@@ -108,8 +108,8 @@ def load_model(wanted: Wanted) -> TimmModel | HuggingFaceModel:
     elif is_folder(wanted.path):
         if not _is_file(wanted.path / "config.json"):
             raise UserError(
-                f"{wanted.name} has no config.json, so it is not known what model it has. Write a "
-                "folder by `model.save_pretrained(folder)` (Transformers) or "
+                f"{wanted.name} has no config.json, so its model is unknown. Write a folder with "
+                "`model.save_pretrained(folder)` (Transformers) or "
                 "`timm.models.save_for_hf(model, folder)`, or give a file of weights with "
                 "--architecture."
             )
@@ -152,8 +152,8 @@ def _of_timm(wanted: Wanted) -> TimmModel:
     # Of no connection there are as many kinds as of libraries below.
     except Exception as error:
         raise UserError(
-            f"timm's {name} can't be loaded: {one_line(error)} (--random-weights does without "
-            "trained weights.)"
+            f"timm's {name} can't be loaded: {one_line(error)} (--random-weights uses random "
+            "weights instead.)"
         ) from error
     return TimmModel(loaded.model, {"label_names": _imagenet_names(loaded.model), **loaded.config})
 
@@ -172,7 +172,7 @@ def _of_folder(wanted: Wanted, config: Mapping[str, Any]) -> TimmModel:
     """A folder as timm saves it: config.json and the weights."""
     arguments = config.get("model_args") or {}
     if not isinstance(arguments, dict) or NOT_OF_THE_MODEL & set(arguments):
-        raise UserError(f"{wanted.name}/config.json has arguments that no model takes.")
+        raise UserError(f"{wanted.name}/config.json has arguments that models don't have.")
     classes = config.get("num_classes")
     if isinstance(classes, int):
         arguments = {**arguments, "num_classes": classes}
@@ -203,8 +203,8 @@ def _of_file(wanted: Wanted) -> TimmModel:
         )
     if wanted.architecture is None:
         raise UserError(
-            "A file of weights doesn't say what model they are for: give timm's name of it with "
-            "--architecture, or the folder that save_pretrained has written."
+            "A file of weights doesn't define the model: give timm's name of it with "
+            "--architecture, or a folder written by save_pretrained."
         )
     weights = read_weights(wanted.path)
     loaded = _build(wanted.architecture, wanted, {})

@@ -1,4 +1,4 @@
-"""What the arguments name: known before anything is imported, so that --help is there at once."""
+"""Names used by the arguments, without imports, so that --help is fast."""
 
 METHODS = (
     "TransformerAttribution",

@@ -29,7 +29,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         _NAME,
         description=_DESCRIPTION,
-        epilog=f"{_NAME} COMMAND --help tells what a command takes.",
+        epilog=f"{_NAME} COMMAND --help lists the arguments of a command.",
     )
     parser.add_argument("--version", action="version", version=captum_transformer.__version__)
     parser.add_argument(
@@ -73,7 +73,7 @@ def _explain() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pair",
         metavar="TEXT",
-        help="the second of a pair of texts, such as the one that a question is about",
+        help="the second text of a pair, such as the text that a question refers to",
     )
     parser.add_argument(
         "-c",
@@ -132,7 +132,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--sign",
         choices=["auto", "signed", "positive", "absolute"],
         default="auto",
-        help="which part of the relevance is shown (default: all of it)",
+        help="which part of the relevance to show (default: all)",
     )
     parser.add_argument(
         "--scale",
@@ -231,7 +231,7 @@ def _inspect() -> argparse.ArgumentParser:
     )
     _add_model(parser)
     parser.add_argument(
-        "--length", type=_positive, default=8, help="how many tokens a made-up text has"
+        "--length", type=_positive, default=8, help="the number of tokens of the dummy text"
     )
     return parser
 
@@ -244,7 +244,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="NAME",
-        help="which of several models in a file: what is before its weights' names, as in teacher",
+        help="which of several models in a file: the prefix of its weights' names, such as teacher",
     )
     parser.add_argument(
         "--image-size", type=_positive, metavar="PIXELS", help="for models of timm that allow it"

@@ -16,7 +16,7 @@ from captum_transformer.visualization.tokens import visible
 
 
 class Outputs:
-    """Writes explanations, and says so.
+    """Writes explanations, and prints where.
 
     Args:
         arguments: What the user said.
@@ -48,7 +48,7 @@ class Outputs:
                 f"got {output}."
             )
         if self._file and _real(self._file) in self._taken:
-            raise UserError(f"{self._file} is one of the inputs; it would be lost.")
+            raise UserError(f"{self._file} is one of the inputs and would be overwritten.")
         folder = self._file.parent if self._file else self._folder
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Libraries that models come from, and that need not be installed."""
+"""Imports optional libraries of models."""
 
 from importlib import import_module
 from typing import Any

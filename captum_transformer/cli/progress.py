@@ -1,4 +1,4 @@
-"""What the command line says while it works: to the terminal, and safe for it."""
+"""Prints messages and progress, without control characters."""
 
 import os
 import sys

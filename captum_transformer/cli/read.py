@@ -1,4 +1,4 @@
-"""Reads images and texts that may be anything: too large, broken, or no image or text at all."""
+"""Reads images and texts, which may be too large, damaged or of another type."""
 
 import stat
 import warnings
@@ -73,7 +73,7 @@ def read_text(path: Path) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder; a name that no file can have is none.
+    """Whether a folder exists; invalid file names count as missing.
 
     Args:
         path: What was given.
@@ -89,7 +89,7 @@ def is_folder(path: Path) -> bool:
 
 
 def check_file(path: Path, most: int) -> None:
-    """Refuses what is no readable file of a reasonable size.
+    """Raises unless it is a readable file of a reasonable size.
 
     Args:
         path: What was given as a file.

@@ -1,4 +1,4 @@
-"""Reads weights, and nothing but weights, and puts them into a model."""
+"""Reads weights, without running code from the file, and loads them into a model."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _values() -> list[Any]:
-    """What trainings keep beside weights, and that does nothing when it is read."""
+    """Harmless objects that checkpoints contain besides weights."""
     kept: list[Any] = [argparse.Namespace, datetime, timedelta, timezone, np.dtype, np.ndarray]
     kept += [type(np.dtype(each)) for each in "?bhilBHILefd"]
     # By the names that they have in any version.
@@ -85,7 +85,7 @@ def _tensors(read: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, T
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], prefix: str, name: str) -> None:
-    """Gives a model its weights, all of them.
+    """Loads weights into a model; all must fit.
 
     Args:
         model: The model.
@@ -127,12 +127,12 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], prefix: str, name: str
 
 
 def _cause(weights: Mapping[str, Tensor], missing: Sequence[str], fitting: int) -> str:
-    """What has likely gone wrong, and what to do."""
+    """The likely cause of a mismatch, and what to do."""
     elsewhere = [key for key in weights if any(f".{key}".endswith(f".{end}") for end in missing)]
     if missing and fitting and len(elsewhere) == len(missing):
         return (
-            f"What is missing has another prefix there ({_listed(elsewhere)}): save a state_dict "
-            "in which all names begin alike."
+            f"The missing weights have another prefix there ({_listed(elsewhere)}): save a "
+            "state_dict in which all names have the same prefix."
         )
     return "Check --architecture, --image-size and --model-kwargs, such as depth=4 or in_chans=1."
 

@@ -1,4 +1,4 @@
-"""Explained texts word by word, as the command line writes them."""
+"""Converts explanations of texts to words, for the command line."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Explanations of a text or a picture in one line, from the original text or picture."""
+"""Explains texts and pictures in one line."""
 
 from captum_transformer.explainers.explained import Explained
 from captum_transformer.explainers.explained_image import ExplainedImage

@@ -1,4 +1,4 @@
-"""The names of a model's classes, and from what a user calls a class to its number."""
+"""The names of a model's classes, and the search for a class by name."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches

@@ -1,4 +1,4 @@
-"""Texts as a tokenizer codes them, and where each token is in them."""
+"""Tokenized texts, with the position of each token in the text."""
 
 from typing import Any, NamedTuple, TypeAlias
 
@@ -43,7 +43,7 @@ class Coded(NamedTuple):
         start = whole.find(piece)
         if not piece or start < 0 or whole.find(piece, start + 1) >= 0:
             raise InvalidTargetError(
-                f"{piece!r} must be in the text exactly once, and is there {whole.count(piece)} "
+                f"{piece!r} must be in the text exactly once, but occurs {whole.count(piece)} "
                 "times."
             )
         end = start + len(piece)
@@ -96,8 +96,8 @@ def code(text: Any, tokenizer: Any, longest: int) -> tuple[Coded, dict[str, Tens
     texts = [text] if isinstance(text, str) else list(text) if isinstance(text, tuple) else []
     if len(texts) not in (1, 2) or not all(isinstance(t, str) and t.strip() for t in texts):
         raise InvalidInputError(
-            f"A text is explained, or a tuple of two, none of them empty; got {text!r}. Several "
-            "texts are given as a list."
+            f"Expected a non-empty text, or a tuple of two; got {text!r}. Pass several texts as a "
+            "list."
         )
     found = tokenizer(
         *texts,
@@ -160,14 +160,14 @@ def check_tokenizer(tokenizer: Any) -> None:
     """
     if not getattr(tokenizer, "is_fast", False):
         raise InvalidInputError(
-            f"{type(tokenizer).__name__} doesn't say where in a text its tokens are, so there "
-            "are no words to add them up to: load a fast tokenizer (`use_fast=True`)."
+            f"{type(tokenizer).__name__} doesn't provide the positions of tokens in the text, "
+            "which are needed to combine them into words: load a fast tokenizer (`use_fast=True`)."
         )
     # Where a folder has no files of one, Transformers makes one of special tokens alone.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise InvalidInputError(
-            f"The vocabulary of this {type(tokenizer).__name__} has special tokens alone, so the "
-            "model would read none of a text's words. Its files were not found: save the "
-            "tokenizer that the model was trained with beside the model, "
+            f"The vocabulary of this {type(tokenizer).__name__} has only special tokens, so the "
+            "model would see none of the text's words. Its files were not found: save the "
+            "tokenizer that the model was trained with in the model's folder, "
             "`tokenizer.save_pretrained(folder)`."
         )

@@ -1,7 +1,7 @@
-"""Which method explains where the user names none, and why.
+"""The default methods, and the reasons for them.
 
-The figures are those of docs/study.md: what a method is good for depends on whether words or pixels
-are asked about, and on what the score is read from.
+They follow from docs/study.md: the best method depends on whether words or pixels are explained,
+and on whether the score is read from one token or from pooled tokens.
 """
 
 from typing import NamedTuple
@@ -31,9 +31,9 @@ POOLED = Choice(
 
 
 def for_images(seen: Description) -> Choice:
-    """The method that the study supports for images.
+    """The method that the study recommends for images.
 
     Args:
-        seen: What the trace sees of the model, which tells what its score is read from.
+        seen: The description of the model, which shows what its score is read from.
     """
     return POOLED if seen.pooled else ONE_TOKEN

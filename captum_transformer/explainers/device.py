@@ -1,4 +1,4 @@
-"""Where a model is, and in which precision."""
+"""The device and precision of a model."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What explained texts and pictures have in common."""
+"""The base class of explained texts and pictures."""
 
 import sys
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""From a picture to a map on it."""
+"""Explains pictures with maps on the original picture."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -98,8 +98,8 @@ class ImageExplainer:
             An :class:`ExplainedImage`, or a list of them for a list of pictures.
 
         Raises:
-            InvalidInputError: if it is no picture, or the processor makes something else of it than
-                one image.
+            InvalidInputError: if it is not a picture, or the processor doesn't return exactly one
+                image.
             InvalidTargetError: if there is no such class.
             AmbiguousOutputError: if the model returns no scores of classes.
             ValueError: if the processor crops at random, so that places are not known.
@@ -164,7 +164,7 @@ class ImageExplainer:
         if pixels is None or pixels.dim() != 4 or len(pixels) != 1:
             given = "no pixel_values" if pixels is None else f"values of {tuple(pixels.shape)}"
             raise InvalidInputError(
-                f"The processor must make one image (1, channels, height, width) of a picture, "
+                "The processor must return one image (1, channels, height, width) for a picture, "
                 f"got {given}."
             )
         return prepared
@@ -181,7 +181,7 @@ def _explained(
     method: Any,
 ) -> ExplainedImage:
     summed = relevance.sum(0) if grid is None else by_patch(relevance.sum(0), grid)
-    # Each value of the input has what is shown for its place, whatever its channel.
+    # All channels of a place have the value that is shown there.
     shown = summed.cpu().expand(1, *relevance.shape)
     return ExplainedImage(
         readout.label,
@@ -202,7 +202,7 @@ def _mean_by_place(values: Tensor, places: Places) -> Tensor:
     """The mean of the values that come from each part of the picture; zero where none does."""
     size = places.resolution(0)
     counted = [places.maps(each, [size])[0] for each in (values, torch.ones_like(values))]
-    # Places are known in steps of grey, so that a part may have none that its neighbours have.
+    # Places have a limited resolution, so a part may have no values although its neighbours do.
     summed, count = counted
     near_sum, near_count = (F.avg_pool2d(each[None], 3, 1, 1)[0] for each in counted)
     empty = (count == 0) & _within(count.sum(1))[:, None] & _within(count.sum(0))
@@ -211,6 +211,6 @@ def _mean_by_place(values: Tensor, places: Places) -> Tensor:
 
 
 def _within(counts: Tensor) -> Tensor:
-    """What lies between the first and the last that is counted."""
+    """The range between the first and the last nonzero count."""
     seen = counts > 0
     return (seen.cumsum(0) > 0) & (seen.flip(0).cumsum(0) > 0).flip(0)

@@ -39,8 +39,8 @@ def picture_of(given: Any) -> Any:
     described = "" if shape is None else f" of {given.dtype} and shape {tuple(shape)}"
     raise InvalidInputError(
         "A picture must be a path, an image of PIL, an array (H, W, 3) or (H, W) or a tensor "
-        f"(3, H, W) of uint8 values, got {type(given).__name__}{described}. What has been prepared "
-        "for the model already is explained by the methods themselves."
+        f"(3, H, W) of uint8 values, got {type(given).__name__}{described}. To explain inputs "
+        "that are already preprocessed, call a method directly."
     )
 
 

@@ -1,4 +1,4 @@
-"""What of a model's output is explained: a class, and how its score is read."""
+"""Which part of a model's output is explained: a class, and how its score is read."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ class Readout(NamedTuple):
         label: what the score is for, as it is written above a picture.
         number: the number of the class or token; None if there is no single one.
         score: the score.
-        probability: the score's probability; None if it is not known how one is made of it.
+        probability: the score's probability; None if it is unknown how to compute it.
         read: from the model's output to the score of the one sample, ``(1,)``.
     """
 
@@ -53,7 +53,7 @@ def with_targets(inputs: list[Any], target: Any, called: str) -> list[tuple[Any,
 
 
 def activation_of(model: Any) -> Activation | None:
-    """How probabilities are made of the scores of a classifier, if its configuration says so."""
+    """How a classifier's scores are converted to probabilities, if its configuration defines it."""
     config = getattr(model, "config", None)
     kinds: dict[Any, Activation] = {
         # What Transformers' classifiers do unless they are told otherwise.
@@ -107,7 +107,7 @@ def class_readout(
     probabilities = None
     if activation == "sigmoid":
         probabilities = scores.sigmoid()
-    # One score is that of a regression, or says for one of two classes how likely it is.
+    # A single score is that of a regression, or the logit of one of two classes.
     elif activation == "softmax" and len(scores) > 1:
         probabilities = scores.softmax(0)
     label, score = label_of(number, names), finite(scores[number])
@@ -157,12 +157,12 @@ def finite(score: Tensor) -> float:
     """A score as a number.
 
     Raises:
-        ExplanationError: if it is NaN or infinite, so that nothing can be said of it.
+        ExplanationError: if it is NaN or infinite, so that it can't be explained.
     """
     value = float(score)
     if not math.isfinite(value):
         raise ExplanationError(
-            f"The model's score is {value}. Look for weights that are not finite, an overflow in "
-            "half precision, or a division by zero in the model or in the preparation of its input."
+            f"The model's score is {value}. Check for weights that are not finite, an overflow in "
+            "half precision, or a division by zero in the model or in the preprocessing."
         )
     return value

@@ -1,4 +1,4 @@
-"""What makes two texts similar, pair by pair of their words."""
+"""Explains the similarity of two texts by pairs of their words."""
 
 from collections.abc import Callable
 from typing import Any
@@ -51,9 +51,9 @@ def explained_pair(
         InvalidTargetError: if a target is given.
     """
     if not (isinstance(texts, tuple) and len(texts) == 2):
-        raise InvalidInputError(f"Similarity is of two texts: give a tuple of them, got {texts!r}.")
+        raise InvalidInputError(f"Similarity needs a tuple of two texts, got {texts!r}.")
     if target is not None or rather_than is not None:
-        raise InvalidTargetError("Two texts have one similarity: give no `target`.")
+        raise InvalidTargetError("Two texts have only one similarity: omit `target`.")
     if not isinstance(method, BiLRP):
         raise InvalidInputError(
             f"{type(method).__name__} explains single texts; `method` must make a `BiLRP`, for "

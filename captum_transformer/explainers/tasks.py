@@ -1,4 +1,4 @@
-"""What the models of Transformers that read texts are asked, and which score answers it."""
+"""The tasks of Transformers' text models, and the score that each task explains."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
@@ -19,8 +19,8 @@ from captum_transformer.explainers.readout import (
 )
 
 Task: TypeAlias = Literal["class", "words", "answer", "next word", "masked word", "similarity"]
-"""What a model says of a text: its class, classes of its words, an answer that it holds, the word
-that comes next, the one that is masked, or how similar it is to another."""
+"""What a model predicts for a text: its class, classes of its words, an answer in it, the next
+word, the masked word, or its similarity to another text."""
 
 _MAPPINGS: dict[Task, str] = {
     "class": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
@@ -32,7 +32,7 @@ _MAPPINGS: dict[Task, str] = {
 
 
 class Question(NamedTuple):
-    """What is asked of a model about one text.
+    """The question about one text that is explained.
 
     Attributes:
         output: what the model has returned.
@@ -52,7 +52,7 @@ class Question(NamedTuple):
 
 
 def task_of(model: Any) -> Task:
-    """What a model is for: what Transformers' auto classes say, and a classifier if they don't.
+    """The task of a model according to Transformers' auto classes; by default classification.
 
     Raises:
         InvalidInputError: if the class is listed under several tasks.
@@ -105,7 +105,7 @@ def _words(question: Question) -> Readout:
     piece, label = target if isinstance(target, tuple) and len(target) == 2 else (target, None)
     if not isinstance(piece, str):
         raise InvalidTargetError(
-            "The model classifies words: say which of them, `target='Paris'`, or `('Paris', "
+            "The model classifies words. Choose one with `target='Paris'`, or `('Paris', "
             f"'B-LOC')` for a class that is not the predicted one; got {target!r}."
         )
     tokens = coded.tokens_of(piece, 0)
@@ -141,7 +141,7 @@ def _answer(question: Question) -> Readout:
     _no_rival(other, "answer")
     if len(coded.texts) != 2:
         raise InvalidInputError(
-            "The model finds answers in a text: give a question and the text, `(question, text)`."
+            "The model is for question answering: pass a question and the text, `(question, text)`."
         )
     text = 1
     start, end = (scores[0] for scores in _start_and_end(output, coded))
@@ -178,7 +178,7 @@ def _masked_word(question: Question) -> Readout:
     coded = question.coded
     if coded.tokenizer.mask_token is None:
         raise InvalidInputError(
-            "The model fills in masks, and its tokenizer has no `mask_token`: set it."
+            "The model predicts masked words, but its tokenizer has no `mask_token`: set it."
         )
     masked = [n for n, each in enumerate(coded.ids) if each == coded.tokenizer.mask_token_id]
     if len(masked) != 1:
@@ -241,8 +241,8 @@ def _start_and_end(output: Any, coded: Coded) -> tuple[Tensor, Tensor]:
 def _other_form(expected: str, found: Any) -> AmbiguousOutputError:
     given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     return AmbiguousOutputError(
-        f"For this task the model must return {expected}, got {given}. Give the task that it is "
-        "for as `task`."
+        f"For this task the model must return {expected}, got {given}. Pass the model's task as "
+        "`task`."
     )
 
 

@@ -1,4 +1,4 @@
-"""From a text to its words with relevance."""
+"""Explains texts by the relevance of their words."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias

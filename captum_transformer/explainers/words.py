@@ -1,4 +1,4 @@
-"""Tokens put together to what a reader reads: words, sentences, lines, paragraphs."""
+"""Combines tokens into words, sentences, lines or paragraphs."""
 
 from collections.abc import Sequence
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""Whether explanations are right: metrics on tensors, batched, on the device of their inputs."""
+"""Metrics for explanations: batched, on tensors, on the device of their inputs."""
 
 from captum_transformer.metrics.activation_curve import activation_curve, pruning_curve
 from captum_transformer.metrics.conservation import Conservation, conservation

@@ -44,17 +44,17 @@ def activation_curve(
 ) -> Curve:
     r"""The activation task of the ICML 2022 paper (section 5), and its AUAC.
 
-    All tokens are taken out of an input, so that only its length is left, and put back, the most
-    relevant first; the curve is the target's probability. ``curve.area()`` is the AUAC of each
-    sample, by the trapezoidal rule over eleven fractions as in the authors' notebook: the larger,
-    the more faithful the explanation.
+    All tokens of an input are replaced by a baseline and then restored, the most relevant first;
+    the curve is the target's probability. ``curve.area()`` is the AUAC of each sample, by the
+    trapezoidal rule over eleven fractions as in the authors' notebook. A faithful explanation has
+    a large area.
 
-    Places are covered, not removed. The authors' code puts [UNK] in the place of a word, also of
-    [CLS] and [SEP], and only keeps padding: ``baselines=tokenizer.unk_token_id,
-    keep=attention_mask == 0``. Embeddings can be zeroed instead: ``baselines=0``. With pixels and a
-    blurred image this is insertion. A fraction is rounded up to whole places, as in the authors'
-    code, all places but those of ``keep`` being the whole; where that code takes four of ten for
-    three tenths, by an error of floating point, here it is three. Ties fall in reading order.
+    Tokens are covered, not removed. The authors' code replaces each word by [UNK], also [CLS] and
+    [SEP], and only keeps padding: ``baselines=tokenizer.unk_token_id, keep=attention_mask == 0``.
+        Embeddings can be zeroed instead: ``baselines=0``. With pixels and a blurred image this is
+        the insertion metric. A fraction of the places outside ``keep`` is rounded up to whole
+        places, as in the authors' code. Due to a rounding error, that code takes four of ten
+        places for a fraction of 0.3; this function takes three. Ties are broken in reading order.
 
     Args:
         forward_func: The model, or any function that returns scores ``(B, classes)``, as in Captum.
@@ -64,12 +64,12 @@ def activation_curve(
         target: The class whose probability the curve has, in any of Captum's forms. The authors'
             code takes the label.
         additional_forward_args: Further arguments by position, as in Captum: masks, token types.
-        baselines: What stands for a token that isn't there: an id, a number, or a tensor that
+        baselines: The replacement for a covered token: an id, a number, or a tensor that
             broadcasts to the inputs.
         additional_forward_kwargs: Further arguments by name.
-        keep: Places that are there from the beginning, booleans or zeros and ones ``(B, N)``:
-            padding, and special tokens if wanted.
-        fractions: The shares of places that are back, increasing.
+        keep: Places that are never covered, booleans or zeros and ones ``(B, N)``: padding, and
+            special tokens if wanted.
+        fractions: The fractions of places that are restored, increasing.
         softmax: Whether the curve has probabilities or the scores as they are returned.
         perturbations_per_eval: How many steps of all samples go through the model together.
         show_progress: Whether to show a progress bar.
@@ -79,7 +79,7 @@ def activation_curve(
 
     Raises:
         InvalidInputError: If the shapes don't belong together, or the relevance isn't finite.
-        AmbiguousOutputError: If the model returns something else than scores.
+        AmbiguousOutputError: If the model doesn't return scores.
 
     References:
         `XAI for Transformers: Better Explanations through Conservative Propagation
@@ -127,8 +127,8 @@ def pruning_curve(
     r"""The pruning task of the ICML 2022 paper (section 5), and its AU-MSE.
 
     Tokens are covered, the least relevant first; the curve is the squared distance between the
-    scores of the whole and the pruned input, :math:`\lVert f(x) - f(x_{pruned}) \rVert^2`, summed
-    over classes as in the authors' code. The *mean* is that over samples, ``curve.mean()``.
+    scores of the complete and the pruned input, :math:`\lVert f(x) - f(x_{pruned}) \rVert^2`,
+    summed over classes as in the authors' code. The *mean* is over samples, ``curve.mean()``.
     ``curve.area()`` is the AU-MSE of each sample: a faithful explanation has a small one.
 
     Args:
@@ -140,10 +140,10 @@ def pruning_curve(
         baselines: As in :func:`activation_curve`.
         additional_forward_kwargs: As in :func:`activation_curve`.
         keep: Places that are never covered, as in :func:`activation_curve`.
-        absolute: Whether strong evidence against the class counts as relevant, too, as in the
-            authors' code. False goes by the relevance itself.
-        fractions: The shares of places that are covered, increasing. The curve starts at 0, the
-            whole input, even if that is not among them.
+        absolute: Whether tokens are ordered by absolute relevance, as in the authors' code, so
+            that strong evidence against the class also counts as relevant.
+        fractions: The fractions of places that are covered, increasing. The curve always starts at
+            0, the complete input.
         perturbations_per_eval: As in :func:`activation_curve`.
         show_progress: As in :func:`activation_curve`.
 

@@ -1,4 +1,4 @@
-"""Whether relevance sums up to what is explained: the scatter of Ali et al., ICML 2022."""
+"""Whether relevance sums up to the explained score: the scatter plot of Ali et al., ICML 2022."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from captum_transformer.metrics.variations import Variations
 
 @dataclass(frozen=True)
 class Conservation:
-    """The points of the scatter.
+    """The points of the scatter plot.
 
     Attributes:
         outputs: The score that was explained, for each sample: ``(B,)``.
@@ -33,7 +33,7 @@ class Conservation:
     relevance: Tensor
 
     def slope(self) -> Tensor:
-        """The slope of the line of least squares through the points: 1 if relevance is conserved.
+        """The slope of the least-squares line through the points: 1 if relevance is conserved.
 
         NaN if all outputs are the same.
         """

@@ -14,14 +14,14 @@ from captum_transformer.metrics.maps import relevance_map, require_truth, share,
 def pointing_game(relevance: Tensor, mask: Tensor, *, tolerance: float = 0.0) -> Tensor:
     """Whether the most relevant place is on the object.
 
-    Where several places are the most relevant, as all pixels of a patch are in a map of patches,
-    each counts equally: the score is the share of them that hits. A constant map gets chance.
+    If several places have the same maximum, such as all pixels of a patch, the score is the
+    fraction of them that hit. A constant map gets the chance level.
 
     Args:
         relevance: ``(samples, height, width)``, ``(samples, channels, height, width)``, whose
             channels are summed, or ``(samples, tokens)``.
         mask: Where the object is: booleans, or zeros and ones, of the same shape without channels.
-        tolerance: How many pixels a hit may be away from the object (15 in the paper).
+        tolerance: The largest distance in pixels between a hit and the object (15 in the paper).
 
     Returns:
         One for a hit, zero for a miss, ``(samples,)``, float64. The paper averages over the samples
@@ -61,15 +61,15 @@ def pointing_game(relevance: Tensor, mask: Tensor, *, tolerance: float = 0.0) ->
 def energy_inside(relevance: Tensor, mask: Tensor) -> Tensor:
     """The share of the positive relevance that lies inside a box or mask.
 
-    It is known as energy-based pointing game, relevance mass accuracy and, of models that are
-    linear in pieces, attribution localisation. A map without positive relevance has nothing inside:
-    its score is zero.
+    It is also known as energy-based pointing game, relevance mass accuracy and attribution
+    localisation. The score of a map without positive relevance is zero.
 
     Args:
         relevance: ``(samples, height, width)``, ``(samples, channels, height, width)``, whose
             channels are summed, or ``(samples, tokens)``.
         mask: Where the object is: booleans, or zeros and ones, of the same shape without channels;
-            :func:`boxes_to_masks` makes them of boxes. Its share of all places is chance.
+            :func:`boxes_to_masks` creates them from boxes. The chance level is the mask's share of
+            all places.
 
     Returns:
         Shares in [0, 1], ``(samples,)``, float64.
@@ -98,15 +98,15 @@ def grid_pointing_game(
     """The share of the positive relevance that lies in the class's cell of a mosaic.
 
     Images of different classes form a grid, and each class is explained: all evidence for it is in
-    its own cell. A map without positive relevance gets zero; a constant one gets chance, one over
-    the number of cells.
+    its own cell. The score of a map without positive relevance is zero; that of a constant map is
+    the chance level, one over the number of cells.
 
     Args:
         relevance: ``(samples, height, width)``, or ``(samples, channels, height, width)``, whose
-            channels are summed; a map of patches does as well.
-        cells: In which cell the explained class is, counted row by row from zero: ``(samples,)``,
-            or one for all samples.
-        grid: How many rows and columns of cells there are.
+            channels are summed. The map may have one value per patch.
+        cells: The cell of the explained class, counted row by row from zero: ``(samples,)``, or
+            one number for all samples.
+        grid: The numbers of rows and columns of cells.
 
     Returns:
         Shares in [0, 1], ``(samples,)``, float64.
@@ -152,8 +152,8 @@ def boxes_to_masks(boxes: Tensor | Sequence[Tensor], size: tuple[int, int]) -> T
         boxes: Corners ``(left, top, right, bottom)`` in pixels, right and bottom outside the box as
             in torchvision: ``(samples, 4)``, ``(samples, boxes, 4)``, or a list with the boxes
             ``(boxes, 4)`` of each sample. Add one to right and bottom if they are inside, as in
-            Tiny ImageNet and PASCAL VOC. A pixel is in the box if its centre is. A box of no size
-            draws nothing.
+            Tiny ImageNet and PASCAL VOC. A pixel is in the box if its centre is. A box of size
+            zero has no pixels.
         size: Height and width of the image.
 
     Returns:
@@ -179,8 +179,8 @@ def boxes_to_masks(boxes: Tensor | Sequence[Tensor], size: tuple[int, int]) -> T
     left, top, right, bottom = boxes[..., None, None].unbind(2)
     if ((right < left) | (bottom < top)).any():
         raise InvalidInputError(
-            "A box ends before it begins. Boxes are (left, top, right, bottom); make them so of "
-            "(left, top, width, height) by torchvision.ops.box_convert(boxes, 'xywh', 'xyxy')."
+            "A box ends before it begins. Boxes are (left, top, right, bottom); convert (left, "
+            "top, width, height) with torchvision.ops.box_convert(boxes, 'xywh', 'xyxy')."
         )
     y = torch.arange(size[0], device=boxes.device)[:, None] + 0.5
     x = torch.arange(size[1], device=boxes.device) + 0.5
@@ -188,7 +188,7 @@ def boxes_to_masks(boxes: Tensor | Sequence[Tensor], size: tuple[int, int]) -> T
 
 
 def _within(mask: Tensor, distance: float) -> Tensor:
-    """The pixels that are at most so far from one of the mask, as the crow flies."""
+    """The pixels within a Euclidean distance of the mask."""
     reach = int(distance)
     steps = torch.arange(-reach, reach + 1, device=mask.device)
     disc = (steps[:, None] ** 2 + steps**2 <= distance**2).float()

@@ -57,13 +57,13 @@ def truth_mask(mask: Tensor, values: Tensor, name: str = "mask") -> Tensor:
     if mask.shape != values.shape:
         raise InvalidInputError(
             f"`{name}` must have the shape of the relevance, its channels summed: "
-            f"{tuple(values.shape)}, got {tuple(mask.shape)}. Bring relevance of patches to the "
+            f"{tuple(values.shape)}, got {tuple(mask.shape)}. Resize relevance of patches to the "
             "size of the mask first, e.g. as in the CVPR 2021 paper: "
             "F.interpolate(relevance[:, None], scale_factor=16, mode='bilinear')."
         )
     if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
         raise InvalidInputError(
-            f"`{name}` must hold booleans, or zeros and ones. Make it so, e.g. `mask > 0` or "
+            f"`{name}` must hold booleans, or zeros and ones. Convert it, e.g. with `mask > 0` or "
             "`mask == class_id`."
         )
     return mask.to(values.device, torch.bool)
@@ -100,5 +100,5 @@ def rows(chosen: Tensor) -> str:
 
 
 def share(part: Tensor, whole: Tensor) -> Tensor:
-    """Part of a whole, and zero of nothing."""
+    """Divides, and returns zero where the divisor is zero."""
     return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1), 0.0)

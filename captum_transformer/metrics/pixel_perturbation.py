@@ -43,15 +43,15 @@ def pixel_perturbation(
 ) -> Curve:
     r"""Positive and negative perturbation of pixels, after section 4 of the CVPR 2021 paper.
 
-    Pixels go in the order of their relevance, all channels of a pixel together. *Positive*: the
-    most relevant first; the accuracy of a faithful map falls fast and its area is small.
-    *Negative*: the least relevant first; a large area is good.
+    Pixels are removed in the order of their relevance, all channels of a pixel together.
+    *Positive*: the most relevant first; for a faithful map the accuracy falls fast, so its area is
+        small. *Negative*: the least relevant first; a large area is good.
 
     The paper's four numbers per method come from maps for the predicted or for the labelled class,
-    and one order each: which class is meant is up to the map that is passed. The authors' code
+    and one order each; the map that is passed determines the class. The authors' code
     counts predictions that equal the label: ``curve.accuracy(labels)``. The area under that is
     ``curve.hits(labels).area(...)`` for each sample. The paper's steps are 10 % to 90 %,
-    ``start_at_zero=False``; that code ends with the accuracies at these steps and doesn't tell
+    ``start_at_zero=False``; that code ends with the accuracies at these steps, so it isn't known
     whether the area was divided by their span.
 
     A fraction is rounded down to whole pixels, as in the authors' code. Ties in a map fall in
@@ -105,9 +105,9 @@ def pixel_perturbation(
     if len(variations.tensors) != 1 or images.ndim != 4:
         raise InvalidInputError(
             "inputs must be images (B, C, H, W) alone, got shapes "
-            f"{[tuple(t.shape) for t in variations.tensors]}. What else the model takes goes into "
-            "additional_forward_args or additional_forward_kwargs; for tokens there are "
-            "token_removal, activation_curve and pruning_curve."
+            f"{[tuple(t.shape) for t in variations.tensors]}. Pass further arguments of the model "
+            "as additional_forward_args or additional_forward_kwargs. For tokens use "
+            "token_removal, activation_curve or pruning_curve."
         )
     rank = rank_places(place_relevance(attributions, images), order)
     pixels = torch.full((len(images),), rank.shape[1], device=images.device)

@@ -1,4 +1,4 @@
-"""Places of an input (pixels, tokens) in the order of their relevance, and changing the first."""
+"""Orders places of an input (pixels, tokens) by relevance, and replaces the first ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from captum_transformer.errors import InvalidInputError
 
 Order: TypeAlias = Literal["positive", "negative"]
-"""Which places go first: ``"positive"``, the most relevant; ``"negative"``, the least."""
+"""Which places are first: ``"positive"``, the most relevant; ``"negative"``, the least."""
 
 Baselines: TypeAlias = float | Sequence[float] | Tensor
-"""What comes in the place of a place: a number, one per channel, or a tensor."""
+"""The replacement for a place: a number, one per channel, or a tensor."""
 
 
 def place_shape(inputs: Tensor) -> tuple[int, ...]:
@@ -55,8 +55,8 @@ def place_relevance(attributions: Any, inputs: Tensor) -> Tensor:
         wanted = " or ".join(map(str, dict.fromkeys((per_place, *with_features))))
         raise InvalidInputError(
             f"Relevance of shape {shape} doesn't belong to inputs of shape {tuple(inputs.shape)}: "
-            f"expected {wanted}. Relevance per patch has to be brought to pixels first, by "
-            "`attribute` instead of `attribute_tokens` or by torch.nn.functional.interpolate."
+            f"expected {wanted}. Convert relevance per patch to pixels first: use `attribute` "
+            "instead of `attribute_tokens`, or torch.nn.functional.interpolate."
         )
     if relevance.is_floating_point() and not bool(relevance.isfinite().all()):
         raise InvalidInputError("Relevance must be finite: NaN and infinity have no order.")

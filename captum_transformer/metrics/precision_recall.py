@@ -19,8 +19,8 @@ def area_under_precision_recall(
 ) -> Tensor:
     r"""The area under each sample's precision-recall curve.
 
-    Each distinct score is one threshold, so equal scores are told apart by none: a constant map
-    gets the share of positives, which is chance.
+    Each distinct score is one threshold, so no threshold separates equal scores: a constant map
+    gets the share of positives, which is the chance level.
 
     Args:
         scores: Finite scores ``(samples, places)``.

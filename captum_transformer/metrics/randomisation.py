@@ -1,4 +1,4 @@
-"""Copies of a model whose layers have lost what they learned."""
+"""Copies of a model whose layers are randomised."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +40,9 @@ def layers_from_the_top(model: nn.Module, run: Callable[[nn.Module], object]) ->
             places[name] = min(own)
     if not places:
         raise InvalidInputError(
-            "`explain` did not use the parameters of the model that it was given: its layers are "
-            "randomised one after the other, so the method has to be made anew each time, as in "
+            "`explain` did not use the parameters of the model that was passed to it. The layers "
+            "of that model are randomised one after the other, so create the method inside "
+            "`explain`, as in "
             "`lambda model: AttnLRP(model).attribute(images, target=3)`."
         )
     return sorted(places, key=places.__getitem__, reverse=True)
@@ -114,7 +115,7 @@ def randomise(module: nn.Module, seed: int, *, whole: bool = True) -> None:
 
 
 class _ParameterUse(TorchFunctionMode):
-    """Notes in which order parameters are computed with; reading a shape or type is no use.
+    """Records the order in which parameters are used; reading a shape or type doesn't count.
 
     Attributes:
         places: By the identity of a tensor when it was used for the first time.

@@ -1,4 +1,4 @@
-"""Whether the relevant words are those that people marked: ERASER's scores."""
+"""Agreement with the words that people marked as rationale: ERASER's scores."""
 
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ def rationale_scores(
     """Precision, recall and F1 of the k most relevant tokens against a human rationale.
 
     Where tokens are tied at the k-th place, the scores are those expected if ties were broken at
-    random; so a constant map gets chance.
+    random; so a constant map gets the chance level.
 
     Args:
         relevance: Of each token, ``(samples, tokens)``.
@@ -60,7 +60,8 @@ def rationale_scores(
             a sample has no rationale among the tokens that count.
 
     Reference:
-        `ERASER: A Benchmark to Evaluate Rationalized NLP Models <https://arxiv.org/abs/1911.03429>`_.
+        `ERASER: A Benchmark to Evaluate Rationalized NLP Models
+            <https://arxiv.org/abs/1911.03429>`_.
 
     Example:
         >>> relevance = torch.tensor([[0.9, 0.1, 0.5, 7.0]])
@@ -108,7 +109,8 @@ def rationale_auprc(
             rationale among the tokens that count.
 
     Reference:
-        `ERASER: A Benchmark to Evaluate Rationalized NLP Models <https://arxiv.org/abs/1911.03429>`_.
+        `ERASER: A Benchmark to Evaluate Rationalized NLP Models
+            <https://arxiv.org/abs/1911.03429>`_.
 
     Example:
         >>> relevance = torch.tensor([[0.9, 0.5, 0.1]])

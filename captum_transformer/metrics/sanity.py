@@ -27,12 +27,12 @@ def model_randomisation(
 ) -> dict[str, Tensor]:
     """How much explanations still agree with those of the model once its layers are randomised.
 
-    An explanation of what the model has learned has to change with its weights: correlations that
-    stay near one are those of an edge detector. The weights are randomised in a copy; neither the
-    model nor the random state is changed. A module that has ``reset_parameters`` gets the values
-    that it is initialised with (for norms, ones and zeros); the parameters of all others (such as
-    class tokens, position embeddings and the norms of many language models) are permuted each by
-    itself, which keeps their distribution.
+    An explanation of what the model has learned must change with its weights. If correlations stay
+    near one, the map shows the image, as an edge detector does, and not the model. The weights are
+    randomised in a copy; neither the model nor the random state is changed. A module that has
+    ``reset_parameters`` gets the values that it is initialised with (for norms, ones and zeros);
+    the parameters of all others (such as class tokens, position embeddings and the norms of many
+    language models) are permuted each by itself, which keeps their distribution.
 
     Args:
         model: the model.
@@ -129,7 +129,7 @@ def completeness(
 
     .. math:: \frac{\big|\sum_i R_i - (f(x) - f(x_0))\big|}{|f(x) - f(x_0)|}
 
-    Zero is complete; an attribution that is zero everywhere has one.
+    A complete attribution has an error of zero; one that is zero everywhere has an error of one.
 
     Args:
         attributions: What an ``attribute`` returned: maps, samples first.

@@ -78,7 +78,7 @@ def segmentation_scores(
     ignore: Tensor | None = None,
     foreground_only: bool = False,
 ) -> SegmentationScores:
-    r"""Takes a map for a segmentation: what is above its mean is the object.
+    r"""Uses a map as a segmentation: pixels above its mean are the object.
 
     The scores are pixel accuracy, intersection over union, averaged over background and foreground,
     and average precision. They are computed as in the authors' code:

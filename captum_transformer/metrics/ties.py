@@ -1,4 +1,4 @@
-"""Equal values share a place: what all that sorts relevance counts on."""
+"""Equal values share a rank."""
 
 import torch
 from torch import Tensor

@@ -46,18 +46,19 @@ def token_removal(
     r"""Positive and negative perturbation of tokens, after section 4 of the ICCV 2021 paper.
 
     Tokens are *removed*: the sequence gets shorter, nothing is masked. The remaining ones stay in
-    their order. *Positive*: the most relevant go first, and a small area is good; *negative*: the
-    least relevant go first, and a large area is good.
+    their order. *Positive*: the most relevant are removed first, and a small area is good;
+        *negative*: the least relevant are removed first, and a large area is good.
 
     **Everything that has one entry per token is one of the** ``inputs``: ids, attention mask, token
     types, or the features and boxes of image regions. All of them are shortened along dimension 1.
-    What stays whole, such as the regions while words are removed, is passed as a further argument.
+    Pass tensors that are not shortened, such as the regions while words are removed, as further
+    arguments.
 
     Of a fraction *f* of *n* tokens that may go, ``ceil(f * n)`` go: the authors' code keeps
-    ``floor((1 - f) * n)``, which errors of floating point make one less in places, such as one of
-    ten for two tenths; here it is two. Samples with different *n* lose different numbers of tokens;
-    those that have become equally long go through the model together, so that nothing is padded
-    and a batch gives exactly what its samples give one by one. Ties fall in reading order.
+    ``floor((1 - f) * n)``, where rounding errors can remove one token too many. Samples with
+    different *n* lose different numbers of tokens; those that have become equally long go through
+    the model together, so that nothing is padded and a batch gives exactly what its samples give
+    one by one. Ties fall in reading order.
 
     Args:
         forward_func: The model, or any function that returns scores ``(B, classes)``, as in Captum.
@@ -116,7 +117,7 @@ def token_removal(
     if any(t.ndim < 2 or t.shape[:2] != tensors[0].shape[:2] for t in tensors):
         raise InvalidInputError(
             f"Every one of the inputs must have one entry per token, (B, N, ...), got {shapes}. "
-            "What has none goes into additional_forward_args or additional_forward_kwargs."
+            "Pass all others as additional_forward_args or additional_forward_kwargs."
         )
     if tensors[0].ndim > 3:
         raise InvalidInputError(

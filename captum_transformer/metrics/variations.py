@@ -39,7 +39,7 @@ class Variations:
         samples: How many samples there are.
 
     Raises:
-        InvalidInputError: If the inputs are no such things, or a name is given twice.
+        InvalidInputError: If the inputs have another type, or a name is given twice.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class Variations:
             )
         if self._names is not None and self._args:
             raise InvalidInputError(
-                "inputs are given by name, and additional_forward_args by position: it is unclear "
-                "where these belong. Pass them by name, as additional_forward_kwargs."
+                "inputs are given by name, and additional_forward_args by position: their "
+                "positions are ambiguous. Pass them by name, as additional_forward_kwargs."
             )
 
     def run(

@@ -215,7 +215,7 @@ def _unbalanced(operation: Operation, left: float) -> ConservationError:
 def _not_finite(operation: Operation) -> ConservationError:
     """The error for a rule that divides by zero, say."""
     return ConservationError(
-        f"The rule for {operation.described} makes NaN or infinite relevance of relevance and "
-        "signals that are finite. Use "
+        f"The rule for {operation.described} returns NaN or infinite relevance for finite "
+        "relevance and signals. Use "
         f"`captum_transformer.extend.ratio` for divisions by zero. {_WHAT_RULES_DO}"
     )

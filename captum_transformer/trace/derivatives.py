@@ -35,10 +35,11 @@ def derivatives(
             raise
         writes = (o.described for o in operations if o.function.inplace)
         raise UnsupportedOperationError(
-            "The model writes into what autograd has kept for the gradient, so torch can't "
-            "compute the gradient, not even without this package. One of these operations writes "
-            "there: "
-            f"{listed(writes)}. Write out of place there, as in `y = y + z` for `y += z`, or into "
-            "a copy, or choose a method that takes no gradient, such as RawAttention. "
+            "The model modifies a tensor in place that autograd has saved for the gradient, so "
+            "torch can't compute the gradient, even without this package. One of these operations "
+            "is the cause: "
+            f"{listed(writes)}. Use an out-of-place operation there, such as `y = y + z` for `y "
+            "+= z`, or write into a copy, or choose a method without gradients, such as "
+            "RawAttention. "
             f"({str(reason).split('. Hint')[0]}.)"
         ) from reason

@@ -176,9 +176,9 @@ class TracedForward:
                 "The chosen output does not depend on any of the inputs in a differentiable way: "
                 "there is nothing to explain. Pass the tensors that the prediction depends on as "
                 "`inputs` (not as `additional_forward_args`). If these are the inputs, the model "
-                "cuts them off itself, by `torch.no_grad()` or `detach`, or the score depends on "
-                "them only by what the method holds constant, as ConservativeLRP holds attention "
-                f"weights.{self._of_integers()}"
+                "detaches them itself, with `torch.no_grad()` or `detach`, or the score depends "
+                "on them only through values that the method holds constant, such as attention "
+                f"weights in ConservativeLRP.{self._of_integers()}"
             )
         return selected, value
 
@@ -193,7 +193,8 @@ class TracedForward:
                 f"The chosen output does not depend on {' and '.join(unused)} of the inputs in a "
                 "differentiable way. Pass what is not to be explained as one of "
                 "`additional_forward_args` or `additional_forward_kwargs`. If the model should "
-                "depend on it, it cuts it off itself, by `torch.no_grad()` or `detach`, say."
+                "depend on it, check whether the model detaches it, for example with "
+                "`torch.no_grad()` or `detach`."
                 f"{self._of_integers()}"
             )
 

@@ -41,9 +41,10 @@ WEIGHTS_UNKNOWN = (
 
 ROUNDING = (
     "The model computes in {dtype}, and what this method divides by may nearly cancel, so that it "
-    "magnifies rounding: maps of small models were off by up to 1.4 of their size. Explain in "
+    "magnifies rounding errors: maps of small models differed by up to 1.4 times their norm. "
+    "Explain in "
     "float32, as with `model.float()`, or use GenericAttentionRelevance, AttnLRP or "
-    "ConservativeLRP without gamma, which were off by less than .04."
+    "ConservativeLRP without gamma, which differed by less than .04."
 )
 
 

@@ -96,8 +96,8 @@ def _points(forward: "TracedForward") -> list[tuple[Any, Batch]]:
         if value.batch is None or value.coupling is not None:
             raise MixedSamplesError(
                 "The model rearranges token ids of several samples before it looks them up"
-                f"{_through(value.coupling)}, so that what it looks up belongs to no sample by "
-                "itself. Explain one sample at a time (`internal_batch_size=1`)."
+                f"{_through(value.coupling)}, so that the embeddings can't be assigned to "
+                "samples. Explain one sample at a time (`internal_batch_size=1`)."
             )
         points.append((edge, value.batch))
     return points
@@ -136,7 +136,7 @@ def _mixed(score: int, sample: int, coupling: Operation | None) -> MixedSamplesE
     what = f"the score of sample {score} depends on sample {sample}{_through(coupling)}"
     return MixedSamplesError(
         f"The samples influence each other: {what}. Each sample's explanation would include parts "
-        f"of the others' explanations. If the model is meant to be like this, explain one sample "
+        f"of the others' explanations. If this is intended, explain one sample "
         f"at a time "
         "(`internal_batch_size=1`). If not: attention of torch.nn takes the samples first only "
         "with `batch_first=True`, normalisation over the batch needs running statistics, and "

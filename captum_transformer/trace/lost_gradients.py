@@ -20,13 +20,13 @@ from captum_transformer.trace.step_functions import rounds
 from captum_transformer.trace.tape import Tape
 
 _STRAIGHT_THROUGH = (
-    "To let it count as what it rounds (straight-through), use "
+    "To treat it as its input (straight-through), use "
     "`captum_transformer.extend.straight_through({key})`, or write `x + (f(x) - x).detach()` in "
     "the model. "
 )
 _ADVICE = (
     "AttnLRP and LibraGrad have a rule for functions of each entry, AttentionRollout takes no "
-    "gradient. To cut the dependence off, call `detach()` on what goes in."
+    "gradient. To exclude the dependence, call `detach()` on its input."
 )
 
 
@@ -123,8 +123,8 @@ def _why(step: StepFunction) -> str:
         names = [f"`{one.name}`" for one in reversed(whole.operations)]
         what = f"What {operation.described}, makes of one signal by {', '.join(names)}"
     return (
-        f"{what} is a step function: its derivative is zero, so what the score "
-        f"depends on through it would count as nothing. {instead}{_ADVICE}"
+        f"{what} is a step function: its derivative is zero, so everything that the score depends "
+        f"on through it would get zero relevance. {instead}{_ADVICE}"
     )
 
 

@@ -7,7 +7,7 @@ from captum_transformer.trace.value import Value
 
 CUT_PROBABILITIES = (
     "applies softmax probabilities that were cut up or rearranged, as of sliding windows in "
-    "chunks, so which tokens each of them mixes can't be read off"
+    "chunks, so it is unknown which tokens each of them mixes"
 )
 
 

@@ -146,9 +146,10 @@ def _refuse_underived(operation: Operation, result: Any) -> None:
         )
     raise UnsupportedOperationError(
         f"Autograd has no derivative of `{operation.name}`, so everything that depends on the "
-        f"inputs through it would get zero. If it is a linear layer with quantised weights, "
+        "inputs through it would get zero relevance. If it is a linear layer with quantised "
+        "weights, "
         f"describe it with `captum_transformer.extend.describe_linear`, or explain the model with "
         f"weights in "
-        "floating point (`model.dequantize()` in Transformers). If the dependence is to be cut "
-        "off, call `detach()` on what goes in."
+        "floating point (`model.dequantize()` in Transformers). To exclude the dependence, call "
+        "`detach()` on its input."
     )

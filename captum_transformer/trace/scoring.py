@@ -81,8 +81,8 @@ class Scoring:
             if _version(tensor) != version:
                 raise UnsupportedOperationError(
                     "`flex_attention`'s score_mod or mask_mod reads a tensor of shape "
-                    f"{tuple(tensor.shape)} that was written into after the call, so what it was "
-                    f"then can't be told. {INSTEAD}"
+                    f"{tuple(tensor.shape)} that was modified after the call, so its earlier "
+                    f"value is unknown. {INSTEAD}"
                 )
         changed = self._over_entries(self._score_mod, _Read(), rows, scores)
         if self.by_secant and scores.requires_grad:

@@ -33,9 +33,9 @@ _COUNT = frozenset({"bucketize", "searchsorted", "count_nonzero"})
 _CHOOSES = frozenset({Kind.CHOICE, Kind.MAXIMUM})
 _CUTS_OFF = frozenset({"detach", "data"})
 _OF_INTEGERS = (
-    "If it is a linear layer with quantised activations, say so by "
-    "`captum_transformer.extend.describe_linear`, or leave the activations in floating point. "
-    "To cut the dependence off, call `detach()` on what goes in."
+    "If it is a linear layer with quantised activations, describe it with "
+    "`captum_transformer.extend.describe_linear`, or keep the activations in floating point. To "
+    "exclude the dependence, call `detach()` on its input."
 )
 
 
@@ -240,5 +240,6 @@ def of_integers(operation: Operation) -> UnsupportedOperationError:
     return UnsupportedOperationError(
         f"What {operation.arguments['name']} makes of signals of shapes {shapes}, integers or "
         f"truth values, comes back as numbers of shape {tuple(value.size)}: they change in steps, "
-        "so what the score depends on through them would count as nothing. " + _OF_INTEGERS
+        "so everything that the score depends on through them would get zero relevance. "
+        + _OF_INTEGERS
     )

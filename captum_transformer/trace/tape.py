@@ -266,7 +266,8 @@ class Tape:
             if node in self._roots:
                 raise UnseenOperationError(
                     f"A tensor of shape {tuple(tensor.shape)} depends on the inputs through an "
-                    f"operation that the trace can't see, or torch not differentiate (autograd "
+                    "operation that the trace can't see, or that torch can't differentiate "
+                    "(autograd "
                     f"calls it {tensor.grad_fn.name() if tensor.grad_fn else 'unknown'}). Custom "
                     "`autograd.Function`s, scripted code, `torch.vmap`, flash-attn and what "
                     "`torch.autograd.grad` computes are invisible to torch functions, and steps "

@@ -183,7 +183,7 @@ def per_token(relevance: Tensor, value: Value) -> Tensor:
     if value.features is None:
         raise UnsupportedOperationError(
             f"Which entries are one token's features is not known in the tokens of shape "
-            f"{tuple(value.shape)}. Use `attribute`, and sum up as you know them to lie."
+            f"{tuple(value.shape)}. Use `attribute`, and sum over the features yourself."
         )
     dims = feature_dims(value)
     relevance = relevance.sum(dims) if dims else relevance

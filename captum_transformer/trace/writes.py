@@ -43,8 +43,8 @@ def that_only_looks(hook: Callable[[Tensor], Any]) -> Callable[[Tensor], None]:
         if replaced is not None and replaced is not gradient:
             raise UnseenOperationError(
                 "The model registers a hook on a tensor that replaces its gradient (for gradient "
-                "reversal or clipping, say). Explanations would be of another function than the "
-                "one that the model computes. Leave the hook out while it is explained."
+                "reversal or clipping, say). The gradient would be that of another function. "
+                "Remove the hook while the model is explained."
             )
 
     return looking

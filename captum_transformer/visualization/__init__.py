@@ -1,8 +1,8 @@
-"""Pictures of attributions: of images, texts, both, sound and video, and their way to TensorBoard.
+"""Draws attributions of images, texts, sound and video, and logs them to TensorBoard.
 
-Everything here takes plain tensors, so it draws what any attribution method returns. What is a
-picture by itself comes as a uint8 array ``(height, width, 3)``, what has axes as a figure of
-Matplotlib (`to_array` turns it into pixels), and texts also as HTML, Markdown or terminal text.
+Everything here takes plain tensors, so it draws what any attribution method returns. Pictures are
+uint8 arrays ``(height, width, 3)``; drawings with axes are Matplotlib figures (`to_array` converts
+them to pixels); texts are also available as HTML, Markdown or terminal text.
 """
 
 from captum_transformer.visualization.accounts import account_bars

@@ -1,4 +1,4 @@
-"""Where the relevance of a score went, as bars."""
+"""Draws which parts of a model receive the relevance of a score, as bars."""
 
 import math
 import re

@@ -1,7 +1,7 @@
-"""A small surface to put images and text on.
+"""A small canvas for images and text.
 
-It draws with Matplotlib's Agg renderer and has no figure, so pyplot's global state is never
-touched, an image arrives with exactly its own pixels, and a panel takes milliseconds.
+It draws with Matplotlib's Agg renderer and without a figure, so pyplot's global state is
+unaffected, images keep their exact pixels, and a panel takes milliseconds.
 """
 
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ class Canvas:
         graphics.restore()
 
     def image(self) -> Image:
-        """What has been drawn so far, as a copy."""
+        """A copy of the picture drawn so far."""
         picture: Image = self._pixels[..., :3].copy()
         return picture
 
@@ -108,7 +108,7 @@ def fit(string: str, width: float, size: float = 10) -> str:
 
     Args:
         string: One line of text.
-        width: The room in pixels.
+        width: The available width in pixels.
         size: The font size in points.
 
     Returns:

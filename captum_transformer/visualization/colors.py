@@ -1,8 +1,8 @@
-"""The two colour scales, and how a value of each is looked up.
+"""The two colour scales, and functions that look up colours.
 
-Both are perceptually uniform, so that equal steps of relevance look equally large, and can be read
-with any colour vision: lightness alone tells strength, and red and blue, unlike red and green, are
-told apart by protanopes, deuteranopes and tritanopes alike.
+Both are perceptually uniform, so that equal steps of relevance look equally large, and are
+suitable for people with colour-vision deficiencies: lightness shows the strength, and red and blue
+can be distinguished, unlike red and green.
 """
 
 import numpy as np
@@ -59,7 +59,7 @@ SIGNED_CMAP: Colormap = _signed()
 """Blue is evidence against the class, nearly white is zero, red supports it."""
 
 POSITIVE_CMAP: Colormap = colormaps["inferno"]
-"""Black is nothing, purple and orange are more, pale yellow is the strongest."""
+"""Black is zero, purple and orange are intermediate, pale yellow is the strongest."""
 
 
 def overlay_colors(scaled: ScaledMap) -> npt.NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Detected objects: each box with the map of why it was found."""
+"""Draws detected objects, each box with its map."""
 
 from collections.abc import Sequence
 
@@ -18,8 +18,8 @@ from captum_transformer.visualization.figure import (
 from captum_transformer.visualization.maps import MapOptions, common_scale, scaled_map
 from captum_transformer.visualization.overlay import blend, to_display
 
-# Okabe and Ito's colours, which are told apart with any colour vision; without black and yellow,
-# which drown in an image.
+# Okabe and Ito's colours, which can be distinguished with any colour vision; without black and
+# yellow, which are hard to see in an image.
 BOX_COLORS = ["#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2"]
 
 _SIDE = 2.6  # inches
@@ -53,8 +53,8 @@ def detections(
         A figure; `to_array` converts it to pixels.
 
     Raises:
-        ValueError: If the numbers differ, a box lies outside the image or is none, or a map can't
-            be drawn.
+        ValueError: If the numbers differ, a box is empty or outside the image, or a map can't be
+            drawn.
 
     Example:
         >>> import torch

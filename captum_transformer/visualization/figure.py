@@ -1,4 +1,4 @@
-"""What the figures share: how they are made, framed and turned into pixels.
+"""Functions shared by all figures: creation, frames, conversion to pixels.
 
 A figure here is a `matplotlib.figure.Figure` without pyplot, so that no global state is touched and
 nothing has to be closed; ``figure.savefig("picture.png")`` writes it, a notebook shows it.

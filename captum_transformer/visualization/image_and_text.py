@@ -1,4 +1,4 @@
-"""An image and the words that go with it, for models that read both."""
+"""Draws an image and its text, for multimodal models."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What each token has of each other one: generated text by prompt, and maps by layer and head."""
+"""Draws matrices of tokens by tokens: generated text by prompt, and maps by layer and head."""
 
 from collections.abc import Mapping, Sequence
 
@@ -111,8 +111,8 @@ def map_grid(
 
     All have one scale. A map of one layer is what `relevance_maps` of a method returns:
     ``{"layer 0": method.relevance_maps(inputs, target)["x", "x"][0], ...}``, whose methods of one
-    layer keep the heads apart with ``average_heads=False``. To see where a single token looks in an
-    image, take its row, and `image_grid`.
+    layer keep the heads apart with ``average_heads=False``. To see which image patches a single
+    token attends to, draw its row with `image_grid`.
 
     Args:
         maps: The maps by the name of their row, each ``(heads, queries, keys)`` or

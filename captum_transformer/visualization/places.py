@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 Grey: TypeAlias = npt.NDArray[np.float64]
-"""From black (0) to white (1), in a shape that a picture's can be broadcast from."""
+"""From black (0) to white (1), in a shape that broadcasts to a picture's."""
 
 Process: TypeAlias = Callable[[list[Any]], Tensor]
-"""What makes a model's input of a list of pictures (as PIL images)."""
+"""Converts a list of pictures (PIL images) to a model's input."""
 
 _MOST = 100  # pictures whose numbers can be told apart as greys
 _STEP = 0.5 / 255
@@ -35,7 +35,7 @@ class Places(NamedTuple):
     y: Tensor
 
     def resolution(self, number: int) -> tuple[int, int]:
-        """How many rows and columns of a picture the input tells apart, at most 255 of each."""
+        """How many rows and columns of a picture the input resolves, at most 255 of each."""
         inside = self.picture == number
         return _count(self.y[inside]), _count(self.x[inside])
 
@@ -69,17 +69,17 @@ class Places(NamedTuple):
 
 
 def places_of(process: Process, pictures: Sequence[Any]) -> Places:
-    r"""Finds out where a processor puts each part of a picture.
+    r"""Determines where each value of a processor's output comes from in a picture.
 
     This works for any way to crop, scale, tile, cut into patches and pad: the processor gets
     pictures of the same sizes that are black, white, or grey by the column, by the row and by the
     number of the picture. A value that is :math:`v` for one of them, and :math:`b` and :math:`w`
     for the black and the white one, is from :math:`(v - b) / (w - b)` of the way, since processors
     interpolate between pixels and shift and scale what they find. A value that is the same for
-    black and for white comes from no picture. A processor that does anything else, such as
-    cropping at random or by content, or scaling by a picture's own range, is detected:
-    a reversed ramp must give the rest of the range, the pictures themselves must give the same
-    result twice, and values that come from no picture must be those of a black one.
+    black and white is padding. A processor that does anything else, such as cropping at random or
+    by content, or scaling by a picture's own range, is detected: a reversed ramp must give the
+    rest of the range, the pictures themselves must give the same result twice, and values that
+    come from no picture must be those of a black one.
 
     Args:
         process: a deterministic function from a list of PIL images to the model's input.
@@ -132,9 +132,10 @@ def places_of(process: Process, pictures: Sequence[Any]) -> Places:
         black, white, dark, list(zip(along, against, strict=True)), shown
     ):
         raise ValueError(
-            "What the processor makes of a picture is not all of its pixels, each in a place that "
-            "the size alone decides, scaled and shifted alike: it may crop at random or by what is "
-            "shown, or scale by a picture's own range. So where its values come from is not known."
+            "It is unknown from which places in the picture the processor's values come. This "
+            "requires that the places depend on the picture's size only, and that all values are "
+            "scaled and shifted in the same way: the processor may crop at random or depending on "
+            "the content, or normalise by the picture's own range."
         )
     span = white - black
     seen = span != 0

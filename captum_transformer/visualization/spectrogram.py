@@ -1,4 +1,4 @@
-"""Sound: the map over the spectrogram, and the relevance of each moment."""
+"""Draws explained sound: the map over the spectrogram, and the relevance of each moment."""
 
 import math
 
@@ -96,7 +96,7 @@ def spectrogram(
 
 
 def _spread(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Divides what a moment or a patch has among its frames and bins, so that the sum stays."""
+    """Divides the relevance of a moment or patch among its frames and bins, so the sum is kept."""
     (bins, frames), shape = size, tuple(values.shape)
     if len(shape) != 2 or not values.numel() or bins % shape[0] or frames % shape[1]:
         raise ValueError(

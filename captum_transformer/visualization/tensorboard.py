@@ -14,11 +14,11 @@ from captum_transformer.visualization.token_strip import token_strip
 from captum_transformer.visualization.tokens import token_table
 
 FONT_SCALE = 2.0
-"""How large letters are in logged pictures, whose cards show them at about half their size."""
+"""The size of letters in logged pictures, which cards show at about half their size."""
 
 
 class ImageWriter(Protocol):
-    """What is needed of a writer to log images: `torch.utils.tensorboard.SummaryWriter` has it."""
+    """The interface for logging images; `torch.utils.tensorboard.SummaryWriter` implements it."""
 
     def add_image(
         self, tag: str, img_tensor: Image, global_step: int | None = ..., *, dataformats: str = ...
@@ -28,7 +28,7 @@ class ImageWriter(Protocol):
 
 @runtime_checkable
 class TextWriter(ImageWriter, Protocol):
-    """What is needed of a writer to log images and text."""
+    """The interface for logging images and text."""
 
     def add_text(self, tag: str, text_string: str, global_step: int | None = ...) -> Any:
         """Writes one text in Markdown."""
@@ -52,7 +52,7 @@ def log_attributions(
     the history of one image. The part before the tag's first ``/`` is its group on the page.
 
     Args:
-        writer: A `torch.utils.tensorboard.SummaryWriter`, or what writes images as it does.
+        writer: A `torch.utils.tensorboard.SummaryWriter`, or an object with the same `add_image`.
         tag: The beginning of the tags.
         inputs: The images ``(B, C, H, W)`` in any range, with 1 or 3 channels.
         attributions: Their attributions, ``(B, C, H, W)`` or ``(B, H, W)``, or several of them by
@@ -106,7 +106,7 @@ def log_token_attributions(
     TensorBoard removes every style from text, so a heatmap of tokens has to be an image.
 
     Args:
-        writer: A `torch.utils.tensorboard.SummaryWriter`, or what writes as it does.
+        writer: A `torch.utils.tensorboard.SummaryWriter`, or an object with the same methods.
         tag: The beginning of the tags, see `log_attributions`.
         tokens: The tokens of each text.
         attributions: A tensor ``(N,)`` or ``(N, D)`` for each text, or several such lists by name.

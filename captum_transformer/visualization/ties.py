@@ -1,4 +1,4 @@
-"""What ties two inputs together: words to words, patches to patches."""
+"""Draws the pairs of words or patches that make two inputs similar."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -108,10 +108,10 @@ def word_ties(
     scale: float | None = None,
     off_scale: tuple[OffScale, OffScale] = (None, None),
 ) -> Figure:
-    """Draws two texts, a word below the other, with a tie from word to word.
+    """Draws two texts as columns of words, with lines between the pairs of words.
 
-    The stronger a pair's relevance, the more opaque is its tie. Red makes the texts more similar,
-    blue less.
+    The stronger a pair's relevance, the more opaque its line. Red pairs make the texts more
+    similar, blue pairs less.
 
     Args:
         relevance: ``(N1, N2)``, one sample of what `BiLRP` returns.
@@ -119,7 +119,7 @@ def word_ties(
         other: Those of the text at the right.
         labels: What the texts are.
         title: A title.
-        most: How many ties to draw, the strongest ones.
+        most: How many lines to draw; the strongest pairs are chosen.
         sign: Which part of the relevance is shown, see `scale_map`.
         scale: The relevance of a tie that is opaque; None: the strongest.
         off_scale: For each token of both texts, whether it is left out when the scale is found,
@@ -177,7 +177,7 @@ def patch_ties(
         image: The image at the left: ``(3, H, W)``, ``(1, H, W)`` or ``(H, W)``, see `to_display`.
         other: The image at the right.
         relevance: ``(rows, columns, other rows, other columns)``: what `BiLRP` returns for one
-            sample, with the patches of both as the grids that they are. For 14 x 14 patches:
+            sample, with the patches of both arranged as grids. For 14 x 14 patches:
             ``relevance[0].unflatten(1, (14, 14)).unflatten(0, (14, 14))``.
         title: A title.
         most: How many pairs to draw.
@@ -244,7 +244,7 @@ def _colors(ties: Ties) -> list[tuple[float, ...]]:
 
 
 def _draw_curves(axes: Axes, ties: Ties, tops: Sequence[float]) -> None:
-    """Ties that leave and arrive level, so that those of neighbours can be told apart."""
+    """Lines that start and end horizontally, so that those of neighbours can be distinguished."""
     along = np.linspace(0, 1, 40)
     eased = along * along * (3 - 2 * along)
     curves = [

@@ -1,4 +1,4 @@
-"""What ties two texts together as HTML: one string without scripts, or anything to be fetched."""
+"""The lines between two texts as HTML: one string without scripts or external resources."""
 
 from collections.abc import Sequence
 from html import escape
@@ -46,11 +46,11 @@ def word_ties_html(
     scale: float | None = None,
     off_scale: tuple[OffScale, OffScale] = (None, None),
 ) -> str:
-    """Writes two texts, a word below the other, with a tie from word to word.
+    """Writes two texts as columns of words, with lines between the pairs of words.
 
-    It is light or dark as the reader's browser is. A tie that the mouse rests on is drawn in full
-    and says its value. Everything that comes from outside is escaped. In a notebook:
-    ``IPython.display.HTML(word_ties_html(...))``; as a file: `html_page`.
+    It follows the browser's light or dark theme. Hovering over a line highlights it and shows its
+    value. All text is escaped. In a notebook: ``IPython.display.HTML(word_ties_html(...))``; as a
+        file: `html_page`.
 
     Args:
         relevance: ``(N1, N2)``, one sample of what `BiLRP` returns.

@@ -20,9 +20,9 @@ def token_ansi(
     scale: float | None = None,
     off_scale: OffScale = None,
 ) -> str:
-    r"""Writes a text with ANSI escape sequences that colour the ground behind each token.
+    r"""Writes a text with ANSI escape sequences that colour the background of each token.
 
-    The colours are those of `token_strip`, in 24 bits, which all current terminals know. Control
+    The colours are those of `token_strip`, in 24 bits, which all current terminals support. Control
     characters in the tokens are replaced, so that a text can't control the terminal.
 
     Args:

@@ -1,4 +1,4 @@
-"""The tokens of a text as HTML: one string without scripts, fonts or anything to be fetched."""
+"""The tokens of a text as HTML: one string without scripts, fonts or external resources."""
 
 from collections.abc import Sequence
 from html import escape
@@ -40,9 +40,8 @@ def token_html(
 ) -> str:
     """Writes a text with a colour behind each token, light or dark as the reader's browser is.
 
-    Everything that comes from outside is escaped. The exact value of a token is shown when the
-    mouse rests on it. In a notebook: ``IPython.display.HTML(token_html(...))``; as a file:
-    `html_page`.
+    All text is escaped. Hovering over a token shows its exact value. In a notebook:
+    ``IPython.display.HTML(token_html(...))``; as a file: `html_page`.
 
     Args:
         tokens: The N tokens as strings, or its words, see `merge_words`.
@@ -96,7 +95,7 @@ def html_page(title: str, parts: Sequence[str]) -> str:
             escaped.
 
     Returns:
-        The page. Its content security policy lets it load nothing, and run nothing.
+        The page. Its content security policy prevents it from loading or running anything.
 
     Example:
         >>> page = html_page("Why?", ["<p>Because.</p>"])

@@ -1,7 +1,7 @@
 """Which tokens set the colour scale, and what the others look like.
 
-`[CLS]`, a start token or the first token of a decoder may hold nearly all relevance of a text,
-whatever the text says. On a scale up to them, no word would have a colour.
+`[CLS]`, a start token or the first token of a decoder may have nearly all relevance of a text,
+whatever the text is. If they set the scale, no word would have a visible colour.
 """
 
 from collections.abc import Collection, Sequence
@@ -137,7 +137,7 @@ def as_mask(off_scale: OffScale, count: int) -> Tensor:
     mask = torch.as_tensor(off_scale).cpu()
     if mask.shape != (count,):
         raise ValueError(
-            f"off_scale must say of each of the {count} tokens whether it is left out of the "
-            f"scale, got the shape {tuple(mask.shape)}."
+            f"off_scale must have a boolean for each of the {count} tokens, got the shape "
+            f"{tuple(mask.shape)}."
         )
     return mask.bool()

@@ -1,4 +1,4 @@
-"""What a `RelevanceWriter` refuses before any time is spent."""
+"""Checks arguments of a `RelevanceWriter` before the prediction."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def number_of_samples(trainer: Trainer) -> int:
         found = loader if dataset is None else dataset
         raise MisconfigurationException(
             "RelevanceWriter needs a torch DataLoader over a data set with a length and indices, "
-            f"by which it tells the samples apart, got {type(found).__name__}."
+            f"which identify the samples, got {type(found).__name__}."
         )
     return len(dataset)
 

@@ -1,4 +1,4 @@
-"""Checksums, by which a file that has changed by itself is told from one that was written so."""
+"""Checksums, which detect damaged files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Says in terms of JSON what explains, and what is explained, so that two runs can be compared.
+"""Describes methods and models in JSON, so that two runs can be compared.
 
 What is said must be the same in every process, on every device and on every day, and must differ
 where the explanations would.

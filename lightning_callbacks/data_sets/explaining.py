@@ -1,4 +1,4 @@
-"""What a module does whose prediction is an explanation."""
+"""A module whose prediction is an explanation."""
 
 from __future__ import annotations
 
@@ -149,9 +149,9 @@ class Explaining(nn.Module):
             if self.samples is not None and len(samples) != self.samples:
                 raise ValueError(
                     f"A batch has {len(samples)} samples, but {self.samples} ids: its collate_fn "
-                    "has left some out, or made several of one. Let the data set put its index "
-                    "into each sample, and say by RelevanceWriter(..., ids=...) where a batch has "
-                    "the indices."
+                    "has dropped or duplicated samples. Let the data set add its index to each "
+                    "sample, and pass RelevanceWriter(..., ids=...) to say where a batch has the "
+                    "indices."
                 )
             self._require_samples_kept(batch, len(samples))
             rows = range(len(samples)) if self.rows is None else self.rows

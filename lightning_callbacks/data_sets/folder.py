@@ -33,7 +33,7 @@ _SHOWN = 10
 
 
 class WritersFolder:
-    """What is in a folder, all of it read through, and nobody else's to write until it is released.
+    """The verified content of a folder, locked for other writers until it is released.
 
     Args:
         folder: The folder; it is made if it isn't there.

@@ -1,6 +1,6 @@
 """The index: which shard holds which sample, and where.
 
-It is a summary of the shards, kept in ``index.parquet`` for whoever wants to query it. Shards that
+It is a summary of the shards, kept in ``index.parquet`` for queries. Shards that
 are not in it yet are read themselves, so it may be old, missing or damaged: it can always be made
 anew from them.
 """

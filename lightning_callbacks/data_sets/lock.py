@@ -18,7 +18,7 @@ _held: set[Path] = set()
 class FolderLock:
     """Keeps other runs from writing into a folder until it is released, or its process ends.
 
-    The system itself lets go of it when the process is killed, so nobody has to clean up.
+    The operating system releases it if the process is killed, so no cleanup is needed.
 
     Args:
         folder: The folder; it is made if it isn't there.
@@ -69,8 +69,8 @@ def _lock(descriptor: int, folder: Path) -> None:
         raise _refusal(folder, owner) from error
     except OSError as error:
         warnings.warn(
-            f"{folder} lies on a file system without locks ({error}), so nothing keeps another run "
-            "from writing into it at the same time. See to it that none does.",
+            f"{folder} lies on a file system without locks ({error}), so another run could write "
+            "into it at the same time. Make sure that none does.",
             stacklevel=4,
         )
 

@@ -1,4 +1,4 @@
-"""The manifest: what tells the explanations of two runs apart.
+"""The manifest, which identifies the explanations of a run.
 
 A run that is resumed must be the same one: the same method with the same arguments, the same
 model, the same versions. Otherwise the data set would hold explanations of two kinds.

@@ -1,4 +1,4 @@
-"""Which samples a batch consists of, where a collate function may have moved or dropped them."""
+"""Finds out which samples a batch has, even if a collate function moved or dropped some."""
 
 from __future__ import annotations
 

@@ -133,5 +133,5 @@ class RelevanceDataset(Dataset[ExplainedSample]):
         return self[self._index.row(sample_id)]
 
     def save_index(self) -> None:
-        """Writes ``index.parquet`` anew, by the shards where the one that is there is no use."""
+        """Rewrites ``index.parquet``, from the shards if the existing one can't be used."""
         write_index(self.folder, self._index)

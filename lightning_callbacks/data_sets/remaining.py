@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 
 
 class Progress(NamedTuple):
-    """How far a data set is explained.
+    """The progress of explaining a data set.
 
     Attributes:
         done: The ids of the samples that are there, ascending.
@@ -25,8 +25,8 @@ class Progress(NamedTuple):
 class RemainingSamples(Sampler[int]):
     """Yields the samples that are not explained yet, in their order.
 
-    Lightning needs a sample for each process. If fewer are left, some that are there already come
-    with them; they are not explained again.
+    Lightning needs a sample for each process. If fewer are left, some existing samples are added;
+    they are not explained again.
 
     Args:
         count: How many samples the data set has.

@@ -1,1 +1,1 @@
-"""Explanations of samples, and what is measured of them; knows nothing of trainers' runs."""
+"""Explanations of samples and their metrics, independent of trainers."""

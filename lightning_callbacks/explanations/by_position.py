@@ -50,7 +50,7 @@ def by_position(samples: Samples, forward: Callable[..., Any]) -> Samples:
         raise ValueError(
             f"This method passes its arguments by position: ({wanted}), the explained inputs "
             f"first. The model's forward doesn't take them so, its parameters are "
-            f"({', '.join(map(str, parameters))}). Make the method with a function that does: "
+            f"({', '.join(map(str, parameters))}). Create the method with a function that does: "
             f"lambda module: Saliency(lambda {wanted}: module("
             f"{', '.join(f'{name}={name}' for name in wanted.split(', '))}))."
         )

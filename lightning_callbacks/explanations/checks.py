@@ -1,4 +1,4 @@
-"""What the callbacks refuse before any time is spent."""
+"""Checks arguments of the callbacks before training."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def check_trainer(trainer: Trainer) -> None:
     """
     if not trainer.loggers:
         raise MisconfigurationException(
-            "AttributionMonitor has nowhere to log to, since the trainer has no logger. Pass one, "
+            "AttributionMonitor can't log, because the trainer has no logger. Pass one, "
             'e.g. Trainer(logger=TensorBoardLogger("runs")).'
         )
     check_strategy(trainer.strategy)
@@ -77,7 +77,7 @@ def check_strategy(strategy: Any) -> None:
     if how := splits_parameters(strategy):
         raise MisconfigurationException(
             f"Nothing can be explained under {type(strategy).__name__}, which {how} among the "
-            "processes: a forward pass of one process alone would wait for the others for ever. "
+            "processes: a forward pass in a single process would never finish. "
             'Use "ddp", which keeps the module whole, or FSDP2 (ModelParallelStrategy with '
             "fully_shard in configure_model), or explain a checkpoint after the training."
         )
@@ -115,8 +115,8 @@ def check_whole(module: nn.Module, *, by_fsdp2: bool = False) -> None:
     if part := _split_part(module, by_fsdp2=by_fsdp2):
         raise MisconfigurationException(
             f"A module whose parameters are split among processes can't be explained while it "
-            f"trains ({part}): a forward pass of the first process alone would wait for the "
-            "others for ever. Explain a checkpoint after the training."
+            f"trains ({part}): a forward pass in the first process alone would never finish. "
+            "Explain a checkpoint after the training."
         )
 
 

@@ -80,8 +80,8 @@ class ExplainedModel:
         parts = ", ".join(repr(name) for name, _ in model.named_children()) or "none"
         raise MisconfigurationException(
             f"{type(model).__name__} has no forward of its own, so it can't be called with the "
-            f"inputs. Say which of its submodules ({parts}) is the model, e.g. model='net', or how "
-            "scores are made of the inputs: forward=lambda module, x: module.net(x)."
+            f"inputs. Choose one of its submodules ({parts}) as the model, e.g. model='net', or "
+            "pass a function that computes the scores: forward=lambda module, x: module.net(x)."
         )
 
     def part(self, module: nn.Module) -> nn.Module:

@@ -31,7 +31,7 @@ class Explanation:
     delta: float | None = None
 
     def flat_map(self) -> Tensor:
-        """What is compared with the maps of other times: a value per pixel or token."""
+        """The map that is compared with other runs: a value per pixel or token."""
         return torch.cat([as_map(attribution).flatten() for attribution in self.attributions])
 
 
@@ -94,7 +94,7 @@ def explain_layers(
     single: bool = False,
     internal_batch_size: int | None = None,
 ) -> list[Tensor]:
-    """What a method says of what enters some layers, all in one explanation.
+    """A method's attributions to the inputs of some layers, all in one explanation.
 
     Args:
         method: The method.
@@ -189,7 +189,7 @@ def accounts(
     single: bool = False,
     internal_batch_size: int | None = None,
 ) -> list[Account]:
-    """Where the relevance of classes of samples goes; none of methods that keep no account.
+    """The accounts of relevance for classes of samples; none for methods without accounts.
 
     Args:
         method: A Captum method.

@@ -1,4 +1,4 @@
-"""Whether what a map calls important is: deletion and insertion."""
+"""The faithfulness of a map, by deletion and insertion."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ class Faithfulness:
             return torch.full_like(values, self.baseline)
         if not values.is_floating_point():
             raise ValueError(
-                "The mean of token ids has no meaning. Pass the id of a token that says nothing, "
-                "such as that of [MASK]: Faithfulness(baseline=103)."
+                "The mean of token ids has no meaning. Pass the id of a neutral token, such as "
+                "[MASK]: Faithfulness(baseline=103)."
             )
         places = _place_dims(values)
         return values.mean(places, keepdim=True).expand_as(values) if places else 0 * values

@@ -17,7 +17,7 @@ from lightning_callbacks.samples.batch import Samples
 
 
 class FromLayer(nn.Module):
-    """What a model does from the input of one of its submodules on.
+    """The part of a model that follows the input of one of its submodules.
 
     All that doesn't come from that input is a constant: what the model does before, and what it
     takes past the submodule. A method that is given this explains the submodule's input, and all
@@ -88,7 +88,7 @@ def layer_relevance(
     single: bool = False,
     internal_batch_size: int | None = None,
 ) -> dict[str, Tensor]:
-    """What a method says of the inputs of submodules, rather than of the model's inputs.
+    """The attributions of a method to the inputs of submodules, rather than to the model's inputs.
 
     A `TransformerMethod` says it of all of them in one explanation of the model, see its
     `attribute_layers`. Of other methods it is what they attribute to each input in the rest of the

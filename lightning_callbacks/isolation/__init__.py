@@ -1,1 +1,1 @@
-"""A model runs as it does in its training, and is left as it was."""
+"""Runs a model as during training, and leaves it unchanged."""

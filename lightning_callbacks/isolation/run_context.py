@@ -1,4 +1,4 @@
-"""How a model runs in a training: on which device, and in which precision."""
+"""The device, precision and contexts of a model during training."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class RunContext:
 
 @contextmanager
 def silenced(module: nn.Module, forward_context: AbstractContextManager[None]) -> Iterator[None]:
-    """Drops what a forward pass logs, for it would be taken for the trainer's own.
+    """Drops values logged by a forward pass, which would be mistaken for the trainer's own.
 
     Args:
         module: The module, which may hold Lightning modules or be one.

@@ -1,4 +1,4 @@
-"""Modules whose parameters FSDP2 shards: put together while they are explained."""
+"""Gathers the parameters of modules that FSDP2 shards while they are explained."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 @contextmanager
 def unsharded(module: nn.Module) -> Iterator[None]:
-    """Each process has all parameters of a module that FSDP2 shards, whole.
+    """Gathers all parameters of a module that FSDP2 shards in each process.
 
     All processes have to enter it together, and no process needs another one before the end: each
     may explain alone, or not at all. It takes the memory of the whole module's parameters. Nothing

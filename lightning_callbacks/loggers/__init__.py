@@ -1,6 +1,6 @@
-"""How pictures and numbers reach a trainer's loggers, one module per kind of logger.
+"""Writes pictures and numbers to a trainer's loggers, one module per kind of logger.
 
-Loggers are told apart by what they can do, not by their class: each exists twice, in
+Loggers are recognised by their methods, not by their class: each class exists twice, in
 ``pytorch_lightning`` and in ``lightning.pytorch``.
 """
 

@@ -1,4 +1,4 @@
-"""PNG files, for loggers that have no place for images."""
+"""PNG files, for loggers without support for images."""
 
 import io
 import re

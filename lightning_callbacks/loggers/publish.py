@@ -1,4 +1,4 @@
-"""Hands what a run has made to the trainer's loggers."""
+"""Passes the entries of a run to the trainer's loggers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUMBERS = 10_000
 
 
 class Publisher:
-    """Writes parts to all loggers, each for itself: one that fails takes nothing from the others.
+    """Writes parts to all loggers; a logger that fails doesn't affect the others.
 
     Args:
         loggers: The trainer's loggers; none in a process that writes nothing.

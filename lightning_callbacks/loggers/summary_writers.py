@@ -40,7 +40,7 @@ def summary_writer(given: Any, args: TrainingArguments, run: str) -> Any:
 
 
 class AsLogger:
-    """A ``SummaryWriter`` with the face of a logger."""
+    """A ``SummaryWriter`` with the interface of a logger."""
 
     def __init__(self, writer: Any) -> None:
         self.experiment = writer

@@ -1,4 +1,4 @@
-"""TensorBoard, and every other logger whose experiment has the face of its SummaryWriter.
+"""TensorBoard, and all loggers whose experiment has the interface of SummaryWriter.
 
 A ``SummaryWriter`` hands everything to a thread. If that can't write, because the disk is full, it
 ends, and each later call raises the thread's error, those of the training included. So nothing is
@@ -31,7 +31,7 @@ def tensorboard_writer(logger: Any) -> Any:
 
 @contextmanager
 def as_before_if_it_fails(writer: Any, size: int) -> Iterator[None]:
-    """Leaves a ``SummaryWriter`` fit for use whatever becomes of what the body writes with it.
+    """Keeps a ``SummaryWriter`` usable even if the body fails to write with it.
 
     Args:
         writer: A ``SummaryWriter``. Any other is only passed by.

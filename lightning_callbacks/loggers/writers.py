@@ -1,4 +1,4 @@
-"""Which of a trainer's loggers take images, and what to do if none does."""
+"""Finds the loggers that take images, and writes PNG files if there is none."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

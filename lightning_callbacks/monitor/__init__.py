@@ -1,1 +1,1 @@
-"""What `AttributionMonitor` and `AttributionTrainerCallback` do in the runs that they watch."""
+"""The implementation of `AttributionMonitor` and `AttributionTrainerCallback`."""

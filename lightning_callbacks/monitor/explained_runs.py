@@ -1,4 +1,4 @@
-"""What a monitor does in the runs that it watches."""
+"""Explains the samples in the runs of a trainer."""
 
 from __future__ import annotations
 

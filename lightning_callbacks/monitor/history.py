@@ -1,4 +1,4 @@
-"""What a log needs of earlier runs: maps to compare with, and scales that can be compared."""
+"""The state of earlier runs: maps to compare with, and colour scales."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _STRONGEST_SHARE = 4.0
 
 
 def check_scale(scale: Scale) -> None:
-    """Refuses what is no kind of scale.
+    """Raises for an unknown kind of scale.
 
     Args:
         scale: The argument.
@@ -47,7 +47,7 @@ def check_scale(scale: Scale) -> None:
 
 
 class Colors(NamedTuple):
-    """How the colours of a map are to be read.
+    """The meaning of a map's colours.
 
     Attributes:
         factor: What its values are multiplied by before they are drawn.
@@ -80,7 +80,7 @@ class Shown(NamedTuple):
 
 @dataclass
 class History:
-    """What is kept of the runs of one stage.
+    """The state of the runs of one stage.
 
     Attributes:
         last_maps: By method, slot and sample: the class that was explained, and its map.

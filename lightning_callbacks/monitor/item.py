@@ -1,4 +1,4 @@
-"""What of an input is drawn."""
+"""The part of an input that is drawn."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ class Item(NamedTuple):
             if shape[2] * self.height() > _WIDEST * shape[1]:
                 raise ValueError(
                     f"{shape[1]} x {shape[2]} values are too wide for a picture. Numbers are "
-                    "logged all the same."
+                    "still logged."
                 )
             return True
         if values.dim() > 3 or (values.dim() == 3 and shape[0] not in (1, 3)):
             raise ValueError(
-                f"An input of the shape {shape} can't be drawn, for it isn't known where its "
-                'channels, rows and columns lie. Say so: layout="CHW" for an image of '
+                f"An input of the shape {shape} can't be drawn, because the order of its "
+                'channels, rows and columns is unknown. Pass it: layout="CHW" for an image of '
                 f'{shape[0]} channels, "HWC" for channels last, "TCHW" or "CTHW" for a video or '
                 "the slices of a volume."
             )
         if values.is_floating_point() and values.dim() < 3 and len(values) > _LONGEST:
             raise ValueError(
-                f"{len(values)} features are too many for a picture. Numbers are logged all the "
-                'same. For a spectrogram pass layout="HW".'
+                f"{len(values)} features are too many for a picture. Numbers are still "
+                'logged. For a spectrogram pass layout="HW".'
             )
         return values.dim() == 3
 

@@ -1,4 +1,4 @@
-"""The way from what a process explains to the trainer's loggers."""
+"""Passes the explanations of each process to the trainer's loggers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Log:
-    """Brings parts to the loggers, from one process or from all.
+    """Passes parts to the loggers, from one process or from all.
 
     Args:
         trainer: The trainer, at its setup.
@@ -59,7 +59,7 @@ class Log:
         return Share(self.share.rank, self.share.world_size, distributed=distributed)
 
     def add(self, entries: LogEntries) -> None:
-        """Takes what this process has made.
+        """Takes the entries of this process.
 
         Args:
             entries: Pictures and numbers of one run.
@@ -71,14 +71,14 @@ class Log:
                 self._mailbox.send(entries)
 
     def collect(self) -> None:
-        """Takes what other processes have made."""
+        """Takes the entries of other processes."""
         if self._mailbox is not None and self._trainer.is_global_zero:
             with self._failures.tolerated("log the explanations of other processes"):
                 for entries in self._mailbox.receive():
                     self._collected.add(entries, self._publish())
 
     def finish(self) -> None:
-        """Waits a while for the other processes, and logs what they made."""
+        """Waits for the other processes for a limited time, and logs their entries."""
         if self._mailbox is None:
             return
         if self._trainer.is_global_zero:
@@ -91,7 +91,7 @@ class Log:
         self.abandon()
 
     def abandon(self) -> None:
-        """Removes what other processes made."""
+        """Removes the entries of other processes."""
         if self._mailbox is not None:
             self._mailbox.close()
 

@@ -1,4 +1,4 @@
-"""What one validation run adds to the log."""
+"""Draws and compares the explanations of one validation run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explains the fixed samples with all methods; knows nothing of who trains the model."""
+"""Explains the fixed samples with all methods, independently of the trainer."""
 
 from __future__ import annotations
 
@@ -125,8 +125,8 @@ class SampleExplainer:
         if "label" in classes and (unknown := predictions.unknown_labels()):
             self.failures.warn_once(
                 "labels",
-                f"The model has {predictions.probabilities.shape[1]} outputs, so that there is "
-                f"none for the labels {unknown}: samples with these have no picture in the slot "
+                f"The model has {predictions.probabilities.shape[1]} outputs, so there is none "
+                f"for the labels {unknown}: samples with these have no picture in the slot "
                 '"label".',
             )
         pairs = [
@@ -178,8 +178,8 @@ class SampleExplainer:
         if changed:
             self.failures.warn_once(
                 f"changes by {method}",
-                f"The method {method!r} has changed {' and '.join(changed)} of the model, and left "
-                "them so. They have been put back. What makes the method had better change a copy, "
+                f"The method {method!r} has changed {' and '.join(changed)} of the model. The "
+                "changes have been undone. Change a copy of the module instead, "
                 "copy.deepcopy(module).",
             )
 

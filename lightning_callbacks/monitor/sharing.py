@@ -1,7 +1,8 @@
-"""How processes that share the samples bring what they made to the one that logs.
+"""Passes the results of processes that share the samples to the one that logs.
 
-Nothing is a collective operation after the trainer's setup: a process leaves its part as a file
-and goes on, and the first one takes what is there. Who fails or is late keeps no one waiting.
+There are no collective operations after the trainer's setup: each process writes its part to a
+file and continues, and the first process reads the files. A process that fails or is late doesn't
+block the others.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class Collected:
 
     @property
     def waiting(self) -> bool:
-        """Whether a part is missing of a run that another process is through with."""
+        """Whether a part is missing for a run that another process has finished."""
         return bool(self._open)
 
     def add(self, entries: LogEntries, publisher: Publisher) -> None:

@@ -1,4 +1,4 @@
-"""What a callback keeps of the runs whose samples it explains."""
+"""The state of the explained runs of one stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a Lightning trainer's own metrics stand, and ours among them."""
+"""The metrics of a Lightning trainer, and the monitor's among them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a callback keeps of the trainer that it watches; one callback may serve several."""
+"""The state of a callback for each trainer; one callback may be used by several."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_callbacks.monitor.stage_runs import StageRuns
 
 @dataclass
 class Watch:
-    """Where the runs of one trainer stand.
+    """The state of the runs of one trainer.
 
     Attributes:
         validation: What is kept of the validation runs.
@@ -93,7 +93,7 @@ class Watches:
         return current if current.trainer is trainer and current.log is not None else None
 
     def leave(self, watch: Watch) -> None:
-        """A trainer is through.
+        """A trainer has finished.
 
         Args:
             watch: What is kept of it.

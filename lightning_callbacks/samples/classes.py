@@ -1,4 +1,4 @@
-"""Which class of each sample is explained, and what the model says about it."""
+"""The classes that are explained, and the model's predictions."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class FixedSamples:
         return fixed
 
     def restart(self) -> None:
-        """Forgets what a run that was cut short has collected, for it would come twice."""
+        """Discards the samples of an interrupted run, which would otherwise be collected twice."""
         if not self.complete:
             self.batches.clear()
             self.numbers.clear()

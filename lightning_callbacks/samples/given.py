@@ -27,7 +27,7 @@ def given_samples(
     share: Share,
     batch_to_inputs: BatchToInputs | None,
 ) -> FixedSamples:
-    """Reads them as the batches of a loader, which pass the hooks of modules and data modules.
+    """Reads samples like batches of a loader, including the hooks of modules and data modules.
 
     Args:
         samples: A batch such as a loader yields.

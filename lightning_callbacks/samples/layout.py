@@ -1,4 +1,4 @@
-"""Where an input's channels, rows and columns lie, which no shape tells."""
+"""The order of an input's channels, rows and columns."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Layout:
             raise ValueError(
                 f"The layout {self.letters!r} doesn't fit an input of the shape "
                 f"{tuple(values.shape[1:])} for each sample: it names {len(self.letters)} "
-                "dimensions. Mend layout=."
+                "dimensions. Correct layout=."
             )
         values = values.permute(0, *(self.letters.index(c) + 1 for c in self._there()))
         for number, letter in enumerate(_CANONICAL, start=1):

@@ -1,4 +1,4 @@
-"""Tensors in what holds them: tuples, lists, mappings and dataclasses, one in another."""
+"""Functions for tensors in nested tuples, lists, mappings and dataclasses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scores of the classes in what a model returns."""
+"""Finds the scores of the classes in a model's output."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def class_scores(output: Any) -> Tensor:
         )
     raise ValueError(
         "A class is explained, so the module's forward must return one score per class, "
-        f"(batch, classes), got {shapes or type(output).__name__}. A module around it can make "
-        "them, or AttributionMonitor(..., forward=lambda module, x: ...), as by a mean over the "
+        f"(batch, classes), got {shapes or type(output).__name__}. Wrap it in a module that "
+        "computes them, or pass AttributionMonitor(..., forward=lambda module, x: ...), as by a "
+        "mean over the "
         "places of a segmentation."
     )

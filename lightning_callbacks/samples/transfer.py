@@ -1,4 +1,4 @@
-"""The way of a batch to the model: precision, hooks and device, as the trainer takes it."""
+"""Moves a batch to the model as the trainer does: precision, hooks and device."""
 
 from __future__ import annotations
 

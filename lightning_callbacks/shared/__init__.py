@@ -1,1 +1,1 @@
-"""What all rooms stand on: the two names of Lightning, files, and what happens on a failure."""
+"""Shared code: the two packages of Lightning, files, and handling of failures."""

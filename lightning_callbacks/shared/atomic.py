@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are written atomically."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _SUFFIX = ".unfinished"
 
 @contextmanager
 def written(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Lets the body write a file beside a path, and gives it its name when it is complete.
+    """Lets the body write a temporary file, and renames it when it is complete.
 
     Args:
         path: Where the file belongs. One that is there already is replaced in one step.
@@ -35,7 +35,7 @@ def written(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> int:
-    """Removes what was left by a process that was killed while it wrote.
+    """Removes temporary files of a process that was killed.
 
     Args:
         folder: The folder.

@@ -1,4 +1,4 @@
-"""What happens if explaining fails while a model trains."""
+"""Handles failures of explanations while a model trains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_callbacks.shared.flavors import MisconfigurationException
 
 
 class Failures:
-    """Lets a training go on when a picture of it can't be made, and says so once.
+    """Keeps training running if an explanation fails, and warns once.
 
     Args:
         on_error: ``"warn"`` once for each kind of failure, or ``"raise"``.
@@ -49,7 +49,7 @@ class Failures:
     def tolerated(self, what: str) -> Iterator[None]:
         """Turns an exception of the body into a warning, unless it is to be raised.
 
-        What the failed calls held is let go, so that the training finds the memory that it had.
+        Memory held by the failed calls is released, so that it is available to the training.
 
         Args:
             what: What the body does; each has one warning.
@@ -74,7 +74,7 @@ class Failures:
             give_back_cached()
 
     def give_up(self, changed: Sequence[str]) -> None:
-        """Ends all explaining, because it leaves the model other than it was.
+        """Stops all explanations, because they change the model.
 
         Args:
             changed: The names of what has changed.
@@ -86,9 +86,9 @@ class Failures:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         message = (
             f"Explaining the model has changed {', '.join(changed[:5])}{more}, which can't be put "
-            f"back, so {self.owner} explains nothing more. What is trained from here on may differ "
-            "from a training without it. Let the forward pass write into buffers, attributes or "
-            "generators of the module, which are put back, or not write in evaluation mode."
+            f"back, so {self.owner} explains nothing more. From here on, training may differ from "
+            "a training without it. In the forward pass, only write into buffers, attributes or "
+            "generators of the module, which are restored, or don't write in evaluation mode."
         )
         if self.on_error == "raise":
             raise ExplanationError(message)

@@ -1,4 +1,4 @@
-"""One name for what Lightning ships twice.
+"""One name for the classes of both Lightning packages.
 
 ``pytorch_lightning`` and ``lightning.pytorch`` are the same code under two names, so their classes
 are different ones. A callback that inherits from both, and an exception that is both, suit either.
@@ -45,7 +45,7 @@ else:
     else:
 
         class MisconfigurationException(Exception):  # noqa: N818 - it has Lightning's name
-            """Stands in for Lightning's, for the callback of another trainer."""
+            """A replacement for Lightning's class, for the callback of another trainer."""
 
         def __getattr__(name: str) -> Any:
             if name.startswith("__"):

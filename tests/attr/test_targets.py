@@ -143,7 +143,7 @@ def test_output_that_no_input_reaches_is_refused() -> None:
         return torch.nn.functional.scaled_dot_product_attention(queries, queries, queries)[:, 0]
 
     for method in (GenericAttentionRelevance, ConservativeLRP, AttnLRP):
-        with pytest.raises(AssertionError, match=r"cuts them off itself, by `torch.no_grad\(\)`"):
+        with pytest.raises(AssertionError, match=r"detaches them itself, with `torch.no_grad\(\)`"):
             method(learned).attribute(given.inputs, 0)
     zero = GenericAttentionRelevance(detached).attribute(given.inputs, 0)
     assert zero.isfinite().all()

@@ -120,7 +120,7 @@ def test_a_batch_of_no_samples() -> None:
         (torch.ones(0, 3), None, None, r"got shapes \[\(0, 3\)\]"),
         ((torch.ones(2), torch.ones(3)), None, None, r"got shapes \[\(2,\), \(3,\)\]"),
         ({"x": torch.ones(2)}, None, {"x": 1}, r"\['x'\] are among both"),
-        ({"x": torch.ones(2)}, 1, None, "unclear where these belong"),
+        ({"x": torch.ones(2)}, 1, None, "positions are ambiguous"),
         (torch.ones(2), None, [1], "must be a mapping of names to arguments, got a list"),
     ],
 )

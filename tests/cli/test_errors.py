@@ -205,7 +205,7 @@ def test_no_code_or_other_file_beside_a_checkpoint_is_used(photo, run):
         (
             "timm",
             {"architecture": "test_vit", "model_args": {"checkpoint_path": "bad.ckpt"}},
-            "arguments that no model takes",
+            "arguments that models don't have",
         ),
         ("hub", {"architecture": "hf-hub:someone/else"}, "no architecture"),
     ):
@@ -227,7 +227,7 @@ def test_models_that_do_not_load(checkpoints, photo, run):
     Path("broken.safetensors").write_bytes(b"\xff" * 20)
     of = "--architecture", "test_vit"
     for arguments, message in (
-        (["empty"], "has no config.json, so it is not known what model it has"),
+        (["empty"], "has no config.json, so its model is unknown"),
         (["./missing"], "There is no file or folder ./missing"),
         (["missing.pth", *of], "There is no file or folder missing.pth"),
         (["notes.txt", *of], "is not a checkpoint"),

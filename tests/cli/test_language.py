@@ -171,7 +171,7 @@ ASKED = "--prompt", PROMPT, "--answer", ANSWER
 @pytest.mark.parametrize(
     ("model", "arguments", "said"),
     [
-        ("gpt2", ["--prompt", PROMPT], "is a language model: give its answer, --answer TEXT"),
+        ("gpt2", ["--prompt", PROMPT], "is a language model: give its answer with --answer TEXT"),
         ("gpt2", [*ASKED, "--generate", "2"], "Give --answer or --generate, not both"),
         ("gpt2", ["--prompt", PROMPT, "--each"], "--each needs an answer"),
         ("gpt2", ["--prompt", PROMPT, "--hops", "all"], "--hops needs an answer"),

@@ -213,7 +213,7 @@ def test_what_can_not_be_asked(model, transform, picture):
             lambda crops: torch.stack([transforms.ToTensor()(c) for c in crops]),
         ]
     )
-    with pytest.raises(InvalidInputError, match="must make one image"):
+    with pytest.raises(InvalidInputError, match="must return one image"):
         ImageExplainer(model, crops)(picture, target=0)
 
 

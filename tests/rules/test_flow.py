@@ -448,7 +448,7 @@ def test_a_branch_that_mixes_tokens_unread_is_refused(model):
             return (Model if block is self.blocks[0] else model).block(self, block, x)
 
     x = torch.randn(1, TOKENS, WIDTH, dtype=torch.float64)
-    with pytest.raises(UnsupportedOperationError, match="what its branch adds would be lost"):
+    with pytest.raises(UnsupportedOperationError, match="contribution of its branch would be lost"):
         GenericAttentionRelevance(AfterAttention()).attribute(x, 0)
     assert ConservativeLRP(AfterAttention()).attribute(x, 0).any()
 

@@ -273,9 +273,9 @@ def test_gammas_that_are_none(gamma: Any) -> None:
         partial(AttnLRP, timm_vit(), gamma=gamma),
         partial(AttnLRP, timm_vit(), conv_gamma=gamma),
     ):
-        with pytest.raises(InvalidInputError, match=f"not negative, got {gamma!r}"):
+        with pytest.raises(InvalidInputError, match=f"non-negative number, got {gamma!r}"):
             make()
-    with pytest.raises(InvalidInputError, match="not negative"):
+    with pytest.raises(InvalidInputError, match="non-negative"):
         extend.gamma(gamma)
 
 

@@ -404,7 +404,7 @@ def test_what_is_written_over_what_autograd_has_kept_is_named(write: Function) -
         return write((attended(x) @ V).square()) @ W[:, 0]
 
     for method in (GenericAttentionRelevance, TransformerAttribution):
-        with pytest.raises(UnsupportedOperationError, match=r"`(setitem|mul)`.*out of place"):
+        with pytest.raises(UnsupportedOperationError, match=r"`(setitem|mul)`.*out-of-place"):
             method(model).attribute(X, target=1)
 
 

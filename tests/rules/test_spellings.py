@@ -356,5 +356,5 @@ def test_probabilities_are_held_where_they_weight_constants_too():
 
     found, expected = (ConservativeLRP(model).attribute(X, target=1) for model in (apart, together))
     torch.testing.assert_close(found, expected)
-    with pytest.raises(InvalidInputError, match="holds attention weights"):
+    with pytest.raises(InvalidInputError, match="such as attention weights in"):
         ConservativeLRP(lambda x: (x @ x.mT).softmax(-1) @ doubles(4, 3)[..., 0]).attribute(X, 1)

@@ -253,7 +253,7 @@ REFUSED = {
     by_captured_signal: "score_mod reads a tensor .* depends on the inputs",
     by_log_sum_exp: "computes with the log-sum-exp",
     by_blocks_alone: "leaves blocks out",
-    by_overwritten_bias: "written into after",
+    by_overwritten_bias: "modified after",
 }
 
 

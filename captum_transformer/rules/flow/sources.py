@@ -229,13 +229,13 @@ def unread(operation: Operation) -> UnsupportedOperationError:
         return unsupported(
             operation,
             "softmax weights multiply a signal, and the product is not summed over what they are "
-            "weights of, so what its branch adds would be lost",
+            "weights of, so the contribution of its branch would be lost",
         )
     mixed = "several signals" if len(operation.traced()) > 1 else "a signal"
     return unsupported(
         operation,
-        f"it mixes {mixed}, and which of their tokens it mixes is not known (attention must be a "
-        "softmax over keys applied to values), so what its branch adds would be lost",
+        f"it mixes {mixed}, and it is unknown which of their tokens it mixes (attention must be a "
+        "softmax over keys applied to values), so the contribution of its branch would be lost",
     )
 
 

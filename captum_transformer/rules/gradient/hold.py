@@ -29,7 +29,7 @@ from captum_transformer.trace.value import Value
 # Saved beside what is needed: no native operation saves a tensor of this shape, so checkpointing,
 # which would recompute that operation, notices that it is another one.
 MARK = torch.empty(0, 0)
-_WITHOUT_AH = "With `attention_rule=False` they count like any other part of the gradient; "
+_WITHOUT_AH = "With `attention_rule=False` they are treated like other signals; "
 
 
 def with_held(operation: Operation, held: Collection[Operand]) -> Any:

@@ -144,7 +144,7 @@ def favoured(gamma: float, where: Where) -> ForwardRules:
         where: says whether an operation is one of them.
     """
     if not isinstance(gamma, Real) or not 0 <= gamma < math.inf:
-        raise InvalidInputError(f"gamma must be a number that is not negative, got {gamma!r}.")
+        raise InvalidInputError(f"gamma must be a non-negative number, got {gamma!r}.")
     if not gamma:
         return {}
     rule = partial(favour, gamma=gamma, where=where)

@@ -66,8 +66,8 @@ def _note_attention(operation: Operation) -> Any:
         return NotImplemented
     return refused(
         operation,
-        "the softmax of the weights that it applies is written by hand, or masked after it and "
-        "divided by the sum again, and the rule for its temperature is for the whole",
+        "the softmax of its weights is written by hand, or masked and normalised again, and the "
+        "rule for its temperature applies to the whole softmax",
         "Call `torch.softmax`, of scores that are masked by minus infinity; ",
     )
 

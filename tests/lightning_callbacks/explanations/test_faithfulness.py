@@ -84,7 +84,7 @@ def test_tokens_are_replaced_by_a_token():
     )
     assert seen[:4] == [[[5, 6, 7]], [[5, 9, 7]], [[5, 9, 9]], [[9, 9, 9]]]
     assert seen[4:] == [[[9, 9, 9]], [[9, 6, 9]], [[9, 6, 7]], [[5, 6, 7]]]
-    with pytest.raises(ValueError, match="id of a token"):
+    with pytest.raises(ValueError, match="id of a neutral token"):
         Faithfulness().areas(Samples((ids,), None), [(0, 0)], [torch.ones(3)], probabilities)
 
 
