@@ -10,7 +10,8 @@ from torch import Tensor
 from captum_transformer.calling.reading import truth
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.token_flow import TokenFlow
-from captum_transformer.rules.propagate import propagate, rearranged, transposed
+from captum_transformer.rules.propagate import propagate, transposed
+from captum_transformer.rules.rearranged import rearranged
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.history import leading_to

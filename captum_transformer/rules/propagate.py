@@ -1,6 +1,5 @@
 """Carrying something backward along the tape; what flows is up to the rules."""
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -15,7 +14,6 @@ from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
-from captum_transformer.trace.views import views_of
 
 
 class Shares(list["Tensor | None"]):
@@ -224,36 +222,6 @@ def growth(operation: Operation, points: Sequence[Tensor]) -> list[Tensor]:
         growing = [forward_ad.make_dual(x, x) for x in points]  # type: ignore[no-untyped-call]
         outputs = operation.replay(growing)
         return [forward_ad.unpack_dual(y).tangent for y in outputs]  # type: ignore[no-untyped-call]
-
-
-def rearranged(operation: Operation, cotangents: list[Tensor | None]) -> list[Tensor | None]:
-    """The transpose of an operation that only moves, copies or drops entries.
-
-    What a complex number carries is one real number for both of its parts.
-    """
-    some = next(c for c in cotangents if c is not None)
-    if operation.kind is Kind.AS_COMPLEX:
-        return [torch.stack([some / 2, some / 2], -1)]
-    if operation.kind is Kind.AS_REAL:
-        return [some.sum(-1)]
-    if (back := _in_order(operation, some)) is not None:
-        return [back]
-    # What an operation fills in, such as the lowest number there is, must fit the precision.
-    values = [value for _, value in operation.traced()]
-    dtypes = [value.dtype for value in values if value.dtype.is_floating_point]
-    dtype = functools.reduce(torch.promote_types, dtypes, some.dtype)
-    blanks = [value.blank(dtype) for value in values]
-    return transposed(operation, blanks, cotangents)
-
-
-def _in_order(operation: Operation, cotangent: Tensor) -> Tensor | None:
-    """The cotangent as the operand's entries lie, where the output shows each just once."""
-    views = views_of(operation)
-    if views is None or len(views) != 1 or (order := views[0].order()) is None:
-        return None
-    ((_, value),) = operation.traced()
-    whole = views[0].numel() == value.shape.numel()
-    return cotangent.permute(order).reshape(value.shape) if whole else None
 
 
 BY_GRADIENT = "ConservativeLRP needs no rules for single operations and may support it; "

@@ -41,6 +41,22 @@ class View(NamedTuple):
         return tuple(dims) if View(lengths, strides).is_contiguous() else None
 
     @lru_cache(maxsize=4096)  # noqa: B019
+    def shows_each_once(self) -> bool:
+        """Whether it is known that no entry is there twice.
+
+        >>> import torch
+        >>> x = torch.empty(3, 4)
+        >>> [View.of(v).shows_each_once() for v in (x.t()[1:], x[:1].expand(3, 4))]
+        [True, False]
+        """
+        end = 1
+        for stride, length in sorted(zip(self.stride, self.shape, strict=True)):
+            if length > 1 and stride < end:
+                return False
+            end += stride * max(length - 1, 0)
+        return True
+
+    @lru_cache(maxsize=4096)  # noqa: B019
     def apart_from(self, other: "View", shape: tuple[int, ...]) -> bool:
         """Whether it is known that two views of a contiguous tensor have no entry in common.
 

@@ -70,12 +70,16 @@ class Kind(enum.Enum):
 
 
 class Form(enum.Enum):
-    """What a function of each entry is, where a softmax or a norm may be made of it, or a step."""
+    """What a function of each entry is, where a softmax or a norm may be made of it, or a step.
+
+    Of one that moves entries, whether all that it does is to order them.
+    """
 
     POWER = enum.auto()
     EXPONENTIAL = enum.auto()
     LOGARITHM = enum.auto()
     STEP = enum.auto()  # its derivative is zero
+    ORDERS = enum.auto()  # each entry comes out just once
     PIECES = enum.auto()  # of several pieces, as the absolute value: with others it may be a step
 
 

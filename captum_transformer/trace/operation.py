@@ -109,6 +109,7 @@ class Operation:
         note: what a rule leaves here for the rules of operations that come later.
         rule: of several rules the one that it ran under.
         views: what `views_of` knows of it, if that was asked.
+        signals: what the token flow knows of it: the operands that get shares, if it has looked.
     """
 
     result: Operand | None
@@ -118,6 +119,7 @@ class Operation:
     refusal: Exception | None
     shift: Operand | None
     views: tuple[View, ...] | None
+    signals: list[tuple[Operand, Value]] | None
     _contraction: Contraction | None
     note: Any = None
     rule: "Callable[[Operation], Any] | None" = None
@@ -142,13 +144,13 @@ class Operation:
         self._traced = [(o, o.value) for o in operands if o.value is not None]
         # Not in the class: what many objects lack is looked up slowly there.
         self.result = self.edge = self.attention = self.pattern = None
-        self.refusal = self.shift = self.views = self._contraction = None
+        self.refusal = self.shift = self.views = self.signals = self._contraction = None
 
     def changed(self, **attributes: Any) -> "Operation":
         """The same operation with other operands, or run in another way."""
         new, operands = copy.copy(self), attributes.get("operands", self.operands)
         traced = [(o, o.value) for o in operands if o.value is not None]
-        vars(new).update(attributes, _traced=traced, _contraction=None)
+        vars(new).update(attributes, _traced=traced, _contraction=None, signals=None)
         return new
 
     @property

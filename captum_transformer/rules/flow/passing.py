@@ -24,7 +24,8 @@ from captum_transformer.rules.flow.shares import (
 from captum_transformer.rules.flow.sources import Junction, Sources, unread
 from captum_transformer.rules.flow.terms import ADDITIONS, joins_features, receiving
 from captum_transformer.rules.ledger import total
-from captum_transformer.rules.propagate import rearranged, unsupported
+from captum_transformer.rules.propagate import unsupported
+from captum_transformer.rules.rearranged import rearranged
 from captum_transformer.rules.relevance.totals import constants, remaining
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.features import feature_dims

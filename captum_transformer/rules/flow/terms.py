@@ -9,7 +9,7 @@ from captum_transformer.rules.flow.joined import Axes, along_features, carried, 
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.dimensions import image, passage
 from captum_transformer.trace.features import feature_dims
-from captum_transformer.trace.kinds import AS_OTHERS, BY_ENTRY, MOVES, Kind, Role
+from captum_transformer.trace.kinds import AS_OTHERS, BY_ENTRY, MOVES, Form, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.value import Value
@@ -146,7 +146,9 @@ def has_constants(operation: Operation) -> bool:
         return len(operation.operands) > signals
     if signals > 1:
         return any(o.value is None and o.role is Role.SIGNAL for o in operation.operands)
-    return operation.kind not in AS_OTHERS and views_of(operation) is None
+    if operation.kind in AS_OTHERS or operation.form is Form.ORDERS:
+        return False
+    return views_of(operation) is None
 
 
 def receiving(operation: Operation) -> list[tuple[Operand, Value]]:
@@ -155,10 +157,13 @@ def receiving(operation: Operation) -> list[tuple[Operand, Value]]:
         operand = operation.attention.value
         return [] if operand.value is None else [(operand, operand.value)]
     traced = operation.traced()
-    signal = signal_of(operation) if len(traced) > 1 else None
-    if signal is None:
+    if len(traced) < 2:
         return traced
-    return [t for t, is_one in zip(traced, signal, strict=True) if is_one]
+    # It is asked several times in each pass, and the forward pass has come to its end.
+    if operation.signals is None:
+        signal = signal_of(operation) or [True] * len(traced)
+        operation.signals = [t for t, is_one in zip(traced, signal, strict=True) if is_one]
+    return operation.signals
 
 
 def vanishes(operation: Operation) -> bool:

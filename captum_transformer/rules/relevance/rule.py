@@ -11,13 +11,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from captum_transformer.account import Reason
-from captum_transformer.rules.propagate import (
-    Shares,
-    rearranged,
-    share_of_ids,
-    transposed,
-    unsupported,
-)
+from captum_transformer.rules.propagate import Shares, share_of_ids, transposed, unsupported
+from captum_transformer.rules.rearranged import rearranged
 from captum_transformer.rules.relevance.addition import addition, summed
 from captum_transformer.rules.relevance.homogeneous import added_at, length, moment, terms, z_rule
 from captum_transformer.rules.relevance.product import convolution, product

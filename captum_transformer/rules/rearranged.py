@@ -1,0 +1,105 @@
+"""The transpose of operations that move entries: what has moved goes back where it came from."""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_transformer.rules.propagate import transposed
+from captum_transformer.trace.kinds import Form, Kind
+from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.views import views_of
+
+
+def rearranged(operation: Operation, cotangents: list[Tensor | None]) -> list[Tensor | None]:
+    """The transpose of an operation that only moves, copies or drops entries.
+
+    What a complex number carries is one real number for both of its parts.
+    """
+    some = next(c for c in cotangents if c is not None)
+    if operation.kind is Kind.AS_COMPLEX:
+        return [torch.stack([some / 2, some / 2], -1)]
+    if operation.kind is Kind.AS_REAL:
+        return [some.sum(-1)]
+    if operation.kind is Kind.PAD:
+        back = _cropped(operation, some)
+    else:
+        back = _in_order(operation, some)
+        back = _put_back(operation, cotangents) if back is None else back
+    if back is not None:
+        return [back]
+    if operation.form is Form.ORDERS:
+        return [_ordered(operation, some)]
+    # What an operation fills in, such as the lowest number there is, must fit the precision.
+    values = [value for _, value in operation.traced()]
+    dtypes = [value.dtype for value in values if value.dtype.is_floating_point]
+    dtype = functools.reduce(torch.promote_types, dtypes, some.dtype)
+    blanks = [value.blank(dtype) for value in values]
+    return transposed(operation, blanks, cotangents)
+
+
+def _in_order(operation: Operation, cotangent: Tensor) -> Tensor | None:
+    """The cotangent as the operand's entries lie, where the output shows each just once."""
+    views = views_of(operation)
+    if views is None or len(views) != 1 or (order := views[0].order()) is None:
+        return None
+    ((_, value),) = operation.traced()
+    if views[0].numel() != value.shape.numel():
+        return None
+    if order != tuple(range(len(order))):
+        cotangent = cotangent.permute(order)
+    # What is spread evenly over the last dimensions stays so, and is not copied.
+    even, sizes, steps = 0, cotangent.shape, cotangent.stride()
+    for ours, theirs, step in zip(sizes[::-1], value.shape[::-1], steps[::-1], strict=False):
+        if step or ours != theirs or not ours:
+            break
+        even += 1
+    if not even:
+        return cotangent.reshape(value.shape)
+    single = cotangent
+    for dim in range(-even, 0):
+        single = single.narrow(dim, 0, 1)
+    return single.reshape(*value.shape[:-even], *[1] * even).expand(value.shape)
+
+
+def _ordered(operation: Operation, cotangent: Tensor) -> Tensor:
+    """The cotangent with its entries in their former order, which may change along some dimensions.
+
+    What is spread evenly over the others stays so.
+    """
+    ((_, value),) = operation.traced()
+    moved = operation.along(cotangent.ndim) or range(cotangent.ndim)
+    steps = enumerate(cotangent.stride())
+    single = [slice(None) if step or dim in moved else slice(1) for dim, step in steps]
+    given = cotangent[tuple(single)]
+    (back,) = transposed(operation, [value.blank(cotangent.dtype)[tuple(single)]], [given])
+    whole: Tensor = given if back is None else back
+    return whole.expand(value.shape)
+
+
+def _put_back(operation: Operation, cotangents: Sequence[Tensor | None]) -> Tensor | None:
+    """The cotangents at their places in the operand, where outputs show parts of it, each once."""
+    views = views_of(operation)
+    if views is None or not all(view.shows_each_once() for view in views):
+        return None
+    given = [(place, c) for place, c in enumerate(cotangents) if c is not None]
+    if any(cotangent.requires_grad for _, cotangent in given):
+        return None
+    ((_, value),) = operation.traced()
+    (first, cotangent), *others = given
+    whole = cotangent.new_zeros(value.shape)
+    parts = operation.replay([whole])
+    parts[first].copy_(cotangent)
+    for place, further in others:
+        parts[place].add_(further)
+    return whole
+
+
+def _cropped(operation: Operation, cotangent: Tensor) -> Tensor | None:
+    """The cotangent without the entries that constants have filled in around the operand's."""
+    mode, widths = operation.argument("mode", "constant"), operation.argument("pad")
+    if mode != "constant" or len(operation.operands) != 1:
+        return None
+    return F.pad(cotangent, [-width for width in widths]) if any(widths) else cotangent
