@@ -15,7 +15,7 @@ from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.target import Target
 from captum_transformer.errors import UnsupportedOperationError
-from captum_transformer.rules.flow.maps import attend_with
+from captum_transformer.rules.flow.maps import ReadTwice, attend_with
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.ledger import Ledger
 from captum_transformer.rules.streams.relevancies import Relevancies, last_call, shares_of_queries
@@ -206,6 +206,8 @@ class RolloutMethod(AttentionFlowMethod):
     def _flow(self, selection: Selection) -> TokenFlow:
         calls = selection.from_layer(self.start_layer)
         maps = self._maps(selection, calls)
+        if self.normalize_rows:
+            maps = ReadTwice(maps)
         return TokenFlow(
             selection.forward.tape,
             {call.layer: attend_with(maps) for call in calls},

@@ -67,6 +67,7 @@ class Ledger:
         self.started: list[Tensor] = []
         self.taken: list[Taken] = []
         self.ended: list[tuple[Value, Tensor]] = []
+        self._counted: dict[int, list[Tensor]] = {}
         self._size: list[Tensor] = []
         self._compared: list[tuple[Operation, Tensor, Tensor, Tensor]] = []
 
@@ -74,6 +75,11 @@ class Ledger:
         """Notes what there is to be carried."""
         self.started = [total(value, seed) for value, seed in seeds.items()]
         self._size = [torch.linalg.vector_norm(seed, 1) for seed in seeds.values()]
+
+    def count(self, amount: Tensor, times: int) -> None:
+        """Notes what has started so many times, or less than none where it ended."""
+        if times:
+            self._counted.setdefault(times, []).append(amount)
 
     def passed(
         self,
@@ -101,6 +107,8 @@ class Ledger:
     def join(self, other: "Ledger") -> None:
         """Takes over what another pass has noted."""
         self.started += other.started
+        for times, amounts in other._counted.items():  # noqa: SLF001 - of its own class
+            self._counted.setdefault(times, []).extend(amounts)
         self.taken += other.taken
         self.ended += other.ended
 
@@ -112,12 +120,10 @@ class Ledger:
         """
         some = self.started[0]
         away = [*(taken.amount for taken in self.taken), *(amount for _, amount in self.ended)]
-        sums = [
-            torch.cat([part.reshape(-1).to(some) for part in parts]).sum()
-            for parts in (self.started, away)
-            if parts
-        ]
-        left = sums[0] - sum(sums[1:])
+        left = _sum(self.started, some)
+        for times, amounts in self._counted.items():
+            left = left + _sum(amounts, some) * times
+        left = left - _sum(away, some) if away else left
         size = torch.stack([size.to(some) for size in self._size]).sum()
         alike = (left.abs() <= size * ROUNDING) & left.isfinite()
         if self._compared:
@@ -132,6 +138,10 @@ class Ledger:
         columns = list(zip(*self._compared, strict=True))[1:]
         expected, found, size = (torch.stack([t.to(some) for t in column]) for column in columns)
         return (expected - found).abs() / size.masked_fill(size == 0, 1.0)
+
+
+def _sum(parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    return torch.cat([part.reshape(-1).to(like) for part in parts]).sum()
 
 
 class Audit(Ledger):

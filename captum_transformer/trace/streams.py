@@ -101,8 +101,9 @@ class Streams:
 
     def _newest(self, carried: Iterable[Versions]) -> Versions:
         """The versions that something made from several values carries, in the values' order."""
-        found: list[Version] = []
-        for version in (version for versions in carried for version in versions):
+        several = dict.fromkeys(version for versions in carried for version in versions)
+        found: list[Version] = list(several) if len(several) == 1 else []
+        for version in several if not found else ():
             if any(known.descends_from(version) for known in found):
                 continue
             found = [known for known in found if not version.descends_from(known)]

@@ -27,11 +27,13 @@ class Kept(NamedTuple):
         reason: what takes it; None if by the flow's definition it is no part of the whole.
         key: the sources that it is of.
         amount: the sum of it, for each sample if they are known.
+        starts: whether it is not kept, but starts anew.
     """
 
     reason: Reason | None
     key: int
     amount: Tensor
+    starts: bool = False
 
 
 class Books:
@@ -50,7 +52,7 @@ class Books:
         """Notes the shares that there are at first."""
         self._ledger.start(seeds)
         for value, share in seeds.items():
-            self._ledger.started.append(share.sum() * (keys[value].bit_count() - 1))
+            self._ledger.count(share.sum(), keys[value].bit_count() - 1)
 
     def passed(
         self,
@@ -62,8 +64,11 @@ class Books:
         attended: Attended | None,
     ) -> None:
         """Notes what an operation has handed on of some sources' shares, and what it keeps."""
-        for reason, of, amount in kept:
-            self._keep(operation, reason, of, amount)
+        for reason, of, amount, starts in kept:
+            if starts:
+                self._ledger.count(amount, of.bit_count())
+            else:
+                self._keep(operation, reason, of, amount)
         if attended is not None:
             for share in shares:
                 self._compare(operation, attended.read, share)
@@ -72,7 +77,7 @@ class Books:
         elif isinstance(self._ledger, Audit):
             arrived = [share for share in shares if share is not None]
             away = [share.sum() * part.bit_count() for _, part, share in pieces]
-            away += [amount.sum() * of.bit_count() for _, of, amount in kept]
+            away += [one.amount.sum() * one.key.bit_count() for one in kept]
             size = sum(torch.linalg.vector_norm(share, 1) for share in arrived) * key.bit_count()
             before = sum(share.sum() for share in arrived) * key.bit_count()
             found = (torch.as_tensor(number) for number in (before, sum(away), size))
@@ -103,7 +108,8 @@ class Books:
         """Notes that a value is reached, where something of one source is asked for."""
         if key & source:
             self._ledger.end(value, share)
-        self._keep(None, None, key & ~source, share.sum())
+        if further := key & ~source:
+            self._keep(None, None, further, share.sum())
 
     def _keep(
         self, operation: Operation | None, reason: Reason | None, key: int, amount: Tensor
@@ -113,6 +119,4 @@ class Books:
             # A token that no input is in has one share, however many inputs there are.
             counted = 1
             self._ledger.taken.append(Taken(operation, reason, amount))
-        if counted != key.bit_count():
-            all_samples = amount.sum() if amount.ndim else amount
-            self._ledger.started.append(all_samples * (counted - key.bit_count()))
+        self._ledger.count(amount, counted - key.bit_count())

@@ -54,6 +54,30 @@ def _through(maps: MapBlock, call: AttentionCall, shares: Tensor, rows: slice) -
     return Attended(keys, share.sum(), (share * block.sum(-1)).sum())
 
 
+class ReadTwice:
+    """Maps whose rows are added up before shares go through them: they are computed once.
+
+    That of one call is kept in between, if it is one block.
+
+    Args:
+        maps: the maps.
+    """
+
+    def __init__(self, maps: MapBlock) -> None:
+        self._maps = maps
+        self._kept: tuple[AttentionCall, slice, Tensor] | None = None
+
+    def __call__(self, call: AttentionCall, rows: slice) -> Tensor:
+        """The rows of a call's map."""
+        kept, self._kept = self._kept, None
+        if kept is not None and kept[0] is call and kept[1] == rows:
+            return kept[2]
+        block = self._maps(call, rows)
+        if block.shape[-2] == call.map_shape()[-2]:
+            self._kept = call, rows, block
+        return block
+
+
 def by_heads(maps: MapBlock, call: AttentionCall) -> Tensor:
     """The whole map of each head of a call: ``(samples, heads, Q, K)``."""
     return torch.cat([by_head(call, maps(call, rows)) for rows in call.blocks()], -2)

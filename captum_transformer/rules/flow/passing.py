@@ -215,7 +215,7 @@ class Passing:
             self.kept.append(Kept(None, key, attended.read))
             key = 0 if value is None else self._starting(value)
             # What starts anew; if nothing does, one share that reaches no input.
-            self.kept.append(Kept(None, key or 1, -attended.made))
+            self.kept.append(Kept(None, key or 1, attended.made, starts=True))
             if not key or value is None:
                 # Queries descend from inputs, and what they attend to does not.
                 reason = Reason.CONSTANT if value is None else Reason.ELSEWHERE
