@@ -89,11 +89,11 @@ def divided(
     shares = parts_of_sum(left, right, relevance, skip=_is_skip(values))
     samples = _samples(operation)
     goal = samples.total(relevance)
-    totals = [samples.total(share) for share in shares]
-    received = []
-    for share, total, scale in zip(shares, totals, scales(totals, goal), strict=True):
-        share.mul_(samples.spread(scale, share.shape))
-        received.append(total * scale)
+    totals = torch.stack([samples.total(share) for share in shares])
+    parts = scales(totals, goal)
+    for share, part in zip(shares, parts, strict=True):
+        share.mul_(samples.spread(part, share.shape))
+    received = list(totals * parts)
     return shares, received, goal - received[0] - received[1]
 
 
@@ -114,10 +114,10 @@ def parts_of_sum(left: Tensor, right: Tensor, relevance: Tensor, *, skip: bool) 
     ]
 
 
-def scales(totals: Sequence[Tensor], goal: Tensor) -> list[Tensor]:
+def scales(totals: Tensor, goal: Tensor) -> Tensor:
     """By what parts of a sum are multiplied, so that their sizes divide what there is (eq. 10)."""
-    magnitude = totals[0].abs() + totals[1].abs()
-    return [ratio(ratio(total.abs(), magnitude) * goal, total) for total in totals]
+    sizes = totals.abs()
+    return ratio(ratio(sizes, sizes.sum(0)) * goal, totals)
 
 
 def _is_skip(values: Sequence[Value]) -> bool:

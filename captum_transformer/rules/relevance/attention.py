@@ -94,7 +94,7 @@ def _through_fused(
     of_mask = None
     if sums:
         *totals, goal = sums
-        of_scores, of_bias = scales(totals, goal)
+        of_scores, of_bias = scales(torch.stack(totals), goal)
         for operand, tensor in received.items():
             factor = of_bias if operand is mask else of_scores
             received[operand] = tensor * _samples(call, tensor).spread(factor, tensor.shape)
