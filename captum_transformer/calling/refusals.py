@@ -25,11 +25,12 @@ def sharded_parameter(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
     Under FSDP2 weights are whole only while their module runs, and their memory is given back
     before a rule reads them.
     """
-    if "torch.distributed.tensor" not in sys.modules:
+    tensors = sys.modules.get("torch.distributed.tensor")
+    if tensors is None:
         return None
     for name, module in modules:
-        for own, parameter in module.named_parameters(recurse=False):
-            if is_sharded(parameter):
+        for own, parameter in vars(module).get("_parameters", {}).items():
+            if isinstance(parameter, tensors.DTensor):
                 return f"{name}.{own}".lstrip(".")
     return None
 

@@ -22,6 +22,7 @@ Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 # By these names entries are picked with brackets.
 _BRACKETS = frozenset({"getitem", "setitem"})
+_REWRITTEN = _BRACKETS | {"to", "batch_norm"}
 _BATCH_NORM = inspect.signature(F.batch_norm)
 
 
@@ -32,6 +33,8 @@ def as_run(
 
     What makes a forward pass random, or dependent on the rest of the batch, is switched off.
     """
+    if function.kind is not Kind.ATTENTION and function.name not in _REWRITTEN:
+        return func, args, kwargs
     if function.kind is Kind.ATTENTION:
         if function.call is flex_attend:
             return flex_attend, (), as_attention(function.bind(args, kwargs))

@@ -94,9 +94,10 @@ def is_linear_layer(operation: Operation) -> bool:
     if product is None or len(traced) != 1:
         return False
     ((operand, value),) = traced
+    for factor in product.factors:
+        if factor.role is Role.WEIGHT:
+            return True
     summed = product.summed(operand)
-    if any(factor.role is Role.WEIGHT for factor in product.factors):
-        return True
     others = "".join(product.of(factor) for factor in product.factors if factor is not operand)
     shared = [dim for dim, letter in enumerate(product.of(operand)) if letter in others]
     return bool(summed) and shared == summed and mixes_features(value, summed)

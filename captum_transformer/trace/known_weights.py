@@ -23,8 +23,10 @@ def signal_of_wrapped(operation: Operation) -> Tensor | None:
     if len(traced) != 1:
         return None
     ((signal, _),) = traced
-    constants = (operand.given for operand in operation.operands if operand is not signal)
-    return None if all(map(is_plain, constants)) else signal.given
+    for operand in operation.operands:
+        if operand is not signal and not is_plain(operand.given):
+            return signal.given
+    return None
 
 
 def with_derivative(operation: Operation, signal: Tensor, result: Tensor) -> Tensor:

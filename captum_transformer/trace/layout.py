@@ -80,9 +80,8 @@ def _mixtures(operation: Operation) -> int:
             mixtures |= value.mixtures
     mixes = operation.kind is Kind.TRANSFORM
     if len(traced) > 1 and pattern is None:
-        by_entry = operation.kind is Kind.MUL or operation.spreads
-        mixes = operation.kind is Kind.PRODUCT and not by_entry
-        if by_entry:
+        mixes = operation.kind is Kind.PRODUCT
+        if operation.kind is Kind.MUL or (mixes and operation.spreads):
             mixes = len({value.weighs_tokens for _, value in traced}) > 1
     return mixtures | 1 << operation.index if mixes else mixtures
 

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -62,6 +61,8 @@ from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
 
 _MAY_HOLD_TENSORS = (tuple, list, dict)
+_MAY_BE_TENSORS = (Tensor, *_MAY_HOLD_TENSORS)
+_HOLD_NONE = frozenset({int, float, bool, str, type(None), slice})
 _ATTENTIONS = frozenset({Kind.SOFTMAX, Kind.ATTENTION})
 _ATTENDS = frozenset({Kind.ATTENTION, Kind.PRODUCT})
 # Of these it is said where in the model they are, beside those whose operands are kept: rules may
@@ -175,22 +176,23 @@ class Trace(TorchFunctionMode):
         """The operation that a call is, before it runs."""
         operands: list[Operand] = []
         find = self.tape.find if torch.is_grad_enabled() else self.tape.find_without_gradient
-
-        def operand(role: Role, tensor: Tensor) -> Operand:
-            new = Operand(tensor, find(tensor), role)
-            operands.append(new)
-            return new
-
-        by_place, by_name, roles = list(args), kwargs.copy(), function.roles
+        by_place, by_name, roles = list(args), kwargs, function.roles
+        last = len(roles) - 1
         for place, argument in enumerate(args):
+            if type(argument) in _HOLD_NONE:
+                continue
+            role = roles[place if place < last else last]
             if isinstance(argument, Tensor):
-                by_place[place] = operand(roles[min(place, len(roles) - 1)], argument)
+                by_place[place] = operand = Operand(argument, find(argument), role)
+                operands.append(operand)
             elif isinstance(argument, _MAY_HOLD_TENSORS):
-                of_role = partial(operand, roles[min(place, len(roles) - 1)])
-                by_place[place] = mapped(of_role, Tensor, argument)
-        for name, argument in kwargs.items():
-            if isinstance(argument, (Tensor, *_MAY_HOLD_TENSORS)):
-                by_name[name] = mapped(partial(operand, function.role_of(name)), Tensor, argument)
+                by_place[place] = _with_operands(argument, role, find, operands)
+        if kwargs:
+            by_name = kwargs.copy()
+            for name, argument in kwargs.items():
+                if isinstance(argument, _MAY_BE_TENSORS):
+                    role = function.role_of(name)
+                    by_name[name] = _with_operands(argument, role, find, operands)
         arguments = function.bind(given := tuple(by_place), by_name)
         kind = function.kind if function.kind_by is None else function.kind_by(arguments)
         leave_out_constants(operands)
@@ -228,7 +230,7 @@ class Trace(TorchFunctionMode):
             step = self.blocks.begin(operation, written, declared_by(hooks))
         result: Any = NotImplemented
         steps = kind in MAY_STEP and is_step(operation)
-        whole = completed(operation)
+        whole = completed(operation) if len(operation.traced()) > 1 else None
         if kind in self.rules:
             result = self._by_rule(self.rules[kind], operation, written, step)
         if steps and result is NotImplemented and goes_straight_through(operation):
@@ -354,6 +356,22 @@ class Trace(TorchFunctionMode):
         self.calls.clear()
         self.steps.clear()
         self._chosen.clear()
+
+
+def _with_operands(
+    argument: Any,
+    role: Role,
+    find: Callable[[Tensor], Value | None],
+    operands: list[Operand],
+) -> Any:
+    """An argument with an operand in the place of each tensor, all of which are listed."""
+
+    def operand(tensor: Tensor) -> Operand:
+        new = Operand(tensor, find(tensor), role)
+        operands.append(new)
+        return new
+
+    return mapped(operand, Tensor, argument)
 
 
 def _attends_learned(operation: Operation) -> bool:

@@ -1,6 +1,7 @@
 """How relevance is summed up and divided."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ EPSILON = 1e-9
 AT_ONCE = 2**22
 
 
+@lru_cache(maxsize=64)
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision in which relevance is summed up: at least float32."""
     return torch.promote_types(dtype, torch.float32)

@@ -1,6 +1,8 @@
 """Where several tokens become one, as in the mean that many models read their scores from."""
 
+import functools
 import math
+import operator
 from collections.abc import Iterable, Sequence
 
 from captum_transformer.trace.attention import AttentionCall
@@ -24,9 +26,10 @@ def pools_tokens(operation: Operation) -> bool:
         operation.kind in _KEEPS_TOKENS and not _picks_entries(operation)
     ):
         return False
-    return any(
-        value.attention and mixes_tokens(operation, o, value) for o, value in operation.traced()
-    )
+    for operand, value in operation.traced():
+        if value.attention and mixes_tokens(operation, operand, value):
+            return True
+    return False
 
 
 def _picks_entries(operation: Operation) -> bool:
@@ -39,18 +42,25 @@ def _picks_entries(operation: Operation) -> bool:
 def mixes_tokens(operation: Operation, operand: Operand, value: Value) -> bool:
     """Whether entries are made of several ones of a signal that are no features of one token."""
     lengths = _lengths_of_tokens(value)
-    return any(
-        lengths[dim] > 1 and _laid_side_by_side(value) != Axis.of(value.shape, dim)
-        for dim in passage(operation, operand).mixed
-    )
+    for dim in passage(operation, operand).mixed:
+        if lengths[dim] > 1 and _laid_side_by_side(value) != Axis.of(value.shape, dim):
+            return True
+    return False
 
 
 def _lengths_of_tokens(value: Value) -> list[int]:
     """How much longer each dimension is than the samples and features in it: one without tokens."""
     samples = samples_in(value)
-    lengths = list(value.shape)
-    for axis in (*(value.features or ()), *(() if samples is None else samples[:1])):
-        if (part := dimension_of(axis, value.shape)) is not None:
+    axes = value.features or ()
+    return _lengths_without(value.shape, axes if samples is None else (*axes, samples[0]))
+
+
+# The layers of a model ask the same of the same shapes, so answers are kept.
+@functools.lru_cache(maxsize=4096)
+def _lengths_without(shape: tuple[int, ...], axes: tuple[Axis, ...]) -> list[int]:
+    lengths = list(shape)
+    for axis in axes:
+        if (part := dimension_of(axis, shape)) is not None:
             lengths[part.dim] //= part.size
     return lengths
 
@@ -117,14 +127,13 @@ def read_from(
         samples: how many there are.
     """
     found: list[Operation] = []
-    seen: list[Value] = []
+    # The values that attend later, and those that go on to what has been found.
+    before = functools.reduce(operator.or_, (call.output.ancestors for call in calls), 0)
     for operation in reversed(operations):
         output = operation.outputs[0]
-        if output is None or not _leaves_one_token(operation, samples):
+        if output is None or before >> output.index & 1:
             continue
-        attends = any(call.output.descends_from(output) for call in calls)
-        goes_on = any(value is output or value.descends_from(output) for value in seen)
-        if attends or goes_on:
+        if not _leaves_one_token(operation, samples):
             continue
         first, value = None, operation.traced()[0][1]
         # One token may be made in steps, with layers of each token between them.
@@ -138,5 +147,6 @@ def read_from(
             step = None if step.pattern is not None else value.operation
         if first is not None:
             found.append(first)
-            seen += [value for _, value in operation.traced()]
+            for _, value in operation.traced():
+                before |= value.ancestors | 1 << value.index
     return found

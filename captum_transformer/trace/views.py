@@ -20,6 +20,7 @@ from captum_transformer.trace.value import Value
 Frozen = tuple[Any, ...]
 # Most arguments are such; they are keys as they are.
 _ATOMS = frozenset({int, bool, float, type(None)})
+_NOTHING: Frozen = (tuple,)
 
 
 def views_of(operation: Operation) -> tuple[View, ...] | None:
@@ -42,8 +43,9 @@ def _views_of(operation: Operation) -> tuple[View, ...] | None:
     if len(traced) != 1:
         return None
     ((signal, value),) = traced
-    if any(o is not signal and o.role is not Role.EXTENT for o in operation.operands):
-        return None
+    for operand in operation.operands:
+        if operand is not signal and operand.role is not Role.EXTENT:
+            return None
     return _lie(operation.call, tuple(value.shape), *frozen_arguments(operation))
 
 
@@ -69,7 +71,8 @@ def part_in_brackets(signal: Operand, brackets: Any) -> View | None:
 
 def frozen_arguments(operation: Operation) -> tuple[Frozen, Frozen]:
     """The arguments of an operation on one tensor, as keys."""
-    return _frozen(operation.args), _frozen(tuple(operation.kwargs.items()))
+    kwargs = operation.kwargs
+    return _frozen(operation.args), _frozen(tuple(kwargs.items())) if kwargs else _NOTHING
 
 
 def run_frozen(call: Callable[..., Any], args: Frozen, kwargs: Frozen, source: Tensor) -> Any:
@@ -85,7 +88,8 @@ def _frozen(argument: Any) -> Frozen:
         # torch has read a number of the model's own by now, too.
         return _frozen(argument.tensor.tolist()) if argument.role is Role.EXTENT else (Operand,)
     if isinstance(argument, (tuple, list)):
-        return (list if isinstance(argument, list) else tuple, *map(_frozen, argument))
+        parts = [(type(p), p) if type(p) in _ATOMS else _frozen(p) for p in argument]
+        return (list if isinstance(argument, list) else tuple, *parts)
     if kind is slice:
         return (slice, argument.start, argument.stop, argument.step)
     return (kind, argument)
