@@ -116,8 +116,8 @@ def train(arguments: argparse.Namespace, callbacks: list[Any]) -> Clock:
     return clock
 
 
-def monitor() -> AttributionMonitor:
-    return AttributionMonitor(METHODS, CLASSES, SAMPLES, on_error="raise")
+def monitor(*, captured: bool) -> AttributionMonitor:
+    return AttributionMonitor(METHODS, CLASSES, SAMPLES, captured=captured, on_error="raise")
 
 
 def median(values: list[float]) -> float:
@@ -130,13 +130,14 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2, help="training steps per epoch")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--captured", action="store_true", help="repeat explanations as graphs")
     arguments = parser.parse_args(given)
     warnings.simplefilter("ignore")
 
-    plain, watched = train(arguments, []), train(arguments, [monitor()])
+    plain, watched = train(arguments, []), train(arguments, [monitor(captured=arguments.captured)])
     profile = cProfile.Profile()
     profile.enable()
-    train(arguments, [monitor()])
+    train(arguments, [monitor(captured=arguments.captured)])
     profile.disable()
 
     step = median(plain.steps)

@@ -17,6 +17,7 @@ from lightning_callbacks.explanations.checks import (
 )
 from lightning_callbacks.explanations.explained_model import ExplainedModel, ModelOf
 from lightning_callbacks.explanations.faithfulness import Faithfulness
+from lightning_callbacks.explanations.graphs import Graphs
 from lightning_callbacks.isolation.run_context import Precision
 from lightning_callbacks.loggers import charts
 from lightning_callbacks.monitor.explained_runs import ExplainedRuns
@@ -132,6 +133,9 @@ class AttributionMonitor(ExplainedRuns):
         scale: The meaning of the strongest colour of a picture: ``"share"``, ``"first"``,
             ``"running"`` or ``"own"``, see `lightning_callbacks.monitor.history.Scale`.
         show_history: Show the maps of the first and of the last run next to each map.
+        captured: Whether explanations are repeated as graphs from the second one on.
+            Results are the same to the last bit. This pays off for small
+            models and on fast devices, if dozens of runs are explained.
         on_error: What happens if a method or a logger fails: ``"warn"`` once and continue training,
             or ``"raise"``.
         seed: The seed of the random number generators each time a method runs.
@@ -180,6 +184,7 @@ class AttributionMonitor(ExplainedRuns):
         account: bool = False,
         scale: Scale = "share",
         show_history: bool = False,
+        captured: bool = False,
         on_error: Literal["warn", "raise"] = "warn",
         seed: int = 0,
     ) -> None:
@@ -217,6 +222,7 @@ class AttributionMonitor(ExplainedRuns):
             scale=scale,
             show_history=show_history,
             layouts=Layouts(layout),
+            graphs=Graphs() if captured else None,
         )
         self._explained = ExplainedModel(model, forward)
         super().__init__(self._new_watch)

@@ -2,5 +2,6 @@
 
 from captum_transformer.captured.archive import load_captured
 from captum_transformer.captured.call import Captured
+from captum_transformer.captured.repeated import Repeated
 
-__all__ = ["Captured", "load_captured"]
+__all__ = ["Captured", "Repeated", "load_captured"]

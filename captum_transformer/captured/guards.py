@@ -252,9 +252,11 @@ def settings(devices: Sequence[str]) -> dict[str, Any]:
             cuda.math_sdp_enabled(),  # type: ignore[no-untyped-call]
             cuda.cudnn_sdp_enabled(),  # type: ignore[no-untyped-call]
         ),
-        "the hooks of all modules": (
-            *_module._global_forward_pre_hooks.values(),  # noqa: SLF001
-            *_module._global_forward_hooks.values(),  # noqa: SLF001
+        "the hooks of all modules": tuple(
+            hook
+            for hooks in (_module._global_forward_pre_hooks, _module._global_forward_hooks)  # noqa: SLF001
+            for hook in hooks.values()
+            if not _is_own(hook)
         ),
     }
 
@@ -262,6 +264,11 @@ def settings(devices: Sequence[str]) -> dict[str, Any]:
 def _is_of_packages(item: Any) -> bool:
     """Whether a class or function is Python's or torch's own, which doesn't change."""
     return is_of_packages(getattr(item, "__module__", ""))
+
+
+def _is_own(hook: Any) -> bool:
+    """Whether it is the library's, which puts modules into evaluation mode and changes no more."""
+    return str(getattr(hook, "__module__", "")).startswith("captum_transformer.")
 
 
 def _is_alike(new: Any, old: Any) -> bool:

@@ -20,6 +20,7 @@ from lightning_callbacks.data_sets.describe import (
 from lightning_callbacks.data_sets.order import keeps_samples
 from lightning_callbacks.explanations.checks import MethodFactory, check_classes
 from lightning_callbacks.explanations.explanation import explain
+from lightning_callbacks.explanations.graphs import Graphs
 from lightning_callbacks.isolation.run_context import silenced
 from lightning_callbacks.isolation.sharded import unsharded
 from lightning_callbacks.samples.batch import BatchToInputs, Samples, read_batch
@@ -64,6 +65,7 @@ class Explaining(nn.Module):
         *,
         tokens: bool = False,
         batch_to_inputs: BatchToInputs | None = None,
+        captured: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -86,6 +88,7 @@ class Explaining(nn.Module):
         self.tokens = tokens
         self.batch_to_inputs = batch_to_inputs
         self.seed = seed
+        self._graphs = Graphs() if captured else None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model."""
@@ -183,7 +186,12 @@ class Explaining(nn.Module):
         ]
         pairs = list(enumerate(targets))
         explanations = explain(
-            self.attribution_method, samples, pairs, single=scores.single, tokens=self.tokens
+            self.attribution_method,
+            samples,
+            pairs,
+            single=scores.single,
+            tokens=self.tokens,
+            graphs=self._graphs,
         )
         names = samples.input_names()
         target = torch.tensor(targets)

@@ -34,6 +34,8 @@ class Called(nn.Module):
     def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
         self.model = model
+        self.function = function
+        self.training = False  # of this wrapper, which has nothing to train
         # As an attribute, for its signature says by which names the inputs go.
         vars(self)["forward"] = partial(function, model)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.calling.memory import is_out_of_memory
 from captum_transformer.visualization import to_map
 from lightning_callbacks.explanations.by_position import by_position
+from lightning_callbacks.explanations.graphs import Graphs
 from lightning_callbacks.samples.batch import Samples
 
 
@@ -57,6 +59,7 @@ def explain(
     single: bool = False,
     tokens: bool = False,
     internal_batch_size: int | None = None,
+    graphs: Graphs | None = None,
 ) -> dict[tuple[int, int], Explanation]:
     """Explains classes of samples, never more at a time than there are samples.
 
@@ -68,6 +71,7 @@ def explain(
         single: The model's output has no dimension for classes.
         tokens: Explain the tokens that the inputs are turned into, which our methods can.
         internal_batch_size: How many to explain at a time, if not as many as there are samples.
+        graphs: Captures calls that repeat, if given.
 
     Returns:
         An explanation for each pair.
@@ -75,7 +79,7 @@ def explain(
     explanations: dict[tuple[int, int], Explanation] = {}
     for part, chosen in _in_batches(samples, pairs, internal_batch_size):
         attributions, deltas = _attribute(
-            method, chosen, _target(part, chosen, single=single), tokens
+            method, chosen, _target(part, chosen, single=single), tokens, graphs
         )
         for number, pair in enumerate(part):
             explanations[pair] = Explanation(
@@ -146,23 +150,29 @@ def _inputs_of(samples: Samples) -> Any:
 
 
 def _attribute(
-    method: Attribution, samples: Samples, target: Tensor | None, tokens: bool
+    method: Attribution,
+    samples: Samples,
+    target: Tensor | None,
+    tokens: bool,
+    graphs: Graphs | None,
 ) -> tuple[tuple[Tensor, ...], list[float] | None]:
     options: dict[str, Any] = {"target": target}
-    attribute = method.attribute
+    has_delta = method.has_convergence_delta() and not tokens
+    delta_too = {"return_convergence_delta": True} if has_delta else {}
+    attribute: Callable[..., Any] = partial(method.attribute, **delta_too)
     if isinstance(method, TransformerMethod):
-        attribute = method.attribute_tokens if tokens else attribute
+        if graphs is not None:
+            attribute = graphs.of(method, "attribute_tokens" if tokens else "attribute", delta_too)
+        elif tokens:
+            attribute = method.attribute_tokens
         options["additional_forward_kwargs"] = samples.additional_forward_kwargs or None
     else:
         samples = by_position(samples, method.forward_func)
     options["additional_forward_args"] = samples.additional_forward_args or None
     inputs = _inputs_of(samples)
-    has_delta = method.has_convergence_delta() and not tokens
     try:
-        if has_delta:
-            result, delta = attribute(inputs, **options, return_convergence_delta=True)
-        else:
-            result, delta = attribute(inputs, **options), None
+        result = attribute(inputs, **options)
+        result, delta = result if has_delta else (result, None)
     except RuntimeError as error:
         # What Captum's methods make of that differs from method to method.
         whole = [values.dtype for values in samples.inputs if not values.dtype.is_floating_point]

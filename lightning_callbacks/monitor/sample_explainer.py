@@ -13,6 +13,7 @@ from captum_transformer.visualization import MapOptions
 from lightning_callbacks.explanations.checks import MethodFactory
 from lightning_callbacks.explanations.explanation import Explanation, accounts, explain
 from lightning_callbacks.explanations.faithfulness import Faithfulness
+from lightning_callbacks.explanations.graphs import Graphs
 from lightning_callbacks.explanations.layer_relevance import layer_relevance
 from lightning_callbacks.explanations.patches import Grid, patch_grids
 from lightning_callbacks.isolation.run_context import RunContext
@@ -46,6 +47,7 @@ class SampleExplainer:
         scale: What the strongest colour of a map stands for.
         show_history: Whether the first map and the last stand beside each.
         layouts: Where the inputs' channels, rows and columns lie.
+        graphs: Captures calls that repeat, if given.
     """
 
     methods: Mapping[str, MethodFactory]
@@ -62,6 +64,7 @@ class SampleExplainer:
     scale: Scale = "share"
     show_history: bool = False
     layouts: Layouts = field(default_factory=Layouts)
+    graphs: Graphs | None = None
 
     def __post_init__(self) -> None:
         check_scale(self.scale)
@@ -146,6 +149,7 @@ class SampleExplainer:
                         pairs,
                         single=predictions.single,
                         internal_batch_size=self.internal_batch_size,
+                        graphs=self.graphs,
                     )
                 self._tell_of_changes(name, state.changed)
                 explanations = {
