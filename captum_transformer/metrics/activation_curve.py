@@ -51,10 +51,10 @@ def activation_curve(
 
     Tokens are covered, not removed. The authors' code replaces each word by [UNK], also [CLS] and
     [SEP], and only keeps padding: ``baselines=tokenizer.unk_token_id, keep=attention_mask == 0``.
-        Embeddings can be zeroed instead: ``baselines=0``. With pixels and a blurred image this is
-        the insertion metric. A fraction of the places outside ``keep`` is rounded up to whole
-        places, as in the authors' code. Due to a rounding error, that code takes four of ten
-        places for a fraction of 0.3; this function takes three. Ties are broken in reading order.
+    Embeddings can be zeroed instead: ``baselines=0``. With pixels and a blurred image this is
+    the insertion metric. A fraction of the places outside ``keep`` is rounded up to whole
+    places, as in the authors' code. Due to a rounding error, that code takes four of ten
+    places for a fraction of 0.3; this function takes three. Ties are broken in reading order.
 
     Args:
         forward_func: The model, or any function that returns scores ``(B, classes)``, as in Captum.

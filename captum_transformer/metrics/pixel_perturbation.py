@@ -45,7 +45,7 @@ def pixel_perturbation(
 
     Pixels are removed in the order of their relevance, all channels of a pixel together.
     *Positive*: the most relevant first; for a faithful map the accuracy falls fast, so its area is
-        small. *Negative*: the least relevant first; a large area is good.
+    small. *Negative*: the least relevant first; a large area is good.
 
     The paper's four numbers per method come from maps for the predicted or for the labelled class,
     and one order each; the map that is passed determines the class. The authors' code

@@ -61,7 +61,7 @@ def rationale_scores(
 
     Reference:
         `ERASER: A Benchmark to Evaluate Rationalized NLP Models
-            <https://arxiv.org/abs/1911.03429>`_.
+        <https://arxiv.org/abs/1911.03429>`_.
 
     Example:
         >>> relevance = torch.tensor([[0.9, 0.1, 0.5, 7.0]])
@@ -110,7 +110,7 @@ def rationale_auprc(
 
     Reference:
         `ERASER: A Benchmark to Evaluate Rationalized NLP Models
-            <https://arxiv.org/abs/1911.03429>`_.
+        <https://arxiv.org/abs/1911.03429>`_.
 
     Example:
         >>> relevance = torch.tensor([[0.9, 0.5, 0.1]])

@@ -47,7 +47,7 @@ def token_removal(
 
     Tokens are *removed*: the sequence gets shorter, nothing is masked. The remaining ones stay in
     their order. *Positive*: the most relevant are removed first, and a small area is good;
-        *negative*: the least relevant are removed first, and a large area is good.
+    *negative*: the least relevant are removed first, and a large area is good.
 
     **Everything that has one entry per token is one of the** ``inputs``: ids, attention mask, token
     types, or the features and boxes of image regions. All of them are shortened along dimension 1.

@@ -50,7 +50,7 @@ def word_ties_html(
 
     It follows the browser's light or dark theme. Hovering over a line highlights it and shows its
     value. All text is escaped. In a notebook: ``IPython.display.HTML(word_ties_html(...))``; as a
-        file: `html_page`.
+    file: `html_page`.
 
     Args:
         relevance: ``(N1, N2)``, one sample of what `BiLRP` returns.
