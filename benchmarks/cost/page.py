@@ -14,6 +14,7 @@ from benchmarks.cost.contenders import FORWARD, REFERENCE, TRACED
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 LONG_RESULTS = RESULTS / "long_cpu_float32.json"
+CAPTURED_RESULTS = RESULTS / "captured_cpu_float32.json"
 LXT_RESULTS = RESULTS / "lxt_cpu_float32.json"
 DOCS = ROOT / "docs"
 
@@ -81,6 +82,17 @@ a time, and memory grows linearly with the number of tokens. Cross-attention und
 {memory}
 """
 
+CAPTURED = """
+## Captured and compiled
+
+[Captured calls](captured.md) run without the trace's Python, and compiled by Inductor. Ratios to a
+plain forward and backward pass as above, measured by `python -m benchmarks.captured`: {samples}
+sample at a time, {threads} thread, torch {torch}. Capturing and compiling are in seconds, done
+once; *nodes* is the number of tensor operations. Layers that repeat are compiled once.
+
+{captured}
+"""
+
 BESIDE_LXT = """
 ## Next to LXT
 
@@ -102,7 +114,7 @@ The growth of the process at its peak.
 
 def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
     """Some columns of the rows, with their heads, as a Markdown table."""
-    numbers = [isinstance(rows[0][key], (int, float)) for key in columns]
+    numbers = [any(isinstance(row[key], (int, float)) for row in rows) for key in columns]
     lines = [
         "| " + " | ".join(columns.values()) + " |",
         "|" + "|".join("--:" if number else "---" for number in numbers) + "|",
@@ -132,6 +144,8 @@ def times(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     return str(value)
@@ -176,6 +190,9 @@ def main() -> None:
     if LONG_RESULTS.exists():
         long = json.loads(LONG_RESULTS.read_text(encoding="utf-8"))["rows"]
         text += LONG.format(long=table(long, _MEMORY | {"seconds": "s"}))
+    if CAPTURED_RESULTS.exists():
+        part = json.loads(CAPTURED_RESULTS.read_text(encoding="utf-8"))
+        text += CAPTURED.format(**part["setting"], captured=table(part["rows"], _CAPTURED))
     if LXT_RESULTS.exists():
         part = json.loads(LXT_RESULTS.read_text(encoding="utf-8"))
         text += BESIDE_LXT.format(**part["setting"], times=times(part["rows"]))
@@ -183,6 +200,16 @@ def main() -> None:
     shutil.copy(RESULTS / "time_cpu_float32.png", DOCS / "images" / "cost.png")
 
 
+_CAPTURED = {
+    "subject": "model",
+    "contender": "method",
+    "eager": "eager",
+    "captured": "captured",
+    "compiled": "compiled",
+    "nodes": "nodes",
+    "capture": "to capture (s)",
+    "compile": "to compile (s)",
+}
 _MEMORY = {"subject": "model", "contender": "method", "mebibytes": "MiB", "ratio": "ratio"}
 
 

@@ -55,7 +55,7 @@ class Repeated(Captured):
 
         Args:
             inputs: as the method takes them.
-            target: as the method takes it, with one index for each sample.
+            target: as the method takes it, with one index for each sample; of one sample in a list.
             additional_forward_args: as the method takes them.
             additional_forward_kwargs: as the method takes them.
         """

@@ -79,7 +79,7 @@ def explain(
     explanations: dict[tuple[int, int], Explanation] = {}
     for part, chosen in _in_batches(samples, pairs, internal_batch_size):
         attributions, deltas = _attribute(
-            method, chosen, _target(part, chosen, single=single), tokens, graphs
+            method, chosen, _target(part, single=single), tokens, graphs
         )
         for number, pair in enumerate(part):
             explanations[pair] = Explanation(
@@ -116,7 +116,7 @@ def explain_layers(
         found = method.attribute_layers(
             _inputs_of(chosen),
             layers,
-            _target(part, chosen, single=single),
+            _target(part, single=single),
             chosen.additional_forward_args or None,
             attribute_to_layer_input=True,
             additional_forward_kwargs=chosen.additional_forward_kwargs or None,
@@ -138,10 +138,9 @@ def _in_batches(
         yield part, samples.select([row for row, _ in part])
 
 
-def _target(pairs: Sequence[tuple[int, int]], samples: Samples, *, single: bool) -> Tensor | None:
-    if single:
-        return None
-    return torch.tensor([class_id for _, class_id in pairs], device=samples.inputs[0].device)
+def _target(pairs: Sequence[tuple[int, int]], *, single: bool) -> list[int] | None:
+    """A class for each sample; a tensor of one entry would be one for all, rounded otherwise."""
+    return None if single else [class_id for _, class_id in pairs]
 
 
 def _inputs_of(samples: Samples) -> Any:
@@ -152,7 +151,7 @@ def _inputs_of(samples: Samples) -> Any:
 def _attribute(
     method: Attribution,
     samples: Samples,
-    target: Tensor | None,
+    target: list[int] | None,
     tokens: bool,
     graphs: Graphs | None,
 ) -> tuple[tuple[Tensor, ...], list[float] | None]:
@@ -168,6 +167,8 @@ def _attribute(
         options["additional_forward_kwargs"] = samples.additional_forward_kwargs or None
     else:
         samples = by_position(samples, method.forward_func)
+        if target is not None:
+            options["target"] = torch.tensor(target, device=samples.inputs[0].device)
     options["additional_forward_args"] = samples.additional_forward_args or None
     inputs = _inputs_of(samples)
     try:
@@ -216,7 +217,7 @@ def accounts(
     return [
         method.account(
             _inputs_of(chosen),
-            _target(part, chosen, single=single),
+            _target(part, single=single),
             chosen.additional_forward_args or None,
             additional_forward_kwargs=chosen.additional_forward_kwargs or None,
         )
