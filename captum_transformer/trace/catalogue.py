@@ -109,7 +109,7 @@ TABLE: dict[Kind, str] = {
         rrelu(input lower upper) sqrt(input !power) pow(input exponent !power)
         rpow(exponent input/other !power) float_power(input exponent !power) square(input !power)
         sin(input) cos(input) clamp(input min max !power) clip(input min max !power)
-        clamp_min(input min !power) clamp_max(input max !power) nan_to_num(input nan)
+        clamp_min(input min !power) clamp_max(input max !power) nan_to_num(input nan !power)
         remainder(input other !pieces) fmod(input other !pieces) mod(input other !pieces)
         digamma(input) lgamma(input) i0(input) polygamma(n input) mvlgamma(input p)
         special_psi(input) special_gammaln(input) special_multigammaln(input p) special_erfcx(input)

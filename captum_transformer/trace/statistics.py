@@ -19,6 +19,8 @@ _SUMS = frozenset({Kind.ADD, Kind.SUB})
 _TO_SUM = COPIES | {Kind.ADD, Kind.ENTRYWISE, Kind.RECIPROCAL}
 _MIXES = frozenset({Kind.SUM, Kind.MEAN, Kind.POOL, Kind.DISTANCE, Kind.PRODUCT})
 _OF_ROWS = frozenset({Kind.MAXIMUM, Kind.SMOOTH_MAXIMUM})
+# What compares with constants, and what writes to places that were picked.
+_PLACES = frozenset({Kind.MAXIMUM, Kind.SUM_AT_INDICES})
 _LINEAR = (ENTRIES_ALONE - {Kind.ENTRYWISE}) | MOVES | _MIXES
 
 
@@ -168,9 +170,12 @@ def subtracts_unknown(operation: Operation) -> bool:
     )
 
 
-def _made_of(value: Value, *until: Value) -> Iterator[Operation]:
-    """The operations that made a value, back to others, to layers and to functions of an entry."""
-    pending, seen = [value], set[Value]()
+def _made_of(value: Value, *signals: Value) -> Iterator[Operation]:
+    """The operations that made a value, back to signals, layers and functions of an entry.
+
+    Of a signal it is what made it before it was masked, scaled or moved.
+    """
+    pending, seen, until = [value], set[Value](), set(signals)
     while pending:
         value = pending.pop()
         operation = value.operation
@@ -178,10 +183,17 @@ def _made_of(value: Value, *until: Value) -> Iterator[Operation]:
             continue
         seen.add(value)
         yield operation
-        passes = operation.kind in _LINEAR or operation.form is Form.POWER
-        layer = any(operand.role is Role.WEIGHT for operand in operation.operands)
-        if passes and not layer and (value not in until or operation.form is Form.POWER):
-            pending += [source for _, source in operation.traced()]
+        sources = [source for _, source in operation.traced()]
+        alone = operation.kind in MOVES or len(sources) == 1
+        passes = operation.kind in _LINEAR or (alone and operation.kind in _PLACES)
+        power = operation.form is Form.POWER
+        if not (passes or power) or any(o.role is Role.WEIGHT for o in operation.operands):
+            continue
+        if value in until and not power:
+            if not alone or operation.kind in _MIXES:
+                continue
+            until.update(sources)
+        pending += sources
 
 
 def softmax_dim(operation: Operation) -> int | None:

@@ -366,6 +366,65 @@ def test_the_same_function_has_the_same_relevance(group: str, name: str, method:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+ORDER = torch.tensor([3, 0, 5, 2, 4, 1])
+
+
+def written(x: Tensor) -> Tensor:
+    buffer = torch.empty_like(x)
+    buffer[..., :3] = x[..., :3]
+    buffer[..., 3:].copy_(x[..., 3:])
+    return buffer
+
+
+# What exponentials may go through before they are divided by their sum: with a mask, or whole.
+MASKED: dict[str, Function] = {
+    "product": lambda p: p * KEEP,
+    "where": lambda p: torch.where(KEEP, p, 0.0),
+    "masked_fill": lambda p: p.masked_fill(~KEEP, 0.0),
+    "masked_scatter": lambda p: torch.zeros_like(p).masked_scatter(KEEP, p[..., KEEP]),
+}
+PASSED: dict[str, Function] = {
+    "maximum": lambda p: torch.maximum(p, torch.zeros_like(p)),
+    "clamp": lambda p: p.clamp(min=1e-30),
+    "nan_to_num": torch.nan_to_num,
+    "written": written,
+    "index_copy": lambda p: torch.zeros_like(p).index_copy(-1, ORDER, p[..., ORDER]),
+    "index_add": lambda p: torch.zeros_like(p).index_add(-1, ORDER, p[..., ORDER]),
+    "joined": lambda p: torch.cat([p[..., :2], p[..., 2:]], -1),
+    "padded": lambda p: F.pad(p, (1, 1))[..., 1:-1],
+}
+QUOTIENTS: dict[str, Function] = {
+    "sum": lambda p: p / p.sum(-1, keepdim=True) @ V,
+    "reciprocal": lambda p: p * p.sum(-1, keepdim=True).reciprocal() @ V,
+    "normalize": lambda p: F.normalize(p, p=1, dim=-1) @ V,
+    "afterwards": lambda p: (p @ V) / p.sum(-1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("method", ["LRP", "ConservativeLRP", "AttnLRP", "GIM"])
+@pytest.mark.parametrize("way", [*MASKED, *PASSED])
+def test_a_softmax_by_hand_is_right_or_refused_whatever_is_done_to_its_exponentials(
+    way: str, method: str
+) -> None:
+    changed, keep = {**MASKED, **PASSED}[way], KEEP if way in MASKED else torch.ones_like(KEEP)
+
+    def fused(x: Tensor) -> Tensor:
+        return F.linear(x, BEFORE).masked_fill(~keep, -torch.inf).softmax(-1) @ V
+
+    expected = PASSES[method](fused)
+    for quotient in QUOTIENTS.values():
+
+        def by_hand(x: Tensor, quotient: Function = quotient) -> Tensor:
+            return quotient(changed(F.linear(x, BEFORE).exp()))
+
+        torch.testing.assert_close(by_hand(X), fused(X))
+        try:
+            found = PASSES[method](by_hand)
+        except UnsupportedOperationError:
+            continue
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 UNKNOWN: dict[str, Function] = {
     "dot": lambda x: torch.stack([torch.dot(y, W[:, 0]) for y in x.flatten(0, 1)]).view(2, 4),
     "matmul": lambda x: torch.stack([y @ W[:, 0] for y in x.flatten(0, 1)]).view(2, 4),
