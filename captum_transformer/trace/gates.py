@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from captum_transformer.trace.axis import View
-from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Form, Kind
+from captum_transformer.trace.kinds import AS_OTHERS, ENTRIES_ALONE, MOVES, Form, Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import takes_number
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 
 _PIECES = frozenset({Form.STEP, Form.PIECES, Form.POWER})
+# What moves entries, or writes them to places.
+MOVED = (MOVES - AS_OTHERS) | {Kind.SUM_AT_INDICES}
 _ACTIVATIONS = frozenset({Kind.ENTRYWISE, Kind.RECIPROCAL})
 
 
@@ -22,27 +24,38 @@ class OfEntry(NamedTuple):
     Attributes:
         source: the value.
         operations: the steps, the last first.
+        moves: whether entries were moved, masked or written in between.
     """
 
     source: Value
     operations: list[Operation]
+    moves: bool = False
 
 
-def of_one_entry(*values: Value) -> OfEntry | None:
-    """The one value that all were made of, entry by entry; None if there are several."""
-    frontier, operations = set(map(unjoined, values)), list[Operation]()
+def of_one_entry(*values: Value, moved: bool = False) -> OfEntry | None:
+    """The one value that all were made of, entry by entry; None if there are several.
+
+    Args:
+        values: what was made of it.
+        moved: whether entries may have been moved, and constants put beside them.
+    """
+    source_of = (lambda value: value) if moved else unjoined
+    frontier, operations, moves = set(map(source_of, values)), list[Operation](), False
     while len(frontier) > 1:
         latest = max(frontier, key=lambda value: value.index)
         frontier.remove(latest)
         operation = latest.operation
-        if operation is None or not works_by_entry(operation):
+        if operation is None:
             return None
         sources = [source for _, source in operation.traced()]
-        if any(source.shape != latest.shape for source in sources):
-            return None
+        alike = all(source.shape == latest.shape for source in sources)
+        if not (alike and works_by_entry(operation)):
+            if not moved or operation.kind not in MOVED or latest.dtype.is_complex:
+                return None
+            moves = True
         operations.append(operation)
-        frontier.update(map(unjoined, sources))
-    return OfEntry(frontier.pop(), operations)
+        frontier.update(map(source_of, sources))
+    return OfEntry(frontier.pop(), operations, moves)
 
 
 def are_of_one_entry(*values: Value) -> bool:
@@ -59,7 +72,7 @@ def may_be_step(operation: Operation) -> OfEntry | None:
     values = [value for _, value in operation.traced()]
     if len(values) < 2 or not works_by_entry(operation) or values[0].dtype.is_complex:
         return None
-    found = of_one_entry(*values)
+    found = of_one_entry(*values, moved=True)
     return found if found is not None and any(map(_has_pieces, found.operations)) else None
 
 
@@ -127,6 +140,8 @@ def works_by_entry(operation: Operation) -> bool:
     """Whether each entry of the output is made of the signals' entries at its own place alone."""
     if operation.kind in ENTRIES_ALONE:
         return True
+    if operation.kind is Kind.MAXIMUM:  # of two tensors
+        return operation.along(len(operation.traced()[0][1].shape)) == ()
     product = operation.contraction()
     return product is not None and all(
         product.of(operand) == product.output or operand is product.addend

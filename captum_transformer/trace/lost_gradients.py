@@ -53,27 +53,57 @@ class Completed(NamedTuple):
         whole: the function.
         signal: its argument.
         edge: where that stands in the autograd graph.
+        parts: the operation's operands, with where they stand there.
     """
 
     whole: OfEntry
     signal: Tensor
     edge: GradientEdge
+    parts: list[tuple[Tensor, GradientEdge]]
 
     def step(self, operation: Operation, result: Tensor) -> StepFunction:
-        """The function, with whether its derivative is zero though its entries differ."""
+        """The function, with whether its derivative is zero though it depends on its entries."""
         edge, result = get_gradient_edge(result), result.detach()
+        weights = torch.ones_like(result)
+        if self.whole.moves:  # one entry may be in several, with slopes that add up to zero
+            numbers = torch.arange(result.numel(), device=result.device)
+            weights += (numbers / max(result.numel(), 1)).to(result.dtype).view_as(result)
         with torch.enable_grad():
-            ones = torch.ones_like(result)
-            (slope,) = torch.autograd.grad(
-                edge, self.edge, ones, retain_graph=True, allow_unused=True
-            )
-        if slope is None:
-            slope = torch.zeros_like(result)
-        rounding = 64 * torch.finfo(result.dtype).eps * result.abs()
-        flat = ((slope * self.signal).abs() <= rounding) | ~slope.isfinite() | ~result.isfinite()
+            slope = _slope(edge, self.edge, weights)
+            leaves = [tensor.requires_grad_() for tensor, _ in self.parts]
+            local = torch.autograd.grad(operation.replay(leaves)[:1], leaves, weights)
+            parts = [
+                _slope(part, self.edge, given)
+                for (_, part), given in zip(self.parts, local, strict=True)
+            ]
+        # Of slopes that add up to zero rounding is left.
+        largest = torch.stack(parts).abs().amax(0)
+        rounding = 64 * torch.finfo(result.dtype).eps * largest
+        flat = (slope.abs() <= rounding) | ~slope.isfinite() | ~largest.isfinite()
         known = result.nan_to_num(0.0, 0.0, 0.0)
-        flat = flat.all() & (known != known.flatten()[:1]).any()
-        return StepFunction(operation, edge, self.whole, flat)
+        other = self._again(operation) if self.whole.moves else known.flatten()[:1]
+        differs = (known != other.nan_to_num(0.0, 0.0, 0.0)).any()
+        return StepFunction(operation, edge, self.whole, flat.all() & differs)
+
+    def _again(self, operation: Operation) -> Tensor:
+        """What comes out for the same entries in the opposite order."""
+        known = {self.whole.source: self.signal.flatten().flip(0).view_as(self.signal)}
+        with torch.no_grad():
+            for one in reversed(self.whole.operations):
+                results = one.replay([known[value] for _, value in one.traced()])
+                made = zip(one.outputs, results, strict=True)
+                known |= {value: result for value, result in made if value is not None}
+            result: Tensor
+            (result,) = operation.replay([known[value] for _, value in operation.traced()])
+        return result
+
+
+def _slope(of: GradientEdge, point: GradientEdge, weights: Tensor) -> Tensor:
+    """The derivative of a weighted sum of a tensor's entries at another tensor."""
+    if of == point:
+        return weights
+    (slope,) = torch.autograd.grad(of, point, weights, retain_graph=True, materialize_grads=True)
+    return slope
 
 
 def completed(operation: Operation) -> Completed | None:
@@ -86,7 +116,9 @@ def completed(operation: Operation) -> Completed | None:
         return None
     if torch._C._functorch.is_functorch_wrapped_tensor(signal):
         return None
-    return Completed(whole, signal.detach().clone(), get_gradient_edge(signal))
+    given = [operand.given for operand, _ in operation.traced()]
+    parts = [(tensor.detach().clone(), get_gradient_edge(tensor)) for tensor in given]
+    return Completed(whole, signal.detach().clone(), get_gradient_edge(signal), parts)
 
 
 def refuse_steps(

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from captum_transformer.calling.reading import numbers
 from captum_transformer.trace.axis import View
-from captum_transformer.trace.gates import are_of_one_entry, works_by_entry
-from captum_transformer.trace.kinds import AS_OTHERS, MOVES, Form, Kind, Role
+from captum_transformer.trace.gates import MOVED, are_of_one_entry, works_by_entry
+from captum_transformer.trace.kinds import Form, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.quotients import is_gate_by_formula
 from captum_transformer.trace.value import Value
@@ -29,7 +29,6 @@ _SEVERAL = 2.0**52
 _PRODUCTS = frozenset({Kind.MUL, Kind.DIV, Kind.PRODUCT})
 _SUMS = frozenset({Kind.ADD, Kind.SUB, Kind.MAXIMUM})
 _ON = _PRODUCTS | _SUMS | {Kind.COPY, Kind.HOMOGENEOUS}
-_MOVED = (MOVES - AS_OTHERS) | {Kind.SUM_AT_INDICES}
 # A product, as the labels of each of its factors; a value is a sum of such.
 Term = tuple[Tensor, ...]
 
@@ -78,13 +77,6 @@ def meeting(operation: Operation) -> Meeting | None:
     return _met(terms, may_be_whole=not repeats)
 
 
-def _works_alone(operation: Operation) -> bool:
-    """Whether it treats each entry by itself; of two tensors also if it takes the larger entry."""
-    if operation.kind is Kind.MAXIMUM:
-        return operation.along(len(operation.traced()[0][1].shape)) == ()
-    return works_by_entry(operation)
-
-
 def _goes_on(value: Value) -> bool:
     """Whether a value is made of others entry by entry, or of moved entries.
 
@@ -95,25 +87,25 @@ def _goes_on(value: Value) -> bool:
         return False
     if made.kind in _SUMS and len(made.traced()) > 1 and not any(map(_is_filled, made.traced())):
         return False
-    return made.kind in _MOVED or _works_alone(made)
+    return made.kind in MOVED or works_by_entry(made)
 
 
 def _is_filled(traced: tuple[Operand, Value]) -> bool:
     """Whether some of its entries may be constants, which others are added to."""
     _, value = traced
     made = value.operation
-    return made is not None and made.kind in _MOVED and view_of(made, value) is None
+    return made is not None and made.kind in MOVED and view_of(made, value) is None
 
 
 def _may_repeat(made: Operation) -> bool:
     """Whether it may show one entry several times, as where values have been joined before it."""
-    return made.kind in _MOVED or (made.kind in _ON and len(made.traced()) == 1)
+    return made.kind in MOVED or (made.kind in _ON and len(made.traced()) == 1)
 
 
 def _repeats(value: Value) -> bool:
     """Whether it has been made of fewer entries than it has, each in several places."""
     made = value.operation
-    if made is None or made.kind in _MOVED:
+    if made is None or made.kind in MOVED:
         return False
     return any(source.shape != value.shape for _, source in made.traced())
 
@@ -155,13 +147,13 @@ def _seen(value: Value, whole: Value) -> Tensor | None:
     if value is whole:
         return torch.empty(whole.shape, device="meta")
     made = value.operation if _goes_on(value) else None
-    if made is None or (made.kind in _MOVED and view_of(made, value) is None):
+    if made is None or (made.kind in MOVED and view_of(made, value) is None):
         return None
     seen = [_seen(source, whole) for _, source in made.traced()]
     first = seen[0]
     if first is None or any(one is None or View.of(one) != View.of(first) for one in seen):
         return None
-    if made.kind not in _MOVED:
+    if made.kind not in MOVED:
         return first if first.shape == value.shape else None
     try:
         found: Tensor = made.replay([first])[made.outputs.index(value)]
@@ -183,7 +175,7 @@ def _labelled(shared: Sequence[Value], between: Sequence[Value]) -> dict[Value, 
         if made is None:
             raise RuntimeError("only what was made is between values")
         given = [(o, _terms(v, terms)) for o, v in made.traced()]
-        if made.kind in _MOVED:
+        if made.kind in MOVED:
             found = list(_moved(made, value, given, first))
         else:
             found = [tuple(s.expand(value.shape) for s in term) for term in _worked(made, given)]

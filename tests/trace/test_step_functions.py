@@ -75,6 +75,11 @@ STEPS = {
     "by a root": lambda x: (x * x.square().rsqrt()) @ WEIGHT,
     "by itself": lambda x: (x.relu() / x) @ WEIGHT,
     "a function of steps": lambda x: ((y := x.floor()) * y.abs()) @ WEIGHT,
+    "less what is chosen": lambda x: (x - torch.where(x.isnan(), 0.0, x % 1)) @ WEIGHT,
+    "less what is written": lambda x: (x - torch.empty_like(x).copy_(x % 1)) @ WEIGHT,
+    "less what is joined": lambda x: (x - torch.cat([h % 1 for h in x.chunk(2, -1)], -1)) @ WEIGHT,
+    "less the larger": lambda x: (x - torch.maximum(x % 1, torch.zeros_like(x))) @ WEIGHT,
+    "less what is moved": lambda x: (x.roll(1, -1) - x.frac().roll(1, -1)) @ WEIGHT,
 }
 MADE_OF_INTEGERS = {
     "a cast": lambda x: x.int().float() @ WEIGHT,
@@ -157,6 +162,13 @@ HARMLESS = {
     "fractions, in steps": lambda x: (x - (x - x % 1)) @ WEIGHT,
     "written by hand": lambda x: (x * F.relu6(x + 3) / 6) @ WEIGHT,
     "squares with a sign": lambda x: (x * x.abs()) @ WEIGHT,
+    "another's fraction": lambda x: (x - x.frac().roll(1, -1)) @ WEIGHT,
+    "differences": lambda x: (x.relu() - x.relu().roll(1, -1)) @ WEIGHT,
+    "fractions of some": lambda x: (x - torch.where(x > 0, x % 1, 0.0)) @ WEIGHT,
+    "no unit is on": lambda x: x + (y := F.relu(x - 99)) * torch.where(x > 0, y, 5.0),
+    "gated linear units": lambda x: (
+        (h := x.chunk(2, -1))[0].relu().repeat(1, 1, 2) * h[1].repeat(1, 1, 2)
+    ),
     "flat where it is": lambda x: x + (x.relu() - x.relu() * 1.0) @ WEIGHT,
     "between places": lambda x: ((1 + 2 * x.floor() - 2 * x) * 0.5) @ WEIGHT,
     "beside the score": lambda x: x + 0 * x.round().isnan(),
