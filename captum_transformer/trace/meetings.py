@@ -6,9 +6,9 @@ labelled where their ways part, and the labels take all these ways: what moves e
 labels instead.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
-from itertools import combinations, product
+from itertools import combinations, product, zip_longest
 from typing import NamedTuple
 
 import torch
@@ -29,8 +29,10 @@ _SEVERAL = 2.0**52
 _PRODUCTS = frozenset({Kind.MUL, Kind.DIV, Kind.PRODUCT})
 _SUMS = frozenset({Kind.ADD, Kind.SUB, Kind.MAXIMUM})
 _ON = _PRODUCTS | _SUMS | {Kind.COPY, Kind.HOMOGENEOUS}
-# A product, as the labels of each of its factors; a value is a sum of such.
-Term = tuple[Tensor, ...]
+# The labels of each factor of a value, which is their product.
+Factors = list[Tensor]
+# The parts of other values that one was made of, and more perhaps.
+Pieces = frozenset[tuple[Value, View]]
 
 
 class Meeting(NamedTuple):
@@ -68,13 +70,13 @@ def meeting(operation: Operation) -> Meeting | None:
     if are_of_one_entry(*values):
         return Meeting(is_whole=True)
     shared, between = _shared(values)
-    if not shared or _lie_apart(values, shared):
+    if not shared or _lie_apart(values, shared, between):
         return Meeting()
     labels = _labelled(shared, between)
     # An entry that is repeated for several others is more than that of one of them.
     repeats = len({value.shape for value in values}) > 1 or any(map(_repeats, between))
-    terms = {operand: _terms(value, labels) for operand, value in factors.items()}
-    return _met(terms, may_be_whole=not repeats)
+    found = {operand: _factors(value, labels) for operand, value in factors.items()}
+    return _met(found, may_be_whole=not repeats)
 
 
 def _goes_on(value: Value) -> bool:
@@ -132,60 +134,57 @@ def _shared(values: Sequence[Value]) -> tuple[list[Value], list[Value]]:
     return shared, between
 
 
-def _lie_apart(values: Sequence[Value], shared: Sequence[Value]) -> bool:
-    """Whether values are seen at once to be of other parts of one, as the two halves of a GLU."""
-    (whole, *further) = shared
-    seen = [] if further else [_seen(value, whole) for value in values]
-    views = [View.of(one) for one in seen if one is not None]
-    return len(views) == len(values) and all(
-        one.apart_from(other, tuple(whole.shape)) for one, other in combinations(views, 2)
+def _lie_apart(values: Sequence[Value], shared: Sequence[Value], between: Sequence[Value]) -> bool:
+    """Whether values are seen at once to be of other parts, as the two halves of a GLU."""
+    seen = {value: (value, torch.empty(value.shape, device="meta")) for value in shared}
+    pieces = {value: frozenset([(value, View.of(whole))]) for value, whole in seen.values()}
+    for value in reversed(between):
+        made = value.operation
+        sources = [] if made is None else [source for _, source in made.traced()]
+        pieces[value] = Pieces().union(*(pieces.get(source, ()) for source in sources))
+        if made is None or len(pieces[value]) != 1 or any(one not in seen for one in sources):
+            continue
+        whole, part = seen[sources[0]]
+        if made.kind not in MOVED:
+            if part.shape == value.shape:
+                seen[value] = whole, part
+        elif view_of(made, value) is not None:
+            try:
+                part = made.replay([part])[made.outputs.index(value)]
+            except RuntimeError:  # a view of what was copied, and lies otherwise than here
+                continue
+            seen[value] = whole, part
+            pieces[value] = frozenset([(whole, View.of(part))])
+    return not any(
+        whole is other and not one.apart_from(two, tuple(whole.shape))
+        for some, others in combinations([pieces.get(value, ()) for value in values], 2)
+        for (whole, one), (other, two) in product(some, others)
     )
 
 
-def _seen(value: Value, whole: Value) -> Tensor | None:
-    """The part of another value that one is made of, entry by entry; None if it is no view."""
-    if value is whole:
-        return torch.empty(whole.shape, device="meta")
-    made = value.operation if _goes_on(value) else None
-    if made is None or (made.kind in MOVED and view_of(made, value) is None):
-        return None
-    seen = [_seen(source, whole) for _, source in made.traced()]
-    first = seen[0]
-    if first is None or any(one is None or View.of(one) != View.of(first) for one in seen):
-        return None
-    if made.kind not in MOVED:
-        return first if first.shape == value.shape else None
-    try:
-        found: Tensor = made.replay([first])[made.outputs.index(value)]
-    except RuntimeError:  # a view of what was copied, and lies otherwise than here
-        return None
-    return found
-
-
-def _labelled(shared: Sequence[Value], between: Sequence[Value]) -> dict[Value, Sequence[Term]]:
+def _labelled(shared: Sequence[Value], between: Sequence[Value]) -> dict[Value, Factors]:
     """The labels of what several values share, and of what is between, made of that."""
-    first, terms = _SEVERAL + 1, dict[Value, Sequence[Term]]()
+    first, known = _SEVERAL + 1, dict[Value, Factors]()
     for value in shared:
         count = value.shape.numel()
         numbers = torch.arange(count, dtype=torch.float64, device=value.device) + first
-        terms[value] = [(_laid_out(numbers.view(value.shape), value),)]
+        known[value] = [_laid_out(numbers.view(value.shape), value)]
         first += count
     for value in reversed(between):
         made = value.operation
         if made is None:
             raise RuntimeError("only what was made is between values")
-        given = [(o, _terms(v, terms)) for o, v in made.traced()]
+        given = {operand: _factors(source, known) for operand, source in made.traced()}
         if made.kind in MOVED:
-            found = list(_moved(made, value, given, first))
+            known[value] = _moved(made, value, given, first)
         else:
-            found = [tuple(s.expand(value.shape) for s in term) for term in _worked(made, given)]
-            found = [tuple(_laid_out(labels, value) for labels in term) for term in found]
-        terms[value] = found
-    return terms
+            found = [labels.expand(value.shape) for labels in _worked(made, given)]
+            known[value] = [_laid_out(labels, value) for labels in found]
+    return known
 
 
-def _terms(value: Value, known: dict[Value, Sequence[Term]]) -> Sequence[Term]:
-    return known.get(value) or [(_several(value),)]
+def _factors(value: Value, known: Mapping[Value, Factors]) -> Factors:
+    return known.get(value) or [_several(value)]
 
 
 def _several(value: Value) -> Tensor:
@@ -200,9 +199,9 @@ def _laid_out(labels: Tensor, value: Value) -> Tensor:
 
 
 def _moved(
-    operation: Operation, output: Value, given: Sequence[tuple[Operand, Sequence[Term]]], end: float
-) -> Iterator[Term]:
-    """What the terms of each operand become where entries are moved, beside constants."""
+    operation: Operation, output: Value, given: Mapping[Operand, Factors], end: float
+) -> Factors:
+    """What the factors of operands become where entries are moved, beside constants."""
     place = operation.outputs.index(output)
 
     def moved(operand: Operand, labels: Tensor) -> Tensor:
@@ -219,24 +218,30 @@ def _moved(
             return torch.where(strange & (found != 0), _SEVERAL, found)
         return torch.where(strange, 0.0, found)
 
-    for operand, terms in given:
-        for term in terms:
-            yield tuple(moved(operand, labels) for labels in term)
+    parts = [[moved(operand, labels) for labels in of] for operand, of in given.items()]
+    return reduce(_sum, parts)
 
 
-def _worked(
-    operation: Operation, given: Sequence[tuple[Operand, Sequence[Term]]]
-) -> Sequence[Term]:
-    """The terms of what an operation makes of each entry by itself."""
-    added = [terms for operand, terms in given if operand.role is Role.BIAS]
-    parts = [terms for operand, terms in given if operand.role is not Role.BIAS]
+def _worked(operation: Operation, given: Mapping[Operand, Factors]) -> Factors:
+    """The factors of what an operation makes of each entry by itself."""
+    added = [of for operand, of in given.items() if operand.role is Role.BIAS]
+    parts = [of for operand, of in given.items() if operand.role is not Role.BIAS]
     if operation.kind in _SUMS:
-        return [term for terms in (*parts, *added) for term in terms]
+        return reduce(_sum, (*parts, *added))
+    together = [labels for of in parts for labels in of]
     if operation.kind in _ON:
-        products = [sum(terms, ()) for terms in product(*parts)]
-        return products + [term for terms in added for term in terms]
-    one = _of_all(labels for terms in parts for term in terms for labels in term)
-    return [(-one.abs() if _activates(operation) else one,)]
+        return reduce(_sum, (together, *added))
+    one = _of_all(together)
+    return [-one.abs() if _activates(operation) else one]
+
+
+def _sum(some: Factors, others: Factors) -> Factors:
+    """The factors of a sum: in each entry those of the one term that is no constant there."""
+    here, there = _of_all(some), _of_all(others)
+    whole = torch.where((here != 0) & (there != 0), _of_both(here, there), 0.0)
+    pairs = zip_longest(some, others, fillvalue=torch.zeros_like(whole))
+    alone = [torch.where(whole != 0, 0.0, one + other) for one, other in pairs]
+    return [alone[0] + whole, *alone[1:]]
 
 
 def _activates(operation: Operation) -> bool:
@@ -260,27 +265,19 @@ def _of_all(labels: Iterable[Tensor]) -> Tensor:
     return reduce(_of_both, labels)
 
 
-def _met(factors: Mapping[Operand, Sequence[Term]], *, may_be_whole: bool) -> Meeting:
-    """How the terms of factors meet, entry by entry."""
-    meets, several, gated, split = [], [], [], []
-    for terms in product(*factors.values()):
-        whole = _of_all(sum(terms, ()))
-        mixed = whole.abs() == _SEVERAL
-        meet = reduce(torch.add, [(_of_all(term) != 0).int() for term in terms]) > 1
-        meets.append(meet.any())
-        several.append((meet & mixed).any())
-        for one, other in (pair for some in combinations(terms, 2) for pair in product(*some)):
-            alike = (one.abs() == other.abs()) & (one.abs() > _SEVERAL) & ((one < 0) | (other < 0))
-            gated.append(alike.any())
-            split.append((alike & mixed).any())
-    known = {
-        operand: _of_all(labels for term in terms for labels in term) != 0
-        for operand, terms in factors.items()
-    }
-    anywhere = reduce(torch.logical_or, known.values())
-    lacking = [(anywhere & ~signal).any() for signal in known.values()]
-    read = [torch.stack(some).any() for some in (meets, several, split, gated)]
-    is_met, is_several, is_split, is_gate, *lacks = map(bool, numbers(torch.stack(read + lacking)))
+def _met(factors: Mapping[Operand, Factors], *, may_be_whole: bool) -> Meeting:
+    """How the factors of operands meet, entry by entry."""
+    whole = [_of_all(of) for of in factors.values()]
+    mixed = _of_all(whole).abs() == _SEVERAL
+    signals = torch.stack([(labels != 0).expand(mixed.shape) for labels in whole])
+    meet = signals.sum(0) > 1
+    alike = torch.zeros_like(meet)
+    for some, others in combinations(factors.values(), 2):
+        for one, other in product(some, others):
+            activated = (one < 0) | (other < 0)
+            alike = alike | ((one.abs() == other.abs()) & (one.abs() > _SEVERAL) & activated)
+    lacking = (signals.any(0) & ~signals).flatten(1).any(1)
+    read = torch.stack([meet.any(), (meet & mixed).any(), (alike & mixed).any(), alike.any()])
+    is_met, is_several, is_split, is_gate, *lacks = map(bool, numbers(torch.cat([read, lacking])))
     lack = tuple(operand for operand, one in zip(factors, lacks, strict=True) if one)
-    is_whole = may_be_whole and is_met and not is_several
-    return Meeting(is_whole, is_split, is_gate, lack)
+    return Meeting(may_be_whole and is_met and not is_several, is_split, is_gate, lack)

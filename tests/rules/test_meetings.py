@@ -188,3 +188,30 @@ def test_what_is_an_activation_in_places_is_right_or_refused(method):
         else:
             with pytest.raises(UnsupportedOperationError, match="in some entries"):
                 explain(method, function)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_long_recurrence_is_followed_as_fast_as_it_runs(method):
+    """What each step is made of is no more than what the step before it was made of, and one."""
+
+    def joined(a: Tensor) -> Tensor:
+        steps = [a[:, 0]]
+        for place in range(1, 24):
+            steps.append(steps[-1] * a[:, place].sigmoid())
+        return torch.stack(steps, 1)
+
+    def written(a: Tensor) -> Tensor:
+        found = a
+        for place in range(1, 24):
+            new = found[:, place - 1] * a[:, place].sigmoid()
+            found = found.index_copy(1, torch.tensor([place]), new[:, None])
+        return found
+
+    def model(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return run(F.scaled_dot_product_attention(x, x, x) @ doubles(4, 4, seed=3)).mean(1)
+
+    x = doubles(2, 24, 4)
+    found, expected = (
+        METHODS[method](partial(model, run)).attribute(x, target=1) for run in (written, joined)
+    )
+    torch.testing.assert_close(found, expected)
