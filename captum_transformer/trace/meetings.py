@@ -70,6 +70,7 @@ def meeting(operation: Operation) -> Meeting | None:
     if are_of_one_entry(*values):
         return Meeting(is_whole=True)
     shared, between = _shared(values)
+    shared = [value for value in shared if value.shape.numel()]  # experts may have no tokens
     if not shared or _lie_apart(values, shared, between):
         return Meeting()
     labels = _labelled(shared, between)

@@ -215,3 +215,23 @@ def test_a_long_recurrence_is_followed_as_fast_as_it_runs(method):
         METHODS[method](partial(model, run)).attribute(x, target=1) for run in (written, joined)
     )
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gates_of_what_several_experts_have_made_one_of_them_for_no_tokens(method):
+    weight = doubles(12, 6, seed=3)
+
+    def gated(x: Tensor) -> Tensor:
+        signal, gate = x.chunk(2, -1)
+        return signal * gate.sigmoid()
+
+    def experts(x: Tensor) -> Tensor:
+        rows = F.scaled_dot_product_attention(x, x, x).flatten(0, 1).split([2, 0, 4])
+        return gated(torch.cat([F.linear(some, weight) for some in rows])).view(2, 3, 6).mean(1)
+
+    def one(x: Tensor) -> Tensor:
+        return gated(F.linear(F.scaled_dot_product_attention(x, x, x), weight)).mean(1)
+
+    x = doubles(2, 3, 6)
+    found, expected = (METHODS[method](model).attribute(x, target=1) for model in (experts, one))
+    torch.testing.assert_close(found, expected)
