@@ -50,7 +50,10 @@ def _in_order(operation: Operation, cotangent: Tensor) -> Tensor | None:
         return None
     if order != tuple(range(len(order))):
         cotangent = cotangent.permute(order)
-    # What is spread evenly over the last dimensions stays so, and is not copied.
+    if cotangent.requires_grad:
+        return cotangent.reshape(value.shape)
+    # What is spread evenly over the last dimensions stays so, and is not copied. (The derivative
+    # would take more steps.)
     even, sizes, steps = 0, cotangent.shape, cotangent.stride()
     for ours, theirs, step in zip(sizes[::-1], value.shape[::-1], steps[::-1], strict=False):
         if step or ours != theirs or not ours:
