@@ -67,7 +67,7 @@ class Ledger:
         self.started: list[Tensor] = []
         self.taken: list[Taken] = []
         self.ended: list[tuple[Value, Tensor]] = []
-        self._counted: dict[int, list[Tensor]] = {}
+        self._counted: list[Tensor] = []
         self._size: list[Tensor] = []
         self._compared: list[tuple[Operation, Tensor, Tensor, Tensor]] = []
 
@@ -79,7 +79,7 @@ class Ledger:
     def count(self, amount: Tensor, times: int) -> None:
         """Notes what has started so many times, or less than none where it ended."""
         if times:
-            self._counted.setdefault(times, []).append(amount)
+            self._counted.append(amount if times == 1 else amount * times)
 
     def passed(
         self,
@@ -107,8 +107,7 @@ class Ledger:
     def join(self, other: "Ledger") -> None:
         """Takes over what another pass has noted."""
         self.started += other.started
-        for times, amounts in other._counted.items():  # noqa: SLF001 - of its own class
-            self._counted.setdefault(times, []).extend(amounts)
+        self._counted += other._counted  # noqa: SLF001 - of its own class
         self.taken += other.taken
         self.ended += other.ended
 
@@ -120,9 +119,7 @@ class Ledger:
         """
         some = self.started[0]
         away = [*(taken.amount for taken in self.taken), *(amount for _, amount in self.ended)]
-        left = _sum(self.started, some)
-        for times, amounts in self._counted.items():
-            left = left + _sum(amounts, some) * times
+        left = _sum([*self.started, *self._counted], some)
         left = left - _sum(away, some) if away else left
         size = torch.stack([size.to(some) for size in self._size]).sum()
         alike = (left.abs() <= size * ROUNDING) & left.isfinite()
