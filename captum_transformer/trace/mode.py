@@ -230,7 +230,7 @@ class Trace(TorchFunctionMode):
             step = self.blocks.begin(operation, written, declared_by(hooks))
         result: Any = NotImplemented
         steps = kind in MAY_STEP and is_step(operation)
-        whole = completed(operation) if len(operation.traced()) > 1 else None
+        whole = completed(operation)
         if kind in self.rules:
             result = self._by_rule(self.rules[kind], operation, written, step)
         if steps and result is NotImplemented and goes_straight_through(operation):
