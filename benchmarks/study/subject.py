@@ -1,5 +1,6 @@
 """What is studied: a model, samples, and the questions that are put to every method."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -103,11 +104,12 @@ def joined(parts: list[Studied]) -> Studied:
 
 def in_one(facts: list[str]) -> str:
     """The same fact of several models: words in which they differ stand side by side."""
-    words = [fact.split(" ") for fact in facts]
+    words = [re.findall(r"\S+?(?=,?(?:\s|$))|,", fact) for fact in facts]
     if len({len(each) for each in words}) > 1:
         return "; ".join(facts)
     columns = zip(*words, strict=True)
-    return " ".join(each[0] if len({*each}) == 1 else " / ".join(each) for each in columns)
+    joined = " ".join(each[0] if len({*each}) == 1 else " / ".join(each) for each in columns)
+    return joined.replace(" ,", ",")
 
 
 def _pooled(parts: list[Measured]) -> Measured:

@@ -201,6 +201,7 @@ def test_each_method_has_each_score_with_its_interval(records):
 
 def test_facts_of_several_models_stand_side_by_side():
     assert in_one(["90.1% of 8", "91.2% of 8", "90.1% of 8"]) == "90.1% / 91.2% / 90.1% of 8"
+    assert in_one(["1.5%, 1,234", "2.5%, 1,234"]) == "1.5% / 2.5%, 1,234"
     assert in_one(["the same", "the same"]) == "the same"
     assert in_one(["a b", "a"]) == "a b; a"
 
