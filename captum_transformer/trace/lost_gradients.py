@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
 from captum_transformer.calling.reading import truth
 from captum_transformer.errors import UnsupportedOperationError
@@ -71,7 +71,8 @@ class Completed(NamedTuple):
         with torch.enable_grad():
             slope = _slope(edge, self.edge, weights)
             leaves = [tensor.requires_grad_() for tensor, _ in self.parts]
-            local = torch.autograd.grad(operation.replay(leaves)[:1], leaves, weights)
+            with saved_tensors_hooks(_itself, _itself):  # a checkpoint counts what is saved
+                local = torch.autograd.grad(operation.replay(leaves)[:1], leaves, weights)
             parts = [
                 _slope(part, self.edge, given)
                 for (_, part), given in zip(self.parts, local, strict=True)
@@ -96,6 +97,10 @@ class Completed(NamedTuple):
             result: Tensor
             (result,) = operation.replay([known[value] for _, value in operation.traced()])
         return result
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _slope(of: GradientEdge, point: GradientEdge, weights: Tensor) -> Tensor:
