@@ -1,7 +1,7 @@
-"""Custom ``autograd.Function`` s that are described to the trace: seen as one torch function each.
+"""Custom ``autograd.Function`` classes that the trace sees as one torch function each.
 
-What applies such a Function is no torch function, so nothing of it can be intercepted. While a
-forward pass is traced, ``apply`` of those that are described hands itself to the trace first.
+``Function.apply`` is not a torch function, so it can't be intercepted. While a forward pass is
+traced, ``apply`` of each Function that has been described passes its call to the trace first.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch.overrides import handle_torch_function
 
 
 def seen(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that hands itself to the trace, and does outside of it what it did."""
+    """Wraps a callable so that its calls go through the trace if one is active."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if torch._C._len_torch_function_stack():  # noqa: SLF001
@@ -26,9 +26,10 @@ def seen(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Applied:
-    """The Functions that are described, with what takes the place of their ``apply``.
+    """The Functions that have been described, and the replacements of their ``apply``.
 
-    As a context manager it puts that there; one for all threads, the last to leave puts it back.
+    Within the context the replacements are installed. One instance serves all threads: the last
+    thread that exits restores the original ``apply``.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class Applied:
         self._own: list[tuple[type[Function], Any]] = []
 
     def add(self, function: type[Function]) -> Callable[..., Any]:
-        """What takes the place of the ``apply`` of a Function from the next trace on."""
+        """Adds a Function, and returns the callable that replaces its ``apply`` in later traces."""
         instead = self._instead[function] = seen(function.apply)
         return instead
 
@@ -46,7 +47,7 @@ class Applied:
         return function in self._instead
 
     def remove(self, function: type[Function]) -> None:
-        """From the next trace on the Function is unknown again."""
+        """Removes a Function: later traces no longer recognize it."""
         self._instead.pop(function, None)
 
     def __enter__(self) -> None:

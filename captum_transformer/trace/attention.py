@@ -1,8 +1,8 @@
-"""One attention call of a forward pass, whichever way the model wrote it.
+"""Attention calls of a forward pass, with one interface for all ways to write attention.
 
-All tensors are seen in the layout ``(..., tokens, features)``: probabilities ``(..., Q, K)``,
-values ``(..., K, D)``, outputs ``(..., Q, D)``, where ``...`` holds samples and heads. Query rows
-come in blocks, so that no map of all pairs of tokens need be in memory.
+All tensors are in the layout ``(..., tokens, features)``: probabilities ``(..., Q, K)``, values
+``(..., K, D)``, outputs ``(..., Q, D)``, where ``...`` holds samples and heads. Probabilities are
+computed in blocks of query rows, so that the full ``(Q, K)`` map is never held in memory.
 """
 
 import math
@@ -25,16 +25,17 @@ from captum_transformer.trace.value import Value
 if TYPE_CHECKING:
     from captum_transformer.trace.recognise import Pattern
 
-# How to permute a tensor; None stands for an axis of size one that it lacks.
+# How to permute a tensor; None stands for a missing dimension, which is inserted with size one.
 Order = tuple[int | None, ...] | None
 
 
 class AttentionCall(ABC):
-    """What an attention call needs to be explained.
+    """An attention call, with everything that is needed to explain it.
 
     Attributes:
-        layer: its place among the attention calls of the forward pass; -1 among channels.
-        operation: its entry on the tape.
+        layer: the index of the call among the attention calls of the forward pass; -1 for attention
+            among channels.
+        operation: the operation on the tape.
         value: the operand that holds the values.
     """
 
@@ -43,7 +44,7 @@ class AttentionCall(ABC):
 
     @property
     def module(self) -> str:
-        """The dotted name of the innermost module that made the call, or its class."""
+        """The dotted name of the innermost module that made the call, or the module's class."""
         return self.operation.module
 
     @property
@@ -55,12 +56,12 @@ class AttentionCall(ABC):
         return output
 
     def values(self) -> Tensor:
-        """The values, one for each head of the probabilities: ``(..., K, D)``."""
+        """Returns the values, one for each head of the probabilities: ``(..., K, D)``."""
         return self.as_values(in_full(self.value))
 
     @property
     def among_channels(self) -> bool:
-        """Whether what it attends to are not tokens but a token's own features (as in XCiT)."""
+        """Whether the call attends to features instead of tokens, as in XCiT."""
         value = self.value.value
         if value is None:
             return False
@@ -71,7 +72,7 @@ class AttentionCall(ABC):
 
     @property
     def edge(self) -> GradientEdge:
-        """Where its output stands in the autograd graph."""
+        """The position of the output in the autograd graph."""
         edge = self.operation.edge
         if edge is None:
             raise RuntimeError("the edge of an attention call is always kept")
@@ -79,35 +80,35 @@ class AttentionCall(ABC):
 
     @abstractmethod
     def as_values(self, tensor: Tensor) -> Tensor:
-        """A tensor that lies as the value operand does, seen as ``(..., K, D)``, head by head."""
+        """Converts a tensor of the value operand's layout to ``(..., K, D)``, one per head."""
 
     @abstractmethod
     def values_width(self) -> int:
-        """The features of one value."""
+        """Returns the number of features of a value."""
 
     @abstractmethod
     def map_shape(self) -> tuple[int, ...]:
-        """The shape of the probabilities: ``(..., Q, K)``."""
+        """Returns the shape of the probabilities: ``(..., Q, K)``."""
 
     @abstractmethod
     def probabilities(self, rows: slice) -> Tensor:
-        """The attention probabilities of a block of queries: ``(..., rows, K)``."""
+        """Returns the attention probabilities of a block of queries: ``(..., rows, K)``."""
 
     def outputs(self, tensor: Tensor) -> Tensor:
-        """A tensor that lies as the call's output does, seen as ``(..., Q, D)``."""
+        """Converts a tensor of the output's layout to ``(..., Q, D)``."""
         return tensor
 
     @abstractmethod
     def to_values(self, tensor: Tensor) -> Tensor:
-        """From ``(..., K, D)``, one for each head, to the shape of the value operand."""
+        """Converts a tensor ``(..., K, D)``, one per head, to the shape of the value operand."""
 
     def blocks(self) -> Iterator[slice]:
-        """Blocks of query rows that fit the memory set aside for probabilities."""
+        """Yields blocks of query rows that fit the memory reserved for probabilities."""
         return row_blocks(self.map_shape(), self.value.device)
 
 
 class FusedAttention(AttentionCall):
-    """A call of ``F.scaled_dot_product_attention``: the probabilities are computed on demand."""
+    """A call of ``F.scaled_dot_product_attention``, whose probabilities are computed on demand."""
 
     def __init__(self, layer: int, operation: Operation) -> None:
         arguments = operation.arguments
@@ -120,18 +121,18 @@ class FusedAttention(AttentionCall):
         self.scale: float = self.query.size[-1] ** -0.5 if scale is None else float(scale)
 
     def _heads(self, tensor: Tensor) -> Tensor:
-        """Repeats the heads of grouped keys or values, one for each query head."""
+        """Repeats the heads of grouped keys or values, so that each query head has its own."""
         lead = self.query.size[:-2]
         if tensor.ndim >= 3 and lead and 1 < tensor.shape[-3] < lead[-1]:
             tensor = tensor.repeat_interleave(lead[-1] // tensor.shape[-3], dim=-3)
         return tensor
 
     def queries(self, rows: slice) -> Tensor:
-        """A block of queries: ``(..., rows, D)``."""
+        """Returns a block of queries: ``(..., rows, D)``."""
         return in_full(self.query)[..., rows, :]
 
     def keys(self) -> Tensor:
-        """The keys, one for each query head: ``(..., K, D)``."""
+        """Returns the keys, one for each query head: ``(..., K, D)``."""
         return self._heads(in_full(self.key))
 
     def as_values(self, tensor: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ class FusedAttention(AttentionCall):
         return (*lead, self.query.size[-2], self.key.size[-2])
 
     def bias(self, rows: slice) -> Tensor | None:
-        """What is added to the scores, masks as minus infinity; broadcasts to them."""
+        """Returns what is added to the scores, broadcastable to them; masked entries are -inf."""
         if self.is_causal:
             queries, keys = self.query.size[-2], self.key.size[-2]
             row = torch.arange(queries, device=self.query.device)[rows]
@@ -168,18 +169,18 @@ class FusedAttention(AttentionCall):
 
     @property
     def adds(self) -> bool:
-        """Whether something is added to the scores, beside what masks them."""
+        """Whether anything other than a mask is added to the scores."""
         return self.mask is not None and self.mask.dtype != torch.bool
 
     def scores(self, products: Tensor, rows: slice) -> tuple[Tensor, Tensor | None]:
-        """What products of queries and keys are turned into, and what is added to that."""
+        """Returns the scores made of products of queries and keys, and the bias added to them."""
         return products * self.scale, self.bias(rows)
 
     @staticmethod
     def softmax(scores: Tensor, bias: Tensor | None) -> Tensor:
-        """The probabilities of scores, and what is added to them."""
+        """Returns the probabilities for some scores and the bias that is added to them."""
         if bias is not None:
-            # A query that may attend to nothing gets zeros, as from the fused kernels.
+            # A query whose keys are all masked gets zeros, as in the fused kernels.
             return torch.softmax(scores + bias, -1).nan_to_num(0.0)
         return torch.softmax(scores, -1)
 
@@ -187,7 +188,7 @@ class FusedAttention(AttentionCall):
         return self.ungroup(tensor, self.value)
 
     def ungroup(self, tensor: Tensor, operand: Operand) -> Tensor:
-        """Sums over the query heads (and broadcast samples) that share a head of the operand."""
+        """Sums over query heads, and broadcast samples, that share one head of the operand."""
         size = operand.size
         if tensor.ndim >= 3 and len(size) >= 3 and size[-3] not in (1, tensor.shape[-3]):
             tensor = tensor.reshape(*tensor.shape[:-3], size[-3], -1, *tensor.shape[-2:]).sum(-3)
@@ -195,9 +196,10 @@ class FusedAttention(AttentionCall):
 
 
 class FlexAttention(FusedAttention):
-    """A call of `flex_attention`: functions of the model's own change and mask the scores.
+    """A call of `flex_attention`, where the model's own functions modify and mask the scores.
 
-    What they make of a score of zero counts as added to the scores, as a position bias is.
+    The result of these functions for a score of zero is treated as a bias that is added to the
+    scores, such as a position bias.
     """
 
     def __init__(self, layer: int, operation: Operation) -> None:
@@ -216,7 +218,7 @@ class FlexAttention(FusedAttention):
 
 
 class ExplicitAttention(AttentionCall):
-    """Softmax followed by a product: the model made the probabilities itself."""
+    """A softmax followed by a product, where the model computes the probabilities itself."""
 
     def __init__(self, layer: int, operation: Operation, pattern: "Pattern") -> None:
         self.weights = operation.operands[pattern.weights]
@@ -238,7 +240,7 @@ class ExplicitAttention(AttentionCall):
         if order is None:
             return tensor
         if None in order:
-            # Heads that share their values add up.
+            # Sum over the heads that share their values.
             tensor = tensor.sum([place for place, dim in enumerate(order) if dim is None])
         dims = [dim for dim in order if dim is not None]
         return tensor.permute([dims.index(dim) for dim in range(len(dims))])
@@ -263,18 +265,18 @@ class ExplicitAttention(AttentionCall):
         return self._restored(tensor, self._pattern.value_order).sum_to_size(self.value.size)
 
     def to_weights(self, tensor: Tensor) -> Tensor:
-        """From ``(..., Q, K)`` to the layout of the probabilities' operand."""
+        """Converts a tensor ``(..., Q, K)`` to the layout of the operand of probabilities."""
         return self._restored(tensor, self._pattern.weights_order).sum_to_size(self.weights.size)
 
 
 def attention_call(layer: int, operation: Operation, pattern: "Pattern") -> AttentionCall:
-    """The attention call that an operation is."""
+    """Returns the attention call for an operation that was recognized as attention."""
     if operation.kind is not Kind.ATTENTION:
         return ExplicitAttention(layer, operation, pattern)
     return fused_attention(operation, layer)
 
 
 def fused_attention(operation: Operation, layer: int = -1) -> FusedAttention:
-    """The attention call that an operation of the kind is, on the tape or not yet."""
+    """Returns the attention call for an operation of kind ATTENTION, recorded or not."""
     flexible = "scoring" in operation.arguments
     return FlexAttention(layer, operation) if flexible else FusedAttention(layer, operation)

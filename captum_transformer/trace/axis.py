@@ -1,6 +1,6 @@
 """Where an axis (the samples, the features) lies in a tensor that was made from the inputs.
 
-The layers of a model ask the same of the same shapes, so answers are kept.
+The layers of a model repeat the same queries for the same shapes, so results are cached.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class View(NamedTuple):
-    """How a view lies over the entries of a contiguous tensor."""
+    """The shape, strides and offset of a view of a contiguous tensor."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -20,16 +20,16 @@ class View(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> "View":
-        """A tensor as a view of its storage."""
+        """Describes a tensor as a view of its storage."""
         return cls(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
     def numel(self) -> int:
-        """The number of its entries."""
+        """Returns the number of entries of the view."""
         return math.prod(self.shape)
 
     @lru_cache(maxsize=4096)  # noqa: B019 - a view is a few numbers
     def order(self) -> tuple[int, ...] | None:
-        """Its dimensions in the order in which the entries lie, if each is there just once.
+        """Returns the dimensions in memory order, or None if the view has gaps or repeats entries.
 
         >>> import torch
         >>> View.of(torch.empty(2, 3, 4).transpose(0, 1)).order()
@@ -42,7 +42,7 @@ class View(NamedTuple):
 
     @lru_cache(maxsize=4096)  # noqa: B019
     def shows_each_once(self) -> bool:
-        """Whether it is known that no entry is there twice.
+        """Whether it is certain that the view shows no entry twice.
 
         >>> import torch
         >>> x = torch.empty(3, 4)
@@ -58,7 +58,7 @@ class View(NamedTuple):
 
     @lru_cache(maxsize=4096)  # noqa: B019
     def apart_from(self, other: "View", shape: tuple[int, ...]) -> bool:
-        """Whether it is known that two views of a contiguous tensor have no entry in common.
+        """Whether it is certain that two views of a contiguous tensor have no entry in common.
 
         >>> import torch
         >>> x = torch.empty(2, 5, 8)
@@ -69,7 +69,7 @@ class View(NamedTuple):
         return any(set(a).isdisjoint(b) for a, b in zip(one, two, strict=True))
 
     def entries(self, shape: tuple[int, ...]) -> list[range]:
-        """The indices of each dimension that it shows; all where it may run over several."""
+        """Returns the indices shown along each dimension; all if a stride may cross dimensions."""
         steps = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
         firsts = [self.offset // step % length for step, length in zip(steps, shape, strict=True)]
         seen = [range(first, first + 1) for first in firsts]
@@ -85,7 +85,7 @@ class View(NamedTuple):
         return seen
 
     def is_contiguous(self) -> bool:
-        """Whether its entries lie in memory as they are counted."""
+        """Whether the entries of the view are contiguous in memory."""
         expected = 1
         for length, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
             if length != 1 and stride != expected:
@@ -97,8 +97,9 @@ class View(NamedTuple):
 class Axis(NamedTuple):
     """An axis as a view of a contiguous tensor's entries: ``(outer, size, inner)``.
 
-    Unlike a dimension's number it survives every reshape: merged into a larger dimension
-    (samples x heads, samples x windows) it still says which sample an entry belongs to.
+    Unlike the index of a dimension, an axis stays valid after a reshape: if it is merged into a
+    larger dimension (samples x heads, samples x windows), it still determines the sample of each
+    entry.
 
     >>> import torch
     >>> samples = Axis.of((2, 4, 8), dim=0)
@@ -115,14 +116,14 @@ class Axis(NamedTuple):
     @classmethod
     @lru_cache(maxsize=4096)
     def of(cls, shape: tuple[int, ...], dim: int, size: int | None = None) -> "Axis":
-        """The axis that is the leading part, of the given size, of dimension ``dim``."""
+        """Returns the axis that is the leading part, of the given size, of dimension ``dim``."""
         size = shape[dim] if size is None else size
         rest = math.prod(shape[dim + 1 :]) * (shape[dim] // size if size else 0)
         return cls(math.prod(shape[:dim]), size, rest)
 
     @classmethod
     def parts(cls, shape: tuple[int, ...], size: int) -> "Iterator[Axis]":
-        """The axes of a size that are a dimension, or the first or last part of what it holds.
+        """Yields the axes of a given size that are a dimension or its leading or trailing part.
 
         >>> list(Axis.parts((2, 6), size=3))
         [Axis(outer=2, size=3, inner=2), Axis(outer=4, size=3, inner=1)]
@@ -135,7 +136,7 @@ class Axis(NamedTuple):
 
     @lru_cache(maxsize=4096)  # noqa: B019 - an axis is three numbers
     def dim(self, shape: tuple[int, ...]) -> int | None:
-        """The dimension of a tensor of this shape that the axis is, or leads, if there is one."""
+        """Returns the dimension of the shape that the axis is or is the first part of, or None."""
         for dim, length in enumerate(shape if self.size else ()):
             if length % self.size == 0 and length and Axis.of(shape, dim, self.size) == self:
                 return dim
@@ -146,19 +147,20 @@ class Axis(NamedTuple):
         return tensor.reshape(self).sum((0, 2))
 
     def spread(self, values: Tensor, shape: Sequence[int]) -> Tensor:
-        """One value per index of this axis, repeated over a tensor of the given shape."""
+        """Expands one value per index of this axis to a tensor of the given shape."""
         return values.reshape(1, self.size, 1).expand(self).reshape(shape)
 
     def in_view(self, view: View) -> "Axis | None":
-        """The axis in a view of a contiguous tensor; None if not all of it is there, or apart."""
+        """Returns the axis in a view of a contiguous tensor, or None if it isn't a whole axis."""
         found = self.seen_in(view)
         return found[1] if found is not None and found[1].size == self.size else None
 
     @lru_cache(maxsize=4096)  # noqa: B019
     def seen_in(self, view: View) -> "tuple[int, Axis] | None":
-        """Its first index in a view of a contiguous tensor, and where that and the next ones lie.
+        """Returns the first index that a view shows, and the axis of the shown indices in the view.
 
-        None if indices do not follow each other there, or are not apart.
+        Returns None if the view doesn't show consecutive indices, or if a dimension of the view
+        mixes their entries.
 
         >>> import torch
         >>> keys = Axis.of((2, 5, 8), dim=2)
@@ -171,7 +173,7 @@ class Axis(NamedTuple):
         if self.size == 1:
             return 0, Axis(1, 1, view.numel())
         if not view.numel():
-            return None  # nothing is left of it, as of features behind those that are rotated
+            return None  # the view is empty, such as the features after those that are rotated
         end = self.inner * self.size
         if view.is_contiguous() and view.offset == 0 and view.numel() == self.outer * end:
             return 0, self
@@ -190,7 +192,7 @@ class Axis(NamedTuple):
             return start, Axis(1, 1, view.numel())
         per_index = self.inner // step
         count, rest = divmod(view.shape[along], per_index)
-        # Some of the indices, or all of them once or several times over.
+        # Some of the indices, or all of them one or several times.
         size = self.size if start == 0 and count % self.size == 0 else count
         if rest or start + size > self.size:
             return None
@@ -200,7 +202,7 @@ class Axis(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def pieces_in_view(axes: tuple[Axis, ...], view: View) -> tuple[Axis, ...]:
-    """The dimensions of a view of a contiguous tensor that some axes were split or merged into.
+    """Returns the dimensions of a view that axes of a contiguous tensor were split or merged into.
 
     >>> import torch
     >>> qkv = torch.empty(2, 5, 24).view(2, 5, 3, 2, 4)
@@ -224,7 +226,7 @@ def pieces_in_view(axes: tuple[Axis, ...], view: View) -> tuple[Axis, ...]:
 
 
 def axes_in_view(axes: tuple[Axis, ...], view: View) -> tuple[Axis, ...] | None:
-    """Axes in a view of a contiguous tensor, where some may be split, merged, or gone.
+    """Returns axes in a view of a contiguous tensor, where they may be split, merged or missing.
 
     >>> import torch
     >>> stack = (Axis.of((6, 5, 4), dim=0),)
@@ -243,9 +245,9 @@ class Part(NamedTuple):
 
     Attributes:
         dim: the dimension.
-        outer: how often all of the axis' indices follow each other in it.
-        size: how many indices there are.
-        inner: how many entries of the dimension follow each other for each of them.
+        outer: how often the sequence of the axis' indices is repeated along the dimension.
+        size: the number of indices.
+        inner: the number of consecutive entries of the dimension that belong to one index.
     """
 
     dim: int
@@ -254,14 +256,14 @@ class Part(NamedTuple):
     inner: int
 
     def of(self, shape: tuple[int, ...], dim: int) -> Axis:
-        """The same part of a dimension of another tensor."""
+        """Returns the axis that is the same part of a dimension of another tensor."""
         whole = Axis.of(shape, dim)
         return Axis(whole.outer * self.outer, self.size, whole.inner * self.inner)
 
 
 @lru_cache(maxsize=4096)
 def dimension_of(axis: Axis, shape: tuple[int, ...]) -> Part | None:
-    """The dimension of a tensor that an axis is a part of; None if it runs over several.
+    """Returns the dimension that an axis is a part of, or None if the axis spans several.
 
     >>> dimension_of(Axis(outer=2, size=3, inner=8), (6, 8))
     Part(dim=0, outer=2, size=3, inner=1)

@@ -14,14 +14,14 @@ from captum_transformer.trace.axis import Axis, View
 
 
 class Batch(NamedTuple):
-    """Samples that follow each other, and where each of them lies in a value.
+    """Consecutive samples, and where each of them lies in a value.
 
-    Every entry belongs to one of them: it depends on the inputs of this sample alone.
+    Every entry belongs to one sample, and depends only on the inputs of that sample.
 
     Attributes:
-        first: the first of them.
-        axis: where they lie; all of the value if there is but one.
-        of: how many samples there are in all.
+        first: the index of the first sample.
+        axis: the axis of the samples; spans the whole value if there is only one sample.
+        of: the total number of samples.
     """
 
     first: int
@@ -30,21 +30,21 @@ class Batch(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether all samples are there."""
+        """Whether the value holds all samples."""
         return self.axis.size == self.of
 
     @property
     def last(self) -> int:
-        """The last of them."""
+        """The index of the last sample."""
         return self.first + self.axis.size - 1
 
     def numbers(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The number of each entry's sample, counted from one."""
+        """Returns a tensor that holds the number of each entry's sample, counted from one."""
         counted = torch.arange(1, self.axis.size + 1, dtype=dtype, device=device)
         return self.axis.spread(self.first + counted, shape).contiguous()
 
     def in_view(self, view: View) -> "Batch | None":
-        """The samples in a view of a contiguous tensor; None if they don't lie side by side.
+        """Returns the samples in a view of a contiguous tensor, or None if they aren't an axis.
 
         >>> import torch
         >>> batch = Batch(0, Axis.of((3, 4), dim=0), of=3)
@@ -59,25 +59,25 @@ class Batch(NamedTuple):
         return None if found is None else placed(self, found[1], found[0])
 
 
-# The layers of a model ask the same of the same shapes, so answers are kept.
+# The layers of a model repeat the same queries for the same shapes, so results are cached.
 @lru_cache(maxsize=4096)
 def placed(batch: Batch, axis: Axis, skipped: int = 0) -> Batch:
-    """Where the same samples lie somewhere else, without the first ones of them."""
+    """Returns the same samples along another axis, without the first ``skipped`` samples."""
     return Batch(batch.first + skipped, axis, batch.of)
 
 
 def located(numbers: Tensor, of: int) -> Batch | None:
-    """Where samples lie in a tensor that holds the number of each entry's sample.
+    """Finds the samples in a tensor that holds the number of each entry's sample.
 
     Args:
-        numbers: counted from one; zero for entries that belong to no sample.
-        of: how many samples there are in all.
+        numbers: the numbers, counted from one; zero for entries that belong to no sample.
+        of: the total number of samples.
 
     >>> numbers = torch.tensor([[1.0, 1], [2, 2], [1, 1], [2, 2]])
     >>> located(numbers, of=2)
     Batch(first=0, axis=Axis(outer=2, size=2, inner=2), of=2)
     """
-    # On the host, where looking at entries waits for nothing.
+    # On the host, where reading entries needs no synchronization.
     found = reading.numbers(numbers)
     free = found == 0
     present = found[~free]
@@ -93,7 +93,7 @@ def located(numbers: Tensor, of: int) -> Batch | None:
 
 
 def _axes(shape: tuple[int, ...], size: int) -> Iterator[Axis]:
-    """All axes of a size that a tensor's dimensions are made of."""
+    """Yields all axes of a given size that are a part of a tensor's dimensions."""
     if size == 1:
         yield Axis(1, 1, prod(shape))
         return

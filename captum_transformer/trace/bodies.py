@@ -1,4 +1,4 @@
-"""Functions that are traced by what they do inside: composites, and those written out here."""
+"""Functions whose bodies are traced: composites of torch, and functions written out here."""
 
 import functools
 import types
@@ -14,7 +14,7 @@ from captum_transformer.trace.entries import ALIASES
 
 
 def body_of(function: Any) -> types.FunctionType:
-    """The function as if no argument asked for dispatch: what it calls is traced instead."""
+    """Returns the function without its own dispatch, so that the functions it calls are traced."""
     scope = {**function.__globals__, "has_torch_function": lambda *_: False}
     scope |= {
         "has_torch_function_unary": lambda *_: False,
@@ -34,7 +34,7 @@ def _broadcast_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
 def _at_least(ndim: int) -> Callable[..., Any]:
     def one(tensor: Tensor) -> Tensor:
         missing = max(ndim - tensor.ndim, 0)
-        # As NumPy does: the last of three dimensions is added behind.
+        # As in NumPy, the third dimension is added at the end.
         behind = int(missing > 0 and ndim == 3 and tensor.ndim > 0)
         shape = (1,) * (missing - behind) + tuple(tensor.shape) + (1,) * behind
         return tensor.reshape(shape) if missing else tensor
@@ -75,7 +75,7 @@ def _vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
 
 
 def _lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:  # noqa: A002
-    return (1 - weight) * input + weight * end  # each has its own part; none is a skip
+    return (1 - weight) * input + weight * end  # both are weighted; neither is a skip connection
 
 
 def _pdist(input: Tensor, p: float = 2.0) -> Tensor:  # noqa: A002
@@ -98,7 +98,7 @@ def _vstack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:  # noqa: A002
-    """As torch has it, along the first dimension of length three."""
+    """As ``torch.cross``: by default along the first dimension of size three."""
     input, other = _broadcast_tensors(input, other)  # noqa: A001
     dim = list(input.shape).index(3) if dim is None else dim
     forth, back = ((x.roll(-1, dim), x.roll(-2, dim)) for x in (input, other))
@@ -156,7 +156,7 @@ def _scatter_reduce(
     *,
     include_self: bool = True,
 ) -> Tensor:
-    """Sums at indices, means, and extremes, which are shared by all entries that reach them."""
+    """Sums, means or extremes at indices; entries that share an extreme share it equally."""
     given = input if include_self else input.scatter(dim, index, 0)
     if reduce == "sum":
         return given.scatter_add(dim, index, source)
@@ -177,20 +177,20 @@ def _scatter_reduce(
 
 
 def in_canonical_words(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function that also takes NumPy's names of arguments, as all of torch's do."""
+    """Wraps a function so that it also takes NumPy's argument names, as torch functions do."""
     return lambda *args, **kwargs: body(*args, **{ALIASES.get(k, k): a for k, a in kwargs.items()})
 
 
 def written_into(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function that writes its result into its first argument, having read what that was."""
+    """Wraps a function so that it reads its first argument, then writes its result into it."""
     return lambda input, *args, **kwargs: input.copy_(body(input.clone(), *args, **kwargs))  # noqa: A006
 
 
-# Functions that need no line in the table, written in those that have one: products that they
-# hide, and tensors that are given for their shape or type alone.
+# Functions without a line in the table, written in functions that have one: functions that hide
+# products, and functions that use a tensor only for its shape or type.
 WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "cosine_similarity": _cosine_similarity,
-    # Each result is of its own tensor alone.
+    # Each result is made of one of the tensors only.
     "broadcast_tensors": _broadcast_tensors,
     "atleast_1d": _at_least(1),
     "atleast_2d": _at_least(2),
@@ -222,7 +222,7 @@ WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "view_as": lambda input, other: input.view(other.shape),  # noqa: A006
     "type_as": lambda input, other: input.to(other.device, other.dtype),  # noqa: A006
 }
-# Python composites that keep what matters inside: their bodies are traced, not they themselves.
+# Python composites whose inner functions matter: the trace sees their bodies instead of the calls.
 COMPOSITES = {
     function: body_of(function)
     for function in (F.multi_head_attention_forward, F.normalize, F.local_response_norm)

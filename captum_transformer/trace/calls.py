@@ -1,4 +1,4 @@
-"""Calls as the trace runs them: without chance, and spelled so that rules can read them."""
+"""Calls as the trace runs them: deterministic, and in a form that rules can read."""
 
 import functools
 import inspect
@@ -20,7 +20,7 @@ from captum_transformer.trace.writes import that_only_looks
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
-# By these names entries are picked with brackets.
+# The names of the functions behind indexing with brackets.
 _BRACKETS = frozenset({"getitem", "setitem"})
 _REWRITTEN = _BRACKETS | {"to", "batch_norm"}
 _BATCH_NORM = inspect.signature(F.batch_norm)
@@ -29,9 +29,10 @@ _BATCH_NORM = inspect.signature(F.batch_norm)
 def as_run(
     func: Callable[..., Any], function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Call:
-    """A call, changed where the trace runs it in another way than it is written.
+    """Returns a call in the form in which the trace runs it.
 
-    What makes a forward pass random, or dependent on the rest of the batch, is switched off.
+    This switches off everything that makes the forward pass random or dependent on the rest of the
+    batch.
     """
     if function.kind is not Kind.ATTENTION and function.name not in _REWRITTEN:
         return func, args, kwargs
@@ -53,7 +54,7 @@ def as_run(
 def _without_dropout(
     function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arguments:
-    """The arguments as they were given, but for the probability of dropout."""
+    """Returns the given arguments with a dropout probability of zero."""
     parameters, aliases = function.entry.parameters, function.entry.aliases
     given = tuple(
         0.0 if parameters[i : i + 1] == ("dropout_p",) else argument
@@ -67,7 +68,7 @@ def _without_dropout(
 
 
 def _like_another(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """``x.to(other)`` as ``x.to(other.device, other.dtype)``: no number of the other is used."""
+    """Rewrites ``x.to(other)`` as ``x.to(other.device, other.dtype)``, without other's values."""
     others = [a for a in (*args[1:], *kwargs.values()) if isinstance(a, Tensor)]
     if not others:
         return args, kwargs
@@ -78,7 +79,7 @@ def _like_another(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
 
 
 def without_inplace(func: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that takes ``inplace`` as one that does not write into its input."""
+    """Wraps a function with an ``inplace`` argument so that it never writes into its input."""
     signature = inspect.signature(func)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -89,7 +90,7 @@ def without_inplace(func: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def past_autograd(operation: Operation, tensor: Tensor, *_: Any) -> Any:
-    """What comes of a call that writes, reads or changes gradients where autograd does not see."""
+    """Runs a call that bypasses autograd: ``data``, an assignment to it, or ``register_hook``."""
     if "hook" in operation.arguments:
         hook = that_only_looks(operation.arguments["hook"])
         return tensor.register_hook(hook)  # type: ignore[no-untyped-call]
@@ -99,15 +100,15 @@ def past_autograd(operation: Operation, tensor: Tensor, *_: Any) -> Any:
             "dependence from autograd and from the trace. Use an ordinary in-place "
             "operation such as `tensor.copy_(...)`."
         )
-    # The same as `tensor.data`, but a write into it can be seen.
+    # The same as `tensor.data`, but writes into the result can be detected.
     return tensor.detach()
 
 
 def lay_gradient_out(operation: Operation, result: Any) -> None:
-    """Gives the gradient of batch normalisation the layout of its result.
+    """Gives the gradient of batch normalisation the memory layout of its result.
 
-    On CPUs its derivative is wrong if the gradient is laid out otherwise: tokens first as behind a
-    convolutional stem, or channels last as of a spectrogram.
+    On CPUs the derivative is wrong if the gradient has another layout, such as tokens first after
+    a convolutional stem, or channels last for a spectrogram.
     """
     if "running_mean" in operation.arguments and result.requires_grad:
         result.register_hook(functools.partial(_laid_out, result.stride()))

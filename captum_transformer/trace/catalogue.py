@@ -1,13 +1,12 @@
-"""The table of torch functions: what each one is, and what its arguments are called.
+"""The table of torch functions: the kind of each function, and the names of its arguments.
 
 ``torch.add``, ``Tensor.add_``, ``x + y`` and ``x += y`` are one function here, and so are
-``softmax(dim=1)`` and ``softmax(axis=1)``. Rules are written for kinds and canonical names of
-arguments; none asks for what a model happened to write. What the table lacks is refused by all
-passes.
+``softmax(dim=1)`` and ``softmax(axis=1)``. Rules use kinds and canonical argument names, and don't
+depend on how the model spells a call. All passes refuse functions that are not in the table.
 
 A line of the table is ``name(argument other/alias *rest @dimensions !form)``, see `entry_of`.
-Arguments that only torch reads are left out at the end. What torch has by several names that say
-so, such as ``expand_copy`` and ``special.softmax``, has one line.
+Trailing arguments that no rule reads are omitted. Variants that differ only by a prefix or suffix
+of the name, such as ``expand_copy`` and ``special.softmax``, share one line.
 """
 
 import re
@@ -242,7 +241,7 @@ TABLE: dict[Kind, str] = {
     Kind.DATA: "data(input) set_data(input source) register_hook(input hook)",
 }
 
-# Those that ask and answer with a tensor: which entries, which one, how many of them, or by chance.
+# Functions of kind ASKS that return a tensor: masks, indices, counts, or random choices.
 QUESTIONS = frozenset(
     """
         eq ne lt le gt ge not_equal less less_equal greater greater_equal isclose isnan isinf
@@ -255,7 +254,7 @@ QUESTIONS = frozenset(
 
 
 def _others(name: str) -> list[str]:
-    """What else torch calls a function by."""
+    """Returns the other names of a function in torch."""
     others = [other for other in (f"{name}_copy", f"unsafe_{name}") if hasattr(torch, other)]
     return [*others, f"special_{name}"] if hasattr(torch.special, name) else others
 

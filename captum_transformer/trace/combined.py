@@ -1,4 +1,4 @@
-"""Sums of several scores, and where what is carried back from them starts."""
+"""Weighted sums of several scores, and the weights that their backward passes start with."""
 
 from typing import NamedTuple
 
@@ -9,11 +9,11 @@ from captum_transformer.trace.value import Value
 
 
 class Combined(NamedTuple):
-    """The scores that a sum was made of.
+    """The scores that a weighted sum was made of.
 
     Attributes:
-        value: of all of them, ``(samples, scores)``.
-        combination: what was asked for.
+        value: the value of all scores, ``(samples, scores)``.
+        combination: the requested combination.
     """
 
     value: Value
@@ -21,7 +21,7 @@ class Combined(NamedTuple):
 
     @property
     def sides(self) -> list[Tensor]:
-        """The sizes of positive weights and, where there may be such, those of negative ones."""
+        """The positive weights and, if weights may be negative, the sizes of the negative ones."""
         weights = self.combination.weights
         signs = (1, -1) if self.combination.signed else (1,)
         return [(weights * sign).clamp(min=0) for sign in signs]

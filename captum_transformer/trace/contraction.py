@@ -1,7 +1,7 @@
-"""Matrix products in every spelling, seen as one: a letter for each dimension, as in an einsum.
+"""Matrix products of all spellings as an einsum, with a letter for each dimension.
 
-``F.linear``, ``@``, ``torch.addmm``, ``torch.einsum`` and their like differ in where the factors
-stand and which dimensions are summed over. With letters, rules ask for the latter alone.
+``F.linear``, ``@``, ``torch.addmm``, ``torch.einsum`` and similar functions differ in the order of
+their factors and in the dimensions that they sum over. With letters, rules need only the latter.
 """
 
 import string
@@ -18,9 +18,9 @@ class Contraction(NamedTuple):
 
     Attributes:
         factors: the tensors that are multiplied.
-        letters: for each factor a letter for each of its dimensions.
+        letters: for each factor, a string with one letter per dimension.
         output: the letters of the output's dimensions.
-        addend: what is added to the product, if anything is.
+        addend: the operand that is added to the product, or None.
     """
 
     factors: "tuple[Operand, ...]"
@@ -29,27 +29,27 @@ class Contraction(NamedTuple):
     addend: "Operand | None" = None
 
     def of(self, operand: "Operand") -> str:
-        """The letters of a factor; of what is no factor none."""
+        """Returns the letters of a factor, or an empty string if the operand is not a factor."""
         for factor, letters in zip(self.factors, self.letters):  # noqa: B905 - this is faster
             if factor is operand:
                 return letters
         return ""
 
     def summed(self, operand: "Operand") -> list[int]:
-        """The dimensions of a factor that are summed over."""
+        """Returns the dimensions of a factor that are summed over."""
         return _missing(self.of(operand), self.output)
 
     def made(self, operand: "Operand") -> list[int]:
-        """The dimensions of the output that a factor does not have."""
+        """Returns the dimensions of the output that a factor does not have."""
         return _missing(self.output, self.of(operand))
 
     def moved(self, operand: "Operand", dim: int) -> int | None:
-        """Where a dimension of a factor is in the output; None if it is summed over."""
+        """Returns where a dimension of a factor is in the output, or None if it is summed over."""
         place = self.output.find(self.of(operand)[dim])
         return None if place < 0 else place
 
 
-# The layers of a model ask the same, so answers are kept.
+# The layers of a model repeat the same queries, so results are cached.
 @lru_cache(maxsize=4096)
 def _missing(letters: str, output: str) -> list[int]:
     return [dim for dim, letter in enumerate(letters) if letter not in output]
@@ -57,7 +57,7 @@ def _missing(letters: str, output: str) -> list[int]:
 
 @lru_cache(maxsize=4096)
 def _split(equation: str) -> tuple[tuple[str, ...], str] | None:
-    """The terms and the output of an equation; None if it takes a diagonal."""
+    """Returns the terms and the output of an equation, or None if it takes a diagonal."""
     left, _, output = equation.partition("->")
     terms = tuple(left.split(","))
     repeats = any(len(set(term)) < len(term) for term in (*terms, output))
@@ -65,7 +65,7 @@ def _split(equation: str) -> tuple[tuple[str, ...], str] | None:
 
 
 def contraction(operation: "Operation") -> Contraction | None:
-    """How a product sums over dimensions; None for what is no product, or no plain one."""
+    """Returns the contraction that a product computes, or None if it takes a diagonal."""
     usual = _linear if "weight" in operation.arguments else _matmul
     spelling = _SPELLINGS.get(operation.name, usual)
     factors, equation = spelling(operation.arguments)
@@ -110,7 +110,7 @@ def _tensordot(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
     left, right = _two(arguments)
     a, b = len(left.size), len(right.size)
     dims = arguments.get("dims", 2)
-    if "dims_self" in arguments:  # as the kernel has them
+    if "dims_self" in arguments:  # the kernel's names of these arguments
         dims = arguments["dims_self"], arguments["dims_other"]
     pairs = (range(a - dims, a), range(dims)) if isinstance(dims, int) else dims
     ours, theirs = list(_BATCH[:a]), list(string.ascii_lowercase[:b])
@@ -138,13 +138,13 @@ def _bilinear(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
 
 
 def _grouped(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
-    """Rows that are multiplied by a matrix of their own group, as of the expert that they go to."""
+    """Rows that are each multiplied by the matrix of their group, such as a token's expert."""
     signal = arguments["input"]
     weights = arguments["other"] if "other" in arguments else arguments["weight"]
     return (signal, weights), "ti,gio->to" if len(weights.size) == 3 else "ti,io->to"
 
 
-# All others are spelled as `F.linear`, if they have a weight, or as `torch.matmul`.
+# All other products are handled as `F.linear` if they have a weight, or else as `torch.matmul`.
 _SPELLINGS: dict[str, Spelling] = {
     "addbmm": _fixed("Amk,Akn->mn"),
     **dict.fromkeys(("outer", "ger", "addr"), _fixed("m,n->mn")),
@@ -158,7 +158,7 @@ _SPELLINGS: dict[str, Spelling] = {
 
 
 def written_out(equation: str, ndims: Sequence[int]) -> str:
-    """The equation of an einsum with letters in the place of dots, and with its output.
+    """Returns the equation of an einsum with letters for the ellipsis, and with its output.
 
     >>> written_out("...qk,...kd->...qd", [4, 3])
     'ABqk,Bkd->ABqd'

@@ -1,4 +1,4 @@
-"""Where the blocks of a forward pass end that are run again, and which of them is in memory."""
+"""Where the recomputed blocks of a forward pass end, and which of them is in memory."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ from captum_transformer.trace.value import Value
 
 
 class _Cut(NamedTuple):
-    """Where a block may end: before the next operation.
+    """A place where the open block may end.
 
     Attributes:
-        place: how many operations are before it.
-        size: how many bytes the model still holds there of what these have made.
-        held: what that is.
+        place: the number of operations of the open block before the cut.
+        size: the number of bytes of their outputs that the model still holds at the cut.
+        held: the values that the model still holds, each with its operand.
     """
 
     place: int
@@ -26,19 +26,20 @@ class _Cut(NamedTuple):
 
 
 class Blocks:
-    """The blocks of a forward pass: at most one of them is in memory, and the end of the pass.
+    """The blocks of a forward pass that are recomputed in the backward pass.
 
-    A block holds as many attention calls as are wanted. Between two of them it ends where the model
-    holds the fewest numbers of what it has made since the block began: in a Transformer that is the
-    residual stream, between two layers.
+    At most one block is in memory at a time, besides the end of the pass. Each block holds the
+    requested number of attention calls. It ends between two attention calls, where the model holds
+    the fewest bytes of what it has computed since the block began: in a Transformer, this is the
+    residual stream between two layers.
 
     Args:
         tape: the tape of the forward pass.
-        layers: how many attention calls make a block; None if only the model itself says what is
-            run again.
+        layers: the number of attention calls per block; None to recompute only what the model
+            itself checkpoints.
 
     Attributes:
-        is_on: whether the operations that run now are to be run again.
+        is_on: whether the operations that run now will be recomputed.
     """
 
     def __init__(self, tape: Tape, layers: int | None = None) -> None:
@@ -57,13 +58,15 @@ class Blocks:
         self._ended = False
 
     def begin(self, operation: Operation, written: Tensor | None, declared: object) -> Step | None:
-        """An operation that is about to run; None if it is in no block.
+        """Starts an operation that is about to run.
 
         Args:
             operation: the operation.
-            written: what it is to write into.
-            declared: what stands for the part of the model that it is in and that the model itself
-                wants to run again, if it is in one.
+            written: the tensor that the operation writes into, or None.
+            declared: identifies the checkpoint of the model that the operation is in, or None.
+
+        Returns:
+            The step that runs the operation, or None if the operation is in no block.
         """
         if self._layers is None and declared is not self._declared and not self._ended:
             self._close(len(self._open), {})
@@ -80,12 +83,12 @@ class Blocks:
         return Step(operation)
 
     def _read(self, tensor: Tensor, value: Value) -> None:
-        """Holds what is read and no operation of the block has made."""
+        """Keeps a tensor that is read in the block but wasn't made in it."""
         if value not in self._made and value not in self._inputs and not _is_stale(tensor, value):
             self._inputs[value] = self._tape.operand(tensor, value, keep=True)
 
     def add(self, step: Step, recorded: Operation) -> None:
-        """An operation that has run, and what stands for it on the tape."""
+        """Adds an operation that has run, and the operation that the tape recorded for it."""
         step.recorded = recorded
         self._append(step)
         if self._layers is None or recorded.pattern is None:
@@ -97,7 +100,7 @@ class Blocks:
         self._leave_cut()
 
     def note(self, recorded: Operation) -> None:
-        """An operation that the tape adds, such as the record of a write into a view."""
+        """Adds an operation that the tape itself records, for example after a write into a view."""
         if self.is_on:
             for _, value in recorded.traced():
                 if (tensor := value.holder()) is not None:
@@ -110,7 +113,7 @@ class Blocks:
         self._held += step.outputs()
 
     def _look(self) -> None:
-        """Sees how much the model holds of what it has made."""
+        """Moves the cut here if the model holds no more of the block's outputs than at the cut."""
         alive = [(value, value.holder()) for value in self._held]
         held = {v: t for v, t in alive if t is not None and not _is_stale(t, v)}
         self._held = list(held)
@@ -122,7 +125,7 @@ class Blocks:
             self._cut = _Cut(len(self._open), size, read)
 
     def end(self) -> None:
-        """Says that the forward pass has come to its end, from where the backward pass begins."""
+        """Ends the forward pass: no further operations are added to blocks."""
         if self._ended:
             return
         if self._declared is not None:
@@ -133,17 +136,18 @@ class Blocks:
         self._ended, self.is_on = True, False
 
     def _close(self, count: int, held: dict[Value, Operand]) -> None:
-        """Makes a block of the first operations that are in none.
+        """Makes a block of the first operations that are in no block yet.
 
         Args:
-            count: how many.
-            held: what the model holds of what they have made.
+            count: the number of operations.
+            held: the outputs of these operations that the model still holds.
         """
         steps, self._open, before = self._open[:count], self._open[count:], self._inputs
         made = {value for step in steps for value in step.outputs()}
         read = {value for step in steps for _, value in step.operation.traced()} - made
         inputs = {value: operand for value, operand in before.items() if value in read}
-        # A write into a view that others see may read what is there no longer: it stays as it is.
+        # A write into a shared view may read a value that no longer exists. If so, no block is
+        # made, and the operations are not recomputed.
         if steps and len(inputs) == len(read):
             self._blocks.append(Block(steps, inputs, self.enter))
             self._reading.update(inputs.values())
@@ -157,20 +161,20 @@ class Blocks:
         self._let_go(before)
 
     def _leave_cut(self) -> None:
-        """Lets go of what the model holds at a cut where no block ends."""
+        """Discards the cut, and releases the tensors that were kept only for it."""
         cut, self._cut = self._cut, None
         if cut is not None:
             self._let_go(cut.held)
 
     def _let_go(self, held: dict[Value, Operand]) -> None:
-        """Lets go of what no block reads."""
+        """Releases the given tensors, except those that a block reads."""
         reading = self._inputs
         for value, operand in held.items():
             if operand not in self._reading and reading.get(value) is not operand:
                 operand.data = None
 
     def _forget(self) -> None:
-        """The operations that are in no block stay as they are."""
+        """Forgets the operations that are in no block, which are not recomputed."""
         inputs, self._inputs = self._inputs, {}
         self._let_go(inputs)
         self._leave_cut()
@@ -179,22 +183,22 @@ class Blocks:
         self._reading.clear()
 
     def places(self) -> list[int]:
-        """Where on the tape blocks begin."""
+        """Returns the positions on the tape where blocks begin."""
         return [block.place for block in self._blocks]
 
     def enter(self, block: Block) -> None:
-        """Leaves the block that is in memory, for another one."""
+        """Replaces the block that is in memory by another one."""
         if self._here is not None:
             self._here.leave()
         self._here = block
 
     def spent(self) -> None:
-        """Lets go of what autograd saves of the block that is in memory."""
+        """Releases the tensors that autograd saves for the block that is in memory."""
         if self._here is not None:
             self._here.spent()
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Releases all blocks and tensors."""
         for block in self._blocks:
             block.clear()
         self._blocks.clear()
@@ -203,5 +207,5 @@ class Blocks:
 
 
 def _is_stale(tensor: Tensor, value: Value) -> bool:
-    """Whether a tensor holds something else by now."""
+    """Whether a tensor has been written into since it held a value."""
     return tensor._version != value.version

@@ -1,4 +1,4 @@
-"""Autograd's derivatives of what a model has run, and why there are none."""
+"""Derivatives by autograd, with an error that explains why one can't be computed."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,16 +17,17 @@ def derivatives(
     operations: Iterable[Operation],
     slopes: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """The derivatives of a number at some points; None where it does not depend on one.
+    """Returns the derivatives of a number at some points, None where it doesn't depend on a point.
 
     Args:
-        total: the number, or what it depends on, or where that stands in the autograd graph.
-        points: where they stand there.
-        operations: what the model has run.
-        slopes: the derivatives of the number by each of those.
+        total: the number, or tensors that it depends on, or their positions in the autograd graph.
+        points: the positions of the points in the autograd graph.
+        operations: the operations that the model has run.
+        slopes: the derivatives of the number by each of the tensors in ``total``; None if ``total``
+            is the number itself.
 
     Raises:
-        UnsupportedOperationError: if autograd can't go back through that.
+        UnsupportedOperationError: if autograd can't differentiate because of an in-place operation.
     """
     try:
         return torch.autograd.grad(total, points, slopes, retain_graph=True, allow_unused=True)

@@ -1,4 +1,4 @@
-"""What a user, or a package's description, says of functions that the table lacks."""
+"""Descriptions, by a user or for a package, of functions that are not in the table."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -20,14 +20,14 @@ from captum_transformer.trace.step_functions import STRAIGHT_THROUGH, rounds
 
 
 class DescribedFunction:
-    """A line that was put into the table of operations; as a context manager it goes on leaving."""
+    """A line added to the table of operations; as a context manager, it is removed on exit."""
 
     def __init__(self, name: str, undo: Callable[[], Any]) -> None:
         self.name = name
         self._undo = undo
 
     def remove(self) -> None:
-        """Takes the line out again."""
+        """Removes the line from the table."""
         self._undo()
         describe.cache_clear()
 
@@ -48,24 +48,24 @@ def describe_function(
 ) -> DescribedFunction:
     """Describes a function that isn't in the table of operations.
 
-    All methods follow it from then on, as they follow the others of its kind.
+    From then on, all methods treat the function like other functions of its kind.
 
     Args:
-        function: the function: one of torch, such as ``torch.special.airy_ai``, a kernel of another
-            library, such as ``torch.ops.library.kernel``, or a class of custom
-            ``torch.autograd.Function`` s, which is seen wherever it is applied.
-        arguments: the canonical names of its arguments in their order, separated by blanks. The
-            signal is called ``input``, a second one ``other``, a dimension ``dim``; tensors that
-            are no signals are called ``weight``, ``bias``, ``index`` or ``mask``. A slash adds
-            another name: ``"input dim/axis"``.
-        kind: what it is, see :class:`Kind`.
+        function: a torch function such as ``torch.special.airy_ai``, a kernel of another library
+            such as ``torch.ops.library.kernel``, or a custom ``torch.autograd.Function`` class,
+            which is recognized wherever it is applied.
+        arguments: the canonical names of the arguments in order, separated by spaces. The signal is
+            called ``input``, a second signal ``other``, a dimension ``dim``; tensors that are not
+            signals are called ``weight``, ``bias``, ``index`` or ``mask``. A slash adds another
+            name for an argument: ``"input dim/axis"``.
+        kind: the kind of the function, see :class:`Kind`.
 
     Returns:
-        A handle, whose ``remove`` takes the line out again; as a context manager it does so on
-        leaving.
+        A handle with a method ``remove`` that removes the description. As a context manager, the
+        handle removes it on exit.
 
     Raises:
-        ValueError: if the table has the function already.
+        ValueError: if the function is already known.
 
     Example:
         >>> import torch
@@ -104,33 +104,35 @@ def describe_linear(
     weight: Callable[..., Tensor] | None = None,
     bias: Callable[..., Tensor | None] | None = None,
 ) -> DescribedFunction:
-    """Describes a function as a linear layer, with its weights in any form.
+    """Describes a function as a linear layer whose weights may have any format.
 
-    That is what kernels for quantised weights are, and the custom Functions that packages wrap them
-    in. All methods take it for ``F.linear`` with these weights from then on. The model goes on
-    computing with the function itself; if that has no derivative, it gets the layer's. How it
-    rounds the signal counts as no part of what it computes.
+    Use it for kernels for quantised weights, and for the custom Functions that packages wrap them
+    in. From then on, all methods treat the function as ``F.linear`` with these weights. The model
+    still computes with the function itself; if the function has no derivative, it gets the
+    derivative of the linear layer. Rounding of the signal inside the function is ignored.
 
-    The first time that it runs, what it makes of a token is compared with the layer.
+    On the first call, the function's output for one token is compared with the linear layer's.
 
     Args:
-        function: a kernel of another library, such as ``torch.ops.library.kernel``, or a class of
-            custom ``torch.autograd.Function`` s, which is seen wherever it is applied.
-        arguments: the names of its arguments in their order, separated by blanks: the signal is
-            called ``input``, a bias ``bias``, the others are called something else. A slash adds
-            another name.
-        weight: gives the weights ``(outputs, inputs)`` of a call as a plain tensor. It gets the
-            call's arguments, with None for the signal, and is called when a rule reads the weights.
-            By default they are read off what the function makes of the identity matrix, without
-            a bias.
-        bias: gives the bias of a call by its arguments, where no argument is the bias.
+        function: a kernel of another library such as ``torch.ops.library.kernel``, or a custom
+            ``torch.autograd.Function`` class, which is recognized wherever it is applied.
+        arguments: the names of the arguments in order, separated by spaces: the signal is called
+            ``input``, a bias ``bias``, and all others have different names. A slash adds another
+            name for an argument.
+        weight: a function that returns the weights ``(outputs, inputs)`` of a call as a plain
+            tensor. It receives the arguments of the call, with None for the signal, and is called
+            when a rule reads the weights. By default, the weights are computed by passing the
+            identity matrix through the function, without a bias.
+        bias: a function that receives the arguments of a call and returns its bias. Needed only if
+            no argument is the bias.
 
     Returns:
-        A handle, whose ``remove`` makes the function unknown again; as a context manager it does so
-        on leaving.
+        A handle with a method ``remove`` that removes the description. As a context manager, the
+        handle removes it on exit.
 
     Raises:
-        ValueError: if ``arguments`` names no ``input``, or the function is known already.
+        ValueError: if ``arguments`` doesn't contain ``input``, if the function is already
+            described, or if it is neither a kernel nor an ``autograd.Function``.
 
     Example:
         >>> import torch
@@ -178,23 +180,25 @@ def describe_linear(
 
 
 def straight_through(*functions: Callable[..., Any] | torch.dtype) -> DescribedFunction:
-    """Says that functions in steps, such as rounding, count as the signal that they round.
+    """Uses a straight-through estimate for step functions such as rounding.
 
-    The derivative of a step function is zero, so a gradient is lost there, and methods that need it
-    refuse the function. With a straight-through estimate its derivative counts as one, as it does
-    where models are trained with quantised activations. Methods that have a rule for functions of
-    each entry, such as :class:`captum_transformer.AttnLRP`, go by that.
+    The derivative of a step function is zero, so the gradient is lost there, and methods that need
+    the gradient refuse the function. With a straight-through estimate, the derivative is taken to
+    be one, as in the training of models with quantised activations. Methods that have their own
+    rule for entry-wise functions, such as :class:`captum_transformer.AttnLRP`, use that rule.
 
     Args:
-        *functions: ``torch.round``, ``floor``, ``ceil``, ``trunc``, ``fix`` or ``sign``, in all
-            their spellings; a type of integers, such as ``torch.int8``, stands for casts to it and
-            back.
+        *functions: ``torch.round``, ``floor``, ``ceil``, ``trunc``, ``fix`` or ``sign``, in any
+            spelling, or an integer dtype such as ``torch.int8``, which stands for casts to this
+            dtype and back.
 
     Returns:
-        A handle, whose ``remove`` takes that back; as a context manager it does so on leaving.
+        A handle with a method ``remove`` that undoes this. As a context manager, the handle undoes
+        it on exit.
 
     Raises:
-        ValueError: if one of them is no such function or type, or counts so already.
+        ValueError: if an argument is not a supported step function or integer dtype, or already
+            has a straight-through estimate.
 
     Example:
         >>> import torch
@@ -224,7 +228,7 @@ def straight_through(*functions: Callable[..., Any] | torch.dtype) -> DescribedF
 
 
 def _rounds(key: Any) -> bool:
-    """Whether it is the name of a step function of one signal, or a type of integers."""
+    """Whether a key is the name of a step function of one signal, or an integer dtype."""
     if isinstance(key, torch.dtype):
         return not (key.is_floating_point or key.is_complex or key is torch.bool)
     entry = ENTRIES.get(key)

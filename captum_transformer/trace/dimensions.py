@@ -1,6 +1,6 @@
-"""What an operation does to each dimension of its operands, and where axes lie because of it.
+"""What an operation does to each dimension of its operands, and where axes lie in its outputs.
 
-Whatever asks where samples, features or keys lie before or after an operation reads this.
+All code that follows samples, features or keys through operations uses this module.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from captum_transformer.trace.value import Value
 
 
 class Passage(NamedTuple):
-    """What an operation that is no view does to the dimensions of an operand.
+    """What an operation that is not a view does to the dimensions of an operand.
 
     Attributes:
-        to: for each dimension of the operand its place in the output; None if it is gone, or if
-            it is not known what becomes of it.
-        mixed: the dimensions along which one entry is made of several, or entries move. Along the
-            others each entry of the output is made of entries at its own place.
+        to: for each dimension of the operand, the corresponding dimension of the output; None if
+            there is none or if it is unknown.
+        mixed: the dimensions along which entries are combined or moved. Along all other dimensions,
+            each entry of the output is made of entries at the same position.
     """
 
     to: tuple[int | None, ...]
@@ -30,12 +30,12 @@ class Passage(NamedTuple):
 
 
 def passage(operation: Operation, operand: Operand, ndim: int | None = None) -> Passage:
-    """What an operation does to the dimensions of an operand.
+    """Returns what an operation does to the dimensions of an operand.
 
     Args:
         operation: the operation.
         operand: one of its operands.
-        ndim: how many dimensions the output has; as many as the operand if that is left out.
+        ndim: the number of dimensions of the output. Default: that of the operand.
 
     >>> import torch
     >>> from captum_transformer.trace.mode import Trace
@@ -59,7 +59,7 @@ def passage(operation: Operation, operand: Operand, ndim: int | None = None) -> 
 
 @lru_cache(maxsize=4096)
 def _along(before: int, after: int, mixed: tuple[int, ...]) -> Passage:
-    """Works along some dimensions, which are gone where that many are missing afterwards."""
+    """Mixes along some dimensions, and removes them if the output has that many fewer."""
     dims = range(before)
     to: tuple[int | None, ...] = (None,) * before
     if before == after:
@@ -73,7 +73,7 @@ def _along(before: int, after: int, mixed: tuple[int, ...]) -> Passage:
 
 @lru_cache(maxsize=4096)
 def _moved(to: tuple[int | None, ...]) -> Passage:
-    """Moves dimensions, and works along those that are gone."""
+    """Moves dimensions, and mixes along those that are not in the output."""
     return Passage(to, tuple(d for d, place in enumerate(to) if place is None))
 
 
@@ -97,7 +97,7 @@ def _by_letters(letters: str, output: str) -> Passage:
 
 
 def _convolved(operation: Operation, operand: Operand, _: int) -> Passage:
-    """Channels become others, and places see their neighbours, if kernels reach that far."""
+    """Mixes the channels and, unless the kernel has size and stride one, the positions."""
     before, kernel = len(operand.size), operation.argument("weight").size[2:]
     if operand is not operation.argument("input"):
         return _unknown(before)
@@ -114,7 +114,7 @@ def _attended(operation: Operation, operand: Operand, after: int) -> Passage:
     return _unknown(len(operand.size))
 
 
-# What becomes of the last two dimensions of what attention is made of.
+# Where the last two dimensions of attention's operands are in the output.
 _ATTENDED = {"query": (-2, None), "key": (None, None), "value": (None, -1), "attn_mask": (-2, None)}
 
 
@@ -139,7 +139,7 @@ def _normalised(operation: Operation, operand: Operand, after: int) -> Passage:
 
 
 def _rearranged(operation: Operation, operand: Operand, after: int) -> Passage | None:
-    """What brackets read, and what they or a view write where they would read."""
+    """Indexing with brackets, and writes into what brackets or a strided view select."""
     known, before = operation.arguments, len(operand.size)
     brackets, source, strides = known.get("brackets"), known.get("source"), known.get("stride", ())
     if brackets is None and not (source and strides):
@@ -169,7 +169,7 @@ def _looked_up(operation: Operation, ids: Operand, _: int) -> Passage:
 
 
 def ahead_of_ids(operation: Operation, ids: Operand) -> int | None:
-    """How many dimensions a lookup's output has before those of the ids."""
+    """Returns how many dimensions the output of a lookup has in front of those of the ids."""
     if "weight" in operation.arguments:
         return 0 if ids is operation.arguments["index"] else None
     table, brackets = operation.arguments["input"], operation.argument("brackets")
@@ -178,18 +178,18 @@ def ahead_of_ids(operation: Operation, ids: Operand) -> int | None:
     if brackets is not None:
         places = picked(brackets, len(table.size))
         return places.front + places.new - len(ids.size)
-    # What is taken without a dimension, or beside others of its length, has the ids' own shape.
+    # Without a single `dim`, or with ids of the table's ndim, the output has the shape of the ids.
     dims = operation.along(len(table.size))
     whole = not dims or len(dims) > 1 or len(ids.size) == len(table.size)
     return dims[0] if dims and not whole else 0
 
 
 def features_begin(operation: Operation) -> int | None:
-    """The first dimension of looked up features; None if the ids' dimensions are not in front.
+    """Returns the first dimension of looked-up features, or None if the ids' aren't in front.
 
-    ``table[ids]`` has the ids' dimensions first and the table's features behind them. Where ids
-    are broadcast to the features, as for ``torch.gather``, there are no dimensions of features
-    alone, and the number is that of all dimensions.
+    ``table[ids]`` has the dimensions of the ids first, followed by the features of the table. If
+    ids are broadcast to the features, as for ``torch.gather``, no dimension holds only features,
+    and the result is the number of all dimensions.
     """
     ((ids, _), *_) = operation.traced()
     return len(ids.size) if ahead_of_ids(operation, ids) == 0 else None
@@ -207,7 +207,7 @@ def _padded(operation: Operation, operand: Operand, after: int) -> Passage:
 
 
 def _compared(operation: Operation, operand: Operand, after: int) -> Passage | None:
-    """Rows with rows; those of the second become columns."""
+    """Compares rows with rows; the rows of the second operand become columns of the output."""
     columns = operation.argument("columns")
     if columns is None:
         return None
@@ -218,7 +218,7 @@ def _compared(operation: Operation, operand: Operand, after: int) -> Passage | N
 
 
 def _read_at(operation: Operation, operand: Operand, _: int) -> Passage | None:
-    """The grid of places has no channels, which come second."""
+    """Maps the grid of positions to the output, whose second dimension is the channels."""
     if operand is not operation.argument("grid"):
         return None
     places = range(2, len(operand.size))
@@ -231,7 +231,7 @@ def _solved(operation: Operation, operand: Operand, after: int) -> Passage | Non
     return _with_ends(len(operand.size), after, (None, None))
 
 
-# Those that their `dim` does not tell of; None if it does.
+# Kinds that need more than their `dim`. The functions return None if `dim` is enough.
 _OF_KINDS: dict[Kind, Callable[[Operation, Operand, int], Passage | None]] = {
     **dict.fromkeys(CONVOLUTIONS, _convolved),
     Kind.PRODUCT: _multiplied,
@@ -251,14 +251,14 @@ _OF_KINDS: dict[Kind, Callable[[Operation, Operand, int], Passage | None]] = {
 def image(
     operation: Operation, operand: Operand, axis: Axis, output: Value, view: View | None
 ) -> Axis | None:
-    """Where an axis of an operand lies in an output; None if it is not kept as it is.
+    """Returns where an axis of an operand lies in an output, or None if it is not preserved.
 
     Args:
         operation: the operation.
         operand: one of its operands.
-        axis: where something lies in it.
+        axis: an axis of the operand.
         output: one of the operation's outputs.
-        view: how that lies over the operand, if it is a view.
+        view: how the output lies over the operand, if it is a view; otherwise None.
     """
     if view is not None:
         return axis.in_view(view)
@@ -275,16 +275,16 @@ def carried(
     *,
     apart: bool = False,
 ) -> Axis | None:
-    """An axis after a passage from one shape to another, as `image` has it.
+    """Returns where an axis lies after a passage from one shape to another; see `image`.
 
-    With `apart` it is lost where entries are made of several of its indices.
+    With `apart`, returns None if the passage combines entries of several indices of the axis.
     """
     if apart and any(runs_along(axis, before, dim) for dim in found.mixed):
         return None
     if before == after and found.to == tuple(range(len(after))):
         return axis
     if axis.size == 1:
-        # It could be any dimension of length one at its place.
+        # The axis could be any dimension of size one at this position.
         dims = [d for d, n in enumerate(before) if n == 1 and Axis.of(before, d) == axis]
         places = {found.to[dim] for dim in dims}
         known = [place for place in places if place is not None and after[place] == 1]
@@ -299,6 +299,6 @@ def carried(
 def source_of(
     operation: Operation, operand: Operand, axis: Axis, output: Value, view: View | None
 ) -> Axis | None:
-    """The way back: which axis of an operand lies where an axis of the output does."""
+    """Returns the axis of an operand that becomes a given axis of the output; reverses `image`."""
     parts = Axis.parts(operand.size, axis.size)
     return next((p for p in parts if image(operation, operand, p, output, view) == axis), None)

@@ -1,11 +1,11 @@
-"""What the table of functions says of one, and the words that it says it in."""
+"""The entry of one function in the table, and the names that the table uses."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from captum_transformer.trace.kinds import ENTRIES_ALONE, Form, Kind, Role
 
-# What a tensor is for, by the argument that it is given as; all others are signals.
+# The role of a tensor by the name of its argument; tensors under all other names are signals.
 ROLES = {
     "weight": Role.WEIGHT,
     "bias": Role.BIAS,
@@ -25,16 +25,16 @@ ALIASES = {"axis": "dim", "self": "input", "tensor": "input", "src": "source", "
 
 
 class Entry(NamedTuple):
-    """What the table says of a function.
+    """The entry of a function in the table.
 
     Attributes:
-        kind: what it is.
-        parameters: the canonical names of its arguments by position.
-        rest: the canonical name for all further ones together, if it takes them.
-        aliases: from what else an argument is called to its canonical name.
-        along: which dimensions it works along where its ``dim`` names none; along the others each
-            entry stays at its place. None if ``dim`` does not tell.
-        form: what a function of each entry is, where that matters.
+        kind: the kind of the function.
+        parameters: the canonical names of its positional arguments.
+        rest: the canonical name for all further positional arguments together, or None.
+        aliases: a mapping from other argument names to canonical names.
+        along: the dimensions that the function works along by default, if its ``dim`` names none;
+            along all others, each entry keeps its position. None if ``dim`` doesn't determine them.
+        form: the form of an entry-wise function, where it matters.
     """
 
     kind: Kind
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
     form: Form | None = None
 
     def canonical(self, name: str) -> str:
-        """The canonical name of an argument; kernels call the first one ``self``.
+        """Returns the canonical name of an argument. Kernels call the first argument ``self``.
 
         >>> entry_of(Kind.PRODUCT, "bias/input input/mat1 other/mat2").canonical("self")
         'bias'
@@ -54,17 +54,17 @@ class Entry(NamedTuple):
         return self.aliases.get(name) or self.aliases.get(usual, usual)
 
     def in_order(self, names: Iterable[str]) -> "Entry":
-        """The same of a function whose arguments, all of them, have another order."""
+        """Returns the entry with all arguments in another order."""
         return self._replace(parameters=tuple(map(self.canonical, names)), rest=None)
 
 
 def entry_of(kind: Kind, arguments: str) -> Entry:
-    """What a line of the table says: the arguments in their order.
+    """Parses a line of the table, which lists the arguments in order.
 
-    After a slash stands what else an argument is called; one with a star takes all further ones.
-    Behind an @ stand the dimensions that the function works along if its ``dim`` names none.
-    Otherwise that is none of them for what works entry by entry, and all for all else but moves.
-    Behind a ! stands its form.
+    A slash adds another name for an argument, and a star marks the argument that takes all further
+    ones. ``@`` is followed by the dimensions that the function works along if its ``dim`` names
+    none: by default none for kinds that treat each entry alone, unknown for moves and unknown
+    kinds, and all dimensions for the others. ``!`` is followed by the form.
 
     >>> entry_of(Kind.MOVE, "input *dims/axes").aliases
     {'axes': 'dims'}

@@ -1,8 +1,9 @@
-"""Where the features of tokens lie in a value, as the operations say that mix them.
+"""Where the features of tokens lie in a value, as shown by the operations that mix them.
 
-Nothing of an input tells which of its dimensions holds features: the first operation does that
-mixes them, and then it is known of all that was made of the input before. Until then it is unknown
-(None), which is something else than having none (an empty tuple), as numbers that are a token each.
+An input alone doesn't show which of its dimensions holds features. The first operation that mixes
+features does, and then they are known for all values made from the input before. Until then they
+are unknown (None). This differs from having no features (an empty tuple), which means that each
+number is a token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,14 +16,14 @@ from captum_transformer.trace.probabilities import scores_of
 from captum_transformer.trace.value import Features, Value
 from captum_transformer.trace.views import view_of
 
-# Where these meet, features lie beside features.
+# The operands of these operations have their features in the same dimensions.
 _ALIGNED = (BY_ENTRY - {Kind.MUL, Kind.DIV}) | {Kind.CONCATENATE, Kind.STACK}
-# Features may be joined by others, or be chosen from, and are features still.
+# These may add features or select from them; the result still holds features.
 _RESIZES = frozenset({Kind.CONCATENATE, Kind.PAD, Kind.CHOICE})
 
 
 def place_features(operation: Operation, output: Value, view: View | None) -> None:
-    """Says where the features lie in an output, from those of the operands."""
+    """Sets where the features lie in an output, given those of the operands."""
     traced = operation.traced()
     if operation.kind in BY_ENTRY:
         for _, source in traced:
@@ -33,7 +34,8 @@ def place_features(operation: Operation, output: Value, view: View | None) -> No
         output.features = _new_features(operation, output)
         if output.features is not None:
             return
-    # What attends has a head's features of its values, and the heads of its probabilities.
+    # An attention output takes the features of a head from the values, and the heads from the
+    # probabilities.
     several = operation.kind in (Kind.PRODUCT, Kind.ATTENTION)
     for operand, source in traced:
         if source.features is not None and (several or not output.features):
@@ -49,7 +51,7 @@ def _after(
     output: Value,
     view: View | None,
 ) -> tuple[Axis, ...]:
-    """The features of an output that are those of an operand."""
+    """Returns the axes of an output that the features of an operand become."""
     if view is not None:
         return pieces_in_view(tuple(features), view)
     before, after = operand.size, output.shape
@@ -62,14 +64,14 @@ def _after(
 
 
 def _resized(axis: Axis, before: tuple[int, ...], found: Passage) -> int | None:
-    """Where a dimension of features is afterwards, if an operation makes more or fewer of them."""
+    """Returns the output dimension of features if an operation changes their number, or None."""
     dim = axis.dim(before)
     whole = dim is not None and axis.size == before[dim] and dim in found.mixed
     return found.to[dim] if dim is not None and whole else None
 
 
 def _new_features(operation: Operation, output: Value) -> tuple[Axis, ...] | None:
-    """The features that an operation makes; None if it makes none."""
+    """Returns the axes of features that an operation creates, or None if it creates none."""
     ndim = len(output.shape)
     if operation.kind is Kind.EMBEDDING and (begin := features_begin(operation)) is not None:
         return tuple(Axis.of(output.shape, dim) for dim in range(begin, ndim))
@@ -85,10 +87,10 @@ def _new_features(operation: Operation, output: Value) -> tuple[Axis, ...] | Non
 
 
 def is_linear_layer(operation: Operation) -> bool:
-    """Whether it multiplies each token's features with the same constants.
+    """Whether an operation multiplies the features of all tokens with the same constants.
 
-    Constants that differ from sample to sample or from token to token, such as learned queries
-    that have been repeated, are no weights of a layer.
+    Constants that differ between samples or tokens, such as repeated learned queries, are not the
+    weights of a layer.
     """
     product, traced = operation.contraction(), operation.traced()
     if product is None or len(traced) != 1:
@@ -104,21 +106,21 @@ def is_linear_layer(operation: Operation) -> bool:
 
 
 def mixes_features(value: Value, summed: Sequence[int]) -> bool:
-    """Whether dimensions that a product sums over are features of each token by itself."""
+    """Whether the dimensions that a product sums over are all features."""
     return set(summed) <= set(feature_dims(value))
 
 
 def feature_dims(value: Value) -> list[int]:
-    """The dimensions that hold features of a token, where these are known."""
+    """Returns the dimensions that hold features of a token, as far as they are known."""
     axes = value.features or ()
     return [dim for axis in axes if (dim := axis.dim(value.shape)) is not None]
 
 
 def learn_features(operation: Operation) -> list[Value]:
-    """Takes from an operation which dimensions of its operands are features, if that was unknown.
+    """Infers from an operation which dimensions of its operands are features, if unknown so far.
 
     Returns:
-        The values whose features are known now.
+        The values whose features have become known.
     """
     found = []
     for value, features in _told(operation):
@@ -141,7 +143,7 @@ def learn_features(operation: Operation) -> list[Value]:
 
 
 def _told(operation: Operation) -> Iterator[tuple[Value, tuple[Axis, ...]]]:
-    """Values, and the dimensions that an operation shows to be their features."""
+    """Yields values, each with the axes that an operation shows to be its features."""
     for operand, value in operation.traced():
         if value.features is None:
             dims = _mixed(operation, operand)
@@ -163,7 +165,7 @@ def _told(operation: Operation) -> Iterator[tuple[Value, tuple[Axis, ...]]]:
 
 
 def _mixed(operation: Operation, operand: Operand) -> list[int]:
-    """The dimensions of an operand that an operation mixes as features of each token."""
+    """Returns the dimensions of an operand that an operation mixes as features of each token."""
     ndim = len(operand.size)
     if operand.role is not Role.SIGNAL and operation.kind is not Kind.PRODUCT:
         return []  # weights and biases that depend on the inputs
@@ -182,14 +184,14 @@ def _mixed(operation: Operation, operand: Operand) -> list[int]:
     pattern = operation.pattern
     if pattern is None:
         return product.summed(operand) if is_linear_layer(operation) else []
-    # Of what probabilities are multiplied with, these are the values' features.
+    # For a product with attention probabilities: the features of the values.
     last = ndim - 1 if pattern.value_order is None else pattern.value_order[-1]
     is_value = operand is operation.operands[1 - pattern.weights]
     return [last] if is_value and last is not None else []
 
 
 def _before(operation: Operation, operand: Operand, source: Value, output: Value) -> Features:
-    """Where features of an output lie in an operand; None if they are part of a dimension there."""
+    """Returns where features of an output lie in an operand, or None if not in whole dimensions."""
     features, view = _longer(output.features), view_of(operation, output)
     if not features and not (operation.kind in MOVES or operation.kind in BY_ENTRY):
         return None
@@ -213,7 +215,7 @@ def _before(operation: Operation, operand: Operand, source: Value, output: Value
 
 
 def keeps_features(operation: Operation, output: Value) -> bool:
-    """Whether an operation that rearranges leaves the features of a token what they were."""
+    """Whether an operation leaves the features of each token unchanged when it moves entries."""
     if operation.kind not in MOVES:
         return True
     view = view_of(operation, output)
@@ -226,14 +228,14 @@ def keeps_features(operation: Operation, output: Value) -> bool:
 
 
 def _longer(axes: Features) -> set[Axis]:
-    """The axes that are more than one long: one entry is no rearrangement."""
+    """Returns the axes of size greater than one, the only ones that a move can change."""
     return {axis for axis in axes or () if axis.size > 1}
 
 
 def sums_over_features(operation: Operation) -> bool:
-    """Whether it multiplies two signals and sums over all their features, and nothing else.
+    """Whether an operation multiplies two signals and sums over exactly all their features.
 
-    A product that leaves features of one of them hands on its tokens, as linear attention does.
+    A product that keeps features of one signal passes its tokens on, as in linear attention.
     """
     product = operation.contraction()
     if product is None or len(product.factors) != 2 or len(operation.traced()) != 2:
@@ -246,7 +248,7 @@ def sums_over_features(operation: Operation) -> bool:
 
 
 def chooses_features(operation: Operation) -> bool:
-    """Whether it picks the largest of each token's last features, as of a router's experts."""
+    """Whether an operation selects among each token's last features, as a router of experts."""
     if operation.kind is not Kind.CHOICE:
         return False
     ((_, value),) = operation.traced()

@@ -1,8 +1,9 @@
 """FlexAttention, computed and differentiated in blocks of queries.
 
-`torch.nn.attention.flex_attention` ends in an operation of higher order, and that is what the trace
-sees. On CPUs it has no derivative, and without a compiler it makes all pairs of tokens at once. So
-the trace computes what torch does without a compiler, block by block, and differentiates that.
+`torch.nn.attention.flex_attention` calls a higher-order operator, which is what the trace sees. On
+CPUs it has no derivative, and without a compiler it computes all pairs of tokens at once. The trace
+therefore computes the same result as torch without a compiler, but block by block, and
+differentiates that.
 """
 
 import math
@@ -22,14 +23,15 @@ from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.scoring import INSTEAD, Scoring
 
 _MODULE = "torch.nn.attention.flex_attention"
-# What hands a question to the trace.
+# Modules whose frames are skipped when looking for the caller that reads `requires_grad`.
 _BETWEEN = frozenset({"captum_transformer.trace.mode", "torch.overrides"})
 
 
 def requires_grad(tensor: Tensor) -> bool:
-    """Whether a tensor requires a gradient, unless it is `flex_attention` that asks.
+    """Whether a tensor requires a gradient; False if the caller is `flex_attention` itself.
 
-    It refuses those on a CPU since its own kernels have no derivative there.
+    `flex_attention` refuses tensors on a CPU that require a gradient, since its own kernels have no
+    derivative there.
     """
     with torch._C.DisableTorchFunction():
         required = tensor.requires_grad
@@ -40,7 +42,7 @@ def requires_grad(tensor: Tensor) -> bool:
 
 
 def as_attention(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `flex_attend`, from those of torch's operation of higher order."""
+    """Converts the arguments of torch's higher-order operator to those of `flex_attend`."""
     query, key, mask = (arguments[name] for name in ("query", "key", "block_mask"))
     mods = [
         _with_buffers(function, arguments.get(f"{name}_other_buffers", ()))
@@ -58,7 +60,7 @@ def _with_buffers(function: Callable[..., Tensor], buffers: tuple[Any, ...]) -> 
 
 
 def _refuse_blocks_alone(key: Tensor, mask: tuple[Any, ...]) -> None:
-    """Blocks that are left out though no function masks them: compiled code skips them alone."""
+    """Refuses a block mask that omits blocks without a mask_mod: only compiled code skips them."""
     from torch.nn.attention.flex_attention import noop_mask
 
     *tables, _, size, mask_mod = mask
@@ -75,7 +77,7 @@ def _refuse_blocks_alone(key: Tensor, mask: tuple[Any, ...]) -> None:
 
 
 def log_sum_exp_is_used() -> UnsupportedOperationError:
-    """The error for a model that goes on with the log-sum-exp."""
+    """Returns the error for a model that uses the returned log-sum-exp."""
     return UnsupportedOperationError(
         "The model computes with the log-sum-exp that `flex_attention` returns beside its output, "
         f"as for attention sinks, and its relevance is undefined. {INSTEAD}"
@@ -90,7 +92,7 @@ def flex_attend(
     scoring: Scoring,
     captured: list[Tensor],  # noqa: ARG001 - for the trace to see
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """FlexAttention as a function of tensors: outputs, log-sum-exps (of base two) and maxima."""
+    """Computes FlexAttention; returns outputs, and base-2 log-sum-exps and maxima of the scores."""
     result: tuple[Tensor, Tensor, Tensor] = _Attend.apply(query, key, value, scale, scoring)
     return result
 
@@ -98,20 +100,20 @@ def flex_attend(
 def _attended(
     query: Tensor, key: Tensor, value: Tensor, scores_of: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The outputs of some queries, and their scores."""
+    """Returns the outputs and the scores of some queries."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     dtype = accumulation_dtype(query.dtype)
     scores = scores_of(query.to(dtype) @ key.to(dtype).transpose(-1, -2))
-    # A query that may attend to nothing gets zeros, and has no gradient.
+    # A query whose keys are all masked gets zeros, and has no gradient.
     empty = (scores == -torch.inf).all(-1, keepdim=True)
     weights = torch.softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
     return weights.to(query.dtype) @ value.to(query.dtype), scores
 
 
 class _Attend(torch.autograd.Function):
-    """Attention a block of queries at a time, in the forward pass and in the backward pass."""
+    """Attention in blocks of queries, in the forward pass and in the backward pass."""
 
     @staticmethod
     def forward(
@@ -125,7 +127,7 @@ class _Attend(torch.autograd.Function):
             dtype = torch.get_autocast_dtype(device.type)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         lead = query.shape[:-1]
-        # The output lies in memory as the queries do: models view it accordingly.
+        # The output has the memory layout of the queries, since models view it accordingly.
         order = (*sorted(range(3), key=query.stride, reverse=True), 3)
         out = torch.empty_permuted((*lead, value.shape[-1]), order, dtype=dtype, device=device)
         full = accumulation_dtype(dtype)
@@ -159,7 +161,7 @@ class _Attend(torch.autograd.Function):
                 wanted = [parts[place].requires_grad_() for place in needed]
                 scores_of = partial(_scores, ctx.scale, ctx.scoring, rows)
                 out = _attended(parts[0], parts[1], parts[2], scores_of)[0]
-                if not out.requires_grad:  # a score_mod that has no use for the score
+                if not out.requires_grad:  # the score_mod ignores the score
                     continue
                 block = arriving[..., rows, :].to(dtype)
                 gradients = torch.autograd.grad(out, wanted, block, allow_unused=True)

@@ -1,4 +1,4 @@
-"""One traced forward pass of any model, ready to be explained for any target."""
+"""A traced forward pass of any model, which can be explained for any target."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -53,14 +53,14 @@ class TracedForward:
     """A forward pass with its tape, its attention calls and its output.
 
     Attributes:
-        tape: every operation that the inputs reach.
+        tape: the operations that depend on the inputs.
         calls: the attention calls, in the order in which they ran.
         inputs: the tensors that are explained.
-        values: the same on the tape.
-        edges: where they stand in the autograd graph; None for token ids.
-        names: the inputs' names: as given, or in the forward function's signature.
-        layers: the tensors of the layers that are watched.
-        output: what the model returned.
+        values: the values of the inputs on the tape.
+        edges: the positions of the inputs in the autograd graph; None for token ids.
+        names: the names of the inputs, as given or from the forward function's signature.
+        layers: the tensors of the watched layers.
+        output: the output of the model.
     """
 
     def __init__(
@@ -95,40 +95,41 @@ class TracedForward:
         self._end = 0
 
     def clear(self) -> None:
-        """Lets go of what the model has made."""
+        """Releases everything that the model has computed."""
         if self._in_order is not None:
-            self._in_order.leaving = None  # what it calls may refer to it
+            self._in_order.leaving = None  # the callback may refer to it
         self.output = self._in_order = None
         self.layers.clear()
 
     def has_rule_for(self, kind: Kind) -> bool:
-        """Whether the method changes the gradient of operations of a kind."""
+        """Whether the method has a rule that changes the gradient of operations of a kind."""
         return kind in self._trace.rules
 
     def then(self, function: Callable[[Any], Any]) -> None:
-        """Goes on from the output: what a function makes of it is the output from now on."""
+        """Applies a function to the output, under the trace; the result becomes the output."""
         with self._trace:
             self.output = function(self.output)
         self._then.append(function)
         self.finish()
 
     def finish(self) -> None:
-        """Says that all operations are there that lead to the output."""
+        """Marks the forward pass as complete: all operations up to the output are on the tape."""
         self._end = len(self.tape.operations)
         self._of_scores.clear()
         self._combined.clear()
         self._trace.blocks.end()
 
     def select(self, target: Any, *, mean_if_none: bool = False) -> tuple[Tensor, Value]:
-        """The scalar of each sample that is explained: ``(samples,)``, and its value on the tape.
+        """Returns the explained score of each sample, ``(samples,)``, and its value on the tape.
 
         Args:
-            target: in any of Captum's forms.
-            mean_if_none: without a target, explain the mean of all outputs of a sample.
+            target: the target, in any of Captum's forms.
+            mean_if_none: whether to explain the mean of all outputs of a sample if the target is
+                None.
 
         Raises:
             InvalidTargetError: if the target does not fit the output.
-            AmbiguousOutputError: if the model returns no tensor or several that it fits.
+            AmbiguousOutputError: if the model returns no tensor, or several that the target fits.
             MixedSamplesError: if the score of a sample depends on other samples.
             InvalidInputError: if the output does not depend on each of the inputs.
         """
@@ -146,12 +147,12 @@ class TracedForward:
     def _require_apart(
         self, target: Any, selected: tuple[Tensor, Value], *, mean_if_none: bool
     ) -> None:
-        """Looks at derivatives, where operations may have mixed the samples that are explained."""
+        """Checks by derivatives that the explained samples don't influence each other."""
         scores, value = selected
         if not self._trace.rules:
             require_apart(self, scores, value.coupling)
             return
-        # The method's gradients are not the model's: some of its rules leave out what mixes.
+        # Check a pass without rules: rules change gradients and may hide that samples are mixed.
         with self._autocast, self._again() as plain:
             for function in self._then:
                 plain.then(function)
@@ -208,7 +209,7 @@ class TracedForward:
         )
 
     def _difference(self, contrast: Contrast) -> Tensor:
-        """The difference of two scores, on the tape as a contrast and not as a subtraction."""
+        """Returns the difference of two scores, recorded as a contrast instead of a subtraction."""
         sides = [self._select(target) for target in (contrast.target, contrast.rather_than)]
         difference = sides[0][0] - sides[1][0]
         operands = [self.tape.operand(*side, keep=False) for side in sides]
@@ -226,11 +227,11 @@ class TracedForward:
         return selected
 
     def combined(self, value: Value) -> Combined | None:
-        """The scores that a score is the sum of; None if it is one by itself."""
+        """Returns the scores that a score is a weighted sum of, or None if it isn't such a sum."""
         return self._combined.get(value)
 
     def gradients(self, selected: Tensor, points: Sequence[GradientEdge]) -> list[Tensor | None]:
-        """The gradient of the selected outputs at some points; None where they don't depend on."""
+        """Returns the gradient of the scores at each point, None if they don't depend on it."""
         points = [*points, *self._watched]
         if not points:
             return []
@@ -245,10 +246,11 @@ class TracedForward:
     def gradients_in_order(
         self, selected: Tensor, calls: Sequence[AttentionCall]
     ) -> GradientsInOrder | None:
-        """The gradient at the outputs of attention calls, computed block by block, last first.
+        """Returns the gradient at attention outputs, computed block by block from the last one.
 
         Returns:
-            None if the forward pass has no blocks that run again, or their seams are not known.
+            The gradients, or None if the forward pass has no recomputed blocks or their seams are
+            not known.
         """
         inputs = dict(zip(self.values, self.edges, strict=True))
         operations = self.tape.operations
@@ -266,11 +268,11 @@ class TracedForward:
         return self._in_order
 
     def watch(self, points: Sequence[GradientEdge]) -> None:
-        """Asks for the gradient at some points whenever any is computed; see `slopes`."""
+        """Sets points at which the gradient is also computed from now on; see `slopes`."""
         self._watched = points
 
     def slopes(self, selected: Tensor) -> Sequence[Tensor | None]:
-        """The gradient at the watched points since it was last asked for, computed if it wasn't."""
+        """Returns the gradient at the watched points, computed if not since the last call."""
         if self._in_order is not None:
             self._slopes, self._in_order = self._in_order.finish(), None
         if self._slopes is None:
@@ -279,7 +281,7 @@ class TracedForward:
         return slopes
 
     def history(self, value: Value) -> History:
-        """What of the forward pass a score descends from."""
+        """Returns the part of the forward pass that a score depends on."""
         if value in self._of_scores:
             return self._of_scores[value]
         behind = [o for o in leading_to([value], self._end) if o.index >= self._end]
@@ -296,7 +298,7 @@ class TracedForward:
 
     @property
     def whole(self) -> History:
-        """All of the forward pass, whatever is explained of it."""
+        """The whole forward pass, independent of the explained score."""
         return History(self.tape.operations, self._named, beside=False)
 
 
@@ -316,14 +318,14 @@ def traced_forward(
 
     Args:
         forward_func: the model or any callable, as in Captum.
-        arguments: the tensors to explain, and what goes with them.
-        keep: the kinds of operation whose operands are kept for the rules.
-        rules: change the gradient of some operations.
-        all_edges: keep where every operation's output stands in the autograd graph.
+        arguments: the tensors to explain, and the other arguments of the model.
+        keep: the kinds of operations whose operands are kept for the rules.
+        rules: the rules that change the gradient of some operations, by kind.
+        all_edges: whether to keep the position of every operation's output in the autograd graph.
         layers: the modules whose tensors are watched.
-        layer_inputs: watch what they get, and not what they make.
-        checkpoint: how many attention calls make a block that is run again in the backward pass,
-            if any is.
+        layer_inputs: whether to watch the inputs of these modules instead of their outputs.
+        checkpoint: the number of attention calls per block that is recomputed in the backward pass;
+            None to recompute only what the model itself checkpoints.
     """
     inputs = arguments.inputs
     modules = modules_of(forward_func)
@@ -359,13 +361,13 @@ def traced_forward(
 
 
 def _autocast(device_type: str) -> torch.autocast:
-    """The precision in which operations run now."""
+    """Returns an autocast context with the current autocast settings."""
     enabled = torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, torch.get_autocast_dtype(device_type), enabled=enabled)
 
 
 def _enter(tensor: Tensor) -> Tensor:
-    """A copy for the model to work on, so that nothing reaches the user's own tensor."""
+    """Returns a copy of an input for the model, so that the user's own tensor is not affected."""
     copy = tensor.detach().clone()
     if not copy.is_floating_point():
         return copy

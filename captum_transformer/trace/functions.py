@@ -1,4 +1,4 @@
-"""Torch functions, found in the table, and their calls, bound to canonical arguments."""
+"""Looks torch functions up in the table, and binds their calls to canonical arguments."""
 
 import inspect
 import operator
@@ -26,27 +26,28 @@ from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.linear_maps import LAYERS, LinearMap
 from captum_transformer.trace.losses import LOSSES
 
-# The attribute of a user's own operation that holds what it is.
+# The attribute of a user's own operation that holds its entry.
 ENTRY = "__captum_transformer_entry__"
-# Kernels of other libraries that are described.
+# The entries of described kernels of other libraries.
 KERNELS: dict[Any, Entry] = {}
 
 
 @dataclass(frozen=True)
 class Function:
-    """What the trace knows of one torch function.
+    """What the trace knows about one torch function.
 
     Attributes:
         name: its bare name, the same for ``add``, ``add_``, ``__add__`` and ``__iadd__``.
-        kind: what it is, if `kind_by` does not tell more.
-        call: an out-of-place callable with the same arguments, for running it on other tensors.
-        entry: what the table says of its arguments.
+        kind: its kind, unless `kind_by` is given.
+        call: an out-of-place callable with the same arguments, used to run it on other tensors.
+        entry: its entry in the table.
         inplace: whether it writes into its first argument.
-        body: for a composite, what it does, without its own dispatch to the trace.
-        layer: what runs it in the place of `F.linear`, if it is a linear layer by description.
-        foreign: whether it is another library's kernel, which may have no derivative.
-        kind_by: tells the kind of a call by its arguments, whose tensors are operands.
-        answers: whether it asks, and answers with a tensor, as a comparison does.
+        body: the body that is traced in its place, without dispatch of its own, or None.
+        layer: for a function described as a linear layer, converts its arguments to those of
+            `F.linear`; otherwise None.
+        foreign: whether it is a kernel of another library, which may have no derivative.
+        kind_by: a function that returns the kind of a call from its bound arguments, or None.
+        answers: whether it is of kind ASKS and returns a tensor, such as a comparison.
     """
 
     name: str
@@ -62,23 +63,23 @@ class Function:
 
     @cached_property
     def draws(self) -> bool:
-        """Whether it may draw random numbers, beside dropout, which is off."""
+        """Whether it may draw random numbers, apart from dropout, which is off."""
         kernel = isinstance(self.call, (OpOverload, OpOverloadPacket))
         name = str(self.call).removeprefix("aten.").partition(".")[0] if kernel else self.name
         return _draws(name.strip("_"))
 
     def role_of(self, name: str) -> Role:
-        """What tensors are for that are given by name."""
+        """Returns the role of tensors that are passed by the given name."""
         return ROLES.get(self.entry.canonical(name), Role.SIGNAL)
 
     @cached_property
     def roles(self) -> tuple[Role, ...]:
-        """What tensors are for that are given by position, the last one for all that follow."""
+        """The roles of tensors by position; the last role is for all further positions."""
         names = (*self.entry.parameters, self.entry.rest)
         return tuple(ROLES.get(name or "", Role.SIGNAL) for name in names)
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call under their canonical names.
+        """Returns the arguments of a call by their canonical names.
 
         >>> describe(torch.Tensor.softmax).bind((torch.ones(2),), {"axis": 0})["dim"]
         0
@@ -96,12 +97,12 @@ class Function:
         return bound
 
 
-# In Python, of functions that draw. Dropout, attention's included, is off.
+# Functions written in Python that draw. Dropout, including that of attention, is off.
 _DRAWS = frozenset({"gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d"})
 
 
 def _draws(name: str) -> bool:
-    """Whether a function draws random numbers, as torch's schemas say.
+    """Whether a function draws random numbers, according to torch's schemas.
 
     >>> [_draws(name) for name in ("rand", "normal", "bernoulli", "gumbel_softmax", "linear")]
     [True, True, True, True, False]
@@ -123,7 +124,7 @@ _IN_PLACE_OPERATORS = frozenset(
 )
 
 
-# What is called by these names, and not by underscores around them, as `__index__`.
+# Names of public functions, unlike names that exist only with underscores, such as `__index__`.
 _PUBLIC = frozenset(
     name
     for name in ENTRIES
@@ -131,7 +132,7 @@ _PUBLIC = frozenset(
 ) | {"slice"}  # brackets, as `torch.export` writes them
 
 
-# Functions that are traced by what they do inside, whatever other ones of their name do.
+# Functions whose bodies are traced, regardless of the entry that their name has in the table.
 _BODIES: dict[Any, Callable[..., Any]] = {
     Tensor.requires_grad.__get__: requires_grad,  # type: ignore[attr-defined]
     **LOSSES,
@@ -176,9 +177,9 @@ def describe(function: Callable[..., Any]) -> Function:
 
 
 def _kernel(function: OpOverload | OpOverloadPacket) -> Function:
-    """A kernel, called through ``torch.ops``: known if it is torch's own, and public by its name.
+    """Describes a kernel called through ``torch.ops``, if it is torch's own and its name is public.
 
-    Kernels of other libraries may have the name of a function of torch, and do something else.
+    Kernels of other libraries may have the name of a torch function but do something else.
     """
     kernel, _, overload = str(function).removeprefix("aten.").partition(".")
     name = kernel.removesuffix("_")
@@ -203,7 +204,7 @@ def _described(
     kind_by = by_name or (by_source if looks_up else None)
     signature = _signature(function) if getattr(function, "__module__", None) == F.__name__ else ()
     if signature and "args" not in signature:
-        entry = entry.in_order(signature)  # functionals have their arguments in another one
+        entry = entry.in_order(signature)  # functionals may have another order of arguments
     answers = entry.kind is Kind.ASKS and name in QUESTIONS
     return Function(name, entry.kind, call, entry, inplace, kind_by=kind_by, answers=answers)
 
@@ -217,7 +218,7 @@ def _raw_name(function: Callable[..., Any]) -> str:
 
 
 def bare_name(function: Callable[..., Any]) -> str:
-    """The name that all spellings of a function have in common.
+    """Returns the name that all spellings of a function have in common.
 
     >>> bare_name(torch.Tensor.__iadd__)
     'add'
@@ -234,7 +235,7 @@ def _signature(function: Callable[..., Any]) -> tuple[str, ...]:
         return ()
 
 
-# What a function that writes into its first argument gives if it does not.
+# Out-of-place versions of functions that write into their first argument.
 def _setitem(tensor: Tensor, index: Any, value: Any) -> Tensor:
     result = tensor.clone()
     result[index] = value
@@ -252,7 +253,7 @@ def _as_strided_scatter(
     stride: Sequence[int],
     storage_offset: int = 0,
 ) -> Tensor:
-    """As torch's, whose derivative for the tensor that is written into is wrong."""
+    """As torch's function, whose derivative for the tensor that is written into is wrong."""
     result = input.clone()
     result.as_strided(size, stride, storage_offset).copy_(src)
     return result
@@ -267,10 +268,10 @@ _OUT_OF_PLACE: dict[str, Callable[..., Any]] = {
 
 
 def _out_of_place(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The callable that takes the same arguments and returns what the function would write."""
+    """Returns the out-of-place version of a function, with the same arguments."""
     known = _OUT_OF_PLACE.get(name) or getattr(Tensor, name, None)
     return known or getattr(torch, name, None) or function
 
 
-# What FlexAttention returns beside its output.
+# FlexAttention returns this in addition to its output.
 LOG_SUM_EXP = Function("flex_attention's log-sum-exp", Kind.UNKNOWN, torch.logsumexp)

@@ -1,4 +1,4 @@
-"""Activations written in Python: functions of one signal that treat each of its entries alone."""
+"""Activations written in Python: functions of one signal that work on each entry separately."""
 
 from typing import NamedTuple
 
@@ -13,17 +13,17 @@ from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 
 _PIECES = frozenset({Form.STEP, Form.PIECES, Form.POWER})
-# What moves entries, or writes them to places.
+# The kinds that move entries or write them at indices.
 MOVED = (MOVES - AS_OTHERS) | {Kind.SUM_AT_INDICES}
 _ACTIVATIONS = frozenset({Kind.ENTRYWISE, Kind.RECIPROCAL})
 
 
 class OfEntry(NamedTuple):
-    """A function of each entry of one value, in however many steps.
+    """An entry-wise function of one value, in any number of operations.
 
     Attributes:
         source: the value.
-        operations: the steps, the last first.
+        operations: the operations, the last one first.
         moves: whether entries were moved, masked or written in between.
     """
 
@@ -33,11 +33,11 @@ class OfEntry(NamedTuple):
 
 
 def of_one_entry(*values: Value, moved: bool = False) -> OfEntry | None:
-    """The one value that all were made of, entry by entry; None if there are several.
+    """Returns the entry-wise function that made all values from a single value, or None.
 
     Args:
-        values: what was made of it.
-        moved: whether entries may have been moved, and constants put beside them.
+        values: the results of the function.
+        moved: whether entries may have been moved, with constants next to them.
     """
     source_of = (lambda value: value) if moved else unjoined
     frontier, operations, moves = set(map(source_of, values)), list[Operation](), False
@@ -59,15 +59,16 @@ def of_one_entry(*values: Value, moved: bool = False) -> OfEntry | None:
 
 
 def are_of_one_entry(*values: Value) -> bool:
-    """Whether all were made, entry by entry, of one value alone."""
+    """Whether all values are entry-wise functions of a single value."""
     return of_one_entry(*values) is not None
 
 
 def may_be_step(operation: Operation) -> OfEntry | None:
-    """The function of one entry that an operation of several signals completes, if not smooth.
+    """Returns the entry-wise function that an operation of several signals completes.
 
-    What is made of smooth functions alone is a step nowhere. Of others it may be, though each has a
-    slope: ``x - x % 1`` rounds down, and ``x / x.abs()`` is a sign.
+    The result is None if there is none or if it is smooth. A function made only of smooth functions
+    is never a step function. One made of other functions may be, even if each of them has a slope:
+    ``x - x % 1`` rounds down, and ``x / x.abs()`` is the sign.
     """
     values = [value for _, value in operation.traced()]
     if len(values) < 2 or not works_by_entry(operation) or values[0].dtype.is_complex:
@@ -84,7 +85,7 @@ def _has_pieces(operation: Operation) -> bool:
 
 
 def unjoined(value: Value) -> Value:
-    """What a value was before it was joined to others and cut out again; itself otherwise."""
+    """Returns the value before it was joined to others and cut out again, or the value itself."""
     while (cut := value.operation) is not None and cut.kind is Kind.MOVE:
         view = view_of(cut, value)
         whole = cut.traced()[0][1]
@@ -99,7 +100,7 @@ def unjoined(value: Value) -> Value:
 
 
 def _place(join: Operation, part: Operand, whole: Value) -> View | None:
-    """How what is joined lies in the whole."""
+    """Returns how one of the joined operands lies in the joined value."""
     dim = join.dim(len(whole.shape))
     if dim is None:
         return None
@@ -107,7 +108,7 @@ def _place(join: Operation, part: Operand, whole: Value) -> View | None:
     place = join.operands.index(part)
     if join.kind is Kind.STACK:
         return View.of(joined.select(dim, place))
-    # Empty tensors of one dimension are joined to any.
+    # One-dimensional empty tensors can be joined to tensors of any shape.
     sizes = (operand.size for operand in join.operands[:place])
     ahead = sum(size[dim] for size in sizes if len(size) == len(whole.shape))
     if len(part.size) != len(whole.shape):
@@ -116,10 +117,10 @@ def _place(join: Operation, part: Operand, whole: Value) -> View | None:
 
 
 def is_of_one_entry(operation: Operation) -> bool:
-    """Whether a softmax or its like is of one entry and constants, as ``softmax([x, 0])``.
+    """Whether a softmax or similar function is of one entry and constants: ``softmax([x, 0])``.
 
-    Then it is an activation such as a sigmoid. Scores of one key that a sink is joined to are none:
-    the dimension that keys lie along was not made for the constants.
+    Then it is an activation such as a sigmoid. The scores of a single key joined with an attention
+    sink don't count: their dimension of keys existed before the constants were joined.
     """
     ((_, value), *_), ndim = operation.traced(), len(operation.traced()[0][1].shape)
     join, dim = value.operation, operation.dim(ndim)
@@ -137,7 +138,7 @@ def is_of_one_entry(operation: Operation) -> bool:
 
 
 def works_by_entry(operation: Operation) -> bool:
-    """Whether each entry of the output is made of the signals' entries at its own place alone."""
+    """Whether each entry of the output depends only on the signals' entries at its position."""
     if operation.kind in ENTRIES_ALONE:
         return True
     if operation.kind is Kind.MAXIMUM:  # of two tensors
@@ -150,7 +151,7 @@ def works_by_entry(operation: Operation) -> bool:
 
 
 def is_activated(value: Value) -> bool:
-    """Whether it is what a rule for activations has made, but for numbers and rearrangements."""
+    """Whether a value is the output of a rule for activations, up to numbers and moved entries."""
     while (operation := value.operation) is not None:
         if operation.activates and operation.kind in _ACTIVATIONS:
             return True
@@ -162,7 +163,7 @@ def is_activated(value: Value) -> bool:
 
 
 def steps_with_numbers(value: Value) -> list[Operation]:
-    """The steps before an activation that scale a signal and add numbers, as in ``log(1 + x)``."""
+    """Returns the steps before an activation that scale or add numbers, as in ``log(1 + x)``."""
     operation = value.operation
     if operation is None or not takes_number(operation) or is_activated(value):
         return []
@@ -171,7 +172,7 @@ def steps_with_numbers(value: Value) -> list[Operation]:
 
 
 def constant_term(steps: list[Operation]) -> Tensor | None:
-    """What these steps make of zero; None if they add nothing."""
+    """Returns the result of some steps for an input of zero, or None if they add nothing."""
     if not any(operation.kind in (Kind.ADD, Kind.SUB) for operation in steps):
         return None
     number = torch.zeros((), dtype=torch.float64)

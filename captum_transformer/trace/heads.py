@@ -1,4 +1,4 @@
-"""Which maps of an attention call belong to which head, as far as the trace knows."""
+"""Assigns the maps of an attention call to heads, as far as the trace knows them."""
 
 import math
 from collections.abc import Iterable
@@ -16,12 +16,13 @@ from captum_transformer.trace.views import views_of
 
 
 def by_head(call: AttentionCall, tensor: Tensor) -> Tensor:
-    """Splits the leading axes of a call's ``(..., X, Y)``: ``(sets of tokens, heads, X, Y)``.
+    """Reshapes a call's tensor ``(..., X, Y)`` to ``(sets of tokens, heads, X, Y)``.
 
     A set of tokens is a sample, a window or a frame. Heads are features of the queries.
 
     Raises:
-        UnsupportedOperationError: if a map may hold several samples, or heads may be anything else.
+        UnsupportedOperationError: if a map may hold several samples, or if it is not certain which
+            dimensions are heads.
     """
     return tensor.reshape(-1, _heads(call), *tensor.shape[-2:])
 
@@ -36,7 +37,7 @@ def _heads(call: AttentionCall) -> int:
             call,
             "its rows may be of several samples, as where samples are packed into one sequence",
         )
-    if value.learned and samples.outer == 1:  # learned queries lie in no windows
+    if value.learned and samples.outer == 1:  # learned queries have no windows
         return torch.Size(laid_out.shape[:lead]).numel() // samples.size
     sources = query_value(call), call.value.value
     features = value.features
@@ -46,7 +47,7 @@ def _heads(call: AttentionCall) -> int:
     own = sorted(dim for dim in dims if dim < lead)
     heads = torch.Size(laid_out.shape[dim] for dim in own).numel()
     in_order = own == list(range(lead - len(own), lead))
-    # Learned queries are not followed, but what they read is.
+    # The trace doesn't follow learned queries, but it follows the values that they attend to.
     beside: int | None = 1
     for source in () if own else sources:
         beside = heads_beside_samples(source) if beside == 1 else beside
@@ -58,7 +59,7 @@ def _heads(call: AttentionCall) -> int:
 
 
 def heads_beside_samples(value: Value | None) -> int | None:
-    """How many heads lie in one dimension with the samples; None if other things do, too."""
+    """Returns how many heads share a dimension with the samples, or None if others share it too."""
     heads = 1
     operation = None if value is None else value.operation
     while value is not None and operation is not None and operation.attention is None:
@@ -75,7 +76,7 @@ def heads_beside_samples(value: Value | None) -> int | None:
                 lost = [dim for dim in dims if Axis.of(view.shape, dim) not in pieces]
                 size = axis.size // torch.Size(view.shape[d] for d in dims if d not in lost).numel()
                 if lost:
-                    # Beside samples and features there is nothing else in the dimension.
+                    # The dimension must hold only samples and features.
                     if [view.shape[dim] for dim in lost] != [size * samples]:
                         return None
                     heads *= size
@@ -86,7 +87,7 @@ def heads_beside_samples(value: Value | None) -> int | None:
 def _joins_parts(value: Value | None) -> bool:
     """Whether parts of one value's features were joined in front of them, as in ``cat(chunks, 0)``.
 
-    Of one sample, nothing else tells these heads from windows.
+    With a single sample, only this distinguishes such heads from windows.
     """
     operation = None if value is None else value.operation
     while value is not None and operation is not None and operation.attention is None:
@@ -104,7 +105,7 @@ def _joins_parts(value: Value | None) -> bool:
 
 
 def _whole(value: Value) -> Value | None:
-    """The value that another one is a part of the features of."""
+    """Returns the value whose features a value holds a part of, or None if there is none."""
     part, operation = value, value.operation
     while operation is not None and operation.kind in COPIES and len(operation.traced()) == 1:
         ((_, value),) = operation.traced()
@@ -121,7 +122,7 @@ def _count(features: Iterable[Axis]) -> int:
 
 
 def _along(axis: Axis, view: View) -> list[int]:
-    """The dimensions of a view of a contiguous tensor that run along an axis."""
+    """Returns the dimensions of a view of a contiguous tensor that run along an axis."""
     end = axis.inner * axis.size
     return [
         dim

@@ -1,4 +1,4 @@
-"""What of a forward pass a score descends from; branches beside it do not matter."""
+"""The part of a forward pass that a score depends on; all other branches are ignored."""
 
 import warnings
 from collections.abc import Iterable, Mapping
@@ -54,7 +54,7 @@ class History:
     Args:
         operations: these operations, in order.
         inputs: the inputs of the forward pass by name.
-        beside: whether there is attention that does not lead to the score.
+        beside: whether the forward pass has attention that the score doesn't depend on.
 
     Attributes:
         operations: these operations, in order.
@@ -75,7 +75,7 @@ class History:
         self._beside = beside
 
     def go_on(self, behind: Iterable[Operation]) -> None:
-        """Says which operations lead from there to a score."""
+        """Adds the operations that lead from the history to a score."""
         self._unread += behind
 
     @property
@@ -86,16 +86,17 @@ class History:
         return self._streams
 
     def require_attention(self, *, weights: bool = False) -> None:
-        """Raises if there is nothing that a rule for attention could follow.
+        """Raises an error if there is nothing that a rule for attention applies to.
 
-        That is attention among tokens or among channels, or other operations that mix tokens.
+        Such a rule applies to attention among tokens or among channels, and to other operations
+        that mix tokens.
 
         Args:
-            weights: ask for known weights of tokens, which linear attention may lack. Warns if
-                some are known, and others are not.
+            weights: whether to require known weights of tokens, which linear attention may lack.
+                Warns if only some of the weights are known.
 
         Raises:
-            NoAttentionError: if there is nothing.
+            NoAttentionError: if there is no such operation.
         """
         calls = self.calls or self.channel_calls
         if calls and not weights:
@@ -115,18 +116,18 @@ class History:
             )
 
     def warn_once(self, message: str) -> None:
-        """Warns of what a method leaves out, if nothing has been said yet."""
+        """Issues a warning, unless this history has issued one before."""
         if not self._is_warned_of:
             self._is_warned_of = True
             warnings.warn(message, UserWarning, stacklevel=1)
 
     def warn_of_rounding(self, dtype: torch.dtype) -> None:
-        """Warns that a method magnifies what half precision rounds."""
+        """Warns that a method magnifies rounding errors, if the dtype has less than 32 bits."""
         if torch.finfo(dtype).bits < 32:
             self.warn_once(ROUNDING.format(dtype=dtype))
 
     def layers(self) -> list[AttentionCall]:
-        """The attention calls among tokens.
+        """Returns the attention calls among tokens.
 
         Raises:
             NoAttentionError: if there are none.
@@ -149,11 +150,11 @@ class History:
 
 
 def leading_to(values: Iterable[Value], start: int = 0) -> list[Operation]:
-    """The operations that some values descend from, in order, those on learned queries included.
+    """Returns the operations behind some values, in order, including those on learned queries.
 
     Args:
         values: the values.
-        start: where on the tape to stop going back.
+        start: the position on the tape before which operations are ignored.
     """
     found: dict[int, Operation] = {}
     stack = list(values)
@@ -166,6 +167,6 @@ def leading_to(values: Iterable[Value], start: int = 0) -> list[Operation]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first of some names, each of them once."""
+    """Returns the first three distinct names as a comma-separated string."""
     names = list(dict.fromkeys(names))
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,4 +1,4 @@
-"""Indices as torch reads them: lists, arrays and ranges pick entries, as tensors do."""
+"""Indices as torch interprets them: lists, arrays and ranges select entries like tensors."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# From this length on a list is numbers, whatever is in it.
+# Lists of at least this length are always sequences of numbers.
 _LONG = 32
 _READ_AS_IT_IS = frozenset({int, bool, slice, type(None), type(Ellipsis), Tensor})
 
 
 def with_tensors(index: Any) -> Any:
-    """An index with tensors in the place of lists and arrays, which mean the same.
+    """Returns an equivalent index with tensors in place of lists and arrays.
 
     >>> with_tensors([[0, 2]]), with_tensors((slice(None), [True, False]))
     ((tensor([0, 2]),), (slice(None, None, None), tensor([ True, False])))
@@ -26,7 +26,7 @@ def with_tensors(index: Any) -> Any:
 
 
 def _is_of_dimensions(index: Any) -> bool:
-    """Whether a list has something for each dimension, as a tuple does."""
+    """Whether a list has one item per dimension, like a tuple."""
     if not isinstance(index, (list, range)) or len(index) >= _LONG:
         return False
     dimensions = any(
@@ -38,14 +38,14 @@ def _is_of_dimensions(index: Any) -> bool:
 
 @cache
 def _torch_reads_dimensions() -> bool:
-    """Whether torch still takes some lists for tuples; it announces that it won't."""
+    """Whether this version of torch still treats some lists as tuples, which is deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.empty(1, 1)[[[0], [0]]].ndim == 1
 
 
 def _position(part: Any) -> Any:
-    """What is given for a dimension; sequences of numbers as a tensor."""
+    """Converts the item for one dimension: sequences of numbers become tensors."""
     if type(part) in _READ_AS_IT_IS:
         return part
     if isinstance(part, np.ndarray) and part.size:
@@ -56,13 +56,14 @@ def _position(part: Any) -> Any:
 
 
 class Picked(NamedTuple):
-    """How what an index picks lies over the dimensions of the tensor.
+    """How the result of indexing relates to the dimensions of the tensor.
 
     Attributes:
-        to: where each dimension is left; None for those that are picked along.
-        ndim: how many dimensions there are in the end.
-        front: where the dimensions stand of what tensors pick.
-        new: how many these are.
+        to: for each dimension of the tensor, its place in the result; None for dimensions that are
+            indexed by a number or a tensor.
+        ndim: the number of dimensions of the result.
+        front: the first dimension of the result that belongs to the index tensors.
+        new: the number of these dimensions.
     """
 
     to: tuple[int | None, ...]
@@ -72,14 +73,15 @@ class Picked(NamedTuple):
 
 
 def picked(index: Any, ndim: int) -> Picked:
-    """Where an index leaves each dimension of a tensor.
+    """Returns where each dimension of a tensor is after indexing.
 
-    Tensors in an index pick along all their dimensions at once. What they pick stands where they
-    stand, if they stand side by side, and in front otherwise.
+    All tensors in an index select jointly. The dimensions of their result are in place of the index
+    tensors if these are adjacent, and in front otherwise.
 
     Args:
-        index: as `with_tensors` makes it; the tensors' types and shapes are all that counts.
-        ndim: how many dimensions are indexed.
+        index: an index as returned by `with_tensors`; only the dtypes and shapes of its tensors
+            matter.
+        ndim: the number of dimensions of the tensor.
 
     >>> picked((torch.tensor([0, 1]), torch.tensor([3, 2])), 3).to
     (None, None, 1)
@@ -89,7 +91,7 @@ def picked(index: Any, ndim: int) -> Picked:
     parts = list(index) if isinstance(index, (tuple, list)) else [index]
     dots = next((n for n, part in enumerate(parts) if part is Ellipsis), len(parts))
     whole = [slice(None)] * (ndim - sum(map(_dims_of, parts)))
-    # What is left of the tensor: its dimensions, and None for new ones.
+    # The dimensions of the result: those kept from the tensor, and None for new ones.
     kept: list[int | None] = []
     at: list[int] = []
     dim = new = 0
@@ -109,7 +111,7 @@ def picked(index: Any, ndim: int) -> Picked:
 
 
 def _dims_of(part: Any) -> int:
-    """How many dimensions of a tensor a part of an index is for."""
+    """Returns how many dimensions of a tensor an item of an index applies to."""
     if part is None or part is Ellipsis or isinstance(part, bool):
         return 0
     return len(part.shape) if _is_mask(part) else 1
@@ -120,5 +122,5 @@ def _is_mask(part: Any) -> bool:
 
 
 def _is_number(part: Any) -> bool:
-    """Whether it picks one entry, as an integer does."""
+    """Whether an item of an index selects one entry, like an integer."""
     return not _is_mask(part) and not getattr(part, "shape", ())

@@ -1,4 +1,4 @@
-"""Makes sure that the scores that are explained are the samples' own, one each."""
+"""Checks that there is one score per sample, and that it depends only on that sample."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,17 +17,17 @@ from captum_transformer.trace.value import Value
 if TYPE_CHECKING:
     from captum_transformer.trace.forward import TracedForward
 
-# Derivatives of samples that are apart scale to the last digit, save for the order of sums.
+# Derivatives of independent samples scale exactly, up to rounding by the order of sums.
 _ROUNDING = 16
-# Scores are weighted by as many powers of two, few enough for half precision.
+# The number of different weights of scores: powers of two, few enough for half precision.
 _WEIGHTS = 4
 
 
 def belongs_to_samples(value: Value) -> bool:
-    """Whether it is certain that a score depends on the sample alone that stands at its place.
+    """Whether it is certain that each score depends only on the sample of the same index.
 
     Raises:
-        InvalidTargetError: if it is certain that the scores are others.
+        InvalidTargetError: if it is certain that the scores don't match the samples.
     """
     batch = value.batch
     if batch is None or value.coupling is not None:
@@ -45,12 +45,12 @@ def belongs_to_samples(value: Value) -> bool:
 
 
 def require_apart(forward: "TracedForward", scores: Tensor, coupling: Operation | None) -> None:
-    """Refuses if a score has a derivative at the inputs of another sample than its own.
+    """Raises an error if a score has a derivative at the inputs of another sample.
 
     Args:
-        forward: a forward pass in which all gradients are the model's own.
-        scores: one for each sample.
-        coupling: the first operation that may not keep samples apart.
+        forward: a forward pass without rules, so that all gradients are the model's own.
+        scores: one score per sample.
+        coupling: the first operation that may mix samples, for the error message.
 
     Raises:
         MixedSamplesError: if the samples influence each other.
@@ -70,13 +70,13 @@ def require_apart(forward: "TracedForward", scores: Tensor, coupling: Operation 
 
 
 def weights_of(samples: int, digit: int, device: torch.device) -> Tensor:
-    """A weight for each sample, which a digit of its number tells."""
+    """Returns a weight for each sample: two to the power of a digit of the sample's index."""
     places = torch.arange(samples, device=device)
     return torch.pow(2.0, places // _WEIGHTS**digit % _WEIGHTS)
 
 
 def digits_of(samples: int) -> int:
-    """How many digits number the samples."""
+    """Returns how many digits the indices of the samples have."""
     digits = 1
     while _WEIGHTS**digits < samples:
         digits += 1
@@ -84,7 +84,7 @@ def digits_of(samples: int) -> int:
 
 
 def _points(forward: "TracedForward") -> list[tuple[Any, Batch]]:
-    """Where the inputs enter the autograd graph: themselves, or what is looked up for their ids."""
+    """Returns where inputs, or embeddings of their token ids, enter the autograd graph."""
     known = [(edge, value) for edge, value in zip(forward.edges, forward.values, strict=True)]
     for operation in forward.tape.operations:
         if operation.kind is Kind.EMBEDDING and operation.traced()[0][1].holds_ids:
@@ -106,7 +106,7 @@ def _points(forward: "TracedForward") -> list[tuple[Any, Batch]]:
 def _slopes(
     forward: "TracedForward", scores: Tensor, points: Sequence[tuple[Any, Batch]]
 ) -> list[Tensor]:
-    """The derivatives of a sum of scores at each point, a row for each of its samples."""
+    """Returns the derivatives of the sum of scores at each point, with one row per sample."""
     edges = [edge for edge, _ in points]
     slopes = derivatives(scores.sum(), edges, forward.tape.operations)
     rows = []
@@ -122,7 +122,7 @@ def _slopes(
 def _source(
     forward: "TracedForward", scores: Tensor, points: Sequence[tuple[Any, Batch]], sample: int
 ) -> int:
-    """A score that depends on a sample that is not its own."""
+    """Returns the index of a score that depends on another sample, or -1 if none is found."""
     for place, score in enumerate(scores):
         if place == sample:
             continue
@@ -145,7 +145,7 @@ def _mixed(score: int, sample: int, coupling: Operation | None) -> MixedSamplesE
 
 
 def _through(coupling: Operation | None) -> str:
-    """Where the samples were last known to be apart."""
+    """Returns the part of an error message that names the operation that may mix samples."""
     if coupling is None:
         return ""
     module = f" in {coupling.module}" if coupling.module else ""

@@ -1,4 +1,4 @@
-"""Functions that are of one kind or another, as their arguments say."""
+"""Functions whose kind depends on their arguments."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ def _by_exponent(arguments: Mapping[str, Any]) -> Kind:
 
 
 def _by_bounds(arguments: Mapping[str, Any]) -> Kind:
-    """Clamping to a signal is the larger or smaller one of two; to zero alone it is a ReLU."""
+    """Clamping to a signal is a maximum or minimum; with zero as the only bound, it is a ReLU."""
     bounds = [bound for name in ("min", "max") if (bound := arguments.get(name)) is not None]
     if any(getattr(bound, "value", None) is not None for bound in bounds):
         return Kind.MAXIMUM
@@ -29,7 +29,7 @@ def _by_numerator(arguments: Mapping[str, Any]) -> Kind:
 
 
 def _by_signals(arguments: Mapping[str, Any]) -> Kind:
-    """Of a signal and a constant it is a function of each entry: with zero ``F.softplus``."""
+    """With one signal and a constant, the function is entry-wise: for zero, ``F.softplus``."""
     given = (arguments.get("input"), arguments.get("other"))
     signals = sum(getattr(one, "value", None) is not None for one in given)
     return Kind.SMOOTH_MAXIMUM if signals > 1 else Kind.ENTRYWISE
@@ -55,13 +55,13 @@ BY_ARGUMENTS: dict[str, Callable[[Mapping[str, Any]], Kind]] = {
 
 
 def by_source(arguments: Mapping[str, Any]) -> Kind:
-    """Rows of a constant table, looked up by token ids, are embeddings."""
+    """Returns EMBEDDING for a lookup of token ids in a constant table, and MOVE otherwise."""
     index = arguments.get("index", arguments.get("brackets"))
     of_constant = getattr(arguments.get("input"), "value", None) is None
     return Kind.EMBEDDING if of_constant and _holds_ids(index) else Kind.MOVE
 
 
 def _holds_ids(index: Any) -> bool:
-    """Whether token ids are (among) the indices of a lookup."""
+    """Whether the index of a lookup is, or contains, token ids."""
     value = getattr(index, "value", None)
     return value is not None or (isinstance(index, (tuple, list)) and any(map(_holds_ids, index)))

@@ -1,4 +1,4 @@
-"""What an operation does, and what its arguments are for: the words that rules are written in."""
+"""The kinds of operations and the roles of their arguments, which rules are written for."""
 
 import enum
 
@@ -17,7 +17,7 @@ class Does(enum.Enum):
 
 
 class Kind(enum.Enum):
-    """The kinds of operation that rules tell apart, each with what it does."""
+    """The kinds of operations that rules distinguish, each with what it does."""
 
     ASKS = enum.auto(), Does.ASKS
     MOVE = enum.auto(), Does.MOVES
@@ -26,17 +26,17 @@ class Kind(enum.Enum):
     PAD = enum.auto(), Does.MOVES
     AS_COMPLEX = enum.auto(), Does.MOVES
     AS_REAL = enum.auto(), Does.MOVES
-    COPY = enum.auto(), Does.WORKS_BY_ENTRY  # the same entries, perhaps of another type
-    EMBEDDING = enum.auto(), Does.MOVES  # rows of a constant table, at places given by ids
-    CHOICE = enum.auto(), Does.SELECTS  # along a dimension, the output as long or shorter
+    COPY = enum.auto(), Does.WORKS_BY_ENTRY  # the same entries, perhaps with another dtype
+    EMBEDDING = enum.auto(), Does.MOVES  # rows of a constant table, looked up by ids
+    CHOICE = enum.auto(), Does.SELECTS  # along a dimension, which may become shorter
     MAXIMUM = enum.auto(), Does.SELECTS  # of two tensors, of windows or of whole dimensions
     SUM = enum.auto(), Does.SUMS
     MEAN = enum.auto(), Does.SUMS
     SUM_AT_INDICES = enum.auto(), Does.SUMS
     POOL = enum.auto(), Does.SUMS  # sums or means of windows, interpolation
     ENTRYWISE = enum.auto(), Does.WORKS_BY_ENTRY
-    HOMOGENEOUS = enum.auto(), Does.WORKS_BY_ENTRY  # f(c x) = c f(x) for c > 0, as ReLU
-    RECIPROCAL = enum.auto(), Does.WORKS_BY_ENTRY  # what becomes a denominator: 1/x, x**-0.5
+    HOMOGENEOUS = enum.auto(), Does.WORKS_BY_ENTRY  # f(c x) = c f(x) for c > 0, such as ReLU
+    RECIPROCAL = enum.auto(), Does.WORKS_BY_ENTRY  # the input is a denominator: 1/x, x**-0.5
     DROPOUT = enum.auto(), Does.WORKS_BY_ENTRY
     NORM = enum.auto(), Does.WORKS_BY_ENTRY
     SOFTMAX = enum.auto(), Does.WORKS_BY_ENTRY
@@ -45,21 +45,21 @@ class Kind(enum.Enum):
     SUB = enum.auto(), Does.WORKS_BY_ENTRY
     MUL = enum.auto(), Does.WORKS_BY_ENTRY
     DIV = enum.auto(), Does.WORKS_BY_ENTRY
-    CONTRAST = enum.auto(), Does.WORKS_BY_ENTRY  # one score minus another; no torch function is
+    CONTRAST = enum.auto(), Does.WORKS_BY_ENTRY  # one score minus another; not a torch function
     PRODUCT = enum.auto(), Does.MIXES  # matrix products in every spelling; see `Contraction`
     CONV = enum.auto(), Does.MIXES
     TRANSPOSED_CONV = enum.auto(), Does.MIXES
     ATTENTION = enum.auto(), Does.MIXES
-    TRANSFORM = enum.auto(), Does.MIXES  # Fourier transforms, with complex numbers in or out
-    SAMPLE = enum.auto(), Does.MIXES  # entries read between places
-    DISTANCE = enum.auto(), Does.MIXES  # how long a signal is, or how far from another one
+    TRANSFORM = enum.auto(), Does.MIXES  # Fourier transforms, with complex inputs or outputs
+    SAMPLE = enum.auto(), Does.MIXES  # entries interpolated between positions
+    DISTANCE = enum.auto(), Does.MIXES  # the norm of a signal, or its distance from another one
     DERIVED = enum.auto(), Does.MIXES  # products and variances of entries along a dimension
     SMOOTH_MAXIMUM = enum.auto(), Does.MIXES  # the logarithm of a sum of exponentials
-    SOLVE = enum.auto(), Does.MIXES  # a signal divided by a matrix
+    SOLVE = enum.auto(), Does.MIXES  # solves a linear system: a signal divided by a matrix
     DATA = enum.auto(), Does.HIDES
     UNKNOWN = enum.auto(), Does.UNKNOWN
 
-    # By identity: members are looked up in sets at each operation, and Enum hashes in Python.
+    # Hash by identity: sets of members are used at each operation, and Enum's own hash is slow.
     __hash__ = object.__hash__
 
     @property
@@ -70,27 +70,27 @@ class Kind(enum.Enum):
 
 
 class Form(enum.Enum):
-    """What a function of each entry is, where a softmax or a norm may be made of it, or a step.
+    """The form of an entry-wise function that a softmax, norm or step function may be made of.
 
-    Of one that moves entries, whether all that it does is to order them.
+    For functions that move entries: whether they only reorder them.
     """
 
     POWER = enum.auto()
     EXPONENTIAL = enum.auto()
     LOGARITHM = enum.auto()
     STEP = enum.auto()  # its derivative is zero
-    ORDERS = enum.auto()  # each entry comes out just once
-    PIECES = enum.auto()  # of several pieces, as the absolute value: with others it may be a step
+    ORDERS = enum.auto()  # each entry appears exactly once in the output
+    PIECES = enum.auto()  # piecewise, such as the absolute value: may be a part of a step function
 
 
 class Role(enum.Enum):
-    """What a tensor is for among an operation's arguments."""
+    """The role of a tensor among the arguments of an operation."""
 
     SIGNAL = enum.auto()
     WEIGHT = enum.auto()
     BIAS = enum.auto()
-    INDEX = enum.auto()  # which entries go where
-    EXTENT = enum.auto()  # how much of a tensor, in which shape: numbers, given as tensors
+    INDEX = enum.auto()  # selects entries or positions
+    EXTENT = enum.auto()  # sizes and offsets that are passed as tensors
     MASK = enum.auto()
     STATISTIC = enum.auto()
 
@@ -98,12 +98,12 @@ class Role(enum.Enum):
 
 
 MOVES = frozenset(kind for kind in Kind if kind.does is Does.MOVES and kind is not Kind.EMBEDDING)
-# Pairs of real numbers as complex ones, and back.
+# Conversions between pairs of real numbers and complex numbers.
 AS_OTHERS = frozenset({Kind.AS_COMPLEX, Kind.AS_REAL})
-# Beside these a copy, which may be of another type.
+# Moves, and copies, which may have another dtype.
 COPIES = MOVES | {Kind.COPY}
-# On operands of the output's own shape these leave every entry, and its relevance, where it is.
+# For operands of the output's shape, these keep the position of every entry and its relevance.
 BY_ENTRY = frozenset(kind for kind in Kind if kind.does is Does.WORKS_BY_ENTRY)
-# Those that treat each entry by itself: norms and softmax look at others for their statistics.
+# These treat each entry separately; norms and softmax use statistics of other entries.
 ENTRIES_ALONE = BY_ENTRY - {Kind.NORM, Kind.SOFTMAX, Kind.LOG_SOFTMAX}
 CONVOLUTIONS = frozenset({Kind.CONV, Kind.TRANSPOSED_CONV})

@@ -1,7 +1,7 @@
-"""Linear maps whose weights are known, whatever kernel runs them: what autograd is told of them.
+"""Derivatives of linear maps with known weights, for any kernel that runs them.
 
-A quantised weight stands for a matrix, and the map is linear in its signal with this matrix. How a
-kernel rounds activations on the way has no part in it, and has no derivative.
+A quantised weight represents a matrix, and the map is linear in its signal with this matrix. The
+rounding of activations in a kernel is not part of the map, and has no derivative.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ LINEAR_MAPS = CONVOLUTIONS | {Kind.PRODUCT}
 
 
 def signal_of_wrapped(operation: Operation) -> Tensor | None:
-    """The signal of a linear map whose weights are no plain tensor, before it runs; else None."""
+    """Returns the signal of a linear map whose weights aren't a plain tensor, or None."""
     traced = operation.traced()
     if len(traced) != 1:
         return None
@@ -30,15 +30,15 @@ def signal_of_wrapped(operation: Operation) -> Tensor | None:
 
 
 def with_derivative(operation: Operation, signal: Tensor, result: Tensor) -> Tensor:
-    """What a linear map gave, with the derivative for its signal if its kernel has none."""
+    """Returns the output of a linear map, with a derivative for its signal if it had none."""
     if not signal.requires_grad or _descends(result, signal):
         return result
-    others = [result] if result.requires_grad else []  # as from a bias that is trained
+    others = [result] if result.requires_grad else []  # for example because of a trainable bias
     return _Linear.apply([result.detach()], operation, signal, *others)  # type: ignore[no-any-return]
 
 
 def _descends(result: Tensor, signal: Tensor) -> bool:
-    """Whether autograd knows how one tensor was made of another, and not merely that it was."""
+    """Whether autograd can differentiate a result by its source, through implemented nodes only."""
     source = get_gradient_edge(signal).node
     stack: list[Any] = [result.grad_fn]
     seen = set()
@@ -54,7 +54,7 @@ def _descends(result: Tensor, signal: Tensor) -> bool:
 
 
 class _Linear(torch.autograd.Function):
-    """A given value with the gradient of the linear map, whose weights are read only for that."""
+    """Returns a given value, with the gradient of a linear map; reads weights only in backward."""
 
     @staticmethod
     def forward(

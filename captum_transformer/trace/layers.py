@@ -1,4 +1,4 @@
-"""The tensors that modules get or make while a model runs, on the tape."""
+"""The inputs or outputs of modules while a model runs, as values on the tape."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,12 +20,12 @@ from captum_transformer.trace.value import Value
 
 
 class InnerTensor(NamedTuple):
-    """A tensor inside a model, as it was when a module got or made it.
+    """A tensor inside a model, as it was when a module received or returned it.
 
     Attributes:
-        value: what it held.
-        operand: its data, which later writes leave as it was.
-        edge: where its entries stood in the autograd graph, perhaps in another shape.
+        value: its value on the tape.
+        operand: its data, which later writes don't change.
+        edge: the position of its entries in the autograd graph, perhaps in another shape.
     """
 
     value: Value
@@ -34,12 +34,12 @@ class InnerTensor(NamedTuple):
 
 
 class WatchedLayers:
-    """Notes down what chosen modules get, or what they make, while a model runs.
+    """Records the inputs or the outputs of chosen modules while a model runs.
 
     Args:
-        layers: the modules.
-        tape: what they run on.
-        inputs: whether what they get is asked for, and not what they make.
+        layers: the chosen modules.
+        tape: the tape of the forward pass.
+        inputs: whether to record the inputs of the modules instead of their outputs.
     """
 
     def __init__(self, layers: Sequence[ChosenLayer], tape: Tape, *, inputs: bool) -> None:
@@ -49,7 +49,7 @@ class WatchedLayers:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within, the modules' calls are noted; their hooks are what they were afterwards."""
+        """Records the modules' calls within the context, with hooks that are removed on exit."""
         thread = get_ident()
 
         def note_inputs(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -91,7 +91,7 @@ class WatchedLayers:
         return InnerTensor(value, operand, get_gradient_edge(tensor))
 
     def _is_all_of_base(self, tensor: Tensor, value: Value) -> bool:
-        """Whether nothing else reads a view's base, as of a linear layer's output."""
+        """Whether a view covers its base and nothing else reads the base, as in a linear layer."""
         base, operation = tensor._base, value.operation
         if base is None or operation is None or operation.kind in MOVES:
             return False
@@ -99,11 +99,11 @@ class WatchedLayers:
         return alike and self._tape.held_by(base) is None
 
     def tensors(self) -> list[tuple[InnerTensor, ...]]:
-        """What each layer got or made that the inputs reach.
+        """Returns the recorded tensors of each layer that depend on the inputs.
 
         Raises:
-            InvalidLayerError: if a layer did not run as often as it was said to, or the inputs
-                reach none of its tensors.
+            InvalidLayerError: if a layer wasn't called, if the chosen call doesn't exist or is
+                ambiguous, or if none of its tensors depends on the inputs.
             UnsupportedOperationError: if a layer's tensor is a view that is written into later.
         """
         found = [tuple(self._of(layer)) for layer in self._layers]

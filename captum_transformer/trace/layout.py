@@ -1,4 +1,4 @@
-"""What follows from an operation for its outputs: where samples, features and keys lie in them."""
+"""Determines where samples, features and keys lie in the outputs of an operation."""
 
 from collections.abc import Sequence
 
@@ -20,10 +20,10 @@ _MAY_KEEP_ALL = frozenset({Kind.COPY, Kind.MOVE})
 
 
 def lay_out(operations: Sequence[Operation]) -> None:
-    """Fills in the axes and the origin of the last operation's outputs.
+    """Sets the axes and the origin of the last operation's outputs.
 
-    If it shows which dimensions of its operands hold features, the values that these were made of
-    are filled in as well.
+    If the operation shows which dimensions of its operands hold features or samples, the earlier
+    values that the operands were made of are updated, too.
     """
     operation, traced = operations[-1], operations[-1].traced()
     _place(operation)
@@ -44,7 +44,7 @@ def lay_out(operations: Sequence[Operation]) -> None:
 
 
 def _place(operation: Operation) -> None:
-    """Fills in what follows from where samples and features lie in the operands."""
+    """Sets the attributes of outputs that follow from the samples and features of operands."""
     mixtures, may_view = _mixtures(operation), operation.kind is Kind.MOVE
     for output in operation.outputs:
         if output is not None:
@@ -58,7 +58,7 @@ def _place(operation: Operation) -> None:
 
 
 def _keeps_all(operation: Operation, output: Value, value: Value) -> bool:
-    """Whether an operation keeps all entries of its operand, each once."""
+    """Whether the output of an operation holds each entry of its operand exactly once."""
     if operation.kind is Kind.COPY:
         return True
     view = view_of(operation, output)
@@ -70,9 +70,9 @@ def _keeps_all(operation: Operation, output: Value, value: Value) -> bool:
 
 
 def _mixtures(operation: Operation) -> int:
-    """What mixes tokens in the operation's history, before it is known whether it is attention.
+    """Returns the bit set of operations in the history that mix tokens, perhaps for attention.
 
-    Products of queries and keys come to their end in attention; what values are made of does not.
+    An attention call drops those in the history of its queries and keys, but not of its values.
     """
     traced, pattern, mixtures = operation.traced(), operation.pattern, 0
     for operand, value in traced:
@@ -87,7 +87,7 @@ def _mixtures(operation: Operation) -> int:
 
 
 def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None:
-    """Where the keys of softmax weights lie in an output that still holds such weights."""
+    """Returns the axis of keys in an output that still holds softmax weights, or None."""
     if operation.kind in _MAY_BE_SOFTMAX and (dim := softmax_dim(operation)) is not None:
         return Axis.of(output.shape, dim)
     weights = [(o, value) for o, value in operation.traced() if value.keys is not None]
@@ -100,14 +100,14 @@ def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None
         if operation.kind in BY_ENTRY and value.shape == output.shape:
             kept: Axis | None = keys
         elif view is not None:
-            # Without some of the keys, such as an attention sink, they are probabilities still.
+            # Without some of the keys, such as an attention sink, they are still probabilities.
             seen = keys.seen_in(view)
             kept = None if seen is None or seen[1].size == 1 < keys.size else seen[1]
         else:
             kept = image(operation, operand, keys, output, None)
         if kept is not None:
-            # A softmax over a token's own features, such as experts, that are in one row with other
-            # tokens' now, weights no keys.
+            # After a softmax over features, such as experts, an axis that is no longer one of
+            # features doesn't hold keys.
             of_features = keys in (value.features or ())
             return None if of_features and kept not in (output.features or ()) else kept
     return None
@@ -116,29 +116,30 @@ def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None
 def _are_used_up(
     operation: Operation, weights: Sequence[tuple[Operand, Value]], output: Value
 ) -> bool:
-    """Whether softmax weights meet a signal so that something else than weights comes out."""
+    """Whether softmax weights are applied to a signal, so that the output isn't weights."""
     if len(weights) == len(operation.traced()):
         return operation.kind is Kind.PRODUCT and any(is_weighted_signal(v) for _, v in weights)
     if operation.kind in _SCALES:
-        # A gate scales weights; a signal that they are repeated for is weighted by them.
+        # A gate scales the weights. If the weights are broadcast, they weight the other factor.
         return any(_is_repeated(value, output) for _, value in weights)
     return operation.kind not in MOVES
 
 
 def _is_repeated(value: Value, output: Value) -> bool:
-    """Whether a factor has the same entries for some dimension of the product."""
+    """Whether a factor is broadcast along some dimension of the product."""
     once = [n == 1 or step == 0 for n, step in zip(value.shape, value.stride, strict=True)]
     once = [True] * (len(output.shape) - len(once)) + once
     return any(single and n > 1 for single, n in zip(once, output.shape, strict=True))
 
 
 def _learn_samples(operation: Operation) -> list[Value]:
-    """Takes from where learned queries meet signals where they were repeated for each sample.
+    """Infers the samples of learned queries from an operation that combines them with signals.
 
-    They are constants for all samples unless each sample's signals meet entries of their own.
+    Learned queries are shared by all samples, unless the signals of each sample are combined with
+    entries of their own, to which the queries were repeated.
 
     Returns:
-        The values whose samples are known now.
+        The values whose samples have become known.
     """
     met = operation.outputs[0]
     pending = [(operation, o, o.tokens, met) for o in operation.operands if o.tokens and met]
@@ -158,7 +159,7 @@ def _learn_samples(operation: Operation) -> list[Value]:
 def _before(
     operation: Operation, operand: Operand, source: Value, output: Value, goal: Axis
 ) -> Axis | None:
-    """Where the samples lie in an operand, from where they lie in an output."""
+    """Returns where the samples lie in an operand, given where they lie in an output."""
     if goal.size == 1:
         return Axis(1, 1, source.shape.numel())
     if operation.kind in BY_ENTRY and source.shape == output.shape:

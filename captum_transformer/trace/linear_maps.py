@@ -1,4 +1,4 @@
-"""Functions that are linear layers by their description, whatever form their weights are in."""
+"""Functions that are described as linear layers, with weights in any format."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,26 +13,26 @@ from captum_transformer.errors import InvalidRuleError
 from captum_transformer.trace.entries import Entry
 
 Read = Callable[..., Any]
-# How far from the described layer a token's output may be: kernels round activations to 8 bits.
+# The relative tolerance for a token's output, since kernels round activations to 8 bits.
 _TOLERANCE = 0.1
 
 
 class KnownWeights(Tensor):
-    """The weights of a linear layer that something else runs than ``F.linear``.
+    """The weights of a linear layer that is run by another function than ``F.linear``.
 
-    ``F.linear`` with them runs that; rules read the numbers when they need them.
+    ``F.linear`` with these weights calls that function. Rules read the numbers when they need them.
 
     Args:
-        read: gives the numbers as a plain tensor ``(outputs, inputs)``.
-        run: what the layer makes of a signal and a bias.
-        shape: that of the numbers.
-        like: a tensor of the precision and on the device that the layer works in.
+        read: returns the numbers as a plain tensor ``(outputs, inputs)``.
+        run: returns the output of the layer for a signal and a bias.
+        shape: the shape of the numbers.
+        like: a tensor with the dtype and device that the layer works in.
     """
 
     read: Callable[[], Tensor]
     run: Callable[[Tensor, Tensor | None], Tensor]
 
-    def __new__(  # noqa: D102 - it takes what the class says
+    def __new__(  # noqa: D102 - the arguments are documented in the class
         cls,
         read: Callable[[], Tensor],
         run: Callable[[Tensor, Tensor | None], Tensor],
@@ -46,12 +46,12 @@ class KnownWeights(Tensor):
         return new
 
     def dequantize(self) -> Tensor:
-        """The numbers in the precision that the layer works in."""
+        """Returns the numbers with the dtype and device that the layer works in."""
         with torch.no_grad():
             return self.read().to(self.device, self.dtype)
 
     def detach(self) -> Tensor:
-        """The same weights: they have no gradient."""
+        """Returns the same weights, since they have no gradient."""
         return self
 
     @classmethod
@@ -70,16 +70,19 @@ class KnownWeights(Tensor):
 
 
 class LinearMap:
-    """What a function is that multiplies a signal with weights, in some form that it knows.
+    """A function that multiplies a signal with weights in a format of its own.
 
     Args:
-        name: the function's, for messages.
-        function: itself.
-        entry: how its arguments are called; ``input`` is the signal.
-        weight: gives a call's weights, ``(outputs, inputs)``, by its arguments without the signal;
-            None to read them off what the function makes of the identity matrix.
-        bias: gives a call's bias; None if an argument ``bias`` is it, or there is none.
-        derived: whether autograd has its derivative. Of kernels it may say so when there is none.
+        name: the name of the function, for error messages.
+        function: the function.
+        entry: the names of its arguments; ``input`` is the signal.
+        weight: returns the weights ``(outputs, inputs)`` of a call, given its arguments with None
+            for the signal; None to compute them by passing the identity matrix through the
+            function.
+        bias: returns the bias of a call, given its arguments; None if the bias is an argument
+            ``bias``, or if there is none.
+        derived: whether the derivative by autograd is used. It is not for kernels, whose result may
+            require a gradient although they have no derivative.
     """
 
     def __init__(
@@ -97,13 +100,13 @@ class LinearMap:
         self._derived, self._checked = derived, False
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The arguments of ``F.linear`` that run what a call of the function would."""
+        """Converts the arguments of a call to arguments of ``F.linear`` that run the function."""
         given = dict(zip(self._entry.parameters, args))  # noqa: B905 - some have defaults
         given |= {self._entry.canonical(name): argument for name, argument in kwargs.items()}
         signal: Tensor = given["input"]
         bias = given.get("bias") if self._bias is None else self._bias(*args, **kwargs)
         run = partial(self._run, *self._with(args, kwargs, input=None, bias=None))
-        # A row of zeros tells how many outputs there are, without reading the weights.
+        # Run a row of zeros to get the number of outputs without reading the weights.
         row = signal.detach().new_zeros((*(1,) * (signal.ndim - 1), signal.shape[-1]))
         with torch.no_grad():
             outputs = run(row, None).shape[-1]
@@ -130,7 +133,7 @@ class LinearMap:
     def _with(
         self, args: Sequence[Any], kwargs: dict[str, Any], **new: Any
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A call's arguments, some of them others."""
+        """Returns the arguments of a call with some of them replaced."""
         names = chain(self._entry.parameters, repeat(""))
         named = ((name, self._entry.canonical(name), value) for name, value in kwargs.items())
         return (
@@ -139,7 +142,7 @@ class LinearMap:
         )
 
     def _check(self, signal: Tensor, weights: KnownWeights, bias: Tensor | None) -> None:
-        """Raises if the function is no such layer, by what it makes of the largest token."""
+        """Raises an error if the output for the token of largest norm is far from the layer's."""
         tokens = signal.reshape(-1, signal.shape[-1])
         token = tokens[tokens.norm(dim=-1).argmax()].view(*(1,) * (signal.ndim - 1), -1)
         given = weights.run(token, bias)
@@ -154,11 +157,11 @@ class LinearMap:
 
 
 def _of_identity(run: Callable[[Tensor, Tensor | None], Tensor], row: Tensor) -> Tensor:
-    """The weights, which a layer shows of the identity matrix, whatever it adds."""
+    """Computes the weights from outputs for the identity matrix and for a row of zeros."""
     identity = torch.eye(row.shape[-1], dtype=row.dtype, device=row.device)
     image = run(identity.view(*row.shape[:-2], *identity.shape) if row.ndim > 1 else identity, None)
     return (image - run(row, None)).flatten(0, -2).T
 
 
-# Torch functions, kernels, and what takes the place of a custom function's `apply`.
+# Keyed by torch functions, kernels, and the replacements of custom functions' `apply`.
 LAYERS: dict[Any, LinearMap] = {}

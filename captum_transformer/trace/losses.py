@@ -1,4 +1,4 @@
-"""Losses, which models return as scores, written in functions that the table has."""
+"""Loss functions, which models may return as scores, written with functions of the table."""
 
 import inspect
 from collections.abc import Callable
@@ -11,11 +11,12 @@ from torch.nn._reduction import legacy_get_string
 
 
 def _body(of: Callable[..., Any], losses: Callable[..., Any]) -> Callable[..., Tensor]:
-    """A loss from that of each entry: with torch's arguments, weighted and reduced as torch does.
+    """Makes a loss function with torch's arguments and reductions from the losses of all entries.
 
     Args:
         of: torch's function.
-        losses: those of each entry, and what a mean divides by, if that is not their number.
+        losses: returns the loss of each entry, or these and the weights whose sum a mean divides
+            by instead of the number of entries.
     """
     signature = inspect.signature(of)
 
@@ -24,7 +25,7 @@ def _body(of: Callable[..., Any], losses: Callable[..., Any]) -> Callable[..., T
         bound.apply_defaults()
         given = bound.arguments
         reduction = given.pop("reduction")
-        # What these said before there was `reduction`.
+        # Deprecated arguments that `reduction` has replaced.
         before = given.pop("size_average", None), given.pop("reduce", None)
         if before != (None, None):
             reduction = legacy_get_string(*before, emit_warning=False)
@@ -50,7 +51,7 @@ def _weighted(each: Tensor, weight: Tensor | None) -> Any:
 
 
 def _averaged(each: Tensor, weight: Tensor | None) -> Any:
-    """Of a weighted mean."""
+    """Returns the losses for a mean that divides by the sum of the weights."""
     return each if weight is None else (each * weight, weight.expand_as(each))
 
 
@@ -67,14 +68,14 @@ def _of_class(
     ignore_index: int,
     smoothing: float = 0.0,
 ) -> Any:
-    """Of logarithms of probabilities, whose classes come second, or first of a single sample."""
+    """Returns the losses of log-probabilities; classes are in dimension 1, or 0 if unbatched."""
     dim = min(input.ndim - 1, 1)
     shape = [-1 if d == dim else 1 for d in range(input.ndim)]
     of_classes = torch.ones_like(input[:1]).flatten()[:1] if weight is None else weight
     of_classes = of_classes.expand(input.shape[dim])
     ignored = target == ignore_index
     ids = target.masked_fill(ignored, 0)
-    with torch.no_grad():  # labels pick, and are no embedding, also where they are explained
+    with torch.no_grad():  # labels select entries; even if explained, this isn't an embedding
         weights = of_classes[ids].masked_fill(ignored, 0.0)
     each = -(input.gather(dim, ids.unsqueeze(dim)).squeeze(dim) * weights)
     if smoothing:

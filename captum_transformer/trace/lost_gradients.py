@@ -1,7 +1,7 @@
-"""Which step functions a gradient would be lost in, found while the model runs.
+"""Finds step functions in which a gradient would be lost, while the model runs.
 
-A function of one entry may be a step as a whole though each of its operations has a slope, as
-``x - x % 1``, and may have a slope though one of them is a step, as ``x - floor(x)``.
+An entry-wise function may be a step function although each of its operations has a slope, such as
+``x - x % 1``, and may have a slope although one of its operations is a step, as ``x - floor(x)``.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,13 +31,14 @@ _ADVICE = (
 
 
 class StepFunction(NamedTuple):
-    """A function in steps that has run without a rule, or one that may be such.
+    """A step function that has run without a rule, or an entry-wise function that may be one.
 
     Attributes:
-        operation: what it is, or completes it.
-        edge: where its output stands in the autograd graph.
-        whole: the function of one entry that it completes, if that is what may be one.
-        flat: whether it is, of one entry.
+        operation: the operation that is the step function, or that completes the entry-wise
+            function.
+        edge: the position of its output in the autograd graph.
+        whole: the entry-wise function that the operation completes, or None.
+        flat: whether this entry-wise function is a step function, or None without one.
     """
 
     operation: Operation
@@ -47,13 +48,13 @@ class StepFunction(NamedTuple):
 
 
 class Completed(NamedTuple):
-    """A function of one entry that an operation is about to complete.
+    """An entry-wise function that an operation is about to complete.
 
     Attributes:
         whole: the function.
-        signal: its argument.
-        edge: where that stands in the autograd graph.
-        parts: the operation's operands, with where they stand there.
+        signal: the argument of the function.
+        edge: the position of the argument in the autograd graph.
+        parts: the operands of the operation, each with its position in the autograd graph.
     """
 
     whole: OfEntry
@@ -62,22 +63,22 @@ class Completed(NamedTuple):
     parts: list[tuple[Tensor, GradientEdge]]
 
     def step(self, operation: Operation, result: Tensor) -> StepFunction:
-        """The function, with whether its derivative is zero though it depends on its entries."""
+        """Returns the function, with whether its derivative is zero but its result not constant."""
         edge, result = get_gradient_edge(result), result.detach()
         weights = torch.ones_like(result)
-        if self.whole.moves:  # one entry may be in several, with slopes that add up to zero
+        if self.whole.moves:  # an entry may be in several places, with slopes that cancel
             numbers = torch.arange(result.numel(), device=result.device)
             weights += (numbers / max(result.numel(), 1)).to(result.dtype).view_as(result)
         with torch.enable_grad():
             slope = _slope(edge, self.edge, weights)
             leaves = [tensor.requires_grad_() for tensor, _ in self.parts]
-            with saved_tensors_hooks(_itself, _itself):  # a checkpoint counts what is saved
+            with saved_tensors_hooks(_itself, _itself):  # checkpoints count saved tensors
                 local = torch.autograd.grad(operation.replay(leaves)[:1], leaves, weights)
             parts = [
                 _slope(part, self.edge, given)
                 for (_, part), given in zip(self.parts, local, strict=True)
             ]
-        # Of slopes that add up to zero rounding is left.
+        # Slopes that cancel leave rounding errors.
         largest = torch.stack(parts).abs().amax(0)
         rounding = 64 * torch.finfo(result.dtype).eps * largest
         flat = (slope.abs() <= rounding) | ~slope.isfinite() | ~largest.isfinite()
@@ -87,7 +88,7 @@ class Completed(NamedTuple):
         return StepFunction(operation, edge, self.whole, flat.all() & differs)
 
     def _again(self, operation: Operation) -> Tensor:
-        """What comes out for the same entries in the opposite order."""
+        """Returns the result for the same entries in reverse order."""
         known = {self.whole.source: self.signal.flatten().flip(0).view_as(self.signal)}
         with torch.no_grad():
             for one in reversed(self.whole.operations):
@@ -104,7 +105,7 @@ def _itself(tensor: Tensor) -> Tensor:
 
 
 def _slope(of: GradientEdge, point: GradientEdge, weights: Tensor) -> Tensor:
-    """The derivative of a weighted sum of a tensor's entries at another tensor."""
+    """Returns the derivative of a weighted sum of a tensor's entries by another tensor."""
     if of == point:
         return weights
     (slope,) = torch.autograd.grad(of, point, weights, retain_graph=True, materialize_grads=True)
@@ -112,7 +113,7 @@ def _slope(of: GradientEdge, point: GradientEdge, weights: Tensor) -> Tensor:
 
 
 def completed(operation: Operation) -> Completed | None:
-    """What may be a step function, before the operation runs that completes it."""
+    """Returns what may become a step function when the given operation runs, or None."""
     whole = may_be_step(operation)
     signal = None if whole is None else whole.source.holder()
     if whole is None or signal is None or not signal.requires_grad:
@@ -129,13 +130,13 @@ def completed(operation: Operation) -> Completed | None:
 def refuse_steps(
     steps: Sequence[StepFunction], total: Tensor, points: Iterable[GradientEdge], tape: Tape
 ) -> None:
-    """Raises if a gradient would have to go through a step function.
+    """Raises an error if a gradient would be lost in a step function.
 
     Args:
-        steps: the step functions of the forward pass, and what may be some.
-        total: what is differentiated.
-        points: where the gradient is asked for.
-        tape: the forward pass.
+        steps: the step functions of the forward pass, and functions that may be step functions.
+        total: the number that is differentiated.
+        points: the points at which the gradient is requested.
+        tape: the tape of the forward pass.
     """
     if not steps:
         return
@@ -166,7 +167,7 @@ def _why(step: StepFunction) -> str:
 
 
 def _leads_to(node: Any, asked: Iterable[Any]) -> bool:
-    """Whether one of some points lies behind a node of the autograd graph."""
+    """Whether a backward pass from a node of the autograd graph reaches one of the given nodes."""
     asked = set(asked)
     stack, seen = [parent for parent, _ in node.next_functions], set()
     while stack:
@@ -181,9 +182,9 @@ def _leads_to(node: Any, asked: Iterable[Any]) -> bool:
 
 
 def _is_part(step: Operation, tape: Tape, wholes: Mapping[Operation, OfEntry]) -> bool:
-    """Whether it is a part of a function of each entry that has a slope, as in ``x - floor(x)``.
+    """Whether a step is a part of an entry-wise function with a slope, as in ``x - floor(x)``.
 
-    One that has none in turn stands among the steps itself.
+    If that function has no slope either, it is one of the steps itself.
     """
     stack = [value for value in step.outputs if value is not None]
     while stack:

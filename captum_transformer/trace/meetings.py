@@ -1,9 +1,9 @@
-"""Where the factors of a product meet: which of them were made of the same entry of one value.
+"""Finds out which factors of a product were made of the same entry of one value.
 
-In ``b * a * sigmoid(a)`` an activation of ``a`` is taken apart by the product that is in between.
-Entries may be moved, masked, chosen or written into other tensors on their way, so they are
-labelled where their ways part, and the labels take all these ways: what moves entries is run on
-labels instead.
+In ``b * a * sigmoid(a)``, the first product separates the factors of an activation of ``a``.
+Entries may be moved, masked, chosen or written into other tensors on their way to the product.
+Therefore the entries of the last shared values are labelled, and all operations in between that
+move entries are run on the labels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,26 +23,28 @@ from captum_transformer.trace.quotients import is_gate_by_formula
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 
-# Labels are whole numbers from here on, larger than what models mask with or count, and negative
-# behind an activation. This one is for what has no single entry; constants have zero.
+# Labels are whole numbers above this one, larger than the numbers that models mask with or count,
+# and negative after an activation. This one labels results of several entries; constants have zero.
 _SEVERAL = 2.0**52
 _PRODUCTS = frozenset({Kind.MUL, Kind.DIV, Kind.PRODUCT})
 _SUMS = frozenset({Kind.ADD, Kind.SUB, Kind.MAXIMUM})
 _ON = _PRODUCTS | _SUMS | {Kind.COPY, Kind.HOMOGENEOUS}
-# The labels of each factor of a value, which is their product.
+# The labels of each factor of a value, where the value is the product of the factors.
 Factors = list[Tensor]
-# The parts of other values that one was made of, and more perhaps.
+# The parts of other values that a value was made of, perhaps with further parts.
 Pieces = frozenset[tuple[Value, View]]
 
 
 class Meeting(NamedTuple):
-    """How the factors of a product meet.
+    """How the factors of a product are related.
 
     Attributes:
-        is_whole: where several are signals they are of one and the same entry: an activation.
-        is_split: in some entry an activation meets the signal that it is of, and others.
-        is_gate: in some entry an activation meets the signal that it is of.
-        lacking: the factors that are constants in some entry where others are none.
+        is_whole: whether the product is an activation: wherever several factors are signals, they
+            are made of the same entry.
+        is_split: whether some entry is a product of a signal, its own activation, and other
+            signals.
+        is_gate: whether some entry contains a product of a signal and its own activation.
+        lacking: the factors that are constant in some entry where another factor is not.
     """
 
     is_whole: bool = False
@@ -52,7 +54,7 @@ class Meeting(NamedTuple):
 
     @property
     def why_refused(self) -> str:
-        """Why rules for products, or for activations, do not fit."""
+        """The reason why neither rules for products nor rules for activations apply."""
         if self.is_split:
             return (
                 "it multiplies another signal with an activation that is written in several steps, "
@@ -62,7 +64,7 @@ class Meeting(NamedTuple):
 
 
 def meeting(operation: Operation) -> Meeting | None:
-    """How the factors of an entry-wise product of several signals meet; None if it is no such."""
+    """Returns how the factors of an entry-wise product of several signals are related, or None."""
     factors = {o: value for o, value in operation.traced() if o.role is not Role.BIAS}
     values = list(factors.values())
     if len(values) < 2 or operation.kind not in _PRODUCTS or not works_by_entry(operation):
@@ -74,16 +76,16 @@ def meeting(operation: Operation) -> Meeting | None:
     if not shared or _lie_apart(values, shared, between):
         return Meeting()
     labels = _labelled(shared, between)
-    # An entry that is repeated for several others is more than that of one of them.
+    # An entry that is broadcast to several others doesn't belong to only one of them.
     repeats = len({value.shape for value in values}) > 1 or any(map(_repeats, between))
     found = {operand: _factors(value, labels) for operand, value in factors.items()}
     return _met(found, may_be_whole=not repeats)
 
 
 def _goes_on(value: Value) -> bool:
-    """Whether a value is made of others entry by entry, or of moved entries.
+    """Whether a value was made entry-wise or by moving entries, so that its sources are followed.
 
-    A sum of signals is one of its own: followed into its terms, a recurrence would have no end.
+    A sum of signals is not followed: in a recurrence, following its terms would not end.
     """
     made = value.operation
     if made is None or value.dtype.is_complex or made.arguments.get("reduce") is not None:
@@ -94,19 +96,19 @@ def _goes_on(value: Value) -> bool:
 
 
 def _is_filled(traced: tuple[Operand, Value]) -> bool:
-    """Whether some of its entries may be constants, which others are added to."""
+    """Whether some entries of a value may be constants, so that adding to it may fill them in."""
     _, value = traced
     made = value.operation
     return made is not None and made.kind in MOVED and view_of(made, value) is None
 
 
 def _may_repeat(made: Operation) -> bool:
-    """Whether it may show one entry several times, as where values have been joined before it."""
+    """Whether an operation's output may hold an entry several times, as after joining values."""
     return made.kind in MOVED or (made.kind in _ON and len(made.traced()) == 1)
 
 
 def _repeats(value: Value) -> bool:
-    """Whether it has been made of fewer entries than it has, each in several places."""
+    """Whether an entry-wise operation has broadcast one of its operands to make the value."""
     made = value.operation
     if made is None or made.kind in MOVED:
         return False
@@ -114,7 +116,10 @@ def _repeats(value: Value) -> bool:
 
 
 def _shared(values: Sequence[Value]) -> tuple[list[Value], list[Value]]:
-    """The values whose entries have gone into several others, and what is between, last first."""
+    """Returns the last values that several of the given ones share, and all values in between.
+
+    Both lists start with the latest value.
+    """
     frontier = dict[Value, int]()
     for place, value in enumerate(values):
         frontier[value] = frontier.get(value, 0) | 1 << place
@@ -136,7 +141,7 @@ def _shared(values: Sequence[Value]) -> tuple[list[Value], list[Value]]:
 
 
 def _lie_apart(values: Sequence[Value], shared: Sequence[Value], between: Sequence[Value]) -> bool:
-    """Whether values are seen at once to be of other parts, as the two halves of a GLU."""
+    """Whether views alone show that values are made of separate parts, as the halves of a GLU."""
     seen = {value: (value, torch.empty(value.shape, device="meta")) for value in shared}
     pieces = {value: frozenset([(value, View.of(whole))]) for value, whole in seen.values()}
     for value in reversed(between):
@@ -152,7 +157,7 @@ def _lie_apart(values: Sequence[Value], shared: Sequence[Value], between: Sequen
         elif view_of(made, value) is not None:
             try:
                 part = made.replay([part])[made.outputs.index(value)]
-            except RuntimeError:  # a view of what was copied, and lies otherwise than here
+            except RuntimeError:  # the view is of a copy with another memory layout than here
                 continue
             seen[value] = whole, part
             pieces[value] = frozenset([(whole, View.of(part))])
@@ -164,7 +169,7 @@ def _lie_apart(values: Sequence[Value], shared: Sequence[Value], between: Sequen
 
 
 def _labelled(shared: Sequence[Value], between: Sequence[Value]) -> dict[Value, Factors]:
-    """The labels of what several values share, and of what is between, made of that."""
+    """Returns labels for the shared values and, derived from these, for all values in between."""
     first, known = _SEVERAL + 1, dict[Value, Factors]()
     for value in shared:
         count = value.shape.numel()
@@ -193,7 +198,7 @@ def _several(value: Value) -> Tensor:
 
 
 def _laid_out(labels: Tensor, value: Value) -> Tensor:
-    """Labels as a value lies in memory, so that it may be viewed in the same ways."""
+    """Gives labels the memory layout of a value, so that the same views of them are possible."""
     if labels.stride() == value.stride or 0 in value.stride:
         return labels
     return value.blank(labels.dtype).copy_(labels)
@@ -202,7 +207,7 @@ def _laid_out(labels: Tensor, value: Value) -> Tensor:
 def _moved(
     operation: Operation, output: Value, given: Mapping[Operand, Factors], end: float
 ) -> Factors:
-    """What the factors of operands become where entries are moved, beside constants."""
+    """Returns the labels of factors after an operation that moves entries."""
     place = operation.outputs.index(output)
 
     def moved(operand: Operand, labels: Tensor) -> Tensor:
@@ -224,7 +229,7 @@ def _moved(
 
 
 def _worked(operation: Operation, given: Mapping[Operand, Factors]) -> Factors:
-    """The factors of what an operation makes of each entry by itself."""
+    """Returns the labels of factors after an entry-wise operation."""
     added = [of for operand, of in given.items() if operand.role is Role.BIAS]
     parts = [of for operand, of in given.items() if operand.role is not Role.BIAS]
     if operation.kind in _SUMS:
@@ -237,7 +242,7 @@ def _worked(operation: Operation, given: Mapping[Operand, Factors]) -> Factors:
 
 
 def _sum(some: Factors, others: Factors) -> Factors:
-    """The factors of a sum: in each entry those of the one term that is no constant there."""
+    """Returns the factors of a sum; each entry has those of the only non-constant term there."""
     here, there = _of_all(some), _of_all(others)
     whole = torch.where((here != 0) & (there != 0), _of_both(here, there), 0.0)
     pairs = zip_longest(some, others, fillvalue=torch.zeros_like(whole))
@@ -254,7 +259,7 @@ def _activates(operation: Operation) -> bool:
 
 
 def _of_both(one: Tensor, other: Tensor) -> Tensor:
-    """The label of what is made of two, entry by entry."""
+    """Returns the labels of a result that is made of two others entry by entry."""
     own, others = one.abs(), other.abs()
     label = torch.where((own == 0) | (own == others), others, _SEVERAL)
     label = torch.where(others == 0, own, label)
@@ -262,12 +267,12 @@ def _of_both(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _of_all(labels: Iterable[Tensor]) -> Tensor:
-    """The label of what is made of several, entry by entry."""
+    """Returns the labels of a result that is made of several others entry by entry."""
     return reduce(_of_both, labels)
 
 
 def _met(factors: Mapping[Operand, Factors], *, may_be_whole: bool) -> Meeting:
-    """How the factors of operands meet, entry by entry."""
+    """Returns how the factors of operands are related, given their labels."""
     whole = [_of_all(of) for of in factors.values()]
     mixed = _of_all(whole).abs() == _SEVERAL
     signals = torch.stack([(labels != 0).expand(mixed.shape) for labels in whole])

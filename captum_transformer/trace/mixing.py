@@ -1,4 +1,4 @@
-"""Operations that mix tokens and are no attention that can be read."""
+"""Operations that mix tokens but are not recognized as attention."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ from captum_transformer.trace.streams import query_value
 
 
 def unread_mixing(operations: Sequence[Operation]) -> list[Operation]:
-    """Products of signals that mix tokens and end up in no attention call.
+    """Returns the operations that mix tokens and are not a part of an attention call.
 
-    Products of queries and keys end up in one; similarities of two towers mix none of its tokens.
+    Products of queries and keys are a part of one. Similarities of two towers don't mix tokens.
     """
     read = 0
     for operation in operations:
@@ -21,7 +21,7 @@ def unread_mixing(operations: Sequence[Operation]) -> list[Operation]:
             found = earlier = 0
             for _, value in operation.traced():
                 found |= value.mixtures
-            # What queries and values were made of has mixed tokens before, and is not read here.
+            # Mixing in the history of queries and values came earlier, and isn't part of this call.
             for made in filter(None, (query_value(call), call.value.value)):
                 earlier |= made.mixtures
             read |= found & ~earlier
@@ -43,9 +43,9 @@ def _mixes(operation: Operation) -> bool:
 
 
 def has_known_weights(operation: Operation) -> bool:
-    """Whether the weights are known with which it mixes tokens, so that they can be held constant.
+    """Whether the weights that mix tokens are known, so that they can be held constant.
 
-    They are softmax weights, applied entry by entry or cut up, or those of a Fourier transform.
+    These are softmax weights, applied entry-wise or in parts, and those of a Fourier transform.
     """
     if operation.kind is Kind.MUL:
         return any(value.weighs_tokens for _, value in operation.traced())
@@ -53,7 +53,7 @@ def has_known_weights(operation: Operation) -> bool:
 
 
 def named(operations: Sequence[Operation]) -> list[str]:
-    """The operations by name and shapes, each of them once."""
+    """Returns distinct descriptions of operations, by name and shapes."""
     names = [
         f"`{operation.name}` on {[tuple(value.shape) for _, value in operation.traced()]}"
         for operation in operations

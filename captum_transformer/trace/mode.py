@@ -1,4 +1,4 @@
-"""The one interception: a torch function mode that writes a forward pass down."""
+"""The torch function mode that records a forward pass; calls are intercepted only here."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -65,8 +65,8 @@ _MAY_BE_TENSORS = (Tensor, *_MAY_HOLD_TENSORS)
 _HOLD_NONE = frozenset({int, float, bool, str, type(None), slice})
 _ATTENTIONS = frozenset({Kind.SOFTMAX, Kind.ATTENTION})
 _ATTENDS = frozenset({Kind.ATTENTION, Kind.PRODUCT})
-# Of these it is said where in the model they are, beside those whose operands are kept: rules may
-# refuse them. The others are cheap and many.
+# The module is recorded for these kinds, which rules may refuse, and for kinds whose operands are
+# kept. Operations of other kinds are cheap and numerous.
 _NAMED = frozenset(Kind) - MOVES - {Kind.COPY, Kind.MUL, Kind.DIV} | {Kind.CONCATENATE, Kind.PAD}
 # A rule changes how autograd sees an operation, never what the operation computes. It runs the
 # operation out of place and returns the result, or `NotImplemented` to leave it as it is.
@@ -75,25 +75,25 @@ ForwardRules = Mapping[Kind, ForwardRule]
 
 
 class Trace(TorchFunctionMode):
-    """Writes every operation that the inputs reach on a tape, and finds the attention calls.
+    """Records every operation that depends on the inputs on a tape, and finds attention calls.
 
-    The operations themselves run natively, with dropout off and running batch statistics. Nothing
-    is patched: leaving the context undoes all.
+    The operations themselves run natively, with dropout off and with the running statistics of
+    batch normalisation. Nothing is patched, so exiting the context restores everything.
 
     Args:
-        keep: the kinds of operation whose operands the rules will want to see.
-        names: dotted module names by the modules' identity.
-        rules: change the gradient of some operations, for the methods that are gradients.
-        edges: keep where every output stands in the autograd graph.
-        checkpoint: how many attention calls make a block that is run again; see `Blocks`.
+        keep: the kinds of operations whose operands are kept for the rules.
+        names: the dotted names of modules, by the ``id`` of the module.
+        rules: the rules that change the gradient of some operations, for gradient-based methods.
+        edges: whether to keep the position of every output in the autograd graph.
+        checkpoint: the number of attention calls per block that is recomputed; see `Blocks`.
 
     Attributes:
-        tape: what the inputs reach.
+        tape: the tape of operations that depend on the inputs.
         calls: the attention calls among tokens.
-        rules: what changes the gradient of operations.
-        blocks: what is run again when a backward pass comes to it.
+        rules: the rules that change the gradient of operations, by kind.
+        blocks: the blocks that are recomputed in the backward pass.
         steps: the step functions that have run without a rule.
-        on_draw: called when the model draws random numbers.
+        on_draw: a function that is called when the model draws random numbers, or None.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Trace(TorchFunctionMode):
         self.on_draw: Callable[[], None] | None = None
 
     def enter_input(self, tensor: Tensor) -> Value:
-        """Makes a tensor an input of the trace."""
+        """Registers a tensor as an input of the trace, and returns its value."""
         value = self.tape.new_value(tensor)
         self.tape.add_root(tensor)
         return value
@@ -173,7 +173,7 @@ class Trace(TorchFunctionMode):
     def _described(
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Operation:
-        """The operation that a call is, before it runs."""
+        """Returns the operation for a call that has not run yet."""
         operands: list[Operand] = []
         find = self.tape.find if torch.is_grad_enabled() else self.tape.find_without_gradient
         by_place, by_name, roles = list(args), kwargs, function.roles
@@ -200,7 +200,7 @@ class Trace(TorchFunctionMode):
         return Operation(index, function, kind, given, by_name, operands, arguments)
 
     def _cut_off(self, operation: Operation, written: Sequence[Tensor], call: Call) -> Any:
-        """Under ``torch.no_grad()`` what the model computes from the inputs is a constant."""
+        """Runs a call under ``torch.no_grad()``, whose result is a constant for the trace."""
         for tensor in written:
             if tensor.requires_grad and self.tape.held_by(tensor) is not None:
                 raise UnseenOperationError(
@@ -259,7 +259,7 @@ class Trace(TorchFunctionMode):
             operation.refusal = of_integers(operation)
         outputs = reached(tape, operation, given, by_rule=by_rule)
         some_lost = not outputs or (len(outputs) > 1 and any(o is None for o in outputs))
-        if some_lost and not by_rule:  # a rule holds on purpose
+        if some_lost and not by_rule:  # rules hold outputs constant on purpose
             self._chosen.of_signals(operation, self._calling_module(), result)
         if outputs:
             if steps and not by_rule and outputs[0] is not None and outputs[0].requires_grad:
@@ -279,12 +279,12 @@ class Trace(TorchFunctionMode):
     def _by_rule(
         self, rule: ForwardRule, operation: Operation, written: Tensor | None, step: Step | None
     ) -> Any:
-        """The result under a rule; `NotImplemented` if that does not apply."""
+        """Returns the result of a rule, or `NotImplemented` if the rule doesn't apply."""
         traced = operation.traced()
         if not traced or traced[0][1].holds_ids:
             return NotImplemented
         if written is not None:
-            # What autograd keeps of it must stay what it is.
+            # The tensor that autograd saves must not be changed by the write.
             for operand in operation.operands:
                 if operand.data is written:
                     operand.data = written.clone()
@@ -293,12 +293,12 @@ class Trace(TorchFunctionMode):
     def _write_down(
         self, operation: Operation, outputs: list[Tensor | None], *, keep: bool, pools: bool
     ) -> Operation:
-        """Puts an operation that has run on the tape, with what comes of it for the rules.
+        """Records an operation that has run on the tape, with everything that rules need of it.
 
         Returns:
-            What stands for it there.
+            The operation that was recorded for it.
         """
-        # What attention returns beside its output is no part of it.
+        # The further outputs of attention are recorded separately.
         kept = len(outputs) if operation.pattern is None else 1
         first, beside, outputs = outputs[0], outputs[kept:], outputs[:kept]
         if operation.refusal is not None:
@@ -338,10 +338,10 @@ class Trace(TorchFunctionMode):
         self.calls.append(call)
 
     def _calling_module(self) -> str:
-        """The name of the module whose forward pass called a torch function."""
+        """Returns the name of the module whose forward pass called a torch function."""
         frame: FrameType | None = sys._getframe(3)
         while frame is not None:
-            # A look at the names first: a frame's variables cost more.
+            # Check the names first, since reading a frame's variables is slower.
             if "self" in frame.f_code.co_varnames[:1]:
                 caller = frame.f_locals.get("self")
                 if isinstance(caller, nn.Module):
@@ -350,7 +350,7 @@ class Trace(TorchFunctionMode):
         return ""
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Releases everything that the trace has recorded."""
         self.blocks.clear()
         self.tape.clear()
         self.calls.clear()
@@ -364,7 +364,7 @@ def _with_operands(
     find: Callable[[Tensor], Value | None],
     operands: list[Operand],
 ) -> Any:
-    """An argument with an operand in the place of each tensor, all of which are listed."""
+    """Replaces each tensor in an argument by an operand, and appends these to ``operands``."""
 
     def operand(tensor: Tensor) -> Operand:
         new = Operand(tensor, find(tensor), role)
@@ -380,6 +380,6 @@ def _attends_learned(operation: Operation) -> bool:
     if operation.function.kind not in _ATTENTIONS or not torch.is_grad_enabled():
         return False
     if any(torch._C._functorch.is_batchedtensor(operand.given) for operand in operands):
-        # Inside `torch.vmap` tensors are others than outside: what comes out is refused.
+        # Tensors inside `torch.vmap` differ from those outside, where the result is refused.
         return False
     return bool(operands) and operands[0].dtype.is_floating_point and len(operands[0].size) > 1
