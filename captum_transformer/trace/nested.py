@@ -5,7 +5,7 @@ from typing import Any
 
 
 def mapped(function: Callable[[Any], Any], kind: type, argument: Any) -> Any:
-    """Nested arguments with a function's results in the place of everything of one type.
+    """Applies a function to every object of one type in nested arguments and returns the result.
 
     >>> mapped(lambda number: number + 1, int, ([1, 2], {"a": 3, "b": "text"}))
     ([2, 3], {'a': 4, 'b': 'text'})
@@ -23,7 +23,7 @@ def mapped(function: Callable[[Any], Any], kind: type, argument: Any) -> Any:
 
 
 def leaves(kind: type, argument: Any) -> Iterator[Any]:
-    """Everything of one type among nested arguments, in order.
+    """Yields every object of one type in nested arguments, in order.
 
     >>> list(leaves(int, ([1, 2], {"a": 3, "b": "text"})))
     [1, 2, 3]

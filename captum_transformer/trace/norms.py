@@ -17,12 +17,12 @@ class Normalisation:
     """How a fused norm normalises.
 
     Attributes:
-        rows: a shape for the input in which each row is normalised by itself.
-        scale: a shape for the weights in which they broadcast to the input.
-        eps: what is added to the variance.
+        rows: the shape to which the input is reshaped so that each row is normalised by itself.
+        scale: the shape to which the weights are reshaped so that they broadcast to the input.
+        eps: the constant that is added to the variance.
         centred: whether the mean is subtracted.
-        over_samples: whether rows run over the samples, which then come second.
-        by_constants: whether it divides by constants, as by running statistics.
+        over_samples: whether rows run over the samples; rows have the first two dimensions swapped.
+        by_constants: whether it divides by constants, such as running statistics.
     """
 
     rows: tuple[int, ...] = ()
@@ -33,7 +33,7 @@ class Normalisation:
     by_constants: bool = False
 
     def in_rows(self, tensor: Tensor) -> Tensor:
-        """A tensor that lies as the norm's input, cut up into rows."""
+        """Reshapes a tensor that has the layout of the norm's input into rows."""
         return (tensor.transpose(0, 1) if self.over_samples else tensor).reshape(self.rows)
 
     def from_rows(self, rows: Tensor, shape: torch.Size) -> Tensor:
@@ -43,7 +43,7 @@ class Normalisation:
         return rows.reshape(shape[1], shape[0], *shape[2:]).transpose(0, 1)
 
     def inverse_deviation(self, tensor: Tensor) -> Tensor:
-        """What each row of the norm's input is multiplied by."""
+        """Returns the factor by which the norm multiplies each row of its input."""
         rows = self.in_rows(tensor.to(accumulation_dtype(tensor.dtype)))
         if not self.centred:
             return (rows.square().mean(-1, keepdim=True) + self.eps).rsqrt()
@@ -53,7 +53,7 @@ class Normalisation:
 
 
 def normalisation(operation: Operation) -> Normalisation | None:
-    """How a fused norm normalises; None if that is not known."""
+    """Returns how a fused norm normalises, or None if that is not known."""
     known = _NORMS.get(operation.name)
     return None if known is None else known(operation.arguments)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # The stabiliser of the authors' code.
 EPSILON = 1e-9
-# How many entries are worked on in full precision at a time: 16 MiB.
+# The number of entries that are processed in full precision at a time: 16 MiB.
 AT_ONCE = 2**22
 
 
@@ -23,7 +23,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def by_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """A function of entries of the same shape, in parts where much would be held in between."""
+    """Applies an entrywise function to tensors of one shape, in chunks if they are large."""
     first = tensors[0]
     if first.ndim < 2 or first.numel() <= AT_ONCE:
         return function(*tensors)
@@ -38,7 +38,7 @@ def in_full(operand: "Operand") -> Tensor:
 
 
 def ratio(numerator: Tensor, denominator: Tensor, epsilon: float | Tensor = EPSILON) -> Tensor:
-    """``numerator / denominator``, stabilised as in the authors' code; zero for a zero below."""
+    """Divides, stabilised as in the authors' code; returns zero where the denominator is zero."""
     stable = denominator + epsilon
     vanishes = stable == 0
     if isinstance(epsilon, Tensor):
@@ -49,6 +49,6 @@ def ratio(numerator: Tensor, denominator: Tensor, epsilon: float | Tensor = EPSI
 
 
 def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """``numerator / denominator``; zero, and with a derivative of zero, for a zero below."""
+    """Divides; returns zero, with a derivative of zero, where the denominator is zero."""
     nothing = denominator == 0
     return (numerator / denominator.masked_fill(nothing, 1.0)).masked_fill(nothing, 0.0)

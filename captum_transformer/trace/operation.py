@@ -21,21 +21,20 @@ if TYPE_CHECKING:
 
 
 class Operand:
-    """A tensor argument of a recorded operation: what is needed to replay it.
+    """A tensor argument of a recorded operation, with what is needed to replay it.
 
-    The data is held only if a rule may ask for it, and stays what it was when the operation ran,
-    whatever is written into the tensor later.
+    The data is kept only if a rule may need it, and later writes into the tensor don't change it.
 
     Args:
         tensor: the argument, held until it is known whether its data is kept.
-        value: what it holds, if the inputs reach it.
-        role: what it is for.
+        value: the value that the tensor holds, or None if the inputs don't reach it.
+        role: what the operation uses the tensor for.
 
     Attributes:
         size, dtype, device: of the tensor.
-        tokens: learned queries that have attended to each other, beside signals: they are a
-            constant, but tokens that attend.
-        again: brings the data back, where it is kept by running the operations before it again.
+        tokens: the value of learned queries that have attended to each other, if they are next to
+            signals: they count as a constant there, but are still tokens.
+        again: recomputes the data by running earlier operations again, if it is not in memory.
     """
 
     __slots__ = ("again", "data", "device", "dtype", "role", "size", "tokens", "value")
@@ -51,17 +50,17 @@ class Operand:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the data can be had."""
+        """Whether the data is in memory or can be recomputed."""
         return self.data is not None or self.again is not None
 
     @property
     def shape(self) -> torch.Size:
-        """Its size: it stands among indices, which are asked as tensors are."""
+        """The same as `size`, so that code for indices can treat operands like tensors."""
         return self.size
 
     @property
     def given(self) -> Tensor:
-        """The data as it was when the operation ran, perhaps wrapped, as quantised weights are."""
+        """The data as it was when the operation ran, possibly wrapped, as quantised weights are."""
         if self.data is None and self.again is not None:
             self.again()
         if self.data is None:
@@ -74,7 +73,7 @@ class Operand:
         return dense(self.given)
 
     def like(self, dtype: torch.dtype) -> Tensor:
-        """The data beside entries of another precision, with which its own entries move."""
+        """Returns the data, cast to ``dtype`` if it is floating point or a numeric signal."""
         data = self.tensor
         if data.is_floating_point() or (self.role is Role.SIGNAL and data.dtype != torch.bool):
             return data.to(dtype)
@@ -82,34 +81,35 @@ class Operand:
 
 
 class Operation:
-    """One operation; tensors stand as `Operand` in its arguments.
+    """One operation, with an `Operand` in place of each tensor in its arguments.
 
-    It is described before it runs, so that rules that act during the forward pass and those that
-    walk the tape read the same.
+    It is created before the operation runs, so that rules that act during the forward pass and
+    rules that walk the tape read the same description.
 
     Attributes:
-        index: its place on the tape.
-        function: what the table knows of its function.
-        kind: what it is.
+        index: its position on the tape.
+        function: the table's description of the function that it calls.
+        kind: its kind, such as a product or a softmax.
         args: its arguments by position, as they were given.
         kwargs: its arguments by name, as they were given.
-        operands: all tensors among them.
+        operands: all tensors among its arguments.
         arguments: the arguments under their canonical names.
-        call: what runs it again, out of place.
-        outputs: the values that came out; None for those that the inputs do not reach.
-        result: its output, where a rule asks for that.
-        edge: where its output stands in the autograd graph, where a rule asks for that.
-        attention: the attention call that it is, if it is one.
-        pattern: how it attends, if it does.
-        refusal: why a method has no rule for it, raised if relevance arrives at its outputs.
-        refused: these outputs, in the autograd graph.
+        call: the function that runs it again, out of place.
+        outputs: its output values; None for outputs that the inputs do not reach.
+        result: its output, if a rule asks for it.
+        edge: the position of its output in the autograd graph, if a rule asks for it.
+        attention: the attention call that it makes, or None.
+        pattern: how it attends, or None if it does not.
+        refusal: the error that says why a method has no rule for it, raised if relevance arrives
+            at its outputs.
+        refused: the positions of these outputs in the autograd graph.
         module: the name of the module that ran it.
-        shift: the operand of a sum that a softmax written by hand does not depend on.
-        activates: whether it is a step of an activation that a rule takes as a whole.
-        note: what a rule leaves here for the rules of operations that come later.
-        rule: of several rules the one that it ran under.
-        views: what `views_of` knows of it, if that was asked.
-        signals: what the token flow knows of it: the operands that get shares, if it has looked.
+        shift: the operand of this sum on which a softmax written by hand does not depend.
+        activates: whether it is a step of an activation that a rule treats as a whole.
+        note: what a rule stores here for the rules of later operations.
+        rule: out of several rules, the one that it ran under.
+        views: the cached result of `views_of`; None before it is computed.
+        signals: the operands that get shares in the token flow; None before they are determined.
     """
 
     result: Operand | None
@@ -142,12 +142,12 @@ class Operation:
         self.refused: Sequence[GradientEdge] = ()
         self.module, self.activates = "", False
         self._traced = [(o, o.value) for o in operands if o.value is not None]
-        # Not in the class: what many objects lack is looked up slowly there.
+        # Not on the class: looking up an attribute that most objects lack is slow there.
         self.result = self.edge = self.attention = self.pattern = None
         self.refusal = self.shift = self.views = self.signals = self._contraction = None
 
     def changed(self, **attributes: Any) -> "Operation":
-        """The same operation with other operands, or run in another way."""
+        """Returns a copy of the operation with attributes replaced, such as its operands."""
         new, operands = copy.copy(self), attributes.get("operands", self.operands)
         traced = [(o, o.value) for o in operands if o.value is not None]
         vars(new).update(attributes, _traced=traced, _contraction=None, signals=None)
@@ -160,25 +160,25 @@ class Operation:
 
     @property
     def described(self) -> str:
-        """What it is and where, for the messages of errors."""
+        """A description of the operation and its module, for error messages."""
         shapes = [tuple(value.shape) for _, value in self.traced()]
         where = f" in `{self.module}`" if self.module else ""
         return f"`{self.name}`{where}, on tensors of shapes {shapes}"
 
     @property
     def form(self) -> Form | None:
-        """What it makes of each entry: a power, or an exponential if that is the exponent."""
+        """The function applied to each entry: an exponential if only the exponent is traced."""
         exponent = self.arguments.get("exponent")
         if not isinstance(exponent, Operand) or exponent.value is None:
             return self.function.entry.form
         return Form.EXPONENTIAL if len(self.traced()) == 1 else None
 
     def argument(self, name: str, default: Any = None) -> Any:
-        """What was given for an argument, by its canonical name."""
+        """Returns the argument with a canonical name, or ``default`` if it was not given."""
         return self.arguments.get(name, default)
 
     def along(self, ndim: int) -> tuple[int, ...] | None:
-        """The dimensions that it works along, counted from the front; None if it does not tell."""
+        """Returns the dimensions that it works along, from the front, or None if not known."""
         default = self.function.entry.along
         if default is None:
             return None
@@ -192,7 +192,7 @@ class Operation:
         return tuple(range(ndim)[default])
 
     def dim(self, ndim: int) -> int | None:
-        """The dimension that it works along; None if these are several or none."""
+        """Returns the dimension that it works along, or None if there is not exactly one."""
         dims = self.along(ndim)
         return dims[0] if dims is not None and len(dims) == 1 else None
 
@@ -202,7 +202,7 @@ class Operation:
 
     @property
     def spreads(self) -> bool:
-        """Whether it is a product that sums over nothing, as of a column and a row."""
+        """Whether it is a product that sums over no dimension, such as a column times a row."""
         product = self.contraction()
         return product is not None and all(
             operand.size[dim] == 1
@@ -211,23 +211,23 @@ class Operation:
         )
 
     def carried(self) -> list[tuple[Operand, Value]]:
-        """The operands that hold tokens, learned queries that have attended included."""
+        """Returns the operands that hold tokens, including learned queries that have attended."""
         return [(o, value) for o in self.operands if (value := o.value or o.tokens) is not None]
 
     def contraction(self) -> Contraction | None:
-        """The product that it is, with a letter for each dimension; None if it is none."""
+        """Returns the product that it computes, with a letter for each dimension, or None."""
         if self._contraction is None and self.kind is Kind.PRODUCT:
             self._contraction = contraction(self)
         return self._contraction
 
     def clear(self) -> None:
-        """Lets go of everything that it refers to."""
+        """Releases everything that it refers to."""
         vars(self).clear()
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Any]:
-        """Runs the operation again on other tensors in the place of its traced operands.
+        """Runs the operation again with other tensors in place of its traced operands.
 
-        Constants come in the precision of these tensors.
+        Constants are cast to the precision of these tensors.
         """
         replaced = {id(o): t for (o, _), t in zip(self.traced(), tensors, strict=True)}
         dtype = tensors[0].dtype

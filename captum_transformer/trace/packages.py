@@ -1,6 +1,7 @@
-"""Linear layers that packages run by kernels or custom functions of their own.
+"""Linear layers that packages run with their own kernels or custom functions.
 
-They are described as anyone may describe others. A package that is not imported is not asked for.
+They are described with the functions that users call for other layers. Packages that have not been
+imported are skipped.
 """
 
 import sys
@@ -15,7 +16,7 @@ from captum_transformer.trace.kinds import Kind
 
 
 def _torch() -> None:
-    """Layers that ``torch.ao.quantization.quantize_dynamic`` makes."""
+    """Describes the layers that ``torch.ao.quantization.quantize_dynamic`` creates."""
     for name in ("linear_dynamic", "linear_dynamic_fp16"):
         describe_linear(
             getattr(torch.ops.quantized, name),
@@ -33,7 +34,7 @@ def _bitsandbytes() -> None:
         return functional.dequantize_4bit(packed.view(-1, 1), state)
 
     def eight_bit(_: None, __: Any, ___: Any, ____: Any, state: Any) -> Any:
-        # It has them once the layer has run, if that is what quantises them.
+        # The state has these once the layer has run, if running it is what quantises the weights.
         return state.CB * (state.SCB / 127).unsqueeze(1)
 
     # Not every version has all of them.
@@ -42,13 +43,13 @@ def _bitsandbytes() -> None:
             arguments = "input packed out bias state"
             describe_linear(getattr(functions, name), arguments, weight=weight)
     if hasattr(torch.ops.bitsandbytes, "gemv_4bit"):
-        # What weights that are packed for a CPU are, only the kernel knows.
+        # Only the kernel can unpack weights that are packed for a CPU.
         kernel = torch.ops.bitsandbytes.gemv_4bit.default
         describe_linear(kernel, "input packed size absmax code blocksize")
 
 
 def _bitnet() -> None:
-    """Activations that Transformers rounds with the derivative of what they were."""
+    """Describes the rounding of activations in Transformers as having the identity's derivative."""
     rounded = sys.modules["transformers.integrations.bitnet"].ActQuant
     describe_function(rounded, "input", Kind.COPY)
 

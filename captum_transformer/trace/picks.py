@@ -1,6 +1,6 @@
-"""Which rows of what went before a value has, where a model picks some, as for experts.
+"""Which rows of an earlier value a value has, where a model picks rows, such as for experts.
 
-It picks them by an index, or by a product with a matrix of zeros and ones that is a constant.
+Rows are picked by an index, or by a product with a constant matrix of zeros and ones.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,12 +22,12 @@ _PICKS = MOVES | {Kind.CHOICE}
 
 
 class Picked(NamedTuple):
-    """The numbers of the rows that a value was made of.
+    """The numbers of the picked rows from which a value was made.
 
     Attributes:
-        numbers: the rows' numbers.
-        are_rows: whether they are still its rows, one for each.
-        axes: where the rows lie that a matrix has picked, which the numbers are.
+        numbers: the numbers of the rows, or the matrix that picked them.
+        are_rows: whether the value still has one row for each number.
+        axes: where the rows lie in the value, if a matrix picked them.
     """
 
     numbers: Tensor
@@ -36,12 +36,12 @@ class Picked(NamedTuple):
 
 
 def picked_rows(operations: Iterable[Operation]) -> dict[Value, list[Picked]]:
-    """The numbers of the rows that values were made of, as far as indices have picked them.
+    """Returns the numbers of the picked rows from which each value was made.
 
-    What is picked from what was picked has the numbers of the first rows, so rows that are put back
-    into their order have them in order. What is written or added at indices lies where it is
-    written, and so does what a product sums over the rows that a matrix has picked. A row that is
-    looked up in a table is of the token that looks it up.
+    Rows that are picked from picked rows keep the original numbers, so rows that are put back into
+    their order have their numbers in order. What is written or added at indices belongs to the rows
+    that it is written to, and so does a product's sum over the rows that a matrix has picked. A row
+    that is looked up in a table belongs to the token that looks it up.
     """
     found: dict[Value, list[Picked]] = {}
     for operation in operations:
@@ -62,7 +62,7 @@ def picked_rows(operations: Iterable[Operation]) -> dict[Value, list[Picked]]:
             if operation.kind in _PICKS and not writes:
                 indices = [_rows(o) for o in operation.operands if _is_index(o)]
                 after = _picked(after, indices, into) if indices else after
-            if len(after) == len(before):  # else they are put where they belong
+            if len(after) == len(before):  # otherwise rows are put back in place
                 after += _by_matrix(operation, output)
             if after:
                 found[output] = after
@@ -70,7 +70,7 @@ def picked_rows(operations: Iterable[Operation]) -> dict[Value, list[Picked]]:
 
 
 def _by_matrix(operation: Operation, output: Value) -> list[Picked]:
-    """The rows that a product takes from a signal by constant matrices of zeros and ones."""
+    """Returns the rows that a product picks from a signal by constant matrices of 0s and 1s."""
     found = []
     for factor, summed, made in _factors(operation, output):
         if factor.value is None and factor.role is not Role.WEIGHT and summed and made:
@@ -82,9 +82,9 @@ def _by_matrix(operation: Operation, output: Value) -> list[Picked]:
 
 
 def _factors(operation: Operation, output: Value) -> Iterator[tuple[Operand, list[int], list[int]]]:
-    """The factors of a product, which of their dimensions it sums over, and those it makes.
+    """Yields each factor of a product, its summed dimensions, and the output dimensions it adds.
 
-    It may be written as one of entries, and a sum.
+    The product may also be written as an entrywise product followed by a sum.
     """
     product = operation.contraction()
     if not operation.traced():
@@ -117,7 +117,7 @@ def _factors(operation: Operation, output: Value) -> Iterator[tuple[Operand, lis
 
 
 def _kept(rows: Picked, operation: Operation, operand: Operand, output: Value) -> Picked | None:
-    """The rows after an operation; None if those that a matrix has picked are summed up."""
+    """Returns the rows after an operation, or None if it sums over rows that a matrix picked."""
     if not rows.axes:
         return rows
     view = view_of(operation, output)
@@ -128,7 +128,7 @@ def _kept(rows: Picked, operation: Operation, operand: Operand, output: Value) -
 
 
 def are_same_rows(some: list[Picked] | None, others: list[Picked] | None) -> bool:
-    """Whether two runs have picked the same."""
+    """Whether two runs picked the same rows."""
     pairs = zip_longest(some or (), others or ())
     return all(one and other and torch.equal(one.numbers, other.numbers) for one, other in pairs)
 
@@ -143,7 +143,7 @@ def _rows(operand: Operand) -> Tensor:
 
 
 def _picked(rows: list[Picked], indices: list[Tensor], of: Operand) -> list[Picked]:
-    """The rows after some of a tensor's were picked."""
+    """Returns the picked rows after ``indices`` have picked some of the operand's rows."""
     (index, *further) = indices
     plain = not further and index.ndim == 1
     after, new = [], True

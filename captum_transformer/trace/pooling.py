@@ -13,14 +13,14 @@ from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 
-# Entries of these are entries of one token each, wherever they are.
+# Each entry of their results belongs to a single token, wherever it lies.
 _KEEPS_TOKENS = BY_ENTRY | MOVES | {Kind.ASKS, Kind.EMBEDDING}
 
 
 def pools_tokens(operation: Operation) -> bool:
-    """Whether an operation makes entries of several tokens that have attended.
+    """Whether an operation combines several tokens that have attended into its entries.
 
-    Attention does so, too, but is none: what it makes are tokens again.
+    Attention combines tokens too but does not count, because its outputs are tokens again.
     """
     if operation.pattern is not None or (
         operation.kind in _KEEPS_TOKENS and not _picks_entries(operation)
@@ -33,14 +33,14 @@ def pools_tokens(operation: Operation) -> bool:
 
 
 def _picks_entries(operation: Operation) -> bool:
-    """Whether each feature may be of another token, as of the largest ones."""
+    """Whether each feature may come from a different token, such as the one where it is largest."""
     index = operation.argument("index")
     whole = isinstance(index, Operand) and operation.argument("source") is None
     return operation.kind is Kind.MOVE and whole and len(index.size) > 1
 
 
 def mixes_tokens(operation: Operation, operand: Operand, value: Value) -> bool:
-    """Whether entries are made of several ones of a signal that are no features of one token."""
+    """Whether output entries combine entries of a signal that aren't features of one token."""
     lengths = _lengths_of_tokens(value)
     for dim in passage(operation, operand).mixed:
         if lengths[dim] > 1 and _laid_side_by_side(value) != Axis.of(value.shape, dim):
@@ -49,13 +49,13 @@ def mixes_tokens(operation: Operation, operand: Operand, value: Value) -> bool:
 
 
 def _lengths_of_tokens(value: Value) -> list[int]:
-    """How much longer each dimension is than the samples and features in it: one without tokens."""
+    """Returns each dimension's length divided by its samples and features: 1 without tokens."""
     samples = samples_in(value)
     axes = value.features or ()
     return _lengths_without(value.shape, axes if samples is None else (*axes, samples[0]))
 
 
-# The layers of a model ask the same of the same shapes, so answers are kept.
+# The layers of a model ask this for the same shapes, so results are cached.
 @functools.lru_cache(maxsize=4096)
 def _lengths_without(shape: tuple[int, ...], axes: tuple[Axis, ...]) -> list[int]:
     lengths = list(shape)
@@ -66,9 +66,9 @@ def _lengths_without(shape: tuple[int, ...], axes: tuple[Axis, ...]) -> list[int
 
 
 def _leaves_one_token(operation: Operation, samples: int) -> bool:
-    """Whether of several tokens of the one signal it has but one is left, picked or made of all.
+    """Whether only one of several tokens of its one signal is left, picked or made from all.
 
-    Where it is not known where samples lie, it may be so if there is one for each of them.
+    If it is not known where samples lie, an output of one token's size for each sample counts.
     """
     output, traced = operation.outputs[0], operation.traced()
     if operation.kind in BY_ENTRY or operation.pattern is not None or len(traced) != 1:
@@ -91,7 +91,7 @@ def _leaves_one_token(operation: Operation, samples: int) -> bool:
 
 
 def _laid_side_by_side(value: Value) -> Axis | None:
-    """Along which axis signals were joined whose sum is an addition, and pools nothing."""
+    """Returns the axis along which signals were joined whose sum adds them and pools nothing."""
     operation = value.operation
     if operation is None:
         return None
@@ -108,7 +108,7 @@ def _laid_side_by_side(value: Value) -> Axis | None:
 
 
 def samples_in(value: Value) -> tuple[Axis, slice] | None:
-    """Where samples lie in a value, and which of all they are; None if that is not known."""
+    """Returns where samples lie in a value and which samples these are, or None if unknown."""
     if (batch := value.batch) is not None:
         return batch.axis, slice(batch.first, batch.last + 1)
     return None if value.samples is None else (value.samples, slice(None))
@@ -117,17 +117,18 @@ def samples_in(value: Value) -> tuple[Axis, slice] | None:
 def read_from(
     operations: Sequence[Operation], calls: Iterable[AttentionCall], samples: int
 ) -> list[Operation]:
-    """The operations that pool the tokens that a score is read from.
+    """Returns the operations that pool the tokens from which a score is read.
 
-    These have attended, attend no more, and one token is made of them, perhaps in several steps.
+    These tokens have attended, don't attend again, and are combined into one token, possibly in
+    several steps.
 
     Args:
-        operations: what leads to the score.
-        calls: the attention calls among it.
-        samples: how many there are.
+        operations: the operations that lead to the score.
+        calls: the attention calls among them.
+        samples: the number of samples.
     """
     found: list[Operation] = []
-    # The values that attend later, and those that go on to what has been found.
+    # The values that lead to an attention call, or to an operation that has been found.
     before = functools.reduce(operator.or_, (call.output.ancestors for call in calls), 0)
     for operation in reversed(operations):
         output = operation.outputs[0]
@@ -136,7 +137,7 @@ def read_from(
         if not _leaves_one_token(operation, samples):
             continue
         first, value = None, operation.traced()[0][1]
-        # One token may be made in steps, with layers of each token between them.
+        # One token may be made in several steps, with token-wise layers in between.
         step: Operation | None = operation
         while step is not None and len(step.traced()) == 1 and value.attention:
             ((_, value),) = step.traced()

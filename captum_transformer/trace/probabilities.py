@@ -1,4 +1,4 @@
-"""What softmax probabilities were made of, and what has become of them."""
+"""What softmax probabilities were made from, and how they are used."""
 
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operation
@@ -25,9 +25,9 @@ def are_probabilities(value: Value) -> bool:
 
 
 def scores_of(probabilities: Value | None) -> Operation | None:
-    """The product of queries and keys that attention probabilities were made of.
+    """Returns the product of queries and keys from which probabilities were made, or None.
 
-    Behind it heads may be mixed, before and after the softmax.
+    Heads may be mixed after this product, both before and after the softmax.
     """
     value = probabilities
     while value is not None and (operation := value.operation) is not None:
@@ -39,7 +39,7 @@ def scores_of(probabilities: Value | None) -> Operation | None:
 
 
 def _mixes_heads(operation: Operation) -> bool:
-    """Whether a product is one of probabilities, or of scores with constants."""
+    """Whether a product multiplies probabilities, or scores with constants."""
     sources = [value for _, value in operation.traced()]
     if any(value.keys is not None for value in sources):
         return True
@@ -54,7 +54,7 @@ def _mixes_heads(operation: Operation) -> bool:
 
 
 def is_weighted_signal(value: Value) -> bool:
-    """Whether softmax weights have been multiplied, in what a value is made of, with a signal."""
+    """Whether a value was made by multiplying softmax weights with a signal."""
     pending = [value]
     while pending:
         operation = pending.pop().operation
@@ -70,7 +70,7 @@ def is_weighted_signal(value: Value) -> bool:
 
 
 def applies_cut_probabilities(operation: Operation) -> bool:
-    """Whether it multiplies a signal with probabilities that are no attention as they lie."""
+    """Whether it multiplies a signal with probabilities in a layout not recognised as attention."""
     if operation.kind is not Kind.PRODUCT or operation.attention is not None:
         return False
     return {are_probabilities(value) for _, value in operation.traced()} == {True, False}

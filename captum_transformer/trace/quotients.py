@@ -1,4 +1,4 @@
-"""What divides a signal, in every spelling: a quotient, a reciprocal, the power of a logarithm."""
+"""What divides a signal, however written: a quotient, a reciprocal, the power of a logarithm."""
 
 from typing import NamedTuple
 
@@ -9,9 +9,9 @@ from captum_transformer.trace.views import frozen_arguments
 
 
 def is_divided(operation: Operation) -> list[bool] | None:
-    """For each traced operand, whether it is divided by the others.
+    """Returns, for each traced operand, whether it is divided by the others.
 
-    None if the operation does nothing of the kind: then its operands are on a par.
+    None if the operation does not divide: its operands then play the same role.
     """
     if len(operation.traced()) < 2:
         return None
@@ -26,14 +26,14 @@ def is_divided(operation: Operation) -> list[bool] | None:
 
 
 class Quotient(NamedTuple):
-    """A signal and what divides it, by an operation of a kind."""
+    """A signal, its divisor, and the kind of the operation that divides."""
 
     signal: Value
     divisor: Value
     kind: Kind
 
     def is_by_same(self, other: "Quotient | None") -> bool:
-        """Whether another signal is divided by the same."""
+        """Whether another quotient has the same divisor and kind."""
         return (
             other is not None
             and self.kind is other.kind
@@ -42,7 +42,7 @@ class Quotient(NamedTuple):
 
 
 def quotient_of(operation: Operation | None) -> Quotient | None:
-    """What an operation divides by what; None if it divides nothing."""
+    """Returns the quotient that an operation computes, or None if it does not divide."""
     are_signals = None if operation is None else is_divided(operation)
     if operation is None or are_signals is None or len(are_signals) != 2:
         return None
@@ -51,7 +51,7 @@ def quotient_of(operation: Operation | None) -> Quotient | None:
 
 
 def _are_alike(one: Value, other: Value) -> bool:
-    """Whether two values are one, or were made in the same way of the same."""
+    """Whether two values are the same, or were made in the same way from the same values."""
     one, other = one.origin, other.origin
     if one is other:
         return True
@@ -67,7 +67,7 @@ def _are_alike(one: Value, other: Value) -> bool:
 
 
 def is_gate_by_formula(value: Value) -> bool:
-    """Whether a divisor is an activation of each entry, as ``1 + exp(-x)``, and no statistic."""
+    """Whether a divisor is an entrywise activation such as ``1 + exp(-x)``, not a statistic."""
     operation = value.operation
     if operation is None or operation.kind not in ENTRIES_ALONE | MOVES:
         return False
@@ -78,7 +78,7 @@ def is_gate_by_formula(value: Value) -> bool:
 
 
 def picks(operation: Operation) -> bool:
-    """Whether it leaves entries out: what is summed up of them is no function of one entry."""
+    """Whether it leaves entries out: a sum of picked entries isn't a function of one entry."""
     output, ((_, value), *_) = operation.outputs[0], operation.traced()
     left = 0 if output is None else output.shape.numel()
     return operation.kind in MOVES and left < value.shape.numel()

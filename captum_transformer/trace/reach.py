@@ -1,4 +1,4 @@
-"""What of an operation's operands and results the inputs reach."""
+"""Which of an operation's operands and results the inputs reach."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ _KEEPS_IDS = MOVES | {Kind.COPY, Kind.ENTRYWISE, Kind.HOMOGENEOUS, Kind.ADD, Kin
 
 
 def leave_out_constants(operands: list[Operand]) -> None:
-    """Leaves out what is a constant next to a signal: token ids, an index, and learned tokens."""
+    """Leaves out operands that are constants next to a signal: ids, indices and learned tokens."""
     from_inputs = learned = ids = False
     for operand in operands:
         if (value := operand.value) is None:
@@ -53,9 +53,9 @@ def written_by(
 
 
 def with_gradient(result: Any) -> Any:
-    """What comes of token ids or learned queries, as a signal that has a gradient.
+    """Makes a result of token ids or learned queries a signal that has a gradient.
 
-    Like any signal it may be written into, which autograd denies to leaves.
+    Like any signal it may be written into, so it must not be a leaf of the autograd graph.
     """
     if isinstance(result, tuple):
         return (with_gradient(result[0]), *result[1:])
@@ -67,21 +67,22 @@ def with_gradient(result: Any) -> Any:
 def reached(
     tape: Tape, operation: Operation, result: Any, *, by_rule: bool = False
 ) -> list[Tensor | None]:
-    """Which results the inputs reach: the differentiable ones, and rearranged token ids.
+    """Returns the results that the inputs reach: differentiable ones and rearranged token ids.
 
     Args:
-        tape: what has run so far.
-        operation: what has run now.
-        result: what it gave.
-        by_rule: whether the result is that of a rule, which may hold what depends on the inputs.
+        tape: the tape of the operations that have run so far.
+        operation: the operation that has just run.
+        result: its result.
+        by_rule: whether a rule computed the result; rules may hold constant what depends on inputs.
 
     Returns:
-        One entry for each result, None where they don't reach it; an empty list if they reach none.
+        One entry for each result, or None if the inputs don't reach it; an empty list if they
+        reach no result.
     """
     traced = operation.traced()
     if not traced:
         return [result[0] if isinstance(result, tuple) else result]
-    # Next to signals token ids are constants, so the first value tells for all.
+    # Token ids next to signals are constants, so the first value decides for all.
     of_ids = traced[0][1].holds_ids
     outputs: list[Tensor | None] = []
     some = False
@@ -103,7 +104,7 @@ def _of_signals(operation: Operation, output: Any) -> Tensor | None:
             f"entries belong to which token. Use a padded, dense one with a mask."
         )
     if output.is_complex() and operation.kind not in _COMPLEX:
-        # Complex numbers are pairs of features that are turned by a constant (rotary embeddings),
+        # Complex numbers are pairs of features that are rotated by a constant (rotary embeddings),
         # or spectra.
         operation.refusal = UnsupportedOperationError(
             f"{operation.described} makes complex numbers, which are followed only where they are "
@@ -126,7 +127,7 @@ def _of_ids(tape: Tape, kind: Kind, output: Any) -> Tensor | None:
 
 
 def _is_derived(operation: Operation, outputs: list[Tensor | None]) -> bool:
-    """Whether autograd knows the derivative, and does not merely warn that it has none."""
+    """Whether autograd has the derivative, and not only a node that warns that there is none."""
     if operation.kind is not Kind.UNKNOWN and not operation.function.foreign:
         return True
     nodes = [output.grad_fn for output in outputs if output is not None]
@@ -134,7 +135,7 @@ def _is_derived(operation: Operation, outputs: list[Tensor | None]) -> bool:
 
 
 def _refuse_underived(operation: Operation, result: Any) -> None:
-    """Raises if numbers were made of signals without a derivative, and not to cut them off."""
+    """Raises if a result of signals has no derivative and was not meant to be detached."""
     if operation.function.kind is Kind.COPY or not torch.is_grad_enabled():
         return
     if not any(t.is_floating_point() or t.is_quantized for t in leaves(Tensor, result)):

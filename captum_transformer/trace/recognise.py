@@ -24,11 +24,11 @@ class Pattern(NamedTuple):
 
     Attributes:
         held: the operands that the attention probabilities are made of.
-        weights: for a product, the place of the probabilities among its two operands.
-        weights_order: how to permute the probabilities to ``(..., Q, K)``; None if they lie so.
+        weights: for a product, the index of the probabilities among its two operands.
+        weights_order: how to permute the probabilities to ``(..., Q, K)``; None if not needed.
         value_order: the same for the values, to ``(..., K, D)``.
         output_order: the same for the output, to ``(..., Q, D)``.
-        product: what is summed up, where the product with the probabilities is entry by entry.
+        product: the entrywise product that is summed, if the probabilities are applied that way.
     """
 
     held: tuple[Operand, ...]
@@ -40,7 +40,7 @@ class Pattern(NamedTuple):
 
 
 def recognise(operation: Operation) -> Pattern | None:
-    """How an operation attends; None if it does not."""
+    """Returns how an operation attends, or None if it does not."""
     if operation.kind is Kind.ATTENTION:
         values = operation.arguments["value"]
         for operand in operation.argument("captured", ()):
@@ -62,13 +62,13 @@ def recognise(operation: Operation) -> Pattern | None:
 
 
 def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
-    """The product that a sum is of softmax weights times a signal; None if it is none.
+    """Returns a sum of softmax weights times a signal as a product, or None for other sums.
 
-    As in the pooling ``(weights * tokens).sum(1)``.
+    An example is the pooling ``(weights * tokens).sum(1)``.
 
     Args:
         operation: the sum.
-        ndim: how many dimensions its output has.
+        ndim: the number of dimensions of its output.
     """
     if operation.kind is not Kind.SUM or len(operation.traced()) != 1:
         return None
@@ -132,7 +132,7 @@ def is_weighted(operation: Operation) -> bool:
 def _letters(
     weights: Operand, signal: Operand, dim: int, *, keepdim: bool
 ) -> tuple[tuple[str, str], str]:
-    """The letters of a weighted sum; a query has the one of its own."""
+    """Returns the letters of a weighted sum; queries have their own letter."""
     query, whole = "q", string.ascii_uppercase[: len(signal.size)]
     once = [d for d, n in enumerate(weights.size) if n == 1 < signal.size[d] and d != dim]
     applied = whole if not once else whole[: once[-1]] + query + whole[once[-1] + 1 :]
@@ -140,7 +140,7 @@ def _letters(
 
 
 def _applies(product: Contraction, weights: int) -> Pattern | None:
-    """The pattern if one factor is a softmax over keys and the product applies it to the other."""
+    """Returns the pattern if one factor is a softmax over keys that is applied to the other."""
     applied, other = product.factors[weights], product.factors[1 - weights]
     probabilities, signal = applied.value, other.value
     if probabilities is None or probabilities.keys is None:
@@ -162,7 +162,7 @@ def _applies(product: Contraction, weights: int) -> Pattern | None:
 
 
 def _heads(letters: str, probabilities: Value) -> set[str]:
-    """The letters of probabilities' heads, which come of features of the queries."""
+    """Returns the letters of the heads of probabilities, which are features of the queries."""
     dims = (axis.dim(probabilities.shape) for axis in probabilities.features or ())
     return {letters[dim] for dim in dims if dim is not None}
 
@@ -172,10 +172,10 @@ def _unless_plain(order: tuple[int | None, ...]) -> Order:
 
 
 def require_described(call: FusedAttention, output: Tensor) -> None:
-    """Makes sure that a function of the user's own attends as it was described to do.
+    """Checks that a function of the user's computes attention as it was described to do.
 
     Raises:
-        UnsupportedOperationError: if its output is not what the probabilities make of the values.
+        UnsupportedOperationError: if its output differs from the probabilities times the values.
     """
     name, known = call.operation.name, call.output.dtype
     shapes = [tuple(o.size) for o in (call.query, call.key, call.value)]
@@ -190,7 +190,7 @@ def require_described(call: FusedAttention, output: Tensor) -> None:
         else:
             return
     except RuntimeError:
-        pass  # the shapes do not go together
+        pass  # the shapes don't match
     raise UnsupportedOperationError(
         f"`{name}` is described as attention, but from queries, keys and values of shapes {shapes} "
         "it makes something else than softmax(scale * query @ key.T + attn_mask) @ value. Are "
@@ -204,10 +204,10 @@ def require_described(call: FusedAttention, output: Tensor) -> None:
 def _orders(
     product: Contraction, weights: int, heads: set[str]
 ) -> list[tuple[int | None, ...]] | None:
-    """How to permute factors and output of a product to `AttentionCall`'s layout.
+    """Returns how to permute a product's factors and output to the layout of `AttentionCall`.
 
-    None if it is no product of probabilities and values. There may be a single query that has no
-    axis, weights of each feature by itself, and heads that share their values.
+    None if it is not a product of probabilities and values. A single query may have no axis, each
+    feature may have its own weights, and heads may share their values.
     """
     a, v, out = product.letters[weights], product.letters[1 - weights], product.output
     keys = [c for c in a if c in v and c not in out]

@@ -1,9 +1,9 @@
-"""A block of a forward pass that is run again when a backward pass comes to it.
+"""A block of a forward pass that is run again when a backward pass reaches it.
 
-Of a block only what it reads of earlier ones stays in memory. What autograd has saved of its
-operations, and what they keep for rules, is made again from the tape: each operation runs as it was
-described, on what the operations before it give, under the rule that it ran under. No code of the
-model runs twice, so nothing that it draws, counts or stores happens twice.
+Only what a block reads from earlier blocks stays in memory. What autograd saved for its operations,
+and what they keep for rules, is recomputed from the tape: each operation runs as it was recorded,
+on the results of the operations before it, under the same rule. No code of the model runs twice, so
+it does not draw, count or store anything twice.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,12 +19,12 @@ class Block:
     """Operations that are run again together.
 
     Args:
-        steps: the operations, in their order.
-        inputs: what they read of what was there before.
-        enter: called before it runs again, when it takes another block's place in memory.
+        steps: the operations, in order.
+        inputs: the values from before the block that they read, with an operand for each.
+        enter: called before the block runs again and takes another block's place in memory.
 
     Attributes:
-        place: the first of the operations on the tape.
+        place: the index of its first operation on the tape.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Block:
         self._steps = list(self._needed(steps))
 
     def _let_go(self, step: Step, known: Collection[Value]) -> None:
-        """Lets go of what rules want of a step: it can be had again."""
+        """Releases what rules need of a step, since it can be recomputed."""
         recorded = step.recorded
         operands = dict(step.operation.traced())
         operands |= dict(recorded.traced())
@@ -60,7 +60,7 @@ class Block:
                 self._kept.setdefault(value, []).append(operand)
 
     def _needed(self, steps: Sequence[Step]) -> Iterator[tuple[Step, tuple[Value, ...]]]:
-        """The steps that must run again, each with the values that none of the later ones reads."""
+        """Returns the steps that must run again, each with the values that no later step reads."""
         wanted = set(self._kept)
         needed = []
         for step in reversed(steps):
@@ -77,7 +77,7 @@ class Block:
         return zip(needed[::-1], ends[::-1], strict=True)
 
     def saved(self, saved: Saved) -> Tensor:
-        """What autograd has saved of a step."""
+        """Returns a tensor that autograd saved for a step, recomputed."""
         if self._made is None:
             self._run(saving=True)
         if self._made is None:
@@ -85,7 +85,7 @@ class Block:
         return saved.among(self._made[saved.step])
 
     def bring_back(self) -> None:
-        """Brings back what the operations keep for rules."""
+        """Recomputes what the operations keep for rules, unless it is in memory."""
         if not self._is_here:
             self._run(saving=False)
 
@@ -116,11 +116,11 @@ class Block:
                 operand.data = tensors[value]
 
     def spent(self) -> None:
-        """Lets go of what autograd saves, which has been used."""
+        """Releases what autograd saves, once it has been used."""
         self._made = None
 
     def leave(self) -> None:
-        """Lets go of all that was run again."""
+        """Releases everything that was recomputed."""
         self._made, self._is_here = None, False
         for operands in self._kept.values():
             for operand in operands:

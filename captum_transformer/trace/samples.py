@@ -1,7 +1,7 @@
-"""To which sample of the batch each entry of a value belongs, as far as operations keep them apart.
+"""Which sample of the batch each entry of a value belongs to, while operations keep them apart.
 
-It is certain as long as no operation may have mixed samples. It is asked for where the scores of
-samples are explained: each score must depend on its own sample alone.
+This is certain as long as no operation may have mixed samples. It is needed where the scores of
+samples are explained: each score must depend only on its own sample.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ def place_samples(operation: Operation, output: Value, view: View | None) -> Non
     Args:
         operation: the operation.
         output: one of its outputs.
-        view: how that lies over the one operand of a view operation.
+        view: how the output lies over the operand, if the operation is a view.
     """
     traced = operation.traced()
     batches = []
@@ -40,7 +40,7 @@ def place_samples(operation: Operation, output: Value, view: View | None) -> Non
     output.coupling = output.coupling or operation
     if len(traced) == 1:
         return
-    # If it has not mixed them, they lie as in one of the operands.
+    # If the operation has not mixed samples, they lie as in one of the operands.
     for place, batch in enumerate(batches):
         if batch is not None and batch.is_whole:
             alone = [batch if other == place else None for other in range(len(batches))]
@@ -52,13 +52,14 @@ def place_samples(operation: Operation, output: Value, view: View | None) -> Non
 def _together(
     operation: Operation, output: Value, view: View | None, batches: Sequence[Batch | None]
 ) -> Batch | None:
-    """Which samples are in an output and where; None if the operation may not keep them apart.
+    """Returns which samples are in an output and where, or None if they may have been mixed.
 
     Args:
         operation: the operation.
         output: one of its outputs.
-        view: how that lies over the operand, if it is a view.
-        batches: which samples are in the operands and where; None for what counts as a constant.
+        view: how the output lies over the operand, if it is a view.
+        batches: which samples are in the operands and where; None for operands that count as
+            constants.
     """
     first, kind, shape = None, operation.kind, output.shape
     alike, aligned = kind in ENTRIES_ALONE, True
@@ -93,12 +94,13 @@ def _together(
 def moved_batch(
     operation: Operation, output: Value, batches: Sequence[Batch | None]
 ) -> Batch | None:
-    """Where rearranged samples lie in an output, as their numbers in the place of entries tell.
+    """Finds where rearranged samples lie in an output by running the operation on their numbers.
 
     Args:
-        operation: one that moves entries.
+        operation: an operation that moves entries.
         output: one of its outputs.
-        batches: which samples are in its operands and where; None for what counts as a constant.
+        batches: which samples are in its operands and where; None for operands that count as
+            constants.
     """
     traced, place = operation.traced(), operation.outputs.index(output)
     alone = len(operation.operands) == len(traced)
@@ -119,7 +121,7 @@ def moved_batch(
     return _found(operation.replay, numbers, place, of)
 
 
-# The layers of a model ask the same, so answers are kept.
+# The layers of a model ask for the same, so results are cached.
 @lru_cache(maxsize=4096)
 def _moved(
     call: Callable[..., Any],
@@ -129,7 +131,7 @@ def _moved(
     batch: Batch,
     place: int,
 ) -> Batch | None:
-    """The same of an operation for which the shape alone counts."""
+    """The same as `moved_batch` for an operation that depends only on the shape."""
 
     def run(numbers: Sequence[Tensor]) -> Sequence[Tensor]:
         out = run_frozen(call, args, kwargs, numbers[0])
@@ -145,8 +147,8 @@ def _found(
     place: int,
     of: int,
 ) -> Batch | None:
-    """Where samples lie in an output of what moves their numbers; zeros are constants."""
+    """Returns where samples lie in an output of ``run``, which moves their numbers, or None."""
     with torch.no_grad():
         found, blank = run(numbers)[place], run([torch.zeros_like(n) for n in numbers])[place]
-    # Memory that nothing was written into may hold anything.
+    # Zeros stand for constants. Uninitialised memory may hold anything.
     return located(found.masked_fill((found == blank) | blank.isnan(), 0), of)

@@ -1,4 +1,4 @@
-"""How a model's own functions change and mask attention scores, as FlexAttention takes them."""
+"""How a model's own functions change and mask attention scores, as in FlexAttention."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +19,8 @@ INSTEAD = (
 class _Read(TorchFunctionMode):
     """Runs a function of single entries, and finds the tensors that it reads from outside.
 
-    Under ``vmap`` a place is a tensor without dimensions, and looking a tensor up there must not
-    ask for the number.
+    Under ``vmap`` an index is a tensor without dimensions, and indexing a tensor with it must not
+    read its number.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class _Read(TorchFunctionMode):
         self._own: dict[int, Tensor] = {}
 
     def enter(self, arguments: Any) -> None:
-        """Tensors that are none from outside."""
+        """Marks tensors as not read from outside."""
         self._own |= {id(tensor): tensor for tensor in leaves(Tensor, arguments)}
 
     def __torch_function__(
@@ -60,11 +60,11 @@ def _is_place(index: Any) -> bool:
 
 
 class Scoring:
-    """How a model's own functions change and mask scores, for a block of queries at a time.
+    """Changes and masks scores by a model's own functions, for a block of queries at a time.
 
     Args:
-        score_mod: the function of one score and its place.
-        mask_mod: the function of a place that says whether the query may attend to the key.
+        score_mod: the function of one score and its position.
+        mask_mod: the function of a position that says whether the query may attend to the key.
 
     Attributes:
         by_secant: whether autograd sees the secant from a score of zero instead of the derivative.
@@ -76,7 +76,7 @@ class Scoring:
         self._versions: list[tuple[Tensor, int]] = []
 
     def __call__(self, scores: Tensor, rows: slice) -> Tensor:
-        """The scores as the model changes them; minus infinity where a query may not attend."""
+        """Returns the scores as the model changes them, ``-inf`` where a query may not attend."""
         for tensor, version in self._versions:
             if _version(tensor) != version:
                 raise UnsupportedOperationError(
@@ -91,13 +91,13 @@ class Scoring:
         return torch.where(allowed, changed, -torch.inf)
 
     def _along_secant(self, at: Tensor, changed: Tensor, scores: Tensor, rows: slice) -> Tensor:
-        """The same scores, whose slope is what a score adds to that of zero, by the score."""
+        """Returns the changed scores, with the slope of the secant from a score of zero."""
         added = changed - self._over_entries(self._score_mod, _Read(), rows, torch.zeros_like(at))
         slope = (added / at).masked_fill(at == 0, 0.0).nan_to_num(0.0)
         return changed + slope * (scores - at)
 
     def captured(self, shape: tuple[int, ...], device: torch.device) -> list[Tensor]:
-        """The tensors that the function of scores reads besides; from now on they are watched."""
+        """Returns the outside tensors that ``score_mod`` reads, and watches them for writes."""
         read, row = _Read(), slice(0, 1)
         start = torch.zeros((*shape[:2], 1, shape[3]), device=device)
         self._over_entries(self._score_mod, read, row, start)

@@ -1,9 +1,10 @@
 """The gradient at attention calls, from the last block of a model to the first.
 
-A gradient at many points is held at all of them at once, and what is made of it needs each block
-once more. Where blocks run again, it is computed block by block instead, as each is asked for: from
-the gradient at what later blocks read of earlier ones to that at what this one reads. A block is
-then in memory once, for the gradient and for all that is made of it.
+A single backward pass would hold the gradient at all points at once, and what is computed from it
+would need each block once more. Where blocks run again, the gradient is therefore computed block by
+block, on demand: from the gradient at the values that later blocks read to the gradient at the
+values that this block reads. A block is then brought into memory only once, for the gradient and
+for everything that is computed from it.
 """
 
 from bisect import bisect_right
@@ -21,12 +22,12 @@ from captum_transformer.trace.value import Value
 
 
 class Seam:
-    """A place between two blocks.
+    """A boundary between two blocks.
 
     Attributes:
-        place: how many operations are before it.
-        edges: where the values stand in the autograd graph that are read across it; None if that
-            is not known of all.
+        place: the number of operations before it.
+        edges: the positions in the autograd graph of the values that are read across it; None if
+            not all of them are known.
     """
 
     def __init__(self, place: int) -> None:
@@ -39,22 +40,23 @@ def seams(
     places: Sequence[int],
     inputs: Mapping[Value, GradientEdge | None],
 ) -> list[Seam]:
-    """The seams at some places at which the gradient can be stopped, in order.
+    """Returns the seams at which the gradient can be stopped, in order.
 
-    All values that are read across them have known edges, and none is made of another one: of what
-    reaches that the part that has gone through the other could not be told.
+    All values that are read across a seam have known edges, and none is made from another one: the
+    gradient at the earlier one would include the part through the later one, and the two parts
+    could not be told apart.
 
     Args:
         operations: all operations of a forward pass.
         places: where its blocks begin, in order.
-        inputs: where its inputs stand in the autograd graph.
+        inputs: the positions of its inputs in the autograd graph.
     """
     found = [Seam(place) for place in places]
     for operation in operations:
         last = bisect_right(places, operation.index)
         for _, value in operation.traced():
             made = value.operation
-            # Those behind what made the value, up to the operation that reads it.
+            # The seams after the operation that made the value, up to the one that reads it.
             first = 0 if made is None else bisect_right(places, made.index)
             if first >= last or value.holds_ids:
                 continue
@@ -68,7 +70,7 @@ def seams(
 
 
 def _are_apart(values: Collection[Value]) -> bool:
-    """Whether none of some values was made of another one."""
+    """Whether none of the values was made from another one."""
     own = sum(1 << value.index for value in values)
     return not any(value.ancestors & own for value in values)
 
@@ -78,20 +80,21 @@ def _edge(made: Operation, value: Value) -> GradientEdge | None:
 
 
 class GradientsInOrder(Mapping[AttentionCall, Tensor]):
-    """The gradient at the outputs of attention calls; those of one block are there at a time.
+    """The gradients at the outputs of attention calls, those of one block in memory at a time.
 
     Args:
-        total: what is differentiated.
+        total: the tensor that is differentiated.
         calls: the attention calls.
-        watched: where else the gradient is wanted, and before which operation that is.
-        seams: where the pass may stop, in order.
+        watched: further edges at which the gradient is wanted, each with the index of the
+            operation that made it, or -1 for an input.
+        seams: the seams at which the pass may stop, in order.
         operations: all operations of the forward pass.
-        passed: called when the gradient has gone through a block.
+        passed: called when the gradient has passed through a block.
 
     Attributes:
         leaving: called with the place of the seam before the pass goes beyond it.
-        slopes: the gradient at what is watched, as far as the pass has come.
-        starts: how often the pass has started, as it does anew for what it has let go of.
+        slopes: the gradients at the watched edges, as far as the pass has come.
+        starts: how often the pass has started: it starts again if a released gradient is needed.
     """
 
     def __init__(
@@ -126,7 +129,7 @@ class GradientsInOrder(Mapping[AttentionCall, Tensor]):
 
     def __getitem__(self, call: AttentionCall) -> Tensor:
         if call not in self._here and call.operation.index >= self._place:
-            self._start()  # asked for in another order, such as once more
+            self._start()  # asked for out of order, or once more
         while call not in self._here:
             self._go_on()
         gradient = self._here[call]
@@ -137,20 +140,20 @@ class GradientsInOrder(Mapping[AttentionCall, Tensor]):
 
     @property
     def _place(self) -> int:
-        """The first operation that the pass has come to."""
+        """The index of the first operation that the pass has reached."""
         if self._is_done:
             return 0
         above = self._below
         return self._seams[above].place if above < len(self._seams) else len(self._operations)
 
     def finish(self) -> Sequence[Tensor | None]:
-        """The gradient at all that is watched."""
+        """Completes the pass and returns the gradients at all watched edges."""
         while not self._is_done:
             self._go_on()
         return self.slopes
 
     def _go_on(self) -> None:
-        """Goes to the next seam, or to the end."""
+        """Continues the pass to the next seam, or to the end."""
         above = self._place
         if self.leaving is not None and above < len(self._operations):
             self.leaving(above)

@@ -19,7 +19,7 @@ _SUMS = frozenset({Kind.ADD, Kind.SUB})
 _TO_SUM = COPIES | {Kind.ADD, Kind.ENTRYWISE, Kind.RECIPROCAL}
 _MIXES = frozenset({Kind.SUM, Kind.MEAN, Kind.POOL, Kind.DISTANCE, Kind.PRODUCT})
 _OF_ROWS = frozenset({Kind.MAXIMUM, Kind.SMOOTH_MAXIMUM})
-# What compares with constants, and what writes to places that were picked.
+# Kinds that compare with constants, and that write to places that were picked.
 _PLACES = frozenset({Kind.MAXIMUM, Kind.SUM_AT_INDICES})
 _LINEAR = (ENTRIES_ALONE - {Kind.ENTRYWISE}) | MOVES | _MIXES
 
@@ -30,9 +30,9 @@ def takes_number(operation: Operation) -> bool:
 
 
 def signal_of(operation: Operation) -> list[bool] | None:
-    """For each traced operand, whether it is the signal of a step of a norm or a softmax.
+    """Returns, for each traced operand, whether it is the signal in a step of a norm or softmax.
 
-    None if the operation is no such step. What divides may be a gate: then it is none.
+    None if the operation is not such a step; division by a gate, for example, is not one.
     """
     if operation.kind in _SUMS:
         found = (s for s in subtracted(operation) if is_mean(s) or _log_sum_exp_dim(s) is not None)
@@ -47,17 +47,17 @@ def signal_of(operation: Operation) -> list[bool] | None:
 
 
 class Subtracted(NamedTuple):
-    """What a sum or a difference subtracts from a signal, made of it."""
+    """What a sum or a difference subtracts from a signal, and was made from that signal."""
 
     operand: Operand  # the signal
     signal: Value
     value: Value  # what is subtracted
-    made: Operation  # what made that, but for numbers, signs and rearrangements
-    number: float  # how many times what was made is subtracted; zero if that is not known
+    made: Operation  # what made it, up to factors, signs and rearrangements
+    number: float  # the factor with which that is subtracted; zero if not known
 
 
 def subtracted(operation: Operation | None) -> Iterator[Subtracted]:
-    """What an operation subtracts from a signal of the same, along fewer dimensions."""
+    """Yields the statistics of a signal that an operation subtracts from that signal."""
     if operation is None or operation.kind not in _SUMS or operation.argument("alpha", 1) != 1:
         return
     sign = 1.0 if operation.kind is Kind.SUB else -1.0
@@ -77,7 +77,7 @@ def subtracted(operation: Operation | None) -> Iterator[Subtracted]:
 
 
 def _unshifted(value: Value) -> Value:
-    """The signal, before something was added to it that its rows have in common."""
+    """Returns the signal before something that its rows have in common was added to it."""
     value = value.origin
     while (operation := value.operation) is not None and operation.kind in _SUMS:
         whole = [source for _, source in operation.traced() if source.shape == value.shape]
@@ -88,7 +88,7 @@ def _unshifted(value: Value) -> Value:
 
 
 def _multiple(value: Value) -> tuple[Operation | None, float]:
-    """The operation that made a value but for a factor, and this number; zero if it is unknown."""
+    """Returns the operation that made a value up to a factor, and that factor, zero if unknown."""
     chain: list[Operation] = []
     while (operation := value.operation) is not None and len(operation.traced()) == 1:
         if operation.kind in _SCALES | {Kind.HOMOGENEOUS} and len(operation.operands) == 1:
@@ -106,9 +106,9 @@ def _multiple(value: Value) -> tuple[Operation | None, float]:
 
 
 def is_mean(step: Subtracted) -> bool | None:
-    """Whether it is the signal's own mean, row by row, as in a LayerNorm; None if that is unknown.
+    """Whether each row's own mean is subtracted, as in a LayerNorm; None if that is unknown.
 
-    A mean over tokens alone is none.
+    A mean over tokens alone does not count.
     """
     made, number = step.made, step.number
     ((_, source), *_) = made.traced()
@@ -126,7 +126,7 @@ def _row(value: Value, dims: Collection[int]) -> torch.Size:
 
 
 def _along_features(value: Value, dims: Collection[int]) -> bool | None:
-    """Whether some dimensions run along features; None if that is not known."""
+    """Whether any of the dimensions runs along features, or None if that is not known."""
     known, before = value.features or (), value.origin.features or ()
     if known and math.prod(a.size for a in known) >= math.prod(a.size for a in before):
         return any(axis.dim(value.shape) in dims for axis in known)
@@ -140,7 +140,7 @@ def _along_features(value: Value, dims: Collection[int]) -> bool | None:
 
 
 def _log_sum_exp_dim(step: Subtracted) -> int | None:
-    """Over which dimension a logarithm of a sum of exponentials runs; None if it is none."""
+    """Returns the dimension of a log-sum-exp, or None if something else is subtracted."""
     made, signal = step.made, step.signal
     ((_, source), *others) = made.traced()
     total = _total(source) if made.form is Form.LOGARITHM else made
@@ -157,9 +157,9 @@ def _log_sum_exp_dim(step: Subtracted) -> int | None:
 
 
 def subtracts_unknown(operation: Operation) -> bool:
-    """Whether it subtracts a statistic of the signal's rows, and which one is not known.
+    """Whether it subtracts a statistic of the signal's rows that is not recognised.
 
-    Such are maxima and logarithms of sums of exponentials, which belong to a softmax.
+    Maxima and log-sum-exps count too: they belong to a softmax.
     """
     return any(
         is_mean(step) is None
@@ -171,9 +171,9 @@ def subtracts_unknown(operation: Operation) -> bool:
 
 
 def _made_of(value: Value, *signals: Value) -> Iterator[Operation]:
-    """The operations that made a value, back to signals, layers and functions of an entry.
+    """Yields the operations that made a value, back to signals, layers and entrywise functions.
 
-    Of a signal it is what made it before it was masked, scaled or moved.
+    It goes back to signals as they were before they were masked, scaled or moved.
     """
     pending, seen, until = [value], set[Value](), set(signals)
     while pending:
@@ -197,9 +197,9 @@ def _made_of(value: Value, *signals: Value) -> Iterator[Operation]:
 
 
 def softmax_dim(operation: Operation) -> int | None:
-    """Along which dimension a softmax runs, also one that is written by hand; None if it is none.
+    """Returns the dimension of a softmax, also one written by hand, or None if it is not one.
 
-    That is exponentials over their sum, or the exponential of a logarithm of a softmax.
+    Written by hand, it is exponentials over their sum, or the exponential of a log-softmax.
     """
     traced = operation.traced()
     if operation.kind is Kind.SOFTMAX:
@@ -219,12 +219,12 @@ def softmax_dim(operation: Operation) -> int | None:
 
 
 def sums_to_one_again(operation: Operation) -> bool:
-    """Whether it divides softmax weights, some of them masked, by their sum."""
+    """Whether it divides softmax weights, some of them possibly masked, by their sum."""
     return _over_sum(operation, Kind.SOFTMAX) is not None
 
 
 def _over_sum(operation: Operation, what: Form | Kind) -> tuple[Value, Operation] | None:
-    """Of what something is divided by its own sum, and that sum: exponentials, or a softmax."""
+    """Returns the argument of an exponential or softmax divided by its own sum, and that sum."""
     are_signals = is_divided(operation)
     if are_signals is None or len(are_signals) != 2:
         return None
@@ -236,7 +236,7 @@ def _over_sum(operation: Operation, what: Form | Kind) -> tuple[Value, Operation
 
 
 def _before(value: Value, kinds: Collection[Kind]) -> Value:
-    """What some kinds of operation of one signal have made a value of."""
+    """Goes back through operations of some kinds on one signal, and returns the value before."""
     while (operation := value.operation) is not None and operation.kind in kinds:
         traced = operation.traced()
         if len(traced) != 1:
@@ -246,7 +246,7 @@ def _before(value: Value, kinds: Collection[Kind]) -> Value:
 
 
 def _argument(value: Value, what: Form | Kind) -> Value | None:
-    """Of what a value is the exponential function or the softmax, masked perhaps."""
+    """Returns the argument of the exponential or softmax, possibly masked, that a value is."""
     operation = _before(value, COPIES | {Kind.MUL}).operation
     if operation is None or what not in (operation.form, operation.kind):
         return None
@@ -254,20 +254,20 @@ def _argument(value: Value, what: Form | Kind) -> Value | None:
 
 
 def _total(value: Value) -> Operation | None:
-    """The sum that a value is made of."""
+    """Returns the sum that a value was made from, or None."""
     total = _before(value, _TO_SUM).operation
     return total if total is not None and total.kind in (Kind.SUM, Kind.DISTANCE) else None
 
 
 def sums_exponentials(value: Value, *signals: Value) -> bool:
-    """Whether what divides signals is made of sums of exponentials, however they are added up."""
+    """Whether the divisor of signals is made from sums of exponentials, summed in any way."""
     made = list(_made_of(value, *signals))
     exponentials = any(operation.form is Form.EXPONENTIAL for operation in made)
     return exponentials and any(one.kind in _MIXES or picks(one) for one in made)
 
 
 def is_logarithm_of_softmax(operation: Operation) -> bool:
-    """Whether it is the logarithm of softmax probabilities, of some of them perhaps."""
+    """Whether it is the logarithm of softmax probabilities, possibly of only some of them."""
     made: Operation | None = operation
     while made is not None and made.form in (Form.LOGARITHM, Form.POWER):
         made = _before(made.traced()[0][1], COPIES | {Kind.ADD, Kind.SUM}).operation
@@ -275,7 +275,7 @@ def is_logarithm_of_softmax(operation: Operation) -> bool:
 
 
 def _shifted(value: Value, dim: int | None) -> int | None:
-    """The dimension of a softmax, noting what it does not depend on: what all its scores share."""
+    """Returns the dimension of a softmax, and notes the terms that all its scores share."""
     while dim is not None and (operation := value.operation) is not None:
         if operation.kind not in _SUMS | _SCALES | {Kind.COPY}:
             break

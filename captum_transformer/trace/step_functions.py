@@ -1,11 +1,13 @@
-"""Step functions such as rounding, whose derivative is zero though they depend on what they get.
+"""Step functions such as rounding, whose derivative is zero although they depend on their input.
 
-A gradient that arrives at one is lost. It is refused where it would have gone on to what is asked
-for, unless a method has a rule for the function, or the user counts it as what it rounds.
+A gradient that arrives at a step function is lost. An error is raised if the gradient would have
+reached what is asked for, unless a method has a rule for the function, or the user treats the
+function's result as the signal that it rounds.
 
-What autograd can't differentiate at all comes back in floating point later: integers that a signal
-was cast to, and comparisons as features. There the trace writes down a step, from the signals.
-Where a signal only chooses, as an index, a mask or a gate does, its choice is a constant.
+Results that autograd can't differentiate at all may be converted to floating point later: integers
+that a signal was cast to, and comparisons that are used as features. The trace then records a step
+function of the signals. Where a signal only chooses, as an index, a mask or a gate does, its choice
+is a constant.
 """
 
 import weakref
@@ -24,12 +26,12 @@ from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.tape import Tape
 
 MAY_STEP = frozenset({Kind.ENTRYWISE, Kind.UNKNOWN})
-# What counts as the signal that it rounds: functions by name, and types of integers.
+# Functions (by name) and integer types whose results are treated as the signal that they round.
 STRAIGHT_THROUGH: set[Any] = set()
 _MAPS = CONVOLUTIONS | {Kind.PRODUCT}
-# How large a signal is they say in steps; other integers and truth values say which it is.
+# Their results say how large a signal is, in steps; other integers and booleans say which it is.
 _COUNT = frozenset({"bucketize", "searchsorted", "count_nonzero"})
-# Of these it matters where they have found what they give, not what that is.
+# Their results without a derivative say where an entry was found, not what it is.
 _CHOOSES = frozenset({Kind.CHOICE, Kind.MAXIMUM})
 _CUTS_OFF = frozenset({"detach", "data"})
 _OF_INTEGERS = (
@@ -40,7 +42,7 @@ _OF_INTEGERS = (
 
 
 class _Stepped(torch.autograd.Function):
-    """A value that some signals have been made into, with a derivative of zero."""
+    """A value that was computed from signals, with a derivative of zero."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, *signals: Tensor) -> Tensor:
@@ -77,12 +79,12 @@ def to_integers_and_back(input: Tensor, between: torch.dtype, dtype: torch.dtype
 
 
 def made_of_integers(value: Tensor, name: str, *signals: Tensor) -> Tensor:  # noqa: ARG001
-    """What was computed from integers or comparisons of signals, as one operation for the trace.
+    """A value computed from integers or comparisons of signals, as one operation for the trace.
 
     Args:
-        value: what it is.
-        name: what made these integers or comparisons.
-        signals: of what.
+        value: the computed value.
+        name: the function that made these integers or comparisons.
+        signals: the signals that they were made from.
     """
     stepped: Tensor = _Stepped.apply(value.detach(), *signals)
     return stepped
@@ -100,36 +102,35 @@ def is_step(operation: Operation) -> bool:
 
 
 def rounds(entry: Entry) -> bool:
-    """Whether a function is a step function of one signal, as its line of the table says."""
+    """Whether a function is a step function of one signal, according to the table."""
     of_one = "other" not in entry.parameters and entry.kind is Kind.ENTRYWISE
     return of_one and entry.form is Form.STEP
 
 
 def _key(operation: Operation) -> Any:
-    """By what it counts as the signal that it rounds, if it does."""
+    """Returns the key under which `STRAIGHT_THROUGH` may list an operation."""
     return operation.arguments.get("between", operation.name)
 
 
 def goes_straight_through(operation: Operation) -> bool:
-    """Whether the user has it count as what it rounds."""
+    """Whether the user treats an operation's result as the signal that it rounds."""
     return bool(STRAIGHT_THROUGH) and _key(operation) in STRAIGHT_THROUGH
 
 
 def straight_through(operation: Operation) -> Any:
-    """The rule for that: the derivative of the signal itself."""
+    """The rule for such operations: gives them the derivative of the identity."""
     ((signal, _),) = operation.traced()
     return _Through.apply(signal.tensor, operation)
 
 
 class _Made(NamedTuple):
-    """Of what a tensor without a derivative was made.
+    """The origin of a tensor without a derivative.
 
     Attributes:
-        signals: the signals that it was made of.
-        name: the function that made it, and where.
-        counts: whether it says how large they are, and not merely which of them.
-        cast: the version of the one signal whose entries, as integers, it has; None if it is not
-            such a cast.
+        signals: the signals that it was made from.
+        name: the function that made it, and its module.
+        counts: whether it says how large the signals are, and not merely which of them.
+        cast: for a signal cast to integers, the version of the signal at that time; None otherwise.
     """
 
     signals: tuple[Tensor, ...]
@@ -152,7 +153,7 @@ class Chosen:
         self._known.clear()
 
     def of_signals(self, operation: Operation, module: str, result: Any) -> None:
-        """Notes what an operation on signals in a module gives that has no derivative."""
+        """Records the results of an operation on signals in a module that have no derivative."""
         signals = [value.holder() for _, value in operation.traced() if not value.holds_ids]
         made = tuple(signal for signal in signals if signal is not None)
         if not made or operation.name in _CUTS_OFF:
@@ -174,10 +175,11 @@ class Chosen:
         self._join(made, result)
 
     def passed_on(self, operation: Operation, result: Any, written: Sequence[Tensor]) -> Any:
-        """Notes what a function of constants gives or writes, if they were made of signals.
+        """Records what a function returns or writes if its constants were made from signals.
 
         Returns:
-            The function that is that step, and its arguments; None if the result stays a constant.
+            The step function to record instead and its arguments, or None if the result stays a
+            constant.
         """
         found = [(operand, self._of(operand.given)) for operand in operation.operands]
         made = [of for _, of in found if of is not None]
@@ -210,7 +212,7 @@ class Chosen:
         return made if reference is not None and reference() is tensor else None
 
     def _join(self, made: Sequence[_Made], result: Any, cast: int | None = None) -> None:
-        """Notes that something without a derivative was made of what is known to be so."""
+        """Records results without a derivative that were made from others that are known."""
         if not made:
             return
         signals = {id(signal): signal for of in made for signal in of.signals}
@@ -226,7 +228,7 @@ class Chosen:
 
 
 def _maps_features(operation: Operation, parts: Sequence[Operand]) -> bool:
-    """Whether it is a linear map of them with weights that are something else."""
+    """Whether it is a linear map of ``parts`` with weights that are not among them."""
     if operation.kind not in _MAPS:
         return False
     signals = [o for o in operation.operands if o.role is Role.SIGNAL or o.role is Role.WEIGHT]

@@ -1,4 +1,4 @@
-"""An operation as it ran, what autograd saved of it, and how it runs again."""
+"""An operation as it ran, what autograd saved for it, and how it runs again."""
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,11 +25,11 @@ Precision = tuple[str, torch.dtype | None]
 
 
 class Saved:
-    """A tensor that autograd saves of an operation: it is held until the block is left.
+    """A tensor that autograd saves for an operation, held until the block is left.
 
     Args:
         step: the operation as it ran.
-        tensor: what is saved.
+        tensor: the tensor that is saved.
     """
 
     __slots__ = ("__weakref__", "known", "place", "step", "tensor", "version")
@@ -41,7 +41,7 @@ class Saved:
         self.known = _looks(tensor)
 
     def unpacked(self) -> Tensor:
-        """The tensor, perhaps computed again."""
+        """Returns the tensor, recomputed if it was released."""
         tensor = self.tensor
         if tensor is None:
             return self.step.block.saved(self)
@@ -53,10 +53,10 @@ class Saved:
         return tensor
 
     def among(self, made: Sequence[Tensor]) -> Tensor:
-        """This one of the tensors that are saved when the operation runs again.
+        """Returns the tensor that takes its place when the operation runs again.
 
         Raises:
-            ExplanationError: if they are others than they were.
+            ExplanationError: if the saved tensors are not like those of the forward pass.
         """
         if len(made) != len(self.step.saved) or _looks(made[self.place]) != self.known:
             _refuse_other(self, made)
@@ -70,10 +70,10 @@ class Step:
         operation: the operation, before it runs.
 
     Attributes:
-        saved: what autograd has saved of it, in the order in which it did, as long as it wants it.
+        saved: weak references to what autograd saved for it, in the order in which it was saved.
         by_rule: the rule that it ran under; None if it ran as the model called it.
-        recorded: what stands for it on the tape.
-        block: the block that it is in, once that is left.
+        recorded: the operation that represents it on the tape.
+        block: the block that it is in, set when the block is left.
     """
 
     block: "Block"
@@ -89,24 +89,24 @@ class Step:
             for operand in operation.operands
             if operand.value is None and operand.data is not None and operand.data.requires_grad
         }
-        # Nothing else that autograd differentiates draws numbers once dropout is off.
+        # Nothing else that autograd differentiates draws random numbers once dropout is off.
         draws = operation.kind is Kind.UNKNOWN or hasattr(operation.call, ENTRY)
         self._generators = None
         if draws:
             self._generators = generators.states_of(o.device for o in operation.operands)
 
     def outputs(self) -> list[Value]:
-        """The values that came out."""
+        """Returns the values that it outputs."""
         return [value for value in self.recorded.outputs if value is not None]
 
     def run(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        """Runs the operation, noting what autograd saves of it."""
+        """Runs the operation and records what autograd saves for it."""
         self.saved.clear()
         with saved_tensors_hooks(self._pack, Saved.unpacked):
             return function(*args, **kwargs)
 
     def run_by(self, rule: Rule) -> Any:
-        """Runs the operation under a rule; `NotImplemented` if that does not apply."""
+        """Runs the operation under a rule; returns `NotImplemented` if the rule does not apply."""
         result = self.run(rule, self.operation)
         if result is NotImplemented:
             self.saved.clear()
@@ -123,8 +123,8 @@ class Step:
         """Runs the operation once more.
 
         Args:
-            tensors: what the values hold that it reads.
-            saved: gets what autograd saves of it.
+            tensors: the data of the values that it reads.
+            saved: a list that receives what autograd saves for it.
         """
         operation = self.operation
         given = {o: _signal(tensors[value]) for o, value in operation.traced()}
@@ -170,14 +170,14 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 
 
 def _signal(tensor: Tensor) -> Tensor:
-    """A tensor in the place of one that has a gradient."""
+    """Returns a detached tensor that requires a gradient if its dtype allows that."""
     tensor = tensor.detach()
     differentiable = tensor.is_floating_point() or tensor.is_complex()
     return tensor.requires_grad_() if differentiable else tensor
 
 
 def as_was(result: Tensor, value: Value) -> Tensor:
-    """A result in the precision and the layout that a write in place has left it in."""
+    """Returns a result in its value's dtype and layout, as an in-place operation left them."""
     result = result.detach()
     if result.dtype != value.dtype:
         result = result.to(value.dtype)
@@ -187,7 +187,7 @@ def as_was(result: Tensor, value: Value) -> Tensor:
 
 
 def _under(rule: Rule, operation: Operation, given: dict[Operand, Tensor]) -> Any:
-    """The result of an operation under a rule, which leaves nothing at the operation this time."""
+    """Runs an operation under a rule, and restores what the rule changes on the operation."""
     before = {operand: operand.data for operand in given}
     note, refusal = operation.note, operation.refusal
     try:
@@ -201,7 +201,7 @@ def _under(rule: Rule, operation: Operation, given: dict[Operand, Tensor]) -> An
 
 
 def _precision(device: str) -> Precision:
-    """The precision in which operations run on a kind of device now, if it is not their own."""
+    """Returns the device type with its current autocast dtype, None if autocast is off."""
     on = torch.is_autocast_enabled(device)
     return device, torch.get_autocast_dtype(device) if on else None
 

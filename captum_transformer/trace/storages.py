@@ -29,7 +29,7 @@ def memory_of(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _address(tensor: Tensor) -> int:
-    """Where the storage begins; zero if there is none."""
+    """Returns the address of the storage, or zero if there is none."""
     try:
         return tensor.untyped_storage().data_ptr()
     except RuntimeError:
@@ -37,7 +37,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def _inside(tensor: Any) -> list[Tensor]:
-    """The tensors that a wrapper holds, as it tells torch.compile; one under `torch.vmap`."""
+    """Returns the tensors inside a wrapper subclass, or the one inside a `torch.vmap` wrapper."""
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return [torch._C._functorch.get_unwrapped(tensor)]
     flatten = getattr(tensor, "__tensor_flatten__", None)
@@ -46,15 +46,15 @@ def _inside(tensor: Any) -> list[Tensor]:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether its numbers are in a storage of its own, as those of most tensors are."""
+    """Whether a tensor keeps its numbers in a storage of its own, as most tensors do."""
     return type(tensor) in _PLAIN
 
 
 def dense(tensor: Tensor) -> Tensor:
-    """The numbers of a tensor as a plain tensor, whatever they are wrapped in.
+    """Returns the numbers of a tensor as a plain tensor, however they are wrapped.
 
     Raises:
-        UnsupportedOperationError: if a wrapper doesn't say what its numbers are.
+        UnsupportedOperationError: if a wrapper has neither a storage nor a ``dequantize`` method.
     """
     kind = type(tensor)
     if kind in _PLAIN:
@@ -63,7 +63,7 @@ def dense(tensor: Tensor) -> Tensor:
         numbers: Tensor = tensor.dequantize()
         return dense(numbers)
     if _address(tensor) or not tensor.numel():
-        return tensor.as_subclass(Tensor)  # it only adds to the numbers, such as metadata
+        return tensor.as_subclass(Tensor)  # the subclass only adds something, such as metadata
     raise UnsupportedOperationError(
         f"A rule needs the numbers in a tensor of type `{kind.__module__}.{kind.__qualname__}`, "
         "which has no storage of its own and no `dequantize` method. Explain the model with plain "

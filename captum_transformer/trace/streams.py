@@ -20,14 +20,14 @@ _TIES_TOKENS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV})
 
 
 class Streams:
-    """The streams of a traced forward pass, of as much of it as has been read.
+    """The streams of a traced forward pass, as far as its operations have been read.
 
     Args:
-        inputs: its inputs by name.
+        inputs: the inputs of the forward pass, by name.
 
     Attributes:
-        in_place: values and earlier attention calls that are known to hold the same tokens, in the
-            same order; it is the same for all targets.
+        in_place: pairs of a value and an earlier attention call that are known to hold the same
+            tokens in the same order; they are the same for all targets.
     """
 
     def __init__(self, inputs: Mapping[str, Value]) -> None:
@@ -48,7 +48,7 @@ class Streams:
         return self._versions.get(value, ())
 
     def read(self, operations: Iterable[Operation]) -> None:
-        """Reads on: operations in their order, those that are known left out."""
+        """Reads further operations, in order, and skips those that have been read."""
         for operation in operations:
             if operation not in self._read:
                 self._read.add(operation)
@@ -62,7 +62,7 @@ class Streams:
         return any(version.is_cross_attention for version in self.calls.values())
 
     def pairs(self) -> list[tuple[str, str]]:
-        """For each attention call the names of the streams of its queries and of its keys."""
+        """Returns, for each attention call, the names of its queries' and its keys' stream."""
         names = self.names()
         found = []
         for version in self.calls.values():
@@ -100,7 +100,7 @@ class Streams:
         return self._newest(carried)
 
     def _newest(self, carried: Iterable[Versions]) -> Versions:
-        """The versions that something made from several values carries, in the values' order."""
+        """Returns the versions that a result of several values carries, in the values' order."""
         several = dict.fromkeys(version for versions in carried for version in versions)
         found: list[Version] = list(several) if len(several) == 1 else []
         for version in several if not found else ():
@@ -118,7 +118,7 @@ class Streams:
         return tuple(found)
 
     def _whole(self, versions: Versions) -> Stream | None:
-        """The stream of some tokens, also of such that have attended apart and now do together."""
+        """Returns the stream of some tokens, a joint one if they attended separately before."""
         streams = {version.stream: None for version in versions}
         if len(streams) < 2:
             return next(iter(streams), None)
@@ -150,10 +150,10 @@ class Streams:
 
 
 def query_value(call: AttentionCall) -> Value | None:
-    """The queries of an attention call, if the inputs reach them.
+    """Returns the queries of an attention call, or None if the inputs don't reach them.
 
-    Where no product of queries and keys made the probabilities, as in outlook attention, these
-    themselves stand for their queries.
+    If no product of queries and keys made the probabilities, as in outlook attention, the
+    probabilities are returned in place of their queries.
     """
     if isinstance(call, FusedAttention):
         return call.query.value or call.query.tokens
@@ -193,10 +193,10 @@ def _together(streams: Iterable[Stream], *, joined: bool = False) -> Stream:
 
 
 def _of_tokens(operation: Operation, carried: Sequence[Versions]) -> Sequence[Versions]:
-    """What two signals carry that are added or multiplied: features of the same tokens are united.
+    """Returns what two added or multiplied signals carry, uniting features of the same tokens.
 
-    A signal that is the same for all tokens of the other one, such as a condition, is none of them.
-    Where both are repeated each token of the one meets each of the other one's.
+    A signal that is the same for all tokens of the other one, such as a condition, does not belong
+    to these tokens. If both are broadcast, each token of one meets each token of the other.
     """
     output = operation.outputs[0]
     repeated = [
@@ -214,7 +214,7 @@ def _of_tokens(operation: Operation, carried: Sequence[Versions]) -> Sequence[Ve
 
 
 def _is_repeated(size: Sequence[int], output: Value) -> bool:
-    """Whether an operand is broadcast along any other dimension than that of the features."""
+    """Whether an operand is broadcast along any dimension other than those of the features."""
     features = feature_dims(output)
     padded = (1,) * (len(output.shape) - len(size)) + tuple(size)
     return any(
@@ -224,9 +224,10 @@ def _is_repeated(size: Sequence[int], output: Value) -> bool:
 
 
 def _unite(carried: Iterable[Versions]) -> None:
-    """Features of tokens that have not attended yet were added: they are the same tokens.
+    """Unites streams whose features were added before they attended: they are the same tokens.
 
-    What carries several streams is no token's feature: how alike queries and keys are, say.
+    A value that carries several streams is not a token's feature; an example is the similarity of
+    queries and keys.
     """
     starts = [versions[0] for versions in carried if len(versions) == 1 and versions[0].is_start]
     for other in starts[1:]:

@@ -1,6 +1,6 @@
 """The tape: every operation of a forward pass that the inputs reach, in order.
 
-The model runs natively; the tape only writes down what ran. Nothing of it changes a number.
+The model runs natively; the tape only records what ran and does not change any number.
 """
 
 import weakref
@@ -21,7 +21,7 @@ from captum_transformer.trace.value import Value
 from captum_transformer.trace.writes import WRITE_VIEW, is_hook
 
 Derived = TypeVar("Derived")
-# Learned queries that have attended go on as tokens where they are added to signals or joined.
+# Learned queries that have attended remain tokens where they are added to or joined with signals.
 _JOINS = MOVES | {Kind.ADD, Kind.SUB}
 
 
@@ -30,12 +30,12 @@ class Tape:
 
     Args:
         keep: the kinds of operation whose operands' data is kept.
-        lay_out: fills in where the axes lie in the outputs of the last of some operations.
+        lay_out: called with the operations so far; sets where axes lie in the last one's outputs.
 
     Attributes:
         on_write: called with each tensor that is about to be written into.
         lends_weights: whether the model has its weights only while a module runs, as if sharded.
-        on_record: called with each operation of the trace's own.
+        on_record: called with each operation that the trace itself adds.
     """
 
     def __init__(self, keep: frozenset[Kind], lay_out: Callable[[list[Operation]], None]) -> None:
@@ -54,18 +54,18 @@ class Tape:
         self._derived: dict[Any, Any] = {}
 
     def new_value(self, tensor: Tensor) -> Value:
-        """A new value, held by this tensor from now on."""
+        """Creates a new value that this tensor holds from now on."""
         value = self._held[id(tensor)] = Value(self.values, tensor)
         self.values += 1
         return value
 
     def held_by(self, tensor: Any) -> Value | None:
-        """The value that a tensor came to hold, though it may have been written into since."""
+        """Returns the value last recorded for a tensor, even if it was written into since."""
         value = self._held.get(id(tensor))
         return value if value is not None and value.holder() is tensor else None
 
     def release(self, tensor: Tensor) -> None:
-        """From now on the tensor holds nothing that the inputs reach."""
+        """Marks that a tensor no longer holds anything that the inputs reach."""
         self._held.pop(id(tensor), None)
 
     def add_root(self, tensor: Tensor) -> None:
@@ -74,7 +74,7 @@ class Tape:
             self._roots.add(get_gradient_edge(tensor).node)
 
     def find(self, tensor: Tensor) -> Value | None:
-        """The value that a tensor holds, if the inputs reach it."""
+        """Returns the value that a tensor holds, or None if the inputs don't reach it."""
         value = self._held.get(id(tensor))
         if value is not None and value.holder() is tensor:
             return value if value.version == tensor._version else self._reread(tensor)
@@ -86,9 +86,9 @@ class Tape:
         return passed_on
 
     def find_without_gradient(self, tensor: Tensor) -> Value | None:
-        """The value that a tensor came to hold, where gradients are off.
+        """Returns the value last recorded for a tensor, for code where gradients are off.
 
-        Signals are cut off there: whether they can be seen does not matter.
+        Signals are detached there, so it does not matter whether the trace can follow them.
         """
         value = self.held_by(tensor)
         if value is None:
@@ -103,7 +103,7 @@ class Tape:
         self._aside[id(view)] = weakref.ref(view), operation
 
     def _passed_on(self, tensor: Tensor) -> Value | None:
-        """The value of a tensor that has gone through nothing but a hook's identity."""
+        """Returns the value of a tensor that only went through a hook's identity, or None."""
         holder, operation = self._aside.get(id(tensor), (None, None))
         node: Any = type(tensor.grad_fn)
         known = holder is not None and holder() is tensor
@@ -118,13 +118,13 @@ class Tape:
         return self.held_by(tensor)
 
     def operand(self, tensor: Tensor, value: Value | None, *, keep: bool) -> Operand:
-        """An operand; if its data is kept, writes into the tensor will not change it."""
+        """Creates an operand; if its data is kept, writes into the tensor will not change it."""
         operand = Operand(tensor, value)
         self.settle([operand], keep=keep)
         return operand
 
     def settle(self, operands: Sequence[Operand], *, keep: bool) -> None:
-        """Keeps the operands' data, or lets go of it; that of constants is always kept."""
+        """Keeps or releases the operands' data; the data of constants is always kept."""
         for operand in operands:
             if not keep and operand.value is not None:
                 operand.data = None
@@ -138,7 +138,7 @@ class Tape:
                     self._kept.setdefault(key, []).append(operand)
 
     def before_write(self, tensor: Tensor) -> None:
-        """Copies what operations hold of a storage that is about to be written into."""
+        """Copies the data that operands keep in memory that is about to be written into."""
         if self.on_write is not None:
             self.on_write(tensor)
         for key in memory_of(tensor):
@@ -147,14 +147,14 @@ class Tape:
                     operand.data = operand.data.clone()
 
     def after_write(self, tensor: Tensor) -> None:
-        """Passes a write into a view on to the tensor that it is a view of."""
+        """Records a write into a view as a write into its base."""
         base = tensor._base
         if base is None:
             return
         source = self.find(tensor)
         old = self.held_by(base)
         if old is None and tensor.numel() < base.numel():
-            # The base may never have had a name: a linear layer's output of 3 dimensions is a view.
+            # The base may never have been seen: a linear layer's output of 3 dimensions is a view.
             for value in list(self._held.values()):
                 other = value.holder()
                 if other is not None and other is not tensor and other._base is base:
@@ -194,7 +194,7 @@ class Tape:
         operands: list[Operand],
         results: Sequence[Tensor | None],
     ) -> Operation:
-        """Writes down an operation of the trace's own."""
+        """Records an operation that the trace itself adds."""
         index, kind, bound = len(self.operations), function.kind, function.bind(args, {})
         operation = Operation(index, function, kind, args, {}, operands, bound)
         self._append_own(operation, results)
@@ -206,7 +206,7 @@ class Tape:
             self.on_record(operation)
 
     def append(self, operation: Operation, results: Sequence[Tensor | None]) -> None:
-        """Writes an operation down; each result that is a tensor becomes a new value."""
+        """Records an operation; each result that is a tensor becomes a new value."""
         self.operations.append(operation)
         ancestors = attention = 0
         learned = True
@@ -229,7 +229,7 @@ class Tape:
         self._lay_out(self.operations)
 
     def derived(self, build: "Callable[[Tape], Derived]") -> Derived:
-        """What is read off the tape for several passes, built once."""
+        """Returns what ``build`` makes from the tape; it is built once for all passes."""
         if build not in self._derived:
             self._derived[build] = build(self)
         result: Derived = self._derived[build]
@@ -252,7 +252,7 @@ class Tape:
         self._rootless.clear()
 
     def _refuse_unseen(self, tensor: Tensor) -> None:
-        """Raises if an unknown tensor hangs on the inputs after all, through something unseen."""
+        """Raises if an unknown tensor depends on the inputs through an unseen operation."""
         if is_sharded(tensor):
             raise UnsupportedOperationError(
                 "The model computes with sharded tensors (DTensors), as under tensor parallelism, "
@@ -286,9 +286,9 @@ class Tape:
 
 
 def _keep_lent(operand: Operand) -> None:
-    """Copies a constant whose memory may be given back; matrices are refused if a rule reads them.
+    """Copies a constant whose memory may be freed; for a matrix, raises once a rule reads it.
 
-    What is added to tokens, or multiplies their features, is small beside them.
+    Constants that are added to tokens, or multiply their features, are small next to matrices.
     """
     if operand.role is not Role.WEIGHT or len(operand.size) < 2:
         operand.data = operand.given.clone()
@@ -301,5 +301,5 @@ def _keep_lent(operand: Operand) -> None:
 
 
 def _offset(view: Tensor, base: Tensor) -> int:
-    """Where a view begins in its base."""
+    """Returns where a view begins in its base."""
     return int(view.storage_offset() - base.storage_offset())

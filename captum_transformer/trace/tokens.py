@@ -30,15 +30,15 @@ _WITHIN_BLOCK = MOVES | {
 
 
 def token_value(source: Value, history: History) -> Value:
-    """The tokens that an input was turned into: the value itself for token ids and embeddings.
+    """Returns the tokens that an input was turned into: itself for token ids and embeddings.
 
-    Found from the first attention call whose queries (or else values) the input reaches, by going
-    back through token-wise operations to the one that made the tokens, such as a patch embedding;
-    and further back where the input also acts past these tokens, by a skip around them, say.
+    They are found from the first attention call whose queries (or else values) the input reaches,
+    by going back through token-wise operations to the one that made the tokens, such as a patch
+    embedding, and further back if the input also bypasses these tokens, as by a skip connection.
 
     Raises:
-        UnsupportedOperationError: if no attention call gets tokens from the input, or if it is
-            turned into tokens more than once.
+        UnsupportedOperationError: if no attention call gets tokens from the input, or if the input
+            is turned into tokens more than once.
     """
     if source.holds_ids:
         return source
@@ -78,7 +78,7 @@ def _is_of(value: Value, tokens: Value) -> bool:
 
 
 def _past(tokens: Value, source: Value, history: History) -> Value | None:
-    """What is made of the input past the tokens and meets what is made of these."""
+    """Returns a value made from the input, but not the tokens, that meets one made from them."""
     start = 0 if tokens.operation is None else tokens.operation.index + 1
     for operation in history.operations:
         values = [value for _, value in operation.traced()]
@@ -96,7 +96,7 @@ def _past(tokens: Value, source: Value, history: History) -> Value | None:
 
 
 def _common(one: Value, other: Value, source: Value) -> Value:
-    """The last value that everything in two others comes from."""
+    """Returns the last value from which everything in two other values comes."""
     frontier = {one, other}
     while len(frontier) > 1:
         latest = max(frontier, key=lambda value: value.index)
@@ -109,12 +109,12 @@ def _common(one: Value, other: Value, source: Value) -> Value:
 
 
 def _walk_back(value: Value, source: Value, *, past_neighbours: bool = False) -> Value:
-    """The last value that everything passes through before tokens are made from the source.
+    """Returns the last value that everything passes through before tokens are made.
 
     Args:
-        value: what enters attention.
-        source: the input that it was made of.
-        past_neighbours: whether tokens that take up some of their neighbours are still the same.
+        value: the value that enters attention.
+        source: the input from which it was made.
+        past_neighbours: whether tokens that mix in their neighbours still count as the same tokens.
     """
     frontier, tokens, projected, kept = {value}, value, False, source.features is not None
     embedded: Value | None = None
@@ -126,7 +126,7 @@ def _walk_back(value: Value, source: Value, *, past_neighbours: bool = False) ->
         operation = latest.operation
         if operation is None:
             raise RuntimeError("only values that descend from the source are walked through")
-        # The mean of the tokens may be one more of them, as in CLIP's attention pooling.
+        # The mean of the tokens may be one more token, as in CLIP's attention pooling.
         goes_on = (
             _is_token_wise(operation)
             or (operation.kind is Kind.MEAN and frontier)
@@ -140,12 +140,12 @@ def _walk_back(value: Value, source: Value, *, past_neighbours: bool = False) ->
             embedded = latest
         kept = kept and keeps_features(operation, latest)
         frontier.update(_parents(operation, source))
-    # Patches may be cut out by rearranging pixels, which are no tokens before they are projected.
+    # Patches may be cut out by rearranging pixels, which aren't tokens before they are projected.
     return source if kept else embedded or tokens
 
 
 def _parents(operation: Operation, source: Value) -> list[Value]:
-    """What an operation's tokens come from: of a product of queries and keys the queries."""
+    """Returns what an operation's tokens come from; the queries, for a product with keys."""
     values = [value for _, value in operation.traced()]
     signal = signal_of(operation)
     if signal is not None:
@@ -176,7 +176,7 @@ def _keeps_places(operation: Operation) -> bool:
 def per_token(relevance: Tensor, value: Value) -> Tensor:
     """Sums over the features of each token: ``(samples, tokens)``, a grid in row-major order.
 
-    Token ids have none: each keeps its own number, in the ids' own shape.
+    Token ids have no features: each keeps its own number, in the ids' own shape.
     """
     if value.holds_ids:
         return relevance
@@ -196,14 +196,14 @@ def per_token(relevance: Tensor, value: Value) -> Tensor:
 
 
 def spread_over_tokens(shares: Tensor, value: Value) -> Tensor:
-    """One share for each token, ``(samples, tokens)``, evenly over the token's features.
+    """Spreads one share per token, ``(samples, tokens)``, evenly over the token's features.
 
-    The way back from `per_token`.
+    The inverse of `per_token`.
     """
     features, samples, heads = feature_dims(value), value.samples, heads_beside_samples(value)
     layout = [1 if dim in features else length for dim, length in enumerate(value.shape)]
     if value.learned and len(layout) > 3 and layout[2:] == [shares.shape[1], 1]:
-        heads = layout[1]  # what enters attention lies as that has it
+        heads = layout[1]  # what enters attention has the call's layout
     if (
         samples is None
         or samples.outer != 1
@@ -222,7 +222,7 @@ def spread_over_tokens(shares: Tensor, value: Value) -> Tensor:
 
 
 def projections_of(call: AttentionCall, tape: Tape) -> tuple[list[Operation], list[Operation]]:
-    """The linear layers of an attention block: those before its call, and the one behind it."""
+    """Returns the linear layers of an attention block: those before and those after its call."""
     into: list[Operation] = []
     stack, seen = [value for _, value in call.operation.traced()], set[Operation]()
     while stack:

@@ -24,21 +24,21 @@ class Value:
 
     Attributes:
         index: its place in the order of values.
-        holder: the tensor, as long as it lives.
+        holder: a weak reference to the tensor.
         version: how often the tensor had been written into when it came to hold this value.
         operation: what produced it; None for an input.
         batch: which samples its entries belong to, and where.
-        coupling: where that was lost: the first operation that may not keep samples apart. What is
-            known behind it is true only if it does.
+        coupling: the first operation in its history that may mix samples, if any. What is known
+            about samples after that operation is true only if it keeps them apart.
         features: where the features of its tokens lie in it, whole or split (into heads, say);
-            None as long as that is unknown.
+            None while that is unknown.
         ancestors: bit set of the values that it was made from.
         attention: bit set of the attention calls in its history.
-        mixtures: bit set of the operations in its history that mix tokens, and are no attention.
+        mixtures: bit set of the operations in its history that mix tokens, other than attention.
         shape, stride, dtype, device: of the tensor.
         holds_ids: whether it holds token ids, which have no gradient.
-        learned: whether no input reaches it: attention among learned queries, and what follows.
-        keys: where the axis that a softmax ran over lies in it, if one did.
+        learned: whether no input reaches it: attention among learned queries, and what follows it.
+        keys: where the axis over which a softmax ran lies in it, or None.
     """
 
     operation: "Operation | None" = None
@@ -64,12 +64,12 @@ class Value:
 
     @property
     def origin(self) -> "Value":
-        """The value whose entries these are, merely cast or rearranged; itself otherwise."""
+        """The value that was cast or rearranged into this one; this one itself if none was."""
         return self._origin or self
 
     @origin.setter
     def origin(self, value: "Value") -> None:
-        # Not itself: what refers to itself would wait for the garbage collector.
+        # Never itself: an object that refers to itself would wait for the garbage collector.
         self._origin = value
 
     @property
@@ -80,7 +80,7 @@ class Value:
 
     @property
     def is_denominator(self) -> bool:
-        """Whether it is what a signal is divided by, as ``rsqrt(mean(x ** 2))`` in an RMSNorm."""
+        """Whether it divides a signal, as ``rsqrt(mean(x ** 2))`` does in an RMSNorm."""
         operation = self.operation
         if operation is None:
             return False
@@ -108,7 +108,7 @@ class Value:
 
 
 def base_of(operation: "Operation") -> tuple[Value, float] | None:
-    """What an exponential of a multiple of a logarithm is a power of, and the exponent."""
+    """Returns base and exponent of a power written as ``exp(exponent * log(base))``, or None."""
     if operation.form is not Form.EXPONENTIAL:
         return None
     steps: list[Operation] = []

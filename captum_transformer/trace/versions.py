@@ -13,9 +13,9 @@ class Stream:
 
     Attributes:
         names: the inputs that its tokens come from.
-        parts: the streams that it was concatenated of.
+        parts: the streams that it was concatenated from.
         same_as: the stream that it has turned out to be the same tokens as.
-        joined: whether some were concatenated to it before any of them had attended.
+        joined: whether it was concatenated from tokens none of which had attended before.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Stream:
 
     @property
     def root(self) -> "Stream":
-        """The stream that stands for all that have turned out to be the same tokens."""
+        """The stream that represents all streams that turned out to be the same tokens."""
         return self if self.same_as is None else self.same_as.root
 
     @property
@@ -38,17 +38,17 @@ class Stream:
 
     @property
     def pieces(self) -> "frozenset[Stream]":
-        """The stream itself and those that it was concatenated of."""
+        """The stream itself and those that it was concatenated from."""
         root = self.root
         return frozenset((root,)).union(*(part.pieces for part in root.parts))
 
     def unite(self, other: "Stream") -> None:
-        """Says that two streams are the same tokens: their features were added, say."""
+        """Records that two streams are the same tokens, such as after adding their features."""
         mine, others = self.root, other.root
         if mine is others:
             return
         if mine in others.pieces or others in mine.pieces:
-            # A concatenation is not one of its own pieces, although that may be added to a part.
+            # A concatenation is not one of its own pieces, although a piece may be added to a part.
             return
         mine.names += [name for name in others.names if name not in mine.names]
         mine.joined |= others.joined
@@ -60,9 +60,9 @@ class Version:
     """The tokens of a stream after some attention calls.
 
     Attributes:
-        own: the stream, as it was called when the version was made.
+        own: the stream that it was part of when it was made.
         before: the versions that it was made from: those that its call's queries carried, or the
-            two where parallel branches meet; none for tokens that have not attended yet.
+            two where parallel branches meet; empty for tokens that have not attended yet.
         call: the attention call that made it, if one did.
         keys: the versions that the call attended to.
         tower: the stream whose attention calls count as layers of one tower with its own: the
@@ -78,7 +78,7 @@ class Version:
     attention: int = 0
 
     def __post_init__(self) -> None:
-        """Takes over the history of what it was made from."""
+        """Takes over the history of the versions that it was made from."""
         for version in self.before:
             self.attention |= version.attention
         if self.call is not None:
@@ -86,12 +86,12 @@ class Version:
 
     @property
     def stream(self) -> Stream:
-        """The stream."""
+        """The stream that it is part of, which may have been united with others."""
         return self.own.root
 
     @property
     def its_tower(self) -> Stream:
-        """The stream that stands for its tower."""
+        """The stream that represents its tower."""
         return self.stream if self.tower is None else self.tower.root
 
     @property

@@ -1,6 +1,6 @@
-"""How the results of operations that only look at a tensor in another way lie over it.
+"""How the outputs of view operations lie over their input.
 
-The layers of a model ask the same of the same shapes, so answers are kept.
+The layers of a model ask for the same shapes, so results are cached.
 """
 
 import operator
@@ -16,15 +16,15 @@ from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.value import Value
 
-# An argument that can be a key: its type, and what it consists of.
+# An argument in a form that can be a key: its type, and its parts.
 Frozen = tuple[Any, ...]
-# Most arguments are such; they are keys as they are.
+# Most arguments have these types and can be keys as they are.
 _ATOMS = frozenset({int, bool, float, type(None)})
 _NOTHING: Frozen = (tuple,)
 
 
 def views_of(operation: Operation) -> tuple[View, ...] | None:
-    """The outputs of a view operation over its one operand; None if it is none."""
+    """Returns how the outputs of a view operation lie over its operand, or None if not a view."""
     if operation.kind is not Kind.MOVE:
         return None
     if operation.views is None:
@@ -33,7 +33,7 @@ def views_of(operation: Operation) -> tuple[View, ...] | None:
 
 
 def view_of(operation: Operation, output: Value) -> View | None:
-    """How an output lies over the one operand of a view operation; None if it is none."""
+    """Returns how an output lies over a view operation's operand, or None if it isn't a view."""
     views = views_of(operation) if operation.kind is Kind.MOVE else None
     return None if views is None else views[operation.outputs.index(output)]
 
@@ -64,19 +64,19 @@ def _lie(
 
 
 def part_in_brackets(signal: Operand, brackets: Any) -> View | None:
-    """The part of a tensor that an index picks; None if that is no view."""
+    """Returns the part of a tensor that an index picks, or None if that is not a view."""
     views = _lie(operator.getitem, tuple(signal.size), _frozen((signal, brackets)), _frozen(()))
     return None if views is None else views[0]
 
 
 def frozen_arguments(operation: Operation) -> tuple[Frozen, Frozen]:
-    """The arguments of an operation on one tensor, as keys."""
+    """Returns the arguments of an operation on one tensor, in a form that can be a key."""
     kwargs = operation.kwargs
     return _frozen(operation.args), _frozen(tuple(kwargs.items())) if kwargs else _NOTHING
 
 
 def run_frozen(call: Callable[..., Any], args: Frozen, kwargs: Frozen, source: Tensor) -> Any:
-    """Runs an operation on another tensor, with arguments that were keys."""
+    """Runs an operation on another tensor, with arguments from `frozen_arguments`."""
     return call(*_thawed(args, source), **dict(_thawed(kwargs, source)))
 
 
@@ -85,7 +85,7 @@ def _frozen(argument: Any) -> Frozen:
     if kind in _ATOMS:
         return (kind, argument)
     if kind is Operand:
-        # torch has read a number of the model's own by now, too.
+        # torch has already read such a number, too, when it ran the operation.
         return _frozen(argument.tensor.tolist()) if argument.role is Role.EXTENT else (Operand,)
     if isinstance(argument, (tuple, list)):
         parts = [(type(p), p) if type(p) in _ATOMS else _frozen(p) for p in argument]

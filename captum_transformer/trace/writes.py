@@ -1,4 +1,4 @@
-"""What the trace knows of writes into tensors, and of the views that hooks of torch's own make."""
+"""What the trace knows about writes into tensors, and about the views that torch's hooks make."""
 
 from collections.abc import Callable
 from functools import cache
@@ -16,7 +16,7 @@ from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import part_in_brackets
 
-# The autograd functions by which torch hangs hooks on modules: identities, whatever the hook does.
+# The autograd functions that torch uses for module hooks: identities, whatever the hook does.
 _HOOKS = frozenset(
     {
         "torch.nn.modules._functions.BackwardHookFunction",
@@ -28,7 +28,7 @@ _HOOKS = frozenset(
 
 @cache
 def is_hook(node: Any) -> bool:
-    """Whether a kind of autograd node is the identity by which torch hangs hooks on modules."""
+    """Whether a type of autograd node is the identity that torch uses for module hooks."""
     function = getattr(node, "_forward_cls", None)
     return (
         f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}" in _HOOKS
@@ -36,7 +36,7 @@ def is_hook(node: Any) -> bool:
 
 
 def that_only_looks(hook: Callable[[Tensor], Any]) -> Callable[[Tensor], None]:
-    """A tensor's hook that raises if it replaces the gradient, which rules read as it is."""
+    """Wraps a tensor hook to raise if the hook replaces the gradient, which rules rely on."""
 
     def looking(gradient: Tensor) -> None:
         replaced = hook(gradient)
@@ -59,7 +59,7 @@ def _write_view(
     offset: int,
     steps: tuple[int, ...],
 ) -> Tensor:
-    """A tensor that was written into in part; zeros for what no input reaches."""
+    """Returns a tensor after a write into a part of it, with zeros for what no input reaches."""
     known = over if under is None else under
     if known is None:
         raise RuntimeError("a write that no input reaches is not recorded")
@@ -78,11 +78,12 @@ WRITE_VIEW = Function("write_view", Kind.MOVE, _write_view, _ENTRY)
 
 
 def shown(value: Value, view: View) -> tuple[Value | None, bool]:
-    """What a view of a tensor shows that may have been written into in part.
+    """Returns what a view shows of a tensor that may have been written into in part.
 
     Returns:
-        What the tensor held before the writes that the view shows nothing of, or what was written,
-        if the view shows that and nothing else; None for constants. And which of the two it is.
+        If the view shows exactly what one write wrote, that value and True. Otherwise the value
+        that the tensor held before the writes outside of the view, and False. The value is None for
+        constants.
     """
     found: Value | None = value
     shape = tuple(value.shape)
@@ -98,14 +99,14 @@ def shown(value: Value, view: View) -> tuple[Value | None, bool]:
 
 
 class Overwritten:
-    """Finds writes that leave nothing of what a tensor held before, together with earlier ones."""
+    """Finds writes that, together with earlier ones, overwrite all that a tensor held before."""
 
     def __init__(self) -> None:
         # The parts of each value that were written and don't overlap, and what was written there.
         self._known: dict[Value | None, tuple[frozenset[View], frozenset[Value]]] = {}
 
     def __call__(self, operation: Operation) -> frozenset[Value] | None:
-        """What was written; None if something is left, or if the operation does not write."""
+        """Returns what was written, or None if something is left or the operation doesn't write."""
         part, output = _written_part(operation), operation.outputs[0]
         if part is None or output is None:
             return None
@@ -120,7 +121,7 @@ class Overwritten:
 
 
 def _written_part(operation: Operation) -> View | None:
-    """The part of its output that a write is into; None if it is no write, or not known."""
+    """Returns the part of its output that a write fills, or None if unknown or not a write."""
     output, known = operation.outputs[0], operation.arguments
     if operation.kind is not Kind.MOVE or output is None or known.keys().isdisjoint(_WRITTEN):
         return None
@@ -135,6 +136,6 @@ def _written_part(operation: Operation) -> View | None:
 
 
 def _written_from(operation: Operation, name: str) -> Value | None:
-    """What a write reads under the name of an argument; None if that is a constant."""
+    """Returns the value that a write reads from an argument, or None if that is a constant."""
     given = operation.argument(name)
     return given.value if isinstance(given, Operand) else None
