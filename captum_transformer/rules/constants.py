@@ -1,4 +1,4 @@
-"""What constants have of a gradient x value: where something is added, a signal is not all."""
+"""The part that constants have of gradient x value, where an operation adds or joins them."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ _AFFINE = CONVOLUTIONS | {Kind.PRODUCT, Kind.NORM}
 
 
 def of_constants(operation: Operation, slope: Tensor) -> list[Taken]:
-    """What the constants have that an operation adds to signals, or puts beside them.
+    """Returns the part of constants that an operation adds to signals, or puts beside them.
 
     Args:
         operation: the operation.
@@ -31,9 +31,9 @@ def of_constants(operation: Operation, slope: Tensor) -> list[Taken]:
 
 
 def constant_part(operation: Operation, slope: Tensor) -> tuple[Reason, Tensor] | None:
-    """What constants have of each entry that an operation makes, and why; None if it has none.
+    """Returns the constants' part of each output entry and the reason, or None if there is none.
 
-    They are what comes out where all signals are zero.
+    The constants are the output of the operation for signals of zero.
     """
     reason = _reason(operation)
     if reason is None or operation.outputs[0] is None or operation.activates:
@@ -48,7 +48,7 @@ def constant_part(operation: Operation, slope: Tensor) -> tuple[Reason, Tensor] 
 
 
 def of_activation(operation: Operation, slope: Tensor) -> list[Taken]:
-    """What an activation loses that is no straight line through zero: ``(f(x) - x f'(x)) g``."""
+    """Returns what is lost at an activation that is not linear: ``(f(x) - x f'(x)) g``."""
     output, traced = operation.outputs[0], operation.traced()
     if operation.kind is not Kind.ENTRYWISE or output is None or len(traced) > 1:
         return []

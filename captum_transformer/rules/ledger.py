@@ -1,4 +1,4 @@
-"""Adding up where something that is carried along the tape goes, without waiting for the device."""
+"""Accounts for everything that is carried along the tape, without waiting for the device."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
@@ -13,23 +13,23 @@ from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.value import Value
 
 Result = TypeVar("Result")
-# How much of the sum of absolute values may be rounding. Models compute parts of what they do in
-# single precision whatever theirs is, and quotients magnify rounding; what a wrong rule loses is
-# far more.
+# The fraction of the sum of absolute values that may be rounding. Models compute some parts in
+# single precision whatever their dtype is, and quotients magnify rounding; a wrong rule loses far
+# more.
 ROUNDING = 1e-4
-# The same of one operation by itself.
+# The same for a single operation.
 ROUNDING_OF_OPERATION = 1e-3
 
 
 def total(value: Value | None, carried: Tensor) -> Tensor:
-    """The sum of what a value has: ``(samples,)``; of all together where they aren't known."""
+    """Returns the sum for each sample, ``(samples,)``, or one sum if samples aren't known."""
     if value is None or value.samples is None:
         return carried.sum()
     return value.samples.total(carried)
 
 
 def added_up(totals: Sequence[Tensor]) -> Tensor:
-    """The sum of several totals; some may be of all samples together."""
+    """Returns the sum of several totals; some may be of all samples together."""
     by_sample = all(one.ndim for one in totals)
     first, *others = totals if by_sample else [one.sum() for one in totals]
     for other in others:
@@ -38,7 +38,7 @@ def added_up(totals: Sequence[Tensor]) -> Tensor:
 
 
 class Taken(NamedTuple):
-    """What an operation hands on to nobody, and why."""
+    """What an operation passes on to no operand, and why."""
 
     operation: Operation
     reason: Reason
@@ -46,20 +46,20 @@ class Taken(NamedTuple):
 
 
 class Asked(Protocol):
-    """Something else that only the device knows, for which the host need not wait twice."""
+    """Another condition that the device computes, so that the host doesn't wait twice."""
 
     def holds(self) -> Tensor:
-        """Whether it is true, on the device."""
+        """Returns whether the condition holds, as a tensor on the device."""
 
     def require(self) -> None:
-        """Raises if it is not."""
+        """Raises an error if the condition does not hold."""
 
 
 class Ledger:
     """What a pass started with, what was taken, and where it ended.
 
     Attributes:
-        reached: the wanted values that something came to which counts, be it zero.
+        reached: the wanted values that something that counts has reached, even if it is zero.
     """
 
     def __init__(self) -> None:
@@ -72,12 +72,12 @@ class Ledger:
         self._compared: list[tuple[Operation, Tensor, Tensor, Tensor]] = []
 
     def start(self, seeds: Mapping[Value, Tensor]) -> None:
-        """Notes what there is to be carried."""
+        """Records what a pass starts with."""
         self.started = [total(value, seed) for value, seed in seeds.items()]
         self._size = [torch.linalg.vector_norm(seed, 1) for seed in seeds.values()]
 
     def count(self, amount: Tensor, times: int) -> None:
-        """Notes what has started so many times, or less than none where it ended."""
+        """Records an amount that has started so many times, or has ended if that is negative."""
         if times:
             self._counted.append(amount if times == 1 else amount * times)
 
@@ -87,35 +87,35 @@ class Ledger:
         incoming: Sequence[Tensor | None],  # noqa: ARG002 - for those that look closer
         shares: Sequence[Tensor | None],
     ) -> None:
-        """Notes what an operation's rule owns up to."""
+        """Records what an operation's rule declares as taken."""
         for reason, amount in getattr(shares, "taken", {}).items():
             self.taken.append(Taken(operation, reason, amount))
 
     def compare(self, operation: Operation, expected: Tensor, found: Tensor, size: Tensor) -> None:
-        """Notes two sums that must be the same, and how large what they are sums of is."""
+        """Records two sums that must be equal, and the size of the terms that they sum."""
         self._compared.append((operation, expected, found, size))
 
     def left(self, operation: Operation, value: Value, share: Tensor) -> None:
-        """Notes what goes to a value that nobody asks for."""
+        """Records a share of a value that leads to no wanted value."""
         self.taken.append(Taken(operation, Reason.ELSEWHERE, total(value, share)))
 
     def end(self, value: Value, arrived: Tensor) -> None:
-        """Notes where something is carried no further."""
+        """Records what has arrived at a value from which it is carried no further."""
         self.ended.append((value, total(value, arrived)))
         self._size.append(torch.linalg.vector_norm(arrived, 1))
 
     def join(self, other: "Ledger") -> None:
-        """Takes over what another pass has noted."""
+        """Takes over the records of another pass."""
         self.started += other.started
         self._counted += other._counted  # noqa: SLF001 - of its own class
         self.taken += other.taken
         self.ended += other.ended
 
     def balances(self, also: Asked | None = None) -> bool:
-        """Whether all that was there went where it is known to have gone; waits for the device.
+        """Returns whether everything that started is accounted for; waits for the device.
 
         Args:
-            also: what is asked at the same time.
+            also: another condition that is checked at the same time.
         """
         some = self.started[0]
         away = [*(taken.amount for taken in self.taken), *(amount for _, amount in self.ended)]
@@ -130,7 +130,7 @@ class Ledger:
         return truth(alike)
 
     def _differing(self) -> Tensor:
-        """By what part of their size the sums that were compared differ."""
+        """Returns the differences of the sums that were compared, relative to their sizes."""
         some = self.started[0]
         columns = list(zip(*self._compared, strict=True))[1:]
         expected, found, size = (torch.stack([t.to(some) for t in column]) for column in columns)
@@ -142,7 +142,7 @@ def _sum(parts: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 class Audit(Ledger):
-    """A ledger that also compares, operation by operation, which costs a look at every tensor."""
+    """A ledger that also compares sums for each operation, which reads every tensor."""
 
     def passed(
         self,
@@ -150,7 +150,7 @@ class Audit(Ledger):
         incoming: Sequence[Tensor | None],
         shares: Sequence[Tensor | None],
     ) -> None:
-        """Notes by how much an operation's books fail to balance."""
+        """Records by how much an operation's shares differ from what it got."""
         super().passed(operation, incoming, shares)
         arrived, handed = ([t for t in ts if t is not None] for ts in (incoming, shares))
         taken = getattr(shares, "taken", {}).values()
@@ -159,12 +159,12 @@ class Audit(Ledger):
         if not all(bool(t.isfinite().all()) for t in (*handed, *taken)):
             if all(bool(t.isfinite().all()) for t in arrived) and _is_finite(operation):
                 raise _not_finite(operation)
-            return  # there was none to begin with, in the relevance or in the model
+            return  # the relevance or the model was not finite before
         sizes = [sum(torch.linalg.vector_norm(t, 1) for t in ts) for ts in (arrived, handed)]
         self.compare(operation, left, torch.zeros_like(left), torch.as_tensor(max(sizes)))
 
     def blame(self) -> None:
-        """Raises if an operation is found that hands on another sum than it got."""
+        """Raises an error if an operation passes on a different sum than it got."""
         for operation, expected, found, size in self._compared:
             left = (expected - found) / size.masked_fill(size == 0, 1.0)
             if left.abs() > ROUNDING_OF_OPERATION:
@@ -172,14 +172,14 @@ class Audit(Ledger):
 
 
 def balanced(run: Callable[[Ledger], Result], also: Asked | None = None) -> tuple[Result, Ledger]:
-    """What a pass finds, with its ledger; if that does not balance, what it finds with an audit.
+    """Runs a pass and returns its result and ledger; runs it with an audit if that isn't balanced.
 
     Args:
         run: the pass.
-        also: what has to be true besides.
+        also: another condition that has to hold.
 
     Raises:
-        ConservationError: if an operation hands on another sum than it got without a reason.
+        ConservationError: if an operation passes on a different sum than it got without a reason.
     """
     ledger = Ledger()
     result = run(ledger)
@@ -194,7 +194,7 @@ def balanced(run: Callable[[Ledger], Result], also: Asked | None = None) -> tupl
 
 
 def _is_finite(operation: Operation) -> bool:
-    """Whether the signals that its rule may read, and what is made of them, are all numbers."""
+    """Returns whether the signals that a rule may read, and the outputs, are all finite."""
     operands = [operand for operand, _ in operation.traced()]
     if not all(operand.is_kept for operand in operands):
         return True  # and the rule can't read them

@@ -1,4 +1,4 @@
-"""Carrying something backward along the tape; what flows is up to the rules."""
+"""Carries tensors backward along the tape; the rules define what they mean."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -17,11 +17,11 @@ from captum_transformer.trace.value import Value
 
 
 class Shares(list["Tensor | None"]):
-    """What goes on to each traced operand of an operation, and what does not.
+    """The share of each traced operand of an operation, and what no operand gets.
 
     Args:
-        shares: for each traced operand what it gets; None for nothing.
-        taken: the sum of what nobody gets, by reason: one for each sample, or one for all.
+        shares: the share of each traced operand; None for nothing.
+        taken: the sum of what no operand gets, by reason: one for each sample, or one for all.
     """
 
     def __init__(
@@ -39,17 +39,17 @@ Rule = Callable[[Operation, list[Tensor | None]], list[Tensor | None]]
 def conserved(
     tape: Tape, seeds: Mapping[Value, Tensor], rule: Rule, wanted: Iterable[Value]
 ) -> tuple[dict[Value, Tensor], Ledger]:
-    """As `propagate`, with an account of it.
+    """Does the same as `propagate`, and also returns a ledger that accounts for everything.
 
     Raises:
-        ConservationError: if a rule hands on another sum than it got, and does not own up to it, or
-            makes no number of numbers.
+        ConservationError: if a rule passes on a different sum than it got without declaring it, or
+            returns NaN or infinity for finite numbers.
     """
     wanted = list(wanted)
 
     def run(ledger: Ledger) -> dict[Value, Tensor]:
         if isinstance(ledger, Audit):
-            # Beside a bias that is larger by far a product is lost in the sum that was kept.
+            # If a bias is far larger than a product, the sum that was kept loses the product.
             for operation in tape.operations:
                 if operation.kind is Kind.PRODUCT and operation.attention is None:
                     operation.result = None
@@ -68,10 +68,10 @@ def propagate(
     """Carries the seeds backward along the tape and returns what arrives at the wanted values.
 
     Only what was made from a wanted value is visited. A wanted value that nothing reaches gets
-    zeros. A ledger notes where it all goes.
+    zeros. A ledger records where everything goes.
 
     Raises:
-        InvalidRuleError: if what a rule returns is not one share for each operand, of its shape.
+        InvalidRuleError: if a rule does not return one share of the right shape for each operand.
     """
     walk = Walk(tape, seeds, rule, wanted, ledger)
     walk.down_to(0)
@@ -79,14 +79,14 @@ def propagate(
 
 
 class Walk:
-    """The way of the seeds backward along the tape, which may be gone in parts.
+    """Carries seeds backward along the tape, possibly in several steps.
 
     Args:
         tape: the forward pass.
-        seeds: what starts, by value.
-        rule: what each operation hands on.
+        seeds: the tensors to start with, by value.
+        rule: returns what each operation passes on.
         wanted: the values whose share is asked for.
-        ledger: notes where it all goes.
+        ledger: records where everything goes.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Walk:
         self._end = max(map(_step, seeds)) + 1
 
     def down_to(self, place: int) -> None:
-        """Goes on through the operations that are not before a place."""
+        """Continues backward down to the operation at a place, and through it."""
         last = max(place, self._first, 0)
         for operation in reversed(self._operations[last : self._end]):
             self._pass(operation)
@@ -139,13 +139,13 @@ class Walk:
                 self.ledger.left(operation, value, share)
 
     def taken(self, value: Value) -> Tensor:
-        """What has arrived at a wanted value, which is not kept any longer."""
+        """Returns what has arrived at a wanted value, and no longer keeps it."""
         if value in self._arrived:
             return self._arrived.pop(value)
         return self._arriving.get(value, self._some.new_zeros(value.shape))
 
     def arrived(self) -> dict[Value, Tensor]:
-        """What has arrived at the wanted values at the end; zeros where nothing has."""
+        """Returns what has arrived at the wanted values at the end, or zeros if nothing has."""
         for value, tensor in self._arriving.items():
             self.ledger.end(value, tensor)
         found = self._arrived | self._arriving
@@ -182,7 +182,7 @@ Back = Callable[[Sequence[Tensor | None]], list[Tensor | None]]
 
 
 def pullback(operation: Operation, points: Sequence[Tensor]) -> tuple[list[Tensor], Back]:
-    """What one operation, taken alone, makes of some points, and its vector-Jacobian product."""
+    """Returns the outputs of one operation at some points, and its vector-Jacobian product."""
     with torch.enable_grad():
         leaves = [point.detach().requires_grad_() for point in points]
         outputs = operation.replay(leaves)
@@ -211,13 +211,13 @@ def pullback(operation: Operation, points: Sequence[Tensor]) -> tuple[list[Tenso
 def transposed(
     operation: Operation, points: Sequence[Tensor], cotangents: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """The vector-Jacobian product of one operation, taken alone at some points."""
+    """Returns the vector-Jacobian product of one operation at some points."""
     _, back = pullback(operation, points)
     return back(cotangents)
 
 
 def growth(operation: Operation, points: Sequence[Tensor]) -> list[Tensor]:
-    """How fast the outputs of one operation grow with all operands: ``sum x df/dx``."""
+    """Returns how fast the outputs of one operation grow with all operands: ``sum x df/dx``."""
     with torch.no_grad(), forward_ad.dual_level():
         growing = [forward_ad.make_dual(x, x) for x in points]  # type: ignore[no-untyped-call]
         outputs = operation.replay(growing)
@@ -228,12 +228,12 @@ BY_GRADIENT = "ConservativeLRP needs no rules for single operations and may supp
 
 
 def share_of_ids(operation: Operation, ids: Operand, of_features: Tensor) -> Tensor:
-    """What token ids get of what their embedding has: the sum over its features.
+    """Returns the share of token ids: the sum of their embedding's share over its features.
 
     Args:
         operation: the lookup.
         ids: its ids.
-        of_features: what each feature has.
+        of_features: the share of each feature.
 
     Raises:
         UnsupportedOperationError: if it isn't known which features are of which id, or if the table
@@ -255,7 +255,7 @@ def share_of_ids(operation: Operation, ids: Operand, of_features: Tensor) -> Ten
 def unsupported(
     operation: Operation, why: str, instead: str = BY_GRADIENT
 ) -> UnsupportedOperationError:
-    """The error for an operation that has no rule, with what may serve instead."""
+    """Returns the error for an operation that has no rule, which names an alternative."""
     if operation.kind is Kind.UNKNOWN:
         return UnsupportedOperationError(
             f"{operation.described} is not in the table of operations, so its effect on relevance "

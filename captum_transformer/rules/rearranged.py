@@ -1,4 +1,4 @@
-"""The transpose of operations that move entries: what has moved goes back where it came from."""
+"""The transpose of operations that move entries: moves entries back to where they came from."""
 
 import functools
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from captum_transformer.trace.views import views_of
 
 
 def rearranged(operation: Operation, cotangents: list[Tensor | None]) -> list[Tensor | None]:
-    """The transpose of an operation that only moves, copies or drops entries.
+    """Applies the transpose of an operation that only moves, copies or drops entries.
 
-    What a complex number carries is one real number for both of its parts.
+    The cotangent of a complex number is one real number for both of its parts.
     """
     some = next(c for c in cotangents if c is not None)
     if operation.kind is Kind.AS_COMPLEX:
@@ -32,7 +32,7 @@ def rearranged(operation: Operation, cotangents: list[Tensor | None]) -> list[Te
         return [back]
     if operation.form is Form.ORDERS:
         return [_ordered(operation, some)]
-    # What an operation fills in, such as the lowest number there is, must fit the precision.
+    # A fill value, such as the lowest number of a dtype, must fit the dtype.
     values = [value for _, value in operation.traced()]
     dtypes = [value.dtype for value in values if value.dtype.is_floating_point]
     dtype = functools.reduce(torch.promote_types, dtypes, some.dtype)
@@ -41,7 +41,7 @@ def rearranged(operation: Operation, cotangents: list[Tensor | None]) -> list[Te
 
 
 def _in_order(operation: Operation, cotangent: Tensor) -> Tensor | None:
-    """The cotangent as the operand's entries lie, where the output shows each just once."""
+    """Returns the cotangent in the operand's order, or None if the output repeats or drops any."""
     views = views_of(operation)
     if views is None or len(views) != 1 or (order := views[0].order()) is None:
         return None
@@ -52,8 +52,8 @@ def _in_order(operation: Operation, cotangent: Tensor) -> Tensor | None:
         cotangent = cotangent.permute(order)
     if cotangent.requires_grad:
         return cotangent.reshape(value.shape)
-    # What is spread evenly over the last dimensions stays so, and is not copied. (The derivative
-    # would take more steps.)
+    # A cotangent that is expanded over the last dimensions stays so, and is not copied. (The
+    # derivative would take more steps.)
     even, sizes, steps = 0, cotangent.shape, cotangent.stride()
     for ours, theirs, step in zip(sizes[::-1], value.shape[::-1], steps[::-1], strict=False):
         if step or ours != theirs or not ours:
@@ -68,9 +68,9 @@ def _in_order(operation: Operation, cotangent: Tensor) -> Tensor | None:
 
 
 def _ordered(operation: Operation, cotangent: Tensor) -> Tensor:
-    """The cotangent with its entries in their former order, which may change along some dimensions.
+    """Returns the cotangent with its entries in the order that they had before.
 
-    What is spread evenly over the others stays so.
+    The order may change along some dimensions; a cotangent expanded over the others stays so.
     """
     ((_, value),) = operation.traced()
     moved = operation.along(cotangent.ndim) or range(cotangent.ndim)
@@ -83,7 +83,7 @@ def _ordered(operation: Operation, cotangent: Tensor) -> Tensor:
 
 
 def _put_back(operation: Operation, cotangents: Sequence[Tensor | None]) -> Tensor | None:
-    """The cotangents at their places in the operand, where outputs show parts of it, each once."""
+    """Returns the cotangents at their places in the operand, if outputs show each entry once."""
     views = views_of(operation)
     if views is None or not all(view.shows_each_once() for view in views):
         return None
@@ -101,7 +101,7 @@ def _put_back(operation: Operation, cotangents: Sequence[Tensor | None]) -> Tens
 
 
 def _cropped(operation: Operation, cotangent: Tensor) -> Tensor | None:
-    """The cotangent without the entries that constants have filled in around the operand's."""
+    """Returns the cotangent without the padding, or None if the padding is not constant."""
     mode, widths = operation.argument("mode", "constant"), operation.argument("pad")
     if mode != "constant" or len(operation.operands) != 1:
         return None

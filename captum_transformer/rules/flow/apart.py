@@ -1,4 +1,4 @@
-"""Makes sure that the shares of each sample's score end in inputs of that sample."""
+"""Checks that the shares of each sample's score end in inputs of that sample."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,24 +11,24 @@ from captum_transformer.trace.influence import digits_of, weights_of
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.value import Value
 
-# Shares of samples that are apart scale to the last digit, save for the order of sums.
+# Shares of separate samples scale exactly, except for rounding from the order of sums.
 _ROUNDING = 16
 Shares = Mapping[Value, Tensor]
 
 
 def require_own_samples(run: Callable[[Shares], Shares], seeds: Shares, arrived: Shares) -> None:
-    """Refuses if a share of one sample's score has come to another sample.
+    """Raises an error if a share of one sample's score has reached another sample.
 
-    Scores may depend on their own sample alone and shares be handed to others: where a difference
-    of sums over several samples cancels out, shares of these sums do not.
+    This can happen even if each score depends on its own sample alone: where a difference of sums
+    over several samples cancels out, the shares of these sums do not.
 
     Args:
         run: carries shares from where they start to the wanted values.
-        seeds: shares to start with, of one score for each sample.
-        arrived: what has come of them to the wanted values.
+        seeds: the shares to start with, of one score for each sample.
+        arrived: the shares that have reached the wanted values.
 
     Raises:
-        MixedSamplesError: if it has.
+        MixedSamplesError: if a share has reached another sample.
     """
     samples = max((value.batch.of for value in arrived if value.batch is not None), default=1)
     ((start, share), *more) = seeds.items()

@@ -1,4 +1,4 @@
-"""What flows back to values of what starts behind them."""
+"""The token flow from several seeds to the values before them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,15 +11,15 @@ from captum_transformer.trace.value import Value
 def behind(
     flow: TokenFlow, seeds: Mapping[Value, Tensor], wanted: Sequence[Value]
 ) -> dict[Value, Tensor]:
-    """What reaches some values; what starts at one of them is a part of it already, and left out.
+    """Returns the shares that reach some values, without seeds that start at the value itself.
 
     Args:
         flow: the token flow.
-        seeds: shares to start with.
-        wanted: the values.
+        seeds: the shares to start with.
+        wanted: the values that shares are carried to.
 
     Returns:
-        For each value what reaches it; nothing for those that no seed is behind.
+        The share that reaches each value; nothing for values that no seed is behind.
     """
     at_wanted = {value: seeds[value] for value in wanted if value in seeds}
     groups = [({v: s for v, s in seeds.items() if v not in at_wanted}, list(wanted))]

@@ -1,7 +1,7 @@
-"""What the token flow leaves out: operations that mix tokens beside a skip, without attention.
+"""Operations that the token flow leaves out: they mix tokens beside a skip, without attention.
 
-The skip is the token itself and has its whole share, whatever a branch beside it makes of the token
-and of others.
+The skip is the token itself and gets its whole share, whatever a branch beside it computes from
+this and other tokens.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _KEEPS_TOKENS = BY_ENTRY | {Kind.EMBEDDING}
 
 
 def beside_skips(operations: Sequence[Operation], sources: Sources) -> list[Operation]:
-    """The operations that mix tokens in branches whose skip stands for these tokens."""
+    """Returns the operations that mix tokens in a branch whose skip gets their whole share."""
     found: dict[Operation, None] = {}
     for operation in operations:
         junction = sources.junction(operation)
@@ -33,7 +33,7 @@ def beside_skips(operations: Sequence[Operation], sources: Sources) -> list[Oper
 
 
 def _mixing(branch: Value, skip: Value, sources: Sources) -> list[Operation]:
-    """The operations that mix tokens on the way from a skip to a branch without attention."""
+    """Returns the operations that mix tokens between a skip and a branch, without attention."""
     found, pending, seen = [], [branch], {skip}
     while pending:
         value = pending.pop()

@@ -16,18 +16,18 @@ from captum_transformer.rules.ledger import Audit, Ledger, Taken, total
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.value import Value
 
-# Where a share goes, the sources that it is of, and the share.
+# The value that a share goes to, the share's sources, and the share.
 Piece = tuple[Value, int, Tensor]
 
 
 class Kept(NamedTuple):
-    """What a rule hands on to nobody.
+    """A part of a share that a rule passes on to no signal.
 
     Attributes:
-        reason: what takes it; None if by the flow's definition it is no part of the whole.
-        key: the sources that it is of.
-        amount: the sum of it, for each sample if they are known.
-        starts: whether it is not kept, but starts anew.
+        reason: what takes it; None if it is no part of the whole by the flow's definition.
+        key: its sources, as a bit set.
+        amount: its sum, for each sample if the samples are known.
+        starts: whether it isn't kept, but starts anew.
     """
 
     reason: Reason | None
@@ -37,10 +37,10 @@ class Kept(NamedTuple):
 
 
 class Books:
-    """Writes into a ledger what becomes of shares.
+    """Records in a ledger what happens to shares.
 
     Args:
-        ledger: what is written.
+        ledger: the ledger to write to.
         wanted: the sources that the account is about.
     """
 
@@ -49,7 +49,7 @@ class Books:
         self._wanted = wanted
 
     def start(self, seeds: Mapping[Value, Tensor], keys: Mapping[Value, int]) -> None:
-        """Notes the shares that there are at first."""
+        """Records the shares that the flow starts with."""
         self._ledger.start(seeds)
         for value, share in seeds.items():
             self._ledger.count(share.sum(), keys[value].bit_count() - 1)
@@ -63,7 +63,7 @@ class Books:
         kept: Sequence[Kept],
         attended: Attended | None,
     ) -> None:
-        """Notes what an operation has handed on of some sources' shares, and what it keeps."""
+        """Records what an operation has passed on of some sources' shares, and what it keeps."""
         for reason, of, amount, starts in kept:
             if starts:
                 self._ledger.count(amount, of.bit_count())
@@ -89,9 +89,10 @@ class Books:
             self._ledger.compare(operation, expected, share.sum(), size)
 
     def leave_out(self, operation: Operation, pieces: Sequence[Piece]) -> None:
-        """Notes what has passed no attention and is not to count.
+        """Records shares that have passed no attention and don't count.
 
-        What goes to one value was one share of several sources, so each entry counts once.
+        The pieces that go to one value were one share of several sources, so each entry counts
+        once.
         """
         whole: dict[Value, tuple[int, Tensor]] = {}
         for value, key, share in pieces:
@@ -105,7 +106,7 @@ class Books:
                 self._ledger.started.append(amount.sum())
 
     def end(self, value: Value, source: int, key: int, share: Tensor) -> None:
-        """Notes that a value is reached, where something of one source is asked for."""
+        """Records a share that ends at a value; only the share of one source is asked for there."""
         if key & source:
             self._ledger.end(value, share)
         if further := key & ~source:

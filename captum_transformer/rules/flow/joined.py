@@ -1,4 +1,4 @@
-"""Along which axes signals lie that were joined, as heads or samples that attend in a loop."""
+"""The axes along which joined signals lie, such as heads or samples that attend in a loop."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -17,7 +17,7 @@ Axes: TypeAlias = tuple[Axis, ...] | None
 
 
 def joined_along(operation: Operation, output: Value, before: Sequence[Axes]) -> Axes:
-    """The axes along which an operation joins signals."""
+    """Returns the axes along which an operation joins signals, or None if they are not known."""
     shape, dim = output.shape, operation.dim(len(output.shape)) or 0
     if operation.kind is Kind.STACK:
         return (Axis.of(shape, dim),)
@@ -46,14 +46,14 @@ def joined_along(operation: Operation, output: Value, before: Sequence[Axes]) ->
 def carried(
     operation: Operation, operand: Operand, axes: Axes, output: Value, *, stacked: bool
 ) -> Axes:
-    """Where the axes of a rearranged signal lie in an output.
+    """Returns the axes of a rearranged signal as axes of an output, or None if unknown.
 
     Args:
-        operation: what rearranges it.
+        operation: the operation that rearranges the signal.
         operand: the signal.
-        axes: where the signals lie in it that it was joined from.
-        output: what it becomes.
-        stacked: whether each index of an axis is one of them.
+        axes: the axes along which the signals lie that it was joined from.
+        output: the output of the operation.
+        stacked: whether each index of an axis is one of these signals.
     """
     if axes is None:
         return None
@@ -80,7 +80,7 @@ def carried(
 def _places(
     operation: Operation, to: Sequence[int | None], dims: Sequence[int]
 ) -> list[int] | None:
-    """The dimensions that some become, where tensors in brackets may pick along them."""
+    """Returns the dimensions that some become if index tensors may pick along them."""
     brackets, left = operation.argument("brackets"), [p for d in dims if (p := to[d]) is not None]
     if len(left) == len(dims) or brackets is None:
         return left if len(left) == len(dims) else None
@@ -89,6 +89,6 @@ def _places(
 
 
 def along_features(axes: Sequence[Axis], value: Value) -> bool:
-    """Whether signals were joined along features of tokens, as heads are in a loop."""
+    """Returns whether signals were joined along features of tokens, as heads are in a loop."""
     dims = feature_dims(value)
     return any(runs_along(axis, value.shape, dim) for axis in axes for dim in dims)

@@ -9,17 +9,17 @@ from torch import Tensor
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.heads import by_head
 
-# The rows of a call's map ``(..., rows, K)`` that belong to a slice of its queries.
+# Computes the rows of a call's map ``(..., rows, K)`` that belong to a slice of its queries.
 MapBlock = Callable[[AttentionCall, slice], Tensor]
 
 
 class Attended(NamedTuple):
-    """What an attention call makes of the shares of its queries.
+    """The shares that an attention call computes from the shares of its queries.
 
     Attributes:
         keys: the shares of the keys' values, ``(..., K)``.
-        read: the sum of the queries' shares that it has read.
-        made: the sum of what it has made of them, as the sums of the map's rows tell.
+        read: the sum of the queries' shares.
+        made: the sum that the keys' shares should have, computed from the sums of the map's rows.
     """
 
     keys: Tensor
@@ -28,14 +28,14 @@ class Attended(NamedTuple):
 
 
 class Attend(Protocol):
-    """What an attention call does with the shares of its queries."""
+    """A function that passes the shares of an attention call's queries on to its keys."""
 
     def __call__(self, call: AttentionCall, shares: Tensor) -> Attended:
-        """From the queries' shares ``(..., Q)`` to those of the keys' values ``(..., K)``."""
+        """Returns the shares of the keys' values ``(..., K)``, given the queries' ``(..., Q)``."""
 
 
 def attend_with(maps: MapBlock) -> Attend:
-    """Attention that hands shares over by a map ``(..., rows, K)``, computed block by block."""
+    """Returns a function that multiplies shares by a map ``(..., rows, K)``, block by block."""
 
     def attend(call: AttentionCall, shares: Tensor) -> Attended:
         blocks = call.blocks()
@@ -55,12 +55,12 @@ def _through(maps: MapBlock, call: AttentionCall, shares: Tensor, rows: slice) -
 
 
 class ReadTwice:
-    """Maps whose rows are added up before shares go through them: they are computed once.
+    """Computes maps only once if their rows are summed before shares are multiplied by them.
 
-    That of one call is kept in between, if it is one block.
+    The map of one call is kept in between, if it is one block.
 
     Args:
-        maps: the maps.
+        maps: computes the rows of a map.
     """
 
     def __init__(self, maps: MapBlock) -> None:
@@ -68,7 +68,7 @@ class ReadTwice:
         self._kept: tuple[AttentionCall, slice, Tensor] | None = None
 
     def __call__(self, call: AttentionCall, rows: slice) -> Tensor:
-        """The rows of a call's map."""
+        """Returns the rows of a call's map."""
         kept, self._kept = self._kept, None
         if kept is not None and kept[0] is call and kept[1] == rows:
             return kept[2]
@@ -79,17 +79,17 @@ class ReadTwice:
 
 
 def by_heads(maps: MapBlock, call: AttentionCall) -> Tensor:
-    """The whole map of each head of a call: ``(samples, heads, Q, K)``."""
+    """Returns the whole map of each head of a call: ``(samples, heads, Q, K)``."""
     return torch.cat([by_head(call, maps(call, rows)) for rows in call.blocks()], -2)
 
 
 def averaged_over_heads(maps: MapBlock, call: AttentionCall) -> Tensor:
-    """The whole map of a call, averaged over its heads: ``(samples, Q, K)``."""
+    """Returns the whole map of a call, averaged over its heads: ``(samples, Q, K)``."""
     return torch.cat([by_head(call, maps(call, rows)).mean(1) for rows in call.blocks()], -2)
 
 
 def by_sample(call: AttentionCall, keys: Tensor) -> Tensor:
-    """The sum of shares of keys, for each sample if they are known."""
+    """Returns the sum of the keys' shares, for each sample if the samples are known."""
     samples = call.output.samples
     known = samples is not None and samples.outer == 1
     return keys.reshape(samples.size, -1).sum(1) if samples is not None and known else keys.sum()

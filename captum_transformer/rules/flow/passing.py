@@ -1,4 +1,4 @@
-"""What each operation hands on of a share: one table from kinds of operation to rules."""
+"""How each operation passes a share on to its signals: one table from kinds to rules."""
 
 import functools
 import math
@@ -36,18 +36,18 @@ from captum_transformer.trace.value import Value
 
 
 class Passing:
-    """Hands shares of some sources on, one operation at a time.
+    """Passes the shares of some sources on, one operation at a time.
 
     Args:
         sources: what each value holds.
-        layers: what each attention call that contributes does.
-        starting: the sources whose shares start at the values of such a call.
-        rows: divides shares by the sums of rows; None not to.
-        wanted: the sources that are asked for, if it is noted what is handed on to nobody.
+        layers: for the layer of each attention call that contributes, what the call does.
+        starting: returns the sources whose shares start at the values of such a call.
+        rows: divides shares by the sums of rows; None for no normalisation.
+        wanted: the sources that are asked for; None if what goes to no signal isn't recorded.
 
     Attributes:
-        kept: what the operation has handed on to nobody.
-        attended: what it has made of the shares, if it is an attention call.
+        kept: what the operation has passed on to no signal.
+        attended: the result of the operation, if it is an attention call that contributes.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Passing:
     def __call__(
         self, operation: Operation, key: int, found: list[Tensor | None]
     ) -> Iterator[Piece]:
-        """What goes on to which value of a share of some sources, by the sources it is of."""
+        """Yields the values that get parts of a share, each with the part and its sources."""
         kind, share = operation.kind, found[0]
         call: AttentionCall | None = operation.attention
         self.kept, self.attended = [], None
@@ -104,7 +104,7 @@ class Passing:
             raise unsupported(operation, "whether it keeps tokens apart is not known")
 
     def _mixed(self, operation: Operation, key: int, share: Tensor) -> Iterator[Piece]:
-        """What goes to a signal whose entries are joined into fewer, each by what it holds."""
+        """Yields the parts of a signal whose entries are reduced, by the sources that they hold."""
         ((operand, value),), rule = receiving(operation), MIXED_RULES[operation.kind]
         counts, pieces, whole = Counts(self._sources, share), [(key, share)], 0
         holding = counts.holding(value, key, operation)
@@ -130,7 +130,7 @@ class Passing:
     def _divided(
         self, operation: Operation, key: int, divided: Divided, share: Tensor
     ) -> Iterator[Piece]:
-        """What signals get of a divided share; entries that are made of none of them get none."""
+        """Yields each signal's part; records the share of entries that are made of no signal."""
         if divided.among is not None:
             filled = operation.kind is Kind.MUL or not constants(operation)
             reason = Reason.FILLED if filled else Reason.CONSTANT
@@ -146,12 +146,12 @@ class Passing:
         share: Tensor,
         where: Tensor | int = 1,
     ) -> None:
-        """Notes what of a share at a value is handed on to nobody."""
+        """Records the part of a share at a value that is passed on to no signal."""
         if self._wanted is not None and key:
             self.kept.append(Kept(reason, key, total(value, share * where)))
 
     def _moved(self, operation: Operation, key: int, found: list[Tensor | None]) -> Iterator[Piece]:
-        """What was rearranged goes back; what constants and other tokens bring along is theirs."""
+        """Moves shares back to where entries came from; records those of constants and others."""
         if operation.kind in MOVES:
             parts = rearranged(operation, self._without_constants(operation, key, found))
         else:
@@ -165,14 +165,14 @@ class Passing:
             held = self._sources.held(value)
             if key & held:
                 yield value, key & held, part
-            # Tokens of another input have a share of their own, and never held this one.
+            # Tokens of another input have a share of their own, and never held this source.
             reason = None if held & (self._wanted or 0) else Reason.JOINED
             self._keep(reason, key & ~held, value, part)
 
     def _without_constants(
         self, operation: Operation, key: int, found: list[Tensor | None]
     ) -> list[Tensor | None]:
-        """What is left of shares where constants have taken the place of entries."""
+        """Returns shares without those of entries that constants have replaced."""
         masks = operation.kind is Kind.MOVE
         if self._wanted is None and not masks:
             return found
@@ -192,7 +192,7 @@ class Passing:
     def _normalised(
         self, share: Tensor, pieces: list[tuple[int, Tensor]]
     ) -> list[tuple[int, Tensor]]:
-        """Notes by how much a share was divided where rows are normalised."""
+        """Returns the pieces of a share; records how much the normalisation of rows took away."""
         for part, piece in pieces:
             if piece is not share:
                 self._keep(None, part, None, share - piece)
@@ -214,7 +214,7 @@ class Passing:
             self.attended = attended
             self.kept.append(Kept(None, key, attended.read))
             key = 0 if value is None else self._starting(value)
-            # What starts anew; if nothing does, one share that reaches no input.
+            # The shares that start anew; if none does, one share that reaches no input.
             self.kept.append(Kept(None, key or 1, attended.made, starts=True))
             if not key or value is None:
                 # Queries descend from inputs, and what they attend to does not.
@@ -239,7 +239,7 @@ class Passing:
     def _met(
         self, operation: Operation, junction: Junction, key: int, share: Tensor
     ) -> Iterator[Piece]:
-        """What each of several signals gets that are added, multiplied or compared."""
+        """Yields the part of each of several signals that are added, multiplied or compared."""
         signals = receiving(operation)
         if operation.kind is Kind.SUM_AT_INDICES:
             yield from self._met_at_indices(operation, junction, key, share)
@@ -267,7 +267,7 @@ class Passing:
                     for some, present in counts.holding(value, own, operation):
                         yield value, some, rule(operation, operand, share, present).parts[0]
                     continue
-                # Where constants have masked a signal, the others stand for it.
+                # Where constants have masked a signal, the other signals get its share.
                 left = (left != 0).to(share.dtype)
                 self._keep(Reason.FILLED, own & ~also, operation.outputs[0], share, 1 - left)
                 yield value, own, rule(operation, operand, share * left, None).parts[0]
@@ -292,7 +292,7 @@ class Passing:
     def _met_at_indices(
         self, operation: Operation, junction: Junction, key: int, share: Tensor
     ) -> Iterator[Piece]:
-        """The same where only some entries are added to, as with experts' outputs."""
+        """Does the same as `_met` if only some entries are added to, as with experts' outputs."""
         values = [value for _, value in receiving(operation)]
         nothing = [share.new_zeros(value.shape) for value in values]
         for own, whole in enumerate((*junction.whole, junction.shared)):

@@ -1,4 +1,4 @@
-"""Tokens that were picked beside those that hold a source, told from the operations alone."""
+"""Finds out, from the operations alone, if only tokens without a source were picked."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,10 @@ from captum_transformer.trace.views import view_of
 
 
 def picks_others(value: Value, sought: int, sources: Sources, wanted: Sequence[Value]) -> bool:
-    """Whether no share of some sources at a value leads to what is wanted, as of a class token.
+    """Returns whether no share of some sources at a value leads to the wanted values.
 
-    That was joined to the patches, and picked in the end. False where it is not plain to see.
+    That is so for a class token that was joined to the patches and picked in the end. False if the
+    operations don't show it.
     """
     view: View | None = None
     while (operation := value.operation) is not None and value not in wanted:
@@ -33,7 +34,7 @@ def picks_others(value: Value, sought: int, sources: Sources, wanted: Sequence[V
 
 
 def _only_one(operation: Operation, sought: int, sources: Sources) -> tuple[Operand, Value] | None:
-    """The signal that all of a share goes to, if one does."""
+    """Returns the signal that a whole share goes to, or None if there is no such signal."""
     signals, junction = receiving(operation), sources.junction(operation)
     if junction is not None:
         signals = [s for s, own in zip(signals, junction.whole, strict=True) if own & sought]
@@ -42,7 +43,7 @@ def _only_one(operation: Operation, sought: int, sources: Sources) -> tuple[Oper
     if len(signals) != 1:
         return None
     made = signals[0][1].operation
-    # Where constants mask a signal, others stand for it.
+    # Where constants mask a signal, others get its share.
     alone = operation.kind not in ADDITIONS or junction is None
     whole = made is not None and made.kind in BY_ENTRY and len(made.traced()) > 1
     others = (v for _, v in receiving(operation) if v is not signals[0][1])
@@ -52,7 +53,7 @@ def _only_one(operation: Operation, sought: int, sources: Sources) -> tuple[Oper
 
 
 def _lies_beside(operation: Operation, operand: Operand, joined: Value, view: View) -> bool:
-    """Whether a view shows no token of the signal that was joined to constants."""
+    """Returns whether a view shows no token of the signal that was joined to constants."""
     if operation.kind is not Kind.CONCATENATE or len(operation.traced()) != 1:
         return False
     dim = operation.dim(len(joined.shape)) or 0

@@ -24,19 +24,18 @@ from captum_transformer.trace.value import Value
 
 
 def signal(operand: Operand, like: Tensor, *, weighted: bool = False) -> Tensor | None:
-    """How much of the signal each entry carries: nothing where a constant has taken its place.
+    """Returns how much of the signal each entry carries: zero where a constant has replaced it.
 
-    Padding takes no share of what is made of it and a signal, as in convolutions that pad by
-    themselves: where windows or merged tokens reach over the edge of an image, what lies within
-    stands for all.
+    Padding gets no share, as in convolutions with a `padding` argument: where windows or merged
+    tokens reach over the edge of an image, the entries inside the image get the whole share.
 
     Args:
-        operand: what is divided.
-        like: gives the precision.
-        weighted: whether factors count: masks make terms of a sum disappear.
+        operand: the operand whose entries are asked for.
+        like: a tensor of the dtype to compute in.
+        weighted: whether the sizes of factors count, or only where they are zero.
 
     Returns:
-        None if all entries are of the signal alike.
+        The weight of each entry, or None if all entries carry the signal alike.
     """
     value = operand.value
     operation = None if value is None else value.operation
@@ -62,19 +61,19 @@ def signal(operand: Operand, like: Tensor, *, weighted: bool = False) -> Tensor 
 
 
 def factors(operation: Operation, like: Tensor, *, weighted: bool = False) -> Tensor | None:
-    """What constants make of a signal that they multiply: nothing where they are zero."""
+    """Returns the weight that constant factors give each entry, or None if there are none."""
     if operation.kind is not Kind.MUL:
         return None
     given = [operand.tensor for operand in operation.operands if operand.value is None]
-    # What is true or false weighs one or nothing.
+    # A boolean factor weighs one or zero.
     sizes = [t.abs() if weighted and t.dtype != torch.bool else t != 0 for t in given]
     scales = [size.to(like.dtype) for size in sizes]
     return functools.reduce(operator.mul, scales) if scales else None
 
 
 def at_indices(operation: Operation, weights: Sequence[Tensor]) -> Tensor:
-    """The weight of each sum of a sum at indices; the constant that they are added to has none."""
-    # Terms that are subtracted are terms.
+    """Returns the weight of each sum at indices, without the constant that terms are added to."""
+    # Subtracted terms count like added ones.
     others = {name: value for name, value in operation.kwargs.items() if name != "alpha"}
     added = operation.changed(kwargs=others)
     total: Tensor = added.replay(weights)[0]
@@ -84,11 +83,11 @@ def at_indices(operation: Operation, weights: Sequence[Tensor]) -> Tensor:
 
 
 class Counts:
-    """How many terms of each entry of a value hold some sources, as numbers.
+    """Computes how many terms of each entry of a value hold some sources.
 
     Args:
         sources: what each value holds.
-        like: gives the precision.
+        like: a tensor of the dtype to compute in.
     """
 
     def __init__(self, sources: Sources, like: Tensor) -> None:
@@ -97,7 +96,7 @@ class Counts:
         self._known: dict[Terms, Tensor | int] = {}
 
     def __call__(self, terms: Count) -> Tensor | int:
-        """The number for each entry; one for all if they are alike."""
+        """Returns the number for each entry, or one number if all entries are alike."""
         if isinstance(terms, int):
             return terms
         # A value that was written into entry by entry is met in as many ways as there are sums.
@@ -125,9 +124,9 @@ class Counts:
     def holding(
         self, value: Value, key: int, operation: Operation
     ) -> list[tuple[int, Tensor | None]]:
-        """Divides sources into those that the same entries of a value hold, with where they lie.
+        """Groups sources by the entries of a value that hold them, with a mask of these entries.
 
-        None for those that all entries hold, as far as the operation mixes them.
+        The mask is None for sources that all entries hold, as far as the operation mixes entries.
         """
         alike, found = 0, list[tuple[int, Tensor | None]]()
         for sources, terms in self._sources.of(value).terms:
@@ -144,9 +143,9 @@ class Counts:
     def counted(
         self, operation: Operation, key: int
     ) -> Iterator[tuple[int, Sequence[Tensor | int]]]:
-        """Divides sources that several signals share, with the terms that each has of them.
+        """Groups sources that several signals share, with the number of terms in each signal.
 
-        What is multiplied or compared is one term each.
+        Signals that are multiplied or compared are one term each.
         """
         signals = receiving(operation)
         helds = [self._sources.of(value) for _, value in signals]
@@ -168,7 +167,7 @@ class Counts:
         yield from ((alike, numbers) for numbers, alike in uniform.items())
 
     def groups(self, value: Value, key: int) -> list[int]:
-        """The sets of sources that entries of a value hold, where signals were joined."""
+        """Returns the sets of sources that a value's entries hold, where signals were joined."""
         held, operation = self._sources.of(value), value.operation
         apart = (isinstance(t, Terms) and (t.joined or t.apart) for of, t in held.terms if key & of)
         if operation is None or not any(apart):
@@ -178,7 +177,7 @@ class Counts:
 
 
 def _mixes(operation: Operation, value: Value, terms: Terms) -> bool:
-    """Whether an operation makes one entry of several, and only some of these hold sources."""
+    """Returns whether an operation combines entries when only some of them hold the sources."""
     if operation.attention is not None:
         return terms.by_features  # it divides shares among tokens
     if operation.kind in BY_ENTRY:
@@ -193,7 +192,7 @@ def _mixes(operation: Operation, value: Value, terms: Terms) -> bool:
 
 
 def _seen(operation: Operation, operand: Operand, output: Value, terms: Tensor | int) -> Tensor:
-    """Whether an output's entries are made of entries of an operand that hold some sources."""
+    """Returns for each output entry whether it is made of operand entries that hold sources."""
     if isinstance(terms, int):
         return torch.full(output.shape, bool(terms), device=output.device)
     to, mixed = passage(operation, operand, len(output.shape))
@@ -210,7 +209,7 @@ def _seen(operation: Operation, operand: Operand, output: Value, terms: Tensor |
 def _filled(
     operation: Operation, parts: Sequence[Tensor | int | None], like: Tensor
 ) -> list[Tensor]:
-    """The same as tensors that lie as an operation's signals do; ones where entries are alike."""
+    """Returns the parts as tensors laid out like the operation's signals, with ones for None."""
     filled = [source.blank(like.dtype).fill_(1) for _, source in operation.traced()]
     for place, (whole, part) in enumerate(zip(filled, parts, strict=True)):
         if isinstance(part, Tensor):
@@ -224,13 +223,13 @@ def _filled(
 def _carried(
     operation: Operation, value: Value, parts: Sequence[Tensor | int | None], like: Tensor
 ) -> Tensor:
-    """What the entries of a rearrangement bring along; constants among them nothing."""
+    """Rearranges the parts of signals in the way of their entries; constants get zero."""
     if operation.kind in AS_OTHERS:
-        # What a complex number brings along is one number for both of its parts.
+        # The real and the imaginary part of a complex number have one number in common.
         (part,) = _filled(operation, parts, like)
         both = operation.kind is Kind.AS_COMPLEX
         return part.amax(-1) if both else torch.stack([part, part], -1)
-    # What is filled in, such as the lowest number there is, must fit the precision.
+    # A fill value, such as the lowest number of a dtype, must fit the dtype.
     dtypes = [v.dtype for _, v in operation.traced() if v.dtype.is_floating_point]
     wide = like.new_empty((), dtype=functools.reduce(torch.promote_types, dtypes, like.dtype))
     place, given_parts = operation.outputs.index(value), _filled(operation, parts, wide)
@@ -241,7 +240,7 @@ def _carried(
 
 
 def constant_entries(operation: Operation, like: Tensor) -> list[Tensor | None]:
-    """For each output of a rearrangement one where a constant is, and zero elsewhere."""
+    """Returns a mask for each output of a rearrangement: one at constants, zero elsewhere."""
     if not has_constants(operation):
         return []
     ones = [1] * len(operation.traced())

@@ -1,4 +1,4 @@
-"""Row normalisation: where tokens meet what attention has added to them, in every way of adding."""
+"""Row normalisation where attention's output is added to tokens, in every way of adding it."""
 
 import functools
 import itertools
@@ -21,11 +21,11 @@ from captum_transformer.trace.value import Value
 
 
 class Layer(NamedTuple):
-    """Attention side by side, whose rows of ``I + A`` are normalised together.
+    """Attention calls side by side whose rows of ``I + A`` are normalised together.
 
     Attributes:
-        calls: bit set of the outputs of its attention calls.
-        base: bit set of the sources that it is added to.
+        calls: bit set of the outputs of the attention calls.
+        base: bit set of the sources that these outputs are added to.
     """
 
     calls: int
@@ -33,7 +33,7 @@ class Layer(NamedTuple):
 
 
 class Rows:
-    """Which layers are normalised at which junction of signals: where they part from their base.
+    """Finds the junction at which each layer is normalised: where it parts from its base.
 
     Args:
         tape: the traced forward pass.
@@ -63,11 +63,11 @@ class Rows:
                 self._at[operation] = layers
 
     def at(self, operation: Operation) -> Sequence[Layer]:
-        """The layers that are normalised where an operation's signals meet."""
+        """Returns the layers that are normalised where an operation's signals meet."""
         return self._at.get(operation, ())
 
     def between(self, parts: Sequence[int], shared: int = 0) -> list[Layer]:
-        """The layers with a call in one part of some sources, and something older outside of it."""
+        """Returns the layers with a call in one part of the sources and an older source outside."""
         held = Junction(tuple(parts), shared).held
         older = {call: self._older(call) & held for call in bits(held) if call in self.calls}
         bases = {
@@ -81,7 +81,7 @@ class Rows:
         ]
 
     def tied(self, key: int) -> list[int]:
-        """Divides sources into those that layers add to each other, and so normalise together."""
+        """Groups sources that layers add to each other, and therefore normalise together."""
         found: list[int] = []
         for source in bits(key):
             own = 1 << source | (self._older(source) & key if source in self.calls else 0)
@@ -90,7 +90,7 @@ class Rows:
         return found
 
     def beside_learned(self, operation: Operation, branch: Value) -> int:
-        """The calls whose results are added to the learned tokens that attended.
+        """Returns the calls whose results are added to the learned tokens that attended.
 
         A class token that has met no input yet is a constant, but a row like any other.
         """
@@ -125,9 +125,9 @@ class NormalisedRows:
 
     Args:
         tape: the traced forward pass.
-        sums: the sum of each row of a call's map, ``(..., Q)``.
+        sums: returns the sum of each row of a call's map, ``(..., Q)``.
         active: bit set of the calls that contribute.
-        reached: what reaches some values of shares that start at others, by skips alone.
+        reached: returns the shares that reach some values from others, by skips alone.
     """
 
     def __init__(
@@ -141,22 +141,22 @@ class NormalisedRows:
         self._sums = sums
         self._active = active
         self._reached = reached
-        # Of where rows were divided last: shares of several sources come there one after another.
+        # The last result: shares of several sources come to an operation one after another.
         self._last: tuple[Operation, int, Tensor] | None = None
 
     def met(self, operation: Operation, key: int, share: Tensor) -> list[tuple[int, Tensor]]:
-        """Divides a share, by the sources that it is of, where several signals meet."""
+        """Normalises a share, by its sources, where several signals meet."""
         return self._divided(self._rows.at(operation), operation, key, share)
 
     def tied(self, key: int) -> list[int]:
-        """Divides sources into those whose shares are normalised together."""
+        """Groups sources whose shares are normalised together."""
         return self._rows.tied(key)
 
     def whole(self, groups: Sequence[int], key: int) -> int:
-        """The sources of rows that are whole in each of several signals, such as towers.
+        """Returns the sources of rows that are whole in each of several signals, such as towers.
 
         Args:
-            groups: what each of them holds.
+            groups: the sources that each signal holds.
             key: the sources that are asked for.
         """
         parted = functools.reduce(operator.or_, (of.calls for of in self._rows.between(groups)), 0)
@@ -171,11 +171,11 @@ class NormalisedRows:
     def parted(
         self, operation: Operation, parts: Sequence[int], key: int, share: Tensor
     ) -> list[tuple[int, Tensor]]:
-        """The same where different features hold different sources."""
+        """Normalises a share, by its sources, where different features hold different sources."""
         return self._divided(self._rows.between(parts), operation, key, share)
 
     def beside_learned(self, operation: Operation, value: Value, share: Tensor) -> Tensor:
-        """The same where what attention gave is added to the learned tokens that attended."""
+        """Normalises a share where attention is added to the learned tokens that attended."""
         calls = self._rows.beside_learned(operation, value) & self._active
         return share / (1 + self._sums_at(operation, calls, share)) if calls else share
 
@@ -189,8 +189,8 @@ class NormalisedRows:
 
         Args:
             operation: the attention.
-            holding: the sources of what it attends to, and where each of them is.
-            dims: the features of what it attends to.
+            holding: the sources of the value that it attends to, and where each of them is.
+            dims: the feature dimensions of that value.
 
         Raises:
             UnsupportedOperationError: if rows of a layer are in several parts of a token.
@@ -224,10 +224,10 @@ class NormalisedRows:
         return pieces
 
     def _sums_at(self, operation: Operation, calls: int, like: Tensor) -> Tensor:
-        """The calls' row sums, carried forward to where their branch meets the skip.
+        """Returns the calls' row sums, carried forward to where their branch meets the skip.
 
-        Forward is the adjoint of backward: the derivative of what a share there makes of the row
-        sums at the calls.
+        Carrying forward is the adjoint of carrying backward: the derivative, with respect to a
+        share there, of the row sums weighted by the shares that reach the calls.
         """
         if self._last is not None and self._last[:2] == (operation, calls):
             return self._last[2]
@@ -246,9 +246,9 @@ class NormalisedRows:
 
 
 def together(counted: Sequence[Sequence[Tensor | int]], like: Tensor) -> Sequence[Tensor | int]:
-    """How rows are divided among signals, given how many terms of each hold sources of them.
+    """Returns weights to divide rows among signals, from how many terms of each hold sources.
 
-    They go to the signals that hold all of these sources, or else to all of them.
+    Rows go to the signals that hold all of their sources, or to all signals if none does.
     """
     if all(isinstance(number, int) and number for numbers in counted for number in numbers):
         return counted[0]
@@ -264,7 +264,7 @@ def together(counted: Sequence[Sequence[Tensor | int]], like: Tensor) -> Sequenc
 
 
 def bits(found: int) -> Iterator[int]:
-    """The places of a bit set."""
+    """Yields the indices in a bit set."""
     while found:
         lowest = found & -found
         yield lowest.bit_length() - 1
@@ -272,7 +272,7 @@ def bits(found: int) -> Iterator[int]:
 
 
 def _joined(value: Value | None, constant: Operand) -> bool:
-    """Whether a constant was joined with signals to make a value: a class token, say."""
+    """Returns whether a value was made by joining a constant, such as a class token, to signals."""
     stack = [value]
     while stack:
         operation = None if (value := stack.pop()) is None else value.operation
@@ -289,7 +289,7 @@ def _joined(value: Value | None, constant: Operand) -> bool:
 
 
 def _is_of_some(present: Tensor | None, features: list[int]) -> bool:
-    """Whether something is in some features of a token, and not in others."""
+    """Returns whether a mask is nonzero for some features of a token and zero for others."""
     if present is None or not features:
         return False
     held = (present != 0).float()

@@ -17,12 +17,12 @@ from captum_transformer.trace.value import Value
 
 
 class Divided(NamedTuple):
-    """A share of an output, divided.
+    """The parts that a share of an output is divided into.
 
     Attributes:
-        parts: what each signal gets.
+        parts: the part of each signal.
         among: how much of the signals each entry of the output is made of: where that is zero,
-            none gets its share. None if there is no such entry.
+            no signal gets the entry's share. None if it is zero nowhere.
     """
 
     parts: list[Tensor]
@@ -35,26 +35,26 @@ def evenly(whole: Tensor, present: Tensor | None, size: torch.Size, dims: Sequen
     Args:
         whole: the shares, of size one along these dimensions.
         present: one or zero for each entry; None if all are.
-        size: of what gets them.
+        size: the size of the tensor that gets them.
         dims: the dimensions.
     """
     even = whole / torch.Size(size[dim] for dim in dims).numel()
     if present is None:
         return even.expand(size)
     total = present.sum(list(dims), keepdim=True)
-    # A token without any goes on to where it was joined to the others.
+    # A token without present entries passes its share on to where it was joined to the others.
     return torch.where(total == 0, even, present * quotient(whole, total))
 
 
 def divided(
     made: Callable[[list[Tensor]], Tensor], points: Sequence[Tensor], share: Tensor
 ) -> Divided:
-    """Divides shares by the part that each entry of some points has in what is made of them.
+    """Divides shares in proportion to the part that each entry has in a function of them all.
 
     Args:
-        made: a sum with positive weights, or what grows in proportion as one does.
+        made: a sum with positive weights, or another function that scales with its arguments.
         points: how much of each signal there is at each entry.
-        share: what is divided, which lies as the sum does.
+        share: the shares, with the shape of the function's result.
     """
     with torch.enable_grad():
         leaves = [point.clone().requires_grad_() for point in points]
@@ -62,7 +62,7 @@ def divided(
     among = output.detach()
     pieces = quotient(share, among)
     found = torch.autograd.grad(output, leaves, pieces, create_graph=share.requires_grad)
-    # What is left out of a sum may be no number.
+    # Entries that are left out of a sum may be NaN.
     kept = (point.masked_fill(point.isnan(), 0.0) for point in points)
     return Divided([part * point for part, point in zip(found, kept, strict=True)], among)
 
@@ -70,7 +70,7 @@ def divided(
 def _present(
     operand: Operand, held: Tensor | None, like: Tensor, *, weighted: bool = False
 ) -> Tensor | None:
-    """How much of the signal that holds the share's source each entry carries; None: all alike."""
+    """Returns how much of the share's source each entry carries, or None if all are alike."""
     found = signal(operand, like, weighted=weighted)
     if found is not None and not weighted:
         found = (found != 0).to(like.dtype)
@@ -83,11 +83,11 @@ def _filled(operand: Operand, held: Tensor | None, like: Tensor, *, weighted: bo
 
 
 def unmasked(share: Tensor, left: Tensor, value: Value) -> tuple[Tensor, Tensor]:
-    """A share without what lies at masked entries; the token's other features get that.
+    """Moves the share of masked entries to the same token's other features, if any are left.
 
     Args:
         share: a share of each entry of a value.
-        left: one for each entry, or zero where a constant has taken its place.
+        left: one for each entry, or zero where a constant has replaced it.
         value: the value.
 
     Returns:
@@ -102,7 +102,7 @@ def unmasked(share: Tensor, left: Tensor, value: Value) -> tuple[Tensor, Tensor]
 
 
 def by_entry(operation: Operation, operand: Operand, share: Tensor, *_: Tensor | None) -> Divided:
-    """A share stays at its entry, if no constant masks it; what was repeated gets all of it."""
+    """Leaves a share at its entry, unless a constant masks it; repeated entries get the sum."""
     among, output = factors(operation, share), operation.outputs[0]
     if among is not None and output is not None:
         share, among = unmasked(share, among, output)
@@ -110,15 +110,15 @@ def by_entry(operation: Operation, operand: Operand, share: Tensor, *_: Tensor |
 
 
 def looked_up(operation: Operation, operand: Operand, share: Tensor, *_: Tensor | None) -> Divided:
-    """A token id gets the share of all features that were looked up for it."""
+    """Gives a token id the share of all features that were looked up for it."""
     return Divided([share_of_ids(operation, operand, share)])
 
 
 def product(operation: Operation, operand: Operand, share: Tensor, held: Tensor | None) -> Divided:
-    """A product with constants: weights on features keep tokens apart, a matrix of tokens mixes.
+    """Divides the share of a product with constants, which mixes features of a token, or tokens.
 
-    Each entry gets an equal part of what its token's features are made into, and of what tokens
-    are made into a part by its weight.
+    If it mixes features, all features of a token get equal parts. If it mixes tokens, each gets a
+    part in proportion to its weight.
     """
     letters, value = _letters(operation), operand.value
     summed = letters.summed(operand)
@@ -150,7 +150,7 @@ def product(operation: Operation, operand: Operand, share: Tensor, held: Tensor 
 def compared(
     operation: Operation, operand: Operand, share: Tensor, present: Tensor | None = None
 ) -> Divided:
-    """How similar two signals are, such as an image and a text: the features that are summed."""
+    """Divides the share of a similarity, as of an image and a text, evenly among the features."""
     letters = _letters(operation)
     if operand is letters.addend:
         return by_entry(operation, operand, share)
@@ -175,11 +175,11 @@ def _letters(operation: Operation) -> Contraction:
 def far(
     operation: Operation, operand: Operand, share: Tensor, held: Tensor | None = None
 ) -> Divided:
-    """How long a signal is, or how far from another: evenly to the features of that."""
+    """Divides the share of a norm or a distance evenly among the features that it depends on."""
     order = operation.argument("p", operation.argument("ord"))
     if isinstance(order, (int, float)) and order <= 0:
         raise unsupported(operation, "a norm of this order doesn't scale with all entries equally")
-    # Far from zero in all features alike, each has an equal part.
+    # Equally far from zero in all features, each feature has an equal part.
     point = 2.0**20 * _filled(operand, held, share, weighted=False)
 
     def length(points: list[Tensor]) -> Tensor:
@@ -197,7 +197,7 @@ _STEPS = frozenset({"stride", "padding", "output_padding", "dilation"})
 def receptive_field(
     operation: Operation, operand: Operand, share: Tensor, held: Tensor | None
 ) -> Divided:
-    """Every entry of an output's receptive field gets an equal part of its share, padding none."""
+    """Divides an output's share evenly among the entries of its receptive field, but padding."""
     weight = next(o for o in operation.operands if o is not operand)
     groups: int = operation.argument("groups", 1)
     single = len(operand.size) < len(weight.size)  # one sample, without an axis for it
@@ -210,7 +210,7 @@ def receptive_field(
     if operation.kind is Kind.TRANSPOSED_CONV:
         filters = (channels, 1)
     ones = share.new_ones(*filters, *weight.size[2:])
-    # As they were given: kernels that are called by themselves take no number for a list.
+    # As they were given: kernels that are called directly don't take a number for a list.
     arguments = {name: given for name, given in operation.arguments.items() if name in _STEPS}
 
     def count(points: list[Tensor]) -> Tensor:
@@ -219,13 +219,13 @@ def receptive_field(
         return result
 
     parts, among = divided(count, [_filled(operand, held, share, weighted=False)], grouped)
-    # What a transposed convolution leaves blank between its strides is made of nothing.
+    # The gaps that a transposed convolution leaves between its strides are made of no entry.
     of_each = among if among is None else among.repeat_interleave(each, 1).reshape(share.shape)
     return Divided(parts, of_each)
 
 
 def summed(operation: Operation, operand: Operand, share: Tensor, held: Tensor | None) -> Divided:
-    """The terms get equal parts; masked or weighted ones in proportion to their weight."""
+    """Divides a share equally among terms, or by their weights if they are masked or weighted."""
     weights = _filled(operand, held, share, weighted=True)
     return divided(lambda points: operation.replay(points)[0], [weights], share)
 
@@ -233,7 +233,7 @@ def summed(operation: Operation, operand: Operand, share: Tensor, held: Tensor |
 def summed_at_indices(
     operation: Operation, share: Tensor, held: Sequence[Tensor | None]
 ) -> Divided:
-    """The same where indices say which sum each term belongs to, as with experts' outputs."""
+    """Does the same as `summed` if indices assign terms to sums, as with experts' outputs."""
     weights = [
         _filled(operand, terms, share, weighted=True)
         for (operand, _), terms in zip(operation.traced(), held, strict=True)
@@ -242,9 +242,10 @@ def summed_at_indices(
 
 
 def selected(operation: Operation, shares: list[Tensor | None]) -> list[Tensor | None]:
-    """The entries that were chosen get all; where constants were, nobody does.
+    """Gives the share to the entries that were chosen, or to none where constants were chosen.
 
-    The largest of a token's features, as of a router's experts, stand for all of them.
+    If the largest of a token's features were chosen, as of a router's experts, all features of the
+    token get equal parts.
     """
     share, (operand, _) = shares[0], operation.traced()[0]
     kept = share is not None and share.ndim == len(operand.size)
@@ -256,12 +257,12 @@ def selected(operation: Operation, shares: list[Tensor | None]) -> list[Tensor |
 
 PICKED = frozenset({Kind.MAXIMUM, Kind.CHOICE})
 Rule = Callable[[Operation, Operand, Tensor, Tensor | None], Divided]
-# What goes to one signal, entry by entry.
+# Rules for a single signal, entry by entry.
 ENTRY_RULES: dict[Kind, Rule] = {
     **dict.fromkeys(BY_ENTRY, by_entry),
     Kind.EMBEDDING: looked_up,
 }
-# What goes to a signal whose entries are joined into fewer, where only some may hold a source.
+# Rules for a single signal whose entries are reduced to fewer; only some may hold a source.
 MIXED_RULES: dict[Kind, Rule] = {
     Kind.PRODUCT: product,
     **dict.fromkeys(CONVOLUTIONS, receptive_field),
@@ -271,7 +272,7 @@ MIXED_RULES: dict[Kind, Rule] = {
         operation, share, [held]
     ),
 }
-# What each of several signals gets of a share that is its own.
+# Rules for each of several signals, for a share of its own.
 MEETING_RULES: dict[Kind, Rule] = {
     **dict.fromkeys((Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV, Kind.CONTRAST), by_entry),
     Kind.PRODUCT: compared,

@@ -36,18 +36,18 @@ from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 from captum_transformer.trace.writes import Overwritten, shown
 
-# Of these it is not known which tokens they tie.
+# Kinds for which it is not known which tokens they mix.
 _UNREADABLE = frozenset({Kind.TRANSFORM, Kind.SAMPLE, Kind.DERIVED, Kind.UNKNOWN})
-# What is added or multiplied entry by entry: it holds what any of its signals does.
+# Kinds that add or multiply entry by entry: the result holds what any of the signals holds.
 _JOINS = ADDITIONS | {Kind.MUL, Kind.DIV}
 
 
 class Junction(NamedTuple):
-    """Which sources each of several signals passes on that are added, multiplied or compared.
+    """The sources that each of several added, multiplied or compared signals passes on.
 
     Attributes:
-        whole: for each of them the sources whose share it gets as a whole, as a bit set.
-        shared: the sources whose share is divided among all that hold them.
+        whole: for each signal the sources whose whole share it gets, as a bit set.
+        shared: the sources whose share is divided among all signals that hold them.
     """
 
     whole: tuple[int, ...]
@@ -60,13 +60,13 @@ class Junction(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What a value holds directly, as bit sets of the sources' indices.
+    """The sources that a value holds directly, as bit sets of the sources' indices.
 
     Attributes:
         sources: the sources that it holds.
         terms: how many terms of each entry hold them; each source is in one of the sets.
         by_tokens: the sources that only some tokens hold: others were joined to them.
-        by_picked: those that perhaps no token holds, where some were picked of such tokens.
+        by_picked: the sources that perhaps no token holds, as only some of such tokens were picked.
     """
 
     sources: int
@@ -75,24 +75,24 @@ class Held(NamedTuple):
     by_picked: int = 0
 
     def among(self, sources: int) -> "Held":
-        """The same of some sources alone."""
+        """Returns the same for some of the sources only."""
         terms = tuple((both, count) for of, count in self.terms if (both := of & sources))
         return Held(self.sources & sources, terms, *(of & sources for of in self[2:]))
 
     @classmethod
     def alike(cls, sources: int) -> "Held":
-        """Sources that each entry of a value holds once."""
+        """Creates an instance for sources that each entry of a value holds once."""
         return cls(sources, ((sources, 1),))
 
 
 class Sources:
-    """What each value of a forward pass holds.
+    """Finds the sources that each value of a forward pass holds.
 
     Args:
         tape: the traced forward pass.
 
     Attributes:
-        values: the sources that are results of operations, with these.
+        values: the sources that are outputs of operations, with these operations.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -104,17 +104,17 @@ class Sources:
         self.values: dict[Value, Operation] = {}
 
     def of(self, value: Value) -> Held:
-        """What a value holds."""
+        """Returns what a value holds."""
         if value not in self._held:
             self._read_on()
         return self._known(value)
 
     def held(self, value: Value) -> int:
-        """The sources that a value holds."""
+        """Returns the sources that a value holds."""
         return self.of(value).sources
 
     def junction(self, operation: Operation) -> Junction | None:
-        """What each signal gets where several meet; None where they do not."""
+        """Returns what each signal gets where several signals meet, or None if they don't."""
         if operation.index >= self._read:
             self._read_on()
         return self._junctions.get(operation)
@@ -173,7 +173,7 @@ class Sources:
 
 
 def aligned(helds: Sequence[Held], key: int = -1) -> dict[tuple[Count, ...], int]:
-    """Sources that several values hold in the same way, with the terms of each of the values."""
+    """Groups sources that several values hold in the same way, by the terms of each value."""
     key &= functools.reduce(operator.or_, (held.sources for held in helds), 0)
     parts: dict[tuple[Count, ...], int] = {(): key} if key else {}
     for held in helds:
@@ -187,7 +187,7 @@ def aligned(helds: Sequence[Held], key: int = -1) -> dict[tuple[Count, ...], int
 
 
 def _hands_on(operation: Operation, value: Value, held: Held) -> bool:
-    """Whether what is made of one signal holds just what it does, entry by entry."""
+    """Returns whether an output holds exactly what its only signal holds, entry by entry."""
     kind, output = operation.kind, operation.outputs[0]
     alike = len(held.terms) == 1 and held.terms[0][1] == 1
     if kind in MOVES:
@@ -201,7 +201,7 @@ def _hands_on(operation: Operation, value: Value, held: Held) -> bool:
 def _passing(
     terms: tuple[Count, ...], found: int, junction: Junction | None
 ) -> Iterator[tuple[tuple[Count, ...], int]]:
-    """Divides sources by the signals that pass them on; of the other signals, they are no terms."""
+    """Groups sources by the signals that pass them on; the terms of other signals are zero."""
     shared = found if junction is None else found & junction.shared
     if shared:
         yield terms, shared
@@ -211,7 +211,7 @@ def _passing(
 
 
 def is_source(operation: Operation) -> bool:
-    """Whether a flow starts anew behind it: attention among tokens, or what mixes them unread."""
+    """Returns whether a flow starts anew behind it: attention to tokens, or unreadable mixing."""
     if operation.attention is not None:
         return not operation.attention.among_channels
     output = operation.outputs[0]
@@ -242,9 +242,9 @@ def unread(operation: Operation) -> UnsupportedOperationError:
 def _junction(operation: Operation, values: Sequence[Value], before: Sequence[Held]) -> Junction:
     """Gives each source to the signal that holds it.
 
-    If several do, it goes to the one that the others were made of, as a skip, which is the token
-    itself; or else to the one that holds all that the others hold, and attention besides; or else
-    to all of them in parts.
+    If several signals hold it, it goes to the one that the others were made of, such as a skip,
+    which is the token itself; otherwise to the one that holds all that the others hold, and also
+    attention; otherwise to all of them in parts.
     """
     helds, several = [of.sources for of in before], 0
     for place, held in enumerate(helds):
@@ -268,7 +268,7 @@ def _junction(operation: Operation, values: Sequence[Value], before: Sequence[He
 
 def _owner(operation: Operation, holders: dict[int, Value], helds: Sequence[int]) -> int | None:
     if operation.kind.does is Does.MIXES and not operation.spreads:
-        return None  # how alike they are is a feature of neither
+        return None  # the similarity of signals is a feature of neither
 
     def only(places: list[int]) -> int | None:
         return places[0] if len(places) == 1 else None

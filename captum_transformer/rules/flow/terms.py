@@ -20,19 +20,19 @@ ADDITIONS = frozenset({Kind.ADD, Kind.SUB})
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Terms:
-    """How many terms of each entry of a value hold some sources, told from how it was made.
+    """How many terms of each entry of a value hold some sources, as a tree of its operations.
 
     `presence.Counts` computes it where that matters: not if only tokens lack a source that others
     were joined to.
 
     Attributes:
         value: the value.
-        of: how many terms of each of the signals that it was made of hold them; a number if all
+        of: for each signal that the value was made of, how many terms hold them; a number if all
             entries are alike.
-        axes: along which the signals lie that were joined; None if that is not known.
+        axes: the axes along which joined signals lie; None if they are not known.
         joined: whether signals were joined, and only some of them hold the sources.
         by_features: whether only some features of a token may hold them.
-        by_stacked: whether only some of the signals in a stack do.
+        by_stacked: whether only some of the signals in a stack hold them.
     """
 
     value: Value
@@ -44,7 +44,7 @@ class Terms:
 
     @property
     def apart(self) -> bool:
-        """Whether not all features or signals hold them."""
+        """Whether not all features or stacked signals hold the sources."""
         return self.by_features or self.by_stacked
 
 
@@ -53,7 +53,7 @@ Count: TypeAlias = Terms | int
 
 
 def made(operation: Operation, output: Value, terms: tuple[Count, ...]) -> Count:
-    """How many terms of an output's entries hold some sources, if so many of the signals' do."""
+    """Returns how many terms of an output's entries hold sources, from those of its signals."""
     nodes = [of for of in terms if isinstance(of, Terms)]
     if operation.kind in MOVES:
         if not nodes and len(set(terms)) == 1 and not has_constants(operation):
@@ -86,7 +86,7 @@ def made(operation: Operation, output: Value, terms: tuple[Count, ...]) -> Count
 def _mixed(
     operation: Operation, output: Value, terms: tuple[Count, ...], nodes: Sequence[Terms]
 ) -> Terms | int:
-    """Signals that go through it side by side stay apart; joined features may be mixed."""
+    """Returns the terms of a mixed output: parallel signals stay apart, joined features may not."""
     if not nodes or operation.attention is not None:
         return 1
     traced, joined, by_features, by_stacked = receiving(operation), False, False, False
@@ -137,9 +137,9 @@ def _moved(
 
 
 def has_constants(operation: Operation) -> bool:
-    """Whether a rearrangement may have entries, or leave some out, as constants say."""
+    """Returns whether constants may fill entries of a rearrangement, or select entries of it."""
     if operation.kind is Kind.PAD:
-        # Models whose windows may reach over the edge pad by no entries where they don't.
+        # Models whose windows may reach over the edge pad by zero entries if they don't.
         return any(width > 0 for width in operation.argument("pad"))
     signals = len(operation.traced())
     if operation.kind in (Kind.CONCATENATE, Kind.STACK):
@@ -152,14 +152,14 @@ def has_constants(operation: Operation) -> bool:
 
 
 def receiving(operation: Operation) -> list[tuple[Operand, Value]]:
-    """The signals that get a part of the shares: no denominators, and of attention the values."""
+    """Returns the signals that get shares: no denominators, and only the values of attention."""
     if operation.attention is not None:
         operand = operation.attention.value
         return [] if operand.value is None else [(operand, operand.value)]
     traced = operation.traced()
     if len(traced) < 2:
         return traced
-    # It is asked several times in each pass, and the forward pass has come to its end.
+    # Cached: it is asked several times in each pass, and the forward pass is complete.
     if operation.signals is None:
         signal = signal_of(operation) or [True] * len(traced)
         operation.signals = [t for t, is_one in zip(traced, signal, strict=True) if is_one]
@@ -167,7 +167,7 @@ def receiving(operation: Operation) -> list[tuple[Operand, Value]]:
 
 
 def vanishes(operation: Operation) -> bool:
-    """Whether a number of Python's is a factor of zero."""
+    """Returns whether an operation multiplies by a Python number that is zero."""
     return operation.kind is Kind.MUL and 0 in (*operation.args, *operation.kwargs.values())
 
 
@@ -191,7 +191,7 @@ def joins_features(operation: Operation, output: Value) -> bool:
 
 
 def leaves_out(values: Sequence[Value], output: Value) -> bool:
-    """Whether a rearrangement has fewer tokens than before."""
+    """Returns whether the output of a rearrangement has fewer tokens than an input."""
     sizes = [value.shape.numel() for value in (output, *values)]
     if all(value.features for value in (output, *values)):
         widths = (math.prod(axis.size for axis in v.features or ()) for v in (output, *values))

@@ -1,12 +1,12 @@
 """The token flow: every token's share of the output, carried backward through the attention calls.
 
-A share is spread evenly over a token's features. What flows is a share for each source that a token
-holds (see `sources`); those that have taken the same way are one tensor. At a residual connection
-all that was there before goes to the skip and the attention to its branch: the row of the papers'
-``(I + A_L) ... (I + A_1)``.
+A share is spread evenly over a token's features. A token has a share for each source that it holds
+(see `sources`); shares that have taken the same path are one tensor. At a residual connection the
+shares of earlier sources go to the skip, and those of the attention to its branch: the row of the
+papers' ``(I + A_L) ... (I + A_1)``.
 
-What has passed no attention yet is carried apart from what has, if it is not to count: of a token
-that the score is read from, it is that token itself, by far larger than the rest.
+Shares that have passed no attention yet are carried apart from the others if they are not to count:
+for a token that the score is read from, they are that token itself, by far larger than the rest.
 """
 
 import functools
@@ -38,18 +38,18 @@ KEEP = frozenset({Kind.MAXIMUM, Kind.CHOICE})
 
 
 class Key(NamedTuple):
-    """Which shares go on together.
+    """Identifies shares that are carried together.
 
     Attributes:
-        sources: the sources that they are of, as a bit set.
-        apart: whether they have passed no attention and are not to count at the inputs.
+        sources: the sources of the shares, as a bit set.
+        apart: whether the shares have passed no attention and don't count at the inputs.
     """
 
     sources: int
     apart: bool
 
 
-# No source is in two of one token's keys that are apart, or in two that are not.
+# For each token, a source is in at most one key that is apart and in one that is not.
 Shares = dict[Key, Tensor]
 
 
@@ -58,11 +58,14 @@ class TokenFlow:
 
     Args:
         tape: the traced forward pass.
-        layers: what each attention call that contributes does; the others contribute nothing.
-        skip: whether what does not pass through a contributing call counts.
-        direct: whether what passes no attention at all counts: the ``I`` of the papers' product.
-        row_sums: the sum of each row of the calls' maps, ``(..., Q)``, to divide by one plus their
-            mean over heads at the residual connection (row-normalised rollout); None not to.
+        layers: for the layer of each attention call that contributes, what the call does; the
+            others contribute nothing.
+        skip: whether shares that do not pass through a contributing call count.
+        direct: whether shares that pass no attention at all count: the ``I`` of the papers'
+            product.
+        row_sums: returns the sum of each row of a call's maps, ``(..., Q)``, to divide by one plus
+            their mean over heads at the residual connection (row-normalised rollout); None for no
+            normalisation.
     """
 
     def __init__(
@@ -96,18 +99,18 @@ class TokenFlow:
         wanted: Sequence[Value],
         ledger: Ledger | None = None,
     ) -> dict[Value, Tensor]:
-        """What reaches the wanted values of what starts at the seeds.
+        """Returns the shares that reach the wanted values from the seeds.
 
         Args:
-            seeds: shares to start with.
-            wanted: the values.
-            ledger: gets what reaches them and what takes the rest, if given.
+            seeds: the shares to start with.
+            wanted: the values that shares are carried to.
+            ledger: records what reaches them and what takes the rest, if given.
         """
-        # A value that is no source has what arrives of any one source that it holds.
+        # A value that is no source gets what arrives of any one source that it holds.
         read = {value: (held := self._sources.held(value)) & -held for value in wanted}
         self._counting = self._countable(read)
         asked = functools.reduce(operator.or_, read.values(), 0)
-        # Not an attribute: each would hold the other, and what the maps are made of would stay.
+        # Not an attribute: a reference cycle would keep the tensors that maps are made of.
         noted = None if ledger is None else asked
         passed_on = Passing(self._sources, self.layers, self._starting, self._rows, noted)
         starting = {value: self._starting(value) for value in seeds}
@@ -150,10 +153,10 @@ class TokenFlow:
                 left = []
                 for value, part, share in pieces:
                     if apart and not part & (self._active | self._unread):
-                        # No attention comes any more: it would be left out at the inputs.
+                        # No attention follows on the way back: it would be left out at the inputs.
                         left.append((value, part, share))
                         continue
-                    # What lies at a call's output is to pass it, and is apart no longer.
+                    # A share at a call's output will pass the call, so it is no longer apart.
                     _add(arriving, value, Key(part, apart and bool(part & ends)), share)
                 if books is not None:
                     books.leave_out(operation, left)
@@ -172,16 +175,16 @@ class TokenFlow:
     def conserved(
         self, seeds: Mapping[Value, Tensor], wanted: Sequence[Value], also: Asked | None = None
     ) -> tuple[dict[Value, Tensor], Ledger]:
-        """The same, with an account of it.
+        """Does the same as a call, and also returns a ledger that accounts for all shares.
 
         Args:
-            seeds: where shares start.
+            seeds: the shares to start with.
             wanted: the values whose relevance is asked for.
-            also: what has to be true besides.
+            also: another condition that has to hold.
 
         Raises:
-            ConservationError: if a rule hands on another sum than it got without a reason.
-            MixedSamplesError: if a sample gets a share of what another one's score is made of.
+            ConservationError: if a rule passes on a different sum than it got, without a reason.
+            MixedSamplesError: if a sample gets a share of another sample's score.
         """
         found, ledger = balanced(lambda ledger: self(seeds, wanted, ledger), also)
         require_own_samples(lambda weighted: self(weighted, wanted), seeds, found)
@@ -190,25 +193,25 @@ class TokenFlow:
     def _parted(
         self, value: Value, share: Tensor, wanted: Sequence[Value], ends: int
     ) -> Iterator[tuple[bool, Tensor]]:
-        """What of a share that starts at a value is to be kept apart, and what need not be."""
+        """Divides a share that starts at a value into parts to keep apart and parts not to."""
         held = self._sources.of(value)
         apart = held.sources & ends
         picked = apart & held.by_picked
         if not picked or picks_others(value, apart, self._sources, wanted):
             yield bool(apart) and not picked, share
             return
-        # Tokens were picked of those that learned ones were joined to: if no input leads to them
-        # but by attention, it is the class token of a ViT, and all of it counts.
+        # Tokens were picked after learned ones had been joined to others: a token that inputs only
+        # reach through attention is the class token of a ViT, and its whole share counts.
         direct = self.comes_from_input(value, wanted, share) != 0
         yield False, share.masked_fill(direct, 0.0)
         yield True, share.masked_fill(~direct, 0.0)
 
     def _countable(self, read: Mapping[Value, int]) -> int:
-        """The sources that lead to wanted values, or to an error."""
+        """Returns the sources that lead to wanted values, or to an error."""
         self._unread = wanted = found = 0
         for value, source in read.items():
             wanted |= 1 << value.index
-            # Rows are divided by what all that a value holds adds up to.
+            # Rows are divided by the sum of all sources that a value holds.
             found |= source if self._row_sums is None else self._sources.held(value)
         for output, operation in self._sources.values.items():
             if not output.ancestors & wanted:
@@ -221,16 +224,16 @@ class TokenFlow:
         return found | self._unread
 
     def _starting(self, value: Value) -> int:
-        """The sources whose shares start at a value."""
+        """Returns the sources whose shares start at a value."""
         held = self._sources.held(value) & self._counting
         passing = held & (self._active | self._unread) if held & self._active else held
         return held if self._skip else passing
 
     def require_way(self, start: Value, wanted: Sequence[Value]) -> None:
-        """Makes sure that what starts at a value does not all end at calls that hand nothing on.
+        """Checks that not all shares from a value end at calls that pass nothing on.
 
         Raises:
-            UnsupportedOperationError: if it does, though the wanted values have a part in it.
+            UnsupportedOperationError: if all do, though tokens depend on the wanted values.
         """
         ends = [
             operation.attention.value.value
@@ -255,17 +258,17 @@ class TokenFlow:
             )
 
     def has_way(self, value: Value, wanted: Sequence[Value]) -> bool:
-        """Whether some token of a value holds what some wanted value does."""
+        """Returns whether a token of the value holds a source that a wanted value holds."""
         held = self._sources.of(value)
         sought = functools.reduce(operator.or_, map(self._sources.held, wanted))
         if not held.sources & sought & held.by_picked or held.sources & sought & ~held.by_picked:
             return bool(held.sources & sought)
-        # Which tokens were picked of those that others were joined to, the entries tell.
+        # Only the entries tell which of the joined tokens were picked.
         like = torch.zeros((), dtype=torch.float32, device=value.device)
         return truth(self.comes_from_input(value, wanted, like).any())
 
     def comes_from_input(self, value: Value, wanted: Sequence[Value], like: Tensor) -> Tensor:
-        """For each entry of a value, what part of a share there the inputs get by skips alone.
+        """Returns for each entry of a value the part of its share that inputs get by skips alone.
 
         One for a token that was made from an input, zero for a learned one.
         """
@@ -295,14 +298,14 @@ class TokenFlow:
 
 
 def _add(arriving: dict[Value, Shares], value: Value, key: Key, share: Tensor) -> None:
-    """Adds a share to what arrives at a value of the same sources."""
+    """Adds a share to the share of the same sources that arrives at a value."""
     if key.sources:
         found = arriving.setdefault(value, {})
         found[key] = found[key] + share if key in found else share
 
 
 def _counting(found: Shares, source: int) -> list[Tensor]:
-    """What has arrived of one source and counts."""
+    """Returns the shares of one source that have arrived and count."""
     return [share for key, share in found.items() if key.sources & source and not key.apart]
 
 

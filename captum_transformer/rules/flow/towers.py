@@ -1,8 +1,8 @@
-"""Towers that lie side by side along the samples' dimension, as several views of one input do.
+"""Towers that lie side by side along the samples' dimension, such as several views of one input.
 
-An attention call of all of them is one call of the model, and one source of the flow. Where they
-are added up or compared afterwards, each tower's calls should count by themselves, as they do if
-the model runs once for each: what takes them together is refused.
+An attention call for all of them is one call of the model, and one source of the flow. Where towers
+are added or compared afterwards, each tower's calls should count separately, as they do if the
+model runs once for each tower. Operations that combine towers are therefore refused.
 """
 
 from typing import NamedTuple
@@ -23,9 +23,9 @@ class Place(NamedTuple):
     """Where towers lie in a value.
 
     Attributes:
-        axis: the axis along which they lie; None if some were picked of them.
+        axis: the axis along which they lie; None if some of them were picked.
         attended: whether they have attended, side by side.
-        picked: the operation that picked some, and which of its outputs they are.
+        picked: the operation that picked some, and the index of the output that they are.
     """
 
     axis: Axis | None
@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
 
 class Towers:
-    """Which operations take towers together that have attended side by side.
+    """Finds the operations that combine towers that have attended side by side.
 
     Args:
         tape: the traced forward pass.
@@ -47,10 +47,10 @@ class Towers:
             self._read(operation)
 
     def refuse(self, operation: Operation) -> None:
-        """Refuses an operation that takes towers together.
+        """Raises an error for an operation that combines towers.
 
         Raises:
-            UnsupportedOperationError: if it does.
+            UnsupportedOperationError: if the operation does.
         """
         if operation in self._joined_by:
             raise UnsupportedOperationError(
@@ -87,7 +87,7 @@ class Towers:
                 self._joined_by.add(operation)
 
     def _differs(self, operation: Operation, axis: Axis | None, output: Value) -> bool:
-        """Whether what meets towers has something else for each, as queries for repeated keys."""
+        """Returns whether another operand differs between towers, as queries for repeated keys."""
         return axis is not None and any(
             operand.size[dim] == output.shape[place] and runs_along(axis, output.shape, place)
             for operand, value in operation.traced()
@@ -99,7 +99,7 @@ class Towers:
     def _after(
         self, operation: Operation, operand: Operand, value: Value, place: int, output: Value
     ) -> Place | None:
-        """Where towers lie in an output of an operation; None if it takes them together."""
+        """Returns where towers lie in an output, or None if the operation combines them."""
         before = self._places[value]
         if before.axis is None:
             return before
@@ -118,7 +118,7 @@ class Towers:
 
 
 def _laid_side_by_side(operation: Operation, output: Value, place: int) -> Axis | None:
-    """Where values of the same samples lie in what they were joined to, or one was repeated to."""
+    """Returns the axis along which values of the same samples were joined, or one was repeated."""
     values = [value for _, value in operation.traced()]
     if len(values) == 1:
         return _repeated(operation, output, place)
@@ -132,7 +132,7 @@ def _laid_side_by_side(operation: Operation, output: Value, place: int) -> Axis 
 
 
 def _repeated(operation: Operation, output: Value, place: int) -> Axis | None:
-    """Where the copies lie that an operation makes of the entries of its one signal."""
+    """Returns the axis of the copies that an operation makes of its only signal's entries."""
     ((operand, value),), shape, samples = operation.traced(), output.shape, output.samples
     if samples is None or not value.shape.numel():
         return None
@@ -155,7 +155,7 @@ def _repeated(operation: Operation, output: Value, place: int) -> Axis | None:
 
 
 def _along_samples(axis: Axis, value: Value) -> bool:
-    """Whether an axis lies in the dimension that the samples lie along."""
+    """Returns whether an axis lies in the dimension that the samples lie along."""
     samples = value.samples
     if samples is None:
         return False

@@ -32,10 +32,10 @@ class Gamma:
 
 
 def favour_positive(gammas: Mapping[int, Gamma]) -> ForwardRule:
-    """Runs linear layers whose positive weights count for more.
+    """Returns a rule that favours the positive weights of linear layers.
 
     Args:
-        gammas: by the place of the layer's operation on the tape.
+        gammas: the settings, by the index of the layer's operation on the tape.
     """
 
     def rule(operation: Operation) -> Any:
@@ -65,16 +65,16 @@ Where = Callable[[Operation], bool]
 
 @dataclass
 class Favoured:
-    """A linear map in which what has the output's sign counts for more, where autograd sees it.
+    """A linear map whose gradient favours terms with the sign of the output.
 
     Attributes:
-        gamma: how much more.
-        product: what comes out: ``sum x w + b``.
+        gamma: how much these terms are favoured.
+        product: the output: ``sum x w + b``.
         magnitude: ``sum |x w| + |b|``.
         added: the bias, where it is a term by itself.
-        alone: whether what is added to it later may be its bias.
-        of: the map that the bias was added to, where that was done afterwards.
-        attends: whether what comes out are scores of attention: that is no layer then.
+        alone: whether a constant that is added later may be its bias.
+        of: the map that the bias was added to, if it was added afterwards.
+        attends: whether the outputs are scores of attention: then the map is no layer.
     """
 
     gamma: float
@@ -87,22 +87,22 @@ class Favoured:
 
     @property
     def makes_scores(self) -> bool:
-        """Whether what comes out are scores of attention, with what is added to them or without."""
+        """Whether the outputs are scores of attention, with or without what is added to them."""
         return self.attends or (self.of is not None and self.of.makes_scores)
 
     def slope(self) -> Tensor:
-        """What of the gradient goes on to the favoured terms, with the sign of the output."""
+        """Returns the part of the gradient that favoured terms get, with the sign of the output."""
         dtype = accumulation_dtype(self.product.dtype)
         product, magnitude = (t.detach().to(dtype) for t in (self.product, self.magnitude))
         favoured = product.abs().mul_(1 + self.gamma / 2).add_(magnitude, alpha=self.gamma / 2)
-        # It is no smaller than what it divides, so only a zero below asks for another number.
+        # The divisor is at least as large as the dividend, so only zero has to be replaced.
         return product / favoured.clamp_(min=torch.finfo(dtype).tiny)
 
     def of_bias(self, constant: Tensor) -> Tensor:
-        """What the bias has of the output's relevance, for a gradient of one.
+        """Returns the bias's part of the output's relevance, for a gradient of one.
 
         Args:
-            constant: what the operation adds; before it, another one may have added some.
+            constant: what the operation adds; an operation before it may have added a bias, too.
         """
         constant, slope = constant if self.added is None else self.added, self.slope()
         whole = (1 + self.gamma / 2) * constant * slope.abs()
@@ -116,9 +116,9 @@ def favour(operation: Operation, *, gamma: float, where: Where) -> Any:
 
         (1 + gamma/2) W^T h + gamma/2 sign(x) |W|^T (sign(z) h)   at the input,
 
-    where ``h = g |z| / ((1 + gamma/2) |z| + gamma/2 (|W| |x| + |b|))``. That is what the rule comes
-    to that splits inputs, weights and bias by their signs: no matrix is split, nothing cancels, and
-    no denominator is zero but that of a z of zero, which has no relevance.
+    where ``h = g |z| / ((1 + gamma/2) |z| + gamma/2 (|W| |x| + |b|))``. This equals the rule that
+    splits inputs, weights and bias by their signs, but no matrix is split, nothing cancels, and a
+    denominator is only zero if z is zero, which has no relevance.
     """
     signals = [(o, value) for o, value in operation.traced() if o.role is not Role.BIAS]
     if len(signals) != 1 or not where(operation):
@@ -141,14 +141,14 @@ def favour(operation: Operation, *, gamma: float, where: Where) -> Any:
     )
     if addend is None:
         return _Favour.apply([product_alone.detach()], note, product_alone, note.magnitude)
-    # What is added is a term by itself: a signal, or positions.
+    # The addend is a term by itself: a signal, or positions.
     whole = operation.run(lambda o: o.tensor if o is addend else o.tensor.detach())
     terms = [whole] if addend.value is not None else []
     return _Favour.apply([whole.detach()], note, product_alone, note.magnitude, *terms)
 
 
 def _of_magnitudes(operation: Operation, tensor: Callable[[Operand], Tensor]) -> Tensor:
-    """The operation on the magnitudes of all that it multiplies and adds."""
+    """Runs the operation on the magnitudes of everything that it multiplies and adds."""
 
     def magnitude(operand: Operand) -> Tensor:
         if not operand.dtype.is_floating_point:
@@ -162,9 +162,9 @@ def _of_magnitudes(operation: Operation, tensor: Callable[[Operand], Tensor]) ->
 
 
 def favour_bias(operation: Operation) -> Any:
-    """A bias that is added to a linear map afterwards is a part of it, as within the function."""
+    """Treats a bias that is added to a linear map afterwards as one within the function."""
     traced = operation.traced()
-    # A number is no bias, but a part of the activation that follows, as in `relu6(x + 3)`.
+    # A number is not a bias, but a part of the activation that follows, as in `relu6(x + 3)`.
     found = _map_of(traced[0][1]) if len(traced) == 1 < len(operation.operands) else None
     if found is None or not adds_to(operation):
         return NotImplemented
@@ -194,14 +194,14 @@ def favour_bias(operation: Operation) -> Any:
 
 
 def _on(tensor: Tensor, operation: Operation) -> Tensor:
-    """An operation on another tensor in the place of its one signal."""
+    """Runs an operation with another tensor in place of its only signal."""
     ((signal, _),) = operation.traced()
     result: Tensor = operation.run(lambda o: tensor if o is signal else o.tensor.detach())
     return result
 
 
 def _map_of(value: Value) -> tuple[Favoured, list[Operation], Operation] | None:
-    """What is noted of the map that made a value, what was done to that since, and the map."""
+    """Returns the note of the map that made a value, the operations since, and the map."""
     moves: list[Operation] = []
     while (operation := value.operation) is not None:
         if isinstance(operation.note, Favoured):
@@ -219,9 +219,9 @@ def _map_of(value: Value) -> tuple[Favoured, list[Operation], Operation] | None:
 
 
 def note_scores(operation: Operation) -> Any:
-    """Notes the product of scores whose softmax weights an operation applies.
+    """Marks the product that makes the scores whose softmax weights an operation applies.
 
-    Queries that are constants would make a layer of it, and do not in fused attention.
+    With constant queries it would count as a layer, which it does not in fused attention.
     """
     for weights in attention_weights(operation):
         scores = scores_of(weights)
@@ -231,13 +231,13 @@ def note_scores(operation: Operation) -> Any:
 
 
 class _Favour(torch.autograd.Function):
-    """The output of a linear map as it is, with the gradient of the favoured one."""
+    """Returns the unchanged output of a linear map, with the gradient of the favoured map."""
 
     @staticmethod
     def forward(
         ctx: Any, value: list[Tensor], note: Favoured, product: Tensor, *_: Tensor
     ) -> Tensor:
-        # In half precision it may be too small a number; bfloat16 has the range of float32.
+        # In half precision it may underflow; bfloat16 has the range of float32.
         kept = torch.promote_types(product.dtype, torch.bfloat16)
         ctx.save_for_backward(note.slope().to(kept), MARK)
         ctx.note = note

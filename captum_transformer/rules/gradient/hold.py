@@ -1,4 +1,4 @@
-"""Operands that count as constants: what divides a signal, and what weights or gates it."""
+"""Rules that hold operands constant: those that divide, weight or gate a signal."""
 
 from collections.abc import Collection
 from typing import Any
@@ -26,27 +26,27 @@ from captum_transformer.trace.statistics import (
 )
 from captum_transformer.trace.value import Value
 
-# Saved beside what is needed: no native operation saves a tensor of this shape, so checkpointing,
-# which would recompute that operation, notices that it is another one.
+# Saved with the needed tensors: no native operation saves a tensor of this shape, so checkpointing,
+# which would recompute the native operation, notices that it is a different one.
 MARK = torch.empty(0, 0)
 _WITHOUT_AH = "With `attention_rule=False` they are treated like other signals; "
 
 
 def with_held(operation: Operation, held: Collection[Operand]) -> Any:
-    """Runs an operation with some of its operands as constants; without any, no rule applies."""
+    """Runs an operation with some operands held constant; if there are none, no rule applies."""
     if not held:
         return NotImplemented
     return operation.run(lambda o: o.tensor.detach() if o in held else o.tensor)
 
 
 def refused(operation: Operation, why: str, instead: str = BY_GRADIENT) -> Any:
-    """Leaves an operation as it is, but refuses it if relevance arrives there."""
+    """Leaves an operation unchanged, but refuses it if relevance arrives there."""
     operation.refusal = unsupported(operation, why, instead)
     return NotImplemented
 
 
 def hold_divisor(operation: Operation) -> Any:
-    """What divides a signal is held, in norms and in activations alike."""
+    """Holds the divisor of a signal constant, in norms as well as in activations."""
     signals, divisors = _divided(operation)
     if not divisors or (operation.kind is Kind.DIV and sums_to_one_again(operation)):
         return NotImplemented  # the gradient is that of a softmax
@@ -59,9 +59,9 @@ def hold_divisor(operation: Operation) -> Any:
 
 
 def refuse_part(operation: Operation) -> Any:
-    """What divides a signal and is no norm's, where rules for products would take it apart.
+    """Refuses divisors of functions, except norms, that rules for products would take apart.
 
-    A softmax written by hand is a function by itself, and so are softmax weights that are divided
+    A softmax written by hand is a function of its own, and so are softmax weights that are divided
     by their sum: as quotients they keep their gradient.
     """
     signals, divisors = _divided(operation)
@@ -95,16 +95,17 @@ def _refused_gate(operation: Operation) -> Any:
 
 
 def hold_matrix(operation: Operation) -> Any:
-    """What a system of equations is solved for is a matrix that is held, as in a norm."""
+    """Holds the matrix of a system of equations constant, like the divisor of a norm."""
     _, divisors = _divided(operation)
     return with_held(operation, divisors)
 
 
 def hold_statistic(operation: Operation) -> Any:
-    """The LN rule (Ali et al., eq. 12) for norms written in Python: what divides a signal is held.
+    """The LN rule (Ali et al., eq. 12) for norms written in Python: holds the divisor constant.
 
-    A divisor that is made entry by entry of what the signal is made of belongs to an activation,
-    as in ``x / (1 + exp(-x))``, and not to a norm. Nor does a softmax's, written by hand.
+    A divisor that is computed entry by entry from what the signal is computed from belongs to an
+    activation, as in ``x / (1 + exp(-x))``, and not to a norm. Neither is the divisor of a softmax
+    written by hand a norm's.
     """
     signals, divisors = _divided(operation)
     is_norm = divisors and signal_of(operation) is not None
@@ -118,7 +119,7 @@ def hold_statistic(operation: Operation) -> Any:
 
 
 def hold_mean(operation: Operation) -> Any:
-    """The signal's own mean, which a norm written in Python subtracts, is held."""
+    """Holds the signal's own mean, which a norm written in Python subtracts, constant."""
     steps = [step for step in subtracted(operation) if is_mean(step) is not False]
     if any(is_mean(step) is None for step in steps):
         return refused(operation, "whether it subtracts the mean of each token is not known", "")
@@ -126,7 +127,7 @@ def hold_mean(operation: Operation) -> Any:
 
 
 def _divided(operation: Operation) -> tuple[dict[Operand, Value], dict[Operand, Value]]:
-    """The operands of a step of a norm: the signals, and what divides them."""
+    """Returns the signals of an operation, and the operands that divide them."""
     are_signals = is_divided(operation)
     if are_signals is None:
         return {}, {}
@@ -138,16 +139,16 @@ def _divided(operation: Operation) -> tuple[dict[Operand, Value], dict[Operand, 
 def _is_of_softmax(
     operation: Operation, signals: dict[Operand, Value], divisors: dict[Operand, Value]
 ) -> bool:
-    """Whether it is the last step of a softmax written by hand, or of what one weights."""
+    """Whether an operation is the last step of a softmax by hand, or of what a softmax weights."""
     return sums_to_one_again(operation) or any(
         sums_exponentials(divisor, *signals.values()) for divisor in divisors.values()
     )
 
 
 def hold_gate(operation: Operation) -> Any:
-    """The identity rule for activations written in Python: in ``x * gate(x)`` the gate is held.
+    """The identity rule for activations written in Python: holds the gate of ``x * gate(x)``.
 
-    So the slope is f(x) / x without a division.
+    The slope is then f(x) / x, without a division.
     """
     found = meeting(operation)
     if found is None:
@@ -162,7 +163,7 @@ def hold_gate(operation: Operation) -> Any:
 
 
 def keep_activation(operation: Operation) -> Any:
-    """Activations written in Python keep their gradient, though they are products of signals."""
+    """Keeps the gradient of activations written in Python, which are products of signals."""
     found = meeting(operation)
     if found is not None and found.is_whole:
         return operation.run(lambda operand: operand.tensor)
@@ -179,8 +180,9 @@ def _refused_in_parts(operation: Operation, found: Meeting) -> Any:
 def hold_probabilities(operation: Operation) -> Any:
     """The AH rule (Ali et al., eq. 11): attention is a linear map of its values.
 
-    With queries and keys held, a fused kernel's backward is all that is needed. Probabilities that
-    were cut up or rearranged are held, too, and those that weight constants, as relative values.
+    With queries and keys held constant, a fused kernel's own backward is enough. Probabilities that
+    were cut up or rearranged are held, too, and so are those that weight constants, such as
+    relative values.
     """
     if operation.pattern is not None:
         return with_held(operation, operation.pattern.held)
@@ -201,7 +203,7 @@ def hold_probabilities(operation: Operation) -> Any:
 
 
 def _sums_over_keys(operation: Operation, operand: Operand) -> bool:
-    """Whether an operand holds softmax weights of tokens, and these are what is summed over."""
+    """Returns whether an operand holds softmax weights of tokens that the product sums over."""
     value, product = operand.value, operation.contraction()
     if value is None or value.keys is None or product is None or not value.weighs_tokens:
         return False
@@ -209,7 +211,7 @@ def _sums_over_keys(operation: Operation, operand: Operand) -> bool:
 
 
 def attention_weights(operation: Operation) -> list[Value]:
-    """The softmax weights of tokens, or of what else attention is to, that a product applies."""
+    """Returns the softmax weights, of tokens or whatever is attended to, that a product applies."""
     traced = operation.traced()
     if operation.pattern is not None:
         return [operand.value for operand in operation.pattern.held if operand.value is not None]
@@ -229,7 +231,7 @@ def hold_weights(operation: Operation) -> Any:
 
 
 def refuse_places(operation: Operation) -> Any:
-    """Places that follow from the inputs, as in deformable attention, are no probabilities."""
+    """Refuses sampling positions that depend on the inputs, as in deformable attention."""
     signal = operation.argument("input")
     if any(operand is not signal for operand, _ in operation.traced()):
         return refused(
@@ -243,5 +245,5 @@ def refuse_places(operation: Operation) -> Any:
 
 
 def refuse_unknown(operation: Operation) -> Any:
-    """What an operation does that the table lacks, and so what gets its relevance, is unknown."""
+    """Refuses an operation that is not in the table: it is unknown what gets its relevance."""
     return refused(operation, "it is not in the table of known operations", "")

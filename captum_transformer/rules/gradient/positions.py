@@ -1,4 +1,4 @@
-"""Positions as inputs (Bakish et al., NeurIPS 2025): what rotary angles get, and what is added."""
+"""Positions as inputs (Bakish et al., NeurIPS 2025): rotary angles and added positions."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,20 +19,20 @@ from captum_transformer.trace.probabilities import scores_of
 from captum_transformer.trace.value import Value
 
 _ADDS = frozenset({Kind.ADD, Kind.SUB})
-# What of a signal may be rearranged or change its sign before it is turned.
+# Operations that may rearrange a signal or change its sign before it is rotated.
 _TURNED = COPIES | {Kind.HOMOGENEOUS}
-# Noted at the last step of a rotary embedding.
+# The note of the last step of a rotary embedding.
 _TURNS = object()
-# How far the squares of a sine and a cosine may be from the same number, in half precision.
+# How far sums of the squares of a sine and a cosine may differ in half precision, relatively.
 _ROUNDING = 1e-2
 
 
 class _UnplacedError(UnsupportedOperationError):
-    """What scales tokens by their place may be a position, in a form that is not known."""
+    """Raised if tokens are scaled by a constant that may be a position in an unknown form."""
 
 
 def share_with_angles(operation: Operation) -> Any:
-    """Runs a rotary embedding so that the signal gets half; the angles have the other half."""
+    """Runs a rotary embedding so that the signal gets half; the angles get the other half."""
     if not _is_rotation(operation):
         return refuse_unplaced(operation) if operation.kind is Kind.MUL else NotImplemented
     for _, value in operation.traced():
@@ -60,7 +60,7 @@ POSITIONS: ForwardRules = {
 
 
 def _is_rotation(operation: Operation) -> bool:
-    """Whether it is the last step of a rotary embedding: entries of one signal, turned by angles.
+    """Returns whether an operation is the last step of a rotary embedding of one signal.
 
     That is a sum or difference of two products of its entries with a cosine and a sine, or one
     product with complex constants.
@@ -82,14 +82,14 @@ def _is_rotation(operation: Operation) -> bool:
 
 
 def _constants(product: Operation) -> list[Operand]:
-    """The constants with several entries that are multiplied."""
+    """Returns the constant factors of a product that have several entries."""
     contraction = product.contraction()
     factors = product.operands if contraction is None else contraction.factors
     return [o for o in factors if o.value is None and o.size.numel() > 1]
 
 
 def _differs_by_token(operation: Operation) -> bool:
-    """Whether a constant differs along what is neither samples nor features of the signal."""
+    """Returns whether a constant differs along other axes than the samples and features."""
     ((signal, value),) = operation.traced()
     shape, product = value.shape, operation.contraction()
     known = [*(value.features or ()), *([] if value.samples is None else [value.samples])]
@@ -109,7 +109,7 @@ def _differs_by_token(operation: Operation) -> bool:
 
 
 def _root(value: Value) -> Value:
-    """What a value was before its entries were rearranged."""
+    """Returns the value that a value was before its entries were rearranged."""
     operation = value.operation
     if operation is None or operation.kind not in _TURNED:
         return value
@@ -120,7 +120,7 @@ def _root(value: Value) -> Value:
 def of_positions(
     operations: Iterable[Operation], calls: Iterable[AttentionCall]
 ) -> list[Operation]:
-    """The operations that add positions to tokens, or turn tokens by them; scores left out."""
+    """Returns the operations, except those of scores, that add positions or rotate by them."""
     of_scores = {step for call in calls for step in _steps_of_scores(call)}
     return [
         operation
@@ -131,7 +131,7 @@ def of_positions(
 
 
 def _steps_of_scores(call: AttentionCall) -> list[Operation]:
-    """What attention makes of the products of queries and keys, up to its probabilities."""
+    """Returns the operations from products of queries and keys to the probabilities."""
     if not isinstance(call, ExplicitAttention):
         return []
     found: list[Operation] = []
@@ -147,7 +147,7 @@ def _steps_of_scores(call: AttentionCall) -> list[Operation]:
 
 
 def share_of_positions(operation: Operation, slope: Tensor) -> Tensor | None:
-    """What positions have of each entry that an operation makes: half of it, or what they add.
+    """Returns the positions' part of each entry of an output: half of it, or what they add.
 
     Args:
         operation: one of `of_positions`.

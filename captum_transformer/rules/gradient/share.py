@@ -13,9 +13,9 @@ from captum_transformer.trace.operation import Operand, Operation
 
 
 def share(operation: Operation) -> Any:
-    """Runs a product; each factor that the inputs reach gets the same share.
+    """Runs a product so that each factor that depends on the inputs gets the same share.
 
-    What is added to the product gets all of its own part.
+    A term that is added to the product gets all of its own part.
     """
     factors = [operand for operand, _ in operation.traced() if operand.role is not Role.BIAS]
     if len(factors) < 2:
@@ -24,12 +24,12 @@ def share(operation: Operation) -> Any:
 
 
 def share_attention(operation: Operation) -> Any:
-    """Runs fused attention: two products, the softmax with its own gradient between them."""
+    """Runs fused attention as two products; the softmax between them keeps its gradient."""
     return divided(operation, parts_of_attention(operation))
 
 
 def parts_of_attention(operation: Operation) -> dict[Operand, int]:
-    """By what the gradient of each signal of fused attention is divided."""
+    """Returns the divisors of the gradients of fused attention's signals."""
     signals = {operand for operand, _ in operation.traced()}
     query, key, value, mask = map(operation.argument, ("query", "key", "value", "attn_mask"))
     scores = 2 if {query, key} <= signals else 1
@@ -39,16 +39,16 @@ def parts_of_attention(operation: Operation) -> dict[Operand, int]:
 
 
 def share_by_degree(operation: Operation) -> Any:
-    """Runs a product of n entries, each of them getting an n-th part, or a variance, of squares.
+    """Runs a product of n entries so that each gets an n-th part, or a variance, with n = 2.
 
-    Their degree n is how much faster they grow than their entries.
+    The degree n is how much faster the output grows than its entries.
     """
     grown = growth(operation, [operand.tensor.detach() for operand, _ in operation.traced()])
     result = operation.run(lambda operand: operand.tensor)
     for output, of_output in zip(leaves(Tensor, result), grown, strict=True):
         degree = torch.where(output == 0, 1.0, of_output / output).detach()
         _divide_gradient(output, degree)
-    # What is read of the gradient at the result itself is not divided.
+    # The gradient with respect to the result itself is not divided.
     return mapped(lambda output: output.view_as(output), Tensor, result)
 
 
@@ -66,6 +66,6 @@ def divided(operation: Operation, parts: Mapping[Operand, int]) -> Any:
 
 
 def _divide_gradient(tensor: Tensor, by: int | Tensor) -> Tensor:
-    """From now on; where another output of an operation has a gradient, this one may have none."""
+    """Divides a tensor's gradient by a hook; it may be None if only other outputs have one."""
     tensor.register_hook(lambda gradient: None if gradient is None else gradient / by)  # type: ignore[no-untyped-call]
     return tensor

@@ -1,7 +1,7 @@
-"""Operations that get another slope: fused norms (the LN rule), and activations (f(x) / x).
+"""Rules that replace an operation's slope: fused norms (the LN rule), activations (f(x) / x).
 
-The forward pass is the operation's own, with its own kernel. The slope is made in it, so the
-backward pass needs neither the input nor the output, and a model may write into both.
+The forward pass runs the operation's own kernel and also computes the slope, so the backward pass
+needs neither the input nor the output, and a model may write into both.
 """
 
 from functools import partial
@@ -35,7 +35,7 @@ def identity(operation: Operation, *, epsilon: float = 0.0) -> Any:
 
     Args:
         operation: the activation.
-        epsilon: what is added to x where it divides.
+        epsilon: is added to x where x is the divisor.
     """
     (signal, value), *others = operation.traced()
     if others:
@@ -44,7 +44,7 @@ def identity(operation: Operation, *, epsilon: float = 0.0) -> Any:
         )
     of_softmax = softmax_dim(operation) is not None or is_logarithm_of_softmax(operation)
     if not signal.dtype.is_floating_point or of_softmax:
-        return NotImplemented  # with what is before it, it is one function: the gradient is its own
+        return NotImplemented  # one function with the operations before it: keeps its gradient
     before = value.operation if operation.form is Form.EXPONENTIAL else None
     of_difference = before is not None and subtracts_unknown(before)
     if of_difference or (operation.form is Form.LOGARITHM and sums_exponentials(value)):
@@ -61,7 +61,7 @@ def identity(operation: Operation, *, epsilon: float = 0.0) -> Any:
 
 
 def identity_of_sum(operation: Operation) -> Any:
-    """A number that is added to an activation is a part of it, as in ``(1 + tanh(x / 2)) / 2``."""
+    """Treats a number added to an activation as a part of it, as in ``(1 + tanh(x / 2)) / 2``."""
     ((signal, value), *others) = operation.traced()
     if others or not takes_number(operation) or not is_activated(value):
         return NotImplemented
@@ -70,7 +70,7 @@ def identity_of_sum(operation: Operation) -> Any:
 
 
 def refuse_of_one_entry(operation: Operation) -> Any:
-    """A softmax of one signal and constants is an activation, and no rule knows which."""
+    """Refuses a softmax of one signal and constants: it is an activation that no rule knows."""
     if not operation.traced() or not is_of_one_entry(operation):
         return NotImplemented
     return refused(
@@ -82,7 +82,7 @@ def refuse_of_one_entry(operation: Operation) -> Any:
 
 
 def identity_of_scores(operation: Operation) -> Any:
-    """The identity rule for what a function of the model's own makes of attention scores."""
+    """The identity rule for a function of the model's own that changes attention scores."""
     scoring = operation.argument("scoring")
     if scoring is not None:
         scoring.by_secant = True
@@ -90,7 +90,7 @@ def identity_of_scores(operation: Operation) -> Any:
 
 
 def hold_deviation(operation: Operation, *, hold_mean: bool = False) -> Any:
-    """The LN rule (Ali et al., eq. 12) for fused norms: what they divide by is held.
+    """The LN rule (Ali et al., eq. 12) for fused norms: holds the divisor constant.
 
     Args:
         operation: a norm.
@@ -114,9 +114,8 @@ def hold_deviation(operation: Operation, *, hold_mean: bool = False) -> Any:
 def without_empty_rows(operation: Operation) -> Any:
     """Runs a softmax whose rows without any key have a gradient of zero.
 
-    Where all scores are minus infinity, as for padding, the probabilities are no numbers. Models
-    overwrite them afterwards, which puts the output right, but not the gradient: zero times no
-    number is none.
+    Where all scores are minus infinity, as for padding, the probabilities are NaN. Models overwrite
+    them afterwards, which corrects the output, but not the gradient: zero times NaN is NaN.
     """
     ((scores, value),) = operation.traced()
     dim = operation.dim(len(value.shape))
@@ -124,7 +123,7 @@ def without_empty_rows(operation: Operation) -> Any:
     result: Tensor = operation.run(lambda o: alias if o is scores else o.tensor)
     probabilities = result.detach()
     if dim is not None and probabilities.numel():
-        # One entry of a row tells for all: none is a number if one is not.
+        # One entry of a row is enough: if it is NaN, all of them are.
         probabilities = probabilities.narrow(dim, 0, 1)
     empty = probabilities.isnan()
 
@@ -136,17 +135,17 @@ def without_empty_rows(operation: Operation) -> Any:
 
 
 def _on(tensor: Tensor, operation: Operation) -> Any:
-    """Runs an operation on another tensor in the place of its one signal."""
+    """Runs an operation with another tensor in place of its only signal."""
     ((signal, _),) = operation.traced()
     result = operation.run(lambda operand: tensor if operand is signal else operand.tensor)
-    # Autograd forbids writes into a view that comes out of a Function.
+    # Autograd forbids writes into a view that a Function returns.
     return result.clone() if isinstance(result, Tensor) and result._is_view() else result
 
 
 class _Activation(torch.autograd.Function):
-    """An activation as it is; its backward multiplies by f(x) / x, and by zero where x is zero.
+    """An activation whose backward multiplies by f(x) / x, and by zero where x is zero.
 
-    What it gets is x and a constant.
+    The signal that it gets is x plus a constant.
     """
 
     @staticmethod
@@ -154,7 +153,7 @@ class _Activation(torch.autograd.Function):
         ctx: Any, signal: Tensor, operation: Operation, constant: Tensor | None, epsilon: float
     ) -> Tensor:
         output: Tensor = _on(signal, operation)
-        # In half precision a slope may be too large a number; bfloat16 has the range of float32.
+        # In half precision a slope may overflow; bfloat16 has the range of float32.
         kept = torch.promote_types(signal.dtype, torch.bfloat16)
         dtype = accumulation_dtype(signal.dtype)
         largest = torch.finfo(dtype).max
@@ -166,7 +165,7 @@ class _Activation(torch.autograd.Function):
             found = ratio(result.to(dtype), own, epsilon)
             return found.clamp_(-largest, largest).to(kept)
 
-        # A number may be on the CPU.
+        # A constant may be on the CPU.
         terms = () if constant is None else (constant.to(signal.device).expand_as(signal),)
         ctx.save_for_backward(by_rows(slope, output, signal, *terms), MARK)
         ctx.dtype = signal.dtype
@@ -181,7 +180,7 @@ class _Activation(torch.autograd.Function):
 
 
 class _HeldNorm(torch.autograd.Function):
-    """A norm whose backward takes the deviation, and the mean if so wanted, as a constant."""
+    """A norm whose backward treats the deviation, and optionally the mean, as constants."""
 
     @staticmethod
     def forward(
@@ -194,7 +193,7 @@ class _HeldNorm(torch.autograd.Function):
         ctx.norm, ctx.centre = norm, norm.centred and not hold_mean
         ctx.shape, ctx.dtype = signal.shape, signal.dtype
         if isinstance(output, tuple):
-            ctx.mark_non_differentiable(*output[1:])  # the statistics, as torch has it
+            ctx.mark_non_differentiable(*output[1:])  # the statistics, as in torch
         return output
 
     @staticmethod

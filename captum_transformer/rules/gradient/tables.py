@@ -1,11 +1,11 @@
 """The gradient passes: which rule runs which kind of operation.
 
-A rule runs an operation and gives what it always gives, to the last bit; only what autograd sees of
-it is another. What a table has no rule for keeps its gradient: linear maps and sums (LRP-0), what
-selects or scales entries, and where a function is neither, its first-order expansion, of which the
-constant term takes the rest. What the table of operations lacks is refused, if there are rules.
+A rule runs an operation and returns exactly its usual result; only the gradient that autograd sees
+differs. Operations without a rule keep their gradient: linear maps and sums (LRP-0), operations
+that select or scale entries, and all others, as their first-order expansion, whose constant term
+takes the rest. Operations that are not in the table of operations are refused if there are rules.
 
-A method is some rules joined, and `joined` asks the first ones first.
+A method joins several tables of rules; `joined` tries the first ones first.
 """
 
 import math
@@ -98,14 +98,14 @@ UNIFORM: ForwardRules = {
 
 
 def joined(*tables: ForwardRules) -> ForwardRules:
-    """One table of several: of the rules for a kind the first one that applies is taken."""
+    """Joins tables into one: of the rules for a kind, the first one that applies is used."""
     kinds = dict.fromkeys(kind for table in tables for kind in table)
     return {kind: _first([t[kind] for t in tables if kind in t]) for kind in kinds}
 
 
 def _first(rules: Sequence[ForwardRule]) -> ForwardRule:
-    """The first of some rules that applies."""
-    # Nothing local: methods are pickled where processes are spawned.
+    """Returns a rule that runs the first of some rules that applies."""
+    # No local function: methods are pickled where processes are spawned.
     return rules[0] if len(rules) == 1 else partial(_first_of, rules)
 
 
@@ -119,15 +119,15 @@ def _first_of(rules: Sequence[ForwardRule], operation: Operation) -> Any:
 
 
 def method(*tables: ForwardRules) -> ForwardRules:
-    """The table of a method with these rules.
+    """Returns the table of a method with these rules.
 
-    What an unknown function does, a norm or attention perhaps, may be what a rule is for. A method
-    without any rule takes its gradient, which is right for every function.
+    Unknown functions are refused: they may compute what a rule is for, such as a norm or attention.
+    A method without any rule uses their gradient, which is right for every function.
     """
     return joined(*([_UNKNOWN, *tables] if any(tables) else ()), _PLAIN)
 
 
-# Its authors' code stabilises the division.
+# The authors' code stabilises the division.
 _STABILISED = partial(identity, epsilon=1e-10)
 _IDENTITY: ForwardRules = {
     **IDENTITY,
@@ -137,11 +137,11 @@ _IDENTITY: ForwardRules = {
 
 
 def favoured(gamma: float, where: Where) -> ForwardRules:
-    """LRP-gamma in some of the linear maps with constant weights; see `favour`.
+    """Returns the rules of LRP-gamma for some linear maps with constant weights; see `favour`.
 
     Args:
-        gamma: how much more counts what has the sign of the output; none where it is zero.
-        where: says whether an operation is one of them.
+        gamma: how much more terms with the sign of the output count; no rule if it is zero.
+        where: returns whether an operation is one of these maps.
     """
     if not isinstance(gamma, Real) or not 0 <= gamma < math.inf:
         raise InvalidInputError(f"gamma must be a non-negative number, got {gamma!r}.")
@@ -157,8 +157,8 @@ def attn_lrp(gamma: float | None = None, conv_gamma: float | None = None) -> For
     """The table of Achtibat et al. (ICML 2024).
 
     Args:
-        gamma: of LRP-gamma in linear layers.
-        conv_gamma: of LRP-gamma in convolutions.
+        gamma: the gamma of LRP-gamma in linear layers.
+        conv_gamma: the gamma of LRP-gamma in convolutions.
     """
     gammas = (
         favoured(conv_gamma or 0.0, _is_convolution),
@@ -176,7 +176,7 @@ def _is_product(operation: Operation) -> bool:
 
 
 ATTN_LRP = attn_lrp()
-# What is written as products and quotients and has its own gradient: activations, and softmaxes.
+# Functions written as products and quotients that keep their gradient: activations, softmaxes.
 _WHOLE: ForwardRules = dict.fromkeys((Kind.DIV, Kind.MUL, Kind.PRODUCT), refuse_part)
 _ACTIVATIONS: ForwardRules = dict.fromkeys((Kind.MUL, Kind.PRODUCT), keep_activation)
 
@@ -185,7 +185,7 @@ def gim(temperature: float) -> ForwardRules:
     """The table of Edin et al. (2025).
 
     Args:
-        temperature: at which attention's softmax has its gradient; at one that is its own.
+        temperature: where the gradient of attention's softmax is taken; one for its own gradient.
     """
     softmax = {} if temperature == 1 else at_temperature(temperature)
     return method(softmax, LN, _WHOLE, _ACTIVATIONS, UNIFORM)
@@ -196,7 +196,7 @@ HALF: ForwardRules = {Kind.MUL: share}
 
 
 def libra(*, attention_rule: bool = True) -> ForwardRules:
-    """The table of LibraGrad (CVPR 2025) and RelP (2025): all that is not linear is held.
+    """The table of LibraGrad (CVPR 2025) and RelP (2025): holds all that is not linear constant.
 
     Args:
         attention_rule: hold the attention probabilities constant (AH); without it products of
@@ -217,9 +217,9 @@ def conservative_lrp(
 
     Args:
         attention_rule: hold the attention probabilities constant (AH).
-        layer_norm_rule: hold what divides the signal in a norm constant (LN).
+        layer_norm_rule: hold the divisor of a norm constant (LN).
         hold_mean: with the LN rule, hold the mean that a LayerNorm subtracts constant, too.
-        gammas: LRP-gamma for linear layers, by the place of their operation on the tape.
+        gammas: LRP-gamma for linear layers, by the index of their operation on the tape.
     """
     tables = []
     if attention_rule:

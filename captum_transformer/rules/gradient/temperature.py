@@ -1,7 +1,7 @@
 """Attention's softmax with the gradient that it has at another temperature (GIM, 2025).
 
 The forward pass is the model's own. In the backward pass the derivative of the probabilities is
-taken at scores divided by the temperature, but not the factor of that division.
+taken at scores divided by the temperature, but without the factor of that division.
 """
 
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import softmax_dim, sums_to_one_again
 from captum_transformer.trace.value import Value
 
-# Noted at a softmax whose weights are applied to a signal.
+# The note of a softmax whose weights are applied to a signal.
 _ATTENDS = object()
 
 
 def at_temperature(temperature: float) -> ForwardRules:
-    """The rules for attention whose softmax has its gradient at a temperature.
+    """Returns the rules that take the gradient of attention's softmax at a temperature.
 
-    For fused attention that is the uniform rule as well, which it would otherwise displace.
+    For fused attention they include the uniform rule, which they would otherwise replace.
     """
     return {
         Kind.SOFTMAX: partial(_soften, temperature=temperature),
@@ -48,16 +48,16 @@ def _soften(operation: Operation, *, temperature: float) -> Any:
 
 
 def _soften_attention(operation: Operation, *, temperature: float) -> Any:
-    # With gradients on, as the model runs it: which kernel runs may depend on that.
+    # With gradients enabled, as in the model: which kernel runs may depend on that.
     native = operation.run(lambda operand: operand.tensor)
     signals = [operand.tensor for operand, _ in operation.traced()]
     return _Attention.apply([native], operation, temperature, *signals)
 
 
 def _note_attention(operation: Operation) -> Any:
-    """Notes the softmax whose weights an operation applies to a signal.
+    """Marks the softmax whose weights an operation applies to a signal.
 
-    Only then it is known that the softmax attends: that of a classifier or a router does not.
+    Only this shows that the softmax attends: the softmax of a classifier or a router does not.
     """
     softmaxes = [o for value in attention_weights(operation) for o in _softmaxes(value)]
     if all(softmax.kind is Kind.SOFTMAX for softmax in softmaxes):
@@ -73,7 +73,7 @@ def _note_attention(operation: Operation) -> Any:
 
 
 def _softmaxes(weights: Value) -> Iterator[Operation]:
-    """The softmaxes that weights come from, or what divides them by their sum again."""
+    """Yields the softmaxes that weights come from, or operations that normalise them again."""
     pending = [weights]
     while pending:
         operation = pending.pop().operation
@@ -87,7 +87,7 @@ def _softmaxes(weights: Value) -> Iterator[Operation]:
 
 
 class _Softmax(torch.autograd.Function):
-    """A softmax as it is; where its weights attend, its backward is that at another temperature.
+    """A softmax whose backward is that at another temperature if its weights attend.
 
     A row without any key has a gradient of zero.
     """
@@ -96,7 +96,7 @@ class _Softmax(torch.autograd.Function):
     def forward(ctx: Any, scores: Tensor, operation: Operation, temperature: float) -> Tensor:
         output: Tensor = operation.run(lambda _: scores.detach())
         ctx.operation, ctx.temperature, ctx.dtype = operation, temperature, scores.dtype
-        # In the precision in which it was computed, which autocasting may have chosen.
+        # In the dtype in which it was computed, which autocast may have chosen.
         ctx.save_for_backward(scores.detach().to(output.dtype), MARK)
         return output
 
@@ -115,7 +115,7 @@ class _Softmax(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """Fused attention as it is; its backward computes the probabilities in blocks of queries."""
+    """Fused attention whose backward computes the probabilities in blocks of queries."""
 
     @staticmethod
     def forward(
@@ -150,7 +150,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _gradients(call: FusedAttention, arriving: Tensor, temperature: float) -> dict[Operand, Tensor]:
-    """The gradients of an attention call's queries, keys, values and mask, in full precision."""
+    """Returns the gradients of a call's queries, keys, values and mask, in full precision."""
     query, key, value = in_full(call.query), call.keys(), call.values()
     lead = arriving.shape[:-2]
     signals = {operand for operand, _ in call.operation.traced()}
@@ -180,7 +180,7 @@ def _gradients(call: FusedAttention, arriving: Tensor, temperature: float) -> di
             total = totals[call.mask]
             part = total[..., rows, :] if total.ndim > 1 < total.shape[-2] else total
             part += slope.sum_to_size(part.shape)
-        if scores.requires_grad:  # else the model's own function of the scores has no use for them
+        if scores.requires_grad:  # otherwise the model's own function doesn't use the scores
             slope = slope.sum_to_size(scores.shape)
             (slope,) = torch.autograd.grad(scores, products, slope)
             if call.query in signals:

@@ -21,9 +21,10 @@ from captum_transformer.trace.value import Value
 
 
 def addition(operation: Operation, relevance: Tensor) -> Shares:
-    """The share of a constant tensor is dropped; a bias or a number that is added takes nothing.
+    """Distributes relevance to two terms; a constant tensor's is dropped, a bias takes nothing.
 
-    Token ids that are shifted to their part of a table stay ids.
+    An added number takes nothing either. Token ids that are shifted to their part of a table stay
+    ids.
     """
     traced, shift = operation.traced(), operation.shift
     if of_ids(operation) or signal_of(operation) is not None:
@@ -54,7 +55,7 @@ def addition(operation: Operation, relevance: Tensor) -> Shares:
 
 
 def summed(operation: Operation, relevance: Tensor) -> Shares:
-    """Sums of what was stacked are additions, from the left to the right; others are z-rules."""
+    """Treats the sum of a stack as additions from left to right, other sums by the z-rule."""
     ((operand, value),) = operation.traced()
     stack, dim = value.operation, operation.dim(len(value.shape))
     stacked = stack is not None and stack.kind is Kind.STACK
@@ -77,14 +78,14 @@ def summed(operation: Operation, relevance: Tensor) -> Shares:
 def divided(
     operation: Operation, left: Tensor, right: Tensor, relevance: Tensor, values: Sequence[Value]
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """What each of two terms gets, the sums of that for each sample, and what is lost.
+    """Returns the share of each of two terms, its sums for each sample, and what is lost.
 
     Args:
         operation: the addition.
         left: a term.
-        right: the other one.
-        relevance: what arrives.
-        values: what the terms are made of, if both are signals.
+        right: the other term.
+        relevance: the relevance of the sum.
+        values: the values that the terms are made of, if both are signals.
     """
     shares = parts_of_sum(left, right, relevance, skip=_is_skip(values))
     samples = _samples(operation)
@@ -100,8 +101,8 @@ def divided(
 def parts_of_sum(left: Tensor, right: Tensor, relevance: Tensor, *, skip: bool) -> list[Tensor]:
     """The z-rule for two terms.
 
-    Where a mask is zero, scores take all, to the last digit; where it hides them by minus infinity,
-    nothing, as the relevance is zero there. A skip and its branch are no scores and mask.
+    Where a mask is zero, scores get exactly all; where it hides them by minus infinity, they get
+    nothing, as the relevance is zero there. A skip and its branch are not scores and a mask.
     """
     quotient = ratio(relevance, left + right)
     shares = [left * quotient, right * quotient]
@@ -115,13 +116,13 @@ def parts_of_sum(left: Tensor, right: Tensor, relevance: Tensor, *, skip: bool) 
 
 
 def scales(totals: Tensor, goal: Tensor) -> Tensor:
-    """By what parts of a sum are multiplied, so that their sizes divide what there is (eq. 10)."""
+    """Returns factors for the parts of a sum that divide the goal by the parts' sizes (eq. 10)."""
     sizes = totals.abs()
     return ratio(ratio(sizes, sizes.sum(0)) * goal, totals)
 
 
 def _is_skip(values: Sequence[Value]) -> bool:
-    """Whether the last addend or those before it were made from the other side."""
+    """Returns whether the last addend, or those before it, were made from the other side."""
     if len(values) < 2:
         return False
     *left, right = values

@@ -18,13 +18,13 @@ _ALL = slice(None)
 
 
 def attention_relevance(call: AttentionCall, relevance: Tensor, rows: slice) -> Tensor:
-    """The relevance of a block of attention probabilities: ``A * (s V^T) / 2``, ``s = R / out``."""
+    """Returns the relevance of a block of probabilities: ``A * (s V^T) / 2``, ``s = R / out``."""
     half = half_of_quotient(call, relevance, rows)
     return (half @ call.values().transpose(-1, -2)).mul_(call.probabilities(rows))
 
 
 def half_of_quotient(call: AttentionCall, relevance: Tensor, rows: slice) -> Tensor:
-    """``R / (2 out)`` of a block of an attention call's outputs: ``(..., rows, D)``."""
+    """Returns ``R / (2 out)`` for a block of an attention call's outputs: ``(..., rows, D)``."""
     result = call.operation.result
     if result is None:
         raise RuntimeError("the output of an attention call is always kept")
@@ -34,7 +34,7 @@ def half_of_quotient(call: AttentionCall, relevance: Tensor, rows: slice) -> Ten
 
 
 def attention_rule(operation: Operation, relevance: Tensor) -> Shares:
-    """What queries, keys and values (or probabilities and values) get."""
+    """Distributes relevance to queries, keys and values (or to probabilities and values)."""
     call, half = operation.attention, half_of_quotient(operation.attention, relevance, _ALL)
     values, of_mask = call.values(), None
     if isinstance(call, ExplicitAttention):
@@ -57,17 +57,17 @@ def attention_rule(operation: Operation, relevance: Tensor) -> Shares:
 def _through_fused(
     call: FusedAttention, values: Tensor, half: Tensor
 ) -> tuple[Tensor, dict[Operand, Tensor], Tensor | None]:
-    """Through probabilities, softmax, mask and scores of a fused call, a block at a time.
+    """Propagates through probabilities, softmax, mask and scores of a fused call, by blocks.
 
     Returns:
-        What the values get, but for themselves as a factor, what the other operands get, and what a
-        constant mask takes.
+        The share of the values before it is multiplied by them, the shares of the other operands,
+        and the share of a constant mask.
     """
     keys, mask = call.keys(), call.mask
     lead = half.shape[:-2]
     to_values, to_keys = (tensor.new_zeros(*lead, *tensor.shape[-2:]) for tensor in (values, keys))
-    # One tensor for all blocks: small ones that stay between large ones that go would break up the
-    # memory, so that as much of it is held as a map of all pairs of tokens takes.
+    # One tensor for all blocks: small tensors that stay between large ones that are freed would
+    # fragment the memory, up to the size of a map of all pairs of tokens.
     to_queries = keys.new_empty(*half.shape[:-1], keys.shape[-1])
     to_mask: list[Tensor] = []
     sums: list[Tensor] = []
@@ -106,7 +106,7 @@ def _through_fused(
 def _through_scores(
     call: FusedAttention, queries: Tensor, keys: Tensor, products: Tensor, relevance: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Half to queries and half to keys; constant queries (or keys) are weights of a linear map."""
+    """Gives half to queries and half to keys; a constant one is the weight of a linear map."""
     if call.query.value is not None and call.key.value is not None:
         half = ratio(relevance, products).div_(2)
         return queries * (half @ keys), keys * (half.transpose(-1, -2) @ queries)

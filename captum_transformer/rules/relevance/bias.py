@@ -1,8 +1,8 @@
-"""Which constant is a bias: one that is added to what a linear map or a norm made, in any spelling.
+"""Which constants are biases: those added to the output of a linear map or a norm, in any spelling.
 
 What ``F.linear(x, W, b)`` adds is a bias, so what ``x @ W + b`` adds is one, too. A position
-embedding is none: it differs from token to token, and the map does not. Nor may it depend on the
-number of samples what is a bias, so one that has been repeated for each of them is one still.
+embedding is not: it differs from token to token, and the map does not. Whether a constant is a bias
+must not depend on the number of samples, so a bias that was repeated for each sample is still one.
 """
 
 from collections.abc import Iterable
@@ -22,14 +22,14 @@ _SCALES = frozenset({Kind.MUL, Kind.DIV, Kind.PRODUCT, Kind.COPY})
 
 
 def adds_bias(operation: Operation) -> bool:
-    """Whether all that an addition adds to its one signal is a bias, or one number."""
+    """Returns whether an addition adds only biases, or single numbers, to its only signal."""
     ((signal, value),) = operation.traced()
     constants = (operand for operand in operation.operands if operand is not signal)
     return all(_is_bias(constant, value, operation.outputs[0]) for constant in constants)
 
 
 def has_bias(operation: Operation, signal: Operand) -> bool:
-    """Whether what is added to a product of a signal with weights is a bias, before it has run."""
+    """Returns, before it has run, whether a product of a signal with weights adds only a bias."""
     product, value = operation.contraction(), signal.value
     addend = operation.argument("bias")
     if addend is None or product is None or value is None:
@@ -45,26 +45,26 @@ def has_bias(operation: Operation, signal: Operand) -> bool:
 
 
 def adds_to(operation: Operation) -> bool:
-    """Whether all that an addition adds to its one signal is a bias, before it has run."""
+    """Returns, before it has run, whether an addition adds only biases to its only signal."""
     ((signal, value),) = operation.traced()
     constants = [operand for operand in operation.operands if operand is not signal]
     return all(_fits(c.size, value.shape) and _is_bias(c, value, value) for c in constants)
 
 
 def _fits(size: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether what is added to entries of a shape leaves them as many."""
+    """Returns whether a size broadcasts to a shape without changing the shape."""
     behind = len(shape) - len(size)
     return behind >= 0 and all(n in (1, m) for n, m in zip(size, shape[behind:], strict=True))
 
 
 def adds_term(operation: Operation) -> bool:
-    """Whether what is added to a product, in the same function, is more than a bias."""
+    """Returns whether a product adds, in the same function, something other than a bias."""
     addend, traced, output = operation.argument("bias"), operation.traced(), operation.outputs[0]
     if addend is None or operation.kind in CONVOLUTIONS or output is None:
         return addend is not None and len(traced) > 1
     product = operation.contraction() if len(traced) == 1 == len(addend.size) else None
     if product is not None and addend.value is None:
-        # As most often: one number for each feature that weights make.
+        # The most frequent case: one number for each feature that weights make.
         factors = zip(product.factors, product.letters, strict=True)
         weights = (of for f, of in factors if f.role is Role.WEIGHT and f.value is None)
         if any(product.output[-1:] in of for of in weights):
@@ -73,16 +73,16 @@ def adds_term(operation: Operation) -> bool:
 
 
 def _is_bias(constant: Operand, onto: Value, output: Value | None) -> bool:
-    """Whether a constant differs only along the axes that weights made, or a norm normalised.
+    """Returns whether a constant only differs along axes that weights made or a norm normalised.
 
-    From sample to sample it may differ: what it is for one of them does not depend on the others.
-    Where there is but one token, what has a dimension for tokens is of this token, and no bias.
+    It may differ from sample to sample: its value for one sample does not depend on the others.
+    If there is only one token, a constant with a dimension for tokens belongs to it and is no bias.
     """
     if output is None or onto.shape != output.shape:
         return False
     dims, sizes, strides = range(-len(constant.size), 0), constant.size, constant.given.stride()
     own = _own(onto)
-    # One number is no token's; and a view may have made dimensions of one for heads and features.
+    # A single number belongs to no token; a view may add dimensions of size one for heads.
     made = onto.operation
     if any(n > 1 for n in sizes) and made is not None and views_of(made) is None:
         samples = None if onto.samples is None else onto.samples.dim(onto.shape)
@@ -102,7 +102,7 @@ def _axes(value: Value, dims: Iterable[int]) -> Axes:
 
 
 def _own(value: Value) -> Axes:
-    """The axes of a value along which a bias may differ: none if no linear map or norm made it."""
+    """Returns the axes along which a value's bias may differ: none if no map or norm made it."""
     operation, features = value.operation, frozenset(value.features or ())
     if operation is None:
         return frozenset()
@@ -127,9 +127,9 @@ def _own(value: Value) -> Axes:
 
 
 def applies_weights(product: Contraction, signal: Operand) -> bool:
-    """Whether constants of a product are weights, as of a linear layer; divisors aside.
+    """Returns whether constants of a product, except divisors, are weights as of a linear layer.
 
-    They are if they sum up features, and not tokens, unless they are one vector for each row, as
+    They are if they sum over features, not tokens, unless there is one vector for each row, such as
     a one-hot vector that picks a score: that is a sum of products.
     """
     own, summed = product.of(signal), product.summed(signal)
@@ -153,7 +153,7 @@ def applies_weights(product: Contraction, signal: Operand) -> bool:
 
 
 def _weighted(operation: Operation, product: Contraction, signal: Operand) -> list[int]:
-    """The dimensions of a product along which weights differ: each of them has its own bias."""
+    """Returns the dimensions of a product along which weights differ, and a bias may as well."""
     own, weighted = product.of(signal), set(product.output) - set(product.of(signal))
     for factor, letters in zip(product.factors, product.letters, strict=True):
         if factor.value is None:
@@ -167,7 +167,7 @@ def _weighted(operation: Operation, product: Contraction, signal: Operand) -> li
 def _divided_alike(
     operation: Operation, value: Value, divisors: list[tuple[Operand, Value]]
 ) -> Axes:
-    """The axes along which all is divided by the same number."""
+    """Returns the axes along which all entries are divided by the same number."""
     product, differ = operation.contraction(), set[int | None]()
     for operand, divisor in divisors:
         behind = len(value.shape) - len(divisor.shape)

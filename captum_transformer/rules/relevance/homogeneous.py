@@ -1,4 +1,4 @@
-"""The z-rule, exact for what grows as its operands do: ``sum x df/dx`` is ``f`` times the degree.
+"""The z-rule, exact for homogeneous functions: ``sum x df/dx`` is ``f`` times the degree.
 
 That holds for sums, products, lengths and moments (Euler's theorem on homogeneous functions).
 """
@@ -29,10 +29,10 @@ def z_rule(
 
     Args:
         operation: the operation.
-        relevance: what arrives at its output.
-        degree: with which power the output grows; that of a product is the number of its factors.
-            None if that differs from entry to entry: the derivative tells.
-        among: the operands that get something; all by default.
+        relevance: the relevance of its output.
+        degree: the degree of the function; that of a product is the number of its factors. None if
+            it differs from entry to entry: it is then computed from the derivative.
+        among: the operands that get relevance; all by default.
     """
     operands = [operand for operand, _ in operation.traced()]
     points = [in_full(operand) for operand in operands]
@@ -45,7 +45,7 @@ def z_rule(
             shares.append(None)
             continue
         share = point * slope
-        if operation.kind is Kind.DISTANCE:  # from which a mask leaves out entries as infinite ones
+        if operation.kind is Kind.DISTANCE:  # masks may leave out entries by making them infinite
             share.masked_fill_(slope == 0, 0.0)
         shares.append(share)
     if all(share is None for share in shares):
@@ -61,7 +61,7 @@ moment = partial(z_rule, degree=None)
 
 
 def terms(operation: Operation, relevance: Tensor) -> Shares:
-    """The z-rule where constants among the operands are terms as signals are, and take a share."""
+    """The z-rule for operations whose constants are terms like signals, and take a share."""
     shares = z_rule(operation, relevance)
     if not constants(operation):
         return shares
@@ -69,7 +69,7 @@ def terms(operation: Operation, relevance: Tensor) -> Shares:
 
 
 def added_at(operation: Operation, relevance: Tensor) -> Shares:
-    """Sums at indices; a constant that is added to a signal there may be a bias or none."""
+    """Sums at indices; refuses a constant that is added to a signal, as it may be a bias."""
     signal, added = operation.arguments["input"], operation.arguments["source"]
     if signal.value is not None and isinstance(added, Operand) and added.value is None:
         raise unsupported(
@@ -88,7 +88,7 @@ def length(operation: Operation, relevance: Tensor) -> Shares:
 
 
 def _with_rest(shares: Shares, operation: Operation, relevance: Tensor, reason: Reason) -> Shares:
-    """The same shares, where what is not lost goes to a constant."""
+    """Returns the same shares and attributes the rest, except what is lost, to a constant."""
     lost = shares.taken[Reason.EPSILON]
     rest = added_up([remaining(operation, [relevance], shares), -lost])
     return Shares(shares, {Reason.EPSILON: lost, reason: rest})

@@ -19,7 +19,7 @@ Change = Callable[[Tensor], Tensor]
 
 
 def rounding(dtype: torch.dtype, terms: int) -> float:
-    """How much of a sum's magnitude may be rounding."""
+    """Returns the fraction of a sum's magnitude that may be rounding."""
     return float(4 * torch.finfo(dtype).eps * max(terms, 1) ** 0.5)
 
 
@@ -33,13 +33,13 @@ def half_quotient(
     ``h = s / 2``, so that no matrix needs to be split into its signs.
 
     Args:
-        relevance: what arrives at the output.
+        relevance: the relevance of the output.
         product: ``sum x w``, of the output's shape.
         absolute: ``sum |x w|``, of the same shape; overwritten.
         terms: how many terms are summed up.
 
     Returns:
-        The half, and what of the relevance is lost.
+        The half, and the relevance that is lost.
     """
     noise = rounding(product.dtype, terms)
     twice_positive = product + absolute
@@ -54,8 +54,8 @@ def alpha_beta(operation: Operation, relevance: Tensor, sparsity: Sparsity = DEN
 
     Args:
         operation: the product.
-        relevance: what arrives at it.
-        sparsity: that is zero outside these slices. Only there products are taken.
+        relevance: the relevance of its output.
+        sparsity: the relevance is zero outside these slices, so only these are multiplied.
     """
     ((signal, _),), found = operation.traced(), operation.contraction()
     x = in_full(signal)
@@ -89,7 +89,7 @@ def alpha_beta(operation: Operation, relevance: Tensor, sparsity: Sparsity = DEN
 
 
 def _is_plain(operation: Operation, found: Contraction, signal: Operand) -> bool:
-    """Whether letters say all: no index says which rows are multiplied, and none is only summed."""
+    """Returns whether an einsum describes the product: no index selects rows or is only summed."""
     letters = (of for f, of in zip(found.factors, found.letters, strict=True) if f is not signal)
     known = set(found.output).union(*letters)
     return operation.argument("index") is None and known.issuperset(found.of(signal))
@@ -98,7 +98,7 @@ def _is_plain(operation: Operation, found: Contraction, signal: Operand) -> bool
 def _multiplied(
     x: Tensor, own: str, weights: Sequence[Tensor], letters: Sequence[str], after: str
 ) -> Tensor:
-    """The product with these letters; of rows and a matrix without the detour of an einsum."""
+    """Returns the product with these letters; rows and a matrix are multiplied without einsum."""
     if len(weights) == 1 and own and after and after[:-1] == own[:-1]:
         if letters[0] == own[-1] + after[-1]:
             return x @ weights[0]
@@ -108,7 +108,7 @@ def _multiplied(
 
 
 def _there(tensor: Tensor, letters: str, at: Mapping[str, int]) -> Tensor:
-    """Of the dimensions with some letters the one entry that counts."""
+    """Narrows the dimensions with the letters in ``at`` to the one index that counts."""
     for dim, letter in enumerate(letters):
         if letter in at and tensor.shape[dim] > 1:
             tensor = tensor.narrow(dim, at[letter], 1)
@@ -116,7 +116,7 @@ def _there(tensor: Tensor, letters: str, at: Mapping[str, int]) -> Tensor:
 
 
 def _filled(part: Tensor, letters: str, at: Mapping[str, int], shape: torch.Size) -> Tensor:
-    """The inverse, with zeros elsewhere."""
+    """Inverts `_there`, with zeros elsewhere."""
     if at:
         whole = part.new_zeros(shape)
         _there(whole, letters, at).copy_(part)
@@ -125,7 +125,7 @@ def _filled(part: Tensor, letters: str, at: Mapping[str, int], shape: torch.Size
 
 
 def _without_addend(operation: Operation, found: Contraction, dtype: torch.dtype) -> Tensor | None:
-    """The product as the model has taken it, if that is kept, without what is added to it."""
+    """Returns the model's own product without what is added to it, or None if it isn't kept."""
     result, addend = operation.result, found.addend
     if result is None or result.dtype != dtype or operation.argument("beta", 1) != 1:
         return None
@@ -135,7 +135,7 @@ def _without_addend(operation: Operation, found: Contraction, dtype: torch.dtype
 
 
 def _terms(operation: Operation) -> int:
-    """How many terms each entry of a linear map sums up."""
+    """Returns how many terms each entry of a linear map sums up."""
     ((signal, _),), found = operation.traced(), operation.contraction()
     if found is None:
         return math.prod(operation.arguments["weight"].size[1:])
@@ -145,12 +145,12 @@ def _terms(operation: Operation) -> int:
 def applied(
     operation: Operation, x: Tensor, change: Change = torch.clone
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """What a linear map makes of a signal without its bias, and the map's transpose.
+    """Applies a linear map to a signal without its bias; returns the result and the transpose.
 
     Args:
         operation: the map.
         x: the signal.
-        change: what is made of its weights first.
+        change: is applied to the weights first.
     """
     addend = operation.argument("bias")
 
@@ -179,7 +179,7 @@ def z_box(operation: Operation, relevance: Tensor) -> Shares:
     weights = torch.clone, lambda w: w.clamp(min=0), lambda w: w.clamp(max=0)
     parts = [applied(operation, *pair) for pair in zip(points, weights, strict=True)]
     whole = torch.stack([product for product, _ in parts]).sum(0)
-    # Of an image of one colour nothing is left but rounding.
+    # For an image of one colour nothing but rounding is left.
     magnitude, _ = applied(operation, torch.maximum(low.abs(), high.abs()), torch.abs)
     quotient = ratio(relevance, whole)
     noise = rounding(whole.dtype, _terms(operation))

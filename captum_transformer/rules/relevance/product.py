@@ -23,15 +23,15 @@ from captum_transformer.trace.statistics import signal_of
 
 
 def product(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE) -> Shares:
-    """A signal that is multiplied by weights, or signals with each other; what is added to them.
+    """Distributes the relevance of a product with weights or of signals, and of what is added.
 
     The bias of a linear map takes nothing. Anything else that is added in the same function is a
-    term of an addition, with the product behind it.
+    term of an addition; the product is the other term.
 
     Args:
         operation: the product.
-        relevance: what arrives at it.
-        sparsity: that is zero outside these slices.
+        relevance: the relevance of its output.
+        sparsity: the relevance is zero outside these slices.
     """
     if (shares := evenly(operation, relevance)) is not None:
         return shares
@@ -57,7 +57,7 @@ def product(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE)
 
 
 def _of_addend(operation: Operation, share: Tensor, addend: Operand) -> Tensor:
-    """Sums over what the addend was broadcast to: in convolutions it has one entry a channel."""
+    """Sums over dimensions that the addend was broadcast along; convolutions add by channel."""
     if operation.kind not in CONVOLUTIONS:
         return fitted(share, addend)
     channels = share.ndim - len(operation.argument("weight").size) + 1
@@ -90,7 +90,7 @@ def _multiplied(operation: Operation, relevance: Tensor, sparsity: Sparsity = DE
             )
         if any(set(letters) - set(found.output) for letters in found.letters):
             return z_rule(operation, relevance)
-        # Each entry is one of the signal's, whatever number multiplies it, as in `addcmul`.
+        # Each entry is an entry of the signal, whatever number multiplies it, as in `addcmul`.
         others = {name: given for name, given in operation.kwargs.items() if name != "value"}
         moved = applied(operation.changed(kwargs=others), in_full(signal), torch.ones_like)
         return Shares([moved[1](relevance)])
@@ -98,7 +98,7 @@ def _multiplied(operation: Operation, relevance: Tensor, sparsity: Sparsity = DE
 
 
 def _divided(operation: Operation, relevance: Tensor, are_signals: Sequence[bool]) -> Shares:
-    """What divides a signal in a norm takes nothing, as in a quotient."""
+    """Distributes relevance to signals only: divisors, as of a norm, take nothing."""
     divisors = {o for (o, _), one in zip(operation.traced(), are_signals, strict=True) if not one}
 
     def held(operand: Operand) -> Operand:
@@ -110,7 +110,7 @@ def _divided(operation: Operation, relevance: Tensor, are_signals: Sequence[bool
 
 
 def convolution(operation: Operation, relevance: Tensor) -> Shares:
-    """As a product; on the input itself pixels are known to lie in a box."""
+    """Treats a convolution as a product, or by the z-B rule if it reads the input's pixels."""
     ((_, value), *others) = operation.traced()
     if not others and value.origin.operation is None:
         return z_box(operation, relevance)
@@ -118,7 +118,7 @@ def convolution(operation: Operation, relevance: Tensor) -> Shares:
 
 
 def _exchanged(operation: Operation, change: Callable[[Operand], Operand]) -> Operation:
-    """The operation on other operands: a constant in the place of a signal, for one."""
+    """Returns the operation with changed operands, such as a constant in place of a signal."""
     new = {operand: change(operand) for operand in operation.operands}
     args, kwargs, arguments = (
         mapped(new.__getitem__, Operand, nested)

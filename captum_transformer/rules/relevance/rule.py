@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     """A line of a table.
 
     Attributes:
-        rule: what to do with the relevance of the first output; there is none of the others.
+        rule: distributes the relevance of the first output; the other outputs have none.
         keeps: whether the rule reads the operands' data, so that they are kept.
         of_all: whether the rule gets the relevance of all outputs, in a list.
     """
@@ -75,7 +75,7 @@ class Table:
 
 
 def moved(operation: Operation, incoming: list[Tensor | None]) -> Shares:
-    """Relevance goes back to where entries came from; entries filled in keep theirs."""
+    """Moves relevance back to where entries came from; filled entries keep their relevance."""
     shares = rearranged(operation, incoming)
     if views_of(operation) is not None or operation.kind in AS_OTHERS:
         return Shares(shares)
@@ -85,7 +85,7 @@ def moved(operation: Operation, incoming: list[Tensor | None]) -> Shares:
 
 
 def selected(operation: Operation, incoming: list[Tensor | None]) -> Shares:
-    """All to the entry that was chosen; of a smooth maximum to each by its weight in it."""
+    """Gives all to the entry that was chosen, or to each by its weight in a smooth maximum."""
     shares = transposed(operation, [in_full(o) for o, _ in operation.traced()], incoming)
     if not constants(operation):
         return Shares(shares)
@@ -93,7 +93,7 @@ def selected(operation: Operation, incoming: list[Tensor | None]) -> Shares:
 
 
 def looked_up(operation: Operation, relevance: Tensor) -> Shares:
-    """The relevance of an embedding, summed over its features, is that of the token id."""
+    """Gives the relevance of an embedding, summed over its features, to the token id."""
     traced = operation.traced()
     (ids, _), *_ = traced
     of_id = share_of_ids(operation, ids, relevance) / len(traced)
@@ -101,12 +101,12 @@ def looked_up(operation: Operation, relevance: Tensor) -> Shares:
 
 
 def solved(operation: Operation, relevance: Tensor) -> Shares:
-    """What a matrix is divided by takes nothing, as in a norm; the other side gets all."""
+    """Gives all relevance to the right-hand side; the matrix gets none, like a norm's divisor."""
     return z_rule(operation, relevance, among=[operation.arguments["other"]])
 
 
 def sampled(operation: Operation, relevance: Tensor) -> Shares:
-    """Entries get relevance by their weight in what is read between them; places get none."""
+    """Gives entries relevance by their weight in the interpolation; positions get none."""
     return z_rule(operation, relevance, among=[operation.arguments["input"]])
 
 
@@ -136,7 +136,7 @@ TABLE = Table(
 
 
 def with_sparsity(sparsity: Mapping[Value, Sparsity]) -> Table:
-    """The table for a score that is read from a slice of a tensor: see `sparsity_from`."""
+    """Returns the table for a score that is read from a slice of a tensor: see `sparsity_from`."""
 
     def placed(operation: Operation, relevance: Tensor) -> Shares:
         output = operation.outputs[0]

@@ -1,7 +1,7 @@
-"""Where relevance is zero for certain, because the score is read from one token or class.
+"""Where relevance is certainly zero, because the score is read from one token or class.
 
-Between there and the attention call before it, linear layers have relevance in one row of many, or
-in one column: the others need no products.
+Between the score and the last attention call, only one row or one column of a linear layer has
+relevance: the others need no products.
 """
 
 from functools import lru_cache
@@ -18,7 +18,7 @@ from captum_transformer.trace.views import views_of
 
 
 class NonzeroSlice(NamedTuple):
-    """One index of an axis; all outside of it is zero.
+    """One index of an axis; all entries outside of it are zero.
 
     >>> import torch
     >>> first = NonzeroSlice(Axis.of((2, 3, 4), dim=1), 0)
@@ -30,11 +30,11 @@ class NonzeroSlice(NamedTuple):
     at: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The entries there: ``(outer, inner)``."""
+        """Returns the entries at the index: ``(outer, inner)``."""
         return tensor.reshape(self.axis)[:, self.at]
 
     def dim(self, shape: tuple[int, ...]) -> int | None:
-        """The dimension of a tensor that it is an index of, if it is one."""
+        """Returns the dimension of a shape that the axis is, or None if it is none of them."""
         dims = (dim for dim in range(len(shape)) if Axis.of(shape, dim) == self.axis)
         return next(dims, None)
 
@@ -44,9 +44,9 @@ DENSE: Sparsity = frozenset()
 
 
 def sparsity_from(start: Value, tape: Tape) -> dict[Value, Sparsity]:
-    """For each value that relevance from a start can reach, the slices that it is in.
+    """Returns the slices that contain the relevance of each value that a start leads back to.
 
-    It is zero outside of each of them.
+    The relevance is zero outside of each slice.
     """
     found = {start: DENSE}
     last = -1 if start.operation is None else start.operation.index
@@ -60,7 +60,7 @@ def sparsity_from(start: Value, tape: Tape) -> dict[Value, Sparsity]:
 
 
 def _before(operation: Operation, value: Value, sparsity: Sparsity) -> Sparsity:
-    """The slices of an operand of an operation, from those in its output."""
+    """Returns the slices of an operation's operand, given those of its output."""
     output = operation.outputs[0]
     if output is None:
         return DENSE
@@ -82,7 +82,7 @@ def _before(operation: Operation, value: Value, sparsity: Sparsity) -> Sparsity:
 
 @lru_cache(maxsize=4096)
 def _picked(view: View, shape: tuple[int, ...]) -> Sparsity:
-    """The entries for which a view of a contiguous tensor has one index of an axis."""
+    """Returns the axes with the one index that a view of a contiguous tensor shows of them."""
     found = []
     for dim, length in enumerate(shape if 0 not in shape else ()):
         axis = Axis.of(shape, dim)

@@ -1,4 +1,4 @@
-"""What rules have in common: relevance that is passed on, and what is left of it."""
+"""Helpers that rules share: passing relevance on unchanged, and finding what remains of it."""
 
 from collections.abc import Sequence
 
@@ -14,16 +14,16 @@ from captum_transformer.trace.statistics import signal_of
 
 
 def fitted(relevance: Tensor, operand: Operand) -> Tensor:
-    """Sums over what was broadcast."""
+    """Sums relevance over the dimensions along which an operand was broadcast."""
     if relevance.shape == operand.size:
         return relevance
     return relevance.sum_to_size(operand.size)
 
 
 def passed_on(operation: Operation, relevance: Tensor) -> Shares:
-    """Each entry's relevance to the entry that it was made from; several factors share it.
+    """Passes each entry's relevance to the entry that it was made from; several factors share it.
 
-    What divides or shifts a signal in a norm takes nothing.
+    Operands that divide or shift a signal in a norm get nothing.
     """
     traced = operation.traced()
     if len(traced) == 1:
@@ -40,9 +40,10 @@ def passed_on(operation: Operation, relevance: Tensor) -> Shares:
 
 
 def evenly(operation: Operation, relevance: Tensor) -> Shares | None:
-    """Even parts for signals that were made, entry by entry, of one value: they meet there again.
+    """Divides relevance evenly among signals that were made, entry by entry, of one value.
 
-    With what is before it, it is an activation, as ``x - x * sigmoid(-x)``.
+    The operation and those before it form an activation, such as ``x - x * sigmoid(-x)``. None if
+    the signals were not made of one value.
     """
     values = [value for _, value in operation.traced()]
     if len(values) < 2 or not works_by_entry(operation) or not are_of_one_entry(*values):
@@ -51,7 +52,7 @@ def evenly(operation: Operation, relevance: Tensor) -> Shares | None:
 
 
 def require_whole(operation: Operation) -> None:
-    """Refuses a product that takes an activation apart, or is one only in places."""
+    """Refuses a product that splits an activation, or is an activation only in places."""
     found = meeting(operation)
     if found is not None and (found.is_split or (found.is_gate and found.lacking)):
         instead = "Multiply by the activation, as by `F.silu(x)`; "
@@ -59,14 +60,14 @@ def require_whole(operation: Operation) -> None:
 
 
 def of_ids(operation: Operation) -> bool:
-    """Whether it computes token ids from token ids."""
+    """Returns whether an operation computes token ids from token ids."""
     return all(value.holds_ids for _, value in operation.traced())
 
 
 def remaining(
     operation: Operation, incoming: Sequence[Tensor | None], shares: Sequence[Tensor | None]
 ) -> Tensor:
-    """What of the relevance that arrived goes to no operand."""
+    """Returns how much of the relevance that arrived goes to no operand."""
     arrived = zip(operation.outputs, incoming, strict=False)
     handed = zip((value for _, value in operation.traced()), shares, strict=True)
     parts = [total(value, tensor) for value, tensor in arrived if tensor is not None]
@@ -75,7 +76,7 @@ def remaining(
 
 
 def constants(operation: Operation) -> list[Operand]:
-    """The operands that no input reaches, indices and masks aside."""
+    """Returns the operands that do not depend on inputs, except indices and masks."""
     traced = {id(operand) for operand, _ in operation.traced()}
     return [
         operand

@@ -23,7 +23,7 @@ from captum_transformer.trace.tokens import spread_over_tokens
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.versions import Stream, Version
 
-# How far shares may stray by rounding, of themselves.
+# How far shares may deviate by rounding, relative to their size.
 _ROUNDING = 1e-3
 
 
@@ -32,12 +32,12 @@ class Relevancies:
 
     Args:
         forward: the traced forward pass.
-        history: what of it the score descends from.
+        history: the part of it that the score depends on.
         maps: the map of each attention call, ``(..., rows, K)``.
-        rule: what the calls make of the matrices.
+        rule: how the calls update the matrices.
         calls: the calls that contribute; the others leave the matrices as they are.
         dtype: the precision of the matrices.
-        direct: whether what passes no attention counts: the ``I`` of the papers' product.
+        direct: whether shares that pass no attention count: the ``I`` of the papers' product.
 
     Raises:
         UnsupportedOperationError: if tokens are merged, dropped or rearranged between attention
@@ -87,11 +87,11 @@ class Relevancies:
             raise _not_aligned("tokens change places between two attention calls")
 
     def are_in_place(self) -> None:
-        """Notes that they do not, so that it is not asked again for other targets."""
+        """Records that tokens stay where they are, so that other targets don't check it again."""
         self._streams.in_place |= self._asked
 
     def maps(self) -> dict[tuple[str, str], Tensor]:
-        """The matrices of the newest version of each stream, by the names of the streams."""
+        """Returns the matrices of the newest version of each stream, by the streams' names."""
         self.require()
         names = self._streams.names()
         return {
@@ -101,7 +101,7 @@ class Relevancies:
         }
 
     def at_start(self, shares: Mapping[Version, Tensor]) -> dict[Value, Tensor]:
-        """What tokens as they entered get of shares ``(samples, tokens)`` of some versions."""
+        """Returns what the initial tokens get of shares ``(samples, tokens)`` of some versions."""
         rows: dict[Stream, Tensor] = {}
         for version, share in shares.items():
             for source, matrix in self._counting(self.of(version)).items():
@@ -114,18 +114,18 @@ class Relevancies:
         }
 
     def _counting(self, matrices: Matrices) -> dict[Stream, Tensor]:
-        """What counts of the matrices of a version."""
+        """Returns the part of a version's matrices that counts."""
         if not self._direct:
             return dict(matrices.passed)
         return added(matrices.passed, {matrices.of: torch.diag_embed(matrices.kept)})
 
     def _with_own(self, matrices: Matrices) -> dict[Stream, Tensor]:
-        """The same, where a version has relevance of its own tokens even if it is none."""
+        """Returns the same, with zeros for the version's own tokens if it has none of them."""
         nothing = torch.diag_embed(torch.zeros_like(matrices.kept))
         return {matrices.of: nothing, **self._counting(matrices)}
 
     def of(self, version: Version) -> Matrices:
-        """The matrices of a version."""
+        """Returns the matrices of a version."""
         if version.is_start:
             return self._starts[version.stream]
         if version not in self._matrices:
@@ -162,7 +162,7 @@ class Relevancies:
         return self._rule.self_attention(attention, queries, keys)
 
     def _attention(self, call: AttentionCall) -> Tensor:
-        """The map of a call, averaged over its heads: ``(samples, Q, K)``."""
+        """Returns the map of a call, averaged over its heads: ``(samples, Q, K)``."""
         attention = averaged_over_heads(self._maps, call)
         if len(attention) != len(self._forward.inputs[0]):
             raise _not_aligned(f"attention call {call.layer} ({call.module}) runs over windows")
@@ -171,7 +171,7 @@ class Relevancies:
     def _entering(
         self, version: Version, value: Value | None, call: AttentionCall, tokens: int
     ) -> Matrices:
-        """The matrices of what enters a call, if it is clear that the tokens are the same."""
+        """Returns the matrices of the tokens that enter a call; refuses if these may be others."""
         samples = len(self._forward.inputs[0])
         if version.is_start and version.stream not in self._starts:
             kept = self._displacement.new_ones(samples, tokens)
@@ -189,7 +189,7 @@ class Relevancies:
         return matrices
 
     def _check_places(self, value: Value, last: AttentionCall, tokens: int) -> None:
-        """Notes whether shares at a value's tokens reach the same tokens of an earlier call."""
+        """Records whether shares of a value's tokens reach the same tokens of an earlier call."""
         if (value, last) in self._streams.in_place | self._asked:
             return
         self._asked.add((value, last))
@@ -206,14 +206,14 @@ class Relevancies:
 
 
 def last_call(version: Version) -> AttentionCall:
-    """The newest attention call of a version, or of one of the branches that meet in it."""
+    """Returns the newest attention call of a version, or of one of the branches meeting in it."""
     while version.call is None:
         (version, *_) = version.before
     return version.call
 
 
 def shares_of_queries(call: AttentionCall, shares: Tensor) -> Tensor:
-    """Shares at the output of a call, one for each query: ``(samples, queries)``."""
+    """Returns the shares at a call's output, one for each query: ``(samples, queries)``."""
     return by_head(call, call.outputs(shares)).sum((1, 3))
 
 

@@ -1,7 +1,7 @@
-"""What an attention call makes of relevancies between tokens: rules of Chefer et al. (ICCV 2021).
+"""How an attention call updates relevancies between tokens: rules of Chefer et al. (ICCV 2021).
 
-Self-attention adds to what its tokens have from each stream (eq. 6, 7); cross-attention hands
-on what the tokens that it attends to have (eq. 10, 11).
+Self-attention adds to the relevance that its tokens have of each stream (eq. 6, 7); cross-attention
+passes on the relevance of the tokens that it attends to (eq. 10, 11).
 """
 
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ from captum_transformer.trace.versions import Stream
 
 
 class Matrices(NamedTuple):
-    """How much each token of a version has of each token of some streams.
+    """How much relevance each token of a version has of each token of some streams.
 
-    What passes no attention, each token's own, is carried apart: it is by far the largest part.
+    The part that passes no attention, each token's own, is stored apart: it is by far the largest.
 
     Attributes:
-        of: the stream that the tokens are of.
-        kept: what each token has of itself through no attention, ``(samples, tokens)``.
-        passed: by stream what has passed attention, ``(samples, tokens, tokens)``.
+        of: the stream of the tokens.
+        kept: each token's own part, which has passed no attention, ``(samples, tokens)``.
+        passed: for each stream the part that has passed attention, ``(samples, tokens, tokens)``.
     """
 
     of: Stream
@@ -31,13 +31,13 @@ class Matrices(NamedTuple):
     passed: Mapping[Stream, Tensor]
 
     def through(self, attention: Tensor) -> dict[Stream, Tensor]:
-        """What tokens get that attend to these."""
+        """Returns the relevance that tokens get by attending to these tokens."""
         attended = {stream: attention @ matrix for stream, matrix in self.passed.items()}
         own = attention * self.kept.unsqueeze(-2)
         return added(attended, {self.of: own})
 
     def whole(self) -> Tensor:
-        """All that the tokens have of their own stream."""
+        """Returns all relevance that the tokens have of their own stream."""
         return added(self.passed, {self.of: torch.diag_embed(self.kept)})[self.of]
 
 
@@ -48,7 +48,7 @@ def normalized(passed: Tensor) -> Tensor:
 
 
 def added(left: Mapping[Stream, Tensor], right: Mapping[Stream, Tensor]) -> dict[Stream, Tensor]:
-    """The sum of both for each stream; a stream that one of them lacks counts as zero."""
+    """Returns the sum of both for each stream; a stream that one of them lacks counts as zero."""
     result = dict(left)
     for stream, matrix in right.items():
         result[stream] = result[stream] + matrix if stream in result else matrix
@@ -60,14 +60,14 @@ class RelevanceUpdate:
     """The rules of the ICCV 2021 paper.
 
     Attributes:
-        normalize: normalise self-relevance before cross-attention hands it on (eq. 8, 9), unless
+        normalize: normalise self-relevance before cross-attention passes it on (eq. 8, 9), unless
             its rows are normalised already: then those of ``R - I`` sum up to zero.
         contextualize: let cross-attention mix the self-relevance of both streams (eq. 10);
-            without it its map is added as it is.
+            if False, its map is added as it is.
         normalize_rows: divide the rows of ``I + A`` of self-attention by their sums.
     """
 
-    # Maps with gradients tell padding by themselves: the gradient is zero there.
+    # Maps with gradients need no mask for padding: the gradient is zero there.
     of_probabilities: ClassVar[bool] = False
 
     normalize: bool = True
@@ -113,7 +113,7 @@ class RolloutUpdate:
     normalize_rows: bool = True
 
     def self_attention(self, attention: Tensor, queries: Matrices, keys: Matrices) -> Matrices:
-        """``rownorm(I + A) R`` within the stream; what is had of other streams stays."""
+        """``rownorm(I + A) R`` within the stream; the relevance of other streams stays."""
         own, attended, kept = queries.of, keys.through(attention), queries.kept
         if own not in attended:
             return Matrices(own, kept, {**queries.passed, **attended})
@@ -124,12 +124,12 @@ class RolloutUpdate:
         return Matrices(own, kept, {**queries.passed, own: rolled})
 
     def cross_attention(self, attention: Tensor, queries: Matrices, keys: Matrices) -> Matrices:
-        """``R_qq^T A R_kk`` in the place of what earlier cross-attention has left."""
+        """``R_qq^T A R_kk``, which replaces the result of earlier cross-attention."""
         ends = queries.of, keys.of
         further = {s: attention @ matrix for s, matrix in keys.passed.items() if s not in ends}
         own = queries.whole().transpose(-1, -2) @ attention @ keys.whole()
         return Matrices(queries.of, queries.kept, {**queries.passed, **further, keys.of: own})
 
 
-# What an attention call makes of the matrices of its queries and keys.
+# How an attention call updates the matrices of its queries and keys.
 UpdateRule = RelevanceUpdate | RolloutUpdate
