@@ -1,4 +1,4 @@
-"""What a model is called with: the inputs that are explained, and what goes with them."""
+"""The arguments of a model: the inputs that are explained, and those that go with them."""
 
 import inspect
 import sys
@@ -19,10 +19,10 @@ class Arguments(Generic[Inputs]):
     """The arguments of one call of a model.
 
     Args:
-        inputs: what is explained, samples first: a tensor or a tuple of tensors, passed by
-            position, or a mapping of names to tensors, passed by name. Of what a tokenizer or
-            processor of Transformers has made, token ids and floating point values are explained;
-            masks, types and positions go with them.
+        inputs: the tensors to explain, samples first: a tensor or a tuple of tensors, passed by
+            position, or a mapping of names to tensors, passed by name. In the output of a tokenizer
+            or processor of Transformers, token ids and floating point values are explained; masks,
+            types and positions go with them.
         additional_forward_args: further arguments by position, as in Captum.
         additional_forward_kwargs: further arguments by name.
 
@@ -76,9 +76,9 @@ class Arguments(Generic[Inputs]):
             )
 
     def call(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
-        """Calls a function with other tensors in the place of the inputs.
+        """Calls a function with other tensors in place of the inputs.
 
-        What goes with them is copied, so that each call starts from what the caller has given.
+        The other arguments are copied, so that each call starts from what the caller has passed.
         """
         args, kwargs = copied((self._args, self._kwargs))
         if self.keys is None:
@@ -86,19 +86,19 @@ class Arguments(Generic[Inputs]):
         return function(**dict(zip(self.keys, inputs, strict=True)), **kwargs)
 
     def count(self, size: int | None) -> int:
-        """How many batches of a size there are."""
+        """Returns how many batches of a size there are."""
         return 1 if size is None or size >= self.samples else -(-self.samples // max(size, 1))
 
     def batches(self, size: int | None) -> "Iterator[tuple[slice, Arguments[Inputs]]]":
-        """The arguments of a few samples at a time, and which samples they are.
+        """Yields the arguments of a few samples at a time, with the slice of these samples.
 
         Args:
-            size: how many samples at a time; None for all at once. Of further arguments, tensors
-                that have as many rows as there are samples are divided with them.
+            size: the number of samples at a time; None for all at once. Tensors among further
+                arguments that have as many rows as there are samples are divided with them.
 
         Raises:
-            InvalidInputError: if the size is not positive, or how to divide an argument is not
-                known.
+            InvalidInputError: if the size is not positive, or it is not known how to divide an
+                argument.
         """
         if size is not None and size < 1:
             raise InvalidInputError(f"`internal_batch_size` must be at least 1, got {size}.")
@@ -113,24 +113,24 @@ class Arguments(Generic[Inputs]):
 
     @property
     def further(self) -> dict[str, Any]:
-        """What goes with the inputs, each by what a user would call it."""
+        """The arguments that go with the inputs, by the name that a user would use."""
         positional = {f"additional_forward_args[{i}]": a for i, a in enumerate(self._args)}
         named = {f"additional_forward_kwargs[{k!r}]": a for k, a in self._kwargs.items()}
         return positional | named
 
     @property
     def further_as_given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What goes with the inputs, by position and by name."""
+        """The arguments that go with the inputs, by position and by name."""
         return self._args, self._kwargs
 
     def restored(self, tensors: Sequence[Tensor]) -> Inputs:
-        """One tensor for each input, in the form of the inputs: a tensor, a tuple or a dict."""
+        """Returns tensors, one for each input, in the inputs' form: a tensor, a tuple or a dict."""
         if self.keys is not None:
             return cast(Inputs, dict(zip(self.keys, tensors, strict=True)))
         return cast(Inputs, tensors[0] if self._single else tuple(tensors))
 
     def names(self, function: Callable[..., Any]) -> tuple[str, ...]:
-        """The inputs' names: as given, or else in the function's signature."""
+        """Returns the inputs' names: as given, or otherwise from the function's signature."""
         if self.keys is not None:
             return self.keys
         try:
@@ -143,7 +143,7 @@ class Arguments(Generic[Inputs]):
         return tuple(named[i] if i < len(named) else f"input_{i}" for i in range(count))
 
     def refuse_unrepeated(self, error: Exception) -> None:
-        """Raises if the model has failed since samples were repeated, but not what goes by name."""
+        """Raises an error if the model may have failed as arguments by name weren't repeated."""
         rows = {
             name: len(argument)
             for name, argument in self._kwargs.items()
@@ -164,11 +164,11 @@ class Arguments(Generic[Inputs]):
 
 
 def rows_of(argument: Any, rows: slice | Tensor, samples: int) -> Any:
-    """Some rows of the (nested) tensors that have one for each sample; the rest as it is.
+    """Returns some rows of the (nested) tensors that have one for each sample; the rest unchanged.
 
     Raises:
-        InvalidInputError: if an object holds such tensors: what else in it is of the samples is
-            not known.
+        InvalidInputError: if an object holds such tensors: it is unknown what else in it belongs
+            to samples.
     """
     if isinstance(argument, Tensor):
         return argument[rows] if argument.ndim and len(argument) == samples else argument
@@ -188,9 +188,9 @@ def rows_of(argument: Any, rows: slice | Tensor, samples: int) -> Any:
 
 
 def _told_apart(inputs: Any) -> tuple[Any, dict[str, Any]]:
-    """What is explained of what Transformers has made of texts and images, and what goes with it.
+    """Splits the output of Transformers' tokenizers and processors into inputs and other arguments.
 
-    Masks, types and positions are integers as token ids are, and are looked up in tables as well.
+    Masks, types and positions are integers like token ids, and are looked up in tables as well.
     """
     transformers = sys.modules.get("transformers")
     if transformers is None or not isinstance(

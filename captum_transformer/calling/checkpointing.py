@@ -1,7 +1,7 @@
-"""What is to run again in the backward pass: blocks as asked for, or what a model says itself.
+"""Which parts run again in the backward pass: blocks on request, or the model's own checkpoints.
 
-For what a model says by `torch.utils.checkpoint`, torch would run the model's code again where no
-trace sees it. The trace runs these parts again by itself, so it only has to know which they are.
+For a checkpoint of `torch.utils.checkpoint`, torch would run the model's code again where no trace
+sees it. The trace runs these parts again by itself, so it only has to know which they are.
 """
 
 import types
@@ -15,11 +15,11 @@ from torch.utils import checkpoint as _torch
 
 from captum_transformer.errors import InvalidInputError
 
-# Whether to run blocks of the model again, or how many attention calls make a block.
+# Whether to run blocks of the model again, or the number of attention calls in a block.
 Checkpoint = bool | int
-# The functions by which autograd hands over what it saves and gets it back; None if it keeps it.
+# The hooks that pack and unpack the tensors that autograd saves; None if there are none.
 saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks
-# The functions by which a checkpoint takes what autograd saves.
+# The code of the pack hooks of checkpoints.
 _PACKS = frozenset(
     code
     for code in _torch._checkpoint_hook.__init__.__code__.co_consts
@@ -28,10 +28,10 @@ _PACKS = frozenset(
 
 
 def layers_of_block(checkpoint: Checkpoint) -> int | None:
-    """How many attention calls make a block that is run again; None if none is.
+    """Returns the number of attention calls in a block that is run again, or None for no blocks.
 
     Raises:
-        InvalidInputError: if there is no such block.
+        InvalidInputError: if the value is not a bool or a non-negative number.
     """
     given: object = checkpoint
     if not isinstance(given, int) or given < 0:
@@ -43,10 +43,10 @@ def layers_of_block(checkpoint: Checkpoint) -> int | None:
 
 
 def declared_by(hooks: Any) -> Any:
-    """What stands for the checkpoint that autograd's hooks are of; None if they are of none.
+    """Returns an object that identifies the checkpoint of autograd's hooks, or None without one.
 
     Args:
-        hooks: the function that takes what autograd saves, and its inverse; None if there is none.
+        hooks: the hooks that pack and unpack saved tensors; None if there are none.
     """
     if hooks is None or getattr(hooks[0], "__code__", None) not in _PACKS:
         return None
@@ -54,7 +54,7 @@ def declared_by(hooks: Any) -> Any:
 
 
 class _Reentrant:
-    """Reentrant checkpoints run as the others, which autograd sees, in threads that explain."""
+    """Runs reentrant checkpoints as non-reentrant ones in threads that explain."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -75,7 +75,7 @@ class _Reentrant:
                 _torch.CheckpointFunction = self._before  # type: ignore[misc]
 
     def apply(self, function: Any, preserve: bool, *args: Any) -> Any:
-        """In the place of the autograd function's."""
+        """Replaces the method of the autograd function."""
         if get_ident() not in self._threads:
             return self._before.apply(function, preserve, *args)
         return _torch.checkpoint(
@@ -88,7 +88,7 @@ _REENTRANT = _Reentrant()
 
 @contextmanager
 def without_reentrant() -> Iterator[None]:
-    """Meanwhile `checkpoint(..., use_reentrant=True)` runs as with `use_reentrant=False`.
+    """Runs `checkpoint(..., use_reentrant=True)` as with `use_reentrant=False` in its context.
 
     A reentrant checkpoint hides its forward pass, allows no gradient at chosen points, and adds to
     the gradients of parameters.

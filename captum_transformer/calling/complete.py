@@ -25,7 +25,7 @@ LARGEST_ARRAY = 2**26
 
 
 class _Kept(NamedTuple):
-    """A parameter, and what is not its values."""
+    """A parameter and its attributes, without its values."""
 
     parameter: nn.Parameter
     requires_grad: bool
@@ -34,19 +34,18 @@ class _Kept(NamedTuple):
 
 
 class CompleteState(State):
-    """What a model holds and leads to, for those who can't announce what is written into it.
+    """The state of a model and of what it leads to, for callers that can't announce writes into it.
 
-    Beside what `State` keeps, it keeps the parameters' ``requires_grad``, gradients, precision and
-    device, the modules' modes, and which parameters and submodules there are; generators and arrays
-    of NumPy; objects of any class, and the modules' classes themselves; and modules that are no
-    submodules. What stands beside the
-    model is left alone, see `Beside`.
+    In addition to what `State` keeps, it keeps the parameters' ``requires_grad``, gradients,
+    precision and device, the modules' modes, and which parameters and submodules there are;
+    generators and arrays of NumPy; objects of any class, and the modules' classes themselves; and
+    modules that are not submodules. Objects beside the model are left alone, see `Beside`.
 
     Args:
         model: the model.
 
     Attributes:
-        changed: what `restore` has found changed that should be left alone.
+        changed: changes that `restore` has found in state that must not be changed.
 
     Example:
         >>> layer = nn.Linear(2, 2).eval()
@@ -74,11 +73,11 @@ class CompleteState(State):
             self.keep(part)
 
     def keep(self, module: nn.Module, *, within: bool = False) -> None:
-        """Notes down what a module holds.
+        """Records the state of a module.
 
         Args:
             module: the module.
-            within: whether it has been found while the model runs.
+            within: whether the module was found while the model runs.
         """
         held = vars(module)
         for name in ("_parameters", "_modules"):
@@ -106,7 +105,7 @@ class CompleteState(State):
                 self._keep(value)
 
     def evaluate(self) -> None:
-        """Puts all modules into evaluation mode, and takes all gradients from the parameters."""
+        """Puts all modules into evaluation mode, and removes the gradients of all parameters."""
         for part, training in self._modes:
             if training:
                 part.training = False
@@ -115,7 +114,7 @@ class CompleteState(State):
             kept.parameter.grad = None
 
     def evaluate_unknown(self, module: nn.Module) -> None:
-        """Keeps a module that is called and wasn't known, and its parts, and evaluates them.
+        """Keeps an unknown module that is called, and its parts, and evaluates them.
 
         Args:
             module: the module.
@@ -129,7 +128,7 @@ class CompleteState(State):
                     part.training = False
 
     def restore(self) -> None:
-        """Puts all back, and says in `changed` what no one should have touched."""
+        """Restores all state, and records in `changed` what should not have been changed."""
         modes = [part for part, _ in self._modes if is_training(part)]
         for part, training in self._modes:
             if is_training(part) != training:
@@ -188,7 +187,7 @@ class CompleteState(State):
             super()._keep(value)
 
     def _keep_leaf(self, value: Any) -> bool:
-        """Keeps a module, a generator or an array; whether it was one."""
+        """Keeps a value and returns True if it is a module, a generator or an array."""
         if isinstance(value, nn.Module):
             for part in () if self._beside(value) else list(value.modules()):
                 if id(part) not in self.modules:
@@ -225,12 +224,12 @@ class CompleteState(State):
 
 
 def is_training(module: nn.Module) -> bool:
-    """Whether a module is in training mode; frozen scripted modules have none any more."""
+    """Returns whether a module is in training mode; frozen scripted modules have no mode."""
     return getattr(module, "training", False)
 
 
 def _data_of(parameter: Tensor) -> Tensor | None:
-    """A second name for a parameter's memory; None if it has no memory of its own."""
+    """Returns an alias of a parameter's memory, or None if it has no memory of its own."""
     if type(parameter) is not nn.Parameter or parameter.layout is not torch.strided:
         return None
     return parameter.data

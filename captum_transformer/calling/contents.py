@@ -1,4 +1,4 @@
-"""What containers and objects hold, noted down and put back; they stay the same objects."""
+"""Records and restores the contents of containers and objects, which stay the same objects."""
 
 import inspect
 import operator
@@ -13,21 +13,21 @@ from torch.utils.data import Dataset
 from captum_transformer.calling.copies import slots_of
 
 CONTAINERS = (dict, list, set, deque)
-# Of these nothing is to be noted down, and most attributes are such.
+# Types of which nothing has to be recorded; most attributes have one of them.
 ATOMS = frozenset({bool, int, float, str, type(None), type})
 _BESIDE_MODULES = (nn.Module, nn.Parameter, Dataset)
 _PLAIN = frozenset({dict, list, set, deque, tuple})
 
 
 def is_object(value: Any) -> bool:
-    """Whether something may have attributes of its own to write to, and is no code."""
+    """Returns whether a value may have attributes that can be written to, and is not code."""
     if isinstance(value, (type, ModuleType, nn.Module, Tensor)) or inspect.isroutine(value):
         return False
     return hasattr(value, "__dict__") or bool(list(slots_of(type(value))))
 
 
 def parts_of(value: Any) -> list[Any]:
-    """What a container or an object holds itself."""
+    """Returns what a container or an object holds directly."""
     if isinstance(value, dict):
         parts = list(value.values())
     else:
@@ -39,16 +39,16 @@ def parts_of(value: Any) -> list[Any]:
 
 
 def trains_or_feeds(part: Any) -> bool:
-    """Whether it is a module, a parameter or a data set, as trainers and loaders hold."""
+    """Returns whether a part is a module, parameter or data set, as in trainers and loaders."""
     return isinstance(part, _BESIDE_MODULES)
 
 
 def within(value: Any, beside: Callable[[Any], bool] = trains_or_feeds) -> list[Any] | None:
-    """An object and all that it holds, one in another; None if it is no state of a module.
+    """Returns an object and all that it holds, nested, or None if it isn't state of a module.
 
     Args:
         value: the object.
-        beside: tells by one of its parts that it isn't.
+        beside: returns whether a part shows that the object isn't state of a module.
     """
     if beside(value):
         return None
@@ -65,7 +65,7 @@ def within(value: Any, beside: Callable[[Any], bool] = trains_or_feeds) -> list[
 
 
 class Contents:
-    """What one container or object holds.
+    """The contents of one container or object.
 
     Args:
         holder: the container or object.
@@ -92,7 +92,7 @@ class Contents:
         }
 
     def put_back(self) -> bool:
-        """Leaves alone what has not changed; whether any item or attribute has."""
+        """Restores what has changed; returns whether any item or attribute had."""
         changed = self._items is not None and _put_back(self._holder, self._items)
         if self._is_plain:
             return changed
@@ -118,7 +118,7 @@ def _put_back(holder: Any, content: Any) -> bool:
 
 
 def is_same(now: Any, before: Any) -> bool:
-    """Whether a container holds the same objects as another one."""
+    """Returns whether a container holds the same objects as another one."""
     if isinstance(now, dict):
         if now.keys() != before.keys():
             return False

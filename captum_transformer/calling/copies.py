@@ -1,4 +1,4 @@
-"""Copies of what a model is called with, so that whatever it does to them stays its own affair."""
+"""Copies of a model's arguments, so that the model can't change those of the caller."""
 
 import copy
 import functools
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 
 def copied(argument: Any) -> Any:
-    """A copy of (nested) arguments, down to the tensors, which are clones without a graph.
+    """Returns a copy of (nested) arguments, down to the tensors, which are clones without a graph.
 
-    A model may write into what it is given: a key/value cache grows, a list collects. It gets a
-    copy for each forward pass, so that each starts from what the caller has handed over. Tensors
-    that overlap in memory do so in the copy. Modules, functions and what Python can't copy, such as
-    locks, stay the same objects.
+    A model may write into its arguments, for instance into a key/value cache or a list. It gets a
+    copy for each forward pass, so that each starts from what the caller has passed. Tensors that
+    overlap in memory also overlap in the copy. Modules, functions and objects that Python can't
+    copy, such as locks, stay the same objects.
 
     Args:
-        argument: tensors in containers and objects of any class, one in another.
+        argument: tensors in nested containers and objects of any class.
 
     Example:
         >>> import torch
@@ -32,7 +32,7 @@ def copied(argument: Any) -> Any:
 
 
 def with_own_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A ``functools.partial`` with copies of the arguments that it holds; others as they are."""
+    """Returns a ``functools.partial`` with copied arguments; any other function unchanged."""
     if not isinstance(function, functools.partial):
         return function
     args, kwargs = copied((function.args, function.keywords))
@@ -40,7 +40,7 @@ def with_own_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def tensors_in(argument: Any) -> list[Tensor]:
-    """All tensors in (nested) arguments, also in those of objects, each once.
+    """Returns all tensors in (nested) arguments, also in attributes of objects, each once.
 
     >>> import torch
     >>> len(tensors_in([{"mask": torch.ones(2)}, "text", (torch.ones(1),)]))
@@ -57,7 +57,7 @@ def tensors_in(argument: Any) -> list[Tensor]:
 
 
 class _Copies:
-    """Copies nested objects, each once, with something made of each tensor in its place."""
+    """Copies nested objects, each once, and replaces each tensor by a function of it."""
 
     def __init__(self, tensor: Callable[[Tensor], Tensor]) -> None:
         self._tensor = tensor
@@ -77,7 +77,7 @@ class _Copies:
             new = copy.copy(item)
         except Exception:
             return item
-        # Python hands back what is never written into: numbers, texts, enumerations.
+        # Python returns immutable objects themselves: numbers, strings, enumerations.
         if new is not item:
             self._known[id(item)] = new
             self._fill(new)
@@ -91,7 +91,7 @@ class _Copies:
         return kind(*parts) if hasattr(item, "_fields") else kind(parts)
 
     def _fill(self, new: Any) -> None:
-        """Puts copies in the place of what a shallow copy still shares with its original."""
+        """Replaces by copies the objects that a shallow copy still shares with its original."""
         if isinstance(new, dict):
             for key, value in list(new.items()):
                 new[key] = self.of(value)
@@ -111,7 +111,7 @@ class _Copies:
 
 
 def slots_of(kind: type) -> Iterator[str]:
-    """The attributes that objects of a class have beside those in their ``__dict__``."""
+    """Yields the attributes that objects of a class have in addition to their ``__dict__``."""
     for base in kind.__mro__:
         names = vars(base).get("__slots__", ())
         for name in (names,) if isinstance(names, str) else names:
@@ -121,7 +121,7 @@ def slots_of(kind: type) -> Iterator[str]:
 
 
 class _Clones:
-    """Clones tensors; those that overlap in memory share theirs again."""
+    """Clones tensors; clones of tensors that overlap in memory share their memory, too."""
 
     def __init__(self) -> None:
         self._by_storage: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -151,7 +151,7 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """The bytes from a tensor's first entry to its last one."""
+    """Returns where in its storage a tensor's bytes start and stop."""
     reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     size = tensor.element_size()
     start = int(tensor.storage_offset()) * size

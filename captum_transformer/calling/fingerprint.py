@@ -1,4 +1,4 @@
-"""Whether what a model holds and leads to is the same as before."""
+"""Detects whether a model's state and the objects that it leads to have changed."""
 
 import functools
 import inspect
@@ -24,15 +24,15 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training", "_buffers"}
 
 
 class Fingerprint:
-    """What a model holds and leads to at one time, as numbers by name.
+    """The state of a model and of the objects that it leads to at one time, as numbers by name.
 
-    It finds out about what can't be put back because it can't be copied, such as iterators.
+    It detects changes that can't be undone because the object can't be copied, such as an iterator.
     Buffers and other tensors that aren't parameters count by their identity alone, as
     `CompleteState` puts back their values; parameters by their version.
 
     Args:
         model: the model.
-        limit: how many values are looked at, at most: what a model leads to may be large.
+        limit: the largest number of values that are inspected: a model may lead to very many.
 
     Attributes:
         entries: the numbers.
@@ -70,7 +70,7 @@ class Fingerprint:
             self._look_into(name, value, inside)
 
     def differences(self) -> list[str]:
-        """The names of what has changed since, or is new, or gone."""
+        """Returns the names of values that have changed since, are new, or are gone."""
         now, before = Fingerprint(self._model, self._limit).entries, self.entries
         return [
             name
@@ -125,7 +125,7 @@ class Fingerprint:
 
     def _look_into_container(self, name: str, value: Any, inside: bool) -> None:
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        # One entry for all that holds nothing: vocabularies are large.
+        # One entry for all values that hold no others: vocabularies are large.
         atoms = [(key, part) for key, part in items if type(part) in ATOMS]
         ordered = not isinstance(value, (set, frozenset))
         self.entries[name] = len(value), hash(tuple(atoms) if ordered else frozenset(value))
@@ -153,7 +153,7 @@ def _of_parameter(parameter: Tensor) -> Any:
 
 
 def _of_atom(value: Any) -> Any:
-    # A number that is none differs from itself.
+    # NaN differs from itself.
     return type(value), repr(value) if isinstance(value, float) else value
 
 
@@ -170,7 +170,7 @@ def _of_state(state: Any) -> Any:
 
 
 def _of_other(value: Any) -> Any:
-    """What can be seen of what has no attributes: iterators, ranges, bytes."""
+    """Returns what can be seen of a value without attributes, such as an iterator or bytes."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return zlib.crc32(value)
     return operator.length_hint(value, -1), f"{value!r:.200}"

@@ -1,4 +1,4 @@
-"""PyTorch's random number generators, that of the CPU and those of devices of any kind."""
+"""PyTorch's random number generators: that of the CPU and those of any devices."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ _CPU = torch.device("cpu")
 
 
 def states_of(devices: Iterable[torch.device]) -> dict[torch.device, Tensor]:
-    """Where the generators of devices stand, and that of the CPU.
+    """Returns the states of the generators of devices and of the CPU.
 
-    Left out are devices whose generators PyTorch doesn't reach, such as TPUs.
+    Devices whose generators PyTorch can't access, such as TPUs, are left out.
 
     >>> states_of([torch.device("meta")]).keys()
     dict_keys([device(type='cpu')])
@@ -22,7 +22,7 @@ def states_of(devices: Iterable[torch.device]) -> dict[torch.device, Tensor]:
 
 
 def put_back(states: Mapping[torch.device, Tensor]) -> None:
-    """Sets generators to where they stood."""
+    """Restores the states of generators."""
     for device, state in states.items():
         if device.type == "cpu":
             torch.set_rng_state(state)
@@ -35,8 +35,8 @@ def put_back(states: Mapping[torch.device, Tensor]) -> None:
 def seed(devices: Iterable[torch.device], start: int) -> None:
     """Seeds the generators of devices and that of the CPU.
 
-    Not by `torch.manual_seed`: that seeds the generators of all devices, and those that are not in
-    use yet can't be put back.
+    It doesn't use `torch.manual_seed`, which seeds the generators of all devices: those that are
+    not in use yet can't be restored.
     """
     for device in {_CPU, *devices}:
         if device.type == "cpu":
@@ -51,7 +51,7 @@ def seed(devices: Iterable[torch.device], start: int) -> None:
 
 @contextmanager
 def kept(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Puts back the generators of devices and of the CPU on leaving.
+    """Restores the generators of devices and of the CPU on exit.
 
     >>> with kept([]):
     ...     first = torch.rand(())

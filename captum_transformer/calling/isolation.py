@@ -1,4 +1,4 @@
-"""Leaving the user's model, its mode, its gradients and the random state exactly as they were."""
+"""Leaves the user's model, its mode, its gradients and the random state exactly as they were."""
 
 import functools
 import inspect
@@ -22,13 +22,13 @@ from captum_transformer.errors import InvalidInputError
 
 
 def modules_of(function: Any) -> list[tuple[str, nn.Module]]:
-    """The modules that a forward function runs, as far as they can be found beforehand, by name.
+    """Returns the modules that a forward function runs, as far as they can be found, by name.
 
     Looks into modules, bound methods, ``functools.partial``, callable objects, closures and the
     globals that a function names.
 
     Raises:
-        InvalidInputError: if it can't be called, or makes a model instead of running one.
+        InvalidInputError: if the function can't be called, or creates a model, as a class does.
     """
     if isinstance(function, type) or not callable(function):
         given = f"the class {function.__name__}" if isinstance(function, type) else repr(function)
@@ -76,7 +76,7 @@ def _collect_attributes(item: Any, found: dict[int, tuple[str, nn.Module]], seen
 
 
 def _leave_out_backward_hooks(module: nn.Module) -> None:
-    """Until the module's state is put back."""
+    """Removes a module's backward hooks until its state is restored."""
     held = vars(module)
     for name in ("_backward_hooks", "_backward_pre_hooks"):
         if held.get(name):
@@ -85,16 +85,16 @@ def _leave_out_backward_hooks(module: nn.Module) -> None:
 
 @contextmanager
 def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> Iterator[State]:
-    """Everything a forward pass needs to be explained, undone on leaving, also after an error.
+    """Sets up everything that explaining a forward pass needs; undone on exit, even after an error.
 
-    Gradients are on, whatever the caller's mode; every module is in evaluation mode; what modules
-    store in their attributes meanwhile, such as caches, is dropped, and so are hooks that they
-    install; modules' backward hooks, which are for training and may change gradients, don't run;
-    the random state is put back; compiled code runs uncompiled. The modules' modes are switched for
-    all threads, and those of one that trains the same model meanwhile are refused.
+    Gradients are enabled, whatever the caller's mode; every module is in evaluation mode; what
+    modules store in their attributes in the context, such as caches, is dropped, and so are hooks
+    that they install; modules' backward hooks, which are for training and may change gradients,
+    don't run; the random state is restored; compiled code runs uncompiled. The modules' modes are
+    switched for all threads, and calls of a thread that trains the same model are refused.
 
     Yields:
-        What wants to know of writes into the modules' tensors before they happen.
+        The state, which has to be told of writes into the modules' tensors before they happen.
     """
     training = [module for _, module in modules if is_training(module)]
     others = OtherThreads(training)
@@ -144,21 +144,21 @@ def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> I
 
 @contextmanager
 def isolated(module: nn.Module, *, seed: int = 0) -> Iterator[CompleteState]:
-    """Evaluates a module and leaves no trace, whatever the body does and whether or not it raises.
+    """Puts a module into evaluation mode and leaves no trace, even if the body raises.
 
-    Inside, every submodule is in evaluation mode, no parameter has a gradient, and the random
-    number generators of PyTorch (CPU and the module's devices), Python and NumPy start at `seed`.
-    On the way out each submodule's mode, the gradients (the same tensors, for they accumulate),
+    In the context, every submodule is in evaluation mode, no parameter has a gradient, and the
+    random number generators of PyTorch (CPU and the module's devices), Python and NumPy start at
+    `seed`. On exit each submodule's mode, the gradients (the same tensors, as they accumulate),
     parameters' ``requires_grad``, precision and device, the buffers, other attributes such as
     counters, caches, generators and arrays, and the global generators are what they were before.
-    That holds for modules, too, that are no submodules but are called.
+    This also holds for modules that are called but are not submodules.
 
     Args:
         module: The module.
-        seed: Where the generators start.
+        seed: The seed of the generators.
 
     Yields:
-        The state, whose `CompleteState.changed` says afterwards what has been changed that
+        The state, whose `CompleteState.changed` lists afterwards what has been changed that
         explaining has no need to change.
 
     Example:
@@ -199,16 +199,16 @@ def isolated(module: nn.Module, *, seed: int = 0) -> Iterator[CompleteState]:
 def undisturbed(
     module: nn.Module, forward_context: AbstractContextManager[None], *, seed: int = 0
 ) -> Iterator[CompleteState]:
-    """`isolated`, with gradients even within inference mode, and without compiling anything.
+    """Does the same as `isolated`, with gradients even in inference mode, and without compiling.
 
-    A compiled module is run as it was before: compiling it anew for the shapes and the modes of an
+    A compiled module runs uncompiled: compiling it again for the shapes and the modes of an
     explanation would use up the number of times that PyTorch compiles a function, and the training
-    would go on in other kernels.
+    would continue in other kernels.
 
     Args:
         module: The module.
-        forward_context: What a forward pass happens in, such as autocasting.
-        seed: Where the generators start.
+        forward_context: The context of a forward pass, such as autocast.
+        seed: The seed of the generators.
 
     Yields:
         The state, as `isolated` does.
@@ -231,6 +231,6 @@ def undisturbed(
 
 @contextmanager
 def in_full_precision(device: torch.device) -> Iterator[None]:
-    """Rules run outside autocast, so that relevance is summed up in float32 at least."""
+    """Disables autocast, so that rules sum up relevance in float32 at least."""
     with torch.autocast(device.type, enabled=False):
         yield

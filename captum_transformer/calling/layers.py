@@ -1,4 +1,4 @@
-"""Which modules of a model are meant: by name, by themselves, or as one of several calls."""
+"""Finds the modules that a user has chosen: by name, as a module, or as one of several calls."""
 
 import difflib
 import operator
@@ -20,8 +20,8 @@ class ChosenLayer(NamedTuple):
 
     Attributes:
         name: its dotted name, for messages.
-        module: itself.
-        call: which of its calls in a forward pass; None if it must run just once.
+        module: the module.
+        call: the number of its call in a forward pass; None if it must run only once.
     """
 
     name: str
@@ -30,10 +30,10 @@ class ChosenLayer(NamedTuple):
 
 
 def chosen_layers(forward_func: Callable[..., Any], layers: Iterable[Layer]) -> list[ChosenLayer]:
-    """The modules that are meant.
+    """Returns the modules that the given layers refer to.
 
     Raises:
-        InvalidLayerError: if there is no module of a name, or what is given can't mean one.
+        InvalidLayerError: if a name is not the name of one module, or a layer has another form.
     """
     if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise InvalidLayerError(
@@ -79,7 +79,7 @@ def _chosen(
 
 
 def _named(given: str, by_name: Mapping[str, object]) -> list[str]:
-    """The names that may be meant: within the outermost module, and as before compiling."""
+    """Returns the names that may be meant: within the outermost module, or before compiling."""
     found = [name for name in by_name if _below(name, by_name) == given]
     if found:
         return found
@@ -92,7 +92,7 @@ def _named(given: str, by_name: Mapping[str, object]) -> list[str]:
 
 
 def _below(name: str, by_name: Mapping[str, object]) -> str:
-    """A module's name within the outermost module that a forward function uses."""
+    """Returns a module's name within the outermost module that a forward function uses."""
     parts = name.split(".")
     roots = (n for n in range(len(parts)) if ".".join(parts[:n]) in by_name)
     return ".".join(parts[next(roots, 0) :])

@@ -1,23 +1,23 @@
-"""What happens where a device has no memory left, whatever kind of device it is."""
+"""Helpers for devices, of any kind, that have no memory left."""
 
 import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host, had no memory left.
+    """Returns whether an error says that a device, or the host, had no memory left.
 
     >>> is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 7 GB)"))
     True
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    # The allocators of the CPU and of Apple's GPUs say it in the words of a plain error.
+    # The allocators of the CPU and of Apple's GPUs raise a plain error with these words.
     words = "out of memory", "can't allocate memory"
     return isinstance(error, RuntimeError) and any(part in str(error) for part in words)
 
 
 def give_back_cached() -> None:
-    """Gives back what PyTorch holds of the accelerator's memory without using it.
+    """Releases the accelerator's memory that PyTorch holds without using it.
 
     >>> give_back_cached()
     """

@@ -1,4 +1,4 @@
-"""What of all that a model's attributes lead to is state of the model."""
+"""Which of the objects that a model's attributes lead to are state of the model."""
 
 import functools
 import inspect
@@ -26,11 +26,11 @@ _OF_OTHERS = (
 
 
 class Beside:
-    """Tells what stands beside a model from what is part of its state.
+    """Tells objects beside a model from those that are part of its state.
 
-    What holds the model itself or parameters of it trains the model, as a trainer and an optimizer
-    do. What holds locks, threads, processes and files may be written to by others at any time. Data
-    sets feed models.
+    Objects that hold the model or its parameters train the model, such as a trainer or an
+    optimizer. Objects that hold locks, threads, processes or files may be written to by others at
+    any time. Data sets feed models.
 
     Args:
         modules: the model and its submodules.
@@ -47,18 +47,18 @@ class Beside:
         self._own = frozenset(map(id, chain(modules, *parameters))) - {id(None)}
 
     def __call__(self, part: Any) -> bool:
-        """Whether it stands beside the model."""
+        """Returns whether an object that holds this part stands beside the model."""
         return id(part) in self._own or isinstance(part, _OF_OTHERS)
 
 
 def of_class(kind: type) -> dict[str, Any]:
-    """What a class of the user's holds for all its instances, beside code.
+    """Returns the attributes of a user's class that all instances share, except code.
 
     Args:
         kind: the class.
 
     Returns:
-        Values by name; none of classes of Python, PyTorch and Lightning.
+        Values by name; none for classes of Python, PyTorch and Lightning.
 
     Example:
         >>> class Counts:
@@ -82,7 +82,7 @@ _OF_LIBRARIES = frozenset({"builtins", "torch", "pytorch_lightning", "lightning"
 
 
 def reached_by(function: Any) -> Iterator[tuple[str, Any]]:
-    """What a function uses that is its own: its object, bound arguments, variables around it.
+    """Yields what a function holds: its object, bound arguments, variables of its closure.
 
     Args:
         function: a function, a method or a ``functools.partial``.

@@ -12,13 +12,13 @@ from captum_transformer.calling import generators, reading
 
 
 def stands_at(generator: Any) -> Any:
-    """Where a generator of PyTorch, NumPy or Python stands.
+    """Returns the state of a generator of PyTorch, NumPy or Python.
 
     Args:
-        generator: anything.
+        generator: any object.
 
     Returns:
-        A copy of its state; None for what is no generator.
+        A copy of its state, or None if the object is not a generator.
 
     Example:
         >>> generator = random.Random(0)
@@ -37,11 +37,11 @@ def stands_at(generator: Any) -> Any:
 
 
 def go_back(generator: Any, state: Any) -> None:
-    """Puts a generator where it stood.
+    """Restores the state of a generator.
 
     Args:
         generator: the generator.
-        state: what `stands_at` has returned.
+        state: the state that `stands_at` has returned.
     """
     if isinstance(generator, (torch.Generator, np.random.RandomState)):
         generator.set_state(state)
@@ -59,16 +59,16 @@ def random_state(
     seed: int | None = None,
     drew: Callable[[], bool] = lambda: True,
 ) -> Iterator[None]:
-    """Puts back the generators of PyTorch (CPU and devices), Python and NumPy on leaving.
+    """Restores the generators of PyTorch (CPU and devices), Python and NumPy on exit.
 
-    A generator that nothing has been drawn from is not touched, for another thread may be about to
-    draw from it.
+    A generator that has not been drawn from is not touched, as another thread may be about to draw
+    from it.
 
     Args:
         devices: The devices in use.
-        seed: Where the generators start; None for where they are.
-        drew: Says on leaving whether PyTorch's generator of the CPU has been drawn from in here; if
-            not, another thread did.
+        seed: The seed of the generators; None to leave them where they are.
+        drew: Returns on exit whether PyTorch's generator of the CPU was drawn from in the context;
+            if not, another thread drew from it.
     """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.inference_mode(mode=False):

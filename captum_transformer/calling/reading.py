@@ -1,7 +1,7 @@
-"""Where an explanation looks at numbers: devices are waited for, captured calls check them.
+"""Where an explanation reads numbers: this waits for the device, and captured calls check them.
 
-Whatever part of the library decides by the values of a tensor asks here. A call that is captured
-has each answer written into its graph, so that the graph is used only where it is the same.
+Every part of the library that decides by the values of a tensor reads them here. A captured call
+has each answer written into its graph, so that the graph is only used if the answer is the same.
 """
 
 from collections.abc import Iterator
@@ -14,20 +14,20 @@ from torch import Tensor
 
 
 class Reader(Protocol):
-    """Who reads numbers while a call is captured."""
+    """Reads numbers while a call is captured."""
 
     def truth(self, condition: Tensor) -> bool:
-        """Whether a condition holds."""
+        """Returns whether a condition holds."""
 
     def numbers(self, tensor: Tensor) -> Any:
-        """The numbers of a tensor as an array of NumPy's."""
+        """Returns the numbers of a tensor as a NumPy array."""
 
 
 _READER: ContextVar[Reader | None] = ContextVar("reader", default=None)
 
 
 def truth(condition: Tensor) -> bool:
-    """Whether a condition of one entry holds.
+    """Returns whether a condition of one entry holds.
 
     >>> truth(torch.tensor(2) > 1)
     True
@@ -37,7 +37,7 @@ def truth(condition: Tensor) -> bool:
 
 
 def numbers(tensor: Tensor) -> Any:
-    """A tensor's numbers as an array of NumPy's.
+    """Returns a tensor's numbers as a NumPy array.
 
     >>> numbers(torch.arange(3))
     array([0, 1, 2])
@@ -47,13 +47,13 @@ def numbers(tensor: Tensor) -> Any:
 
 
 def is_same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one shape are known to be equal; of a captured call nothing is."""
+    """Returns whether two tensors are known to be equal, which is False in a captured call."""
     return _READER.get() is None and torch.equal(one, other)
 
 
 @contextmanager
 def read_by(reader: Reader) -> Iterator[None]:
-    """Meanwhile all that this thread reads is read by someone."""
+    """Lets a reader answer all reads of this thread in its context."""
     token = _READER.set(reader)
     try:
         yield

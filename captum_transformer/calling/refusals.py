@@ -20,10 +20,10 @@ from captum_transformer.errors import (
 
 
 def sharded_parameter(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
-    """The name of a parameter that is a ``DTensor``; None if there is none.
+    """Returns the name of a parameter that is a ``DTensor``, or None if there is none.
 
-    Under FSDP2 weights are whole only while their module runs, and their memory is given back
-    before a rule reads them.
+    Under FSDP2 weights are only whole while their module runs, and their memory is released before
+    a rule reads them.
     """
     tensors = sys.modules.get("torch.distributed.tensor")
     if tensors is None:
@@ -36,13 +36,13 @@ def sharded_parameter(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a ``DTensor``, of which each process has a part."""
+    """Returns whether a tensor is a ``DTensor``: each process has a part of it."""
     tensors = sys.modules.get("torch.distributed.tensor")
     return tensors is not None and isinstance(tensor, tensors.DTensor)
 
 
 def reads_sharded(what: str) -> UnsupportedOperationError:
-    """The error of a rule that needs whole weights where they are sharded."""
+    """Returns the error of a rule that needs whole weights but gets sharded ones."""
     return UnsupportedOperationError(
         f"{what} is sharded (a DTensor), but this method's rules read whole weights after the "
         "forward pass. Under FSDP2 call `set_reshard_after_forward(False)`, "
@@ -80,14 +80,14 @@ def refusing_scripted(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[None
 def called(
     forward_func: Callable[..., Any], arguments: Arguments[Any], entered: Sequence[Tensor]
 ) -> Any:
-    """What a model returns for some inputs, with errors that say what is in the way."""
+    """Calls a model with some inputs, and explains errors that the model raises."""
     try:
         return arguments.call(with_own_arguments(forward_func), entered)
     except ExplanationError:
         raise
     except SystemError as error:
         if isinstance(error.__cause__, ExplanationError):
-            # Torch functions that custom functions call by themselves lose what is raised there.
+            # Torch functions that custom functions call hide the errors that are raised there.
             raise error.__cause__ from None
         raise
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What modules hold besides parameters and submodules, to be put back as it was."""
+"""The state of modules besides parameters and submodules, which is restored afterwards."""
 
 import copy
 import operator
@@ -22,26 +22,25 @@ from captum_transformer.calling.contents import (
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _HOOKS = tuple(name for name in _OF_EVERY_MODULE if "_hooks" in name)
 _hooks_of = operator.itemgetter(*_HOOKS)
-# The mode is put back by itself; parameters and submodules are not touched by running.
+# The mode is restored separately; running doesn't change parameters and submodules.
 _UNTOUCHED = _OF_EVERY_MODULE - {"_buffers", *_HOOKS}
 _CONTAINERS = (dict, list, set, tuple, deque)
 
 
 class State:
-    """Modules' own attributes, buffers and hooks, with what containers and objects among them hold.
+    """Modules' own attributes, buffers and hooks, with the contents of containers and objects.
 
-    Some models install hooks when they first run and note down that they did: both have to go, or
-    the next run would install them again. Some keep what they have computed in evaluation mode,
-    such as position biases, for as long as they stay in it. As the mode is switched behind their
-    back, they would go on using it after further training. Some write into tensors of their own,
-    such as the buffers of a cache, or into objects that hold some.
+    Some models install hooks when they first run and record that they did: both have to be undone,
+    or the next run would install them again. Some keep results that they compute in evaluation
+    mode, such as position biases, for as long as they stay in it. As the mode is switched without
+    their notice, they would still use them after further training. Some write into tensors of their
+    own, such as the buffers of a cache, or into objects that hold tensors.
 
-    Someone has to announce each write into a tensor, by `before_write`, and it is copied just
-    before.
+    Each write into a tensor has to be announced, by `before_write`, which copies the tensor.
 
     Attributes:
-        modules: those that are known, by their identity, and what they had.
-        drew: whether the generator of the CPU may have been drawn from; who knows says so.
+        modules: the known modules, by their identity, with their former attributes.
+        drew: whether the generator of the CPU may have been drawn from; the caller sets it.
     """
 
     def __init__(self) -> None:
@@ -50,7 +49,7 @@ class State:
         self._contents: list[Contents] = []
         self._objects: list[tuple[Any, list[Contents], bool]] = []
         self._hooks_within: list[tuple[Any, Any]] = []
-        # Most containers are dictionaries of no hooks.
+        # Most containers are empty dictionaries of hooks.
         self._empty: list[Any] = []
         self._tensors: dict[int, list[Tensor]] = {}
         self._data: list[tuple[Tensor, Tensor]] = []
@@ -58,12 +57,12 @@ class State:
         self._known: set[int] = set()
 
     def keep(self, module: nn.Module, *, within: bool = False) -> None:
-        """Notes down what a module holds.
+        """Records the state of a module.
 
         Args:
             module: the module.
             within: whether the forward function is running already: then a hook may be its own,
-                and is not put back if it is removed.
+                and is not restored if it is removed.
         """
         values = vars(module).copy()
         self.modules[id(module)] = module, values
@@ -85,10 +84,10 @@ class State:
                 self._keep(value)
 
     def _keep_parameter(self, parameter: Tensor) -> None:
-        """What parameters of a package's own class hold, as quantised weights do.
+        """Records the contents of parameters of a package's own class, such as quantised weights.
 
         When such a layer first runs, it may move their numbers to objects that the module holds.
-        Those of torch's own classes are sharded, and are put back by what has sharded them.
+        Parameters of torch's own classes are sharded, and are restored by what has sharded them.
         """
         if type(parameter).__module__.partition(".")[0] == "torch":
             return
@@ -118,7 +117,7 @@ class State:
             self._keep_object(value)
 
     def _keep_object(self, value: Any) -> None:
-        """Of other objects nothing is put back unless they hold tensors, now or afterwards."""
+        """Records an object, which is only restored if it holds tensors, now or afterwards."""
         parts = within(value)
         if parts is None:
             return
@@ -138,11 +137,11 @@ class State:
             self._tensors.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
 
     def note_draw(self) -> None:
-        """The model draws random numbers."""
+        """Records that the model draws random numbers."""
         self.drew = True
 
     def before_write(self, tensor: Tensor) -> None:
-        """Copies the modules' tensors in whose memory a tensor lies that is about to be written."""
+        """Copies the modules' tensors that share memory with a tensor before it is written."""
         if not self._tensors:
             return
         while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -152,7 +151,7 @@ class State:
                 self._copies.append((known, known.detach().clone()))
 
     def restore(self) -> None:
-        """Puts back what has changed; containers and tensors stay the same objects."""
+        """Restores what has changed; containers and tensors stay the same objects."""
         for module, held in self.modules.values():
             current = vars(module)
             if is_same(current, held):

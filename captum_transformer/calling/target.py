@@ -1,4 +1,4 @@
-"""Which of a model's outputs is explained: Captum's targets, and one target rather than another."""
+"""The output of a model that is explained: Captum's targets, and contrasts of two targets."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -15,7 +15,7 @@ from captum_transformer.errors import AmbiguousOutputError, ExplanationError, In
 
 @dataclass(frozen=True)
 class Contrast:
-    """Why one output rather than another: a target that is the difference of two scores.
+    """A target that is the difference of two scores: why one output rather than another.
 
     Wherever a target is accepted, a contrast may be passed instead, or a list with one for each
     sample (Captum's tools that repeat samples, such as ``NoiseTunnel``, also repeat the list).
@@ -42,14 +42,14 @@ class Contrast:
 
 @dataclass(frozen=True, eq=False)
 class Combination:
-    """The sum of all scores of a model's output, each times a weight.
+    """The weighted sum of all scores of a model's output.
 
     Gradients are those of the sum. Relevance that is propagated by rules is that of the scores with
-    positive weights less that of the others; a token flow starts at each score with its share.
+    positive weights minus that of the others; a token flow starts at each score with its share.
 
     Attributes:
         weights: ``(samples, scores)``.
-        shares: how much each token counts that a score is read from, ``(samples, scores)``: the
+        shares: how much the token that a score is read from counts, ``(samples, scores)``: the
             weight's size, divided among scores that are compared with each other.
         signed: whether some weights may be negative.
     """
@@ -61,11 +61,11 @@ class Combination:
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """One score of each sample, told by a tensor: what a captured call gets as its target.
+    """One score of each sample, given by a tensor: the target of a captured call.
 
     Attributes:
-        indices: where the score stands behind the samples, ``(samples, dimensions)``.
-        note: is told the sizes of these dimensions whenever a score is selected.
+        indices: the score's indices in the dimensions after the samples, ``(samples, dimensions)``.
+        note: is called with the sizes of these dimensions whenever a score is selected.
     """
 
     indices: Tensor
@@ -76,14 +76,14 @@ Target: TypeAlias = TargetType | Contrast | list[Contrast]
 
 
 def as_contrast(target: Any) -> Contrast | None:
-    """The contrast that a target is, if it is one: a list of them is one with a list per side."""
+    """Returns a target as a contrast, or None; a list of contrasts becomes one with lists."""
     if isinstance(target, list) and target and all(isinstance(t, Contrast) for t in target):
         return Contrast([t.target for t in target], [t.rather_than for t in target])
     return target if isinstance(target, Contrast) else None
 
 
 def target_of(target: Any, rows: slice, samples: int) -> Any:
-    """The target of some of the samples: its rows, if it has one for each of them."""
+    """Returns the target of some samples: rows of a target that has one for each sample."""
     if isinstance(target, Contrast):
         sides = (target_of(t, rows, samples) for t in (target.target, target.rather_than))
         return Contrast(*sides)
@@ -95,7 +95,7 @@ def target_of(target: Any, rows: slice, samples: int) -> Any:
 
 
 def main_output(output: Any) -> Any:
-    """The logits of an output that has such; any other output as it is, a dataclass by names."""
+    """Returns an output's logits if it has any, otherwise the output, a dataclass as a dict."""
     if is_dataclass(output) and not isinstance(output, (type, Mapping)):
         output = {field.name: getattr(output, field.name) for field in fields(output)}
     logits = output.get("logits") if isinstance(output, Mapping) else None
@@ -103,7 +103,7 @@ def main_output(output: Any) -> Any:
 
 
 def selected_scores(output: Any, target: Any, samples: int) -> Tensor:
-    """The score that a target selects for each sample: ``(samples,)``.
+    """Returns the score that a target selects for each sample: ``(samples,)``.
 
     Raises:
         InvalidTargetError: if the target does not fit the output.
@@ -160,7 +160,7 @@ def _select(output: Any, target: Any) -> Tensor:
 
 
 def tensors_of_scores(output: Any) -> list[tuple[str, Tensor]]:
-    """What of an output that is no tensor a target may mean, with its name or place there."""
+    """Returns the tensors in an output that a target may refer to, by their name or place."""
     if isinstance(output, Mapping):
         items: list[tuple[str, Any]] = list(output.items())
     elif isinstance(output, (tuple, list)):
@@ -223,7 +223,7 @@ def _form_of_targets(ndim: int) -> str:
 
 
 def _of_python(target: Any) -> Any:
-    """A target with Python's integers in the place of NumPy's."""
+    """Returns a target with Python's integers in place of NumPy's."""
     if isinstance(target, (list, tuple)):
         return type(target)(map(_of_python, target))
     return int(target) if isinstance(target, Integral) else target

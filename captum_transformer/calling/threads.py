@@ -11,11 +11,12 @@ _here = threading.local()
 
 
 class OtherThreads:
-    """Refuses forward passes of other threads that would run in evaluation mode against their will.
+    """Refuses forward passes of other threads that would wrongly run in evaluation mode.
 
-    A model has one mode for all threads, and in evaluation mode it trains without dropout, and
-    without batch statistics. Threads that explain it, too, want it so, and so do those that run it
-    in evaluation mode. The threads of autograd, in which checkpoints run again, are no others.
+    A model has one mode for all threads, and in evaluation mode it trains without dropout and
+    without batch statistics. Threads that also explain the model, or that run it in evaluation
+    mode, are allowed. The threads of autograd, in which checkpoints run again, don't count as
+    other threads.
 
     Args:
         training: the modules that are in training mode before they are explained.
@@ -37,10 +38,10 @@ class OtherThreads:
         _here.depth -= 1
 
     def refuse(self, module: nn.Module) -> None:
-        """A module is called in this thread.
+        """Refuses a call of a module in this thread if the thread trains the module.
 
         Raises:
-            ExplanationError: if this thread trains it.
+            ExplanationError: if this thread trains the module.
         """
         if id(module) not in self._training or module.training:
             return
@@ -55,6 +56,6 @@ class OtherThreads:
 
 
 def _is_of_python() -> bool:
-    """Whether Python's `threading` has started this thread, or it is the first one."""
+    """Returns whether Python's `threading` has started this thread, or it is the main thread."""
     dummy = threading._DummyThread  # noqa: SLF001
     return not isinstance(threading.current_thread(), dummy)

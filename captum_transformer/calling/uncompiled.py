@@ -1,4 +1,4 @@
-"""Compiled code runs uncompiled while a forward pass is traced, which sees its calls only so."""
+"""Runs compiled code uncompiled while a forward pass is traced, as the trace must see its calls."""
 
 import sys
 import warnings
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-# Under this name a compiled module holds the one that it is of.
+# The name under which a compiled module holds the original one.
 _WRAPPED = "_orig_mod"
-# `flex_attention` compiles itself, and imports the compiler no sooner.
+# `flex_attention` compiles itself, and imports the compiler only then.
 _COMPILES = ("torch._dynamo", "torch.nn.attention.flex_attention")
 
 
 def written_name(name: str) -> str:
-    """A module's dotted name as it is without compiling: a compiled module wraps the one it is of.
+    """Returns a module's dotted name without the wrappers that `torch.compile` adds.
 
     >>> written_name("_orig_mod.layers.0._orig_mod.mlp")
     'layers.0.mlp'
@@ -28,7 +28,7 @@ def written_name(name: str) -> str:
 
 
 class _Stance:
-    """The compiler's stance is one for all threads: the last one that leaves puts it back."""
+    """Sets the compiler's stance, which all threads share; the last one that leaves restores it."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -54,10 +54,10 @@ _STANCE = _Stance()
 
 @contextmanager
 def uncompiled(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
-    """Whatever was compiled by `torch.compile` runs as it was written.
+    """Runs everything that `torch.compile` has compiled as it was written.
 
     Args:
-        modules: those that will run, as far as they are known.
+        modules: the modules that will run, as far as they are known.
 
     Example:
         >>> double = torch.compile(lambda x: 2 * x)
@@ -72,6 +72,6 @@ def uncompiled(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
         stack.enter_context(_STANCE)
         if any(_WRAPPED in vars(module).get("_modules", ()) for module in modules):
             stack.enter_context(warnings.catch_warnings())
-            # It concerns hooks that compiled modules call twice; that of `explaining` doesn't mind.
+            # It is about hooks that compiled modules call twice; that of `explaining` allows it.
             warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")
         yield

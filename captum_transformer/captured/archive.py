@@ -1,4 +1,4 @@
-"""Captured calls in files, as programs of `torch.export`, which need nothing but PyTorch to run."""
+"""Captured calls in files, as programs of `torch.export`, which only need PyTorch to run."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from captum_transformer.captured.onnx import save_as_onnx
 from captum_transformer.errors import CaptureMismatchError
 
 _NOTES = "captum_transformer.json"
-# What is saved and how is read again; archives of other versions are refused.
+# The version of the files' format; files of other versions are refused.
 _VERSION = 1
 
 
@@ -41,7 +41,7 @@ class Served(nn.Module):
         self._targets = [s.size for s in given.key[3][given.inputs : given.targets]]
 
     def forward(self, inputs: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
-        """The relevance of the target's score.
+        """Returns the relevance of the target's score.
 
         Args:
             inputs: as the method takes them.
@@ -67,7 +67,7 @@ def save(
     given: Given,
     notes: Mapping[str, Any],
 ) -> None:
-    """Writes a captured call to a file, as ONNX if it is called so."""
+    """Writes a captured call to a file, as ONNX if the file's name ends in ``.onnx``."""
     with torch.no_grad():
         args, kwargs = given.as_served(given.example())
         program = torch.export.export(Served(recorded, state, given).eval(), args, kwargs)
@@ -105,7 +105,7 @@ class LoadedCapture:
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """What the method returned when the call was captured, for other inputs and targets.
+        """Returns the results of the captured method for other inputs and targets.
 
         The arguments are those of the captured call.
 

@@ -1,4 +1,4 @@
-"""A call taken apart: the tensors that a graph gets, and all else, which it was made for."""
+"""Splits a call into the tensors that a graph gets and everything else, which is fixed in it."""
 
 import enum
 import inspect
@@ -19,7 +19,7 @@ _OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, torch
 
 
 class Shape(NamedTuple):
-    """What a graph was made for of a tensor."""
+    """The properties of a tensor that a graph was made for."""
 
     kind: type
     dtype: torch.dtype
@@ -29,7 +29,7 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Shape":
-        """That of a tensor; the stride of a dimension of length one says nothing."""
+        """Returns the shape of a tensor; the stride of a dimension of length one doesn't count."""
         if tensor.layout is not torch.strided:
             raise CaptureError(
                 f"A tensor of layout {tensor.layout} can't be an argument of a captured call: "
@@ -46,19 +46,19 @@ class Shape(NamedTuple):
 
 
 class _Gap(NamedTuple):
-    """Where one of the tensors stands in nested arguments."""
+    """The place of one of the tensors in nested arguments."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a tensor of a call is.
+    """The role of a tensor in a call.
 
     Attributes:
-        name: what a user would call it.
-        may_be_read: whether Python may decide by its numbers, which is the same in most calls, as
-            that a mask masks nothing or that token ids have no padding.
+        name: the name that a user would use.
+        may_be_read: whether Python may decide by its numbers, if the decision is the same in most
+            calls, such as that a mask masks nothing or that token ids have no padding.
     """
 
     name: str
@@ -66,11 +66,11 @@ class Role:
 
 
 class Given:
-    """One call of a method, in tensors and what is the same in each call of a graph.
+    """One call of a method, split into tensors and what is the same in each call of a graph.
 
     Args:
         inputs: as the method takes them.
-        target: in any of Captum's forms of indices, a contrast of two, or a list of such for
+        target: any of Captum's forms of indices, a contrast of two, or a list of these for
             `attribute_targets`.
         several: whether the target is a list of targets.
         args: further arguments by position.
@@ -78,11 +78,11 @@ class Given:
 
     Attributes:
         tensors: the inputs, the targets' indices, and the tensors among the further arguments.
-        roles: what each of them is.
-        key: all that must be the same for a graph to be the right one.
+        roles: the role of each tensor.
+        key: everything that must be the same for a graph to be the right one.
         inputs: how many of the tensors are inputs.
-        targets: up to where they are inputs or targets.
-        numbers: for each target that is given in Python's numbers, the indices of each sample.
+        targets: how many of the tensors are inputs or targets.
+        numbers: for each target that is given as Python numbers, the indices of each sample.
     """
 
     def __init__(self, inputs: Any, target: Any, several: bool, args: Any, kwargs: Any) -> None:
@@ -107,12 +107,12 @@ class Given:
         self.key = kind, self._targets, self._further, tuple(map(Shape.of, self.tensors))
 
     def call(self, function: Any, tensors: Sequence[Tensor], sizes: list[Any]) -> Any:
-        """Calls a method with other tensors in the place of these.
+        """Calls a method with other tensors in place of these.
 
         Args:
             function: the method.
-            tensors: as many as there are.
-            sizes: gets the sizes of the dimensions that targets are chosen from.
+            tensors: as many tensors as there are in this call.
+            sizes: a list to which the sizes of the dimensions that targets index are appended.
         """
         kind, targets, further, _ = self.key
         inputs: Any = tuple(tensors[: self.inputs])
@@ -125,18 +125,18 @@ class Given:
         return function(inputs, target, args, additional_forward_kwargs=kwargs)
 
     def example(self) -> "list[Tensor]":
-        """Tensors like those of this call, all zero."""
+        """Returns tensors like those of this call, all zero."""
         return [
             torch.empty_strided(s.size, s.strides, dtype=s.dtype, device=s.device).zero_()
             for s in self.key[3]
         ]
 
     def forget(self) -> None:
-        """Lets go of the tensors, of which the shapes stay."""
+        """Releases the tensors; their shapes are kept."""
         self.tensors = []
 
     def as_served(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The same call in nothing but tensors, by position and by name, for programs in files."""
+        """Returns the call as tensors only, by position and by name, for programs in files."""
 
         def served(inputs: Any, target: Any, args: Any, additional_forward_kwargs: Any) -> Any:
             return (inputs, _nested(target), *args), additional_forward_kwargs
@@ -145,7 +145,7 @@ class Given:
         return found
 
     def notes(self) -> dict[str, Any]:
-        """What must be the same for a program in a file, as text."""
+        """Returns everything that must be the same for a program in a file, as text."""
         kind, targets, further, shapes = self.key
         return {
             "inputs": _named(kind),
@@ -174,7 +174,7 @@ class Given:
         return _Gap(len(self.tensors) - 1)
 
     def _indices(self, target: Any) -> Tensor:
-        """Where the target stands for each sample: ``(samples, dimensions)``."""
+        """Returns the target's indices for each sample: ``(samples, dimensions)``."""
         if isinstance(target, Tensor):
             known = not target.is_floating_point() and target.dtype != torch.bool
             if not known or (target.numel() != 1 and target.shape != (self.samples,)):
@@ -229,7 +229,7 @@ def _target(form: Any, tensors: Sequence[Tensor], sizes: list[Any]) -> Any:
 
 
 def _filled(form: Any, tensors: Sequence[Tensor]) -> Any:
-    """Nested arguments with tensors where there were some."""
+    """Returns nested arguments with tensors in their places."""
     if isinstance(form, _Gap):
         return tensors[form.number]
     kind, *parts = form
@@ -241,7 +241,7 @@ def _filled(form: Any, tensors: Sequence[Tensor]) -> Any:
 
 
 def differing(given: Given, captured: Any) -> Iterator[str]:
-    """In what a call differs from another one, of which the key is known."""
+    """Yields how a call differs from a captured one, given the key of that."""
     kind, targets, further, shapes = given.key
     its_kind, its_targets, its_further, its_shapes = captured
     if kind != its_kind:
@@ -258,14 +258,14 @@ def differing(given: Given, captured: Any) -> Iterator[str]:
 
 
 def differing_forms(now: dict[str, Any], captured: dict[str, Any]) -> Iterator[str]:
-    """The same of their notes."""
+    """Yields how the notes of a call differ from those of a captured one."""
     for name, value in now.items():
         if value != captured[name]:
             yield f"{name}: {value}, which were {captured[name]}"
 
 
 def _nested(target: Any) -> Any:
-    """Targets as tensors in tuples and lists; an index alone as one dimension."""
+    """Returns targets as tensors in tuples and lists; single indices have one dimension."""
     if isinstance(target, Chosen):
         indices = target.indices
         return indices.squeeze(1) if indices.shape[1] == 1 else indices

@@ -63,13 +63,13 @@ class Captured:
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """What the method returns, by the graph.
+        """Returns what the method returns, computed by the graph.
 
         Args:
             inputs: as the method takes them, of the same shapes.
             target: as the method takes it, of the same form: any class, for all samples or each.
-            additional_forward_args: as the method takes them, tensors of the same shapes and all
-                else equal.
+            additional_forward_args: as the method takes them, tensors of the same shapes and
+                everything else equal.
             additional_forward_kwargs: the same by name.
 
         Raises:
@@ -164,7 +164,7 @@ class Captured:
 
     @property
     def nodes(self) -> int:
-        """How many operations the graph has that was captured last."""
+        """The number of operations of the graph that was captured last."""
         *_, graph = self._graphs.values()
         return graph.recorded.nodes
 
@@ -175,13 +175,13 @@ class Captured:
         return getattr(self._method, self._of)(inputs, target, args, **options, **self._options)
 
     def _unlike(self, given: Given) -> str:
-        """In what a call differs from the one that was captured last."""
+        """Describes how a call differs from the one that was captured last."""
         *_, key = self._graphs
         return "; ".join(differing(given, key))
 
 
 class _Graph:
-    """What was captured of one call.
+    """The graph of one call, with what is needed to run it.
 
     Attributes:
         example: the call, without its tensors' numbers.
@@ -203,7 +203,7 @@ class _Graph:
         self._devices = devices
 
     def answer(self, given: Given) -> list[Tensor] | None:
-        """What the graph returns; None if the target does not fit the output."""
+        """Returns what the graph returns, or None if the target does not fit the output."""
         for rows in given.numbers:
             size = self._sizes.get(len(rows[0]))
             if size is None or not all(_is_within(row, size) for row in rows):
@@ -233,7 +233,7 @@ class _Graph:
         return found
 
     def compile(self, compiler: Compiler) -> None:
-        """Lets the graph run compiled."""
+        """Compiles the graph, so that later calls run the compiled one."""
         with torch.inference_mode(mode=False), torch.no_grad():
             tensors = [*self.example.example(), *self.guard.state()]
             compiled = compiled_in_parts(self.recorded.graph, tensors, compiler)
@@ -246,16 +246,16 @@ class _Graph:
         self._run = run
 
     def state(self) -> dict[str, tuple[str, Tensor]]:
-        """The tensors that the graph reads, and what they are called in the model."""
+        """Returns the tensors that the graph reads, with their names in the model."""
         state = zip(self.recorded.state, self.guard.state_names(), self.guard.state(), strict=True)
         return {name: (dotted, tensor) for name, dotted, tensor in state}
 
     def holds(self, found: Sequence[Tensor]) -> bool:
-        """Whether the library would take the same way for these numbers."""
+        """Returns whether the library would compute in the same way for these numbers."""
         return not self.recorded.reads or bool(found[-1].all())
 
     def other_branch(self, found: Sequence[Tensor]) -> str | None:
-        """What the model would read otherwise, if anything."""
+        """Describes a value that the model would read differently, or returns None."""
         if not any(self.recorded.reads):
             return None
         for reads, holds in zip(self.recorded.reads, found[-1].tolist(), strict=True):
@@ -264,7 +264,7 @@ class _Graph:
         return None
 
     def restored(self, found: Sequence[Tensor]) -> Any:
-        """The results as the method returns them."""
+        """Returns the results in the form in which the method returns them."""
         count = len(found) - bool(self.recorded.reads)
         return pytree.tree_unflatten(list(found[:count]), self.recorded.structure)
 
@@ -275,7 +275,7 @@ def _is_within(indices: Sequence[int], size: Sequence[int]) -> bool:
 
 @uncollected()
 def _captured(method: Any, given: Given, call: Callable[..., Any]) -> tuple[_Graph, Any]:
-    """A call as a graph, and what the method returns for it."""
+    """Captures a call as a graph; returns it with what the method returns for the call."""
     executed, sizes = Executed(), list[Any]()
     with executed.noted():
         expected = given.call(call, given.tensors, sizes)

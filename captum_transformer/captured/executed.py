@@ -1,4 +1,4 @@
-"""Which code a call runs, and so which names it may read."""
+"""Which code a call runs, and therefore which names it may read."""
 
 import builtins
 import dis
@@ -35,26 +35,26 @@ _IMPORTS, _IMPORT = "<frozen importlib._bootstrap>", "_find_and_load"
 _PUT_BACK = frozenset({"getstate", "setstate"})
 _ASKS = ("getattr", "hasattr")
 _BY_DICT = frozenset({"__dict__", "vars", "attrgetter", "__getattribute__"})
-# Who called these has named the attribute.
+# The callers of these have named the attribute.
 FORWARDS = frozenset({"__getattr__", "__getattribute__"})
 _READS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_SUPER_ATTR"})
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
 def is_of_packages(name: Any) -> bool:
-    """Whether a module is Python's, torch's or this library's, by its name."""
+    """Returns whether a module is Python's, torch's or this library's, by its name."""
     root = str(name).partition(".")[0]
     return root in sys.stdlib_module_names or root in ("torch", "captum_transformer")
 
 
 class Executed:
-    """What has run.
+    """Records the code that has run.
 
     Attributes:
         codes: the code by its identity, with the globals that it reads.
         modules: the modules that were called.
-        random: where numbers were drawn from a generator of Python's.
-        asked: the names of attributes that were put together while the model ran.
+        random: the lines where numbers were drawn from one of Python's generators.
+        asked: the names of attributes that were given to `getattr` and `hasattr`.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Executed:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Meanwhile it is written down what this thread runs, but for this library."""
+        """Records in its context what this thread runs, except the code of this library."""
         earlier, thread = sys.getprofile(), get_ident()
         hook = register_module_forward_pre_hook(self._called)
         plain = {name: getattr(builtins, name) for name in _ASKS}
@@ -79,7 +79,7 @@ class Executed:
 
             return asked
 
-        # Nothing else tells the name: a profiler sees no arguments of Python's own functions.
+        # Nothing else shows the name: a profiler sees no arguments of Python's own functions.
         vars(builtins).update({name: asking(ask) for name, ask in plain.items()})
         sys.setprofile(self._ran)
         try:
@@ -92,7 +92,7 @@ class Executed:
     def _ran(self, frame: FrameType, event: str, function: Any) -> None:
         code = frame.f_code
         if code.co_name == _IMPORT and code.co_filename == _IMPORTS:
-            # What a module does when it is first imported is not done again.
+            # Code that runs when a module is first imported doesn't run again.
             self._imports += (event == "call") - (event == "return")
         elif self._imports:
             return
@@ -107,7 +107,7 @@ class Executed:
         self.modules[id(module)] = module
 
     def read(self) -> "Read":
-        """What the code has names for."""
+        """Returns the names that the code uses."""
         every, own, by_dict = set(self.asked), set(self.asked), set[Any]()
         for code, values in self.codes.values():
             every |= (names := _names_in(code))
@@ -118,7 +118,7 @@ class Executed:
         return Read(frozenset(every), frozenset(own), frozenset(by_dict))
 
     def names_in_modules(self) -> Iterator[tuple[ModuleType, set[str]]]:
-        """What the model's code reads of each module that it has a name for, one in another."""
+        """Yields each Python module that the model's code names, with the names it reads of it."""
         found: dict[int, tuple[ModuleType, set[str]]] = {}
         for code, values in self.codes.values():
             if is_of_packages(values.get("__name__")):
@@ -137,7 +137,7 @@ class Executed:
         yield from found.values()
 
     def names_in_globals(self) -> Iterator[tuple[dict[str, Any], set[str]]]:
-        """What the code reads of each file's globals."""
+        """Yields the globals of each file, with the names that the code reads of them."""
         found: dict[int, tuple[dict[str, Any], set[str]]] = {}
         for code, values in self.codes.values():
             found.setdefault(id(values), (values, set()))[1].update(_names_in(code) & values.keys())
@@ -145,12 +145,12 @@ class Executed:
 
 
 class Read(NamedTuple):
-    """What code has names for, and so may read of objects.
+    """The names that code uses, and therefore may read of objects.
 
     Attributes:
         every: all names.
-        own: those of the model's own code, and not of Python's or torch's.
-        by_dict: the files whose code takes attributes from where all of them are.
+        own: the names in the model's own code, and not in Python's or torch's.
+        by_dict: the files whose code may read all attributes at once, as by ``__dict__``.
     """
 
     every: frozenset[str]
@@ -159,13 +159,13 @@ class Read(NamedTuple):
 
 
 def _imported_in(code: CodeType, values: dict[str, Any]) -> set[str]:
-    """The modules that code imports itself, by their names."""
+    """Returns the names of the modules that code imports itself."""
     names = {s.argval for s in dis.get_instructions(code) if s.opname == "IMPORT_NAME"}
     return names | {f"{values.get('__package__')}.{name}" for name in names}
 
 
 def line_of(frame: FrameType) -> str:
-    """The line that a frame runs, or the first one around it that is the model's."""
+    """Returns the line that a frame runs, or the line of the first caller in the model's code."""
     while frame.f_back is not None and not _may_be_models(frame.f_code.co_filename):
         frame = frame.f_back
     path, number = frame.f_code.co_filename, frame.f_lineno
@@ -174,14 +174,14 @@ def line_of(frame: FrameType) -> str:
 
 
 def _may_be_models(path: str) -> bool:
-    """Whether a file is none of this library, torch, Captum or Python."""
+    """Returns whether a file belongs to none of this library, torch, Captum and Python."""
     standard = path.startswith(_STANDARD) and not path.startswith(_INSTALLED)
     return not standard and not path.startswith((_OWN, *_BELOW))
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Meanwhile garbage in cycles stays: what it runs when it goes would count as the model's.
+    """Disables the collection of cycles in its context: finalizers would count as the model's.
 
     >>> with uncollected():
     ...     gc.isenabled()
@@ -197,7 +197,7 @@ def uncollected() -> Iterator[None]:
 
 
 def _names_in(code: CodeType) -> set[str]:
-    # What is only written, such as the last output that a module keeps, is not read.
+    # A name that is only written, such as the last output that a module keeps, is not read.
     steps = dis.get_instructions(code)
     found = {step.argval for step in steps if step.opname in _READS}
     pending = list(code.co_consts)

@@ -18,14 +18,14 @@ from captum_transformer.errors import CaptureError
 
 
 class Recorded:
-    """A function of tensors, written down once.
+    """A function of tensors, recorded once.
 
     Attributes:
-        graph: a function of the tensors that were given and then of `state`. It returns a list: the
+        graph: a function of the given tensors, followed by those of `state`. It returns a list: the
             results, and last, if there are conditions, whether each of them holds.
-        state: the tensors that the function read besides, by the names that the graph has for them.
-        written: which tensors of the state it writes into; what they held is put back at its end.
-        reads: for each condition what of the model it is about; empty if it is the library's own.
+        state: the other tensors that the function reads, by their names in the graph.
+        written: which tensors of the state it writes into; their numbers are restored at its end.
+        reads: for each condition what the model reads; empty if it is the library's own.
         structure: how the results are nested.
     """
 
@@ -44,7 +44,7 @@ class Recorded:
         # Without a mode of its own for each tensor, of which the graph notes down what it is like.
         context = tracing(TracingContext(FakeTensorMode(allow_non_fake_inputs=True)))
         with torch.inference_mode(mode=False), context:
-            # Other objects than the caller's, each its own: tensors are told apart by identity.
+            # Other objects than the caller's, one for each: tensors are distinguished by identity.
             graph_module = make_fx(run)(*(tensor.detach() for tensor in tensors))
         self.reads = [condition.reads for condition in recording.conditions]
         graph = graph_module.graph
@@ -64,12 +64,12 @@ class Recorded:
 
     @property
     def nodes(self) -> int:
-        """How many operations the graph has."""
+        """The number of operations of the graph."""
         return sum(node.op == "call_function" for node in self.graph.graph.nodes)
 
 
 def _changes_something(node: Node) -> bool:
-    """Whether a node counts although nobody uses its result."""
+    """Returns whether a node has to stay even if its result is not used."""
     if node.op in ("placeholder", "output"):
         return True
     schema = getattr(node.target, "_schema", None)
@@ -77,7 +77,7 @@ def _changes_something(node: Node) -> bool:
 
 
 def _lifted(module: GraphModule, literals: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Makes what the graph holds inputs of it; numbers that Python wrote stay in it."""
+    """Turns the tensors that the graph holds into its inputs, except those of Python numbers."""
     graph = module.graph
     *_, last = (node for node in graph.nodes if node.op == "placeholder")
     state: dict[str, Tensor] = {}
@@ -98,7 +98,7 @@ def _lifted(module: GraphModule, literals: Sequence[Tensor]) -> dict[str, Tensor
 
 
 def _without_detaching(graph: Graph) -> None:
-    """Leaves `detach` out, which does nothing where no gradients are kept."""
+    """Removes `detach`, which does nothing if no gradients are recorded."""
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.detach.default:
             node.replace_all_uses_with(node.args[0])
@@ -106,7 +106,7 @@ def _without_detaching(graph: Graph) -> None:
 
 
 def _written(graph: Graph, state: list[str]) -> list[int]:
-    """Which tensors of the state some operation writes into, maybe by a view."""
+    """Returns which tensors of the state an operation writes into, maybe through a view."""
     found: set[int] = set()
     for node in graph.nodes:
         for written in _aliased(node, written=True):
@@ -119,7 +119,7 @@ def _written(graph: Graph, state: list[str]) -> list[int]:
 
 
 def _aliased(node: Node, *, written: bool) -> list[Node]:
-    """The arguments whose memory an operation writes into, or that its result has."""
+    """Returns the arguments that an operation writes into, or whose memory its result shares."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return []
@@ -129,11 +129,11 @@ def _aliased(node: Node, *, written: bool) -> list[Node]:
 
 
 def as_module(recorded: Recorded, state: Mapping[str, tuple[str, Tensor]]) -> GraphModule:
-    """The graph with its state as parameters and buffers.
+    """Returns the graph with its state as parameters and buffers.
 
     Args:
         recorded: the graph.
-        state: the dotted name and the tensor for each name that the graph has for one.
+        state: the dotted name and the tensor for each name of a tensor in the graph.
     """
     root = torch.nn.Module()
     graph = Graph()

@@ -1,7 +1,7 @@
-"""Whether all that a model reads besides its inputs is what it was when a call was captured.
+"""Checks that all that a model reads besides its inputs is the same as when a call was captured.
 
-Tensors may be others, of the same shapes: they are read anew for each call of the graph, by the
-places where they were found. Everything else has to be the same.
+Tensors may be replaced by others of the same shapes: they are read again for each call of the
+graph, from the places where they were found. Everything else has to be the same.
 """
 
 import functools
@@ -33,7 +33,7 @@ from captum_transformer.captured.holders import (
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _SEQUENCES = (list, tuple, deque)
-# Of every module; what is for training or for saving has no part in a forward pass.
+# Attributes of every module; those for training or for saving have no part in a forward pass.
 _OF_MODULES = (
     "_parameters",
     "_buffers",
@@ -50,14 +50,14 @@ _ENVIRONMENT = frozenset({"environ", "getenv"})
 
 
 class Place(NamedTuple):
-    """Where a tensor is found: in which holder, and as which of what that holds."""
+    """Where a tensor is found: the number of a holder, and that of a value in it."""
 
     holder: int
     number: int
 
 
 class Guard:
-    """All that was read besides the inputs.
+    """Everything that was read besides the inputs, and whether it has changed.
 
     Args:
         method: the method whose options count.
@@ -99,18 +99,18 @@ class Guard:
             self._note("os.environ", os.environ, functools.partial(some_of, self._read.own))
 
     def places(self, tensor: Tensor) -> list[str]:
-        """The names under which a tensor is held."""
+        """Returns the names under which a tensor is held."""
         return [self._holders[h].name(n) for h, n in self._places.get(id(tensor), ())]
 
     def watch(self, state: Mapping[str, Tensor]) -> None:
-        """Says which tensors are read for each call."""
+        """Sets the tensors that are read for each call."""
         self._watched = {name: self._places[id(tensor)] for name, tensor in state.items()}
         self._places.clear()
         self._several = [places for places in self._watched.values() if len(places) > 1]
         self.metadata_of = list(map(metadata_of, state.values()))
 
     def changed(self) -> str | None:
-        """What has changed that may matter; None if nothing has."""
+        """Describes a change that may matter, or returns None if there is none."""
         current = settings(self._devices)
         if current != self._settings:
             for name, value in current.items():
@@ -148,17 +148,17 @@ class Guard:
         return None
 
     def state(self) -> list[Tensor]:
-        """The tensors that the graph reads, after `changed`."""
+        """Returns the tensors that the graph reads; call `changed` first."""
         return [self._holders[h].values[n] for ((h, n), *_) in self._watched.values()]
 
     def state_names(self) -> list[str]:
-        """What the tensors are called in the model."""
+        """Returns the names of these tensors in the model."""
         places = (places[0] for places in self._watched.values())
         names = (self._holders[holder].name(number) for holder, number in places)
         return [name.removeprefix("model.") for name in names]
 
     def _add(self, path: str, item: Any, *, everything: bool = False) -> None:
-        """Notes down an object and what it holds."""
+        """Records an object and what it holds."""
         if isinstance(item, (*_ATOMS, Tensor, ModuleType)) or id(item) in self._known:
             return
         self._known[id(item)] = item  # also keeps it, so that no other gets its identity
@@ -196,7 +196,7 @@ class Guard:
             self._add_class(type(item))
 
     def _names_of(self, item: Any) -> frozenset[str] | None:
-        """The attributes of an object that may be read; None for all of them."""
+        """Returns the attributes of an object that may be read, or None for all of them."""
         kind = type(item)
         if _is_of_packages(kind):
             return self._names if isinstance(item, nn.Module) else self._read.own
@@ -236,7 +236,7 @@ _MODULES = frozenset(_OF_MODULES) | {"forward"}
 
 
 def settings(devices: Sequence[str]) -> dict[str, Any]:
-    """What of PyTorch's global state decides which operations run."""
+    """Returns the parts of PyTorch's global state that decide which operations run."""
     cuda = torch.backends.cuda
     return {
         "the default dtype": torch.get_default_dtype(),
@@ -262,17 +262,17 @@ def settings(devices: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_of_packages(item: Any) -> bool:
-    """Whether a class or function is Python's or torch's own, which doesn't change."""
+    """Returns whether a class or function is Python's or torch's own, which doesn't change."""
     return is_of_packages(getattr(item, "__module__", ""))
 
 
 def _is_own(hook: Any) -> bool:
-    """Whether it is the library's, which puts modules into evaluation mode and changes no more."""
+    """Returns whether a hook is the library's, which only puts modules into evaluation mode."""
     return str(getattr(hook, "__module__", "")).startswith("captum_transformer.")
 
 
 def _is_alike(new: Any, old: Any) -> bool:
-    """Whether something may stand in the place of what was noted down."""
+    """Returns whether a value may take the place of the recorded one."""
     if type(new) is not type(old):
         return False
     if isinstance(new, Tensor):

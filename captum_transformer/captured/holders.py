@@ -1,4 +1,4 @@
-"""What objects hold, by the names that a user has for it, now and when it was noted down."""
+"""The contents of objects, by the names that a user would use, now and when recorded."""
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +13,12 @@ _MISSING = object()
 
 
 class Holder:
-    """What some object holds, now and when it was noted down.
+    """The contents of an object, now and when they were recorded.
 
     Args:
-        path: what a user would call it.
+        path: the name that a user would use for the object.
         owner: the object.
-        read: what it holds, by keys.
+        read: returns the contents of the object, by keys.
     """
 
     def __init__(self, path: str, owner: Any, read: Callable[[Any], Mapping[Any, Any]]) -> None:
@@ -35,7 +35,7 @@ class Holder:
         self._getter = _getter(self.keys)
 
     def is_unchanged(self) -> bool:
-        """Whether it holds the same objects, as far as can be told at once."""
+        """Returns whether it holds the same objects, as far as a quick check can tell."""
         own = self._own
         if type(self.owner) is FunctionType and not self.owner.__closure__:
             held = self.owner.__code__, self.owner.__defaults__, self.owner.__kwdefaults__
@@ -48,19 +48,19 @@ class Holder:
             return False
 
     def now(self) -> list[Any] | None:
-        """What it holds now; None if that has other keys."""
+        """Returns what it holds now, or None if the keys have changed."""
         held = self._read(self.owner)
         return list(held.values()) if list(held) == self.keys else None
 
     def difference(self) -> str:
-        """What is new or missing."""
+        """Describes which keys are new or missing."""
         held = self._read(self.owner)
         new = [key for key in held if key not in self.keys]
         missing = [key for key in self.keys if key not in held]
         return f"{self.path} has {f'new {new}' if new else f'no {missing} any more'}"
 
     def name(self, number: int) -> str:
-        """What a user would call one of the things."""
+        """Returns the name that a user would use for one of the values."""
         key = self.keys[number]
         joint = f".{key}" if isinstance(key, str) else f"[{key!r}]"
         for plain in ("._parameters", "._buffers", "._modules"):
@@ -78,7 +78,7 @@ def _getter(keys: Sequence[Any]) -> Callable[[Any], Sequence[Any]]:
 def attributes_of(
     item: Any, names: frozenset[str] | None, but: frozenset[str] = frozenset()
 ) -> dict[str, Any]:
-    """The attributes of an object, or those of some names."""
+    """Returns the attributes of an object, or those with some names."""
     held = getattr(item, "__dict__", {})
     found = {k: held[k] for k in held if k not in but and (names is None or k in names)}
     for name in slots_of(type(item)):
@@ -88,12 +88,12 @@ def attributes_of(
 
 
 def some_of(names: set[str] | frozenset[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of those names that have one."""
+    """Returns the values of the names that have one."""
     return {name: values[name] for name in names if name in values}
 
 
 def parts_of_function(function: FunctionType) -> dict[str, Any]:
-    """The code of a function, its defaults, and what its closure holds."""
+    """Returns the code of a function, its defaults, and the contents of its closure."""
     found: dict[str, Any] = {
         "__code__": function.__code__,
         "__defaults__": function.__defaults__,
@@ -109,16 +109,16 @@ def parts_of_function(function: FunctionType) -> dict[str, Any]:
 
 
 def holds_tensors(tensor: Tensor) -> bool:
-    """Whether it is of a package's own class that holds others, as quantised weights do."""
+    """Returns whether a tensor has a class of its own and holds others, as quantised weights do."""
     own = type(tensor) not in (Tensor, nn.Parameter)
     return own and any(isinstance(value, Tensor) for value in vars(tensor).values())
 
 
 def inner_of(tensor: Tensor) -> dict[str, Any]:
-    """What a tensor of a class of its own holds."""
+    """Returns what a tensor of a package's own class holds."""
     return dict(vars(tensor))
 
 
 def metadata_of(tensor: Tensor) -> Any:
-    """What decides about a tensor which operations run."""
+    """Returns the properties of a tensor that decide which operations run."""
     return tensor.dtype, tensor.shape, tensor.stride(), tensor.device, tensor.requires_grad

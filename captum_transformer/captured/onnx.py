@@ -17,7 +17,7 @@ def save_as_onnx(path: str | os.PathLike[str], program: ExportedProgram) -> None
 
     Args:
         path: the file.
-        program: a captured call, of which the weights become part of the model.
+        program: a captured call, whose weights become part of the model.
     """
     program = program.run_decompositions({**default_decompositions(), **_DECOMPOSITIONS})
     # Runtimes optimise it when they load it, in seconds; the exporter takes minutes.
@@ -84,7 +84,7 @@ def _scale(query: Tensor, scale: float | None) -> float:
 
 
 def _by_tokens(heads: Tensor) -> Tensor:
-    """In the layout of the fused kernel's results, of which the graph takes views."""
+    """Returns heads in the layout of the fused kernel's results, as the graph takes views."""
     return heads.transpose(1, 2).contiguous().transpose(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""What happens while a call becomes a graph, and what of it a graph can't do again."""
+"""Watches a call while it becomes a graph, and refuses what a graph can't repeat."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -23,11 +23,11 @@ _CHANCE = "random numbers"
 
 
 class Condition(NamedTuple):
-    """What must hold for a graph to be the right one.
+    """A condition that must hold for a graph to be the right one.
 
     Attributes:
-        holds: whether it does, of one entry.
-        reads: what the model read, and where, if it did; the library's own reads have none.
+        holds: a tensor of one entry: whether the condition holds.
+        reads: what the model read, and where; empty if the library itself read a value.
     """
 
     holds: Tensor
@@ -35,15 +35,15 @@ class Condition(NamedTuple):
 
 
 class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches the operations that become a graph: whose numbers Python reads, and what is random.
+    """Watches the operations that become a graph: which numbers Python reads, and what is random.
 
     Args:
-        roles: what the tensors are that the graph gets.
+        roles: the roles of the tensors that the graph gets.
 
     Attributes:
-        conditions: what must hold for the graph to be the right one.
-        random: the random operations, with where in the model they are.
-        literals: the tensors that Python numbers were made to.
+        conditions: the conditions that must hold for the graph to be the right one.
+        random: the random operations, with their lines in the model.
+        literals: the tensors that were made from Python numbers.
     """
 
     def __init__(self, roles: Sequence[Role]) -> None:
@@ -80,7 +80,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def truth(self, condition: Tensor) -> bool:
-        """Whether a condition of the library's own holds, now and in each call of the graph."""
+        """Returns whether a condition of the library holds; each call of the graph checks it."""
         condition = condition.detach()
         with _disable_current_modes():
             found = bool(condition)
@@ -89,7 +89,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
     def numbers(self, tensor: Tensor) -> Any:
-        """The numbers of a tensor, now and in each call of the graph."""
+        """Returns the numbers of a tensor; each call of the graph checks that they are equal."""
         with torch._C.DisableTorchFunction(), _disable_current_modes():
             found = tensor.detach().cpu().numpy()
         if self._made_of(tensor):
@@ -99,7 +99,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
     def on_host(self, func: Callable[..., Any], tensor: Tensor, args: Any, kwargs: Any) -> Any:
-        """What the model makes of numbers in Python."""
+        """Runs a function of the model that turns a tensor into numbers, or refuses it."""
         made_of = self._made_of(tensor)
         if made_of:
             self._refuse_reading(f"`{getattr(func, '__name__', 'numpy')}`", made_of)
@@ -139,7 +139,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
     def _made_of(self, tensor: Tensor) -> frozenset[str | Role]:
-        """What that may differ from call to call a tensor was made of."""
+        """Returns what a tensor was made of, among the things that may differ from call to call."""
         node = _node(tensor)
         if node is None:
             known = any(tensor is literal for literal in self.literals)
@@ -193,7 +193,7 @@ def _tracer() -> Any:
 
 
 def _node(tensor: Any) -> Node | None:
-    """What makes a tensor in the graph; None if it comes from elsewhere."""
+    """Returns the node that makes a tensor in the graph, or None if it comes from elsewhere."""
     if not isinstance(tensor, Tensor):
         return None
     slot: Any = get_proxy_slot(tensor, _tracer(), None)
@@ -201,7 +201,7 @@ def _node(tensor: Any) -> Node | None:
 
 
 def _picks_by_values(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether the shape of a result depends on values, as that of an index by a mask does."""
+    """Returns whether a result's shape depends on values, as for an index by a mask."""
     if func is not torch.ops.aten.index.Tensor:
         return True
     masks = (torch.bool, torch.uint8)
@@ -209,14 +209,14 @@ def _picks_by_values(func: Any, args: tuple[Any, ...]) -> bool:
 
 
 def _is_certain(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether an operation that may draw random numbers draws none: dropout of nothing."""
+    """Returns whether a random operation draws no numbers, as dropout with probability zero."""
     names = [argument.name for argument in func._schema.arguments]
     given = dict(zip(names, args, strict=False)) | kwargs
     return "dropout_p" in names and not given.get("dropout_p", 0.0)
 
 
 def _of_numpy() -> tuple[int, int]:
-    """Where NumPy's own generator is, which is not told when it draws."""
+    """Returns the position of NumPy's global generator, whose draws can't be observed."""
     state: Any = np.random.get_state()  # noqa: NPY002
     return int(state[2]), int(state[1][0])
 
@@ -227,5 +227,5 @@ def _named(made_of: frozenset[str | Role]) -> str:
 
 
 def _line() -> str:
-    """The line of the model, or of what else is not this library's, that runs now."""
+    """Returns the line that runs now, of the model or other code outside of this library."""
     return line_of(sys._getframe(1))

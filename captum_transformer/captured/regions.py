@@ -1,4 +1,4 @@
-"""Graphs that are compiled in parts, those that repeat once, as the layers of a model do."""
+"""Graphs that are compiled in parts: repeated parts, such as a model's layers, only once."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -12,24 +12,24 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
 Compiler: TypeAlias = Callable[[GraphModule, Sequence[Tensor]], Callable[..., Any]]
-# How many operations a part has that repeats: shorter ones are compiled in no time, and a compiler
-# joins no operations across the ends of a part.
+# The smallest number of operations in a repeated part: shorter ones compile quickly, and a compiler
+# fuses no operations across the ends of a part.
 _SMALLEST = 32
 
 
 def compiled_in_parts(
     graph: GraphModule, tensors: Sequence[Tensor], compiler: Compiler
 ) -> GraphModule:
-    """A graph in parts, each of which is compiled; equal ones are compiled once.
+    """Splits a graph into parts and compiles each; equal parts are compiled once.
 
-    Repeats are found in the sequence of operations, from what these are and the form of what they
+    Repeats are found in the sequence of operations, from the operations and the form of what they
     read, not from the model. Parts that share a compiled function are equal in all operations,
     numbers and connections.
 
     Args:
         graph: a graph of ATen operations.
-        tensors: what it is called with.
-        compiler: makes a function of a graph without operations in place and of examples of its
+        tensors: the tensors that it is called with.
+        compiler: makes a function from a graph without in-place operations and from examples of its
             arguments, which have no data.
     """
     pure = _pure(graph, tensors)
@@ -71,8 +71,8 @@ class _Part(NamedTuple):
 
     Attributes:
         nodes: the operations.
-        inputs: what they read of others, each once.
-        used: which of them are read by others, by their places.
+        inputs: the other nodes that they read, each once.
+        used: the places of those that other operations read.
         key: equal for parts that compute the same from tensors of the same form.
     """
 
@@ -96,7 +96,7 @@ class _Part(NamedTuple):
         return cls(nodes, list(inputs), used, repr((lines, list(map(_form, inputs)))))
 
     def alone(self, results: Sequence[int]) -> GraphModule:
-        """A graph of these operations only, which returns some of their results."""
+        """Returns a graph of these operations only, which returns some of their results."""
         graph, copied = Graph(), dict[Node, Node]()
         for number, node in enumerate(self.inputs):
             copied[node] = graph.placeholder(f"input_{number}")
@@ -107,7 +107,7 @@ class _Part(NamedTuple):
 
 
 def _pure(graph: GraphModule, tensors: Sequence[Tensor]) -> GraphModule:
-    """The same without operations in place, but for what is written into what it is called with."""
+    """Returns the graph without in-place operations, except writes into its arguments."""
     from torch._inductor.decomposition import select_decomp_table  # slow to import
 
     pure = make_fx(
@@ -125,9 +125,9 @@ def _pure(graph: GraphModule, tensors: Sequence[Tensor]) -> GraphModule:
 
 
 def _lift_factors(module: GraphModule) -> None:
-    """Makes tensors of the numbers that single values are multiplied by.
+    """Turns the numbers that single values are multiplied by into tensors.
 
-    Such as how many layers are left, which is all that layers differ in.
+    An example is the number of layers that are left, which may be the only difference of layers.
     """
     for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor):
         value, (one, other) = node.meta["val"], node.args
@@ -142,7 +142,7 @@ def _lift_factors(module: GraphModule) -> None:
 
 
 def _items(graph: Graph) -> list[list[Node]]:
-    """The operations in order, each with what is taken out of its result if that is a tuple."""
+    """Returns the operations in order, each with the items taken from its result, if a tuple."""
     items: dict[Node, list[Node]] = {}
     for node in graph.find_nodes(op="call_function", target=getitem, sort=False):
         items.setdefault(node.args[0], []).append(node)
@@ -151,7 +151,7 @@ def _items(graph: Graph) -> list[list[Node]]:
 
 
 def _kinds(items: Sequence[Sequence[Node]]) -> Tensor:
-    """A number for each operation, equal for those that do the same to tensors of one form."""
+    """Returns a number for each operation, equal if they do the same to tensors of one form."""
     kinds: dict[str, int] = {}
     lines = (repr([(str(n.target), map_arg((n.args, n.kwargs), _form)) for n in i]) for i in items)
     return torch.tensor([kinds.setdefault(line, len(kinds)) for line in lines])
@@ -174,13 +174,13 @@ class _Reads:
         ]
 
     def across(self, cut: int, distance: int) -> int:
-        """How many results pass a cut, of those made and read within a distance of it."""
+        """Counts the results that pass a cut and are made and read within a distance of it."""
         near = range(cut, cut + distance)
         return sum(any(u in near for u in by) for by in self._by[cut - distance : cut])
 
 
 def _cuts(kinds: Tensor, reads: _Reads, start: int = 0) -> list[tuple[int, int]]:
-    """Where parts start and end, so that many are equal."""
+    """Returns where parts start and end, so that many are equal."""
     if not len(kinds):
         return []
     first, slack, period, count = _repeat(kinds)
@@ -197,11 +197,11 @@ def _cuts(kinds: Tensor, reads: _Reads, start: int = 0) -> list[tuple[int, int]]
 
 
 def _repeat(kinds: Tensor) -> tuple[int, int, int, int]:
-    """The sequence whose repeats save the most.
+    """Finds the sequence whose repeats save the most.
 
     Returns:
-        Where it starts, by how much later it may start as well, its length, and how often it
-        comes.
+        Where the sequence starts, by how much later it may also start, its length, and how often it
+        is repeated.
     """
     best, found = 0, (0, 0, len(kinds), 1)
     for period in range(_SMALLEST, len(kinds) // 2 + 1):

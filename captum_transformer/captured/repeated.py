@@ -8,7 +8,7 @@ from captum_transformer.errors import CaptureMismatchError
 
 
 class Repeated(Captured):
-    """Calls of a method that are captured when they come for the second time.
+    """Calls of a method that are captured when they are made for the second time.
 
     The results are the method's, whether a call is captured or not: a first call, a call after a
     change of the model, and a call that can't be captured are computed by the method itself.
@@ -17,7 +17,7 @@ class Repeated(Captured):
     Args:
         method: the method.
         of: which of its calls.
-        refused: gets the reason if a call can't be captured.
+        refused: is called with the reason if a call can't be captured.
         options: further arguments of the call.
 
     Example:
@@ -51,7 +51,7 @@ class Repeated(Captured):
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """What the method returns.
+        """Returns what the method returns.
 
         Args:
             inputs: as the method takes them.

@@ -77,7 +77,7 @@ class Ledger:
         self._size = [torch.linalg.vector_norm(seed, 1) for seed in seeds.values()]
 
     def count(self, amount: Tensor, times: int) -> None:
-        """Records an amount that has started so many times, or has ended if that is negative."""
+        """Records an amount that started ``times`` times, or ended if ``times`` is negative."""
         if times:
             self._counted.append(amount if times == 1 else amount * times)
 

@@ -41,7 +41,7 @@ def rearranged(operation: Operation, cotangents: list[Tensor | None]) -> list[Te
 
 
 def _in_order(operation: Operation, cotangent: Tensor) -> Tensor | None:
-    """Returns the cotangent in the operand's order, or None if the output repeats or drops any."""
+    """Returns the cotangent in the operand's order, or None if entries are repeated or dropped."""
     views = views_of(operation)
     if views is None or len(views) != 1 or (order := views[0].order()) is None:
         return None

@@ -80,7 +80,7 @@ def carried(
 def _places(
     operation: Operation, to: Sequence[int | None], dims: Sequence[int]
 ) -> list[int] | None:
-    """Returns the dimensions that some become if index tensors may pick along them."""
+    """Returns what dimensions become if index tensors may pick along them; None if unknown."""
     brackets, left = operation.argument("brackets"), [p for d in dims if (p := to[d]) is not None]
     if len(left) == len(dims) or brackets is None:
         return left if len(left) == len(dims) else None

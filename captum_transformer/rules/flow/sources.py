@@ -211,7 +211,7 @@ def _passing(
 
 
 def is_source(operation: Operation) -> bool:
-    """Returns whether a flow starts anew behind it: attention to tokens, or unreadable mixing."""
+    """Whether a flow starts anew at an operation: attention among tokens, or unreadable mixing."""
     if operation.attention is not None:
         return not operation.attention.among_channels
     output = operation.outputs[0]

@@ -119,7 +119,7 @@ def hold_statistic(operation: Operation) -> Any:
 
 
 def hold_mean(operation: Operation) -> Any:
-    """Holds the signal's own mean, which a norm written in Python subtracts, constant."""
+    """Holds constant the signal's own mean, which a norm written in Python subtracts."""
     steps = [step for step in subtracted(operation) if is_mean(step) is not False]
     if any(is_mean(step) is None for step in steps):
         return refused(operation, "whether it subtracts the mean of each token is not known", "")

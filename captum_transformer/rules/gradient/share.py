@@ -39,7 +39,7 @@ def parts_of_attention(operation: Operation) -> dict[Operand, int]:
 
 
 def share_by_degree(operation: Operation) -> Any:
-    """Runs a product of n entries so that each gets an n-th part, or a variance, with n = 2.
+    """Runs a product of n entries so that each gets an n-th part; a variance is one of n = 2.
 
     The degree n is how much faster the output grows than its entries.
     """
