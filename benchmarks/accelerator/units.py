@@ -94,7 +94,8 @@ def training(options: argparse.Namespace) -> Iterator[Unit]:
 
     def run() -> list[Row]:
         plain, watched = (
-            monitor.train(options.monitor, callbacks) for callbacks in ([], [monitor.monitor()])
+            monitor.train(options.monitor, callbacks)
+            for callbacks in ([], [monitor.monitor(captured=False)])
         )
         step = monitor.median(plain.steps)
         cost = monitor.median(watched.validations[1:]) - monitor.median(plain.validations[1:])

@@ -209,6 +209,11 @@ def _repeat(kinds: Tensor) -> tuple[int, int, int, int]:
         ends = [-1, *differing, len(kinds) - period]
         length, start = max((b - a - 1, a + 1) for a, b in pairwise(ends))
         saved = length // period * period
-        if saved > best:
+        if saved > best and not _repeats_short(kinds[start : start + period]):
             best, found = saved, (start, length - saved, period, length // period + 1)
     return found
+
+
+def _repeats_short(kinds: Tensor) -> bool:
+    """Whether a sequence is itself a repeat of one that is too short to be a part."""
+    return any(bool((kinds[n:] == kinds[:-n]).all()) for n in range(1, _SMALLEST))
