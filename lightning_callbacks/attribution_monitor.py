@@ -237,7 +237,7 @@ class AttributionMonitor(ExplainedRuns):
         return self._generate_state_key(prefix=self.prefix)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint: the number of runs, which samples they are, and scales."""
+        """Returns the state for a checkpoint: the number of runs, sample identities and scales."""
         watch = self._watches.current
         if watch.log is not None:
             watch.log.collect()
@@ -271,12 +271,12 @@ class AttributionMonitor(ExplainedRuns):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._watches.of(trainer) is not None:
-            # Once more: `configure_model`, which may split parameters, comes after the setup.
+            # Checked again: `configure_model`, which may split parameters, runs after the setup.
             self._check(pl_module)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Before any time is spent, and with the module on its device.
+        # Errors are raised before training takes time; the module is on its device already.
         if self.samples is not None and (watch := self._watches.of(trainer)) is not None:
             self._choose_samples(trainer, pl_module, watch, watch.validation)
 

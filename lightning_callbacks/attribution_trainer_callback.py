@@ -214,7 +214,7 @@ class AttributionTrainerCallback(TrainerCallback):
         runs = self._runs
         runs.begin()
         if runs.pending:
-            # An evaluation without training has had no `on_train_begin`.
+            # `on_train_begin` isn't called for an evaluation without training.
             self._check(model)
             self._explain(args, state, model, eval_dataloader, processing_class)
         # In the form of Transformers' `ExportableState`.
@@ -264,7 +264,7 @@ class AttributionTrainerCallback(TrainerCallback):
             )
         fixed = FixedSamples(self.num_samples, batch_to_inputs=self.batch_to_inputs)
         items = islice(_in_order(loader.dataset), self.num_samples)
-        # As large as the evaluation's, to which texts are padded.
+        # Batches are as large as in the evaluation, since texts are padded to the longest of each.
         while batch := list(islice(items, size)):
             fixed.collect(loader.collate_fn(batch), model.forward)
         fixed.complete = True
@@ -282,14 +282,14 @@ class AttributionTrainerCallback(TrainerCallback):
 
 
 def _in_order(dataset: Any) -> Any:
-    """The samples of a data set, one by one; a data set by index need not end by itself."""
+    """Returns the samples of a data set; a data set with indices may not stop iterating itself."""
     if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
         return (dataset[index] for index in range(len(dataset)))
     return iter(dataset)
 
 
 def _stored(state: TrainerState) -> dict[str, Any]:
-    """The states of callbacks, which the trainer saves with its own."""
+    """Returns the states of callbacks, which the trainer saves with its own."""
     stored: Any = state.stateful_callbacks
     return cast("dict[str, Any]", stored)
 

@@ -28,7 +28,7 @@ class ExplainerModule(Explaining, LightningModule):
             image of 224 x 224 pixels becomes 196 values instead of 150528.
         batch_to_inputs: Reads ``(inputs, labels)`` or ``(inputs, labels, further)`` from a batch,
             as in `AttributionMonitor`.
-        captured: Whether batches of a shape that has come before are explained by a graph.
+        captured: Whether batches with a shape that has occurred before are explained with a graph.
             Results are the same to the last bit. This pays off for small
             models and on fast devices, if dozens of batches have one shape.
         seed: The seed of the random number generators for each batch, for random methods.

@@ -54,7 +54,7 @@ class TransformerCAM:
 
         Args:
             input_tensor: the images as the model takes them, ``(samples, channels, H, W)``.
-            targets: for each sample what makes the score that is explained of its scores
+            targets: for each sample a function that computes the explained score from its scores
                 ``(classes,)``, such as pytorch-grad-cam's ``ClassifierOutputTarget(281)``; None for
                 the class with the highest score.
 

@@ -56,7 +56,7 @@ def register() -> list[type]:
             attribute_fn_main_args: dict[str, Any],
             attribution_args: dict[str, Any] | None = None,
         ) -> Any:
-            """The relevance of the tokens before the one that is explained."""
+            """Returns the relevance of the tokens before the explained one."""
             found = self.method.attribute(**attribute_fn_main_args, **(attribution_args or {}))
             of_source, of_target = get_source_target_attributions(
                 tuple(relevance.sum(-1) for relevance in found),
@@ -66,7 +66,7 @@ def register() -> list[type]:
                 source_attributions=of_source, target_attributions=of_target
             )
 
-    # To be a subclass is to be known.
+    # inseq finds the subclasses of its registry, so creating them registers them.
     return [
         type(
             f"{method.__name__}Attribution",

@@ -14,7 +14,7 @@ __all__ = ["explain_func"]
 def explain_func(
     method: Callable[..., Any], **options: Any
 ) -> "Callable[..., np.ndarray[Any, np.dtype[Any]]]":
-    """The function with which Quantus explains the samples that it has changed.
+    """Returns the function with which Quantus explains the samples that it has changed.
 
     Args:
         method: a class of this package, such as ``AttnLRP``.

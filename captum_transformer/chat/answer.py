@@ -1,4 +1,4 @@
-"""An explained answer: numbers for words, images and sounds, and its pictures."""
+"""An explained answer: the relevance of words, images and sounds, and pictures of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Heard(NamedTuple):
 
     Attributes:
         spectrograms: each ``(bins, frames)``.
-        relevance: of each for the answer's tokens, ``(tokens, bins, frames)``.
+        relevance: the relevance of each for the answer's tokens, ``(tokens, bins, frames)``.
     """
 
     spectrograms: list[Tensor]
@@ -40,18 +40,18 @@ class ExplainedAnswer:
     """The relevance of the conversation for the words of an answer, or for spans of words.
 
     Attributes:
-        words: those of the answer, W of them.
-        explained: what is explained, R parts of the answer: its words, or the spans that were
-            asked about.
-        prompt: those of the prompt, P of them; a run of an image's or a sound's placeholders is
-            one. What an image has is in `of_images`: a placeholder's own relevance is nearly none.
+        words: the W words of the answer.
+        explained: the R explained parts of the answer: its words, or the spans that were asked
+            about.
+        prompt: the P words of the prompt; the placeholders of an image or a sound are one word.
+            The relevance of an image is in `of_images`: that of its placeholders is almost zero.
         of_prompt: the relevance of each word of the prompt to each of these parts, ``(R, P)``.
-        of_answer: that of each word of the answer, ``(R, W)``.
-        of_images: for each image a map on the picture that was given, ``(R, height, width)``.
-        of_videos: for each video one on its frames, ``(R, frames, height, width)``.
+        of_answer: the relevance of each word of the answer, ``(R, W)``.
+        of_images: for each image a map on the original picture, ``(R, height, width)``.
+        of_videos: for each video a map on its frames, ``(R, frames, height, width)``.
         of_sounds: for each sound a map on its spectrogram, ``(R, bins, frames)``, if the feature
-            extractor says how many bins there are.
-        relevance: what the method gave for each token of the answer, or each span, by the input's
+            extractor defines the number of bins.
+        relevance: the method's result for each token of the answer, or each span, by the input's
             name.
     """
 
@@ -75,9 +75,9 @@ class ExplainedAnswer:
         """Draws the relevance of images, videos and sounds for a word or span, next to the prompt.
 
         Args:
-            word: one of `explained`, if it is there once, or its number; None for all together.
-            height: the height in pixels that images are shown with.
-            **options: what of the maps is shown, see
+            word: one of `explained`, if it occurs once, or its number; None for all together.
+            height: the height of the drawn images in pixels.
+            **options: how maps are drawn, see
                 :class:`~captum_transformer.visualization.MapOptions`.
 
         Returns:
@@ -160,7 +160,7 @@ class Seen(NamedTuple):
     """The images of a conversation, or the frames of its videos.
 
     Attributes:
-        pictures: what was given.
+        pictures: the original pictures.
         relevance: a map on each for each token or span, ``(rows, ..., height, width)``.
     """
 
@@ -179,13 +179,13 @@ def of_words(
     videos: Seen,
     heard: Heard,
 ) -> ExplainedAnswer:
-    """Adds up what tokens have to what words have.
+    """Sums the relevance of tokens by word.
 
     Args:
-        relevance: what the method gave.
-        words: the answer's.
-        prompt: those of the prompt.
-        weights: of each word in the spans that are explained; None if each token is.
+        relevance: the method's result.
+        words: the words of the answer.
+        prompt: the words of the prompt.
+        weights: the weight of each word in the explained spans; None if each token is explained.
         of_answer: the relevance of the answer's own tokens.
         images: the images.
         videos: the videos.
@@ -222,7 +222,7 @@ def _drawn(image: Any, cells: Sequence[int], height: int) -> Tensor:
 
 
 def _stacked(pictures: Sequence[Image]) -> Image:
-    """Pictures below each other, on white."""
+    """Stacks pictures vertically, on white."""
     canvas = Canvas(max(p.shape[1] for p in pictures), sum(p.shape[0] for p in pictures))
     top = 0
     for picture in pictures:

@@ -19,7 +19,7 @@ from captum_transformer.chat.pictures import (
 from captum_transformer.chat.words import words_of
 from captum_transformer.errors import InvalidInputError
 
-# How Transformers' processors name sounds, and real numbers that are neither seen nor heard.
+# The names of sounds in Transformers, and of floating-point inputs other than pictures and sounds.
 _SOUNDS = "input_features"
 _TIMES = ("second_per_grid_ts", "video_second_per_grid")
 
@@ -34,13 +34,13 @@ class ChatExplainer:
     Args:
         model: a generative model of Transformers for text, images, video or audio.
         processor: its processor, or the tokenizer of a text-only model.
-        method: makes the method of a forward function: a class of this package, or for instance
+        method: creates the method from a forward function: a class of this package, or for example
             ``lambda forward: AttnLRP(forward, gamma=0.05)``.
-        process: makes ``pixel_values`` of a list of PIL images, if that took other options than the
-            image processor's own.
-        process_videos: makes ``pixel_values_videos`` of a list of videos, each a list of frames as
-            PIL images, if that took other options than the video processor's own, beside
-            ``do_sample_frames=False``.
+        process: converts a list of PIL images to ``pixel_values``, if the image processor was
+            called with options other than its own.
+        process_videos: converts a list of videos, each a list of frames as PIL images, to
+            ``pixel_values_videos``, if the video processor was called with options other than its
+            own and ``do_sample_frames=False``.
 
     Example:
         >>> import torch, transformers
@@ -89,23 +89,23 @@ class ChatExplainer:
 
         Args:
             inputs: the processor's output for one conversation, as passed to ``generate``.
-            generated: what ``generate`` returned: the ids of prompt and answer, or an object that
+            generated: the result of ``generate``: the ids of prompt and answer, or an object that
                 has them as ``sequences``.
             images: the conversation's images in their order, as PIL images. Without them there are
-                no maps, but ``relevance["pixel_values"]``.
+                no maps, only ``relevance["pixel_values"]``.
             videos: the frames of each of its videos, as PIL images: those that the model saw, at
-                most 100 in all. Without them there are no maps, but
+                most 100 in total. Without them there are no maps, only
                 ``relevance["pixel_values_videos"]``.
             spans: explain several words of the answer together, by one backward pass for each span:
-                a list of phrases, as ``["on the mat"]``, or of ``(start, end)`` or slices, which
-                count words from 0 and leave the end out; or weights ``(spans, words)``. None: each
-                token by itself, added up to words.
+                a list of phrases, such as ``["on the mat"]``, or of ``(start, end)`` or slices,
+                which count words from 0 and exclude the end; or weights ``(spans, words)``. None:
+                explain each token by itself, and sum the results by word.
             rather_than: the ids that the answer's tokens are compared with, as in
                 :meth:`~captum_transformer.attr.transformer_method.TransformerMethod.attribute_generated`.
-            hops: how often relevance of the answer's own earlier words is sent on to what these
-                were generated from; None: until it has reached the conversation.
-            cells: into how many cells the longer side of an image is divided for its map; fewer
-                where the model's input is coarser.
+            hops: how often relevance of the answer's own earlier words is passed on to the tokens
+                that these were generated from; None: until it has reached the conversation.
+            cells: the number of cells along the longer side of an image's map; fewer if the model's
+                input is coarser.
             show_progress: show a progress bar with a step for each token or span.
 
         Returns:
@@ -113,8 +113,8 @@ class ChatExplainer:
 
         Raises:
             InvalidInputError: if there are several conversations or answers, the prompt is padded,
-                the answer does not continue it, a span is not in it, the processor makes other
-                pixels of the images or videos, or the model has other logits than those that
+                the answer does not continue it, a span is not in it, the processor converts the
+                images or videos to other pixels, or the model's logits differ from those that
                 ``generate`` returned with the ids (``output_logits=True``).
         """
         ids = _ids(inputs)
@@ -142,7 +142,7 @@ class ChatExplainer:
         }
 
         def forward(input_ids: Tensor, **named: Any) -> Any:
-            # Images of one conversation may be rows, patches or tiles: as one sample they are all.
+            # Images of one conversation may be rows, patches or tiles: all of them are one sample.
             whole = {name: v[0] if name in seen else v for name, v in named.items()}
             return self.model(input_ids=input_ids, **whole, use_cache=False)
 
@@ -172,7 +172,7 @@ class ChatExplainer:
         )
 
     def _spectrograms(self, of_tokens: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> Heard:
-        """Sounds and their relevance with frequencies before moments; none if that isn't known."""
+        """Returns sounds and their relevance, frequencies first; none if the order isn't known."""
         features, relevance = seen.get(_SOUNDS), of_tokens.get(_SOUNDS)
         extractor = getattr(self.processor, "feature_extractor", None)
         bins = getattr(extractor, "feature_size", None)
@@ -186,7 +186,7 @@ class ChatExplainer:
         return Heard(list(features), list(relevance.unbind(1)))
 
     def _maker(self, kind: Kind) -> Callable[[list[Any]], Tensor]:
-        """What makes the model's input of images or videos."""
+        """Returns the function that converts images or videos to the model's input."""
 
         def make(given: list[Any]) -> Tensor:
             processor = getattr(self.processor, kind.attribute, None)

@@ -12,13 +12,13 @@ from captum_transformer.visualization.places import Places, Process, places_of
 
 
 class Kind(NamedTuple):
-    """What is seen.
+    """A kind of visual input.
 
     Attributes:
-        plural: what it is called.
-        name: the model's input that the processor makes of it.
-        attribute: what of the processor makes it.
-        option: by which argument a user says what else does.
+        plural: its plural in messages, and the processor's argument.
+        name: the name of the model's input.
+        attribute: the processor's attribute that creates this input.
+        option: the argument with which a user replaces the processor.
     """
 
     plural: str
@@ -32,17 +32,17 @@ VIDEOS = Kind("videos", "pixel_values_videos", "video_processor", "process_video
 
 
 class Pictures:
-    """The images of a conversation, or the frames of its videos, and where the model sees them.
+    """The images of a conversation, or the frames of its videos, and their places in the input.
 
     Args:
-        kind: which of the two.
+        kind: images or videos.
         given: the images, or the frames of each video.
-        pixels: the model's input; None if it has none.
-        process: makes that of ``given``.
-        cells: into how many cells the longer side of a picture is divided for its map.
+        pixels: the model's input, or None if it has no such input.
+        process: converts ``given`` to the model's input.
+        cells: the number of cells along the longer side of a picture's map.
 
     Raises:
-        InvalidInputError: if the input is not made of these pictures.
+        InvalidInputError: if the model's input differs from that of these pictures.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Pictures:
         return of_frames
 
     def seen(self, relevance: Tensor | None) -> Seen:
-        """The pictures with their maps, those of a video's frames together."""
+        """Returns the pictures with their maps, with one tensor for all frames of a video."""
         if self._places is None or relevance is None:
             return Seen([], [])
         sizes = [self._size(number, each) for number, each in enumerate(self._flat)]
@@ -106,14 +106,14 @@ class Pictures:
         return [] if self._places is None else self._places.maps(relevance, sizes)
 
     def _size(self, number: int, picture: Any) -> tuple[int, int]:
-        """The height and width of a picture's map."""
+        """Returns the height and width of a picture's map."""
         rows, columns = (1, 1) if self._places is None else self._places.resolution(number)
         side = max(max(picture.size) / self._cells, picture.height / rows, picture.width / columns)
         return max(1, round(picture.height / side)), max(1, round(picture.width / side))
 
 
 def refuse_other_pictures(images: Any, videos: Any) -> None:
-    """Raises unless images are a list of PIL images, and videos a list of such lists."""
+    """Raises an error unless images are a list of PIL images, and videos a list of such lists."""
     if not _are_pictures(images):
         raise InvalidInputError(
             f"`images` must be a list of PIL images, got {type(images).__name__}: "

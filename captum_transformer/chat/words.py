@@ -14,37 +14,37 @@ from captum_transformer.visualization.words import decode_with_offsets, merge_wo
 
 
 class Words(NamedTuple):
-    """The words of a text, and which tokens each is made of.
+    """The words of a text, and the number of tokens in each.
 
     Attributes:
-        labels: what is written of each.
-        counts: how many tokens each has; they follow each other.
+        labels: the words as strings.
+        counts: the number of consecutive tokens in each word.
     """
 
     labels: list[str]
     counts: list[int]
 
     def summed(self, relevance: Tensor, dim: int) -> Tensor:
-        """Adds up what the tokens of each word have."""
+        """Sums the relevance of the tokens of each word."""
         parts = torch.split(relevance, self.counts, dim)
         return torch.stack([part.sum(dim) for part in parts], dim)
 
     def of_tokens(self, weights: Tensor) -> Tensor:
-        """The weight of each token, ``(spans, tokens)``, by that of its word."""
+        """Returns the weight of each token, which is its word's, ``(spans, tokens)``."""
         return weights.repeat_interleave(torch.tensor(self.counts), 1)
 
     def weights_of(self, spans: Any) -> Tensor:
-        """The weight of each word in each span, ``(spans, words)``.
+        """Returns the weight of each word in each span, ``(spans, words)``.
 
         Raises:
-            InvalidInputError: if they are none of this text.
+            InvalidInputError: if a span is invalid or is not in this text.
         """
         if isinstance(spans, Sequence) and not isinstance(spans, str):
             spans = [self._place(each) if isinstance(each, str) else each for each in spans]
         return weights_of(spans, 1, len(self.labels), 0, "words of the answer")[0]
 
     def _place(self, phrase: str) -> tuple[int, int]:
-        """Where words that follow each other stand in the text."""
+        """Returns the range of a phrase's words in the text, ``(start, end)``."""
         count = len(self.labels)
         runs = [(i, j) for i in range(count) for j in range(i + 1, count + 1)]
         found = [(i, j) for i, j in runs if self.labels[i:j] == phrase.split()]
@@ -58,7 +58,7 @@ class Words(NamedTuple):
 
 
 def words_of(tokenizer: Any, ids: Tensor) -> Words:
-    """The words that ids stand for; a run of the same special token, as of an image, is one."""
+    """Returns the words of ids; repeated special tokens, such as an image's, are one word."""
     tokens, offsets, text = decode_with_offsets(tokenizer, ids)
     labels, sizes = merge_words(tokens, torch.ones(len(tokens)), offsets, text)
     counts = [int(size) for size in sizes]

@@ -24,17 +24,17 @@ METHODS: dict[str, type[TransformerMethod]] = {
 
 
 class Classifier:
-    """A model with one score for each class, and the names of these.
+    """A model with one score for each class, and the names of the classes.
 
     Args:
-        model: The model; what it returns is a tensor ``(samples, classes)``, or has it
-            as ``logits``.
+        model: The model; its output is a tensor ``(samples, classes)``, or has one as
+            ``logits``.
         names: The known names of the classes.
-        kind: What the model reads.
+        kind: The kind of the model's input.
         methods: The names of the methods to explain with; by default the one that the study
             recommends.
         classes: The classes to explain.
-        top: Without any: explain this many of the most likely.
+        top: Without `classes`, the number of most likely classes to explain.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Classifier:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return next(self._model.parameters()).device
 
     def explain(
@@ -74,7 +74,7 @@ class Classifier:
             The classes, and for each method one attribution for each class, shaped as the sample.
 
         Raises:
-            UserError: If the model doesn't return scores of classes, or not that many.
+            UserError: If the model doesn't return scores of classes, or has fewer classes.
         """
         inputs = inputs.to(self.device)
         context = {name: tensor.to(self.device) for name, tensor in (context or {}).items()}
@@ -102,7 +102,8 @@ class Classifier:
             images: A batch of one.
 
         Returns:
-            The numbers of rows and columns of patches that the model cuts it into; None if unknown.
+            The numbers of rows and columns of patches that the model cuts images into, or None if
+            unknown.
         """
         description = self._description(images.to(self.device))
         grid = None if description is None else next(iter(description.grids.values()), None)
@@ -122,7 +123,7 @@ class Classifier:
             try:
                 self._descriptions[inputs.shape] = describe(self._model, inputs)
             except ExplanationError:
-                # Whatever method it is, it will say why the model can't be explained.
+                # The method itself will report why the model can't be explained.
                 self._descriptions[inputs.shape] = None
         return self._descriptions[inputs.shape]
 

@@ -2,23 +2,23 @@
 
 import re
 
-# What makes a terminal write in colours.
+# The escape sequences that make a terminal write in colours.
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class UserError(Exception):
-    """Something about the arguments or the files; the message is all that is shown of it."""
+    """An error in the arguments or the files, of which only the message is shown."""
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
-    r"""What an error of another library says, in one line.
+    r"""Returns the message of another library's error in one line.
 
     Args:
         error: The error.
-        most: How many characters of it are shown.
+        most: The maximum number of characters.
 
     Returns:
-        Its text.
+        The message, or the error's class if it has none.
 
     Example:
         >>> one_line(ValueError("no\n  weights"))

@@ -1,4 +1,4 @@
-"""``captum-transformer explain``: why these classes, for images and texts."""
+"""``captum-transformer explain``: explains the classes of images and texts."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command.
 
     Args:
-        arguments: As the parser in `captum_transformer.cli.main` makes them.
+        arguments: The arguments, as parsed by `captum_transformer.cli.options`.
 
     Returns:
         0, or 1 if some of the inputs couldn't be explained.
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         except UserError as error:
             failed += 1
             complain(f"error: {each.name}: {error}")
-        # The model's own errors and those of the methods, which say what to do.
+        # Errors of the model itself and of the methods, whose messages say what to do.
         except _ERRORS as error:
             failed += 1
             complain(f"error: {each.name}: {_reason(error)}")
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """Why an input isn't explained: what this package says, or what another has said."""
+    """Returns why an input isn't explained: this package's message, or another library's."""
     if is_out_of_memory(error):
         return "out of memory; try --device cpu or a smaller input"
     if isinstance(error, (ExplanationError, InvalidInputError, InvalidTargetError)):
@@ -83,7 +83,7 @@ def _reason(error: Exception) -> str:
 
 
 def _reads(loaded: TimmModel | HuggingFaceModel) -> str:
-    """What a model's first input is called."""
+    """Returns the name of a model's first input."""
     return str(getattr(loaded.model, "main_input_name", _PIXELS))
 
 
@@ -182,7 +182,7 @@ def _class(asked: str, names: Mapping[int, str], count: int | None) -> int:
 
 
 def _asked(arguments: argparse.Namespace) -> Asked | None:
-    """The question to a language model; None if there is none."""
+    """Returns the question to a language model, or None if there is none."""
     given = {
         "--rather-than": arguments.rather_than is not None,
         "--part": bool(arguments.part),

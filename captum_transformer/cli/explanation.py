@@ -9,13 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Given:
-    """An input to be explained.
+    """An input to explain.
 
     Attributes:
-        name: What it is called, in characters that may be printed.
+        name: Its name, in printable characters.
         path: Its file.
-        text: The text itself, where it has no file.
-        found: Whether it was found in a folder, and not named.
+        text: The text itself, if it has no file.
+        found: Whether it was found in a folder, and not named by the user.
     """
 
     name: str
@@ -26,13 +26,13 @@ class Given:
 
 @dataclass(frozen=True)
 class Class:
-    """A class that is explained, or an answer, or a word.
+    """An explained class, answer or word.
 
     Attributes:
-        number: Its id; None for what has no single one.
+        number: Its id, or None if it has no single one.
         name: Its name; empty if it has none.
         score: The model's output for it.
-        probability: The probability of the class, if it is known.
+        probability: The probability of the class, or None if unknown.
     """
 
     number: int | None
@@ -41,14 +41,14 @@ class Class:
     probability: float | None = None
 
     def __str__(self) -> str:
-        """For instance ``tabby, tabby cat (281)``."""
+        """Returns the name and the id, for instance ``tabby, tabby cat (281)``."""
         if self.number is None:
             return self.name
         return f"{self.name} ({self.number})" if self.name else f"class {self.number}"
 
     @property
     def said(self) -> str:
-        """The score as it is written, with the probability if that is known."""
+        """The score as text, with the probability if it is known."""
         likely = "" if self.probability is None else f", p = {self.probability:.2f}"
         return f"score {self.score:.2f}{likely}"
 
@@ -58,7 +58,7 @@ class Explanation:
     """The attributions of one input, by method and class.
 
     Attributes:
-        name: What the input is called: its path, or the beginning of its text.
+        name: The name of the input.
         classes: The classes.
         attributions: For each method, one attribution for each class.
     """
@@ -70,11 +70,11 @@ class Explanation:
 
 @dataclass(frozen=True)
 class ImageExplanation(Explanation):
-    """An image.
+    """The explanation of an image.
 
     Attributes:
-        image: What the model has seen of it, ``(3, H, W)``, as uint8 values.
-        grid: The rows and columns of patches that maps are summed by; None: they show pixels.
+        image: The image as preprocessed for the model, ``(3, H, W)``, as uint8 values.
+        grid: The rows and columns of patches that maps are summed by, or None to show pixels.
     """
 
     image: Tensor
@@ -83,14 +83,14 @@ class ImageExplanation(Explanation):
 
 @dataclass(frozen=True)
 class TextExplanation(Explanation):
-    """A text.
+    """The explanation of a text.
 
     Attributes:
         words: Its words or tokens, one for each value of an attribution.
         tokens: The model's tokens.
-        of_tokens: The attributions by token, as `attributions` has them by word.
-        off_scale: For each of the words, whether it is a special token, which doesn't set the
-            scale of the colours.
+        of_tokens: The attributions by token, in the form of `attributions`, which are by word.
+        off_scale: For each word, whether it is a special token, which doesn't set the colour
+            scale.
     """
 
     words: Sequence[str]

@@ -23,10 +23,10 @@ class Changes:
     """Changes to the preprocessing that the model's configuration defines.
 
     Attributes:
-        mean: What is taken from each channel.
-        std: What each channel is divided by.
+        mean: The value that is subtracted from each channel.
+        std: The value that each channel is divided by.
         size: The height and width.
-        crop: Take the middle, or scale the whole image to the size.
+        crop: Whether to crop the centre, or to scale the whole image to the size.
     """
 
     mean: Sequence[float] | None = None
@@ -40,10 +40,10 @@ class Preparation:
     """The preprocessing of images.
 
     Attributes:
-        prepare: Scales, cuts and normalises: ``(channels, H, W)``.
-        mean: What was taken from each channel, ``(channels, 1, 1)``.
-        std: What each channel was divided by, ``(channels, 1, 1)``.
-        said: A description of all this.
+        prepare: Scales, crops and normalises an image to a tensor ``(channels, H, W)``.
+        mean: The value that is subtracted from each channel, ``(channels, 1, 1)``.
+        std: The value that each channel is divided by, ``(channels, 1, 1)``.
+        said: A description of the preprocessing.
     """
 
     prepare: Callable[[Image.Image], Tensor]
@@ -52,7 +52,7 @@ class Preparation:
     said: str
 
     def shown(self, prepared: Tensor) -> Tensor:
-        """What the model sees, as an image of uint8 values."""
+        """Returns the model's input as an image of uint8 values."""
         return ((prepared * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -68,9 +68,9 @@ def explain_image(
 
     Args:
         path: The file.
-        name: What it is called.
+        name: The name of the image.
         classifier: The model, the methods and the classes.
-        preparation: Of the image.
+        preparation: The preprocessing.
         pixels: Show the relevance of pixels, not of patches.
 
     Returns:
@@ -107,7 +107,7 @@ def preparation_of(
 
 
 def names_of(loaded: TimmModel | HuggingFaceModel) -> dict[int, str]:
-    """The names of a model's classes, as far as they are known.
+    """Returns the known names of a model's classes.
 
     Args:
         loaded: The model.
@@ -121,7 +121,7 @@ def names_of(loaded: TimmModel | HuggingFaceModel) -> dict[int, str]:
         return ClassNames(loaded.model).of(loaded.classes)
     labels = loaded.config.get("label_names")
     listed = labels if isinstance(labels, list | tuple) else []
-    # Those of the weights that the training began with are of other classes.
+    # Names of the pretrained weights that training started from belong to other classes.
     return dict(enumerate(map(str, listed))) if len(listed) == loaded.classes else {}
 
 
@@ -188,7 +188,7 @@ def _of_hugging_face(source: str, changes: Changes) -> Preparation:
 
 
 def _options(processor: Any, changes: Changes) -> dict[str, Any]:
-    """What a processor of Transformers is called with to make the changes."""
+    """Returns the options with which a processor of Transformers makes the changes."""
     options: dict[str, Any] = {}
     for key, given in (("image_mean", changes.mean), ("image_std", changes.std)):
         if given:
@@ -208,7 +208,7 @@ def _options(processor: Any, changes: Changes) -> dict[str, Any]:
 
 
 def _of_channels(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """A number for each channel."""
+    """Returns a number for each channel."""
     if len(values) not in (1, channels):
         raise UserError(
             f"{name} has {len(values)} numbers for {channels} channels: give --mean and --std."

@@ -1,4 +1,4 @@
-"""Finds the inputs to be explained: files, folders, and texts."""
+"""Finds the inputs to explain: files, folders and texts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ TEXT_SUFFIXES = frozenset({".txt"})
 
 
 def given_inputs(inputs: Sequence[str], texts: Sequence[str]) -> list[Given]:
-    """All that may be explained.
+    """Returns all inputs to explain.
 
     Args:
         inputs: Files, and folders that are searched for images and texts.
         texts: Texts themselves.
 
     Raises:
-        UserError: If there is nothing.
+        UserError: If a folder has no images or texts, or there are no inputs.
     """
     given = [
         Given(f"text {number}", Path(f"text-{number}"), text)
@@ -51,7 +51,7 @@ def readable(given: Sequence[Given], *, images: bool) -> list[Given]:
 
     Args:
         given: All inputs.
-        images: Whether the model reads images; else it reads texts.
+        images: Whether the model reads images; otherwise it reads texts.
 
     Raises:
         UserError: If nothing is left.

@@ -24,17 +24,17 @@ DECODER = "decoder_input_ids"
 
 @dataclass(frozen=True)
 class Asked:
-    """The answer of a language model that is explained.
+    """The user's question about the answer of a language model.
 
     Attributes:
-        answer: What it answered; None: it generates an answer.
-        generate: How many tokens at most.
-        rather_than: Another answer, which it is compared with.
+        answer: The answer, or None to generate one.
+        generate: The maximum number of generated tokens.
+        rather_than: Another answer, which the answer is compared with.
         parts: The words of the answer that are explained; by default all of them together.
         each: Explain each token of the answer by itself.
         hops: How often relevance is passed on from generated tokens; None: until it has reached
             the prompt.
-        chat: Whether a text is what a user says in a chat.
+        chat: Whether a text is a user's message in a chat.
     """
 
     answer: str | None = None
@@ -48,30 +48,31 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer(Class):
-    """A part of an answer that is explained.
+    """An explained part of an answer.
 
     Attributes:
-        other: What it is compared with.
+        other: The text that it is compared with, or empty.
     """
 
     other: str = ""
 
     def __str__(self) -> str:
-        """For instance ``“Paris” rather than “Rome”``."""
+        """Returns the part and its alternative, for instance ``“Paris” rather than “Rome”``."""
         return f"“{self.name}”" + (f" rather than “{self.other}”" if self.other else "")
 
 
 class LanguageModel:
-    """A model that writes texts, with its tokenizer and what is asked of it.
+    """A model that generates text, with its tokenizer and the question about its answers.
 
     Args:
         model: A model of Transformers that can generate.
         tokenizer: Its tokenizer.
-        asked: What is asked.
-        longest: The most tokens that the model takes.
-        methods: The names of the methods to explain with; by default what the study supports.
-        unit: What relevance is added up by.
-        special_in_scale: Let special tokens set the scale of the colours.
+        asked: The question.
+        longest: The maximum number of tokens of the model.
+        methods: The names of the methods to explain with; by default the one that the study
+            recommends.
+        unit: The unit that relevance is summed by.
+        special_in_scale: Let special tokens set the colour scale.
     """
 
     def __init__(
@@ -101,13 +102,13 @@ class LanguageModel:
 
         Args:
             text: The prompt.
-            name: What it is called.
+            name: The name of the prompt.
 
         Returns:
-            The explanation: of the prompt and of the answer before what is explained.
+            The explanation, by words of the prompt and of the answer before the explained part.
 
         Raises:
-            UserError: If the prompt or the answer does not fit the model or what is asked.
+            UserError: If the prompt or the answer does not fit the model or the question.
         """
         prompt, written = self._prompt(text)
         answer = self._generated(prompt) if self._asked.answer is None else None
@@ -141,7 +142,7 @@ class LanguageModel:
                 additional_forward_kwargs=self._few_logits(answer),
             )
             rows = torch.cat([tensor[0] for tensor in found.values()], 1).cpu()
-            if start:  # the start token is the model's own, and stands between the two texts
+            if start:  # the start token is added by the model, between the two texts
                 rows = torch.cat([rows[:, : len(prompt)], rows[:, len(prompt) + 1 :]], 1)
             of_tokens[method] = list(rows)
         scores = self._scores(ids, generated, answer, spans, rather_than)
@@ -157,7 +158,7 @@ class LanguageModel:
         return joined(name, classes, of_tokens, parts)
 
     def _few_logits(self, answer: Sequence[int]) -> dict[str, int]:
-        """Asks for the answer's logits alone, of models that can leave out the prompt's."""
+        """Returns the option to compute only the answer's logits, if the model has it."""
         takes = inspect.signature(self._model.forward).parameters
         return {"logits_to_keep": len(answer) + 1} if "logits_to_keep" in takes else {}
 
@@ -177,7 +178,7 @@ class LanguageModel:
         return int(start)
 
     def _prompt(self, text: str) -> tuple[list[int], str]:
-        """The ids of the prompt, and the text that an answer is appended to."""
+        """Returns the ids of the prompt, and the text that an answer is appended to."""
         if not text.strip():
             raise UserError("the prompt is empty")
         if not self._asked.chat:
@@ -194,7 +195,7 @@ class LanguageModel:
         return list(coded["input_ids"])
 
     def _of_answer(self, prompt: str, answer: str) -> list[int]:
-        """The ids that an answer adds to those of the prompt."""
+        """Returns the ids that an answer adds to those of the prompt."""
         if self._is_encoder_decoder:
             found = self._ids(answer)
         else:
@@ -227,7 +228,7 @@ class LanguageModel:
     def _spans(
         self, prompt: str, answer: list[int], places: Sequence[tuple[int, int]], whole: str
     ) -> tuple[list[tuple[int, int]], str, Tensor | None]:
-        """Which tokens of the answer are explained, and what they are compared with."""
+        """Returns the spans of tokens to explain, and the token that they are compared with."""
         asked = self._asked
         if asked.rather_than is not None:
             other = self._of_answer(prompt, asked.rather_than)
@@ -264,7 +265,7 @@ class LanguageModel:
         spans: Sequence[tuple[int, int]],
         rather_than: Tensor | None,
     ) -> list[float]:
-        """The sum of each span's logits, less those that they are compared with."""
+        """Returns the sum of each span's logits, minus those that they are compared with."""
         named = (
             {**ids, DECODER: generated} if self._is_encoder_decoder else {"input_ids": generated}
         )
@@ -283,6 +284,6 @@ class LanguageModel:
 
 
 def _said(text: str, places: Sequence[tuple[int, int]]) -> str:
-    """The text of some tokens, without leading spaces."""
+    """Returns the text of some tokens, without surrounding spaces."""
     said = text[places[0][0] : max(end for _, end in places)]
     return said.strip() or said

@@ -1,4 +1,4 @@
-"""``captum-transformer inspect``: describes how the trace reads a model."""
+"""``captum-transformer inspect``: describes what the trace finds in a model."""
 
 import argparse
 from typing import Any
@@ -17,15 +17,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command.
 
     Args:
-        arguments: As the parser in `captum_transformer.cli.main` makes them.
+        arguments: The arguments, as parsed by `captum_transformer.cli.options`.
 
     Returns:
         0.
 
     Raises:
-        UserError: If the model can't be built, or not be run on inputs that are made up.
+        UserError: If the model can't be built, or can't be run on dummy inputs.
     """
-    # What is seen doesn't depend on the weights, so none are loaded but those of a file.
+    # The description doesn't depend on the weights, so only those of a file are loaded.
     loaded = load_model(
         Wanted(
             arguments.model,

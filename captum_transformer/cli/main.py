@@ -17,18 +17,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        argv: The arguments; by default those of the process.
+        argv: The arguments; by default the arguments of the process.
 
     Returns:
         The exit status: 0; 1 if some inputs could not be explained; 2 if an argument or the model
-        is invalid, so that none was tried; 130 if the user interrupted it.
+        is invalid, so that no input was tried; 130 if the user interrupted it.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal of few letters shall show a sign for the others, not an error.
+            # A terminal with few characters shows a replacement for others, instead of an error.
             stream.reconfigure(errors="replace")
     arguments = parsed(argv)
-    # Not before: these wait for PyTorch.
+    # Imported here, since these modules import PyTorch, which is slow.
     run = import_module(f"captum_transformer.cli.{_MODULES[arguments.command]}").run
     complain = _complain()
     with warnings.catch_warnings():

@@ -25,10 +25,10 @@ class Wanted:
     Attributes:
         name: A name, a folder or a file.
         architecture: timm's name of the architecture, for a file.
-        image_size: The images' height and width, where the model can have several.
-        random_weights: Do without trained weights.
-        part: What the weights' names in a file begin with.
-        arguments: What a model of timm is built with.
+        image_size: The images' height and width, if the model supports several.
+        random_weights: Use random weights instead of trained ones.
+        part: The prefix of the weights' names in a file.
+        arguments: The arguments that a timm model is built with.
     """
 
     name: str
@@ -50,7 +50,7 @@ class TimmModel:
 
     Attributes:
         model: The model.
-        config: What timm knows of its images and labels.
+        config: timm's configuration of its images and labels.
     """
 
     model: nn.Module
@@ -58,7 +58,7 @@ class TimmModel:
 
     @property
     def classes(self) -> int | None:
-        """How many classes there are, if the model tells."""
+        """The number of classes, or None if the model doesn't define it."""
         return getattr(self.model, "num_classes", None)
 
 
@@ -68,7 +68,7 @@ class HuggingFaceModel:
 
     Attributes:
         model: The model.
-        source: Where its processor and tokenizer are.
+        source: The name or folder of its processor and tokenizer.
     """
 
     model: nn.Module
@@ -76,7 +76,7 @@ class HuggingFaceModel:
 
     @property
     def classes(self) -> int | None:
-        """How many classes there are, if the model tells."""
+        """The number of classes, or None if the model doesn't define it."""
         return getattr(self.config, "num_labels", None)
 
     @property
@@ -95,7 +95,7 @@ def load_model(wanted: Wanted) -> TimmModel | HuggingFaceModel:
     """Loads a model in evaluation mode.
 
     Args:
-        wanted: What the user said of it.
+        wanted: The model that the user specified.
 
     Returns:
         The model.
@@ -128,7 +128,7 @@ def load_model(wanted: Wanted) -> TimmModel | HuggingFaceModel:
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name can only be meant as a path; ``owner/model`` may be one or not."""
+    """Returns whether a name can only be a path; ``owner/model`` may be a path or not."""
     return name.startswith((".", "~")) or "\\" in name or Path(name).is_absolute()
 
 
@@ -149,7 +149,7 @@ def _of_timm(wanted: Wanted) -> TimmModel:
     name = wanted.name.removeprefix("timm/")
     try:
         loaded = _create(name, wanted, pretrained=not wanted.random_weights)
-    # Of no connection there are as many kinds as of libraries below.
+    # Without a connection, each library below raises its own kind of error.
     except Exception as error:
         raise UserError(
             f"timm's {name} can't be loaded: {one_line(error)} (--random-weights uses random "
@@ -159,7 +159,7 @@ def _of_timm(wanted: Wanted) -> TimmModel:
 
 
 def _imagenet_names(model: nn.Module) -> list[str]:
-    """The names of the classes that timm's own weights have."""
+    """Returns the class names of timm's own weights."""
     data = package("timm.data", "vision")
     subset = data.infer_imagenet_subset(model)
     if subset is None:
@@ -169,7 +169,7 @@ def _imagenet_names(model: nn.Module) -> list[str]:
 
 
 def _of_folder(wanted: Wanted, config: Mapping[str, Any]) -> TimmModel:
-    """A folder as timm saves it: config.json and the weights."""
+    """Loads a model from a folder saved by timm, with config.json and the weights."""
     arguments = config.get("model_args") or {}
     if not isinstance(arguments, dict) or NOT_OF_THE_MODEL & set(arguments):
         raise UserError(f"{wanted.name}/config.json has arguments that models don't have.")
@@ -226,7 +226,7 @@ def _build(architecture: str, wanted: Wanted, arguments: Mapping[str, Any]) -> T
 
 
 def _near(name: str) -> str:
-    """The names of architectures that are nearly the same, as a question."""
+    """Returns the names of similar architectures, as a question."""
     close = get_close_matches(name, package("timm", "vision").list_models(), 3)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
@@ -242,7 +242,7 @@ def _create(name: str, wanted: Wanted, **arguments: Any) -> TimmModel:
         config["input_size"] = (arguments["in_chans"], *config.get("input_size", (3, 224, 224))[1:])
     size = arguments.get("img_size")
     if size is not None:
-        # Some models say the size that their architecture had when it was trained.
+        # The configuration of some models has the image size that they were trained with.
         height, width = size if isinstance(size, list | tuple) else (size, size)
         config["input_size"] = (config.get("input_size", (3,))[0], int(height), int(width))
     return TimmModel(model, config)
@@ -266,7 +266,7 @@ def _hugging_face(wanted: Wanted) -> HuggingFaceModel:
     transformers = package("transformers", "text")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    # It reports each attempt to reach the hub; the error says it once.
+    # It reports each attempt to reach the hub; the error reports it once.
     package("huggingface_hub.utils.logging", "text").set_verbosity_error()
     try:
         config = transformers.AutoConfig.from_pretrained(wanted.name, trust_remote_code=False)

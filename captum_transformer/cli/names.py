@@ -14,7 +14,7 @@ METHODS = (
     "RawAttention",
 )
 FORMATS = ("png", "html", "safetensors")
-# What `timm.create_model` takes beside the arguments of the model: names of files and of downloads.
+# Arguments of `timm.create_model` that aren't the model's, such as names of files and downloads.
 NOT_OF_THE_MODEL = frozenset(
     "cache_dir checkpoint_path exportable no_jit pretrained pretrained_cfg pretrained_cfg_overlay "
     "scriptable".split()

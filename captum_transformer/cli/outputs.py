@@ -1,4 +1,4 @@
-"""Where explanations go: a file for all, files in a folder, or the terminal."""
+"""Writes explanations to one file, to files in a folder, or to the terminal."""
 
 import argparse
 import sys
@@ -16,14 +16,14 @@ from captum_transformer.visualization.tokens import visible
 
 
 class Outputs:
-    """Writes explanations, and prints where.
+    """Writes explanations, and prints the paths of the files.
 
     Args:
-        arguments: What the user said.
-        given: All inputs; none of them is overwritten.
+        arguments: The user's arguments.
+        given: All inputs, whose files are not overwritten.
 
     Raises:
-        UserError: If there can't be such an output.
+        UserError: If the output is invalid.
     """
 
     def __init__(self, arguments: argparse.Namespace, given: Sequence[Given]) -> None:
@@ -35,7 +35,7 @@ class Outputs:
         ending = "" if output is None else output.suffix.removeprefix(".").lower()
         self._file = output if ending in FORMATS else None
         self._folder = Path() if output is None else output
-        # Without a word about files, texts are shown in the terminal.
+        # Unless files are requested, texts are shown in the terminal.
         self._files_of_texts = output is not None or bool(arguments.format)
         self._formats = [ending] if self._file else arguments.format or ["png"]
         self._taken = {_real(each.path) for each in given if each.text is None}
@@ -56,10 +56,10 @@ class Outputs:
             raise UserError(f"The folder {folder} can't be made: {error.strerror}.") from error
 
     def add(self, given: Given, explanation: Explanation) -> None:
-        """Writes an explanation, or keeps it for the file of all.
+        """Writes an explanation, or keeps it for the common file.
 
         Args:
-            given: What is explained.
+            given: The explained input.
             explanation: The explanation.
         """
         self._tell(explanation)
@@ -72,7 +72,7 @@ class Outputs:
                 say(f"  {visible(str(path))}")
 
     def finish(self) -> None:
-        """Writes the file of all.
+        """Writes the common file, if there is one.
 
         Raises:
             UserError: If it can't be written.
@@ -98,12 +98,12 @@ class Outputs:
             sign, scale = self._options["sign"], self._options.get("scale")
             line = token_ansi(words, values, sign=sign, scale=scale, off_scale=off_scale)
             return f"  {line}"
-        # For other programs: a word and its relevance in each line.
+        # For other programs: one word and its relevance per line.
         lines = zip(words, values.tolist(), strict=True)
         return "\n".join(f"{visible(word)}\t{value:.6g}" for word, value in lines)
 
     def _free(self, given: Given, ending: str) -> Path:
-        """A name that no input and no other output of this run has."""
+        """Returns a path that differs from all inputs and other outputs of this run."""
         stem, number = given.path.stem, 1
         path = self._folder / f"{stem}.explanation.{ending}"
         while _real(path) in self._taken:
@@ -116,6 +116,6 @@ class Outputs:
 def _real(path: Path) -> Path:
     try:
         return path.resolve()
-    # A name that no file can have.
+    # The name is invalid for a file.
     except (OSError, ValueError):
         return path

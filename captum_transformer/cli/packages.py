@@ -11,13 +11,13 @@ def package(name: str, extra: str) -> Any:
 
     Args:
         name: The module.
-        extra: The extra of this package that brings the library.
+        extra: The extra of this package that installs the library.
 
     Returns:
         The module.
 
     Raises:
-        UserError: If it is not installed; the message says how to do so.
+        UserError: If it is not installed; the message says how to install it.
     """
     try:
         return import_module(name)

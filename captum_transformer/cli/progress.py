@@ -14,16 +14,16 @@ Color = Literal["auto", "always", "never"]
 
 
 def with_progress(items: Iterable[Item], count: int) -> Iterator[Item]:
-    """Goes through items, with a bar on a terminal if there are several.
+    """Yields items, with a progress bar on a terminal if there are several.
 
     Args:
-        items: What is gone through.
-        count: How many there are.
+        items: The items.
+        count: The number of items.
 
     Yields:
         The items.
     """
-    # None: only where standard error is a terminal.
+    # None: show the bar only if standard error is a terminal.
     yield from tqdm(items, total=count, unit="input", disable=True if count < 2 else None)
 
 
@@ -37,23 +37,23 @@ def say(line: str) -> None:
 
 
 def complain(line: str) -> None:
-    """Prints a line about what went wrong, to standard error.
+    """Prints a message to standard error.
 
     Args:
-        line: The line; control characters that a file's name may have are replaced.
+        line: The message; control characters, such as in a file's name, are replaced.
     """
     tqdm.write(f"captum-transformer: {visible(line)}", file=sys.stderr)
 
 
 def wants_color(choice: Color, stream: TextIO) -> bool:
-    """Whether to write in colours, by https://no-color.org.
+    """Returns whether to write in colours, according to https://no-color.org.
 
     Args:
-        choice: What the user said.
-        stream: Where to write.
+        choice: The user's choice.
+        stream: The stream to write to.
 
     Returns:
-        Whether to.
+        Whether to write in colours.
     """
     if choice == "auto":
         return stream.isatty() and not os.environ.get("NO_COLOR")

@@ -16,13 +16,13 @@ MAX_PIXELS = 50_000_000
 MAX_RATIO = 20
 MAX_TEXT_BYTES = 1_000_000
 
-# Pillow knows many more, among them some that run other programs (EPS).
+# Pillow supports many more, including some that run other programs (EPS).
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 def read_image(path: Path) -> Image.Image:
-    """Reads an image: upright, in red, green and blue, on white where it is transparent.
+    """Reads an image as RGB, upright, with white behind transparent parts.
 
     Args:
         path: A file.
@@ -31,11 +31,11 @@ def read_image(path: Path) -> Image.Image:
         The image; of an animation, its first frame.
 
     Raises:
-        UserError: If it can't be read, or is larger than what is reasonable.
+        UserError: If it can't be read, or exceeds the size limits.
     """
     check_file(path, MAX_IMAGE_BYTES)
     try:
-        # Up to twice its limit Pillow only warns.
+        # Pillow only warns of images up to twice its limit.
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as image:
@@ -48,7 +48,7 @@ def read_image(path: Path) -> Image.Image:
         raise UserError(str(error)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"the image has too many pixels (limit: {MAX_PIXELS:,})") from error
-    # A broken file raises nearly anything: OSError, SyntaxError, struct.error, zlib.error, ...
+    # A damaged file may raise almost any error: OSError, SyntaxError, struct.error, zlib.error, ...
     except Exception as error:
         raise UserError(f"it can't be read as an image ({' '.join(str(error).split())})") from error
 
@@ -63,7 +63,7 @@ def read_text(path: Path) -> str:
         The text, without space at its ends.
 
     Raises:
-        UserError: If it can't be read, is too long or empty.
+        UserError: If it can't be read or is too long.
     """
     check_file(path, MAX_TEXT_BYTES)
     try:
@@ -73,27 +73,27 @@ def read_text(path: Path) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder exists; invalid file names count as missing.
+    """Returns whether a folder exists; invalid file names count as missing.
 
     Args:
-        path: What was given.
+        path: The path.
 
     Returns:
         Whether it is a folder.
     """
     try:
         return path.is_dir()
-    # Too long a name, which not all versions of Python answer with no.
+    # The name is too long, which raises an error in some versions of Python.
     except OSError:
         return False
 
 
 def check_file(path: Path, most: int) -> None:
-    """Raises unless it is a readable file of a reasonable size.
+    """Raises an error unless a path is an existing file within a size limit.
 
     Args:
-        path: What was given as a file.
-        most: The most bytes it may have.
+        path: The path.
+        most: The maximum number of bytes.
 
     Raises:
         UserError: If it is missing, a folder, a device or too large.
@@ -112,7 +112,7 @@ def _check_size(size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise UserError(f"the image has {width} x {height} pixels (limit: {MAX_PIXELS:,})")
-    # Brought to a model's height, a long strip would get a width of millions.
+    # A long strip resized to a model's height would have a width of millions.
     if max(size) > MAX_RATIO * min(size):
         raise UserError(
             f"the image has {width} x {height} pixels: one side may be {MAX_RATIO} times as long "

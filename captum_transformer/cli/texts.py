@@ -24,7 +24,7 @@ def load_tokenizer(loaded: HuggingFaceModel) -> Any:
         A tokenizer of Transformers.
 
     Raises:
-        UserError: If there is none.
+        UserError: If it can't be loaded, or can't be used.
     """
     transformers = package("transformers", "text")
     try:
@@ -54,12 +54,12 @@ def explain_text(
 
     Args:
         text: The text, or a pair.
-        name: What it is called.
+        name: The name of the text.
         classifier: The model, the methods and the classes.
-        tokenizer: The model's.
-        longest: The most tokens that the model takes.
-        unit: What relevance is added up by.
-        special_in_scale: Let special tokens set the scale of the colours, as words do.
+        tokenizer: The model's tokenizer.
+        longest: The maximum number of tokens of the model.
+        unit: The unit that relevance is summed by.
+        special_in_scale: Let special tokens set the colour scale, as words do.
 
     Returns:
         The explanation.
@@ -90,11 +90,11 @@ def explain_asked(
 
     Args:
         text: The text, or a pair.
-        name: What it is called.
-        explainers: One for each method.
+        name: The name of the text.
+        explainers: An explainer for each method.
         asked: The answers or words; without any, what the model predicts.
-        unit: What relevance is added up by.
-        special_in_scale: Let special tokens set the scale of the colours, as words do.
+        unit: The unit that relevance is summed by.
+        special_in_scale: Let special tokens set the colour scale, as words do.
 
     Returns:
         The explanation.

@@ -21,14 +21,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads the tensors of a checkpoint.
 
     Args:
-        path: A file of safetensors, or of PyTorch: a ``state_dict``, or what a training has put one
-            into.
+        path: A file of safetensors or of PyTorch: a ``state_dict``, or a training checkpoint that
+            has one.
 
     Returns:
         The tensors by name.
 
     Raises:
-        UserError: If it can't be read, or has other things than weights.
+        UserError: If it can't be read, or has objects other than weights.
     """
     try:
         if path.suffix == ".safetensors":
@@ -37,7 +37,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         with torch.serialization.safe_globals(_values()):
             read = torch.load(path, map_location="cpu", weights_only=True)
-    # Truncated, of another program, or code that was refused: each has errors of its own.
+    # Truncated files, files of other programs and refused code raise different errors.
     except Exception as error:
         if found := _code_in(path):
             raise UserError(
@@ -53,10 +53,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _values() -> list[Any]:
-    """Harmless objects that checkpoints contain besides weights."""
+    """Returns the harmless types that checkpoints contain in addition to weights."""
     kept: list[Any] = [argparse.Namespace, datetime, timedelta, timezone, np.dtype, np.ndarray]
     kept += [type(np.dtype(each)) for each in "?bhilBHILefd"]
-    # By the names that they have in any version.
+    # Under their names in all versions.
     of_numbers: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         kept += [(make, f"{module}.{make.__name__}") for make in of_numbers]
@@ -66,17 +66,17 @@ def _values() -> list[Any]:
 
 
 def _code_in(path: Path) -> list[str]:
-    """The names of the classes and functions in a file that are not let in."""
+    """Returns the names of the classes and functions in a file that are not allowed."""
     try:
         with torch.serialization.safe_globals(_values()):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    # It is no file of PyTorch.
+    # It isn't a file of PyTorch.
     except Exception:
         return []
 
 
 def _tensors(read: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All tensors with their names, those in dicts within behind the names of the dicts."""
+    """Yields all tensors with their names, prefixed by the names of nested dicts."""
     for key, value in read.items():
         if isinstance(value, Tensor):
             yield f"{prefix}{key}", value
@@ -85,16 +85,16 @@ def _tensors(read: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, T
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], prefix: str, name: str) -> None:
-    """Loads weights into a model; all must fit.
+    """Loads weights into a model; names and shapes must match exactly.
 
     Args:
         model: The model.
-        weights: Its weights; those of other parts are left out.
-        prefix: What stands before their names.
-        name: What their file is called.
+        weights: The weights by name; those without the prefix are left out.
+        prefix: The prefix of their names.
+        name: The name of their file.
 
     Raises:
-        UserError: If they are another model's.
+        UserError: If the weights don't match the model.
     """
     own = {
         key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)
@@ -127,7 +127,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], prefix: str, name: str
 
 
 def _cause(weights: Mapping[str, Tensor], missing: Sequence[str], fitting: int) -> str:
-    """The likely cause of a mismatch, and what to do."""
+    """Returns the likely cause of a mismatch, and what to do."""
     elsewhere = [key for key in weights if any(f".{key}".endswith(f".{end}") for end in missing)]
     if missing and fitting and len(elsewhere) == len(missing):
         return (
@@ -138,15 +138,15 @@ def _cause(weights: Mapping[str, Tensor], missing: Sequence[str], fitting: int) 
 
 
 def classes_in(model: nn.Module, weights: Mapping[str, Tensor], prefix: str) -> int | None:
-    """How many classes weights are for: what differs from a model in its number of classes alone.
+    """Returns the number of classes of weights that differ from a model's only in that number.
 
     Args:
         model: The model as it was built.
         weights: The weights by name.
-        prefix: What stands before their names.
+        prefix: The prefix of their names.
 
     Returns:
-        The number; None if the weights don't say it, or it is that of the model.
+        The number, or None if the weights don't show it, or it is that of the model.
     """
     built = getattr(model, "num_classes", None)
     counts = {
@@ -164,18 +164,18 @@ def _listed(keys: Sequence[str]) -> str:
 
 
 def prefix_of(model: nn.Module, weights: Mapping[str, Tensor], chosen: str | None = None) -> str:
-    """What a training has put before the names, such as ``model.`` or ``module.``.
+    """Returns the prefix that a training added to the names, such as ``model.`` or ``module.``.
 
     Args:
         model: The model that the weights are for.
         weights: The weights by name.
-        chosen: What the user wants it to be, with or without the dot at its end.
+        chosen: The prefix chosen by the user, with or without the dot at its end.
 
     Returns:
         The prefix; empty if there is none.
 
     Raises:
-        UserError: If it is not there, or there are several.
+        UserError: If the chosen prefix doesn't exist, or several prefixes fit.
     """
     own = model.state_dict()
     first = next(iter(own))
@@ -192,5 +192,5 @@ def prefix_of(model: nn.Module, weights: Mapping[str, Tensor], chosen: str | Non
 
 
 def _fits(found: Tensor | None, weight: Tensor) -> bool:
-    """Whether a weight can be a model's, which may have another number of classes."""
+    """Returns whether a weight fits a model, which may have another number of classes."""
     return found is not None and found.shape[1:] == weight.shape[1:]

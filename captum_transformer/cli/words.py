@@ -16,15 +16,15 @@ def joined(
     of_tokens: Mapping[str, Sequence[Tensor]],
     parts: Sequence[Merge],
 ) -> TextExplanation:
-    """The explanation of texts that stand one behind the other, word by word.
+    """Returns the explanation of consecutive texts, word by word.
 
-    Between two texts there is an arrow, which is no word and has no relevance.
+    Between two texts there is an arrow, which is not a word and has no relevance.
 
     Args:
-        name: What it is called.
-        classes: What is explained.
-        of_tokens: By method, for each class the relevance of all tokens.
-        parts: How the tokens of each text are put together.
+        name: The name of the input.
+        classes: The explained classes.
+        of_tokens: For each method and class, the relevance of all tokens.
+        parts: Merges the tokens of each text.
     """
     counts = [len(part.tokens) for part in parts]
 

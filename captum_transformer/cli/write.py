@@ -27,12 +27,12 @@ from captum_transformer.visualization.canvas import Image
 
 
 def write_png(path: Path, explanations: Sequence[Explanation], options: MapOptions) -> None:
-    """Writes one picture; several explanations stand below each other.
+    """Writes one picture, with several explanations below each other.
 
     Args:
         path: The file.
-        explanations: What to draw.
-        options: How maps are shown.
+        explanations: The explanations to draw.
+        options: How maps are drawn.
     """
     path.write_bytes(_png(_stacked([_picture(each, options) for each in explanations])))
 
@@ -42,20 +42,20 @@ def write_html(path: Path, explanations: Sequence[Explanation], options: MapOpti
 
     Args:
         path: The file.
-        explanations: What to show.
-        options: How maps are shown.
+        explanations: The explanations to show.
+        options: How maps are drawn.
     """
     parts = [_section(each, options) for each in explanations]
     path.write_text(html_page("Explanations", parts), encoding="utf-8")
 
 
 def write_safetensors(path: Path, explanations: Sequence[Explanation], _: MapOptions) -> None:
-    """Writes the numbers: ``<number of the input>/<method>/<class>``, and what they are of.
+    """Writes tensors named ``<number of the input>/<method>/<class>``, and metadata.
 
     Args:
         path: The file.
-        explanations: What to write; of texts, the relevance of the tokens.
-        _: Pictures have options, numbers don't.
+        explanations: The explanations; for texts, the relevance of the tokens is written.
+        _: Not used, since only pictures have options.
     """
     from safetensors.torch import save_file
 
@@ -67,7 +67,7 @@ def write_safetensors(path: Path, explanations: Sequence[Explanation], _: MapOpt
             attributions, tokens = explanation.of_tokens, {"tokens": list(explanation.tokens)}
         for method, every in attributions.items():
             for chosen, values in zip(explanation.classes, every, strict=True):
-                # A tensor of its own: what is saved may share no memory.
+                # A copy, since saved tensors must not share memory.
                 tensors[f"{number}/{method}/{_key(chosen)}"] = values.clone().contiguous()
         classes = {_key(each): [each.name, each.score] for each in explanation.classes}
         about.append({"input": explanation.name, "classes": classes, **tokens})
@@ -110,7 +110,7 @@ def _picture(explanation: Explanation, options: MapOptions) -> Image:
 
 
 def _colors(explanation: TextExplanation, options: MapOptions) -> dict[str, Any]:
-    """How the tokens of a text are coloured, whatever they are written to."""
+    """Returns how the tokens of a text are coloured, in all formats."""
     sign, scale = options.get("sign", "auto"), options.get("scale")
     return {"sign": sign, "scale": scale, "off_scale": explanation.off_scale}
 

@@ -11,7 +11,7 @@ _SHOWN = 5
 
 
 class ClassNames:
-    """The names of a model's classes, as far as they are known.
+    """The known names of a model's classes.
 
     A model of Transformers or timm whose head was replaced keeps the names of the classes that it
     was trained for before. So its names are used only if their number matches its scores.
@@ -30,10 +30,10 @@ class ClassNames:
         self._given = given
 
     def of(self, count: int) -> dict[int, str]:
-        """The names by number.
+        """Returns the names by number.
 
         Args:
-            count: How many classes there are.
+            count: The number of classes.
 
         Raises:
             InvalidInputError: If the user gave another number of names, or some of other classes.
@@ -46,7 +46,7 @@ class ClassNames:
                 "with a name for each class, or a mapping from the numbers of some to names."
             )
         known = self._known if len(self._known) == count else {}
-        # Transformers' filling for names that nobody gave.
+        # Transformers' placeholders for names that were not given are left out.
         return {n: name for n, name in known.items() if name != f"LABEL_{n}"} | given
 
 
@@ -71,8 +71,8 @@ def find_class(asked: str, names: Mapping[int, str], count: int | None) -> int:
 
     Args:
         asked: An id, a name, one of several names separated by commas ("tabby, tabby cat"), a
-            part that only one name has, or both as in a label ("tabby cat (281)"). Case
-            doesn't matter.
+            part that occurs in only one name, or both as in a label ("tabby cat (281)"). Case is
+            ignored.
         names: The known names.
         count: The number of classes, if it is known.
 
@@ -115,14 +115,14 @@ def find_class(asked: str, names: Mapping[int, str], count: int | None) -> int:
 
 
 def check_class(number: int, count: int | None) -> int:
-    """The number of a class, if there is such a class.
+    """Returns the number of a class if it exists.
 
     Args:
         number: The number.
         count: The number of classes, if it is known.
 
     Raises:
-        InvalidTargetError: If there is none.
+        InvalidTargetError: If there is no such class.
     """
     if number < 0 or (count is not None and number >= count):
         known = "" if count is None else f": the model has {count}, from 0 to {count - 1}"

@@ -11,16 +11,16 @@ Text: TypeAlias = str | tuple[str, str]
 
 
 class Coded(NamedTuple):
-    """A text as a tokenizer has coded it.
+    """A text as encoded by a tokenizer.
 
     Attributes:
-        texts: the text, or the two of a pair.
+        texts: the text, or the two texts of a pair.
         tokens: the tokens as strings.
-        offsets: where each is in its text.
-        of_text: the number of its text; None for special tokens.
-        added: whether each was added by the tokenizer to what was given.
-        words: the number of the word in its text that it is a piece of; None for special tokens.
-        tokenizer: what has coded it.
+        offsets: the start and end of each token in its text.
+        of_text: the number of each token's text; None for special tokens.
+        added: whether each token was added by the tokenizer to the given texts.
+        words: the number of the word that each token is a piece of; None for special tokens.
+        tokenizer: the tokenizer.
         ids: the tokens' ids.
     """
 
@@ -34,10 +34,10 @@ class Coded(NamedTuple):
     ids: list[int]
 
     def tokens_of(self, piece: str, text: int) -> list[int]:
-        """The tokens that a piece of a text is in.
+        """Returns the tokens that contain a piece of a text.
 
         Raises:
-            InvalidTargetError: if the piece is not there exactly once.
+            InvalidTargetError: if the piece doesn't occur exactly once.
         """
         whole = self.texts[text]
         start = whole.find(piece)
@@ -57,10 +57,10 @@ class Coded(NamedTuple):
         return found
 
     def tokens_of_texts(self) -> list[int]:
-        """The tokens that the texts are made of, special ones that stand in them included.
+        """Returns the tokens of the texts, including special tokens that were written in them.
 
         Raises:
-            InvalidInputError: if there are none.
+            InvalidInputError: if the texts have no tokens.
         """
         found = [number for number, added in enumerate(self.added) if not added]
         if not found:
@@ -68,9 +68,9 @@ class Coded(NamedTuple):
         return found
 
     def begins_word(self, token: int) -> bool:
-        """Whether a token is the first of a word: the tokenizer says so, or a space is before it.
+        """Returns whether a token begins a word, by the tokenizer's words or a space before it.
 
-        Tokenizers that cut whole texts, as Llama's, tell no words apart.
+        Tokenizers without pre-tokenization, such as Llama's, don't distinguish words.
         """
         if self.words[token] != self.words[token - 1]:
             return True
@@ -80,18 +80,18 @@ class Coded(NamedTuple):
 
 
 def code(text: Any, tokenizer: Any, longest: int) -> tuple[Coded, dict[str, Tensor]]:
-    """Codes a text.
+    """Encodes a text.
 
     Args:
         text: the text, or a pair.
         tokenizer: a fast tokenizer of Transformers.
-        longest: the most tokens that the model takes.
+        longest: the maximum number of tokens of the model.
 
     Returns:
-        The coded text, and what the model gets, by name.
+        The encoded text, and the model's inputs by name.
 
     Raises:
-        InvalidInputError: if it is no text, or one that is empty or too long.
+        InvalidInputError: if it is not a text, is empty, or is too long.
     """
     texts = [text] if isinstance(text, str) else list(text) if isinstance(text, tuple) else []
     if len(texts) not in (1, 2) or not all(isinstance(t, str) and t.strip() for t in texts):
@@ -124,7 +124,7 @@ def code(text: Any, tokenizer: Any, longest: int) -> tuple[Coded, dict[str, Tens
 
 
 def longest_text(model: Any, tokenizer: Any) -> int:
-    """The most tokens that a model takes, as far as its tokenizer and its configuration say.
+    """Returns the maximum number of tokens of a model, by its tokenizer and its configuration.
 
     Args:
         model: The model.
@@ -138,7 +138,7 @@ def longest_text(model: Any, tokenizer: Any) -> int:
 
 
 def _counted_behind_padding(model: Any, positions: int) -> list[int]:
-    """How many positions are left where an embedding counts them from its padding on."""
+    """Returns the numbers of positions in embeddings that count them from their padding on."""
     words = getattr(model, "get_input_embeddings", lambda: None)()
     modules = model.modules() if isinstance(model, nn.Module) else ()
     return [
@@ -150,20 +150,20 @@ def _counted_behind_padding(model: Any, positions: int) -> list[int]:
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Refuses a tokenizer by which words are not found.
+    """Raises an error for a tokenizer that can't be used to find words.
 
     Args:
         tokenizer: a tokenizer of Transformers.
 
     Raises:
-        InvalidInputError: if it is not a fast one, or knows no words.
+        InvalidInputError: if it is not a fast tokenizer, or its vocabulary has no words.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise InvalidInputError(
             f"{type(tokenizer).__name__} doesn't provide the positions of tokens in the text, "
             "which are needed to combine them into words: load a fast tokenizer (`use_fast=True`)."
         )
-    # Where a folder has no files of one, Transformers makes one of special tokens alone.
+    # For a folder without a tokenizer's files, Transformers creates one with only special tokens.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise InvalidInputError(
             f"The vocabulary of this {type(tokenizer).__name__} has only special tokens, so the "

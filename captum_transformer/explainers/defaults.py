@@ -31,9 +31,10 @@ POOLED = Choice(
 
 
 def for_images(seen: Description) -> Choice:
-    """The method that the study recommends for images.
+    """Returns the method that the study recommends for images.
 
     Args:
-        seen: The description of the model, which shows what its score is read from.
+        seen: The description of the model, which shows whether its score is read from pooled
+            tokens.
     """
     return POOLED if seen.pooled else ONE_TOKEN

@@ -9,7 +9,7 @@ from captum_transformer.calling.isolation import modules_of
 
 
 def device_of(model: Callable[..., Any]) -> torch.device:
-    """The device of the first parameter or buffer of what a forward function runs.
+    """Returns the device of the first parameter or buffer that a forward function uses.
 
     Args:
         model: the model, or a function that runs one.
@@ -21,13 +21,13 @@ def device_of(model: Callable[..., Any]) -> torch.device:
 
 
 def precision_of(model: Callable[..., Any]) -> torch.dtype | None:
-    """The floating-point type of all parameters that a forward function runs on.
+    """Returns the floating-point type of all parameters that a forward function uses.
 
     Args:
         model: the model, or a function that runs one.
 
     Returns:
-        The type; None if there are several or none, so that the model casts its inputs itself.
+        The type, or None if there are several or none, so that the model casts its inputs itself.
     """
     found = {
         parameter.dtype

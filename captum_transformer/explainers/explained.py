@@ -28,14 +28,14 @@ class Explained:
 
     @property
     def caption(self) -> str:
-        """What is explained, in two lines."""
+        """A description of the explained class and its score, in two lines."""
         likely = "" if self.probability is None else f", p = {self.probability:.2f}"
         found = "predicted, " if self.predicted else ""
         return f"{self.label}\n{found}score {self.score:.2f}{likely}, {self.method}"
 
 
 def in_notebook() -> bool:
-    """Whether this is a notebook, which shows pictures and pages."""
+    """Returns whether the code runs in a notebook, which can show pictures and pages."""
     return hasattr(_shell(), "kernel")
 
 

@@ -101,7 +101,7 @@ class ExplainedPair(Explained):
         return sorted(named, key=lambda each: -abs(each[2]))[:count]
 
     def __str__(self) -> str:
-        """A line for what is explained, and one for each of the strongest pairs."""
+        """Returns the caption, and a line for each of the strongest pairs."""
         pairs = self.top(_SHOWN)
         values = [format_value(value) for _, _, value in pairs]
         width = max(map(len, values), default=0)

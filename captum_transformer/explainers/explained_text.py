@@ -92,7 +92,7 @@ class ExplainedText(Explained):
         return sorted(named, key=lambda pair: -abs(pair[1]))[:count]
 
     def __str__(self) -> str:
-        """A line for what is explained, and one for each word."""
+        """Returns the caption, and a line for each word."""
         values = [format_value(value) for value in self.relevance.tolist()]
         width = max(map(len, values))
         words = [f"{v:>{width}} {visible(w)}" for v, w in zip(values, self.words, strict=True)]
@@ -105,5 +105,5 @@ class ExplainedText(Explained):
         return self.to_html()
 
     def _options(self, options: TokenOptions) -> TokenOptions:
-        # Special tokens may have more than all words together.
+        # Special tokens may have more relevance than all words together.
         return {"off_scale": self.special, **options}

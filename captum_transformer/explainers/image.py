@@ -119,7 +119,7 @@ class ImageExplainer:
         device = device_of(self.model)
         inputs = {name: tensor.to(device) for name, tensor in self._prepared(picture).items()}
         pixels = inputs.pop(_PIXELS)
-        if pixels.is_floating_point():  # what prepares pictures does so in single precision
+        if pixels.is_floating_point():  # processors return single precision
             pixels = pixels.to(precision_of(self.model) or pixels.dtype)
         places = places_of(self._process, [picture])
 
@@ -145,7 +145,7 @@ class ImageExplainer:
 
     @property
     def _names_inputs(self) -> bool:
-        """Whether the processor is one of Transformers, which names what it makes."""
+        """Whether the processor is one of Transformers, whose outputs have names."""
         return hasattr(self.processor, "model_input_names")
 
     def _process(self, pictures: list[Any]) -> Tensor:
@@ -181,7 +181,7 @@ def _explained(
     method: Any,
 ) -> ExplainedImage:
     summed = relevance.sum(0) if grid is None else by_patch(relevance.sum(0), grid)
-    # All channels of a place have the value that is shown there.
+    # All channels have the value that is shown at their place.
     shown = summed.cpu().expand(1, *relevance.shape)
     return ExplainedImage(
         readout.label,
@@ -199,10 +199,10 @@ def _explained(
 
 
 def _mean_by_place(values: Tensor, places: Places) -> Tensor:
-    """The mean of the values that come from each part of the picture; zero where none does."""
+    """Returns the mean of the values from each part of the picture; zero if there are none."""
     size = places.resolution(0)
     counted = [places.maps(each, [size])[0] for each in (values, torch.ones_like(values))]
-    # Places have a limited resolution, so a part may have no values although its neighbours do.
+    # Places have a limited resolution, so a part may have no values even if its neighbours do.
     summed, count = counted
     near_sum, near_count = (F.avg_pool2d(each[None], 3, 1, 1)[0] for each in counted)
     empty = (count == 0) & _within(count.sum(1))[:, None] & _within(count.sum(0))
@@ -211,6 +211,6 @@ def _mean_by_place(values: Tensor, places: Places) -> Tensor:
 
 
 def _within(counts: Tensor) -> Tensor:
-    """The range between the first and the last nonzero count."""
+    """Returns a mask of the range from the first to the last nonzero count."""
     seen = counts > 0
     return (seen.cumsum(0) > 0) & (seen.flip(0).cumsum(0) > 0).flip(0)

@@ -1,4 +1,4 @@
-"""Pictures that are given as files, as PIL images, as arrays or as tensors."""
+"""Converts files, PIL images, arrays and tensors to pictures."""
 
 import os
 from typing import Any
@@ -10,14 +10,14 @@ from captum_transformer.errors import InvalidInputError
 
 
 def picture_of(given: Any) -> Any:
-    """A picture as an RGB image of PIL, upright if it comes from a file.
+    """Returns a picture as an RGB image of PIL, upright if it is read from a file.
 
     Args:
         given: a path, an image of PIL, or values of uint8: an array ``(H, W, 3)`` or ``(H, W)``, or
             a tensor ``(3, H, W)``, ``(1, H, W)`` or ``(H, W)``.
 
     Raises:
-        InvalidInputError: if it is none of these, or the range of its values is not known.
+        InvalidInputError: if it is none of these, or the range of its values is unknown.
         OSError: if the file can't be read as an image.
     """
     from PIL import Image, ImageOps
@@ -45,13 +45,13 @@ def picture_of(given: Any) -> Any:
 
 
 def in_rgb(image: Any) -> Any:
-    """An image in red, green and blue: on white where it is transparent, 16 bits scaled to 8.
+    """Converts an image to RGB: white behind transparent parts, 16 bits scaled to 8.
 
     Args:
         image: an image of PIL.
 
     Raises:
-        InvalidInputError: if the range of its values is not known.
+        InvalidInputError: if the range of its values is unknown.
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Which part of a model's output is explained: a class, and how its score is read."""
+"""The part of a model's output that is explained: a class, and how its score is read."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -23,11 +23,11 @@ class Readout(NamedTuple):
     """A score that a model gives to one sample.
 
     Attributes:
-        label: what the score is for, as it is written above a picture.
+        label: the class or token that the score is for, as written above a picture.
         number: the number of the class or token; None if there is no single one.
         score: the score.
-        probability: the score's probability; None if it is unknown how to compute it.
-        read: from the model's output to the score of the one sample, ``(1,)``.
+        probability: the score's probability, or None if it is unknown how to compute it.
+        read: a function from the model's output to the score of the one sample, ``(1,)``.
     """
 
     label: str
@@ -38,10 +38,10 @@ class Readout(NamedTuple):
 
 
 def with_targets(inputs: list[Any], target: Any, called: str) -> list[tuple[Any, Any]]:
-    """Each input with its target: one target is that of all.
+    """Returns each input with its target; a single target is used for all inputs.
 
     Raises:
-        InvalidInputError: if there is not one target for each.
+        InvalidInputError: if the number of targets differs from the number of inputs.
     """
     targets = target if isinstance(target, list) else [target] * len(inputs)
     if len(targets) != len(inputs):
@@ -53,10 +53,10 @@ def with_targets(inputs: list[Any], target: Any, called: str) -> list[tuple[Any,
 
 
 def activation_of(model: Any) -> Activation | None:
-    """How a classifier's scores are converted to probabilities, if its configuration defines it."""
+    """Returns how scores are converted to probabilities, or None if the model doesn't define it."""
     config = getattr(model, "config", None)
     kinds: dict[Any, Activation] = {
-        # What Transformers' classifiers do unless they are told otherwise.
+        # The default of Transformers' classifiers.
         None: "softmax",
         "single_label_classification": "softmax",
         "multi_label_classification": "sigmoid",
@@ -67,7 +67,7 @@ def activation_of(model: Any) -> Activation | None:
 
 
 def class_scores(output: Any) -> Tensor:
-    """The scores of the classes of one sample: ``(1, classes)``.
+    """Returns the scores of the classes of one sample, ``(1, classes)``.
 
     Raises:
         AmbiguousOutputError: if the output has no such tensor.
@@ -89,14 +89,14 @@ def class_readout(
     activation: Activation | None,
     rather_than: Any = None,
 ) -> Readout:
-    """The score of a class.
+    """Returns the readout of a class.
 
     Args:
-        output: what the model has returned for one sample.
+        output: the model's output for one sample.
         target: the number or name of the class; None for the one with the highest score.
         names: the known names of classes.
-        activation: how probabilities are made of scores.
-        rather_than: a class that it is compared with: the difference of the scores is explained.
+        activation: how scores are converted to probabilities.
+        rather_than: another class: the difference of the two scores is explained.
 
     Raises:
         InvalidTargetError: if there is no such class.
@@ -107,7 +107,7 @@ def class_readout(
     probabilities = None
     if activation == "sigmoid":
         probabilities = scores.sigmoid()
-    # A single score is that of a regression, or the logit of one of two classes.
+    # A single score is a regression's output, or the logit of one of two classes.
     elif activation == "softmax" and len(scores) > 1:
         probabilities = scores.softmax(0)
     label, score = label_of(number, names), finite(scores[number])
@@ -134,7 +134,7 @@ def class_readout(
 
 
 def class_number(target: Any, names: Mapping[int, str], count: int) -> int:
-    """The number of a class that is given by number or name.
+    """Returns the number of a class that is given by number or name.
 
     Raises:
         InvalidTargetError: if there is no such class.
@@ -154,7 +154,7 @@ def class_number(target: Any, names: Mapping[int, str], count: int) -> int:
 
 
 def finite(score: Tensor) -> float:
-    """A score as a number.
+    """Converts a score to a number.
 
     Raises:
         ExplanationError: if it is NaN or infinite, so that it can't be explained.

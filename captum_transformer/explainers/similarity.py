@@ -18,7 +18,7 @@ def cosine(embedding: Callable[..., Any]) -> BiLRP:
     """Explains the cosine of two embeddings.
 
     Args:
-        embedding: what makes one of a text.
+        embedding: a function that returns the embedding of a text.
     """
     return BiLRP(embedding, normalize=True)
 
@@ -38,13 +38,13 @@ def explained_pair(
 
     Args:
         texts: a tuple of two.
-        target: None, as are `rather_than`: there is one score.
-        rather_than: None.
-        method: explains pairs of tokens.
-        tokenizer: codes each of the texts by itself.
-        longest: the most tokens that the model takes.
-        device: where the model is.
-        unit: what relevance is added up by.
+        target: must be None, since there is only one score.
+        rather_than: must be None.
+        method: the method, which explains pairs of tokens.
+        tokenizer: the tokenizer, which encodes each of the texts by itself.
+        longest: the maximum number of tokens of the model.
+        device: the device of the model.
+        unit: the unit that relevance is summed by.
 
     Raises:
         InvalidInputError: if there are not two texts, or the method explains no pairs.

@@ -35,12 +35,12 @@ class Question(NamedTuple):
     """The question about one text that is explained.
 
     Attributes:
-        output: what the model has returned.
-        coded: the text.
-        target: what is to be explained, in the terms of the task.
-        rather_than: what it is compared with.
-        names: the names of classes.
-        activation: how probabilities of classes are made of scores.
+        output: the model's output.
+        coded: the encoded text.
+        target: the target, in the form that the task defines.
+        rather_than: the target that it is compared with, or None.
+        names: the names of the classes.
+        activation: how scores of classes are converted to probabilities.
     """
 
     output: Any
@@ -52,7 +52,7 @@ class Question(NamedTuple):
 
 
 def task_of(model: Any) -> Task:
-    """The task of a model according to Transformers' auto classes; by default classification.
+    """Returns the task of a model by Transformers' auto classes; the default is classification.
 
     Raises:
         InvalidInputError: if the class is listed under several tasks.
@@ -73,7 +73,7 @@ def task_of(model: Any) -> Task:
 
 
 def check_task(task: Any) -> Task:
-    """A task that there is.
+    """Returns a task if it exists.
 
     Raises:
         InvalidInputError: if there is no such task.
@@ -84,11 +84,11 @@ def check_task(task: Any) -> Task:
 
 
 def readout_of(task: Task, question: Question) -> Readout:
-    """The score that answers a question.
+    """Returns the score that answers a question.
 
     Raises:
-        InvalidTargetError: if the target is none of the task's, or isn't in the text.
-        AmbiguousOutputError: if the output has no scores of the task's form.
+        InvalidTargetError: if the target is invalid for the task, or isn't in the text.
+        AmbiguousOutputError: if the output has no scores in the task's form.
     """
     return _READOUTS[task](question)
 
@@ -100,7 +100,7 @@ def _class(question: Question) -> Readout:
 
 
 def _words(question: Question) -> Readout:
-    """The classes of some words: the sum over them, each read at its first token."""
+    """Reads the classes of some words: the sum of the scores at each word's first token."""
     output, coded, target, other, known, _ = question
     piece, label = target if isinstance(target, tuple) and len(target) == 2 else (target, None)
     if not isinstance(piece, str):
@@ -136,7 +136,7 @@ def _words(question: Question) -> Readout:
 
 
 def _answer(question: Question) -> Readout:
-    """An answer that the last text holds: the scores of its start and its end."""
+    """Reads an answer in the second text: the scores of its start and its end."""
     output, coded, target, other, *_ = question
     _no_rival(other, "answer")
     if len(coded.texts) != 2:
@@ -170,7 +170,7 @@ def _answer(question: Question) -> Readout:
 
 
 def _next_word(question: Question) -> Readout:
-    # What a tokenizer puts behind a text, such as its end, is no part of what is completed.
+    # Tokens that a tokenizer appends to a text, such as its end, are not completed.
     return _of_vocabulary(question, max(question.coded.tokens_of_texts()))
 
 
@@ -189,7 +189,7 @@ def _masked_word(question: Question) -> Readout:
 
 
 def _of_vocabulary(question: Question, place: int) -> Readout:
-    """The score of a token of the vocabulary, read at one of the text's tokens."""
+    """Reads the score of a token of the vocabulary at one of the text's tokens."""
     output, coded, target, other, *_ = question
     scores = _of_tokens(output, coded)[0, place]
     number = int(scores.argmax()) if target is None else _token(target, coded, len(scores))
@@ -220,7 +220,7 @@ def _token(target: Any, coded: Coded, count: int) -> int:
 
 
 def _of_tokens(output: Any, coded: Coded) -> Tensor:
-    """The scores of each token: ``(1, tokens, classes)``."""
+    """Returns the scores of each token, ``(1, tokens, classes)``."""
     scores = getattr(output, "logits", output)
     if not isinstance(scores, Tensor) or scores.dim() != 3 or len(scores) != 1:
         raise _other_form("scores of shape (1, tokens, classes)", scores)
@@ -252,7 +252,7 @@ def _no_rival(other: Any, task: str) -> None:
 
 
 def _flat(names: Any) -> list[str]:
-    """Some models have several classes for a task."""
+    """Flattens the names of classes, since some models have several classes for a task."""
     return [name for each in names for name in ([each] if isinstance(each, str) else each)]
 
 

@@ -103,10 +103,10 @@ class TextExplainer:
                 text with its answer; or a list of several to explain one after another.
             target: what is explained; None for what the model predicts. The number or the name of a
                 class; of a model that classifies words, ``"Paris"`` or ``("Paris", "B-LOC")``, a
-                piece of the text that is there once; an answer as it stands in the text; the next
+                piece of the text that occurs once; an answer as it is written in the text; the next
                 or the masked word. For a list of texts, a list with one for each.
             rather_than: another class or word: the difference of the two scores is explained.
-            unit: what relevance is added up by: ``"token"``, ``"word"``, ``"sentence"``,
+            unit: the unit that relevance is summed by: ``"token"``, ``"word"``, ``"sentence"``,
                 ``"line"`` or ``"paragraph"``.
             show_progress: show a progress bar over several texts.
 
@@ -115,9 +115,9 @@ class TextExplainer:
             for a list of texts.
 
         Raises:
-            InvalidInputError: if it is no text, or is empty or longer than the model takes.
+            InvalidInputError: if it is not a text, is empty, or is longer than the model allows.
             InvalidTargetError: if there is no such target.
-            AmbiguousOutputError: if the output has no scores of the task's form.
+            AmbiguousOutputError: if the output has no scores in the task's form.
         """
         if not isinstance(text, list):
             return self._explain(text, target, rather_than, unit)

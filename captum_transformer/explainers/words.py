@@ -19,22 +19,22 @@ _REST = "other tokens"
 
 
 class Merge:
-    """How the tokens of one text are put together.
+    """Merges the tokens of one text into units such as words.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         ids: The tokens' ids.
         tokens: The tokens as strings.
-        offsets: Where each is in the text; ``(0, 0)`` for special ones.
+        offsets: The start and end of each token in the text; ``(0, 0)`` for special tokens.
         text: The text.
-        unit: What they are put together to.
-        special_in_scale: Let special tokens set the scale of the colours.
-        added: Which tokens are special beside those that the tokenizer names.
+        unit: The unit to merge tokens into.
+        special_in_scale: Let special tokens set the colour scale.
+        added: Which tokens are special in addition to the tokenizer's special tokens.
 
     Attributes:
         tokens: The tokens as strings.
-        words: What they are put together to.
-        off_scale: Which of these are special tokens.
+        words: The merged units.
+        off_scale: Which units are left out when the colour scale is found, as special tokens.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Merge:
         self.off_scale = [not special_in_scale and each > 0 for each in off.tolist()]
 
     def sums(self, values: Tensor) -> Tensor:
-        """The relevance of the words."""
+        """Returns the relevance of the units, given that of the tokens."""
         return self._merged(values)[1]
 
     def _merged(self, values: Tensor) -> tuple[list[str], Tensor]:
@@ -75,20 +75,20 @@ class Merge:
 
 
 class Words:
-    """What the tokens of a text, or of a pair, are put together to.
+    """Merges the tokens of a text, or of a pair, into units such as words.
 
     Args:
-        coded: the text.
-        unit: what they are put together to.
-        special_in_scale: let special tokens set the scale of the colours.
+        coded: the encoded text.
+        unit: the unit to merge tokens into.
+        special_in_scale: let special tokens set the colour scale.
 
     Attributes:
-        labels: what is written of each.
-        special: which of them are special tokens.
+        labels: the units as strings.
+        special: which units are special tokens.
     """
 
     def __init__(self, coded: Coded, unit: Unit, *, special_in_scale: bool = False) -> None:
-        # Special tokens go with the text that they follow.
+        # Special tokens belong to the text that they follow.
         second = next((n for n, part in enumerate(coded.of_text) if part == 1), len(coded.ids))
         ends = [second, len(coded.ids)][-len(coded.texts) :]
         self._parts = [
@@ -111,5 +111,5 @@ class Words:
         self.special = [each for _, part in self._parts for each in part.off_scale]
 
     def sums(self, relevance: Tensor) -> Tensor:
-        """The relevance of each, of that of the tokens ``(tokens,)``."""
+        """Returns the relevance of each unit, given that of the tokens ``(tokens,)``."""
         return torch.cat([merge.sums(relevance[part]) for part, merge in self._parts])

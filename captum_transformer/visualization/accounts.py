@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from captum_transformer.visualization.figure import new_figure
 
-# Inches of a bar, of each further line of its name, and of a letter; of the width for the names.
+# Inches of a bar, of each further line of its name and of a letter; the names' share of the width.
 _BAR, _LINE, _LETTER, _NAMES = 0.28, 0.15, 0.075, 0.45
 _FOR, _AGAINST, _INPUTS = "#d8604a", "#4a78b5", "#404040"
 
@@ -63,7 +63,7 @@ def account_bars(
     axes.set_ylim(sum(heights), 0)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.margins(x=0.05)
-    # In a column of their own numbers lie over nothing else.
+    # Numbers are in a separate column, so that they don't cover anything.
     numbers = axes.secondary_yaxis("right")
     numbers.set_yticks(places, [f"{value:.1f} %" for value in values], fontsize=8)
     numbers.tick_params(length=0)
@@ -75,7 +75,7 @@ def account_bars(
 
 
 def _broken(name: str, most: int) -> str:
-    """A name in lines of at most some letters, broken behind what stands between words."""
+    """Breaks a name after separators into lines of at most a number of letters."""
     lines = [""]
     for word in re.findall(rf"[^ ._/,]{{0,{most - 1}}}[ ._/,]?", name):
         if lines[-1] and len(lines[-1]) + len(word.rstrip()) > most:

@@ -50,7 +50,7 @@ class Canvas:
     def __init__(self, width: int, height: int) -> None:
         self._renderer = _renderer(width, height)
         self.width, self.height = width, height
-        # Writing into the renderer's own buffer keeps what is pasted free of any resampling.
+        # Pasting into the renderer's own buffer avoids resampling.
         self._pixels = np.asarray(self._renderer.buffer_rgba())
         self._pixels[...] = 255
 
@@ -84,20 +84,20 @@ class Canvas:
         graphics.restore()
 
     def image(self) -> Image:
-        """A copy of the picture drawn so far."""
+        """Returns a copy of the picture drawn so far."""
         picture: Image = self._pixels[..., :3].copy()
         return picture
 
 
 def text_width(string: str, size: float = 10) -> float:
-    """The width of one line of text in pixels.
+    """Returns the width of one line of text in pixels.
 
     Args:
         string: The text.
         size: The font size in points.
 
     Returns:
-        Its width.
+        The width.
     """
     width, _, _ = _measure().get_text_width_height_descent(string, FontProperties(size=size), False)  # noqa: FBT003
     return float(width)

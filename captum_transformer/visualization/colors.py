@@ -13,7 +13,7 @@ from matplotlib.colors import Colormap, ListedColormap
 from captum_transformer.visualization.canvas import BLACK, WHITE, Color
 from captum_transformer.visualization.maps import ScaledMap
 
-# Oklab, https://bottosson.github.io/posts/oklab: from its lightness and its two colour axes to the
+# Oklab, https://bottosson.github.io/posts/oklab: from lightness and the two colour axes to the
 # cone responses (cubed), and from those to linear sRGB.
 _TO_CONES = np.array(
     [
@@ -63,7 +63,7 @@ POSITIVE_CMAP: Colormap = colormaps["inferno"]
 
 
 def overlay_colors(scaled: ScaledMap) -> npt.NDArray[np.float64]:
-    """Looks up the colours that a map has over an image.
+    """Looks up the colours of a map over an image.
 
     Args:
         scaled: A map as `scale_map` returns it, of any shape.
@@ -80,7 +80,7 @@ def overlay_colors(scaled: ScaledMap) -> npt.NDArray[np.float64]:
 
 
 def paper_colors(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Looks up the colours that values have on white ground, as behind a token.
+    """Looks up the colours of values on a white background, such as behind a token.
 
     Args:
         values: Values in [-1, 1] of any shape, in units of their scale.
@@ -92,7 +92,7 @@ def paper_colors(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 def luminance(color: npt.ArrayLike) -> float:
-    """The relative luminance of a colour as WCAG defines it, from 0 (black) to 1 (white).
+    """Returns the relative luminance of a colour by WCAG, from 0 (black) to 1 (white).
 
     Args:
         color: Red, green and blue in [0, 1].
@@ -110,7 +110,7 @@ def luminance(color: npt.ArrayLike) -> float:
 
 
 def ink_on(background: npt.ArrayLike) -> Color:
-    """White or black, whichever has more contrast on a background.
+    """Returns white or black, whichever has more contrast on a background.
 
     Args:
         background: Red, green and blue in [0, 1].

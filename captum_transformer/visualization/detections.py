@@ -112,9 +112,9 @@ def _check(
         )
     left, upper, right, lower = boxes.detach().float().cpu().unbind(1)
     height, width = size
-    # A detector's box may go a little over the edge.
+    # A detector's box may extend a little beyond the edge.
     inside = (right > 0) & (lower > 0) & (left < width) & (upper < height)
-    # Shares of the image that were never multiplied with its size would all be one pixel.
+    # Boxes in shares of the image that were not multiplied by its size would all be one pixel.
     shares = bool((boxes.abs() <= 1).all()) and min(size) > 2
     if not bool(((right > left) & (lower > upper) & inside).all()) or shares:
         raise ValueError(
@@ -128,7 +128,7 @@ def _draw_box(axes: Axes, box: Sequence[float], color: str) -> None:
     left, upper, right, lower = box
     # imshow puts the first pixel's centre at zero.
     corner = (left - 0.5, upper - 0.5)
-    # A dark rim, so that the box is seen on ground of its own colour.
+    # A dark rim, so that the box is visible on a background of its own colour.
     rim = [withStroke(linewidth=3.5, foreground="#1a1a1a")]
     axes.add_patch(
         Rectangle(corner, right - left, lower - upper, fill=False, ec=color, lw=2, path_effects=rim)

@@ -45,11 +45,11 @@ def to_array(figure: Figure) -> Image:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure whose parts make room for each other.
+    """Creates an empty figure whose layout avoids overlapping parts.
 
     Args:
-        width: In inches.
-        height: In inches.
+        width: The width in inches.
+        height: The height in inches.
 
     Returns:
         The figure.
@@ -65,10 +65,10 @@ def show_image(axes: Axes, image: Image, title: str = "", note: str = "") -> Non
     Args:
         axes: The frame.
         image: The picture.
-        title: What stands above it.
-        note: What stands below it, small and grey.
+        title: The title above it.
+        note: A small grey note below it.
     """
-    # Pixels that grow stay sharp squares.
+    # Enlarged pixels stay sharp squares.
     small = max(image.shape[:2]) < _SMALL
     axes.imshow(image, interpolation="nearest" if small else "antialiased")
     axes.set(xticks=[], yticks=[])
@@ -79,7 +79,7 @@ def show_image(axes: Axes, image: Image, title: str = "", note: str = "") -> Non
 
 
 def scale_note(scaled: ScaledMap) -> str:
-    """Names the attribution of the strongest colour, for a map with a scale of its own.
+    """Returns the attribution of the strongest colour as text, for a map with its own scale.
 
     Args:
         scaled: The map.
@@ -93,17 +93,17 @@ def scale_note(scaled: ScaledMap) -> str:
 
 
 def color_bar_of(figure: Figure, scaled: ScaledMap, axes: Sequence[Axes], label: str = "") -> None:
-    """Draws the colour scale of overlays that share one.
+    """Draws the common colour scale of several overlays.
 
     Args:
-        figure: Where to draw.
+        figure: The figure to draw in.
         scaled: One of the maps.
-        axes: The frames that the scale belongs to; the bar stands at their right.
-        label: What the scale measures.
+        axes: The frames that the scale belongs to; the bar is placed at their right.
+        label: The quantity that the scale measures.
     """
     low = -1.0 if scaled.signed else 0.0
     values: Tensor = linspace(low, 1, 256)[None]
-    # Over the grey of an image of one colour, so that the bar looks as the heatmap does.
+    # Over the grey of an image of one colour, so that the bar looks like the heatmap.
     grey = np.full((1, 256, 3), 128, np.uint8)
     colors = blend(grey, ScaledMap(values, scaled.scale, scaled.signed))[0] / 255
     end = scaled.scale or 1.0

@@ -49,8 +49,8 @@ def image_and_text(
         text_width: The width in pixels of the lines of text.
         text_scale: The attribution of a token with the strongest colour; None: the strongest token.
         off_scale: For each token, whether the scale leaves it out, see `token_strip`.
-        **options: What of the image's attribution is shown, see `MapOptions`; ``sign`` holds for
-            the text, too.
+        **options: How the image's attribution is drawn, see `MapOptions`; ``sign`` also applies to
+            the text.
 
     Returns:
         A uint8 array ``(height, width, 3)``.

@@ -76,7 +76,7 @@ def image_grid(
     heights = [_SIDE * height / width for height, width, _ in shapes]
     own_scales = options.get("scale") is None
     if not own_scales:
-        # One bar names the colours of all maps, so all have the same sign.
+        # One bar shows the colours of all maps, so all have the same sign.
         options = common_scale(
             [value for row in rows.values() for value in row.values()], **options
         )

@@ -1,4 +1,4 @@
-"""From the attribution of one sample to a map that can be coloured."""
+"""Converts the attribution of one sample to a map that can be coloured."""
 
 import math
 from collections.abc import Iterable
@@ -60,8 +60,8 @@ def scaled_map(
     """Turns the attribution of an image into the map that is drawn over it.
 
     Args:
-        attribution: ``(C, H, W)`` or ``(H, W)``, or coarser or finer than the image, of which it
-            is taken to cover the whole.
+        attribution: ``(C, H, W)`` or ``(H, W)``, or coarser or finer than the image; it is assumed
+            to cover the whole image.
         size: The image's height and width.
         **options: See `MapOptions`.
 
@@ -129,7 +129,7 @@ def to_map(
 
 
 def check_finite(attribution: Tensor) -> None:
-    """Refuses NaN and infinite values, which no colour can represent.
+    """Raises an error for NaN and infinite values, which no colour can represent.
 
     Args:
         attribution: Any attribution.
@@ -176,7 +176,7 @@ def resize(values: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:
 
     Args:
         values: A map ``(h, w)``.
-        size: The height and width to have.
+        size: The new height and width.
         smooth: Interpolate bilinearly; otherwise every value becomes a block, or where the map gets
             smaller, the mean of several becomes one value.
 
@@ -237,7 +237,7 @@ def scale_map(
 
 
 def common_scale(attributions: Iterable[Tensor], **options: Unpack[MapOptions]) -> MapOptions:
-    """Options that give several attributions the same colours, to compare them with each other.
+    """Returns options that give several attributions the same colour scale, to compare them.
 
     Pass them to all pictures that are to be compared: images, classes, epochs.
 
@@ -276,14 +276,14 @@ def common_scale(attributions: Iterable[Tensor], **options: Unpack[MapOptions]) 
 
 def _own_scale(values: Tensor, quantile: float) -> float:
     sizes = values.abs().flatten()
-    # Not torch.quantile: it refuses more than 2**24 values and interpolates, so that the strongest
-    # value of a small map would never be reached.
+    # Not torch.quantile: it doesn't accept more than 2**24 values, and interpolates, so that the
+    # strongest value of a small map would never be reached.
     own = float(sizes.kthvalue(math.ceil(quantile * len(sizes))).values)
     # A map with a handful of non-zero values has a quantile of zero.
     return own if own > 0 else float(sizes.max())
 
 
 def _patch_length(values: Tensor) -> int:
-    """The largest length that divides the rows into runs of equal rows."""
+    """Returns the largest length that divides the rows into runs of equal rows."""
     changes = (values[1:] != values[:-1]).any(1).nonzero().flatten() + 1
     return math.gcd(len(values), *changes.tolist())

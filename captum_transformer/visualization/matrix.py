@@ -43,8 +43,8 @@ def token_matrix(
         attribution: ``(rows, columns)``.
         rows: The tokens at the left, for instance the generated ones.
         columns: The tokens at the top, for instance those of the prompt.
-        row_label: What the rows are.
-        column_label: What the columns are.
+        row_label: The description of the rows.
+        column_label: The description of the columns.
         title: A title.
         sign: Which part of the attribution is shown, see `scale_map`.
         scale: The attribution with the strongest colour; None: the strongest value.
@@ -177,7 +177,7 @@ def _heads(name: str, values: Tensor) -> Tensor:
 
 def _draw(axes: Axes, scaled: ScaledMap) -> None:
     values = scaled.values.numpy()
-    # An even number of cells in the figure's pixels is rare: nearest would make some wider.
+    # Cells rarely have a whole number of pixels: with nearest, some would be wider than others.
     style = "nearest" if max(values.shape) < 60 else "antialiased"
     if scaled.signed:
         axes.imshow(values, SIGNED_CMAP, vmin=-1, vmax=1, interpolation=style)

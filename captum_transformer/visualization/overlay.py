@@ -11,7 +11,7 @@ from captum_transformer.visualization.canvas import Image
 from captum_transformer.visualization.colors import overlay_colors
 from captum_transformer.visualization.maps import MapOptions, ScaledMap, scaled_map
 
-# The strongest value covers this much of the image; what has no relevance stays visible, dimmed.
+# The opacity of the strongest value, and the brightness of the image where there is no relevance.
 _OPACITY = 0.85
 _DIM = 0.75
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -54,7 +54,7 @@ def to_display(image: Picture) -> Image:
         low, high = torch.aminmax(pixels)
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise ValueError("The image has NaN or infinite values, so it can't be shown.")
-        # An image of one colour has no range; it is shown as medium grey.
+        # An image of one colour has no range, and is shown as medium grey.
         pixels = (pixels - low) / (high - low) if high > low else torch.full_like(pixels, 0.5)
         pixels = (pixels * 255).round().to(torch.uint8)
     array: Image = pixels.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
@@ -111,7 +111,7 @@ def blend(image: Image, scaled: ScaledMap) -> Image:
         A uint8 array ``(H, W, 3)``.
     """
     strength = scaled.values.abs().cpu().numpy()[..., None]
-    # An exponent below one lets weak but present relevance show.
+    # An exponent below one makes weak relevance visible.
     opacity = _OPACITY * strength**0.75
     grey = image.astype(np.float64) @ _LUMA * _DIM + 255 * (1 - _DIM) / 2
     mixed: Image = (

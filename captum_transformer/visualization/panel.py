@@ -104,12 +104,12 @@ def panel(
 
 
 def write_caption(canvas: Canvas, lines: Sequence[str], font_scale: float = 1.0) -> None:
-    """Writes a caption to the top of a canvas; what is too long ends in an ellipsis.
+    """Writes a caption to the top of a canvas; lines that are too long end in an ellipsis.
 
     Args:
-        canvas: Where to write.
+        canvas: The canvas to write on.
         lines: The caption's lines.
-        font_scale: How large its letters are.
+        font_scale: The size of letters.
     """
     width = canvas.width - 2 * MARGIN
     for number, line in enumerate(lines):
@@ -119,13 +119,13 @@ def write_caption(canvas: Canvas, lines: Sequence[str], font_scale: float = 1.0)
 
 
 def write_note(canvas: Canvas, note: str, y: int, font_scale: float = 1.0) -> None:
-    """Writes a small grey line; what is too long ends in an ellipsis.
+    """Writes a small grey line; if it is too long, it ends in an ellipsis.
 
     Args:
-        canvas: Where to write.
+        canvas: The canvas to write on.
         note: The line.
         y: Its upper end.
-        font_scale: How large its letters are.
+        font_scale: The size of letters.
     """
     size = 8.5 * font_scale
     text = fit(note, canvas.width - 2 * MARGIN, size)
@@ -133,11 +133,11 @@ def write_note(canvas: Canvas, note: str, y: int, font_scale: float = 1.0) -> No
 
 
 def format_value(value: float, digits: int = 2) -> str:
-    """Writes a value of a colour scale; with two digits, in at most seven characters.
+    """Formats a value of a colour scale; with two digits, in at most seven characters.
 
     Args:
         value: Any finite number.
-        digits: How many significant digits it is rounded to.
+        digits: The number of significant digits.
 
     Returns:
         The digits, with a true minus sign.
@@ -164,18 +164,18 @@ def color_bar(
     """Draws the colour scale of a heatmap, with the attributions at its ends.
 
     Args:
-        canvas: Where to draw.
+        canvas: The canvas to draw on.
         scaled: The map that the scale belongs to.
         x: The left end.
         y: The upper end.
-        height: The length of the bar; that of a map of zeros is a plain grey.
-        font_scale: How large its letters are.
-        unit: What stands behind the numbers.
-        ends: What its ends mean, where there is room.
+        height: The length of the bar, which is plain grey for a map of zeros.
+        font_scale: The size of letters.
+        unit: The unit after the numbers.
+        ends: The meaning of the two ends, written if there is enough space.
     """
     top, bottom = float(scaled.scale > 0), -float(scaled.scale > 0 and scaled.signed)
     values = torch.linspace(top, bottom, height)[:, None].expand(-1, _BAR)
-    # Over the grey of an image of one colour, so that the bar looks as the heatmap does.
+    # Over the grey of an image of one colour, so that the bar looks like the heatmap.
     grey = np.full((height, _BAR, 3), 128, np.uint8)
     canvas.paste(blend(grey, ScaledMap(values, scaled.scale, scaled.signed)), x, y)
     line = 10 * font_scale
@@ -194,11 +194,11 @@ def color_bar(
 
 
 def fit_height(image: Image, height: int) -> Image:
-    """Resizes a picture; pixels that grow stay sharp squares.
+    """Resizes a picture; enlarged pixels stay sharp squares.
 
     Args:
         image: A uint8 array ``(H, W, 3)``.
-        height: The height to have; the width follows.
+        height: The new height; the aspect ratio is kept.
 
     Returns:
         A uint8 array ``(height, width, 3)``.

@@ -1,4 +1,4 @@
-"""Relevance of pixels, added up by the patches that a model cuts its input into."""
+"""Sums the relevance of pixels by the patches that a model cuts its input into."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Where in a picture each value of a processor's output comes from."""
+"""Finds the place in a picture that each value of a processor's output comes from."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -14,10 +14,10 @@ Grey: TypeAlias = npt.NDArray[np.float64]
 Process: TypeAlias = Callable[[list[Any]], Tensor]
 """Converts a list of pictures (PIL images) to a model's input."""
 
-_MOST = 100  # pictures whose numbers can be told apart as greys
+_MOST = 100  # pictures whose numbers can be distinguished as greys
 _STEP = 0.5 / 255
-# Of two ramps, each drawn and perhaps interpolated in whole steps of grey; beyond the edges of a
-# picture interpolation has nothing to go on with.
+# The tolerance for two ramps, each drawn and perhaps interpolated in whole steps of grey; beyond
+# the edges of a picture, there are no values to interpolate with.
 _ROUNDING = 8 / 255
 
 
@@ -35,7 +35,7 @@ class Places(NamedTuple):
     y: Tensor
 
     def resolution(self, number: int) -> tuple[int, int]:
-        """How many rows and columns of a picture the input resolves, at most 255 of each."""
+        """Returns how many rows and columns of a picture the input resolves, at most 255 each."""
         inside = self.picture == number
         return _count(self.y[inside]), _count(self.x[inside])
 
@@ -47,8 +47,8 @@ class Places(NamedTuple):
         padding is left out.
 
         Args:
-            relevance: of the input, ``(..., *shape)``.
-            sizes: height and width of each map, up to its `resolution`.
+            relevance: the relevance of the input, ``(..., *shape)``.
+            sizes: the height and width of each map, up to its `resolution`.
 
         Returns:
             A map ``(..., height, width)`` for each picture.
@@ -125,7 +125,7 @@ def places_of(process: Process, pictures: Sequence[Any]) -> Places:
     along = [made_of(ramp) for ramp in ramps]
     against = [made_of(1 - grey for grey in ramp) for ramp in ramps]
     shown = [process(list(pictures)).detach().double() for _ in range(2)]
-    # A tenth of the way up: what bends the scale, such as a limit to it, bends this most.
+    # A tenth of the way up: a nonlinear scale, such as one with a limit, changes this most.
     dark = made_of(np.full(1, 0.1) for _ in sizes)
     made = [black, white, dark, *along, *against, *shown]
     if len({each.shape for each in made}) > 1 or not _places_decide(
@@ -154,7 +154,7 @@ def _places_decide(
     ramps: Sequence[tuple[Tensor, Tensor]],
     shown: Sequence[Tensor],
 ) -> bool:
-    """Whether values are those of their places in a picture, shifted and scaled, and no others."""
+    """Returns whether each value is only that of its place in a picture, shifted and scaled."""
     span = white - black
     rounding = _ROUNDING * span.abs()
     scaled = (dark - black - 0.1 * span).abs() <= rounding
@@ -165,9 +165,9 @@ def _places_decide(
 
 
 def _count(places: Tensor) -> int:
-    """How many places that lie as far apart as these fit into a picture."""
+    """Returns how many places with the distance of these fit into a picture, at most 255."""
     there = torch.unique(places)
-    # What lies nearer is rounding, as of channels that have other ranges, or finer than grey is.
+    # Smaller distances are rounding errors, as of channels with other ranges, or finer than greys.
     if not len(there) or there[-1] - there[0] < _STEP:
         return 1
     gaps = there.diff()

@@ -27,7 +27,7 @@ def spectrogram(
     title: str = "",
     **options: Unpack[MapOptions],
 ) -> Figure:
-    """Draws an explained sound: above its spectrogram with the overlay, below the sum per moment.
+    """Draws an explained sound: its spectrogram with the overlay, and the sum per moment below it.
 
     Args:
         sound: A spectrogram ``(bins, frames)``, low frequencies first, as Whisper's
@@ -36,7 +36,7 @@ def spectrogram(
             ``(t,)`` or per patch ``(b, t)``, where ``b`` divides the bins and ``t`` the frames. For
             a waveform ``(samples,)``, which is summed to moments.
         sample_rate: The samples per second of a waveform; needed for one.
-        seconds: How long a spectrogram lasts, for the axis; by default it counts frames.
+        seconds: The duration of a spectrogram, for the axis, which counts frames by default.
         title: A title.
         **options: How the attribution is drawn, see `MapOptions`.
 
@@ -78,7 +78,7 @@ def spectrogram(
     end = seconds or float(frames)
     above.imshow(blend(picture, scaled), origin="lower", aspect="auto", extent=(0, end, 0, top))
     above.set_ylabel(vertical, fontsize=8, color=GREY)
-    # Steps, as each frame has one value.
+    # Drawn in steps, since each frame has one value.
     edges = np.linspace(0, end, frames + 1)
     heights = per_frame.numpy()
     below.stairs(heights.clip(min=0), edges, fill=True, color=_FOR)
@@ -109,7 +109,7 @@ def _spread(values: Tensor, size: tuple[int, int]) -> Tensor:
 def _of_waveform(
     sound: Tensor, values: Tensor, sample_rate: float | None
 ) -> tuple[Tensor, Tensor, float]:
-    """The log power of a waveform, the relevance of each of its frames, and its length."""
+    """Returns the log power of a waveform, the relevance of each frame, and the duration."""
     if sample_rate is None or not sample_rate > 0:
         raise ValueError(
             f"A waveform needs its sample_rate in samples per second, got {sample_rate}."
@@ -125,9 +125,9 @@ def _of_waveform(
     starts = torch.arange(0, len(sound), hop)
     pieces = padded.unfold(0, window, 1)[starts] * torch.hann_window(window)
     power = torch.fft.rfft(pieces).abs().square()[:, :_BINS].T
-    # 80 dB are what is worth seeing.
+    # A range of 80 dB is shown.
     decibels = 10 * power.clamp(min=1e-20).log10()
     decibels = decibels.clamp(min=float(decibels.max()) - 80)
-    # Each sample belongs to the frame that is nearest in front of it.
+    # Each sample belongs to the last frame that starts at or before it.
     per_frame = torch.zeros(len(starts)).index_add_(0, torch.arange(len(sound)) // hop, values)
     return decibels, per_frame, len(sound) / sample_rate

@@ -1,4 +1,4 @@
-"""Writes explanations to TensorBoard; Lightning is not needed for it."""
+"""Writes explanations to TensorBoard, without Lightning."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -60,7 +60,7 @@ def log_attributions(
         global_step: The step on the slider.
         captions: A caption for each image.
         names: A name for each image; by default ``sample_0``, ``sample_1``, ...
-        **options: How the attribution is shown, see `MapOptions`.
+        **options: How the attribution is drawn, see `MapOptions`.
 
     Raises:
         ValueError: If the numbers of images, attributions, captions or names differ, or a picture

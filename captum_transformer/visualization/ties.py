@@ -34,14 +34,14 @@ _BETWEEN = 48  # pixels between two images
 
 
 class Ties(NamedTuple):
-    """The pairs that are drawn, the weakest first.
+    """The drawn pairs, the weakest first.
 
     Attributes:
-        pairs: Where each is, ``(ties, 2)``: its place on the one side, and on the other.
-        shares: Its share of the scale, in [-1, 1].
-        values: Its relevance.
-        scaled: The scale of all.
-        note: What of all pairs is not there to be seen.
+        pairs: The row and column of each pair, ``(ties, 2)``.
+        shares: The share of the scale of each pair, in [-1, 1].
+        values: The relevance of each pair.
+        scaled: The scaled relevance of all pairs.
+        note: How many of all pairs are drawn, or empty if none is left out.
     """
 
     pairs: list[tuple[int, int]]
@@ -59,17 +59,17 @@ def strongest_ties(
     sign: Sign = "auto",
     scale: float | None = None,
 ) -> Ties:
-    """Finds the strongest pairs of a matrix, and where each is on the scale.
+    """Finds the strongest pairs of a matrix, and their shares of the scale.
 
     Args:
         relevance: Finite values, ``(N1, N2)``.
-        most: How many pairs at most.
+        most: The maximum number of pairs.
         off_scale: Which tokens of either side don't set the scale.
-        sign: Which part is shown, see `scale_map`.
+        sign: Which part of the relevance is shown, see `scale_map`.
         scale: The relevance of the strongest tie; None: the largest that is on the scale.
 
     Returns:
-        The pairs with a relevance that is shown.
+        The pairs, without those whose relevance isn't shown.
     """
     if most < 1:
         raise ValueError(f"most must be a positive number of ties, got {most}.")
@@ -87,7 +87,7 @@ def strongest_ties(
 
 
 def check_words(relevance: Tensor, one: Sequence[str], other: Sequence[str]) -> None:
-    """Raises if a matrix is not that of two texts."""
+    """Raises an error if a matrix doesn't have the shape of two texts."""
     if relevance.shape != (len(one), len(other)) or not relevance.numel():
         raise ValueError(
             f"{len(one)} and {len(other)} tokens need a relevance of the shape ({len(one)}, "
@@ -116,8 +116,8 @@ def word_ties(
     Args:
         relevance: ``(N1, N2)``, one sample of what `BiLRP` returns.
         one: The tokens of the text at the left, or its words.
-        other: Those of the text at the right.
-        labels: What the texts are.
+        other: The tokens or words of the text at the right.
+        labels: The descriptions of the texts.
         title: A title.
         most: How many lines to draw; the strongest pairs are chosen.
         sign: Which part of the relevance is shown, see `scale_map`.
@@ -225,7 +225,7 @@ def patch_ties(
             axes.add_patch(frame)
             ends.append((corner[0] + width / 2, corner[1] + height / 2))
         lines.append(ends)
-    # A pale rim, so that a line is seen on dark ground: as faint as the line.
+    # A pale rim, which fades with the line, so that the line is visible on a dark background.
     rims = [(1.0, 1.0, 1.0, 0.6 * abs(share)) for share in ties.shares]
     axes.add_collection(LineCollection(lines, colors=_colors(ties), linewidths=2))
     axes.add_collection(LineCollection(lines, colors=rims, linewidths=3.5, zorder=1.5))
@@ -235,7 +235,7 @@ def patch_ties(
 
 
 def _grey(picture: Image) -> Image:
-    """As behind a heatmap, so that colours stand for relevance alone."""
+    """Returns a picture in the grey behind heatmaps, so that colours only show relevance."""
     return blend(picture, ScaledMap(torch.zeros(picture.shape[:2]), 0.0, signed=False))
 
 
@@ -244,7 +244,7 @@ def _colors(ties: Ties) -> list[tuple[float, ...]]:
 
 
 def _draw_curves(axes: Axes, ties: Ties, tops: Sequence[float]) -> None:
-    """Lines that start and end horizontally, so that those of neighbours can be distinguished."""
+    """Draws lines that start and end horizontally, so that neighbours can be distinguished."""
     along = np.linspace(0, 1, 40)
     eased = along * along * (3 - 2 * along)
     curves = [
@@ -255,7 +255,7 @@ def _draw_curves(axes: Axes, ties: Ties, tops: Sequence[float]) -> None:
 
 
 def _finish(figure: Figure, axes: Axes, ties: Ties, title: str, note: str) -> None:
-    """Adds the title, the note and the scale of colours."""
+    """Adds the title, the note and the colour scale."""
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=11, parse_math=False)

@@ -15,7 +15,7 @@ from captum_transformer.visualization.tokens import visible
 _ROW, _GAP, _TOP = 26, 240, 20  # pixels
 _SIZE, _LONGEST = 11.0, 260.0
 
-# The colours of `token_html`'s scheme in their strong form: ties are thin.
+# Stronger versions of `token_html`'s colours, since ties are thin.
 STYLE = """
 .ties{--ground:#fff;--ink:#1a1a1a;--faint:#5c5c5c;--for:#b42d20;--against:#1560c8;
 background:var(--ground);color:var(--ink);font:1rem/1.6 system-ui,sans-serif;padding:.75em 1em}
@@ -55,9 +55,9 @@ def word_ties_html(
     Args:
         relevance: ``(N1, N2)``, one sample of what `BiLRP` returns.
         one: The tokens of the text at the left, or its words.
-        other: Those of the text at the right.
+        other: The tokens or words of the text at the right.
         caption: One or several lines above the texts.
-        labels: What the texts are.
+        labels: The descriptions of the texts.
         most: How many ties to draw, the strongest ones.
         sign: Which part of the relevance is shown, see `scale_map`.
         scale: The relevance of a tie that is opaque; None: the strongest.
@@ -81,7 +81,7 @@ def word_ties_html(
     off = as_mask(off_scale[0], len(one)), as_mask(off_scale[1], len(other))
     ties = strongest_ties(relevance, most, off, sign=sign, scale=scale)
     words = [[fit(visible(token), _LONGEST, _SIZE) for token in text] for text in texts]
-    # Browsers have other fonts, so there is some room.
+    # Browsers have other fonts, so some space is added.
     widths = [round(1.15 * max(text_width(word, _SIZE) for word in each)) + 16 for each in words]
     rows = max(map(len, texts))
     first = _TOP + _ROW * any(labels)

@@ -31,7 +31,7 @@ def token_ansi(
         sign: Which part of the attribution is shown, see `scale_map`.
         scale: The attribution with the strongest colour; None: each text has its own.
         off_scale: For each token, whether it is left out when the scale is found, see
-            `token_strip`. These are dim and have no ground.
+            `token_strip`. These are dim and have no background.
 
     Returns:
         One line, to be printed.

@@ -9,7 +9,7 @@ from captum_transformer.visualization.maps import Sign
 from captum_transformer.visualization.panel import format_value
 from captum_transformer.visualization.token_scale import OffScale, scale_tokens
 
-# The strongest colours are ones on which the ink of their scheme has a contrast above 4.5.
+# On the strongest colours, the text of each scheme has a contrast above 4.5.
 STYLE = """
 .relevance{--ground:#fff;--ink:#1a1a1a;--faint:#5c5c5c;--for:224 93 72;--against:93 143 226;
 background:var(--ground);color:var(--ink);font:1rem/1.9 system-ui,sans-serif;padding:.75em 1em}

@@ -1,7 +1,7 @@
-"""Which tokens set the colour scale, and what the others look like.
+"""Finds the colour scale of a text, from which some tokens can be left out.
 
-`[CLS]`, a start token or the first token of a decoder may have nearly all relevance of a text,
-whatever the text is. If they set the scale, no word would have a visible colour.
+`[CLS]`, a start token or the first token of a decoder may have almost all relevance of any text.
+If they set the scale, no word would have a visible colour.
 """
 
 from collections.abc import Collection, Sequence
@@ -36,10 +36,10 @@ class ScaledTokens(NamedTuple):
     """The tokens of a text in units of their colour scale.
 
     Attributes:
-        labels: What is written of each; what goes beyond the scale says its value.
-        values: The attribution of each.
-        scaled: Their shares of the scale, clipped to [-1, 1].
-        off_scale: Which of them the scale leaves out.
+        labels: The text of each token, with its value if that is beyond the scale.
+        values: The attribution of each token.
+        scaled: The tokens' shares of the scale, clipped to [-1, 1].
+        off_scale: Which tokens are left out of the scale.
     """
 
     labels: list[str]
@@ -56,7 +56,7 @@ def scale_tokens(
     sign: Sign = "auto",
     scale: float | None = None,
 ) -> ScaledTokens:
-    """Finds the colour scale of a text, and where each token is on it.
+    """Finds the colour scale of a text, and the share of each token on it.
 
     Args:
         tokens: The N tokens as strings.
@@ -95,14 +95,14 @@ def scale_without(
 
     Args:
         values: Finite values of any shape.
-        off_scale: Which of them don't set the scale, of the same shape.
+        off_scale: Which values don't set the scale, of the same shape.
         sign: The part to show, see `scale_map`.
         scale: The attribution that gets the strongest colour, if it is fixed.
 
     Returns:
         The scaled values, clipped.
     """
-    # Without any value on the scale it is that of a zero.
+    # If no value sets the scale, it is the scale of a zero.
     setting = torch.cat([values[~off_scale], values.new_zeros(1)])
     found = scale_map(setting, sign=sign, scale=scale, quantile=1.0)
     shown = values.abs() if sign == "absolute" else values
@@ -112,7 +112,7 @@ def scale_without(
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """The ids of a tokenizer's special tokens: start, end, separation, padding, mask.
+    """Returns the ids of a tokenizer's special tokens: start, end, separation, padding, mask.
 
     The token for unknown words is not among them, as it stands for a word of the text.
 
@@ -120,18 +120,18 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
         tokenizer: A tokenizer of Transformers.
 
     Returns:
-        What it says itself, in ``all_special_ids``; nothing if it has no such attribute.
+        The tokenizer's ``all_special_ids``; empty if it has no such attribute.
     """
     unknown = getattr(tokenizer, "unk_token_id", None)
     ids: Collection[int] = getattr(tokenizer, "all_special_ids", ())
-    # A tokenizer may have one token for all purposes, as GPT-2's does.
+    # A tokenizer may have one token for all purposes, like GPT-2's.
     purposes = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id")
     others = {getattr(tokenizer, purpose, None) for purpose in purposes}
     return frozenset(each for each in ids if each != unknown or each in others)
 
 
 def as_mask(off_scale: OffScale, count: int) -> Tensor:
-    """Which of so many tokens are left out of the scale, as a tensor of truth values."""
+    """Returns a boolean mask of the tokens that are left out of the scale."""
     if off_scale is None:
         return torch.zeros(count, dtype=torch.bool)
     mask = torch.as_tensor(off_scale).cpu()

@@ -58,19 +58,19 @@ def token_strip(
     Args:
         tokens: The N tokens as strings, or its words, see `merge_words`.
         attribution: One value per token, ``(N,)``, or ``(N, D)`` for the values of an embedding,
-            which are summed. Several of them by title, such as those of several steps, stand below
-            each other and have one scale.
+            which are summed. Several of them by title, such as those of several steps, are drawn
+            below each other with one scale.
         caption: One or several lines, see `panel`.
         width: The picture's width in pixels.
         sign: Which part of the attribution is shown, see `scale_map`.
         scale: The attribution with the strongest colour; None: each text has its own.
         off_scale: For each token, whether it is left out when the scale is found: special tokens,
             or the first of a decoder, which may hold nearly all relevance. These are framed, not
-            filled, and say their value where it is beyond the scale.
+            filled, and show their value if it is beyond the scale.
         font_scale: How large letters and boxes are; 2 for pictures that are shown at half their
             size.
-        note: A line below the legend, such as what the scale is.
-        unit: What stands behind the numbers of the legend.
+        note: A line below the legend, such as a description of the scale.
+        unit: The unit after the numbers of the legend.
 
     Returns:
         A uint8 array ``(height, width, 3)``.
@@ -132,14 +132,14 @@ class TokenBoxes(NamedTuple):
     """Boxes with tokens, wrapped to a width, above a legend.
 
     Attributes:
-        texts: What each box says.
+        texts: The text of each box.
         widths: The width of each box.
         places: The x and the row of each box.
         scaled: The value of each box.
         off_scale: Which boxes are framed.
-        legend: What the legend says of which colour, None for that of a frame; and where.
-        font_scale: How large all of it is.
-        height: Of all rows and the legend.
+        legend: For each entry of the legend its text, its colour (None for a frame) and its place.
+        font_scale: The size of letters and boxes.
+        height: The height of all rows and the legend.
     """
 
     texts: list[str]
@@ -162,7 +162,7 @@ class TokenBoxes(NamedTuple):
         ends: tuple[str, str] = ("against", "for"),
         legend: bool = True,
     ) -> "TokenBoxes":
-        """Finds each token its place; what is wider than a whole line ends in an ellipsis."""
+        """Finds the place of each token; one that is wider than a line ends in an ellipsis."""
         padding, size = round(_PADDING * font_scale), _SIZE * font_scale
         texts = [fit(label, width - 2 * padding, size) for label in tokens.labels]
         widths = [round(text_width(text, size)) + 2 * padding for text in texts]
@@ -205,7 +205,7 @@ class TokenBoxes(NamedTuple):
 
 
 def _wrap(widths: Sequence[int], room: int, gap: int) -> tuple[list[tuple[int, int]], int]:
-    """Where each box goes, as its x and its row, and the number of rows."""
+    """Returns the x and the row of each box, and the number of rows."""
     places, x, row = [], 0, 0
     for width in widths:
         if x and x + width > room:
@@ -222,7 +222,7 @@ def _frame(canvas: Canvas, x: int, y: int, width: int, height: int, color: Color
 
 
 def _entries(scaled: ScaledMap, unit: str, ends: tuple[str, str]) -> list[tuple[str, Color | None]]:
-    """What the legend says of the colours of the scale's ends."""
+    """Returns the legend's texts and colours for zero and the ends of the scale."""
     places = [0.0] if not scaled.scale else [-1.0, 0.0, 1.0] if scaled.signed else [0.0, 1.0]
     colors = paper_colors(np.array(places, np.float32)).tolist()
     meaning = {-1.0: f"{unit} {ends[0]}", 0.0: "", 1.0: f"{unit} {ends[1]}"}

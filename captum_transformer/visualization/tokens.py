@@ -1,4 +1,4 @@
-"""The attribution of a text: one value per token, as a picture, a page or a table may show it."""
+"""Reduces the attribution of a text to one value per token, and writes it as a table."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ def token_table(tokens: Sequence[str], attribution: Tensor) -> str:
 
     Args:
         tokens: The N tokens as strings. They are escaped, so that ``**``, ``|`` or ``<b>`` in a
-            text show as what they are.
+            text are shown literally.
         attribution: ``(N,)`` or ``(N, D)``, as for `token_strip`.
 
     Returns:
@@ -39,7 +39,7 @@ def token_table(tokens: Sequence[str], attribution: Tensor) -> str:
 
 
 def token_values(tokens: Sequence[str], attribution: Tensor) -> Tensor:
-    """Reduces the attribution of one text to a value per token.
+    """Reduces the attribution of one text to one value per token.
 
     Args:
         tokens: The N tokens as strings.
@@ -63,7 +63,7 @@ def token_values(tokens: Sequence[str], attribution: Tensor) -> Tensor:
 
 
 def visible(token: str) -> str:
-    r"""Makes those characters of a token visible that have no shape or would break the line.
+    r"""Replaces characters of a token that are invisible or would break the line by visible ones.
 
     Args:
         token: Any string.

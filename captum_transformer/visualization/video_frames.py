@@ -1,4 +1,4 @@
-"""The frames of a video, above the same frames with their map."""
+"""Draws the frames of a video, above the same frames with their maps."""
 
 import torch
 from matplotlib.figure import Figure
@@ -27,8 +27,8 @@ def video_frames(
         attribution: ``(T, C, H, W)`` or ``(T, H, W)``, or coarser in time and space, as one value
             per tubelet is: its number of frames, height and width divide the video's.
         title: A title for the whole.
-        most: Of a longer video, this many frames are drawn, at equal distances. The scale is still
-            that of all.
+        most: The maximum number of frames, drawn at equal distances. The scale is always that of
+            all frames.
         **options: How the attribution is drawn, see `MapOptions`. Without a ``scale``, the
             frames have a common one.
 
@@ -59,7 +59,7 @@ def video_frames(
         raise ValueError(f"most must be a positive number of frames, got {most}.")
     options = common_scale(attribution, **options)
     chosen = torch.linspace(0, length - 1, min(most, length)).round().long().tolist()
-    # One picture of all frames, so that none is stretched to a range of its own.
+    # Converted as one picture, so that no frame is stretched to its own range.
     height, width = video.shape[-2:]
     pictures = to_display(video.transpose(0, 1).flatten(1, 2)).reshape(length, height, width, 3)
     figure = new_figure(

@@ -1,4 +1,4 @@
-"""Tokens put together to the words that they are pieces of."""
+"""Merges tokens into the words that they are pieces of."""
 
 import re
 from bisect import bisect_left, bisect_right
@@ -13,9 +13,9 @@ from torch import Tensor
 from captum_transformer.visualization.token_scale import special_ids
 from captum_transformer.visualization.tokens import token_values
 
-# What a word is: letters and digits, with apostrophes and hyphens inside. Scripts that write no
-# spaces (Thai, Lao, Khmer, Burmese, Han, Kana) have no such words: each of their characters is a
-# unit, so their tokens stay as they are. Any other visible character is a unit of its own.
+# Words are letters and digits, with apostrophes and hyphens inside. Scripts without spaces (Thai,
+# Lao, Khmer, Burmese, Han, Kana) have no such words: each of their characters is a unit, so their
+# tokens are not merged. Any other visible character is a separate unit.
 _NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _LETTER = rf"(?:(?![{_NO_SPACES}])\w)"
 _UNIT = re.compile(rf"{_LETTER}+(?:['’\-]{_LETTER}+)*|\S")
@@ -28,17 +28,17 @@ def merge_words(
     offsets: Sequence[Sequence[int]] | Tensor,
     text: str,
 ) -> tuple[list[str], Tensor]:
-    """Adds up the attributions of the tokens that a tokenizer has cut words into.
+    """Sums the attributions of the tokens that a tokenizer has split words into.
 
-    A word's attribution is the sum over its tokens, so the total stays what it is. Punctuation and
-    special tokens keep their own. Words are written as they stand in the text, in lower and upper
-    case and without the tokenizer's marks (``##``, ``Ġ``, ``▁``).
+    A word's attribution is the sum over its tokens, so the total doesn't change. Punctuation and
+    special tokens keep their own. Words are written as in the text, with its case and without the
+    tokenizer's marks (``##``, ``Ġ``, ``▁``).
 
     Args:
-        tokens: The N tokens as strings; of special ones, such as ``[CLS]``, the name is shown.
+        tokens: The N tokens as strings, which are shown for special tokens such as ``[CLS]``.
         attribution: One value per token, ``(N,)``, or ``(N, D)``, whose features are summed.
-        offsets: Where each token begins and ends in the text, ``(N, 2)``; a fast tokenizer gives
-            them with ``return_offsets_mapping=True``. Special tokens have ``(0, 0)``.
+        offsets: The start and end of each token in the text, ``(N, 2)``, as returned by a fast
+            tokenizer with ``return_offsets_mapping=True``. Special tokens have ``(0, 0)``.
         text: The text itself.
 
     Returns:
@@ -62,7 +62,7 @@ def merge_words(
     _check_order(spans)
     every = [match.span() for match in _UNIT.finditer(text)]
     units = [_units(every, span) for span in spans]
-    # A special token has no unit, and shares none with its neighbours.
+    # A special token has no unit, so it shares none with its neighbours.
     first = [
         number
         for number in range(len(tokens))
@@ -73,7 +73,7 @@ def merge_words(
     words, sums = [], []
     for start, end in pairwise([*first, len(tokens)]):
         written = text[spans[start][0] : spans[end - 1][1]]
-        # A special token is nowhere in the text; one of spaces is, and nothing else.
+        # A special token has no place in the text; a token of spaces has one, and is only spaces.
         words.append((written.strip() or written) if written else tokens[start])
         sums.append(values[start:end].sum())
     return words, torch.stack(sums)
@@ -84,8 +84,8 @@ def decode_with_offsets(
 ) -> tuple[list[str], list[tuple[int, int]], str]:
     """Decodes ids to a text, with the position of each token in it, as `merge_words` needs.
 
-    A tokenizer has offsets only of a text that it is given. Here they come from decoding: the
-    tokens up to each one are decoded, and a token is what it adds to those before it.
+    A tokenizer only returns offsets for a text that it encodes. Here they come from decoding: the
+    tokens up to each one are decoded, and a token's text is what it adds to the text before it.
 
     Args:
         tokenizer: A tokenizer of Transformers, fast or slow.
@@ -119,14 +119,14 @@ def decode_with_offsets(
         return text
 
     text = decoded(len(written))
-    # A part of a character is decoded to a replacement that is no prefix of the whole text.
+    # A part of a character is decoded to a replacement, so the result isn't a prefix of the text.
     ends = [_common(decoded(count), text) for count in range(len(written) + 1)]
     if ends != sorted(ends):
         raise ValueError(
             "Some tokens change the text before them, so they have no place in it. Show the tokens "
             "as they are, by to_tokens=tokenizer.convert_ids_to_tokens."
         )
-    # All parts of a character have its place.
+    # All parts of a character get its place.
     places = iter(
         [
             (start, next((later for later in ends[number:] if later > start), start))
@@ -138,7 +138,7 @@ def decode_with_offsets(
 
 
 def _common(left: str, right: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Returns the length of the common prefix of two texts."""
     pairs = enumerate(zip(left, right, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))
 
@@ -163,6 +163,6 @@ def _check_order(spans: Sequence[tuple[int, int]]) -> None:
 
 
 def _units(units: Sequence[tuple[int, int]], span: tuple[int, int]) -> range:
-    """The numbers of the units that a token has a piece of."""
+    """Returns the indices of the units that a token overlaps."""
     start, end = span
     return range(bisect_right(units, start, key=_END), bisect_left(units, end, key=_START))

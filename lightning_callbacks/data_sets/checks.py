@@ -53,27 +53,27 @@ def check_prediction(trainer: Trainer, module: LightningModule) -> None:
 
 
 def loader_of(trainer: Trainer) -> Any:
-    """The loader whose batches are explained.
+    """Returns the loader whose batches are explained.
 
     Args:
         trainer: The trainer, whose loaders are there.
 
     Returns:
-        The only one.
+        The only loader.
     """
     loader = trainer.predict_dataloaders
     return loader[0] if isinstance(loader, (list, tuple)) else loader
 
 
 def hooks_of(trainer: Trainer, module: LightningModule) -> Callable[[Any], Any] | None:
-    """What changes a batch between its loader and the model.
+    """Returns the function that changes a batch on its way from the loader to the model.
 
     Args:
         trainer: The trainer.
         module: Its module.
 
     Returns:
-        The way that a batch takes; None if neither the module nor the data module has a hook.
+        A function that applies the hooks, or None if the module and the data module have none.
     """
     owners = (module, trainer.datamodule)  # type: ignore[attr-defined]
     if not any(overridden_hooks(owner) for owner in owners if owner is not None):
@@ -82,7 +82,7 @@ def hooks_of(trainer: Trainer, module: LightningModule) -> Callable[[Any], Any] 
 
 
 def number_of_samples(trainer: Trainer) -> int:
-    """How many samples the data set has.
+    """Returns the number of samples of the data set.
 
     Args:
         trainer: The trainer, whose loaders are there.
@@ -110,20 +110,20 @@ def number_of_samples(trainer: Trainer) -> int:
 
 
 def from_first_process(trainer: Trainer, find: Callable[[], T]) -> T:
-    """What a function returns in the first process, in all of them.
+    """Calls a function in the first process, and returns its result in all processes.
 
-    Where it fails all stop, or the others would wait for the first.
+    If it fails, all processes raise an error, so that none waits for the first one.
 
     Args:
         trainer: The trainer.
         find: The function; only the first process calls it.
 
     Returns:
-        What it has returned there.
+        The function's result in the first process.
 
     Raises:
-        Exception: What it has raised; in the other processes a MisconfigurationException with the
-            same text.
+        Exception: The function's error; in the other processes a MisconfigurationException with
+            the same text.
     """
     found: Any = None
     failure: Exception | None = None

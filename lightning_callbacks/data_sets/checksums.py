@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def checksum_of(parts: Iterable[str | Tensor]) -> int:
-    """The checksum of some texts and tensors.
+    """Returns the checksum of some texts and tensors.
 
     Args:
-        parts: Texts, and tensors on any device. Of a tensor its type and shape count, too.
+        parts: Texts, and tensors on any device, whose type and shape are included.
 
     Returns:
         A number that fits into int64.

@@ -1,7 +1,7 @@
 """Describes methods and models in JSON, so that two runs can be compared.
 
-What is said must be the same in every process, on every device and on every day, and must differ
-where the explanations would.
+A description must be the same in every process, on every device and at any time, and must differ
+if the explanations would.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _OF_ALL_MODULES = frozenset(vars(nn.Module()))
 
 
 def describe_method(method: Attribution, model: nn.Module) -> dict[str, Any]:
-    """Says which method explains, with its arguments.
+    """Describes a method and its arguments.
 
     Args:
-        method: A Captum method. Its arguments are what it holds as attributes; what is set only
-            when `attribute` is called can't be known.
+        method: A Captum method. Its arguments are its attributes; arguments that are only passed
+            to `attribute` can't be known.
         model: The model, whose parts are named as in it.
 
     Returns:
-        Its class and arguments, in terms of JSON.
+        Its class and arguments, as values of JSON.
 
     Example:
         >>> from captum.attr import Saliency
@@ -48,13 +48,13 @@ def describe_method(method: Attribution, model: nn.Module) -> dict[str, Any]:
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """Says which model is explained.
+    """Describes a model.
 
     Args:
         model: The model.
 
     Returns:
-        Its class, a hash of all that a checkpoint would hold, one of the buffers that it would not,
+        Its class, a hash of its state dict, a hash of the buffers that aren't in the state dict,
         and its modules: the class of each, its plain attributes and the code of its `forward`.
     """
     state = model.state_dict()
@@ -72,10 +72,10 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
 
 def describe_versions(model: nn.Module) -> dict[str, str]:
-    """The versions of what the explanations are computed with.
+    """Returns the versions of the packages that compute the explanations.
 
     Args:
-        model: The model, whose own package is among it.
+        model: The model, whose own package is included.
 
     Returns:
         Versions by package.
@@ -87,20 +87,20 @@ def describe_versions(model: nn.Module) -> dict[str, str]:
     }
     # "2.6.0+cpu" and "2.6.0+cu126" are one version: processes may run on different devices.
     known = {name: v.partition("+")[0] for name, v in versions.items() if isinstance(v, str)}
-    # By which the code of functions is compiled.
+    # The compiled code of functions depends on it.
     return {**known, "python": f"{sys.version_info.major}.{sys.version_info.minor}"}
 
 
 def describe(value: Any, model: nn.Module) -> Any:
-    """Says what an argument is.
+    """Describes an argument.
 
     Args:
         value: Anything.
         model: The model; its parts are called by their names in it.
 
     Returns:
-        The same in terms of JSON: tensors by their hashes, functions by their names, their code
-        and what they hold, objects by their class and plain attributes.
+        The argument as values of JSON: tensors by their hashes, functions by their names, code,
+        defaults and closures, objects by their class and plain attributes.
 
     Example:
         >>> describe((1, torch.float32), nn.Identity())
@@ -144,7 +144,7 @@ def _described(value: Any, names: Mapping[int, str], inside: tuple[int, ...]) ->
     elif isinstance(value, Attribution):
         held = vars(value)
     else:
-        # No lists or mappings of an object that isn't known: it may keep there what it has seen.
+        # Lists and mappings of unknown objects are left out: they may hold what it has seen so far.
         held = {name: part for name, part in _attributes(value) if _plain(part) is not _UNKNOWN}
     attributes = {name: _described(held[name], names, inside) for name in sorted(held)}
     return {"class": _qualified(type(value)), **attributes}
@@ -154,11 +154,11 @@ _UNKNOWN = object()
 
 
 def _plain(value: Any) -> Any:
-    """A value that needs no look inside it."""
+    """Returns the description of a value without parts, or `_UNKNOWN` for any other."""
     if isinstance(value, enum.Enum):
         return f"{_qualified(type(value))}.{value.name}"
     if isinstance(value, float) and not math.isfinite(value):
-        # For NaN differs from itself.
+        # As a string, since NaN isn't equal to itself.
         return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -194,7 +194,7 @@ def _is_filled(cell: Any) -> bool:
 
 
 def _describe_module(module: nn.Module, described: set[int]) -> str:
-    # Lightning keeps in private attributes where a trainer stands.
+    # Lightning keeps the state of the trainer in private attributes.
     private = not isinstance(module, (LightningModule, OtherLightningModule))
     said = []
     for name, value in sorted(vars(module).items()):

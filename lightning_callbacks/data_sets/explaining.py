@@ -35,8 +35,8 @@ class ExplainedBatch(NamedTuple):
     """The explanations of samples of a batch, on the CPU.
 
     Attributes:
-        rows: Which samples of the batch these are.
-        attributions: By input ``(samples, ...)``, float32.
+        rows: The indices of these samples in the batch.
+        attributions: The attributions by input, ``(samples, ...)``, float32.
         target: The classes that are explained ``(samples,)``.
         prediction: The classes with the highest scores ``(samples,)``.
         score: The model's scores of the targets ``(samples,)``.
@@ -50,7 +50,7 @@ class ExplainedBatch(NamedTuple):
 
 
 class Explaining(nn.Module):
-    """What `ExplainerModule` is under both names of Lightning."""
+    """The base class of `ExplainerModule` for both packages of Lightning."""
 
     rows: Sequence[int] | None = None
     """Which samples of the next batch to explain, by default all: a `RelevanceWriter` sets it."""
@@ -71,8 +71,8 @@ class Explaining(nn.Module):
         super().__init__()
         check_classes((target,))
         self.model = model
-        # On the instance, and only those that there are: Lightning warns of a hook that both a
-        # module and a data module override.
+        # Set on the instance, and only the hooks that the model overrides: Lightning warns if both
+        # a module and a data module override a hook.
         vars(self).update(overridden_hooks(model))
         if overrides(model, "configure_model"):
             vars(self)["configure_model"] = self._configure_model
@@ -100,21 +100,21 @@ class Explaining(nn.Module):
         model.configure_model()
 
     def on_predict_model_eval(self) -> None:
-        """Puts a module that FSDP2 shards together for the whole prediction."""
+        """Gathers the parameters of a module that FSDP2 shards, for the whole prediction."""
         self.eval()
-        # Processes may have different numbers of batches, so that they can't meet at each.
+        # Processes may have different numbers of batches, so they can't synchronize at each batch.
         self._together.enter_context(unsharded(self))
 
     def on_predict_end(self) -> None:
-        """Leaves the module sharded as it was."""
+        """Shards the module again as it was."""
         self._together.close()
 
     def manifest(self) -> dict[str, Any]:
-        """What tells the explanations from others.
+        """Returns what identifies the explanations.
 
         Returns:
-            The method and its arguments, the target, what reads a batch, the model with its
-            structure and a hash of its weights, and the versions, in terms of JSON.
+            The method and its arguments, the target, the function that reads a batch, the model
+            with its structure and a hash of its weights, and the versions, as values of JSON.
         """
         return {
             "method": describe_method(self.attribution_method, self.model),
@@ -143,7 +143,7 @@ class Explaining(nn.Module):
             The explanations.
 
         Raises:
-            ValueError: If the batch can't be read, or a sample has no label and this is the target.
+            ValueError: If the batch can't be read, or the label is to be explained and is missing.
         """
         # Prediction runs in inference mode, whose tensors have no gradients: `select` copies them.
         # The trainer has set up its precision around the step.
@@ -167,7 +167,7 @@ class Explaining(nn.Module):
         read = self.batch_to_inputs
         if self._tried is read or self.samples is None or count < 2:
             return
-        # What exchanges two samples does so in any order.
+        # With only two samples, swapping them can't be detected.
         self._tried = read if count > 2 else None
         if read is not None and not keeps_samples(read, batch, count):
             raise MisconfigurationException(

@@ -36,7 +36,7 @@ class WritersFolder:
     """The verified content of a folder, locked for other writers until it is released.
 
     Args:
-        folder: The folder; it is made if it isn't there.
+        folder: The folder, which is created if it doesn't exist.
 
     Raises:
         MisconfigurationException: If another run writes into it, or it has lost its manifest.
@@ -59,12 +59,12 @@ class WritersFolder:
             raise
 
     def begin(self, manifest: Mapping[str, Any]) -> str:
-        """Compares a manifest with that of the folder, or writes the first.
+        """Compares a manifest with that of the folder, or writes it if the folder has none.
 
-        Shards that can't be used are set aside then.
+        Damaged shards are renamed, so that their samples are explained again.
 
         Args:
-            manifest: That of the present run.
+            manifest: The manifest of the present run.
 
         Returns:
             The checksum of the manifest in the folder.
@@ -91,13 +91,13 @@ class WritersFolder:
         return checksum
 
     def finish(self, manifest: str) -> int:
-        """Writes the index, and says which samples have values that are no numbers.
+        """Writes the index, and warns of samples with values that are NaN or infinite.
 
         Args:
             manifest: The checksum of the manifest in the folder.
 
         Returns:
-            How many samples are there.
+            The number of samples in the folder.
         """
         index, _ = read_contents(self.folder, manifest)
         write_index(self.folder, index)
@@ -114,7 +114,7 @@ class WritersFolder:
         return len(index)
 
     def release(self) -> None:
-        """Lets others write."""
+        """Releases the lock, so that other runs can write into the folder."""
         self._lock.release()
 
 

@@ -1,8 +1,8 @@
-"""The index: which shard holds which sample, and where.
+"""The index: the shard and the row of each sample.
 
 It is a summary of the shards, kept in ``index.parquet`` for queries. Shards that
-are not in it yet are read themselves, so it may be old, missing or damaged: it can always be made
-anew from them.
+are not in it yet are read themselves, so it may be old, missing or damaged: it can always be
+created again from them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CHECKSUM = b"checksum"
 
 
 def shards_of(folder: Path) -> Path:
-    """Where the shards of a folder with explanations lie."""
+    """Returns the folder with the shards of a folder with explanations."""
     return folder / _SHARDS
 
 
@@ -40,15 +40,15 @@ class Index:
     """One row for each sample, in the order of their ids.
 
     Attributes:
-        columns: Those of a shard, ``shard`` (the file's name), ``bytes`` (its size) and ``offset``
-            (the row in the shard), each ``(samples,)``.
+        columns: The columns of a shard, ``shard`` (the file's name), ``bytes`` (its size) and
+            ``offset`` (the row in the shard), each ``(samples,)``.
     """
 
     columns: dict[str, npt.NDArray[Any]]
 
     @classmethod
     def empty(cls) -> Index:
-        """That of a folder without shards."""
+        """Returns the index of a folder without shards."""
         columns = {name: torch.zeros(0, dtype=dtype).numpy() for name, dtype in COLUMNS.items()}
         place = (np.zeros(0, np.str_), np.zeros(0, np.int64), np.zeros(0, np.int64))
         return cls(columns | dict(zip(_PLACE, place, strict=True)))
@@ -62,7 +62,7 @@ class Index:
         return len(self.sample_ids)
 
     def row(self, sample_id: int) -> int:
-        """The row of a sample.
+        """Returns the row of a sample.
 
         Args:
             sample_id: Its id.
@@ -71,7 +71,7 @@ class Index:
             The row's number.
 
         Raises:
-            KeyError: If the sample is not there.
+            KeyError: If the sample has no explanation.
         """
         row = int(np.searchsorted(self.sample_ids, sample_id))
         if row == len(self) or self.sample_ids[row] != sample_id:
@@ -80,12 +80,12 @@ class Index:
 
 
 class Contents(NamedTuple):
-    """What a folder holds.
+    """The contents of a folder.
 
     Attributes:
-        known: The samples that are there. One that lies in two shards, as processes write that
-            share samples, is in it once.
-        broken: Shards that can't be used, and why.
+        known: The samples that have been explained, each once, even if two shards hold it because
+            processes have shared samples.
+        broken: Shards that can't be used, and the reasons.
     """
 
     known: Index
@@ -93,21 +93,21 @@ class Contents(NamedTuple):
 
 
 def read_contents(folder: Path, manifest: str) -> Contents:
-    """Finds out which samples a folder holds, by its index and the shards that aren't in it yet.
+    """Finds the samples of a folder in its index and in the shards that aren't in the index yet.
 
     Args:
         folder: The folder with the explanations.
         manifest: The checksum of its manifest.
 
     Returns:
-        The samples. Of shards that the index has only the size is looked at.
+        The samples. Of shards in the index, only the file's size is checked.
     """
     sizes = _sizes(folder)
     parts, broken = [], {}
     known = _read_parquet(folder / FILE)
     if known is not None:
         found = np.array([sizes.get(name, -1) for name in known["shard"].tolist()], np.int64)
-        # Whoever deletes a shard wants its samples to be explained anew.
+        # The samples of a deleted shard are to be explained again.
         parts.append(_chosen(known, found == known["bytes"]))
         for name in np.unique(known["shard"][(found >= 0) & (found != known["bytes"])]).tolist():
             path = shards_of(folder) / name
@@ -118,14 +118,14 @@ def read_contents(folder: Path, manifest: str) -> Contents:
 
 
 def check_contents(folder: Path, manifest: str) -> Contents:
-    """Reads all shards through, and finds out which samples are there unchanged.
+    """Reads all shards completely, and finds the samples that are unchanged.
 
     Args:
         folder: The folder with the explanations.
         manifest: The checksum of its manifest.
 
     Returns:
-        The samples, as the shards themselves have them.
+        The samples, according to the shards alone.
     """
     parts, broken = _read_shards(folder, _sizes(folder), manifest, thorough=True)
     return Contents(_joined(parts), broken)
@@ -178,7 +178,7 @@ def _read_parquet(path: Path) -> dict[str, npt.NDArray[Any]] | None:
             raise DamagedDataError("its content has changed")
     except PermissionError:
         raise
-    # Whatever a Parquet reader makes of damaged bytes.
+    # A Parquet reader may raise any error for damaged bytes.
     except Exception as error:
         warnings.warn(
             f"{path} is damaged ({error}), so the shards are read instead. Run the prediction "
@@ -197,7 +197,7 @@ def _checksum(columns: dict[str, npt.NDArray[Any]]) -> bytes:
 def _joined(parts: list[dict[str, npt.NDArray[Any]]]) -> Index:
     empty = Index.empty().columns
     columns = {name: np.concatenate([part[name] for part in (empty, *parts)]) for name in empty}
-    # By shard first, so that of two rows the same one is kept each time.
+    # Sorted by shard, too, so that the same one of two rows is kept each time.
     order = np.lexsort((columns["shard"], columns["sample_id"]))
     ids = columns["sample_id"][order]
     first = np.ones(len(ids), dtype=bool)

@@ -1,4 +1,4 @@
-"""One run at a time writes into a folder."""
+"""A lock that lets only one run at a time write into a folder."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class FolderLock:
     The operating system releases it if the process is killed, so no cleanup is needed.
 
     Args:
-        folder: The folder; it is made if it isn't there.
+        folder: The folder, which is created if it doesn't exist.
 
     Raises:
-        MisconfigurationException: If another run has it.
+        MisconfigurationException: If another run holds the lock.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -41,7 +41,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder.resolve()
-        # The system's lock belongs to the process, so it doesn't keep two of its threads apart.
+        # The system's lock belongs to the process, so it doesn't exclude another thread.
         if self._folder in _held:
             raise _refusal(folder, f"another trainer of this process, {os.getpid()}")
         self._descriptor = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT, 0o666)
@@ -55,7 +55,7 @@ class FolderLock:
         _held.add(self._folder)
 
     def release(self) -> None:
-        """Lets others write; it may be called twice."""
+        """Releases the lock; it may be called twice."""
         if self._folder in _held:
             _held.discard(self._folder)
             os.close(self._descriptor)
@@ -79,7 +79,7 @@ def _lock_of_system(descriptor: int) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        # Windows lets nobody else read what is locked: who has it stands in front of that byte.
+        # Windows lets nobody else read a locked byte, so the owner is written before that byte.
         os.lseek(descriptor, _BEHIND, os.SEEK_SET)
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
@@ -88,7 +88,7 @@ def _lock_of_system(descriptor: int) -> None:
     else:
         import fcntl
 
-        # Of all kinds the one that forked processes, such as a loader's, don't keep.
+        # This kind of lock isn't inherited by forked processes, such as a loader's workers.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 

@@ -1,7 +1,7 @@
 """The manifest, which identifies the explanations of a run.
 
-A run that is resumed must be the same one: the same method with the same arguments, the same
-model, the same versions. Otherwise the data set would hold explanations of two kinds.
+A resumed run must have the same method with the same arguments, the same model and the same
+versions. Otherwise the data set would hold explanations of two kinds.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         folder: The folder with the explanations.
 
     Returns:
-        The manifest; None if there is none.
+        The manifest, or None if there is none.
 
     Raises:
-        DamagedDataError: If it is not what a writer has written.
+        DamagedDataError: If it is invalid, or has changed since it was written.
     """
     path = folder / FILE
     if not path.is_file():
@@ -54,8 +54,8 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> str:
     """Writes the manifest of a folder, atomically.
 
     Args:
-        folder: The folder; it is made if it isn't there.
-        manifest: What can be said in JSON.
+        folder: The folder, which is created if it doesn't exist.
+        manifest: Values that can be converted to JSON.
 
     Returns:
         Its checksum.
@@ -69,20 +69,20 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> str:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What two manifests disagree on.
+    """Returns the differences of two manifests.
 
     Args:
         there: The manifest of the folder.
-        here: That of the present run.
+        here: The manifest of the present run.
 
     Returns:
-        A line for each entry, or for the first of very many.
+        A line for each entry that differs; of very many, only the first ones.
 
     Example:
         >>> differences({"method": {"gamma": 0.0}}, {"method": {"gamma": 0.1}})
         ['method.gamma: 0.0 there, 0.1 here']
     """
-    # As JSON gives it back: a tuple is a list then.
+    # As read back from JSON, which turns tuples into lists.
     first, second = (json.loads(json.dumps(part)) for part in (there, here))
     lines = list(_different(first, second))
     return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"and {len(lines) - _SHOWN} more"]
@@ -90,7 +90,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
     content = {key: value for key, value in manifest.items() if key != CHECKSUM}
-    # Through JSON first, which makes texts of all keys.
+    # Converted to JSON first, which turns all keys into strings.
     text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
     return f"{checksum_of([text]) % 2**64:016x}"
 

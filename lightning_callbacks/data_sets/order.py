@@ -1,4 +1,4 @@
-"""Finds out which samples a batch has, even if a collate function moved or dropped some."""
+"""Determines the samples of a batch, even if a collate function moved or dropped some."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ BatchToIds = str | Callable[[Any], Any]
 def require_order(
     loader: DataLoader[Any], ids: Sequence[int], hooks: Callable[[Any], Any] | None = None
 ) -> None:
-    """Tries out on some samples what makes a batch of them, unless it is PyTorch's own.
+    """Tests a collate function that isn't PyTorch's own, and hooks, on some samples.
 
     Args:
         loader: The loader.
         ids: The samples' indices in its data set.
-        hooks: What changes a batch on its way to the model, if anything does.
+        hooks: The function that changes a batch on its way to the model, or None.
 
     Raises:
-        MisconfigurationException: If they aren't seen to stay where they are.
+        MisconfigurationException: If it isn't certain that samples stay in their places.
     """
     collate = loader.collate_fn
     own = collate not in (default_collate, default_convert)
     if not own and hooks is None:
         return
     tried = list(ids)
-    if len(tried) == 2:  # what exchanges two samples does so in any order
+    if len(tried) == 2:  # a swap can't be detected with only two samples
         tried += [n for n in range(min(3, len(loader.dataset))) if n not in tried][:1]  # type: ignore[arg-type]
     with random_state(set()):
         items = [loader.dataset[number] for number in tried]
@@ -61,13 +61,13 @@ _REFUSAL = (
 
 
 def require_batches_in_order(loader: DataLoader[Any]) -> None:
-    """Refuses a loader whose batches come as they are ready.
+    """Raises an error for a loader that yields batches as soon as they are ready.
 
     Args:
         loader: The loader.
 
     Raises:
-        MisconfigurationException: If its processes overtake each other.
+        MisconfigurationException: If its batches may come in another order.
     """
     if loader.num_workers > 0 and not getattr(loader, "in_order", True):
         raise MisconfigurationException(
@@ -78,17 +78,17 @@ def require_batches_in_order(loader: DataLoader[Any]) -> None:
 
 
 def keeps_samples(read: Callable[[Any], Any], batch: Any, count: int) -> bool:
-    """Tries out whether a function leaves the samples of a batch where they are.
+    """Tests whether a function leaves the samples of a batch in their places.
 
-    It gets the batch as it is and in other orders. What it returns must then be in these, too.
+    The function is called with the samples in several orders, which its results must follow.
 
     Args:
         read: The function.
         batch: The batch.
-        count: How many samples it has.
+        count: The number of samples in it.
 
     Returns:
-        True also of a batch of which nothing is known that could have another order.
+        Whether it does; also True if no part of the batch is known to have an entry per sample.
 
     Example:
         >>> keeps_samples(lambda batch: -batch, torch.tensor([3, 1, 2]), 3)
@@ -107,14 +107,14 @@ def keeps_samples(read: Callable[[Any], Any], batch: Any, count: int) -> bool:
 
 
 def rearranged(batch: Any, order: Sequence[int]) -> Any:
-    """A batch with its samples in another order.
+    """Returns a batch with its samples in another order.
 
     Args:
         batch: The batch.
-        order: For each place the number of the sample that comes there.
+        order: The index of the sample for each place.
 
     Returns:
-        A new batch, or the same if no part of it is known to have an entry for each sample.
+        A new batch, or the same batch if no part of it is known to have an entry for each sample.
     """
     count = len(order)
     if isinstance(batch, Tensor):
@@ -137,17 +137,18 @@ def rearranged(batch: Any, order: Sequence[int]) -> Any:
 
 
 def keeps_order(collate: Callable[[list[Any]], Any], items: Sequence[Any]) -> bool:
-    """Tries out whether a collate function leaves samples where they are.
+    """Tests whether a collate function leaves samples in their places.
 
-    It gets the samples as they are and in other orders. What it makes of them must then be in
-    these, too, and so it isn't where samples are sorted.
+    The function is called with the samples in several orders, which its results must follow. They
+    don't if the function sorts samples.
 
     Args:
-        collate: Makes a batch of samples.
+        collate: Converts a list of samples to a batch.
         items: Some samples, at least two of them different.
 
     Returns:
-        False also where it can't be seen, as where the function draws random numbers.
+        Whether it does; also False if this can't be determined, for example because the function
+        draws random numbers.
 
     Example:
         >>> keeps_order(torch.tensor, [3, 1, 2])
@@ -160,12 +161,12 @@ def keeps_order(collate: Callable[[list[Any]], Any], items: Sequence[Any]) -> bo
 
 
 def _orders(count: int) -> list[list[int]]:
-    """Orders out of which all can be made: only what moves nothing follows each of them."""
+    """Returns orders that generate all others; only a function that moves nothing follows each."""
     return [] if count < 2 else [[*range(1, count), 0], [1, 0, *range(2, count)]]
 
 
 class _Ordered(NamedTuple):
-    """Whether a batch has the samples of another in some order, and whether one can tell."""
+    """Whether a batch has the samples of another in a given order, and whether this shows it."""
 
     holds: bool
     tells: bool
@@ -174,7 +175,7 @@ class _Ordered(NamedTuple):
 def _follows(
     make: Callable[[list[Any]], Any], items: Sequence[Any], seed: int | None = None
 ) -> _Ordered:
-    """Whether what is made of samples follows their order; with a seed, each time with the same."""
+    """Returns whether batches follow the order of their samples; a seed is set for each batch."""
     orders = _orders(len(items))
     made = []
     for order in ([*range(len(items))], *orders):
@@ -205,7 +206,7 @@ def _ordered(forth: Any, other: Any, order: Sequence[int]) -> _Ordered:
         parts = _all([_ordered(*pair, order) for pair in zip(forth, other, strict=True)])
         if not count or len(forth) != count:
             return parts
-        # As many parts as there are samples may be one of each, or for instance inputs and labels.
+        # If there are as many parts as samples, each may be a sample, or e.g. inputs and labels.
         chosen = [forth[number] for number in order]
         rows = all(_ordered(*pair, ()).holds for pair in zip(chosen, other, strict=True))
         same = all(_ordered(*pair, ()).holds for pair in zip(chosen, forth, strict=True))
@@ -234,14 +235,14 @@ def read_ids(batch: Any, ids: BatchToIds, samples: int) -> list[int]:
 
     Args:
         batch: The batch.
-        ids: What holds them.
-        samples: How many samples the data set has.
+        ids: The name of the batch's entry with the indices, or a function that reads them.
+        samples: The number of samples in the data set.
 
     Returns:
         The indices.
 
     Raises:
-        ValueError: If there are none, or these can't be indices of different samples.
+        ValueError: If there are none, or they aren't valid indices of different samples.
 
     Example:
         >>> read_ids({"number": torch.tensor([4, 2])}, "number", 5)
@@ -267,15 +268,15 @@ def read_ids(batch: Any, ids: BatchToIds, samples: int) -> list[int]:
 
 
 def require_ids(ids: Sequence[Any], samples: int, source: str) -> None:
-    """Refuses what can't be indices in a data set.
+    """Raises an error for values that aren't indices of a data set.
 
     Args:
-        ids: What a batch is said to consist of.
-        samples: How many samples the data set has.
-        source: What says so.
+        ids: The indices of a batch's samples.
+        samples: The number of samples in the data set.
+        source: Where the indices come from, for the message.
 
     Raises:
-        ValueError: If one of them is no such index.
+        ValueError: If one of them isn't an index of the data set.
     """
     for each in ids:
         if not isinstance(each, (int, np.integer)) or each not in range(samples):

@@ -20,8 +20,9 @@ class ExplainedSample(NamedTuple):
 
     Attributes:
         sample_id: The sample's index in the data set that was explained.
-        attributions: By input, each without a dimension for samples: under the name by which the
-            model got it, or ``input_0``, ``input_1``, ... where it got them by position.
+        attributions: The attributions by input, each without a dimension for samples. The keys are
+            the names of the model's arguments, or ``input_0``, ``input_1``, ... if the model was
+            called with them by position.
         target: The class that is explained.
         prediction: The class with the highest score.
         score: The model's score of the target, as it comes out of the model.
@@ -35,16 +36,16 @@ class ExplainedSample(NamedTuple):
 
 
 class RelevanceDataset(Dataset[ExplainedSample]):
-    """The explanations that a `lightning_callbacks.RelevanceWriter` has written.
+    """The explanations written by a `lightning_callbacks.RelevanceWriter`.
 
-    They come in the order of the data set that was explained: item i belongs to its sample i.
-    Nothing is kept in memory but the index; an item is read from its shard when it is asked for,
-    and compared with its checksum.
+    They are in the order of the data set that was explained: item i belongs to its sample i.
+    Only the index is kept in memory; an item is read from its shard when it is requested, and
+    compared with its checksum.
 
     Args:
         folder: The writer's folder.
-        partial: Take what is there, though samples are missing. Items are then those that are
-            there, in the same order, and `of` finds the one of a sample.
+        partial: Accept that samples are missing. The items are then the existing explanations in
+            the same order, and `of` finds the one of a sample.
 
     Raises:
         FileNotFoundError: If the folder holds no explanations.
@@ -80,7 +81,7 @@ class RelevanceDataset(Dataset[ExplainedSample]):
 
     @property
     def sample_ids(self) -> Tensor:
-        """The ids of the samples that are there, ascending ``(samples,)``."""
+        """The ids of the explained samples in ascending order, ``(samples,)``."""
         return torch.from_numpy(self._index.sample_ids)
 
     @property
@@ -100,7 +101,7 @@ class RelevanceDataset(Dataset[ExplainedSample]):
 
     @property
     def non_finite(self) -> Tensor:
-        """How many values of each sample's maps and score are NaN or infinite ``(samples,)``."""
+        """The number of NaN or infinite values in each sample's maps and score, ``(samples,)``."""
         return torch.from_numpy(self._index.columns["non_finite"])
 
     def __len__(self) -> int:
@@ -119,7 +120,7 @@ class RelevanceDataset(Dataset[ExplainedSample]):
         )
 
     def of(self, sample_id: int) -> ExplainedSample:
-        """The explanation of a sample.
+        """Returns the explanation of a sample.
 
         Args:
             sample_id: Its index in the data set that was explained.
@@ -128,7 +129,7 @@ class RelevanceDataset(Dataset[ExplainedSample]):
             The explanation.
 
         Raises:
-            KeyError: If it is not there.
+            KeyError: If the sample has no explanation.
         """
         return self[self._index.row(sample_id)]
 

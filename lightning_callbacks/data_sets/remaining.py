@@ -14,8 +14,8 @@ class Progress(NamedTuple):
     """The progress of explaining a data set.
 
     Attributes:
-        done: The ids of the samples that are there, ascending.
-        processes: How many processes explain it.
+        done: The ids of the explained samples in ascending order.
+        processes: The number of processes that explain the data set.
     """
 
     done: npt.NDArray[np.int64]
@@ -23,14 +23,14 @@ class Progress(NamedTuple):
 
 
 class RemainingSamples(Sampler[int]):
-    """Yields the samples that are not explained yet, in their order.
+    """Yields the indices of the samples that are not explained yet, in ascending order.
 
-    Lightning needs a sample for each process. If fewer are left, some existing samples are added;
-    they are not explained again.
+    Lightning needs a sample for each process. If fewer are left, some explained samples are added,
+    which are not explained again.
 
     Args:
-        count: How many samples the data set has.
-        progress: Tells how far it is. It is asked when a loop begins, when all processes know it.
+        count: The number of samples in the data set.
+        progress: Returns the progress. It is called when a loop begins, when all processes know it.
 
     Example:
         >>> list(RemainingSamples(5, lambda: Progress(np.array([0, 1, 3]), 1)))

@@ -1,11 +1,11 @@
-"""Shards: safetensors files that hold the explanations of some samples and all that goes with them.
+"""Shards: safetensors files with the explanations of some samples, their targets and scores.
 
 A shard has one tensor per input of the model, ``attribution.<input>``, and one per `COLUMNS` entry,
-all with the samples in their first dimension. Whether a sample has been explained is whether a
-shard holds it; nothing else has to be kept in step with that.
+all with the samples in their first dimension. A sample has been explained if a shard holds it;
+there is no other record of that.
 
-A shard can be checked by itself: its metadata name the folder's manifest and the checksum of the
-columns, and one of the columns is the checksum of each sample's attributions.
+A shard can be checked by itself: its metadata has the checksums of the folder's manifest and of
+the columns, and one of the columns is the checksum of each sample's attributions.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def write_shard(
     columns: Mapping[str, Tensor],
     manifest: str,
 ) -> Path:
-    """Writes a shard under a name of its own, atomically.
+    """Writes a shard under a unique name, atomically.
 
     Args:
-        folder: The folder; it is made if it isn't there.
-        attributions: For each input ``(samples, ...)``.
+        folder: The folder, which is created if it doesn't exist.
+        attributions: The attributions by input, ``(samples, ...)``.
         columns: ``sample_id``, ``target``, ``prediction`` and ``score``, each ``(samples,)``.
         manifest: The checksum of the folder's manifest.
 
@@ -61,7 +61,7 @@ def write_shard(
         The file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # The first sample's number is for people; the rest keeps processes and runs apart.
+    # The first sample's id is for readers; the rest makes the name unique among processes and runs.
     path = folder / f"{int(columns['sample_id'][0]):09d}-{uuid4().hex[:12]}.safetensors"
     maps = {PREFIX + name: values.cpu().contiguous() for name, values in attributions.items()}
     all_columns = {
@@ -81,7 +81,7 @@ def write_shard(
 
 
 def read_columns(path: Path, manifest: str) -> dict[str, Tensor]:
-    """Reads all of a shard but the attributions.
+    """Reads the columns of a shard without its attributions.
 
     Args:
         path: The shard.
@@ -106,21 +106,21 @@ def read_columns(path: Path, manifest: str) -> dict[str, Tensor]:
 
 
 def read_attributions(path: Path, row: int, checksum: int) -> dict[str, Tensor]:
-    """Reads the attributions of one sample, and nothing else of the file.
+    """Reads only the attributions of one sample from a shard.
 
     Args:
         path: The shard.
         row: The sample's place in it.
-        checksum: What the index says of these attributions.
+        checksum: The checksum of these attributions according to the index.
 
     Returns:
-        For each input its attribution, without a dimension for samples.
+        The attribution by input, without a dimension for samples.
 
     Raises:
-        DamagedDataError: If they have changed.
+        DamagedDataError: If the attributions have changed.
     """
     with _opened(path, ADVICE) as shard:
-        # Cloned, since a slice may be a window on the file, which would have to stay as it is.
+        # Cloned, since a slice may be a view of the file, which then must not change.
         maps = {
             name: shard.get_slice(name)[row : row + 1].clone()
             for name in sorted(shard.keys())
@@ -132,7 +132,7 @@ def read_attributions(path: Path, row: int, checksum: int) -> dict[str, Tensor]:
 
 
 def check_shard(path: Path, manifest: str) -> dict[str, Tensor]:
-    """Reads a whole shard through, and compares it with its checksums.
+    """Reads a whole shard, and compares it with its checksums.
 
     Args:
         path: The shard.

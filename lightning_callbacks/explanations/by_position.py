@@ -1,4 +1,4 @@
-"""Arguments by name, for Captum's own methods, which pass all by position."""
+"""Converts arguments by name for Captum's own methods, which pass all by position."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lightning_callbacks.samples.batch import Samples
 
 
 def by_position(samples: Samples, forward: Callable[..., Any]) -> Samples:
-    """Brings what is passed by name into the order of a function's parameters.
+    """Puts arguments that are passed by name into the order of a function's parameters.
 
     Args:
         samples: The samples.
-        forward: The function that a method will call, with the inputs first. It may have names of
-            its own for the inputs, but not for what goes with them.
+        forward: The function that a method will call, with the inputs first. It may have other
+            names for the inputs, but not for the further arguments.
 
     Returns:
         The same samples, with all arguments by position; the inputs stay in their order.

@@ -29,16 +29,16 @@ def check_arguments(
     heatmap: MapOptions | None,
     **counts: int | None,
 ) -> None:
-    """Refuses arguments that have no meaning, of a callback for any trainer.
+    """Raises an error for invalid arguments that the callbacks of all trainers have.
 
     Args:
         methods: The methods by name.
         classes: The class slots.
         heatmap: The options of pictures.
-        counts: Numbers by the arguments' names; None for one that isn't given.
+        counts: Numbers by the arguments' names, or None for arguments that aren't given.
 
     Raises:
-        MisconfigurationException: If one has no meaning.
+        MisconfigurationException: If an argument is invalid.
     """
     check_methods(methods)
     check_classes(classes)
@@ -49,7 +49,7 @@ def check_arguments(
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Refuses trainers under which nothing could be explained or logged.
+    """Raises an error for trainers with which nothing could be explained or logged.
 
     Args:
         trainer: The trainer.
@@ -66,7 +66,7 @@ def check_trainer(trainer: Trainer) -> None:
 
 
 def check_strategy(strategy: Any) -> None:
-    """Refuses strategies that split the parameters and can't put them together.
+    """Raises an error for strategies that split the parameters and can't gather them.
 
     Args:
         strategy: The trainer's strategy.
@@ -84,13 +84,13 @@ def check_strategy(strategy: Any) -> None:
 
 
 def splits_parameters(strategy: Any) -> str | None:
-    """How a strategy splits the module's parameters for good.
+    """Returns how a strategy splits the module's parameters without a way to gather them.
 
     Args:
         strategy: The trainer's strategy, of either Lightning, with its environment set up.
 
     Returns:
-        What it does; None if each process can have the whole module, as under FSDP2.
+        A description, or None if each process can have the whole module, as with FSDP2.
     """
     names = {base.__name__ for base in type(strategy).__mro__}
     if "FSDPStrategy" in names:
@@ -103,14 +103,15 @@ def splits_parameters(strategy: Any) -> str | None:
 
 
 def check_whole(module: nn.Module, *, by_fsdp2: bool = False) -> None:
-    """Refuses a module whose parameters are split.
+    """Raises an error for a module whose parameters are split among processes.
 
     Args:
         module: The module.
-        by_fsdp2: Whether they may be split by FSDP2, which can put them together.
+        by_fsdp2: Whether they may be split by FSDP2, which can gather them.
 
     Raises:
-        MisconfigurationException: If a process has only a part of it, and can't get the others.
+        MisconfigurationException: If a process has only a part of the parameters, and can't gather
+            the others.
     """
     if part := _split_part(module, by_fsdp2=by_fsdp2):
         raise MisconfigurationException(
@@ -140,7 +141,7 @@ def _split_part(module: nn.Module, *, by_fsdp2: bool) -> str | None:
 
 
 def check_layers(module: nn.Module, layers: Sequence[str]) -> None:
-    """Refuses names that no submodule has.
+    """Raises an error for names that no submodule has.
 
     Args:
         module: The module.
@@ -160,13 +161,13 @@ def check_layers(module: nn.Module, layers: Sequence[str]) -> None:
 
 
 def check_heatmap(heatmap: MapOptions | None) -> None:
-    """Refuses options of pictures that have no meaning.
+    """Raises an error for invalid options of pictures.
 
     Args:
         heatmap: The options.
 
     Raises:
-        MisconfigurationException: If one is unknown or has no meaning.
+        MisconfigurationException: If an option is unknown or invalid.
     """
     options = heatmap or {}
     known = sorted(MapOptions.__annotations__)
@@ -180,7 +181,7 @@ def check_heatmap(heatmap: MapOptions | None) -> None:
 
 
 def check_precision(precision: str) -> None:
-    """Refuses unknown precisions.
+    """Raises an error for unknown precisions.
 
     Args:
         precision: The precision.
@@ -195,7 +196,7 @@ def check_precision(precision: str) -> None:
 
 
 def check_methods(methods: Mapping[str, MethodFactory]) -> None:
-    """Refuses methods that couldn't be made, or whose names are no tags.
+    """Raises an error for methods that can't be created, or whose names can't be parts of tags.
 
     Args:
         methods: The methods by name.
@@ -222,13 +223,13 @@ def check_methods(methods: Mapping[str, MethodFactory]) -> None:
 
 
 def check_classes(classes: Sequence[ClassSlot]) -> None:
-    """Refuses what is no sequence of class slots.
+    """Raises an error for values that aren't a sequence of class slots.
 
     Args:
         classes: The slots.
 
     Raises:
-        MisconfigurationException: If a slot is unknown or comes twice, or there is none.
+        MisconfigurationException: If a slot is unknown or occurs twice, or there is none.
     """
     known = not isinstance(classes, str) and all(
         slot in ("label", "predicted") if isinstance(slot, str) else type(slot) is int and slot >= 0
@@ -242,7 +243,7 @@ def check_classes(classes: Sequence[ClassSlot]) -> None:
 
 
 def check_at_least_one(name: str, number: int) -> None:
-    """Refuses numbers below one.
+    """Raises an error for numbers below one.
 
     Args:
         name: The argument's name.

@@ -18,11 +18,11 @@ ModelOf: TypeAlias = str | Callable[[Any], nn.Module]
 
 
 class Called(nn.Module):
-    """A model that is called by a function of one's own.
+    """A model that is called with a function given by the user.
 
     Args:
         model: The model.
-        function: Called with the model and what the model would be called with.
+        function: Called with the model and the arguments that the model would be called with.
 
     Example:
         >>> import torch
@@ -36,21 +36,22 @@ class Called(nn.Module):
         self.model = model
         self.function = function
         self.training = False  # of this wrapper, which has nothing to train
-        # As an attribute, for its signature says by which names the inputs go.
+        # As an attribute, since its signature has the names of the inputs.
         vars(self)["forward"] = partial(function, model)
 
     def get_submodule(self, target: str) -> nn.Module:
-        """A submodule of the model, by its name there."""
+        """Returns a submodule of the model by its name in the model."""
         return self.model.get_submodule(target)
 
 
 @dataclass(frozen=True)
 class ExplainedModel:
-    """What of a module is explained.
+    """The part of a module that is explained, and how it is called.
 
     Attributes:
-        model: The submodule; None: the module itself.
-        forward: Called with it and the inputs, and returns the scores; None: it is called itself.
+        model: The submodule, or None for the module itself.
+        forward: A function of this model and the inputs that returns the scores, or None to call
+            the model itself.
 
     Example:
         >>> module = nn.Module()
@@ -63,7 +64,7 @@ class ExplainedModel:
     forward: Callable[..., Any] | None = None
 
     def of(self, module: nn.Module) -> nn.Module:
-        """What is given to the methods.
+        """Returns the model that is passed to the methods.
 
         Args:
             module: The trainer's module.
@@ -87,7 +88,7 @@ class ExplainedModel:
         )
 
     def part(self, module: nn.Module) -> nn.Module:
-        """What `layers` are named in.
+        """Returns the part of a module that the names of `layers` refer to.
 
         Args:
             module: The trainer's module.
@@ -122,7 +123,7 @@ class ExplainedModel:
 
 
 def _has_forward(model: nn.Module) -> bool:
-    """Whether a class has more than the ``forward`` of a base class, which only raises."""
+    """Returns whether a model overrides the ``forward`` of its base class, which only raises."""
     function = getattr(model.forward, "__func__", model.forward)
     return getattr(function, "__qualname__", "") not in _UNIMPLEMENTED
 

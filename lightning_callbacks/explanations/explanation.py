@@ -26,14 +26,14 @@ class Explanation:
 
     Attributes:
         attributions: One float32 CPU tensor per input of the model, without batch dimension.
-        delta: The absolute convergence delta, where the method has one.
+        delta: The absolute convergence delta, or None if the method has none.
     """
 
     attributions: tuple[Tensor, ...]
     delta: float | None = None
 
     def flat_map(self) -> Tensor:
-        """The map that is compared with other runs: a value per pixel or token."""
+        """Returns the map that is compared with other runs: a value per pixel or token."""
         return torch.cat([as_map(attribution).flatten() for attribution in self.attributions])
 
 
@@ -61,15 +61,16 @@ def explain(
     internal_batch_size: int | None = None,
     graphs: Graphs | None = None,
 ) -> dict[tuple[int, int], Explanation]:
-    """Explains classes of samples, never more at a time than there are samples.
+    """Explains classes of samples, at most as many at a time as there are samples.
 
     Args:
         method: A Captum method.
         samples: The samples, on the model's device.
-        pairs: What to explain: sample numbers and class ids. A pair that comes twice, as when the
-            predicted class is the label, is explained once.
+        pairs: Sample numbers and class ids to explain. A pair that occurs twice, for example
+            because the predicted class is the label, is explained once.
         single: The model's output has no dimension for classes.
-        tokens: Explain the tokens that the inputs are turned into, which our methods can.
+        tokens: Explain the tokens that the inputs are converted to, which requires a
+            `TransformerMethod`.
         internal_batch_size: How many to explain at a time, if not as many as there are samples.
         graphs: Captures calls that repeat, if given.
 
@@ -98,18 +99,18 @@ def explain_layers(
     single: bool = False,
     internal_batch_size: int | None = None,
 ) -> list[Tensor]:
-    """A method's attributions to the inputs of some layers, all in one explanation.
+    """Returns a method's attributions to the inputs of some layers, all in one explanation.
 
     Args:
         method: The method.
-        layers: Their names, each with the number of the call.
+        layers: The names of the layers, each with the number of the call.
         samples: The samples, on the model's device.
         pairs: Sample numbers and class ids.
         single: The model's output has no dimension for classes.
         internal_batch_size: How many to explain at a time, if not as many as there are samples.
 
     Returns:
-        For each layer all values of its first tensor, flat, float32 on the CPU.
+        For each layer all values of its first input, flat, float32 on the CPU.
     """
     values: list[list[Tensor]] = [[] for _ in layers]
     for part, chosen in _in_batches(samples, pairs, internal_batch_size):
@@ -129,7 +130,7 @@ def explain_layers(
 def _in_batches(
     samples: Samples, pairs: Sequence[tuple[int, int]], size: int | None
 ) -> Iterator[tuple[list[tuple[int, int]], Samples]]:
-    """A few different pairs at a time, each with a sample of its own."""
+    """Yields batches of different pairs, each with the samples of its pairs."""
     size = min(len(samples), size or len(samples))
     unique = list(dict.fromkeys(pairs))
     for start in range(0, len(unique), size):
@@ -139,7 +140,7 @@ def _in_batches(
 
 
 def _target(pairs: Sequence[tuple[int, int]], *, single: bool) -> list[int] | None:
-    """A class for each sample; a tensor of one entry would be one for all, rounded otherwise."""
+    """Returns the classes as a list: a one-entry tensor is one class for all, rounded otherwise."""
     return None if single else [class_id for _, class_id in pairs]
 
 
@@ -175,7 +176,7 @@ def _attribute(
         result = attribute(inputs, **options)
         result, delta = result if has_delta else (result, None)
     except RuntimeError as error:
-        # What Captum's methods make of that differs from method to method.
+        # Captum's methods differ in how they treat this.
         whole = [values.dtype for values in samples.inputs if not values.dtype.is_floating_point]
         if isinstance(method, TransformerMethod) or not whole or is_out_of_memory(error):
             raise
@@ -200,7 +201,7 @@ def accounts(
     single: bool = False,
     internal_batch_size: int | None = None,
 ) -> list[Account]:
-    """The accounts of relevance for classes of samples; none for methods without accounts.
+    """Returns the accounts of relevance for classes of samples, if the method has accounts.
 
     Args:
         method: A Captum method.
@@ -210,7 +211,7 @@ def accounts(
         internal_batch_size: How many to explain at a time, if not as many as there are samples.
 
     Returns:
-        An account for each batch.
+        An account for each batch; empty for methods without accounts.
     """
     if not isinstance(method, AccountableMethod):
         return []

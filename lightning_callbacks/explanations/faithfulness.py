@@ -16,22 +16,23 @@ from lightning_callbacks.shared.flavors import MisconfigurationException
 
 @dataclass(frozen=True)
 class Faithfulness:
-    r"""Areas under the deletion and the insertion curve, after Petsiuk, Das & Saenko, BMVC 2018.
+    r"""Areas under the deletion and insertion curves (Petsiuk, Das & Saenko, BMVC 2018).
 
     Places (pixels, tokens) are replaced by a baseline, the most relevant first, and the curve is
-    the class's probability over the share of places that are gone: a faithful map has a small area.
-    Insertion goes the other way, from the baseline to the sample: a large area. The area is that
-    under the straight lines between the ``steps + 1`` points. Ties in a map fall in reading order.
+    the class's probability over the share of replaced places: a faithful map has a small area.
+    Insertion goes the other way, from the baseline to the sample: a faithful map has a large area.
+    The area is computed by the trapezoidal rule from ``steps + 1`` points. Places with equal
+    relevance are replaced in reading order.
 
-    It costs ``steps + 1`` forward passes of each explained class and method for each of the two.
+    Each of the two takes ``steps + 1`` forward passes for each explained class and method.
 
     Args:
-        steps: In how many equal steps the places go.
-        baseline: What comes in their place: a number, such as the id of a mask token, or
+        steps: The number of equal steps in which the places are replaced.
+        baseline: The value that replaces them: a number, such as the id of a mask token, or
             ``"mean"``, the mean of each channel over the sample (the paper blurs for insertion).
 
     Raises:
-        MisconfigurationException: If an argument has no meaning.
+        MisconfigurationException: If an argument is invalid.
 
     References:
         `RISE: Randomized Input Sampling for Explanation of Black-box Models
@@ -60,19 +61,19 @@ class Faithfulness:
         maps: Sequence[Tensor],
         probabilities: Callable[[Samples], Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """The areas of some explanations.
+        """Returns the areas of some explanations.
 
         Args:
             samples: The samples, on the model's device.
             pairs: Sample numbers and class ids.
-            maps: For each pair a value per place, those of all inputs one after the other.
+            maps: For each pair a value per place, with all inputs one after the other.
             probabilities: Runs the model and returns ``(B, C)``.
 
         Returns:
             Deletion and insertion, ``(pairs,)`` each.
 
         Raises:
-            ValueError: If the baseline doesn't suit the inputs.
+            ValueError: If the baseline doesn't fit the inputs.
         """
         rows, classes = [row for row, _ in pairs], [class_id for _, class_id in pairs]
         whole = samples.select(rows)
@@ -104,11 +105,11 @@ class Faithfulness:
 
 
 def _place_dims(values: Tensor) -> tuple[int, ...]:
-    """Over which dimensions the places of an input lie; the others are their channels."""
+    """Returns the dimensions of an input's places; the others are its samples and channels."""
     return {4: (2, 3), 3: (1,)}.get(values.dim(), ())
 
 
 def _mix(whole: Sequence[Tensor], empty: Sequence[Tensor], gone: Tensor) -> tuple[Tensor, ...]:
-    """Puts the baseline where a place is gone; ``gone`` is ``(B, places of all inputs)``."""
+    """Puts the baseline where a place is replaced; ``gone`` is ``(B, places of all inputs)``."""
     parts = torch.split(gone, [prod(place_shape(values)) for values in whole], dim=1)
     return tuple(map(replace_places, whole, empty, parts))

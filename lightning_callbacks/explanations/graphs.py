@@ -1,4 +1,4 @@
-"""Explanations by captured calls, where the same are made again and again."""
+"""Captures the calls that compute explanations, if they are repeated."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from captum_transformer.captured import Repeated
 from lightning_callbacks.explanations.explained_model import Called
 
 _ATOMS = (bool, int, float, str, bytes, type(None))
-# Of how many methods graphs are kept.
+# The number of methods whose graphs are kept.
 _METHODS = 16
 
 
 class Graphs:
-    """Captures calls of methods when they come for the second time.
+    """Captures calls of methods when they are made for the second time.
 
-    Methods may be made anew for each run: one of the same class, for the same model and with the
-    same options, is taken for the one before.
+    Methods may be created again for each run: a method with the same class, model and options as
+    an earlier one counts as the same.
 
     Example:
         >>> import timm, torch
@@ -44,11 +44,11 @@ class Graphs:
         of: Literal["attribute", "attribute_tokens"],
         options: Mapping[str, Any],
     ) -> Callable[..., Any]:
-        """A method's call, by a graph if it has come before.
+        """Returns a method's call, which is replayed from a graph if it has been made before.
 
         Args:
             method: The method.
-            of: Which call.
+            of: The name of the call.
             options: Further arguments of the call.
 
         Returns:
@@ -69,12 +69,12 @@ class Graphs:
             warnings.warn(f"Explanations run uncaptured: {why}", stacklevel=2)
 
     def __reduce__(self) -> Any:
-        # Graphs hold a model, and are for this process.
+        # Graphs hold a model, and are only valid in this process.
         return Graphs, ()
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two methods, or what they hold, are the same but for where they are kept."""
+    """Returns whether two methods, or values of their attributes, are equivalent."""
     if one is other:
         return True
     if type(one) is not type(other):

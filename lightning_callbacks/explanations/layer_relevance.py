@@ -1,4 +1,4 @@
-"""How relevant the values inside a model are, layer by layer."""
+"""Computes the relevance of the values inside a model, layer by layer."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lightning_callbacks.samples.batch import Samples
 class FromLayer(nn.Module):
     """The part of a model that follows the input of one of its submodules.
 
-    All that doesn't come from that input is a constant: what the model does before, and what it
-    takes past the submodule. A method that is given this explains the submodule's input, and all
-    methods of Captum's kind can be given it.
+    Everything that doesn't depend on that input is a constant: what the model computes before, and
+    what bypasses the submodule. A method with this as its model explains the submodule's input; any
+    method with Captum's interface can be used.
 
     Args:
         model: The model.
         layer: The submodule.
-        call: Which of its calls in a forward pass.
-        samples: What the model is called with.
+        call: The number of its call in a forward pass.
+        samples: The samples that the model is called with.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
@@ -47,8 +47,8 @@ class FromLayer(nn.Module):
         """Runs the model with another input of the layer.
 
         Args:
-            values: What the layer shall take as its first argument.
-            others: The samples' tensors, as `row_tensors` finds them.
+            values: The first argument to call the layer with.
+            others: The samples' tensors, as returned by `row_tensors`.
 
         Returns:
             What the model returns.
@@ -66,8 +66,8 @@ class FromLayer(nn.Module):
             if calls - 1 != self.call:
                 return None
             torch.set_grad_enabled(gradients)
-            # A copy, for what follows may write into it. It stands wherever the input does: an
-            # attention layer may get one as its queries, keys and values.
+            # A copy, since the layer may write into it. It replaces every argument that is the
+            # input: an attention layer may get one tensor as its queries, keys and values.
             first, other = _first(args, kwargs), values.clone()
             return (
                 tuple(other if value is first else value for value in args),
@@ -88,27 +88,28 @@ def layer_relevance(
     single: bool = False,
     internal_batch_size: int | None = None,
 ) -> dict[str, Tensor]:
-    """The attributions of a method to the inputs of submodules, rather than to the model's inputs.
+    """Returns a method's attributions to the inputs of submodules instead of the model's inputs.
 
-    A `TransformerMethod` says it of all of them in one explanation of the model, see its
-    `attribute_layers`. Of other methods it is what they attribute to each input in the rest of the
-    model, see `FromLayer`, at the cost of an explanation each.
+    A `TransformerMethod` computes all of them in one explanation of the model, see its
+    `attribute_layers`. Other methods explain the part of the model that follows each submodule's
+    input, see `FromLayer`, at the cost of one explanation each.
 
     Args:
         model: The model.
         layers: The submodules' names, as in ``model.named_modules()``.
-        method: Makes the method.
+        method: Creates the method.
         samples: The samples, on the model's device.
         pairs: Sample numbers and class ids.
         single: The model's output has no dimension for classes.
         internal_batch_size: How many samples to explain at a time.
 
     Returns:
-        For each layer all values, flat, float32 on the CPU; those of all calls, if it is called
-        several times.
+        For each layer all values, flat, float32 on the CPU; if it is called several times, the
+        values of all calls.
 
     Raises:
-        ValueError: If a submodule's first argument isn't one of each sample.
+        ValueError: If a submodule isn't called, or its first argument isn't a floating-point tensor
+            with the samples in its first dimension.
 
     Example:
         >>> from captum.attr import InputXGradient
@@ -143,7 +144,7 @@ def layer_relevance(
 
 
 def row_tensors(samples: Samples) -> tuple[Tensor, ...]:
-    """The tensors that have a row for each sample, which methods repeat as they repeat the inputs.
+    """Returns the tensors with a row for each sample, which methods repeat like the inputs.
 
     Args:
         samples: The samples.
@@ -167,10 +168,10 @@ def _has_rows(tensor: Tensor, samples: Samples) -> bool:
 
 
 def _inputs(model: nn.Module, layers: Sequence[str], samples: Samples) -> dict[str, list[Tensor]]:
-    """What each layer takes first at each of its calls."""
+    """Returns the first argument of each layer in each of its calls."""
     taken = _recorded(model, layers, samples)
-    # Where samples come second, as in nn.Transformer by default, their number and that of the
-    # tokens may be the same.
+    # If samples are in the second dimension, as in nn.Transformer by default, there may be as many
+    # samples as tokens. A run with one sample reveals this.
     alone = _recorded(model, layers, samples.select([0]))
     for layer in layers:
         known = all(_is_explainable(values, len(samples)) for values in taken[layer])

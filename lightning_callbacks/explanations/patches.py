@@ -33,6 +33,6 @@ def patch_grids(model: Callable[..., Any], samples: Samples) -> Sequence[Grid]:
             additional_forward_kwargs=first.additional_forward_kwargs or None,
         )
     except Exception:
-        # The methods say what is wrong, or work without a trace, as those of Captum do.
+        # The methods report what is wrong, or work without a trace, as those of Captum do.
         return unknown
     return [seen.grids.get(name) for name in seen.inputs]

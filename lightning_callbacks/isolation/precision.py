@@ -29,10 +29,10 @@ def widened(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def in_single_precision(module: nn.Module) -> Iterator[None]:
-    """Puts float32 copies in the places of a module's parameters and buffers of half precision.
+    """Replaces a module's parameters and buffers of half precision by float32 copies.
 
-    The parameters themselves, which an optimizer and a strategy hold, are not touched, and they are
-    back in their places on the way out, whether or not the body raises. Autocasting is off inside.
+    The parameters themselves, which an optimizer and a strategy hold, are not changed, and are put
+    back on exit, even if the body raises. Autocasting is off inside.
 
     Args:
         module: The module.

@@ -24,16 +24,16 @@ Precision: TypeAlias = Literal["trainer", "float32"]
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a model needs to run as it is validated, and how to leave it as it was.
+    """Runs a model as in the trainer's validation, and restores its state afterwards.
 
     Attributes:
         module: The model that is explained.
-        whole: What it is part of and is left as it was: the trainer's module, without what a
-            strategy wraps around it.
-        device: Where it is.
+        whole: The module that it is a part of, whose state is restored: the trainer's module,
+            without the wrapper of a strategy.
+        device: The device of the module.
         convert: Converts a tensor of the samples to the model's precision.
-        forward_context: Makes what a forward pass happens in, such as autocasting.
-        seed: Where the random number generators start.
+        forward_context: Creates the context of a forward pass, such as autocasting.
+        seed: The seed of the random number generators.
     """
 
     module: nn.Module
@@ -52,14 +52,14 @@ class RunContext:
         precision: Precision,
         seed: int,
     ) -> RunContext:
-        """Those of a Lightning trainer.
+        """Creates the context of a Lightning trainer.
 
         Args:
             trainer: The trainer.
             module: The Lightning module.
             explained: The model in it that is explained.
-            precision: What to explain in.
-            seed: Where the random number generators start.
+            precision: The precision of explanations.
+            seed: The seed of the random number generators.
 
         Returns:
             The context.
@@ -78,11 +78,11 @@ class RunContext:
         )
 
     def place(self, samples: Samples) -> Samples:
-        """Brings samples to where the model is.
+        """Moves samples to the model's device and converts them to its precision.
 
         Args:
-            samples: The samples; given ones have not been through the trainer, which converts what
-                it loads itself.
+            samples: The samples. The trainer only converts the batches that it loads itself, not
+                samples that the user passes.
 
         Returns:
             The samples in the model's precision on its device.
@@ -102,7 +102,7 @@ def silenced(module: nn.Module, forward_context: AbstractContextManager[None]) -
 
     Args:
         module: The module, which may hold Lightning modules or be one.
-        forward_context: What the forward pass happens in.
+        forward_context: The context of the forward pass.
     """
     logging = [vars(part) for part in module.modules() if hasattr(part, "log_dict")]
     own = [attributes.get("log") for attributes in logging]

@@ -25,7 +25,7 @@ _OF_GROUP = (
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP2 shards a module or parts of it."""
+    """Returns whether FSDP2 shards a module or parts of it."""
     return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
@@ -33,10 +33,10 @@ def is_sharded(module: nn.Module) -> bool:
 def unsharded(module: nn.Module) -> Iterator[None]:
     """Gathers all parameters of a module that FSDP2 shards in each process.
 
-    All processes have to enter it together, and no process needs another one before the end: each
-    may explain alone, or not at all. It takes the memory of the whole module's parameters. Nothing
-    is reduced or resharded inside, and on leaving the module and FSDP2 are as they were, also after
-    a forward or backward pass that has failed.
+    All processes have to enter it together, and don't wait for each other before the end: each may
+    explain alone, or not at all. It takes the memory of the whole module's parameters. Nothing is
+    reduced or resharded inside. On exit, the states of the module and of FSDP2 are restored, even
+    after a forward or backward pass that has failed.
 
     Args:
         module: The module; one that isn't sharded stays as it is.
@@ -69,7 +69,7 @@ def unsharded(module: nn.Module) -> Iterator[None]:
 
 
 class _Bookkeeping:
-    """What FSDP2 notes down of forward and backward passes, and how it was set."""
+    """The state that FSDP2 keeps of forward and backward passes, and its settings."""
 
     def __init__(self, parts: Sequence[FSDPModule]) -> None:
         self._parts: list[tuple[FSDPModule, bool]] = []
@@ -92,14 +92,14 @@ class _Bookkeeping:
                     self._lists.append((numbers, list(numbers)))
                 for parameter in group.fsdp_params:
                     self._note(parameter, ("unsharded_accumulated_grad",))
-                    # Gradients that wait for their reduction are added to in place.
+                    # Gradients that wait for their reduction are accumulated in place.
                     parameter.unsharded_accumulated_grad = None
 
     def _note(self, holder: Any, names: tuple[str, ...]) -> None:
         self._attributes.append((holder, {n: getattr(holder, n) for n in names}))
 
     def _set_hooks_aside(self, group: Any) -> None:
-        """Those by which asking for the ``state_dict`` shards the module again."""
+        """Removes the hooks that shard the module again when its ``state_dict`` is requested."""
         for module, handle in group._module_to_pre_save_state_dict_hook_handle.items():
             hooks = module._state_dict_pre_hooks
             if handle.id in hooks:

@@ -1,4 +1,4 @@
-"""What a process adds to the log in one run, before it reaches any logger."""
+"""The entries that a process adds to the log in one run, before they are passed to a logger."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from captum_transformer.visualization.canvas import Image
 class LogEntries:
     """Pictures, texts, distributions and numbers of one run.
 
-    It is the same whether it goes to the loggers at once or comes from another process.
+    The form is the same for entries of this process and of another one.
 
     Attributes:
-        run: Which run it belongs to, as the monitor numbers them.
+        run: The name of the run, with the number that the monitor gives it.
         step: The step of all entries.
         images: Uint8 pictures ``(H, W, 3)``, by tag.
-        captions: The captions of pictures, by tag; they are in the pictures, too.
-        tables: Rows of named cells, by the table's name; ``tag`` is that of the row's picture.
+        captions: The captions of pictures, by tag; they are also drawn in the pictures.
+        tables: Rows of named cells, by the table's name; ``tag`` is the tag of the row's picture.
         texts: Markdown, by tag.
         histograms: Values, by tag.
         numbers: The values whose mean is logged, by tag.
         samples: The identities of the samples by number, for the first process's checkpoint.
-        scales: The scales of the pictures, by tag, for the same.
+        scales: The scales of the pictures by tag, for the first process's checkpoint.
 
     Example:
         >>> entries = LogEntries("validate/0", 200)
@@ -50,7 +50,7 @@ class LogEntries:
     scales: dict[str, list[Any]] = field(default_factory=dict)
 
     def add_picture(self, tag: str, picture: Image, caption: str) -> None:
-        """Takes a picture.
+        """Adds a picture.
 
         Args:
             tag: Its tag.
@@ -61,7 +61,7 @@ class LogEntries:
         self.captions[tag] = caption
 
     def add_text(self, tag: str, text: str) -> None:
-        """Takes a text.
+        """Adds a text.
 
         Args:
             tag: Its tag.
@@ -70,25 +70,25 @@ class LogEntries:
         self.texts[tag] = text
 
     def means(self) -> dict[str, float]:
-        """The means of the numbers.
+        """Returns the means of the numbers.
 
         Returns:
-            Means by tag; what has no value in this run is not in it.
+            Means by tag, without tags that have no value in this run.
         """
         return {tag: sum(values) / len(values) for tag, values in self.numbers.items() if values}
 
     def size(self) -> int:
-        """As many bytes as pictures, texts and distributions take up at most in a log."""
+        """Returns the most bytes that the pictures, texts and distributions can take in a log."""
         pictures = sum(image.numel() for image in self.images.values())
         texts = sum(4 * len(text) for text in self.texts.values())
         # A histogram has a limited number of bins.
         return pictures + texts + 100_000 * len(self.histograms)
 
     def merge(self, other: LogEntries) -> None:
-        """Takes over the numbers of another process's part of the same run.
+        """Adds the numbers of another process's part of the same run.
 
         Args:
-            other: Its entries.
+            other: The entries of the other process.
         """
         for tag, values in other.numbers.items():
             self.numbers[tag] += values

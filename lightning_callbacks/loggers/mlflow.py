@@ -1,4 +1,4 @@
-"""MLflow."""
+"""Writes pictures and texts to MLflow."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from lightning_callbacks.loggers.png import file_path
 
 
 class MLFlowWriter:
-    """Hands images and texts to an ``MLFlowLogger``.
+    """Passes images and texts to an ``MLFlowLogger``.
 
     Images have a key and a step, so that MLflow's page has a slider for them; texts become
     artifacts under their tags.
@@ -38,13 +38,13 @@ class MLFlowWriter:
 
 
 def mlflow_writer(logger: Any) -> MLFlowWriter | None:
-    """A writer for loggers whose experiment has ``log_image`` and ``log_text`` for a run's id.
+    """Creates a writer for loggers whose experiment has ``log_image`` and ``log_text`` for a run.
 
     Args:
         logger: Any logger.
 
     Returns:
-        The writer, or None.
+        The writer, or None for other loggers.
     """
     experiment = getattr(logger, "experiment", None)
     known = all(callable(getattr(experiment, name, None)) for name in ("log_image", "log_text"))

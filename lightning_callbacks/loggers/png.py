@@ -12,7 +12,7 @@ from lightning_callbacks.shared.atomic import written
 
 
 def file_path(tag: str, global_step: int, suffix: str) -> Path:
-    """The name of a file for an entry of a log.
+    """Returns the path of the file for an entry of a log.
 
     Args:
         tag: The entry's tag, whose slashes become folders.
@@ -30,7 +30,7 @@ def file_path(tag: str, global_step: int, suffix: str) -> Path:
 
 
 def folder_of(tag: str) -> Path:
-    """A folder for a tag, whose slashes become folders.
+    """Returns the folder for a tag, whose slashes become folders.
 
     Args:
         tag: Any text.
@@ -38,19 +38,19 @@ def folder_of(tag: str) -> Path:
     Returns:
         A relative path.
     """
-    # A tag may hold what a file name can't, or "..", which would lead out of the folder.
+    # A tag may have characters that a file name can't have, or "..", which would leave the folder.
     return Path(*(re.sub(r"[^\w.\- ]|^\.+$", "_", part) for part in tag.split("/") if part))
 
 
 class PNGWriter:
-    """Writes images as files and texts as Markdown beside them.
+    """Writes images as PNG files, and texts as Markdown files next to them.
 
     An image with the tag ``attribution/sample_0`` and the step 200 becomes
-    ``attribution/sample_0/step_00000200.png``. A file is there as a whole or not at all.
+    ``attribution/sample_0/step_00000200.png``. Files in a local folder are written atomically.
 
     Args:
-        folder: Where the files go; it is made when the first one is written. One with a protocol,
-            such as ``s3://bucket/logs``, is fsspec's, as for Lightning's own loggers.
+        folder: The folder for the files, which is created when the first one is written. One with a
+            protocol, such as ``s3://bucket/logs``, is opened with fsspec, as in Lightning's own.
 
     Example:
         >>> PNGWriter("logs").folder
@@ -68,13 +68,13 @@ class PNGWriter:
         *,
         dataformats: str = "HWC",
     ) -> Any:
-        """Writes an image; one that is there already is replaced.
+        """Writes an image; an existing file is replaced.
 
         Args:
             tag: The image's tag.
             img_tensor: A uint8 array ``(H, W, 3)``.
             global_step: Its step.
-            dataformats: ``"HWC"``; the argument is there for the sake of the common face.
+            dataformats: ``"HWC"``; the argument is part of the common interface of writers.
         """
         if dataformats != "HWC":
             raise ValueError(f"PNGWriter takes images as 'HWC', got {dataformats!r}.")
@@ -83,7 +83,7 @@ class PNGWriter:
         self._write(file_path(tag, global_step or 0, ".png"), content.getvalue())
 
     def add_text(self, tag: str, text_string: str, global_step: int | None = None) -> Any:
-        """Writes a Markdown text; one that is there already is replaced.
+        """Writes a Markdown text; an existing file is replaced.
 
         Args:
             tag: The text's tag.

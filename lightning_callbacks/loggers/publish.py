@@ -22,11 +22,11 @@ _NUMBERS = 10_000
 
 
 class Publisher:
-    """Writes parts to all loggers; a logger that fails doesn't affect the others.
+    """Writes entries to all loggers; a logger that fails doesn't affect the others.
 
     Args:
         loggers: The trainer's loggers; none in a process that writes nothing.
-        default_folder: The folder for PNG files if no logger takes images or names a folder.
+        default_folder: The folder for PNG files if no logger accepts images or has a folder.
         failures: What happens if a logger fails.
     """
 
@@ -45,7 +45,7 @@ class Publisher:
         """Writes everything but the numbers.
 
         Args:
-            entries: What a process has made.
+            entries: The entries of a process.
         """
         for writer in self._writers:
             with (
@@ -81,11 +81,11 @@ class Publisher:
                     logger.log_metrics(means, step=entries.step)
 
     def layout(self, layout: Mapping[str, Mapping[str, list[Any]]]) -> None:
-        """Tells TensorBoard which numbers belong into one chart of its page for custom scalars.
+        """Defines the charts on TensorBoard's page for custom scalars.
 
         Args:
-            layout: As for a SummaryWriter's ``add_custom_scalars``; its first category names the
-                run that it is in.
+            layout: The layout, as for a SummaryWriter's ``add_custom_scalars``; the name of its
+                first category becomes the name of its run.
         """
         name = folder_of(f"{next(iter(layout))}_charts").as_posix()
         for writer in self._writers:
@@ -94,7 +94,7 @@ class Publisher:
 
 
 def charts(prefix: str, kinds: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A chart for each kind of number, with a line for each method.
+    """Returns the layout with a chart for each kind of number, and a line for each method.
 
     Args:
         prefix: The beginning of all tags.

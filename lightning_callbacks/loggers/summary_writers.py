@@ -1,4 +1,4 @@
-"""Where the trainer of Transformers logs to TensorBoard."""
+"""Finds the ``SummaryWriter`` for the trainer of Transformers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from transformers import TrainerCallback, TrainingArguments
 
 
 def summary_writer(given: Any, args: TrainingArguments, run: str) -> Any:
-    """The ``SummaryWriter`` to log with.
+    """Returns the ``SummaryWriter`` to log with.
 
     Args:
-        given: One, a ``TensorBoardCallback`` that has one, or None for a new one.
-        args: The trainer's arguments, which may say in which folder logs are.
-        run: The folder of a new writer where they don't.
+        given: A ``SummaryWriter``, a ``TensorBoardCallback`` that has one, or None for a new one.
+        args: The trainer's arguments, which may have the folder of the logs.
+        run: The name of the new writer's folder if the arguments have none.
 
     Raises:
-        RuntimeError: If the ``TensorBoardCallback`` has none yet.
+        RuntimeError: If the ``TensorBoardCallback`` has no writer yet.
     """
     if isinstance(given, TrainerCallback):
-        # Transformers' TensorBoardCallback opens a new one for each training.
+        # Transformers' TensorBoardCallback opens a new writer for each training run.
         writer = getattr(given, "tb_writer", None)
         if writer is None:
             raise RuntimeError(
@@ -46,6 +46,6 @@ class AsLogger:
         self.experiment = writer
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Writes numbers down."""
+        """Logs numbers."""
         for tag, value in metrics.items():
             self.experiment.add_scalar(tag, value, step)

@@ -1,8 +1,8 @@
-"""TensorBoard, and all loggers whose experiment has the interface of SummaryWriter.
+"""Writes to TensorBoard, and to all loggers whose experiment has SummaryWriter's interface.
 
-A ``SummaryWriter`` hands everything to a thread. If that can't write, because the disk is full, it
-ends, and each later call raises the thread's error, those of the training included. So nothing is
-handed over where there is no room for it, and what has failed all the same is taken back.
+A ``SummaryWriter`` passes everything to a thread. If the thread can't write, because the disk is
+full, it ends, and each later call raises its error, including the calls of the training itself. So
+nothing is passed to it if there is too little space, and writes that still fail are undone.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 
 def tensorboard_writer(logger: Any) -> Any:
-    """The logger's own SummaryWriter.
+    """Returns the logger's own SummaryWriter.
 
     Args:
         logger: Any logger.
 
     Returns:
-        Its ``experiment``, or None if that has no ``add_image``.
+        The logger's ``experiment``, or None if that has no ``add_image``.
     """
     experiment = getattr(logger, "experiment", None)
     return experiment if callable(getattr(experiment, "add_image", None)) else None
@@ -34,11 +34,11 @@ def as_before_if_it_fails(writer: Any, size: int) -> Iterator[None]:
     """Keeps a ``SummaryWriter`` usable even if the body fails to write with it.
 
     Args:
-        writer: A ``SummaryWriter``. Any other is only passed by.
-        size: As many bytes as the body may write at most.
+        writer: A ``SummaryWriter``; nothing is done for any other writer.
+        size: The most bytes that the body may write.
 
     Raises:
-        OSError: If there is no room, before the body has run, or if it couldn't be written.
+        OSError: If there is too little space, before the body runs, or if writing has failed.
     """
     if not _is_summary_writer(writer):
         yield
@@ -51,7 +51,7 @@ def as_before_if_it_fails(writer: Any, size: int) -> Iterator[None]:
         )
     try:
         yield
-        # What the thread couldn't write it says now, and not to the training.
+        # The thread's error is raised here, and not in the training.
         writer.flush()
     except BaseException:
         try:
@@ -62,15 +62,15 @@ def as_before_if_it_fails(writer: Any, size: int) -> Iterator[None]:
 
 
 def add_charts(writer: Any, layout: Mapping[str, Any], name: str) -> None:
-    """Lays out charts on TensorBoard's page for custom scalars, beside those of others.
+    """Adds charts to TensorBoard's page for custom scalars, next to those of other writers.
 
-    A run has one layout, which the last writer of it replaces, and the page joins those of all
-    runs. So this one belongs to a run of its own, in which there is nothing else.
+    A run has only the layout that was written last, and the page joins the layouts of all runs. So
+    this layout is written to a separate run, which has nothing else.
 
     Args:
-        writer: A ``SummaryWriter``. Any other is left alone.
-        layout: As for its ``add_custom_scalars``.
-        name: The name of the run, below that of the writer.
+        writer: A ``SummaryWriter``; nothing is done for any other writer.
+        layout: The layout, as for ``add_custom_scalars``.
+        name: The name of the run, relative to the writer's.
     """
     if _is_summary_writer(writer):
         from torch.utils.tensorboard import SummaryWriter
@@ -81,20 +81,20 @@ def add_charts(writer: Any, layout: Mapping[str, Any], name: str) -> None:
 
 
 def _reopen(writer: Any, before: Mapping[Path, int]) -> None:
-    """Gives up a writer's file where its thread has ended, and what it has written last."""
+    """Closes a writer's file after its thread has ended, and removes what was written last."""
     with suppress(Exception):
-        # Not through the writer, whose own way to close begins with a flush, which raises.
+        # Not by closing the writer, which begins with a flush, which raises.
         writer.file_writer.event_writer.close()
     for path in before:
-        # The room is the training's again.
+        # The space is available to the training again.
         with suppress(OSError):
             os.truncate(path, before[path])
-    # With these it opens another file of the same run when it is used again.
+    # Without these, the writer opens another file of the same run when it is used again.
     writer.file_writer = writer.all_writers = None
 
 
 def _is_summary_writer(writer: Any) -> bool:
-    # Without an import of its own, for TensorBoard need not be installed.
+    # Not imported here, since TensorBoard may not be installed.
     module = sys.modules.get("torch.utils.tensorboard")
     return module is not None and isinstance(writer, module.SummaryWriter)
 
@@ -104,7 +104,7 @@ def _is_local(writer: Any) -> bool:
 
 
 def _files_of(writer: Any) -> dict[Path, int]:
-    """The files of this process in the writer's folder and their sizes, if it is a local one."""
+    """Returns the sizes of this process's files in the writer's folder; empty if it is remote."""
     if not _is_local(writer):
         return {}
     paths = Path(writer.log_dir).glob(f"events.out.tfevents.*.{os.getpid()}.*")

@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""Writes pictures, texts, tables and distributions to Weights & Biases."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from captum_transformer.visualization.canvas import Image
 
 
 class WandbWriter:
-    """Hands images, texts and distributions to a ``WandbLogger``.
+    """Passes images, texts, tables and distributions to a ``WandbLogger``.
 
-    Its run has one key for one kind of thing, so texts are at ``{tag}/values``.
+    A key of a run can hold only one kind of value, so texts are logged under ``{tag}/values``.
 
     Args:
         logger: The logger.
@@ -40,13 +40,13 @@ class WandbWriter:
         images: Mapping[str, Tensor],
         global_step: int | None = None,
     ) -> None:
-        """Logs a table with a picture in each row, which can be sorted and filtered by the others.
+        """Logs a table with a picture in each row, to be sorted and filtered by the other columns.
 
         Args:
-            name: Its name.
-            rows: Cells by column; ``tag`` is that of the row's picture.
+            name: The table's name.
+            rows: Cells by column; ``tag`` is the tag of the row's picture.
             images: Pictures by tag.
-            global_step: The step, which is a column, too.
+            global_step: The step, which is also a column.
         """
         import wandb
 
@@ -76,13 +76,13 @@ class WandbWriter:
 
 
 def wandb_writer(logger: Any) -> WandbWriter | None:
-    """A writer for loggers with ``log_image`` and ``log_text``, as ``WandbLogger`` has them.
+    """Creates a writer for loggers with ``log_image`` and ``log_text``, such as ``WandbLogger``.
 
     Args:
         logger: Any logger.
 
     Returns:
-        The writer, or None.
+        The writer, or None for other loggers.
     """
     known = all(callable(getattr(logger, name, None)) for name in ("log_image", "log_text"))
     return WandbWriter(logger) if known else None

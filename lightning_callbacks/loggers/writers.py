@@ -1,4 +1,4 @@
-"""Finds the loggers that take images, and writes PNG files if there is none."""
+"""Finds the loggers that accept images, and writes PNG files if there is none."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,14 +18,14 @@ ADAPTERS: list[Callable[[Any], ImageWriter | None]] = [
 
 
 def image_writers(loggers: Sequence[Any], default_folder: str) -> list[ImageWriter]:
-    """Finds where the pictures go.
+    """Returns the writers for the pictures.
 
-    They go to every logger that one of `ADAPTERS` knows. If there is none, they become PNG files in
-    the folder of the first logger.
+    Pictures are written to every logger that one of `ADAPTERS` supports. If there is none, they are
+    written as PNG files to the folder of the first logger.
 
     Args:
         loggers: The trainer's loggers.
-        default_folder: The folder for PNG files if the first logger names none.
+        default_folder: The folder for PNG files if the first logger has none.
 
     Returns:
         At least one writer.
@@ -39,7 +39,7 @@ def _writer(logger: Any) -> ImageWriter | None:
 
 
 def _folder(logger: Any) -> str | None:
-    """What the logger itself says; `Trainer.log_dir` is a collective operation."""
+    """Returns the logger's own folder; `Trainer.log_dir` would be a collective operation."""
     for name in ("log_dir", "save_dir"):
         folder = getattr(logger, name, None)
         if isinstance(folder, str) and folder:

@@ -71,7 +71,7 @@ class ExplainedRuns(WatchedRuns):
         batch: Any,
         dataloader_idx: int,
     ) -> None:
-        # What can't be read or predicted is said before any time is spent.
+        # Errors in reading or predicting are reported before training takes time.
         takes_part = watch.log is not None and watch.log.takes_part
         if watch.tried or not takes_part or dataloader_idx or is_sharded(module):
             return
@@ -116,7 +116,7 @@ class ExplainedRuns(WatchedRuns):
             is_last=is_last,
             at_end=sharded,
         )
-        # All processes put a sharded module together, also those that explain nothing.
+        # All processes gather a sharded module, also those that explain nothing.
         if runs.meet(is_last=is_last) if sharded else complete:
             with unsharded(module):
                 if complete and not self._failures.given_up:

@@ -31,13 +31,13 @@ _STRONGEST_SHARE = 4.0
 
 
 def check_scale(scale: Scale) -> None:
-    """Raises for an unknown kind of scale.
+    """Raises an error for an unknown kind of scale.
 
     Args:
         scale: The argument.
 
     Raises:
-        MisconfigurationException: If it is something else.
+        MisconfigurationException: If the scale is unknown.
     """
     if scale not in SCALES:
         raise MisconfigurationException(
@@ -50,11 +50,11 @@ class Colors(NamedTuple):
     """The meaning of a map's colours.
 
     Attributes:
-        factor: What its values are multiplied by before they are drawn.
-        scale: What then has the strongest colour.
-        sign: Which part is shown.
+        factor: The factor that its values are multiplied by before they are drawn.
+        scale: The multiplied value with the strongest colour.
+        sign: The part of the values that is shown.
         unit: The unit of the drawn values.
-        note: What the scale is, in words.
+        note: A description of the scale.
     """
 
     factor: float
@@ -70,7 +70,7 @@ class Shown(NamedTuple):
     Attributes:
         step: The step of its run.
         class_name: The class that it explains.
-        values: What was drawn.
+        values: The drawn values.
     """
 
     step: int
@@ -84,8 +84,8 @@ class History:
 
     Attributes:
         last_maps: By method, slot and sample: the class that was explained, and its map.
-        scales: By tag: a scale, the step that it is from, and whether negative values were seen. A
-            checkpoint has it.
+        scales: By tag: a scale, the step that it is from, and whether negative values were seen.
+            Stored in checkpoints.
         shown: By tag: the first map and the last.
         grids: By the shapes of a sample's inputs: the patches that each is cut into.
     """
@@ -101,14 +101,14 @@ class History:
         """Finds the scale of a map.
 
         Args:
-            tag: Where the map is logged.
-            values: Its values, as far as they set the scale.
-            kind: What the strongest colour stands for.
+            tag: The tag under which the map is logged.
+            values: The values of the map that set the scale.
+            kind: The meaning of the strongest colour.
             step: The present step.
-            options: How maps are drawn; a ``scale`` among them is everybody's.
+            options: How maps are drawn; a ``scale`` among them applies to all maps.
 
         Returns:
-            How its colours are to be read.
+            The meaning of the map's colours.
 
         Example:
             >>> import torch
@@ -128,7 +128,7 @@ class History:
         known, since, signed = self.scales.get(tag, (own, step, found.signed))
         if kind == "running" and own > known:
             known, since = own, step
-        # A map whose negative values come and go keeps its colours.
+        # Once a map has had negative values, it keeps the signed colours.
         signed = signed or found.signed
         self.scales[tag] = [known, since, signed]
         if sign == "auto":
@@ -143,14 +143,14 @@ class History:
         return Colors(1.0, known, sign, "", f"{what}, step {since}{beyond}")
 
     def beside(self, tag: str, now: Shown) -> dict[str, Tensor | None]:
-        """Puts a map beside the first one and the last one, and keeps it.
+        """Returns a map with the first one and the last one of its tag, and stores it.
 
         Args:
-            tag: Where the map is logged.
+            tag: The tag under which the map is logged.
             now: The map.
 
         Returns:
-            Maps by title; None where there is none yet.
+            Maps by title, or None for a map that doesn't exist yet.
         """
         first, last = self.shown.get(tag, (None, None))
         self.shown[tag] = (first or now, now)
@@ -170,5 +170,5 @@ def _title(name: str, shown: Shown | None, class_name: str) -> str:
 
 
 def _comparable(shown: Shown | None, now: Shown) -> Tensor | None:
-    # Texts that a loader crops at random may have another length.
+    # A text that a loader crops at random may have another length in each run.
     return shown.values if shown is not None and shown.values.shape == now.values.shape else None

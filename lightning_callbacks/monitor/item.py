@@ -18,9 +18,9 @@ class Item(NamedTuple):
     """An input of one sample.
 
     Attributes:
-        values: ``(C, H, W)`` of an image or where there is a layout, ``(N,)`` or ``(N, D)`` of a
-            text or of features.
-        layout: How it lay before it was arranged, if that was said.
+        values: ``(C, H, W)`` for an image or an input with a layout, ``(N,)`` or ``(N, D)`` for a
+            text or for features.
+        layout: The layout of the input before it was arranged as an image, or None if not given.
         grid: The patches that maps of an image are summed by.
     """
 
@@ -29,10 +29,10 @@ class Item(NamedTuple):
     grid: Grid = None
 
     def is_image(self) -> bool:
-        """Whether it is drawn as an image.
+        """Returns whether the input is drawn as an image.
 
         Raises:
-            ValueError: If it can't be told how to draw it, or no picture has room for it.
+            ValueError: If the order of its dimensions is unknown, or it is too wide for a picture.
         """
         values, shape = self.values, tuple(self.values.shape)
         if self.layout is not None:
@@ -57,12 +57,12 @@ class Item(NamedTuple):
         return values.dim() == 3
 
     def picture(self) -> tuple[Tensor, str]:
-        """An image with one channel or three, and what its grey is."""
+        """Returns an image with one or three channels, and a note on what a grey image shows."""
         channels = self.values.shape[0]
         if channels in (1, 3):
             return self.values, ""
         return self.values.float().mean(0, keepdim=True), f"grey: mean of {channels} channels"
 
     def height(self) -> int:
-        """How high the picture is: frames stand beside each other, so they are smaller."""
+        """Returns the height of the picture, which is less for frames, drawn side by side."""
         return _OF_FRAMES if self.layout is not None and "T" in self.layout.letters else _HEIGHT

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Log:
-    """Passes parts to the loggers, from one process or from all.
+    """Passes the entries of one process or of all processes to the loggers.
 
     Args:
         trainer: The trainer, at its setup.
         layout: The charts for TensorBoard's page of custom scalars.
         failures: What happens if a logger fails.
-        take: Gets what each process has made.
-        share: Whether all processes explain; otherwise the first one alone.
+        take: Called with the entries of each process.
+        share: Whether all processes explain, or only the first one.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Log:
         self._publisher: Publisher | None = None
 
     def share_of(self, loaders: Any) -> Share:
-        """Which samples of some loaders this process explains.
+        """Returns which samples of a loader this process explains.
 
         Args:
-            loaders: The trainer's loaders; the first one counts.
+            loaders: The trainer's loaders, of which the first one is explained.
 
         Returns:
             The share.
@@ -59,7 +59,7 @@ class Log:
         return Share(self.share.rank, self.share.world_size, distributed=distributed)
 
     def add(self, entries: LogEntries) -> None:
-        """Takes the entries of this process.
+        """Logs the entries of this process, or sends them to the first process.
 
         Args:
             entries: Pictures and numbers of one run.
@@ -71,7 +71,7 @@ class Log:
                 self._mailbox.send(entries)
 
     def collect(self) -> None:
-        """Takes the entries of other processes."""
+        """Logs the entries that other processes have sent."""
         if self._mailbox is not None and self._trainer.is_global_zero:
             with self._failures.tolerated("log the explanations of other processes"):
                 for entries in self._mailbox.receive():
@@ -97,7 +97,7 @@ class Log:
 
     def _publish(self) -> Publisher:
         if self._publisher is None:
-            # Not at the setup: it starts the run of every logger.
+            # Not created at the setup, since it starts the run of every logger.
             trainer = self._trainer
             self._publisher = Publisher(trainer.loggers, trainer.default_root_dir, self._failures)
             self._publisher.layout(self._layout)
@@ -105,7 +105,7 @@ class Log:
 
 
 def _first(loaders: Any) -> Any:
-    """The first of loaders in the forms in which Lightning takes several."""
+    """Returns the first loader, given in any of the forms in which Lightning takes several."""
     loaders = getattr(loaders, "iterables", loaders)
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())

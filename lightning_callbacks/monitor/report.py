@@ -35,7 +35,7 @@ from lightning_callbacks.samples.layout import Layouts
 
 
 class Where(NamedTuple):
-    """Which explanation of a run it is.
+    """Identifies an explanation of a run.
 
     Attributes:
         sample: The sample's number in the log.
@@ -50,7 +50,7 @@ class Where(NamedTuple):
     input: str
 
     def tag(self, prefix: str, *, several: bool) -> str:
-        """Its tag; TensorBoard has a group for each sample.
+        """Returns the explanation's tag; TensorBoard has a group for each sample.
 
         Args:
             prefix: The beginning of all tags.
@@ -60,7 +60,7 @@ class Where(NamedTuple):
         return f"{tag}/{self.input}" if several else tag
 
     def columns(self) -> dict[str, Any]:
-        """The same for a table."""
+        """Returns the attributes as cells of a table."""
         return self._asdict()
 
 
@@ -69,14 +69,14 @@ class Report:
     """Draws explanations, and compares them with those of earlier runs.
 
     Attributes:
-        entries: Where pictures and numbers go.
+        entries: The entries to add pictures and numbers to.
         prefix: The beginning of all tags.
-        history: What is kept of earlier runs, and what this one adds.
+        history: The state of earlier runs, which is updated.
         heatmap: How attributions of images are drawn.
         texts: How texts are shown.
-        scale: What the strongest colour stands for.
-        show_history: Whether the first map and the last stand beside each.
-        layouts: Where the channels, rows and columns of the inputs were, which are arranged.
+        scale: The meaning of the strongest colour.
+        show_history: Whether the first and the last map are shown next to each map.
+        layouts: The order of channels, rows and columns in the inputs before they were arranged.
     """
 
     entries: LogEntries
@@ -103,9 +103,9 @@ class Report:
         Args:
             method: The method's name.
             explanations: By sample number and class id.
-            classes: For each slot the samples' classes; None where a sample has none.
+            classes: For each slot the samples' classes, or None for samples without one.
             samples: The samples, on the CPU.
-            predictions: What the model predicts for them.
+            predictions: The model's predictions for them.
             numbers: The samples' numbers in the log.
             grids: For each input, the patches that maps are summed by.
         """
@@ -115,7 +115,7 @@ class Report:
             slot: [(row, class_id) for row, class_id in enumerate(ids) if class_id is not None]
             for slot, ids in classes.items()
         }
-        # All numbers come before the first picture: one that can't be drawn costs no number.
+        # All numbers are added before the first picture, so they aren't lost if one can't be drawn.
         for slot, pairs in chosen.items():
             for row, class_id in pairs:
                 key = (method, slot, numbers[row])
@@ -142,8 +142,8 @@ class Report:
         """Adds values whose mean is logged.
 
         Args:
-            kind: What they are.
-            method: The method that they are about.
+            kind: The kind of number.
+            method: The name of the method.
             values: One per explanation.
         """
         self.entries.numbers[f"{self.prefix}/{kind}/{method}"] += values
@@ -152,8 +152,8 @@ class Report:
         """Adds values that are logged as a histogram.
 
         Args:
-            layer: The layer that they belong to.
-            method: The method that has given them.
+            layer: The name of the layer.
+            method: The name of the method.
             values: The values, flat.
         """
         tag = f"{self.prefix}/layers/{layer}/{method}"
@@ -165,7 +165,7 @@ class Report:
     ) -> None:
         values = explanation.flat_map()
         last_class, last_values = self.history.last_maps.get(key, (None, values))
-        # Texts that a loader crops at random may have another length.
+        # A text that a loader crops at random may have another length in each run.
         if last_class == class_id and last_values.shape == values.shape:
             correlation = rank_correlation(values[None], last_values[None]).item()
             if math.isfinite(correlation):
@@ -208,7 +208,7 @@ class Report:
     ) -> Image:
         text = self.texts.shown(item.values, attribution)
         values = token_values(text.labels, text.attribution).cpu()
-        # A text whose tokens are all off the scale is on that of a zero.
+        # If all tokens of a text are off the scale, it has the scale of a zero.
         setting = values[~as_mask(text.off_scale, len(values))]
         colors = self._colors(tag, setting if len(setting) else values[:1] * 0)
         self.entries.add_text(tag, token_table(text.labels, text.attribution))

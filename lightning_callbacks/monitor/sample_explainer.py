@@ -39,14 +39,14 @@ class SampleExplainer:
         class_names: The names of the classes.
         heatmap: How attributions of images are drawn.
         texts: How texts are shown.
-        probabilities: Turns outputs into probabilities.
+        probabilities: Converts outputs to probabilities.
         internal_batch_size: How many samples are explained at a time.
         faithfulness: How faithfulness is measured, or None.
         layers: The names of submodules; a histogram of each is logged for each method.
         account: Whether to log where the relevance goes.
-        scale: What the strongest colour of a map stands for.
-        show_history: Whether the first map and the last stand beside each.
-        layouts: Where the inputs' channels, rows and columns lie.
+        scale: The meaning of the strongest colour of a map.
+        show_history: Whether the first and the last map are shown next to each map.
+        layouts: The order of channels, rows and columns in the inputs.
         graphs: Captures calls that repeat, if given.
     """
 
@@ -70,7 +70,7 @@ class SampleExplainer:
         check_scale(self.scale)
 
     def kinds(self) -> list[str]:
-        """The kinds of numbers that are logged for each method."""
+        """Returns the kinds of numbers that are logged for each method."""
         areas = ["deletion_auc", "insertion_auc"] if self.faithfulness else []
         return ["convergence_delta", "rank_correlation", *areas]
 
@@ -82,13 +82,13 @@ class SampleExplainer:
         entries: LogEntries,
         prefix: str,
     ) -> None:
-        """Explains all samples, and tolerates what fails.
+        """Explains all samples, and handles failures as `failures` is configured.
 
         Args:
             context: The model, and how it runs.
             fixed: The samples.
-            history: What is kept of earlier runs, to which this one is added.
-            entries: Where pictures and numbers go.
+            history: The state of earlier runs, which is updated.
+            entries: The entries to add pictures and numbers to.
             prefix: The beginning of all tags.
         """
         report = Report(
@@ -106,7 +106,7 @@ class SampleExplainer:
                 self._explain_batch(context, samples, numbers, report)
 
     def try_out(self, context: RunContext, samples: Samples) -> None:
-        """Predicts the samples' classes, to find out early whether they can be.
+        """Predicts the samples' classes, to report failures early.
 
         Args:
             context: The model, and how it runs.
@@ -164,7 +164,7 @@ class SampleExplainer:
                     self._account(name, context, moved, pairs, predictions, report)
 
     def _grids(self, context: RunContext, samples: Samples, history: History) -> Sequence[Grid]:
-        """The patches that maps are summed by: as asked for, or those that the model has."""
+        """Returns the patches that maps are summed by: as requested, or those of the model."""
         if self.heatmap is not None and "grid" in self.heatmap:
             return [self.heatmap["grid"]] * len(samples.inputs)
         shapes = tuple(tensor.shape[1:] for tensor in samples.inputs)
@@ -238,7 +238,7 @@ class SampleExplainer:
             with suppress(Exception):
                 explain_together(self.layers)
                 return
-        # One by one, to say which of them it is that fails.
+        # One by one, to report which of them fails.
         for layer in self.layers:
             what = f"explain the layer {layer!r} with the method {method!r}"
             with self.failures.tolerated(what):

@@ -31,7 +31,7 @@ class Mailbox:
     """A folder in which processes leave their parts.
 
     Args:
-        folder: A folder that all processes see.
+        folder: A folder that all processes can access.
         rank: The process's number.
 
     Example:
@@ -48,16 +48,16 @@ class Mailbox:
 
     @classmethod
     def open(cls, trainer: Trainer) -> Mailbox:
-        """Makes the folder; every process has to call it at the trainer's setup.
+        """Creates the folder; every process has to call it at the trainer's setup.
 
         Args:
-            trainer: The trainer, whose ``default_root_dir`` all nodes have to see.
+            trainer: The trainer, whose ``default_root_dir`` all nodes must be able to access.
 
         Returns:
             The mailbox of this process.
 
         Raises:
-            MisconfigurationException: If that is no folder of a file system that is mounted.
+            MisconfigurationException: If ``default_root_dir`` isn't in a mounted file system.
         """
         if "://" in str(trainer.default_root_dir):
             raise MisconfigurationException(
@@ -74,10 +74,10 @@ class Mailbox:
         return cls(trainer.strategy.broadcast(folder), trainer.global_rank)
 
     def send(self, entries: LogEntries) -> None:
-        """Leaves entries, whole or not at all.
+        """Writes entries to the folder, atomically.
 
         Args:
-            entries: What this process has made.
+            entries: The entries of this process.
         """
         name = f"{self.rank:06d}_{self._sent:08d}"
         self._sent += 1
@@ -86,10 +86,10 @@ class Mailbox:
         unfinished.rename(self.folder / f"{name}.part")
 
     def receive(self) -> list[LogEntries]:
-        """Takes the parts that are there.
+        """Reads and removes the parts in the folder.
 
         Returns:
-            Those of a process in the order in which it has sent them.
+            The parts; those of each process are in the order in which it sent them.
         """
         parts = []
         for path in sorted(self.folder.glob("*.part")):
@@ -108,11 +108,11 @@ class Mailbox:
 
 
 class Collected:
-    """Logs what several processes made: pictures when they come, numbers when all are there.
+    """Logs the parts of several processes: pictures at once, numbers when a run is complete.
 
     Args:
-        world_size: How many processes make a part of each run.
-        take: Gets each part, too.
+        world_size: The number of processes that have a part of each run.
+        take: Also called with each part.
     """
 
     def __init__(self, world_size: int, take: Callable[[LogEntries], None]) -> None:
@@ -126,11 +126,11 @@ class Collected:
         return bool(self._open)
 
     def add(self, entries: LogEntries, publisher: Publisher) -> None:
-        """Takes the entries of a process.
+        """Logs the pictures of a part, and the numbers of its run if this was the last part.
 
         Args:
-            entries: What a process has made.
-            publisher: Where it goes.
+            entries: The part of a process.
+            publisher: Writes to the loggers.
         """
         self._take(entries)
         publisher.pictures(entries)
@@ -140,15 +140,15 @@ class Collected:
             self._log(entries.run, publisher)
 
     def finish(self, mailbox: Mailbox, publisher: Publisher, patience: float = PATIENCE) -> int:
-        """Waits a while for what is missing, and logs the numbers of what has come.
+        """Waits for missing parts for a limited time, and logs the numbers of those that arrived.
 
         Args:
-            mailbox: Where the parts come from.
-            publisher: Where they go.
-            patience: How long to wait at most, in seconds.
+            mailbox: The mailbox to read from.
+            publisher: Writes to the loggers.
+            patience: The longest time to wait, in seconds.
 
         Returns:
-            How many parts never came.
+            The number of parts that are missing.
         """
         end = time.monotonic() + patience
         while True:

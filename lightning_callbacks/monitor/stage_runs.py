@@ -22,20 +22,20 @@ Stage: TypeAlias = Literal["validate", "test", "evaluate"]
 
 @dataclass
 class StageRuns:
-    """The samples of one stage, and where its runs stand.
+    """The samples of one stage, and the state of its runs.
 
     Attributes:
         stage: ``"validate"`` or ``"test"`` of Lightning, which have loaders of their own, or
             ``"evaluate"`` of Transformers.
         prefix: The beginning of the stage's tags.
         every_n: Explain in the first run and then in every n-th.
-        fixed: The samples, from the setup on.
-        history: What is kept of the maps of earlier runs.
-        runs: How many runs there have been.
-        pending: Whether the present run is to be explained and hasn't been.
-        due: Whether the processes that share a module's parameters have yet to meet in it.
-        known: The identities by number of samples that a checkpoint or another process knows.
-        restored: Whether those of a checkpoint have yet to be compared.
+        fixed: The samples, or None before they are chosen.
+        history: The state of the maps of earlier runs.
+        runs: The number of runs so far.
+        pending: Whether the present run is to be explained and hasn't been explained yet.
+        due: Whether the processes that shard a module still have to synchronize in the present run.
+        known: The identities, by number, of samples from a checkpoint or from another process.
+        restored: Whether the identities of a checkpoint still have to be compared.
 
     Example:
         >>> runs = StageRuns("validate", "attribution", every_n=2)
@@ -55,7 +55,7 @@ class StageRuns:
     restored: bool = False
 
     def begin(self) -> None:
-        """Counts a run."""
+        """Begins a run, and determines whether it is explained."""
         self.pending = self.due = self.runs % self.every_n == 0
         self.runs += 1
         if self.fixed is not None:
@@ -63,33 +63,33 @@ class StageRuns:
 
     @property
     def run(self) -> str:
-        """A name for the present run."""
+        """The name of the present run."""
         return f"{self.stage}/{self.runs}"
 
     def own_samples(self) -> dict[str, str]:
-        """The identities by number of the samples that this process explains."""
+        """Returns the identities, by number, of the samples that this process explains."""
         fixed = self.fixed
         return fixed.identity() if fixed is not None and fixed.complete else {}
 
     def take(self, entries: LogEntries) -> None:
-        """Takes over what a process's checkpoint would have to know.
+        """Stores the identities and scales of a process's entries for the checkpoint.
 
         Args:
-            entries: What the process has made in one of these runs.
+            entries: The process's entries of one of these runs.
         """
         self.known.update(entries.samples)
         self.history.scales.update(entries.scales)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the number of runs."""
+        """Returns the state for a checkpoint, without the number of runs."""
         samples = {**self.known, **self.own_samples()}
         return {"samples": samples, "scales": dict(self.history.scales)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint.
+        """Restores the state of a checkpoint.
 
         Args:
-            state: What `state` has returned.
+            state: The state, as returned by `state`.
         """
         self.known, self.restored = dict(state["samples"]), True
         self.history.scales = dict(state.get("scales", {}))
@@ -105,25 +105,25 @@ class StageRuns:
         is_last: bool,
         at_end: bool = False,
     ) -> bool:
-        """Takes from a batch what is still missing of the samples.
+        """Collects missing samples from a batch.
 
         Args:
             batch: The batch.
             module: The trainer's module.
             failures: What happens if the batch can't be read.
             forward: The function that will be given the inputs.
-            from_first_loader: Whether samples may be taken from it.
+            from_first_loader: Whether the batch is from the first loader, whose samples are used.
             is_last: Whether no batch follows.
-            at_end: Explain when no batch follows, and not as soon as all samples are there.
+            at_end: Explain when no batch follows, instead of when all samples are collected.
 
         Returns:
-            True once in a pending run: when all samples are there that there will be.
+            True once in a pending run, when no further samples will be collected.
         """
         fixed = self.fixed
         if fixed is None or not self.pending:
             return False
         if not fixed.complete and from_first_loader:
-            # A run whose batches can't be read is over, as if it had been explained.
+            # If a batch can't be read, the run is treated as if it had been explained.
             self.pending = False
             with failures.tolerated("read the batch"), isolated(module):
                 fixed.collect(batch, forward)
@@ -135,20 +135,20 @@ class StageRuns:
         return True
 
     def meet(self, *, is_last: bool) -> bool:
-        """Whether all processes are to meet now: once in a run, when the first loader ends.
+        """Returns whether all processes synchronize now: once in a run, when the first loader ends.
 
         Args:
-            is_last: Whether no batch of it follows.
+            is_last: Whether no batch of the first loader follows.
         """
         meeting = self.due and is_last
         self.due = self.due and not is_last
         return meeting
 
     def compare(self, failures: Failures) -> None:
-        """Says so if the samples are not those that the checkpoint knows.
+        """Warns if the samples are not those of the checkpoint.
 
         Args:
-            failures: Where it is said.
+            failures: Emits the warning.
         """
         restored, self.restored = self.restored, False
         own = self.own_samples().items()
@@ -161,9 +161,9 @@ class StageRuns:
             )
 
     def is_last_batch(self, trainer: Trainer) -> bool:
-        """Whether no batch follows.
+        """Returns whether no batch follows.
 
-        A loader without length tells it only by its prefetching.
+        For a loader without a length, this is only known because Lightning prefetches batches.
 
         Args:
             trainer: The trainer.

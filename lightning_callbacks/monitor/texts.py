@@ -1,4 +1,4 @@
-"""How texts are shown."""
+"""Converts the ids of texts to words or tokens to show."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Decoded = tuple[list[str], list[tuple[int, int]], str]
 
 
 class ShownText(NamedTuple):
-    """A text's words or tokens, their attribution, and which of them don't set the scale."""
+    """The words or tokens of a text, their attribution, and which of them don't set the scale."""
 
     labels: Sequence[str]
     attribution: Tensor
@@ -29,10 +29,10 @@ class Texts:
     """Writes the ids of a text as words, as tokens, or as the ids themselves.
 
     Attributes:
-        tokenizer: A tokenizer of Transformers, which shows texts as words and leaves its special
-            tokens out of the scale; anything else counts as none.
-        to_tokens: Turns the ids of a text into token strings instead.
-        off_scale_ids: The ids that don't set the scale of the colours; None: the tokenizer's
+        tokenizer: A tokenizer of Transformers, with which texts are shown as words and special
+            tokens are left out of the scale; any other object counts as none.
+        to_tokens: Converts the ids of a text to token strings instead.
+        off_scale_ids: The ids that don't set the colour scale, or None for the tokenizer's
             special tokens.
     """
 
@@ -44,18 +44,18 @@ class Texts:
     )
 
     def with_tokenizer(self, tokenizer: Any) -> Texts:
-        """The same with a tokenizer, unless there is one."""
+        """Returns a copy with a tokenizer, or the object itself if it has one."""
         return self if self.tokenizer is not None else replace(self, tokenizer=tokenizer)
 
     def shown(self, item: Tensor, attribution: Tensor) -> ShownText:
-        """Finds what is written of a text.
+        """Returns the words or tokens that are shown of a text.
 
         Args:
             item: The ids ``(N,)``, or features ``(N, D)``, which are shown by their positions.
             attribution: ``(N,)``, or ``(N, D)``.
 
         Returns:
-            What is shown.
+            The words, tokens, ids or positions, with their attribution.
         """
         if item.dim() != 1 or item.is_floating_point():
             return ShownText([str(position) for position in range(len(item))], attribution, None)
@@ -72,7 +72,7 @@ class Texts:
         return ShownText(words, merged, (special > 0).tolist())
 
     def _decode(self, ids: Tensor) -> Decoded:
-        # Each text is drawn for all methods and classes, in every run.
+        # Cached, since each text is drawn for all methods and classes, in every run.
         key = tuple(ids.tolist())
         if key not in self._decoded:
             self._decoded[key] = decode_with_offsets(self.tokenizer, key)

@@ -1,4 +1,4 @@
-"""The metrics of a Lightning trainer, and the monitor's among them."""
+"""Adds the monitor's numbers to the metrics of a Lightning trainer."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def step_of(trainer: Trainer) -> int:
-    """The step under which pictures are logged.
+    """Returns the step under which pictures are logged.
 
     Args:
         trainer: The trainer.
 
     Returns:
-        The global step. With several optimizers, each of whose steps that counts, it is the number
-        under which Lightning logs metrics: that of the batches.
+        The global step. With several optimizers, whose steps are all counted in it, the number of
+        batches, which is the step of the metrics that Lightning logs.
     """
     if len(trainer.optimizers) > 1:
         return trainer.fit_loop.epoch_loop._batches_that_stepped  # noqa: SLF001
@@ -29,7 +29,7 @@ def step_of(trainer: Trainer) -> int:
 
 
 def is_monitored(trainer: Trainer, prefix: str) -> bool:
-    """Whether a callback, such as a checkpoint, watches one of the numbers under a prefix.
+    """Returns whether a callback, such as a checkpoint, monitors a number under a prefix.
 
     Args:
         trainer: The trainer.
@@ -41,14 +41,14 @@ def is_monitored(trainer: Trainer, prefix: str) -> bool:
 
 
 def check_monitored(trainer: Trainer, prefix: str) -> None:
-    """Refuses to share samples where a callback watches numbers that come too late for it.
+    """Raises an error if samples are shared and a callback monitors the numbers.
 
     Args:
         trainer: The trainer.
         prefix: The beginning of the numbers' tags.
 
     Raises:
-        MisconfigurationException: If one does.
+        MisconfigurationException: If a callback does, since the numbers are known too late for it.
     """
     if trainer.world_size > 1 and is_monitored(trainer, prefix):
         raise MisconfigurationException(
@@ -58,13 +58,13 @@ def check_monitored(trainer: Trainer, prefix: str) -> None:
 
 
 def offer(trainer: Trainer, means: Mapping[str, Tensor], prefix: str) -> None:
-    """Puts numbers among the metrics that callbacks watch.
+    """Adds numbers to the metrics that callbacks can monitor.
 
     Args:
-        trainer: The trainer. Where one of its callbacks does, and there are several processes, all
-            of them get the numbers of the first one, as all have to decide alike.
+        trainer: The trainer. If one of its callbacks monitors the numbers, and there are several
+            processes, all of them get the numbers of the first one, so that all decide alike.
         means: The numbers.
-        prefix: The beginning of their tags.
+        prefix: The beginning of the numbers' tags.
     """
     if trainer.world_size > 1 and is_monitored(trainer, prefix):
         means = trainer.strategy.broadcast(dict(means))

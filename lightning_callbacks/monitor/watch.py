@@ -18,12 +18,12 @@ class Watch:
     """The state of the runs of one trainer.
 
     Attributes:
-        validation: What is kept of the validation runs.
-        test: What is kept of the test runs.
-        trainer: The trainer, once there is one.
-        log: The way to its loggers, between setup and teardown.
-        outer: That of the trainer within whose run this one runs.
-        tried: Whether a sample has been tried before the training.
+        validation: The state of the validation runs.
+        test: The state of the test runs.
+        trainer: The trainer, or None before its setup.
+        log: Passes entries to its loggers, between setup and teardown.
+        outer: The watch of the trainer during whose run this trainer runs, or None.
+        tried: Whether the model has been tried on a sample before the training.
         means: The numbers that were logged last, for the trainer's ``callback_metrics``.
     """
 
@@ -36,7 +36,7 @@ class Watch:
     means: dict[str, Tensor] = field(default_factory=dict)
 
     def take(self, entries: LogEntries) -> None:
-        """Takes over what a checkpoint has to know of a process's part of a run.
+        """Stores the identities and scales of a process's part of a run for the checkpoint.
 
         Args:
             entries: The part.
@@ -48,11 +48,11 @@ class Watch:
 class Watches:
     """Keeps the runs of several trainers apart.
 
-    Trainers one after the other, as for the folds of a cross-validation, each begin anew. One that
-    validates while another trains has runs of its own, and the other goes on with its own.
+    Trainers that run one after the other, such as for the folds of a cross-validation, each start
+    with a new state. If a trainer validates while another trains, their states are separate.
 
     Args:
-        new: Makes what is kept of a trainer.
+        new: Creates the state of a trainer.
 
     Example:
         >>> watches = Watches(lambda: Watch(StageRuns("validate", "a"), StageRuns("test", "b")))
@@ -67,13 +67,13 @@ class Watches:
         self.current = new()
 
     def enter(self, trainer: Any) -> Watch:
-        """A trainer is set up.
+        """Begins to watch a trainer, at its setup.
 
         Args:
             trainer: The trainer.
 
         Returns:
-            What is kept of it.
+            The state of the trainer.
         """
         current = self.current
         if current.trainer is not None and current.trainer is not trainer:
@@ -84,7 +84,7 @@ class Watches:
         return self.current
 
     def of(self, trainer: Any) -> Watch | None:
-        """What is kept of a trainer; None of one that explains nothing.
+        """Returns the state of a trainer, or None for a trainer that explains nothing.
 
         Args:
             trainer: The trainer.
@@ -93,10 +93,10 @@ class Watches:
         return current if current.trainer is trainer and current.log is not None else None
 
     def leave(self, watch: Watch) -> None:
-        """A trainer has finished.
+        """Stops watching a trainer that has finished.
 
         Args:
-            watch: What is kept of it.
+            watch: The state of the trainer.
         """
         watch.log = None
         if watch.outer is not None:

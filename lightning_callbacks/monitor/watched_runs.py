@@ -1,4 +1,4 @@
-"""Lightning's hooks around validation and test runs, as two."""
+"""Combines Lightning's hooks for validation runs with those for test runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class WatchedRuns(Callback):
     """A callback that does the same in validation runs and in test runs.
 
     Args:
-        new: Makes what is kept of a trainer.
+        new: Creates the state of a trainer.
     """
 
     def __init__(self, new: Callable[[], Watch]) -> None:
@@ -36,13 +36,13 @@ class WatchedRuns(Callback):
         batch: Any,
         dataloader_idx: int,
     ) -> None:
-        """A batch of the sanity check has been evaluated."""
+        """Called after a batch of the sanity check."""
 
     @abstractmethod
     def _begin(
         self, trainer: Trainer, module: LightningModule, watch: Watch, runs: StageRuns
     ) -> None:
-        """A run begins; sanity checks don't count."""
+        """Called at the start of a run that isn't a sanity check."""
 
     @abstractmethod
     def _see(
@@ -54,11 +54,11 @@ class WatchedRuns(Callback):
         batch: Any,
         dataloader_idx: int,
     ) -> None:
-        """A batch of a run has been evaluated."""
+        """Called after a batch of a run."""
 
     @abstractmethod
     def _end(self, trainer: Trainer, watch: Watch, runs: StageRuns) -> None:
-        """A run ends."""
+        """Called at the end of a run."""
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

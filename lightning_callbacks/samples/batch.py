@@ -39,16 +39,16 @@ LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 @dataclass(frozen=True)
 class Samples:
-    """Some samples, in the form in which a Captum method takes them.
+    """Samples in the form that Captum methods accept.
 
     Attributes:
         inputs: One tensor for each input of the model, with the samples in its first dimension.
-        labels: Class ids ``(B,)``, or one value per class ``(B, C)`` for several labels or soft
-            ones, or None.
-        additional_forward_args: What the model takes besides, by position. Tensors, also nested
-            ones, whose first dimension has the length B belong to the samples; all else is the
-            same for each.
-        additional_forward_kwargs: The same by name.
+        labels: Class ids ``(B,)``, or one value per class ``(B, C)`` for multiple or soft labels,
+            or None.
+        additional_forward_args: Further arguments of the model by position. Tensors, including
+            nested ones, whose first dimension has the length B have an entry for each sample;
+            everything else is the same for all samples.
+        additional_forward_kwargs: Further arguments of the model by name.
         names: The inputs' names, if the model takes them by name.
     """
 
@@ -64,17 +64,17 @@ class Samples:
         return {} if self.names is None else dict(zip(self.names, self.inputs, strict=True))
 
     def input_names(self) -> tuple[str, ...]:
-        """The inputs' names, or ``input_0`` and so on where they have none."""
+        """Returns the inputs' names, or ``input_0``, ``input_1``, ... if they have none."""
         return self.names or tuple(f"input_{number}" for number in range(len(self.inputs)))
 
     def run(self, module: Callable[..., Any]) -> Any:
-        """Calls a model with all of it.
+        """Calls a model with the inputs and the further arguments.
 
         Args:
             module: The model.
 
         Returns:
-            What it returns.
+            The model's output.
         """
         inputs = self.inputs if self.names is None else ()
         return module(
@@ -91,7 +91,7 @@ class Samples:
         """Copies some of the samples, or the same sample several times.
 
         Args:
-            rows: Their numbers.
+            rows: The indices of the samples.
 
         Returns:
             New samples that share no memory with these.
@@ -108,10 +108,10 @@ class Samples:
         """Moves the samples.
 
         Args:
-            device: Where to.
+            device: The device to move them to.
 
         Returns:
-            The samples there.
+            The samples on the device.
         """
         return self.map(lambda tensor: tensor.to(device))
 
@@ -122,7 +122,7 @@ class Samples:
             function: Takes a tensor and returns one.
 
         Returns:
-            The samples made of what it returned.
+            New samples with the returned tensors.
         """
         return Samples(
             tuple(function(tensor) for tensor in self.inputs),
@@ -138,20 +138,21 @@ def read_batch(
 ) -> Samples:
     """Reads the samples of a batch.
 
-    Without `batch_to_inputs`, a batch may be a tensor; ``(inputs, labels)``; or a mapping, also
-    with the labels beside it. A dataclass and a named tuple of more than two are mappings of their
-    fields. A mapping is passed by name, as in ``module(**batch)``: its inputs
-    are what has the name of `forward`'s first parameter or one of `INPUT_KEYS`, its labels are the
-    first of `LABEL_KEYS`, and all else that `forward` takes, such as ``attention_mask``, goes with
-    them. If `forward` takes none of the inputs by name, its first parameter gets the first of them.
+    Without `batch_to_inputs`, a batch may be a tensor; ``(inputs, labels)``; a mapping; or
+    ``(mapping, labels)``. A dataclass, or a named tuple of more than two fields, is a mapping of
+    its fields. A mapping is passed by name, as in ``module(**batch)``: its inputs are the entries
+    named like `forward`'s first parameter or one of `INPUT_KEYS`, its labels are the first of
+    `LABEL_KEYS`, and all other entries that `forward` accepts, such as ``attention_mask``, are
+    further arguments. If `forward` accepts none of the inputs by name, its first parameter gets the
+    first of them.
 
     Args:
         batch: The batch.
         forward: The function that will be given the inputs.
-        batch_to_inputs: Reads the batch instead.
+        batch_to_inputs: A function that reads the batch instead.
 
     Returns:
-        All samples of the batch, as they lie in it: nothing is copied.
+        All samples of the batch, without copying tensors.
 
     Raises:
         ValueError: If the batch has another form.
@@ -163,7 +164,7 @@ def read_batch(
     """
     if batch_to_inputs is not None:
         parts = batch_to_inputs(batch)
-        # A list, too: what a DataLoader makes of pairs.
+        # A list is accepted, too, since a DataLoader converts pairs to lists.
         if not isinstance(parts, (tuple, list)) or len(parts) not in (2, 3):
             raise ValueError(
                 "batch_to_inputs must return (inputs, labels) or (inputs, labels, further "
@@ -192,7 +193,7 @@ _HOW = (
 
 
 def _by_name(batch: Any) -> Any:
-    """The fields of a dataclass or of a named tuple, unless that is a mere pair."""
+    """Returns the fields of a dataclass or of a named tuple with more than two, by name."""
     if is_dataclass(batch) and not isinstance(batch, (type, Mapping)):
         return {part.name: getattr(batch, part.name) for part in fields(batch)}
     names = getattr(batch, "_fields", ())
@@ -233,7 +234,7 @@ def _labels(labels: Any) -> Tensor | None:
 def _read_mapping(
     batch: Mapping[str, Any], forward: Callable[..., Any]
 ) -> tuple[dict[str, Any], Any, dict[str, Any]]:
-    """Inputs, labels and further arguments of a batch whose keys are names of arguments."""
+    """Returns inputs, labels and further arguments of a batch with argument names as keys."""
     parameters = inspect.signature(forward).parameters.values()
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -266,7 +267,7 @@ def _read_mapping(
 
 
 def _is_as_long(value: Any, first: Any) -> bool:
-    """Whether an input has a row for each sample, as the texts that CLIP chooses from have not."""
+    """Returns whether an input has a row for each sample, unlike the texts CLIP chooses from."""
     return not isinstance(value, Tensor) or value.shape[:1] == first.shape[:1]
 
 

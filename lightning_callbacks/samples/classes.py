@@ -15,15 +15,15 @@ ClassSlot: TypeAlias = 'Literal["label", "predicted"] | int'
 
 
 class Facts(NamedTuple):
-    """What a model says of a sample, and which class is explained.
+    """A model's prediction for a sample, and the class that is explained.
 
     Attributes:
-        label: The sample's label, or its labels, where it may have some.
-        predicted: The class that is predicted.
-        likely: The probability of that class.
+        label: The sample's label or labels, or None if the batch has no labels.
+        predicted: The predicted class.
+        likely: The probability of the predicted class.
         explained: The class that is explained.
-        probability: The probability of that one.
-        is_amount: Whether all of these are amounts, as of a regression.
+        probability: The probability of the explained class.
+        is_amount: Whether the values are amounts instead of probabilities, as in a regression.
     """
 
     label: str | None
@@ -34,7 +34,7 @@ class Facts(NamedTuple):
     is_amount: bool = False
 
     def caption(self, method: str) -> str:
-        """A line for each, of which none is long, and as many for each step.
+        """Writes the facts in short lines, whose number is the same for each step.
 
         Args:
             method: The name of the method.
@@ -60,7 +60,7 @@ class Facts(NamedTuple):
         return "\n".join([*lines, f"predicted: {self.predicted} ({self.likely:.2f})"])
 
     def columns(self) -> dict[str, Any]:
-        """The same for a table."""
+        """Returns the facts as cells of a table."""
         columns = self._asdict()
         del columns["is_amount"]
         return columns
@@ -68,14 +68,14 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model predicts for some samples.
+    """A model's predictions for some samples.
 
     Attributes:
         probabilities: ``(B, C)``, float32 on the CPU.
         labels: As in `Samples`, on the CPU.
         class_names: The names of the classes, or None.
         single: Whether the output has no dimension for classes, so that it can take no target.
-        amounts: Whether the probabilities are amounts instead, as of a regression.
+        amounts: Whether the values are amounts instead of probabilities, as in a regression.
     """
 
     probabilities: Tensor
@@ -85,17 +85,17 @@ class Predictions:
     amounts: bool = False
 
     def classes(self, slot: ClassSlot) -> list[int | None]:
-        """The class of each sample that belongs into a slot.
+        """Returns the class of each sample for a slot.
 
-        A model with one output, such as a binary classifier, has only that one to explain.
+        For a model with one output, such as a binary classifier, only this output can be explained.
 
         Args:
-            slot: The slot. The label of a sample with several is the first of those that have the
-                largest value, so it is the same one all through a training.
+            slot: The slot. If a sample has several labels, the first one with the largest value is
+                chosen, so that it stays the same during training.
 
         Returns:
-            A class id per sample; None for a sample without label, or with one that no output
-            stands for, such as a negative one.
+            A class id per sample, or None for a sample without a label, or with a label for which
+            the model has no output, such as a negative one.
 
         Raises:
             ValueError: If the slot doesn't fit the model or the batch.
@@ -116,7 +116,7 @@ class Predictions:
         return [label[0] if label and label[0] < count else None for label in self._labels(count)]
 
     def unknown_labels(self) -> list[int]:
-        """The labels that are class ids for which the model has no output."""
+        """Returns the labels that are class ids for which the model has no output."""
         count = self.probabilities.shape[1]
         if self._label_amounts() is not None:
             return []
@@ -124,10 +124,10 @@ class Predictions:
         return [] if count == 1 else sorted(label for label in ids if label >= count)
 
     def of_slots(self, slots: Sequence[ClassSlot]) -> dict[ClassSlot, list[int | None]]:
-        """The classes of several slots.
+        """Returns the classes of several slots.
 
-        Where samples have several labels, the slot ``"predicted"`` doesn't repeat another: it has
-        the most probable class that none of them has.
+        If samples have several labels, the slot ``"predicted"`` has the most probable class that no
+        other slot has.
 
         Args:
             slots: The slots.
@@ -147,14 +147,14 @@ class Predictions:
         return found
 
     def facts(self, row: int, class_id: int) -> Facts:
-        """What the model says of a sample, and what is explained.
+        """Returns the prediction for a sample and the explained class as texts.
 
         Args:
             row: The sample's number.
             class_id: The class that is explained.
 
         Returns:
-            The facts, as texts.
+            The facts.
         """
         probabilities = self.probabilities[row]
         count = len(probabilities)
@@ -173,7 +173,7 @@ class Predictions:
         return Facts(label, self._name(shown), likely, explained, probability)
 
     def _label_amounts(self) -> Tensor | None:
-        """The labels ``(B, C)`` where each is the amount of an output, and not its class."""
+        """Returns the labels ``(B, C)`` if they are amounts of the outputs, or None for classes."""
         count = self.probabilities.shape[1]
         labels = self.labels
         if labels is None or not _are_amounts(labels, count):
@@ -185,7 +185,7 @@ class Predictions:
         return predicted
 
     def _labels(self, count: int) -> list[list[int]]:
-        """The labels of each sample, the most important first."""
+        """Returns the labels of each sample, the most important first."""
         if self.labels is None:
             raise ValueError(
                 'The batch has no labels, so there is no class for the slot "label". Explain the '
@@ -203,7 +203,7 @@ class Predictions:
                 f"{count}), got the shape {tuple(labels.shape)}. Pass batch_to_inputs= to convert "
                 "them."
             )
-        # Stable, so that of several equal labels the first class comes first.
+        # Stable, so that among equal labels the first class comes first.
         order = labels.float().sort(dim=1, descending=True, stable=True)
         return [
             [index for value, index in zip(values, indices, strict=True) if value > 0]
@@ -223,22 +223,23 @@ def read_output(
     class_names: Sequence[str] | None = None,
     probabilities: Callable[[Tensor], Tensor] | None = None,
 ) -> Predictions:
-    """Reads predictions from what a model returns.
+    """Reads predictions from a model's output.
 
     Args:
         output: Scores ``(B, C)`` or ``(B,)``; or an output object, a mapping or a tuple that has
-            them as ``logits``, or in which nothing else can be meant.
+            them as ``logits``, or has only one tensor that can be the scores.
         labels: The samples' labels.
         class_names: The names of the classes.
-        probabilities: Turns scores into probabilities. By default a softmax over the classes, and a
-            sigmoid where labels are several per sample or the output is a single one. Where labels
-            can't be classes, as those of a regression, scores are amounts and stay as they are.
+        probabilities: Converts scores to probabilities. By default a softmax over the classes, or a
+            sigmoid if samples have several labels or the model has a single output. If the labels
+            can't be classes, as in a regression, scores are amounts and are not converted.
 
     Returns:
         The predictions.
 
     Raises:
-        ValueError: If the output isn't one score per class, or several parts of it may be that.
+        ValueError: If the output isn't one score per class, or several parts of it may be the
+            scores.
 
     Example:
         >>> import torch
@@ -261,11 +262,11 @@ def read_output(
 
 
 def _are_amounts(labels: Tensor, count: int) -> bool:
-    """Whether some label can be neither a class id nor a share of a class."""
+    """Returns whether some label can be neither a class id nor a share of a class."""
     if labels.numel() != len(labels) * count:
         return False
     if count > 1:
         return labels.is_floating_point() and bool(((labels < 0) | (labels > 1)).any())
-    # A negative integer is no label; a single output has the classes 0 and 1.
+    # A negative integer stands for no label; a single output has the classes 0 and 1.
     possible = (labels == 0) | (labels == 1)
     return not bool((possible if labels.is_floating_point() else possible | (labels < 0)).all())

@@ -1,4 +1,4 @@
-"""The samples that are explained again and again."""
+"""The samples that are explained in each run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lightning_callbacks.samples.batch import BatchToInputs, Samples, read_batch
 
 @dataclass(frozen=True)
 class Share:
-    """Which of the samples of a data set a process explains.
+    """The share of a data set's samples that a process explains.
 
     Attributes:
         rank: The process's number among those that share the samples.
-        world_size: How many they are.
-        distributed: Each process loads samples of its own, in turns, as with a
-            ``DistributedSampler``; otherwise each loads all of them.
+        world_size: The number of these processes.
+        distributed: Whether the processes load different samples in turns, as with a
+            ``DistributedSampler``; otherwise each process loads all samples.
     """
 
     rank: int = 0
@@ -29,13 +29,13 @@ class Share:
     distributed: bool = False
 
     def number(self, loaded: int) -> int | None:
-        """The number in the data set of a sample.
+        """Returns a sample's number in the data set.
 
         Args:
-            loaded: How many samples the process has loaded before it.
+            loaded: The number of samples that the process has loaded before.
 
         Returns:
-            The number; None for a sample that another process explains.
+            The number, or None for a sample that another process explains.
 
         Example:
             >>> [Share(1, 2, distributed=True).number(loaded) for loaded in range(4)]
@@ -54,14 +54,14 @@ class FixedSamples:
     Batches are kept apart, since texts of several batches differ in their padding.
 
     Args:
-        count: How many samples.
-        share: Which of them this process keeps.
+        count: The number of samples.
+        share: The share of the samples that this process keeps.
         batch_to_inputs: Reads a batch, see `lightning_callbacks.samples.batch.read_batch`.
 
     Attributes:
         batches: The samples, batch by batch.
-        numbers: Their numbers in the data set.
-        complete: Whether all are there.
+        numbers: The samples' numbers in the data set, batch by batch.
+        complete: Whether all samples have been collected.
 
     Example:
         >>> fixed = FixedSamples(3)
@@ -93,7 +93,7 @@ class FixedSamples:
         share: Share | None = None,
         batch_to_inputs: BatchToInputs | None = None,
     ) -> FixedSamples:
-        """All samples of a batch.
+        """Creates fixed samples from all samples of a batch.
 
         Args:
             batch: The batch.
@@ -119,7 +119,7 @@ class FixedSamples:
             self._loaded = 0
 
     def collect(self, batch: Any, forward: Callable[..., Any]) -> None:
-        """Takes from a batch what is still missing.
+        """Collects missing samples from a batch.
 
         Args:
             batch: The batch.
@@ -148,10 +148,10 @@ class FixedSamples:
         self.complete = following >= self.count
 
     def identity(self) -> dict[str, str]:
-        """A short fingerprint of each sample, by which it is known again after a restart.
+        """Returns a short fingerprint of each sample, which identifies it after a restart.
 
         Returns:
-            Sixteen hexadecimal digits by the number of each sample, of its inputs alone.
+            Sixteen hexadecimal digits by the number of each sample, computed from its inputs only.
         """
         return {
             str(number): _fingerprint([values[row] for values in samples.inputs])

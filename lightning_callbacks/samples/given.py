@@ -1,4 +1,4 @@
-"""Samples that are passed, rather than taken from a loader."""
+"""Reads samples that the user passes, instead of those of a loader."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def given_samples(
     """Reads samples like batches of a loader, including the hooks of modules and data modules.
 
     Args:
-        samples: A batch such as a loader yields.
+        samples: A batch in the loader's format.
         trainer: The trainer, with the module on its device.
         module: The trainer's module.
         forward: The function that will be given the inputs.
@@ -56,7 +56,7 @@ def given_samples(
 
 @contextmanager
 def _validating(trainer: Trainer) -> Iterator[None]:
-    """Hooks may do something else in a training, such as augmenting."""
+    """Runs hooks in the validation stage, since in training they may, e.g., augment samples."""
     state, stage = trainer.state, trainer.state.stage
     if trainer.training:
         trainer.validating = True

@@ -15,15 +15,15 @@ _CANONICAL = "CHTW"
 
 @dataclass(frozen=True)
 class Layout:
-    """Arranges what lies in some order as an image with its channels first.
+    """Arranges an input with any order of dimensions as an image with channels first.
 
-    The frames of a video stand beside each other.
+    The frames of a video are placed side by side.
 
     Attributes:
-        letters: One for each dimension of a sample: C channels, H rows, W columns, T frames.
+        letters: A letter for each dimension of a sample: C channels, H rows, W columns, T frames.
 
     Raises:
-        MisconfigurationException: If a letter is unknown or comes twice, or H or W isn't there.
+        MisconfigurationException: If a letter is unknown or occurs twice, or H or W is missing.
 
     Example:
         >>> import torch
@@ -55,11 +55,11 @@ class Layout:
             values: ``(B, ...)`` with a dimension for each letter.
 
         Returns:
-            ``(B, C, H, W)``, with the columns of all frames one after the other; one channel where
-            there is no C.
+            ``(B, C, H, W)``, with the columns of all frames one after the other, and with one
+            channel if there is no C.
 
         Raises:
-            ValueError: If there are more dimensions than letters, or fewer.
+            ValueError: If the number of dimensions differs from the number of letters.
         """
         if values.dim() != len(self.letters) + 1:
             raise ValueError(
@@ -77,8 +77,8 @@ class Layout:
         """Brings a batch back into its own order.
 
         Args:
-            arranged: What `arrange` has returned, or other values in this order.
-            like: What `arrange` was given.
+            arranged: The batch returned by `arrange`, or other values in this order.
+            like: The batch passed to `arrange`.
 
         Returns:
             The same values in the order of `like`.
@@ -97,10 +97,10 @@ class Layouts:
     """The layouts of several inputs.
 
     Attributes:
-        letters: Those of all inputs, or of some by their names; what has none stays as it is.
+        letters: The letters of all inputs, or of some inputs by name; others are not rearranged.
 
     Raises:
-        MisconfigurationException: As of a `Layout`.
+        MisconfigurationException: If the letters of an input are invalid, see `Layout`.
     """
 
     letters: str | Mapping[str, str] | None = None
@@ -112,13 +112,13 @@ class Layouts:
                 Layout(letters)
 
     def of(self, samples: Samples) -> list[Layout | None]:
-        """The layouts of some samples' inputs.
+        """Returns the layouts of some samples' inputs.
 
         Args:
             samples: The samples.
 
         Returns:
-            One per input, or None.
+            A layout per input, or None for an input without one.
         """
         found = self.letters
         each = (
@@ -128,14 +128,14 @@ class Layouts:
         return [None if letters is None else Layout(letters) for letters in each]
 
     def arranged_maps(self, maps: Sequence[Tensor], samples: Samples) -> tuple[Tensor, ...]:
-        """Arranges what was explained of one sample.
+        """Arranges the maps of one sample.
 
         Args:
-            maps: For each input one in its own form, without the batch dimension.
-            samples: The samples that it is one of.
+            maps: A map for each input in its own order, without the batch dimension.
+            samples: The samples that this sample belongs to.
 
         Returns:
-            The maps as those of images.
+            The maps, arranged as images.
         """
         layouts = self.of(samples)
         return tuple(
@@ -150,7 +150,8 @@ class Layouts:
             samples: The samples.
 
         Returns:
-            They with their inputs as images, and what brings such samples back into their own form.
+            The samples with their inputs arranged as images, and a function that restores the order
+            of such samples.
         """
         layouts = self.of(samples)
         if not any(layouts):

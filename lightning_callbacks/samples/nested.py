@@ -17,7 +17,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         function: Takes a tensor and returns one.
 
     Returns:
-        The same with other tensors; what holds none stays the same object.
+        The value with the new tensors; other objects are kept.
 
     Example:
         >>> import torch

@@ -11,7 +11,7 @@ from captum_transformer.errors import AmbiguousOutputError
 
 
 def class_scores(output: Any) -> Tensor:
-    """Finds the scores in what a model returns.
+    """Finds the scores of the classes in a model's output.
 
     Args:
         output: As for `read_output`.
@@ -20,11 +20,12 @@ def class_scores(output: Any) -> Tensor:
         ``(B, C)`` or ``(B,)``.
 
     Raises:
-        ValueError: If the output isn't one score per class, or several parts of it may be that.
+        ValueError: If the output isn't one score per class, or several parts of it may be the
+            scores.
     """
     output = main_output(getattr(output, "logits", output))
     found = [("", output)] if isinstance(output, Tensor) else tensors_of_scores(output)
-    # A class id selects from two dimensions: one score per sample beside these is no rival.
+    # A class id selects from two dimensions, so one score per sample next to them isn't ambiguous.
     fits = [part for part in found if part[1].dim() == 2] or [p for p in found if p[1].dim() == 1]
     if len(fits) == 1:
         return fits[0][1]

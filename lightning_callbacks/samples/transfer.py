@@ -14,17 +14,17 @@ HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch
 
 
 def transferred(batch: Any, trainer: Trainer, module: LightningModule) -> Any:
-    """What the steps of a module get of a batch that a loader of the trainer yields.
+    """Returns a batch of a loader as the trainer passes it to the steps of the module.
 
-    The hooks are those of the data module where it overrides them, else those of the module.
+    The hooks are those of the data module if it overrides them, and those of the module otherwise.
 
     Args:
-        batch: The batch, which hooks may write into.
+        batch: The batch, which hooks may modify.
         trainer: The trainer, with the module on its device.
         module: The trainer's module.
 
     Returns:
-        The batch, normalised or whatever the hooks do, in the trainer's precision on its device.
+        The batch after all hooks, in the trainer's precision on its device.
     """
     batch = trainer.precision_plugin.convert_input(batch)
     batch = module._on_before_batch_transfer(batch, dataloader_idx=0)  # noqa: SLF001 - Lightning has no other name for the module's own or the data module's hook
@@ -32,13 +32,13 @@ def transferred(batch: Any, trainer: Trainer, module: LightningModule) -> Any:
 
 
 def overridden_hooks(model: nn.Module) -> dict[str, Any]:
-    """The hooks with which a Lightning module changes batches.
+    """Returns the hooks with which a Lightning module changes batches.
 
     Args:
         model: Any module.
 
     Returns:
-        Its own methods by name; none of a module that isn't Lightning's.
+        The overridden hooks by name; empty for a module without such hooks.
 
     Example:
         >>> class Normalised(nn.Module):
@@ -51,7 +51,7 @@ def overridden_hooks(model: nn.Module) -> dict[str, Any]:
 
 
 def overrides(model: nn.Module, hook: str) -> bool:
-    """Whether a module has a hook of its own, beside that which Lightning gives to all.
+    """Returns whether a module has its own implementation of a hook, not just Lightning's.
 
     Args:
         model: Any module.

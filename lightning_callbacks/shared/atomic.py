@@ -14,17 +14,17 @@ def written(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Lets the body write a temporary file, and renames it when it is complete.
 
     Args:
-        path: Where the file belongs. One that is there already is replaced in one step.
-        durable: Wait until it would outlast a power failure.
+        path: The path of the file. An existing file is replaced atomically.
+        durable: Wait until the file would survive a power failure.
 
     Yields:
-        Where the body must write it.
+        The path that the body must write to.
     """
     unfinished = path.with_name(f".{path.name}.{uuid4().hex}{_SUFFIX}")
     try:
         yield unfinished
         if durable:
-            # Windows flushes only what is open for writing.
+            # Windows flushes only files that are open for writing.
             _flush(os.open(unfinished, os.O_RDWR))
         unfinished.replace(path)
     except BaseException:
@@ -41,7 +41,7 @@ def remove_unfinished(folder: Path) -> int:
         folder: The folder.
 
     Returns:
-        How many files there were.
+        The number of removed files.
     """
     found = list(folder.glob(f".*{_SUFFIX}"))
     for path in found:
@@ -50,10 +50,10 @@ def remove_unfinished(folder: Path) -> int:
 
 
 def _flush_folder(path: Path) -> None:
-    """A new name, too, is only safe when the folder is."""
+    """Flushes a folder, without which a new file's name may be lost."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folder, and writes names down by itself
+    except PermissionError:  # Windows opens no folders, and flushes names by itself
         return
     _flush(descriptor)
 

@@ -52,7 +52,7 @@ class Failures:
         Memory held by the failed calls is released, so that it is available to the training.
 
         Args:
-            what: What the body does; each has one warning.
+            what: What the body does, for the message; there is one warning for each value.
         """
         out_of_memory = False
         try:
@@ -67,17 +67,17 @@ class Failures:
                 "reported. Pass on_error='raise' to stop instead.",
             )
             out_of_memory = is_out_of_memory(error)
-            # The frames hold activations, and may be held themselves by a cycle with the error.
+            # Frames hold activations, and may be kept alive by a reference cycle with the error.
             traceback.clear_frames(error.__traceback__)
         if out_of_memory:
-            # What the explanation left cached is in blocks of sizes that the training can't use.
+            # Cached memory of the explanation is in blocks of sizes that the training can't use.
             give_back_cached()
 
     def give_up(self, changed: Sequence[str]) -> None:
         """Stops all explanations, because they change the model.
 
         Args:
-            changed: The names of what has changed.
+            changed: The names of the parts that have changed.
 
         Raises:
             ExplanationError: If errors are to be raised.
@@ -95,7 +95,7 @@ class Failures:
         warnings.warn(message, stacklevel=2)
 
     def warn_once(self, key: str, message: str) -> None:
-        """Warns, unless it has been done.
+        """Warns once for each key.
 
         Args:
             key: What the warning is about.

@@ -1,8 +1,9 @@
 """One name for the classes of both Lightning packages.
 
 ``pytorch_lightning`` and ``lightning.pytorch`` are the same code under two names, so their classes
-are different ones. A callback that inherits from both, and an exception that is both, suit either.
-Of modules there is one for each; where one package is missing, both are of the other.
+are different. Callbacks and exceptions here inherit from the classes of both packages, so they
+work with either. Modules exist once for each package; if one package is missing, both are the
+other's.
 """
 
 from importlib import import_module
@@ -19,7 +20,7 @@ else:
         try:
             import_module(package)
         except ModuleNotFoundError as error:
-            # Only the package itself may be missing: a broken installation is worth knowing of.
+            # Only the package itself may be missing: errors of a broken installation are raised.
             if error.name not in (package, package.partition(".")[0]):
                 raise
             return False
@@ -37,8 +38,8 @@ else:
         BasePredictionWriter = _joined(".callbacks", "BasePredictionWriter")
         Callback = _joined("", "Callback")
         MisconfigurationException = _joined(".utilities.exceptions", "MisconfigurationException")
-        # A module can't be both: Lightning would take the methods of the one for changes to the
-        # other.
+        # A module can't inherit from both: Lightning would take the methods of one for overrides
+        # of the other's.
         LightningModule, OtherLightningModule = (
             import_module(package).LightningModule for package in (_INSTALLED * 2)[:2]
         )
