@@ -57,7 +57,7 @@ __all__ = [
     "load_captured",
 ]
 
-# What is not in `attr`.
+# Public names that are not in `attr`.
 _ELSEWHERE = {
     "Account": "account",
     "Captured": "captured",
@@ -69,7 +69,7 @@ _ELSEWHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when they are asked for: the command line's --help need not wait for PyTorch.
+    # Imported at first use, so that the command line's --help doesn't wait for PyTorch.
     if name in __all__:
         found = getattr(import_module(f"{__name__}.{_ELSEWHERE.get(name, 'attr')}"), name)
         globals()[name] = found

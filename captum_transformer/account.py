@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Account", "Part", "Reason"]
 
 INPUTS = "inputs"
-# Of the total; less is not worth a line.
+# As a fraction of the total; smaller parts get no line in the table.
 SMALLEST = 5e-4
 
 
@@ -34,12 +34,12 @@ class Reason(enum.Enum):
 
 @dataclass(frozen=True)
 class Part:
-    """What one operation or input gets of the relevance.
+    """The part of the relevance that one operation or input gets.
 
     Attributes:
-        taker: ``"inputs"``, or the reason why it reaches none.
-        source: the name of the input; the parameter or module that takes it, and the operation.
-        amount: for each sample, or for all together if they can't be separated.
+        taker: ``"inputs"``, or the reason why the part reaches no input.
+        source: the name of the input; or the parameter, or module and operation, that takes it.
+        amount: the amount for each sample, or for all together if they can't be separated.
     """
 
     taker: str
@@ -82,15 +82,15 @@ class Account:
     parts: tuple[Part, ...]
 
     def of(self, taker: str) -> Tensor:
-        """What inputs, or a reason, got: ``(samples,)``; of all samples where they are mixed."""
+        """Returns a taker's amount ``(samples,)``; a scalar if samples can't be separated."""
         return self._sum([part.amount for part in self.parts if part.taker == taker])
 
     def share(self, taker: str) -> float:
-        """The same as a share of the total, for all samples together; NaN if the total is zero."""
+        """Returns a taker's share of the total over all samples; NaN if the total is zero."""
         return self._shares({taker: float(self.of(taker).sum())})[taker]
 
     def shares(self, *, by_source: bool = False) -> dict[str, float]:
-        """The share of the total that went to the inputs and to each reason, largest first.
+        """Returns the shares of the total that went to the inputs and each reason, largest first.
 
         If the total is zero, the shares are NaN.
 
@@ -106,7 +106,7 @@ class Account:
         return self._sum(missing)
 
     def __sub__(self, other: "Account") -> "Account":
-        """The account of a difference of two scores, part by part."""
+        """Returns the account of the difference of two scores, part by part."""
         less = (replace(part, amount=-part.amount) for part in other.parts)
         return replace(self, total=self.total - other.total, parts=(*self.parts, *less))
 
@@ -123,7 +123,7 @@ class Account:
         return "\n".join([f"{self.method}: where the relevance went, {samples}", *lines])
 
     def _rows(self, total: float, most: int = 5) -> list[tuple[str, float]]:
-        """The lines of a table, each with its amount; what rounds to nothing is left out."""
+        """Returns the lines of the table, each with its amount; very small parts are left out."""
         rows = []
         by_source = self._amounts(by_source=True)
         scale = abs(total) or max(map(abs, by_source.values()), default=0.0)
@@ -146,7 +146,7 @@ class Account:
         return rows
 
     def _amounts(self, *, by_source: bool) -> dict[str, float]:
-        """What each got of all samples together, the inputs and then the largest first."""
+        """Returns the amounts over all samples: the inputs first, then the largest first."""
         sums: dict[str, Tensor] = {}
         zero = torch.zeros_like(self.total.sum())
         for part in self.parts:
@@ -172,7 +172,7 @@ class Account:
 
 
 def joined(accounts: Sequence[Account]) -> Account:
-    """The account of all samples, from those of a few samples each."""
+    """Joins the accounts of several batches of samples."""
     first, *others = accounts
     if not others:
         return first
@@ -188,7 +188,7 @@ def joined(accounts: Sequence[Account]) -> Account:
 
 
 def _of_all(amounts: Sequence[Tensor]) -> Tensor:
-    """One for each sample; one for all together if some samples can't be separated."""
+    """Concatenates the amounts of samples; sums them if some samples can't be separated."""
     if all(amount.ndim for amount in amounts):
         return torch.cat(list(amounts))
     return torch.stack([amount.sum() for amount in amounts]).sum()

@@ -1,4 +1,4 @@
-"""What the trace sees of a model: which attention it finds, and how it reads the residuals."""
+"""Describes what the trace sees of a model: its attention, and how residuals are read."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -86,7 +86,7 @@ class Description:
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """A line for each thing that was seen."""
+        """Returns one line for each input, attention call, addition and so on."""
         lines = [f"input {name}: {shape}" for name, shape in self.inputs.items()]
         for call in self.attention:
             place = "channels" if call.layer is None else f"layer {call.layer}"
@@ -159,7 +159,7 @@ def _grids(forward: TracedForward) -> dict[str, tuple[int, int]]:
     for name, value in _named(forward).items():
         try:
             tokens = token_value(value, forward.whole)
-        # It is not turned into tokens.
+        # The input is not turned into tokens.
         except ExplanationError:
             continue
         made_by = tokens.operation

@@ -59,7 +59,7 @@ class InvalidTargetError(AssertionError, ValueError):
 
 
 class InvalidLayerError(ExplanationError, ValueError):
-    """A chosen layer does not exist in the model, or does not run as it was said to."""
+    """A chosen layer does not exist in the model, or does not run as specified."""
 
 
 class DamagedDataError(ValueError):

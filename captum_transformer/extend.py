@@ -1,19 +1,19 @@
-"""The public way to add what the library does not know: operations, rules, methods.
+"""The public interface to add operations, rules and methods to the library.
 
 Names in this module follow the project's version policy: they change with a deprecation first.
-What lies behind them, in `captum_transformer.trace` and `captum_transformer.rules`, may change at
-any time.
+Their implementation in `captum_transformer.trace` and `captum_transformer.rules` may change at any
+time.
 
-- :func:`describe_function` puts a line into the table of torch functions: kernels and custom
-  ``autograd.Function`` s of other packages, too.
-- :func:`describe_linear` says that one of these is a linear layer, in whatever form its weights
-  are, such as quantised.
-- :func:`straight_through` lets functions in steps, such as rounding, count as what they round.
-- :func:`operation` lets the trace see a Python function as one operation, whatever is inside: a
-  custom ``autograd.Function``, say, or a kernel of another package.
-- :func:`gamma` is LRP-gamma for the linear maps of one's choice, for such a method.
-- :class:`RelevanceMethod`, :class:`GradientMethod` and :class:`MapMethod` are methods with rules or
-  maps of one's own.
+- :func:`describe_function` adds an entry to the table of torch functions, also for kernels and
+  custom ``autograd.Function`` s of other packages.
+- :func:`describe_linear` declares such a function to be a linear layer, whatever the form of its
+  weights, such as quantised weights.
+- :func:`straight_through` takes the derivative of step functions, such as rounding, to be one.
+- :func:`operation` makes the trace see a Python function as one operation, whatever is inside, for
+  example a custom ``autograd.Function`` or a kernel of another package.
+- :func:`gamma` is LRP-gamma for chosen linear maps, for use in a :class:`GradientMethod`.
+- :class:`RelevanceMethod`, :class:`GradientMethod` and :class:`MapMethod` are methods with your own
+  rules or maps.
 """
 
 import functools
@@ -101,9 +101,9 @@ def gamma(value: float, *, where: Callable[[Operation], bool] | None = None) -> 
 
     Args:
         value: the gamma. With zero, a layer keeps its gradient, which is LRP-0.
-        where: whether it applies to an operation. An operation has the dotted
-            name of the module that ran it, ``operation.module``, and its ``operation.kind``. By
-            default it applies to all.
+        where: returns whether the rule applies to an operation. An operation has the dotted name of
+            the module that ran it, ``operation.module``, and its ``operation.kind``. By default the
+            rule applies to all.
 
     Returns:
         The table.
@@ -130,7 +130,7 @@ def gamma(value: float, *, where: Callable[[Operation], bool] | None = None) -> 
 def operation(
     arguments: str, kind: Kind, *, layout: str | None = None
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
-    """Makes a Python function one operation for the trace.
+    """Makes the trace see a Python function as one operation.
 
     Its gradient is autograd's, for example the one of a custom ``autograd.Function``.
     To explain a model that calls such a Function, replace it with the decorated function.
@@ -147,8 +147,8 @@ def operation(
         )(flash_attn.flash_attn_func)
 
     Args:
-        arguments: the canonical names of its arguments, as in :func:`describe_function`.
-        kind: its kind, see :class:`Kind`.
+        arguments: the canonical names of the arguments, as in :func:`describe_function`.
+        kind: the kind of the operation, see :class:`Kind`.
         layout: for attention whose queries, keys, values and outputs do not have the layout
             ``"samples heads tokens features"``: the names of their dimensions.
 
@@ -200,7 +200,7 @@ def operation(
 
 
 def _seen(function: Callable[Parameters, Result], entry: Entry) -> Callable[Parameters, Result]:
-    """The function, which the trace sees as what an entry says."""
+    """Wraps a function so that the trace sees it as the operation that an entry describes."""
 
     @functools.wraps(function)
     def called(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -215,7 +215,7 @@ def _seen(function: Callable[Parameters, Result], entry: Entry) -> Callable[Para
 
 
 def _orders(kind: Kind, names: Sequence[str]) -> tuple[list[int], list[int]]:
-    """How to permute from a layout of attention to the canonical one, and back."""
+    """Returns the permutations from a layout of attention to the canonical one, and back."""
     last = ["heads", "tokens", "features"]
     lead = [name for name in names if name not in last]
     if kind is not Kind.ATTENTION or sorted(names) != sorted({*lead, *last}):
@@ -230,7 +230,7 @@ def _orders(kind: Kind, names: Sequence[str]) -> tuple[list[int], list[int]]:
 def _permuted(
     function: Callable[Parameters, Result], entry: Entry, forth: list[int], back: list[int]
 ) -> Callable[Parameters, Result]:
-    """The function of signals that lie otherwise; its result does, too."""
+    """Wraps a function so that its signals are permuted before it runs, and its result after."""
 
     @functools.wraps(function)
     def called(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:

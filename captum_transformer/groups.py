@@ -17,8 +17,8 @@ __all__ = ["Grouped", "label_tokens", "spans_of", "spans_of_chat", "sum_by_group
 Unit = Literal["word", "sentence", "line", "paragraph"]
 Span = tuple[int, int]
 
-# What ends a sentence, with closing quotes and brackets, in front of a space or the text's end;
-# the marks of scripts without spaces end one wherever they are.
+# A sentence ends with a mark, and closing quotes and brackets, before a space or the text's end;
+# the marks of scripts without spaces end a sentence anywhere.
 _SENTENCE = re.compile(r".+?(?:[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+[」』”’）]*|$)", re.DOTALL)
 _UNITS: dict[str, re.Pattern[str]] = {
     "word": re.compile(r"\S+"),
@@ -33,9 +33,9 @@ class Grouped(NamedTuple):
 
     Attributes:
         names: the names of the groups, in the order of the sums.
-        relevance: their sums ``(..., groups)``.
-        numbers: for each token or pixel the index of its group, so that
-            ``relevance[..., numbers]`` has for each the sum of its group.
+        relevance: the sums of the groups, ``(..., groups)``.
+        numbers: the index of each token's or pixel's group, so that ``relevance[..., numbers]``
+            is the sum of the group for each token or pixel.
     """
 
     names: list[Any]
@@ -79,7 +79,7 @@ def sum_by_group(relevance: Tensor, groups: Sequence[Hashable] | Tensor) -> Grou
             "generated ones; for each pixel of an image."
         )
     index = index.to(relevance.device)
-    # Half precision would lose what many tokens have.
+    # In half precision, sums over many tokens would lose small terms.
     precise = relevance.to(torch.promote_types(relevance.dtype, torch.float32))
     flat = precise.reshape(*relevance.shape[: -index.ndim], -1)
     sums = flat.new_zeros(*flat.shape[:-1], len(names))
@@ -167,13 +167,13 @@ def spans_of_chat(
 
     Args:
         tokenizer: a tokenizer or processor of Transformers with a chat template.
-        messages: the turns, each with ``"role"`` and ``"content"``; of a list of contents, the
-            texts count.
+        messages: the turns, each with ``"role"`` and ``"content"``; in a list of contents, only
+            the texts count.
         **options: arguments of ``apply_chat_template``, such as ``add_generation_prompt=True``.
 
     Returns:
         The text, and the places of the turns by role and number, as in ``"user 1"``. Text that
-        the template adds is in none.
+        the template adds is in none of them.
 
     Raises:
         InvalidInputError: if the template leaves words out or changes them.
@@ -215,7 +215,7 @@ def spans_of_chat(
 
 
 def _marked(content: Any, name: str, said: list[tuple[str, str]]) -> Any:
-    """A content with numbers in the place of its words, which are noted."""
+    """Replaces the texts of a content by marks, and appends the texts to ``said``."""
     if isinstance(content, str):
         said.append((name, content))
         return mark(len(said) - 1)
@@ -234,7 +234,7 @@ def _new(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _places(spans: Mapping[str, Any]) -> list[tuple[int, int, str]]:
-    """Begin, end and name of all places, in their order."""
+    """Returns the start, end and name of all places, sorted."""
     places = []
     for name, given in spans.items():
         several = [given] if given and isinstance(given[0], int) else given

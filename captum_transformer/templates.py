@@ -1,14 +1,14 @@
-"""Where the words that a template is filled with stand in the text that comes of it."""
+"""Finds the words that a template was filled with in the resulting text."""
 
 import re
 from collections.abc import Sequence
 
-# A character of nobody's language.
+# A private-use character, which belongs to no language.
 _MARK = "\ue0ff"
 
 
 def mark(number: int) -> str:
-    """What a template is filled with to find a place in it.
+    """Returns a mark to fill into a template in order to find its place in the result.
 
     >>> "of {}".format(mark(0)) == "of " + mark(0)
     True
@@ -17,16 +17,16 @@ def mark(number: int) -> str:
 
 
 def places_of(text: str, marked: str, words: Sequence[str]) -> list[tuple[int, int, int]] | None:
-    """The places of words in a text.
+    """Returns the places of words in the text of a template that was filled with them.
 
     Args:
-        text: what the template has made of the words.
-        marked: what it has made of their marks: between marks stands what is the template's own.
-        words: what it was filled with.
+        text: the template filled with the words.
+        marked: the template filled with their marks: text between marks is the template's own.
+        words: the words.
 
     Returns:
-        The number of the words, begin and end of each place, in their order; None if the template
-        has made something else of the words.
+        The index of the word, start and end of each place, in order of the text; None if the
+        template has changed the words.
 
     Example:
         >>> template = "{} is in {}, {}.".format
@@ -39,7 +39,7 @@ def places_of(text: str, marked: str, words: Sequence[str]) -> list[tuple[int, i
     found, at = [], 0
     for between, number in zip(before, numbers, strict=True):
         start, said = at + len(between), words[number]
-        # Many templates strip what is said.
+        # Many templates strip the words.
         said = said if text.startswith(said, start) else said.strip()
         if not text.startswith(between, at) or not text.startswith(said, start):
             return None

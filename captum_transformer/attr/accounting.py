@@ -65,10 +65,10 @@ class AccountableMethod(TransformerMethod):
 
     @abstractmethod
     def _account(self, forward: TracedForward, target: Any) -> Account:
-        """Where the relevance of the target's score goes."""
+        """Returns the account of the relevance of the target's score."""
 
     def _parts(self, taken: Iterable[Taken]) -> list[Part]:
-        """What was taken, by reason and by what took it."""
+        """Returns the amounts that were taken, added up by reason and source."""
         parameters = self._parameters()
         amounts: dict[tuple[str, str], list[Tensor]] = {}
         for operation, reason, amount in taken:
@@ -77,7 +77,7 @@ class AccountableMethod(TransformerMethod):
         return [Part(*key, added_up(of).detach()) for key, of in amounts.items()]
 
     def _parameters(self) -> dict[int, str]:
-        """The names of parameters and buffers, by where their numbers lie."""
+        """Returns the names of parameters and buffers by the keys of their memory."""
         found: dict[int, str] = {}
         for prefix, module in modules_of(self.forward_func):
             own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
@@ -89,12 +89,13 @@ class AccountableMethod(TransformerMethod):
     def written_up(
         self, forward: TracedForward, ledger: Ledger, total: Tensor | None = None
     ) -> Account:
-        """The account that a pass along the tape has kept, which started large.
+        """Returns the account of a pass along the tape that started with ``START``.
 
         Args:
             forward: the forward pass.
-            ledger: what the pass has kept.
-            total: what is shared out; the sum of all parts if that is not what the pass began with.
+            ledger: the ledger of the pass.
+            total: the relevance that is distributed; None for the sum of all parts, if the pass
+                began with another amount.
         """
         names = dict(zip(forward.values, forward.names, strict=True))
         ends = [
@@ -108,7 +109,7 @@ class AccountableMethod(TransformerMethod):
 
 
 def _source(operation: Operation, reason: Reason, parameters: Mapping[int, str]) -> str:
-    """The parameters that were added or joined, or else the operation and its module."""
+    """Returns the names of parameters that were added or joined, or of operation and module."""
     named = [parameters.get(memory_of(o.given)[0]) for o in constants(operation)]
     if reason in (Reason.ADDED, Reason.JOINED, Reason.CONSTANT) and any(named):
         return ", ".join(name for name in named if name)

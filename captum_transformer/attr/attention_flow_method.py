@@ -1,4 +1,4 @@
-"""What the methods that hand relevance from token to token by attention maps share."""
+"""The base class of methods that pass relevance from token to token by attention maps."""
 
 import operator
 from abc import abstractmethod
@@ -27,15 +27,15 @@ from captum_transformer.trace.versions import Stream
 
 
 class Selection(NamedTuple):
-    """What is to be explained.
+    """The scores that are explained, and the values whose relevance is wanted.
 
     Attributes:
         forward: the traced forward pass.
         selected: the score of each sample: ``(samples,)``.
-        value: the same on the tape.
-        wanted: the values whose relevance is asked for.
-        checks: what is to be called once all maps have been asked for, if they are asked for from
-            the last attention call to the first; None if they are in another order.
+        value: the value of the scores on the tape.
+        wanted: the values whose relevance is wanted.
+        checks: functions to call after all maps have been requested, if they are requested from
+            the last attention call to the first; None if they are requested in another order.
     """
 
     forward: TracedForward
@@ -46,11 +46,11 @@ class Selection(NamedTuple):
 
     @property
     def history(self) -> History:
-        """What of the forward pass the score descends from."""
+        """The part of the forward pass that the score depends on."""
         return self.forward.history(self.value)
 
     def from_layer(self, start_layer: int) -> list[AttentionCall]:
-        """The attention calls from a layer on; each tower of the model counts its own layers.
+        """Returns the attention calls from a layer on; each tower counts its own layers.
 
         Raises:
             InvalidLayerError: if a tower has no such layer.
@@ -61,7 +61,7 @@ class Selection(NamedTuple):
         return sorted(kept, key=lambda call: call.layer)
 
     def layers_of_towers(self, start_layer: int) -> list[tuple[list[list[AttentionCall]], int]]:
-        """The layers of each tower, and with which of them it is to start.
+        """Returns the layers of each tower, and the index of the first one to use.
 
         Raises:
             InvalidLayerError: if a tower has no such layer.
@@ -73,7 +73,7 @@ class Selection(NamedTuple):
         return found
 
     def layer(self, index: int) -> list[AttentionCall]:
-        """The attention calls of a layer of each tower that the score is read from.
+        """Returns the attention calls of a layer, for each tower that the score is read from.
 
         Raises:
             InvalidLayerError: if a tower has no such layer.
@@ -88,7 +88,7 @@ class Selection(NamedTuple):
         return sorted(found, key=lambda call: call.layer)
 
     def _towers(self) -> dict[Stream, list[AttentionCall]]:
-        """The attention calls that the score depends on, by the tower that they belong to."""
+        """Returns the attention calls that the score depends on, by tower."""
         towers: dict[Stream, list[AttentionCall]] = {}
         for call, version in self.history.streams.calls.items():
             towers.setdefault(version.its_tower, []).append(call)
@@ -96,14 +96,14 @@ class Selection(NamedTuple):
 
 
 def _layers(tower: Sequence[AttentionCall], *, from_last: bool) -> list[list[AttentionCall]]:
-    """The attention calls of a tower, layer by layer.
+    """Returns the attention calls of a tower, layer by layer.
 
     Calls that don't depend on each other are one layer: branches side by side, and heads, samples
     or queries that a model computes one after the other.
 
     Args:
         tower: the calls, in their order.
-        from_last: count from the last layer, where not all branches have as many.
+        from_last: count from the last layer; this matters if branches differ in length.
     """
     steps: dict[AttentionCall, int] = {}
     for call in reversed(tower) if from_last else tower:
@@ -120,7 +120,7 @@ def _layers(tower: Sequence[AttentionCall], *, from_last: bool) -> list[list[Att
 
 
 def _follows(call: AttentionCall, other: AttentionCall) -> bool:
-    """Whether a call depends on another one, or its queries have attended there before."""
+    """Whether a call depends on another one, or its queries attended in the other one before."""
     attended = call.output.attention >> other.layer & 1
     return bool(attended) or call.output.descends_from(other.output)
 
@@ -143,13 +143,13 @@ def _place(index: int, layers: Sequence[Sequence[AttentionCall]], name: str) -> 
 
 
 class AttentionFlowMethod(AccountableMethod):
-    """A method whose relevance is the target's token flow through some map of each attention call.
+    """A method whose relevance is the target's token flow through a map of each attention call.
 
     The flow goes on through the operation that made the tokens: a token's relevance is spread
     evenly over the input values that the token was made from, so that sums are kept.
 
-    Attention among a token's channels (XCiT, DaViT) has no map of tokens: it is passed by, with a
-    warning.
+    Attention among a token's channels (XCiT, DaViT) has no map of tokens: it is treated like an
+    MLP, with a warning.
     """
 
     # Methods whose maps are the same for all classes work without a target.
@@ -157,14 +157,14 @@ class AttentionFlowMethod(AccountableMethod):
 
     @property
     def _reads_maps(self) -> bool:
-        """Whether the relevance is made of attention maps, which not all attention has."""
+        """Whether relevance is computed from attention maps, which not all attention has."""
         return True
 
     def _relevance(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
         carried, _ = self._carried(self._selection(forward, target, wanted))
-        # All of it: maps are as small as the gradient, of an all but excluded class about zero.
+        # Tiny values are kept: for a class that is nearly ruled out, the gradient is about zero.
         return {value: tensor / START for value, tensor in carried.items()}
 
     def _relevance_within(
@@ -190,12 +190,12 @@ class AttentionFlowMethod(AccountableMethod):
     def _heads(
         self, forward: TracedForward, target: Any, calls: Sequence[AttentionCall]
     ) -> dict[AttentionCall, Tensor]:
-        """What each head's map hands on of the shares of its queries."""
+        """Returns the part of its queries' shares that each head's map passes on."""
         if not self._reads_maps:
             return super()._heads(forward, target, calls)
         selection = self._selection(forward, target, [call.output for call in calls])
         flow = self._flow(selection)
-        flow.direct = True  # what lies at a call's output is to pass it
+        flow.direct = True  # shares at a call's output have yet to pass the call
         seeds = seed(selection.forward, selection.selected, selection.value, start=START)
         shares, _ = flow.conserved(seeds, selection.wanted)
         maps = self._maps(selection, [call for call in calls if call.layer in flow.layers])
@@ -209,12 +209,12 @@ class AttentionFlowMethod(AccountableMethod):
         return heads
 
     def _account(self, forward: TracedForward, target: Any) -> Account:
-        """Of the row of relevance that the score is read from: its sum over all tokens."""
+        """Accounts for the sum over all tokens of the row that the score is read from."""
         selection = self._selection(forward, target, forward.values)
         return self.written_up(forward, self._carried(selection)[1])
 
     def _carried(self, selection: Selection) -> tuple[dict[Value, Tensor], Ledger]:
-        """What the token flow carries from the score to the wanted values, and its ledger."""
+        """Returns the shares that flow from the score to the wanted values, and the ledger."""
         flow = self._flow(selection)
         flow.require_way(selection.value, selection.wanted)
         seeds = seed(selection.forward, selection.selected, selection.value, start=START)
@@ -232,18 +232,19 @@ class AttentionFlowMethod(AccountableMethod):
 
     @abstractmethod
     def _maps(self, selection: Selection, calls: Sequence[AttentionCall]) -> MapBlock:
-        """The method's map of each attention call."""
+        """Returns a function that computes the method's map of each attention call."""
 
     @abstractmethod
     def _flow(self, selection: Selection) -> TokenFlow:
-        """The token flow with the method's maps."""
+        """Returns the token flow with the method's maps."""
 
 
 def warn_of_channels(history: History) -> None:
-    """Says once that some of the attention has no map of tokens; if none has one, that is an error.
+    """Warns once if some of the attention has no map of tokens.
 
-    Held constant, attention among channels is a matrix that every token's features are multiplied
-    with: it keeps tokens apart, as an MLP does.
+    With constant weights, attention among channels multiplies every token's features by a matrix,
+    so it keeps tokens separate, as an MLP does. Without other attention, an error is raised
+    elsewhere.
     """
     count, among_tokens = len(history.channel_calls), len(history.calls)
     if count and among_tokens:
@@ -260,7 +261,7 @@ def warn_of_channels(history: History) -> None:
 def output_gradients(
     forward: TracedForward, selected: Tensor, calls: Sequence[AttentionCall]
 ) -> dict[AttentionCall, Tensor]:
-    """The gradient of the selected scores at the calls' outputs, as ``(..., Q, D)``."""
+    """Returns the gradient of the selected scores at the calls' outputs, as ``(..., Q, D)``."""
     dtype = accumulation_dtype(selected.dtype)
     gradients = forward.gradients(selected, [call.edge for call in calls])
     return {
@@ -276,7 +277,7 @@ def output_gradients(
 def selected_gradients(
     selection: Selection, calls: Sequence[AttentionCall]
 ) -> Mapping[AttentionCall, Tensor]:
-    """The same for what is to be explained; block by block, where maps are asked for in order."""
+    """Returns a selection's output gradients, block by block if maps are requested in order."""
     forward, selected = selection.forward, selection.selected
     in_order = selection.checks is not None
     found = forward.gradients_in_order(selected, calls) if in_order else None
@@ -286,7 +287,7 @@ def selected_gradients(
 
 
 class OutputGradients(Mapping[AttentionCall, Tensor]):
-    """Gradients as they come, seen as ``(..., Q, D)``."""
+    """Output gradients that are computed when they are accessed, as ``(..., Q, D)``."""
 
     def __init__(self, found: GradientsInOrder, dtype: torch.dtype) -> None:
         self.found, self._dtype = found, dtype
@@ -302,7 +303,7 @@ class OutputGradients(Mapping[AttentionCall, Tensor]):
 
 
 def gradient_map(gradients: Mapping[AttentionCall, Tensor]) -> MapBlock:
-    """The gradient at the attention probabilities: ``dO V^T``."""
+    """Returns a function that computes the gradient at attention probabilities: ``dO V^T``."""
 
     def block(call: AttentionCall, rows: slice) -> Tensor:
         gradient = gradients[call][..., rows, :]
@@ -312,10 +313,10 @@ def gradient_map(gradients: Mapping[AttentionCall, Tensor]) -> MapBlock:
 
 
 def row_sums(maps: MapBlock, call: AttentionCall) -> Tensor:
-    """The sum of each row of a call's map: ``(..., Q)``."""
+    """Returns the sum of each row of a call's map: ``(..., Q)``."""
     first, *others = call.blocks()
     block = maps(call, first).sum(-1)
-    # One tensor for all, as small ones that stay between blocks would break up the memory.
+    # One tensor for all blocks: small tensors kept between blocks would fragment the memory.
     sums = block.new_empty(*block.shape[:-1], call.map_shape()[-2])
     sums[..., first] = block
     for rows in others:

@@ -1,4 +1,4 @@
-"""GradCAM on the last attention layer, as the CVPR 2021 paper compares with."""
+"""GradCAM on the last attention layer, a baseline of the CVPR 2021 paper."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -100,7 +100,7 @@ class AttentionGradCam(SingleLayerMethod):
             )
 
     def _cam(self, call: AttentionCall, gradients: MapBlock) -> Tensor:
-        """The map, the same for each head."""
+        """Returns the map, which is the same for each head."""
         every = slice(None)
         probabilities = call.probabilities(every)
         attended, slopes = by_head(call, probabilities), by_head(call, gradients(call, every))
@@ -144,7 +144,7 @@ class AttentionGradCam(SingleLayerMethod):
 def _token_columns(
     forward: TracedForward, call: AttentionCall, wanted: Sequence[Value], like: Tensor
 ) -> Tensor:
-    """One for each of the call's keys that was made from an input, zero for learned tokens."""
+    """Returns one for each key of the call that was made from an input, zero for learned ones."""
     value = call.value.value
     if value is None:
         return like.new_ones(call.map_shape()[-1])
@@ -158,6 +158,6 @@ def _scaled(tensor: Tensor, span: Tensor) -> Tensor:
 
 
 def _to_heads(call: AttentionCall, cam: Tensor, like: Tensor) -> Tensor:
-    """Spreads a map that is one for all heads over the heads, each getting an equal part."""
+    """Divides a map that all heads share evenly among the heads."""
     of_heads = by_head(call, like)
     return (cam / of_heads.shape[1]).expand_as(of_heads).reshape(like.shape)

@@ -1,4 +1,4 @@
-"""What goes with the ids of a finished text: it is continued, or refused if it does not fit."""
+"""Arguments that go with the ids of a finished text: extended, or refused if they don't fit."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,23 +8,23 @@ from torch import Tensor
 
 from captum_transformer.errors import InvalidInputError
 
-# What Transformers calls the argument that says which tokens are there.
+# The argument of Transformers models that says which tokens are not padding.
 _MASK = "additional_forward_kwargs['attention_mask']"
 
-# What `generate` continues for each token by what the last one has.
+# Arguments that `generate` extends by repeating the entry of the last token.
 _OF_TOKENS = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
 
 
 def refuse_unfitting(further: Mapping[str, Any], prompt: int, whole: tuple[int, int]) -> None:
-    """Refuses what belongs to the prompt alone, or hides some of what is explained.
+    """Raises an error if an argument only covers the prompt, or hides explained tokens.
 
     Args:
-        further: the further arguments of the model, by what the user calls them.
-        prompt: how many tokens the prompt has.
-        whole: samples and tokens of prompt and generated text.
+        further: the further arguments of the model, by the user's names for them.
+        prompt: the number of tokens of the prompt.
+        whole: the numbers of samples, and of tokens of prompt and generated text together.
 
     Raises:
-        InvalidInputError: if there is such an argument.
+        InvalidInputError: if there is such an argument, or a cache with earlier tokens.
     """
     refuse_caches(further)
     samples, length = whole
@@ -41,7 +41,7 @@ def refuse_unfitting(further: Mapping[str, Any], prompt: int, whole: tuple[int, 
 
 
 def continued(name: str, value: Any, prompt: torch.Size, grown: int) -> Any:
-    """What the tokens of an answer have, as `generate` works it out."""
+    """Extends an argument to the tokens of an answer in the same way as `generate`."""
     if not isinstance(value, Tensor) or prompt[1] not in value.shape:
         return value
     if name == "position_ids":
@@ -59,10 +59,10 @@ def continued(name: str, value: Any, prompt: torch.Size, grown: int) -> Any:
 
 
 def refuse_caches(further: Mapping[str, Any]) -> None:
-    """Refuses caches with the keys and values of tokens that have been there before.
+    """Raises an error if an argument is a cache that holds keys and values of earlier tokens.
 
     Raises:
-        InvalidInputError: if there is one.
+        InvalidInputError: if there is such a cache.
     """
     for name, argument in further.items():
         length = getattr(argument, "get_seq_length", None)
@@ -76,12 +76,12 @@ def refuse_caches(further: Mapping[str, Any]) -> None:
 
 
 def require_same_logits(scores: Tensor, tokens: Tensor, logits: Sequence[Tensor]) -> None:
-    """Raises if the model has other logits for the tokens than when it generated them.
+    """Raises an error if the logits of tokens differ from those when they were generated.
 
     Args:
-        scores: the logits that it has now, ``(samples, tokens)``.
-        tokens: the ids.
-        logits: all those that it had, ``(samples, vocabulary)`` for each token.
+        scores: the logits of the tokens now, ``(samples, tokens)``.
+        tokens: the ids of the tokens.
+        logits: all logits during generation, ``(samples, vocabulary)`` for each token.
 
     Raises:
         InvalidInputError: if they differ by more than rounding.
@@ -89,7 +89,7 @@ def require_same_logits(scores: Tensor, tokens: Tensor, logits: Sequence[Tensor]
     steps = zip(logits, tokens.unbind(1), strict=True)
     of_tokens = [step.to(ids.device).gather(1, ids.unsqueeze(1)) for step, ids in steps]
     known = torch.cat(of_tokens, 1).to(scores.device)
-    # What is not finite says nothing: it was ruled out.
+    # Logits that are not finite are not compared: their tokens were ruled out.
     off = (scores.to(known.dtype) - known).abs().where(known.isfinite(), 0.0).max()
     size = torch.stack([step.abs().where(step.isfinite(), 0.0).max() for step in logits]).max()
     rounding = max(torch.finfo(tensor.dtype).eps for tensor in (scores, known)) ** 0.5

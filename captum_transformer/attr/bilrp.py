@@ -82,7 +82,7 @@ class BiLRP:
 
     Raises:
         ValueError: if the rank is too small.
-        UnsupportedOperationError: if products of the method's relevance mean nothing.
+        UnsupportedOperationError: if products of the method's relevance have no meaning.
 
     Reference:
         `Building and Interpreting Deep Similarity Models <https://arxiv.org/abs/2003.05431>`_.
@@ -143,17 +143,18 @@ class BiLRP:
 
         Args:
             inputs: the tensor whose tokens are explained, samples first: token ids, embeddings or
-                pixels. By position, or in a mapping of one, such as ``{"input_ids": ids}``, by
-                name.
+                pixels. A tensor is passed by position, a mapping with one entry, such as
+                ``{"input_ids": ids}``, by name.
             other_inputs: the other input, with as many samples: the first is compared with the
                 first, the second with the second.
-            additional_forward_args: further arguments with ``inputs`` by position, as a mask.
-            other_forward_args: those with ``other_inputs``. They are not the same by default.
+            additional_forward_args: further arguments with ``inputs`` by position, such as a mask.
+            other_forward_args: further arguments with ``other_inputs`` by position. They don't
+                default to those with ``inputs``.
             additional_forward_kwargs: further arguments with ``inputs`` by name.
-            other_forward_kwargs: those with ``other_inputs``.
+            other_forward_kwargs: further arguments with ``other_inputs`` by name.
             internal_batch_size: how many pairs to explain at a time; None for all at once.
-            show_progress: show a progress bar for each of these, with a step for each direction
-                of each side.
+            show_progress: show a progress bar for each group of pairs, with a step for each
+                direction of each input.
 
         Returns:
             The relevance of each pair, ``(samples, N1, N2)``; for images, of the patches in
@@ -237,7 +238,7 @@ class BiLRP:
 
 
 def _conserving(method: Any) -> GradientTimesInput:
-    """The method, if products of its relevance are parts of a dot product."""
+    """Checks that products of a method's relevance are parts of a dot product, and returns it."""
     name = type(method).__name__
     if isinstance(method, GradientTimesInput) and method.adds_up_layers:
         raise UnsupportedOperationError(
@@ -281,7 +282,7 @@ def _require_pairs(one: Arguments[Any], two: Arguments[Any]) -> None:
 
 
 def _embedding(forward: TracedForward, name: str) -> Tensor:
-    """What a model returned, if it is an embedding of each sample."""
+    """Returns the output of a model, which must be one embedding for each sample."""
     output: Any = forward.output
     samples = len(forward.inputs[0])
     if isinstance(output, Tensor) and output.ndim == 2 and len(output) == samples:
@@ -311,7 +312,7 @@ def _require_same_width(one: Tensor, other: Tensor) -> None:
 def _token_relevance(
     method: GradientTimesInput, forward: TracedForward, count: int, step: Callable[[], object]
 ) -> Tensor:
-    """What each token has of each of the outputs: ``(samples, outputs, tokens)``."""
+    """Returns the relevance of each token for each output: ``(samples, outputs, tokens)``."""
     maps = []
     for output in range(count):
         maps.append(method._attribute_tokens(forward, output)[0])  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""Which tokens generated tokens' scores depend on: none behind them, and some of the prompt."""
+"""Checks that scores of generated tokens depend on the prompt, and on no later tokens."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from captum_transformer.errors import InvalidInputError
 
 
 def require_prompt(slopes: Sequence[Tensor], length: int) -> None:
-    """Raises if there is a score that changes with tokens, but with none of the prompt's.
+    """Raises an error if a score changes with some tokens, but with none of the prompt.
 
     Args:
-        slopes: for each score how much it changes with each token, ``(samples, tokens)``.
-        length: the prompt's.
+        slopes: for each score, how much it changes with each token, ``(samples, tokens)``.
+        length: the number of tokens of the prompt.
 
     Raises:
-        InvalidInputError: if there is one.
+        InvalidInputError: if there is such a score.
     """
     size = torch.stack(list(slopes), 1)
     unseen = (size[..., :length].amax(2) == 0) & (size.amax(2) > 0)
@@ -32,14 +32,14 @@ def require_prompt(slopes: Sequence[Tensor], length: int) -> None:
 
 
 def require_causal(slopes: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    """Raises if scores change with tokens behind them.
+    """Raises an error if a score changes with later tokens.
 
     Args:
-        slopes: for each score how much it changes with each token, ``(samples, tokens)``.
-        weights: the weight of each generated token in each of them.
+        slopes: for each score, how much it changes with each token, ``(samples, tokens)``.
+        weights: the weight of each generated token in each score.
 
     Raises:
-        InvalidInputError: if one does.
+        InvalidInputError: if a score changes with later tokens.
     """
     _require_causal(torch.stack(list(slopes), 1), torch.stack(list(weights), 1))
 
@@ -48,7 +48,7 @@ def _require_causal(slopes: Tensor, weights: Tensor) -> None:
     counts = (weights != 0).long()
     later = counts.flip(2).cumsum(2).flip(2) - counts
     behind = F.pad(later == 0, (slopes.shape[2] - later.shape[2], 0), value=False)
-    # What is masked has no part at all; rounding may leave some where tokens are convolved.
+    # The slope is exactly zero for masked tokens, but may be rounded if tokens are convolved.
     rounding = 64 * torch.finfo(slopes.dtype).eps
     if bool(((slopes * behind).amax(2) > rounding * slopes.amax(2)).any()):
         raise InvalidInputError(

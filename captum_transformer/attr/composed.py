@@ -1,4 +1,4 @@
-"""Methods that are composed: of rules for a pass, or of a map for each attention call."""
+"""Methods that are composed of rules for a pass, or of a map for each attention call."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -112,14 +112,14 @@ class GradientMethod(GradientTimesInput):
         self.rules = {kind: _checked(rule) for kind, rule in method(rules).items()}
 
     def _require_attention(self, history: History) -> None:
-        """The rules need none."""
+        """Accepts models without attention, since the rules don't need it."""
 
     def _forward_rules(self, arguments: Arguments[Any]) -> ForwardRules:  # noqa: ARG002
         return self.rules
 
 
 def _checked(rule: ForwardRule) -> ForwardRule:
-    """A rule, compared with the operation itself where it applies."""
+    """Wraps a rule so that its result is compared with the operation's own."""
 
     def compared(operation: Operation) -> object:
         result = rule(operation)
@@ -153,7 +153,7 @@ def _alike(found: Tensor, expected: Tensor) -> bool:
 
 
 def _is_finite(outputs: Sequence[Tensor], signals: Sequence[Tensor]) -> bool:
-    """Whether the gradient of the outputs' sum is made of numbers."""
+    """Returns whether the gradient of the outputs' sum is finite."""
     given = [output for output in outputs if output.requires_grad]
     ones = [torch.ones_like(output) for output in given]
     if not given or not signals:
@@ -203,7 +203,7 @@ class MapMethod(RolloutMethod):
 
     @abstractmethod
     def maps(self, explained: Selection, calls: Sequence[AttentionCall]) -> MapBlock:
-        """The map of each attention call.
+        """Returns a function that computes the map of each attention call.
 
         Args:
             explained: the traced forward pass and the score that is explained.

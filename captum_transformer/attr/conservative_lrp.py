@@ -167,7 +167,7 @@ class ConservativeLRP(GradientTimesInput):
         return (*self._attribute_inputs(forward, target), score.detach())
 
     def has_convergence_delta(self) -> bool:
-        """True: the relevance should sum up to the score."""
+        """Returns True: the relevance should sum up to the score."""
         return True
 
     @logged
@@ -176,7 +176,7 @@ class ConservativeLRP(GradientTimesInput):
         attributions: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
         output: Tensor,
     ) -> Tensor:
-        """The deviation from conservation: the sum of relevance minus the score, per sample.
+        """Returns the deviation from conservation: the sum of relevance minus the score.
 
         Args:
             attributions: the result of :meth:`attribute`.

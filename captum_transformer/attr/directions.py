@@ -1,39 +1,41 @@
-"""A dot product of embeddings as a sum over directions: all dimensions, or a few and an error."""
+"""A dot product of embeddings as a sum over dimensions, or an estimate from a few directions."""
 
 import torch
 from torch import Tensor
 
-# The directions of the two embeddings, and two others, whose products have a variance.
+# The directions of the two embeddings, and two others to estimate the variance from.
 SMALLEST_RANK = 4
 
 
 def drawn_directions(one: Tensor, other: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Orthonormal directions, ``(samples, count, dimensions)``: the first two span the embeddings.
+    """Draws orthonormal directions ``(samples, count, dimensions)`` for two embeddings.
 
-    The others are uniformly distributed among those that are orthogonal to both.
+    The first two directions span the embeddings. The others are uniformly distributed among those
+    that are orthogonal to both.
     """
     samples, width = one.shape
     drawn = torch.randn(samples, width, count - 2, generator=generator, device=generator.device)
     spanned = torch.stack([one, other], 2)
-    # Householder's reflections: the columns are orthonormal also where embeddings are parallel.
+    # QR uses Householder reflections: columns are orthonormal even if embeddings are parallel.
     columns: Tensor = torch.linalg.qr(torch.cat([spanned, drawn.to(spanned)], 2)).Q
     return columns.transpose(1, 2)
 
 
 def along(embedding: Tensor, directions: Tensor) -> Tensor:
-    """The embedding along some directions, ``(samples, directions)``.
+    """Returns the components of an embedding along directions, ``(samples, directions)``.
 
-    A product and a sum instead of a matrix product, which rules may take for a layer of the model.
+    It uses a product and a sum instead of a matrix product, which rules may treat as a layer of
+    the model.
     """
     return (embedding.to(directions.dtype).unsqueeze(1) * directions).sum(2)
 
 
 def paired(one: Tensor, other: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The relevance of pairs of tokens, and its standard error.
+    """Returns the relevance of pairs of tokens, and its standard error.
 
-    Random directions are a sample, without replacement, of a basis of all that is orthogonal to
-    both embeddings. So the variance of their mean is that of the products, by their number, and by
-    the share of that basis which was left out.
+    Random directions are a sample, without replacement, from a basis of the space orthogonal to
+    both embeddings. So the variance of their mean is the variance of the products, divided by their
+    number and multiplied by the fraction of the basis that was left out.
     """
 
     def summed(left: Tensor, right: Tensor) -> Tensor:

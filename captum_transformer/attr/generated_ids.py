@@ -11,7 +11,7 @@ from captum_transformer.errors import InvalidInputError
 
 
 def continued_input(prompt: Arguments[Any], generated_as: str | None) -> int | None:
-    """The place of the input that was continued; None if the ids are a decoder's own."""
+    """Returns the index of the input that was continued, or None if the ids are a decoder's."""
     if generated_as is None:
         if len(prompt.inputs) > 1:
             raise InvalidInputError(
@@ -28,12 +28,12 @@ def continued_input(prompt: Arguments[Any], generated_as: str | None) -> int | N
 
 
 def ids_in(generated: Any) -> Any:
-    """The ids that ``generate`` has returned, by themselves or among other things."""
+    """Returns the ids in the result of ``generate``, which may be an object that holds them."""
     return generated if isinstance(generated, Tensor) else _part(generated, "sequences", generated)
 
 
 def logits_in(generated: Any) -> Any:
-    """The logits that ``generate`` has returned with the ids; None if it has not."""
+    """Returns the logits in the result of ``generate``, or None if there are none."""
     return None if isinstance(generated, Tensor) else _part(generated, "logits", None)
 
 
@@ -44,7 +44,7 @@ def _part(generated: Any, name: str, default: Any) -> Any:
 
 
 def check_ids(generated: Any, samples: int) -> None:
-    """Raises unless these are ids, of as many samples as the prompt has."""
+    """Raises an error unless ``generated`` holds ids for as many samples as the prompt."""
     ids = (
         isinstance(generated, Tensor) and generated.ndim == 2 and not generated.is_floating_point()
     )
@@ -59,7 +59,7 @@ def check_ids(generated: Any, samples: int) -> None:
 
 
 def length_of_prompt(prompt: Tensor, generated: Tensor) -> int:
-    """How many tokens the prompt has, which the generated ids must begin with."""
+    """Returns the number of tokens of the prompt, which the generated ids must begin with."""
     if prompt.is_floating_point() or prompt.ndim != 2:
         raise InvalidInputError(
             "Generated ids can only continue token ids (samples, tokens), but the input has the "
@@ -77,7 +77,7 @@ def length_of_prompt(prompt: Tensor, generated: Tensor) -> int:
 
 
 def fitting(rather_than: Tensor | int, tokens: Tensor) -> Tensor:
-    """An id for each generated token, which it is compared with."""
+    """Returns the id that each generated token is compared with."""
     try:
         others = torch.as_tensor(rather_than, device=tokens.device)
         if others.is_floating_point():

@@ -1,4 +1,4 @@
-"""Relevance of what a model has generated: of each token, of spans, and through its reasoning."""
+"""Relevance for generated text: for each token, for spans, and through the model's reasoning."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from captum_transformer.trace.forward import TracedForward
 
 
 class GeneratedRelevance(ABC):
-    """What methods share that can explain what a model has generated."""
+    """The base class of methods that can explain generated text."""
 
     @logged
     def attribute_generated(
@@ -150,15 +150,15 @@ class GeneratedRelevance(ABC):
 
     @abstractmethod
     def _traced(self, arguments: Arguments[Any]) -> AbstractContextManager[TracedForward]:
-        """The model's forward pass under the trace."""
+        """Returns a context that runs the model's forward pass under the trace."""
 
     @abstractmethod
     def _attribute_inputs(self, forward: TracedForward, target: Any) -> tuple[Tensor, ...]:
-        """The relevance of each input."""
+        """Returns the relevance of each input."""
 
     @abstractmethod
     def _check_causal(self, forward: TracedForward) -> None:
-        """Refuses if the relevance of a score depends on tokens that come after it."""
+        """Raises an error if the relevance of a score depends on later tokens."""
 
 
 def _check_hops(hops: Any, *, include_generated: bool) -> None:

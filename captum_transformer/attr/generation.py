@@ -1,4 +1,4 @@
-"""What a model has generated: the prompt, the tokens, and where their scores are read."""
+"""Generated text: the prompt, the generated tokens, and where their scores are read."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,28 +27,28 @@ from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.value import Value
 
-# In `rather_than`: the token is explained by itself (what losses of torch ignore).
+# In `rather_than`: the token isn't compared with another (as ignored by torch's losses).
 NOT_COMPARED = -100
 
 
 class Generation:
-    """A prompt and what ``generate`` made of it, for one forward pass over the finished sequence.
+    """A prompt and its generated tokens, for one forward pass over the finished sequence.
 
-    No score depends on later tokens, which is made sure, so that one pass has the scores of all:
-    that of a token is its logit at the position before it.
+    Scores must not depend on later tokens, which is checked. So one pass yields all scores: the
+    score of a token is its logit at the position before it.
 
     Args:
-        prompt: what ``generate`` was called with.
-        generated: the ids that it returned, ``(samples, tokens)``.
-        generated_as: the name of the argument that takes them.
+        prompt: the inputs that ``generate`` was called with.
+        generated: the ids that ``generate`` returned, ``(samples, tokens)``.
+        generated_as: the name of the argument that takes the generated ids.
         rather_than: the ids that the generated tokens are compared with.
-        spans: which generated tokens are explained together; None for each by itself.
+        spans: which generated tokens are explained together; None to explain each separately.
 
     Attributes:
-        inputs: what the model is called with: the prompt, continued or with the decoder's ids.
-        place: which of these inputs the generated tokens are among.
-        continues: whether these continue an input of the user's.
-        start: the first of them there.
+        inputs: the inputs of the model: the prompt, continued or with the decoder's ids.
+        place: the index of the input that contains the generated tokens.
+        continues: whether the generated tokens continue an input of the user.
+        start: the index of the first generated token in that input.
 
     Raises:
         InvalidInputError: if the ids do not belong to the prompt.
@@ -104,9 +104,9 @@ class Generation:
             self._others = given.where(self._compared, self._tokens)
 
     def targets(self) -> list[tuple[Any, Tensor]]:
-        """A target for each span, among the scores that `read` makes the output.
+        """Returns a target for each span, which selects from the output that `read` sets.
 
-        Beside each the weight of each generated token in it, ``(samples, generated tokens)``.
+        Each comes with the weights of the tokens in the span, ``(samples, generated tokens)``.
         """
         weights = list(self._weights.to(self._tokens.device).unbind(1))
         if not self._single or (self._others is not None and not bool(self._compared.all())):
@@ -118,7 +118,7 @@ class Generation:
         return list(zip(targets, weights, strict=True))
 
     def weighted(self, weights: Tensor) -> Combination:
-        """The sum of the generated tokens' scores, each times its weight."""
+        """Returns the target of the weighted sum of the generated tokens' scores."""
         if self._others is None:
             return Combination(weights, weights.abs(), signed=self._signed)
         compared = weights * self._compared
@@ -130,10 +130,10 @@ class Generation:
         )
 
     def check(self, further: Mapping[str, Any]) -> None:
-        """Refuses further arguments that do not fit the finished sequence.
+        """Raises an error if a further argument does not fit the finished sequence.
 
         Raises:
-            InvalidInputError: if there is one.
+            InvalidInputError: if there is such an argument.
         """
         if self._continued is not None:
             short = self._prompt.inputs[self._continued].shape
@@ -146,7 +146,8 @@ class Generation:
 
         Raises:
             AmbiguousOutputError: if the model returns no logits for the tokens.
-            InvalidInputError: if they do not depend on the generated tokens.
+            InvalidInputError: if the logits do not depend on the generated tokens, or differ from
+                those that were returned with them.
         """
         forward.then(self._scores)
         value = forward.tape.find(forward.output)
@@ -162,7 +163,7 @@ class Generation:
             require_same_logits(forward.output.detach()[:, :steps], self._tokens, self._logits)
 
     def watch(self, forward: TracedForward) -> None:
-        """Has each gradient of a score computed down to the ids' embeddings."""
+        """Makes each gradient of a score include the gradient at the ids' embeddings."""
         ids = forward.values[self.place]
         self._lookups = {
             operation.edge: operation.outputs[0]
@@ -174,7 +175,7 @@ class Generation:
         forward.watch(list(self._lookups))
 
     def slopes(self, forward: TracedForward, target: Any) -> Tensor:
-        """How much a score changes with each token: ``(samples, tokens)``."""
+        """Returns how much a score changes with each token: ``(samples, tokens)``."""
         selected, _ = forward.select(target)
         slopes = zip(self._lookups.values(), forward.slopes(selected), strict=True)
         seeds = {
@@ -188,11 +189,11 @@ class Generation:
         return TokenFlow(forward.tape, {})(seeds, [ids])[ids]
 
     def restored(self, maps: Sequence[Sequence[Tensor]], *, include_generated: bool) -> Any:
-        """Relevance in the form of the prompt: ``(samples, spans, ...)`` for each input.
+        """Returns relevance in the form of the prompt: ``(samples, spans, ...)`` for each input.
 
         Args:
-            maps: for each span the relevance of each input of the model.
-            include_generated: keep that of the ids behind the prompt, and of a decoder's own.
+            maps: for each span, the relevance of each input of the model.
+            include_generated: keep the relevance of ids after the prompt, and of a decoder's ids.
         """
         stacked = [torch.stack(rows, 1) for rows in zip(*maps, strict=True)]
         if include_generated:

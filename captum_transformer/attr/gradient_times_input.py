@@ -1,4 +1,4 @@
-"""What the methods share whose relevance is gradient x input under some rule."""
+"""The base class of methods whose relevance is gradient x input with changed rules."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from captum_transformer.trace.value import Value
 
 
 class Point(NamedTuple):
-    """Where relevance is asked for: a value, its data, and where it stands in autograd's graph."""
+    """A value whose relevance is wanted, its data, and its edge in autograd's graph."""
 
     value: Value
     data: Tensor
@@ -30,7 +30,7 @@ class Point(NamedTuple):
 
 
 class GradientTimesInput(PositionalMethod):
-    """A method whose relevance is the input times the gradient, which a rule has changed.
+    """A method whose relevance is the input times the gradient, which rules may change.
 
     Token ids get the relevance of the embeddings that were looked up for them, summed over the
     features. Tokens that are made from an input get the relevance of all the input values that
@@ -40,7 +40,7 @@ class GradientTimesInput(PositionalMethod):
     _kept_for_account = frozenset({Kind.ENTRYWISE})
 
     def _require_attention(self, history: History) -> None:
-        """Raises if there is no attention that the method's rules could follow."""
+        """Raises an error if there is no attention that the method's rules could follow."""
         history.require_attention()
 
     def _relevance(
@@ -88,10 +88,10 @@ class GradientTimesInput(PositionalMethod):
         return relevance
 
     def _account(self, forward: TracedForward, target: Any) -> Account:
-        """Where gradient x input is not the score: what is added on the way has its share of it.
+        """Accounts for the difference between gradient x input and the score.
 
-        A constant that is added to a signal has its own value times the gradient there; the rest is
-        with activations, and with products and norms that have no factor held constant.
+        A constant that is added to a signal gets its own value times the gradient there; the rest
+        goes to activations, and to products and norms that have no factor held constant.
         """
         selected, value = forward.select(target)
         self._require_attention(forward.history(value))
@@ -110,7 +110,7 @@ class GradientTimesInput(PositionalMethod):
                 continue
             slope = gradient.to(accumulation_dtype(gradient.dtype))
             taken += of_constants(operation, slope)
-            if not forward.has_rule_for(Kind.ENTRYWISE):  # which would keep all
+            if not forward.has_rule_for(Kind.ENTRYWISE):  # with a rule, nothing is lost
                 taken += of_activation(operation, slope)
         parts += self._parts(taken)
         rest = added_up([score, *(-part.amount for part in parts)])
@@ -119,7 +119,7 @@ class GradientTimesInput(PositionalMethod):
 
 
 def slope_at(tensor: Tensor, gradient: Tensor | None) -> Tensor:
-    """The gradient at a tensor, of its shape; zero if there is none."""
+    """Returns the gradient at a tensor in the tensor's shape, or zeros if there is none."""
     dtype = accumulation_dtype(tensor.dtype)
     if gradient is None:
         return torch.zeros_like(tensor, dtype=dtype)
@@ -127,7 +127,7 @@ def slope_at(tensor: Tensor, gradient: Tensor | None) -> Tensor:
 
 
 def inner_points(forward: TracedForward, wanted: Sequence[Value]) -> list[Point]:
-    """Where the values stand that are wanted of layers, and of what attention makes."""
+    """Returns the points of wanted values that are tensors of layers or outputs of attention."""
     known = {
         inner.value: Point(inner.value, inner.operand.tensor, inner.edge)
         for tensors in forward.layers
@@ -148,7 +148,7 @@ def _embedded(operation: Operation, gradient: Tensor) -> dict[Value, Tensor]:
     return {output: result.tensor.to(dtype) * gradient.to(dtype)}
 
 
-# What is no linear map of its signals, if none of them is held constant.
+# Operations that are not linear in their signals, if none of these is held constant.
 _NOT_LINEAR = frozenset(
     {Kind.SOFTMAX, Kind.LOG_SOFTMAX, Kind.NORM, Kind.RECIPROCAL, Kind.ATTENTION, Kind.MAXIMUM}
     | {Kind.DISTANCE, Kind.DERIVED, Kind.SMOOTH_MAXIMUM, Kind.SAMPLE, Kind.SOLVE}
@@ -156,7 +156,7 @@ _NOT_LINEAR = frozenset(
 
 
 def _listed(forward: TracedForward, operations: Sequence[Operation]) -> str:
-    """What may take a share that is not followed, such as products of signals."""
+    """Names the operations that may take the rest, such as products of signals."""
     names = {
         operation.name: None
         for operation in operations

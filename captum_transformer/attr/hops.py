@@ -1,4 +1,4 @@
-"""Relevance that has landed on generated tokens is sent on to what these were generated from."""
+"""Passes the relevance of generated tokens on to the tokens that they were generated from."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,20 +17,20 @@ def followed(
     hops: int | None,
     explain: Explain,
 ) -> list[Tensor]:
-    """Sends relevance on from generated tokens, until it has reached what was there before them.
+    """Passes relevance on from generated tokens, until it reaches the prompt or other inputs.
 
     In one hop, all generated tokens with relevance of one sign are explained together, each
     weighted by its relevance. Their relevance is then divided among the entries that support
-    them, in proportion, so the total is conserved. Where no entry supports a score, its relevance
-    stays where it is.
+    them, in proportion, so the total is conserved. If no entry supports a score, its relevance
+    stays on the token.
 
     Args:
         maps: the relevance of each input of the model, samples first.
-        of_tokens: which of them are ids, whose entries are those of one token each.
-        place: which of them are the ids ``(samples, tokens)`` that generated tokens are among.
-        start: the first generated token.
-        hops: how often at most; None for as often as there is something to send on.
-        explain: the relevance of each input for a sum of the generated tokens' scores.
+        of_tokens: which of the inputs are token ids, with one entry for each token.
+        place: the index of the input whose ids ``(samples, tokens)`` contain the generated tokens.
+        start: the index of the first generated token.
+        hops: the largest number of hops; None to continue until nothing is left to pass on.
+        explain: returns the relevance of each input for a sum of the generated tokens' scores.
     """
     if hops == 0:
         return list(maps)
@@ -61,7 +61,7 @@ def followed(
 
 
 def _shares(maps: Sequence[Tensor], of_tokens: Sequence[bool]) -> tuple[list[Tensor], Tensor]:
-    """The share of each entry in the support for a score, and which samples have any support.
+    """Returns each entry's share of the support for a score, and which samples have support.
 
     Each token of token ids counts by itself if its relevance is positive. Other inputs, such as
     pixels, count as a whole, since the relevance of their single values largely cancels out.

@@ -22,10 +22,10 @@ from captum_transformer.trace.value import Value
 
 
 class InnerRelevance(ABC):
-    """What methods share that can say how relevant the values inside a model are."""
+    """The base class of methods that can explain values inside a model."""
 
     forward_func: Any
-    # Those that do have no relevance of a single layer or head.
+    # A method that adds up layers has no relevance of a single layer or head.
     adds_up_layers: ClassVar[bool] = False
 
     def attribute_layers(
@@ -180,13 +180,13 @@ class InnerRelevance(ABC):
     def _relevance_within(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
-        """The relevance of values inside the model."""
+        """Returns the relevance of values inside the model."""
         return self._relevance(forward, target, wanted)
 
     def _heads(
         self, forward: TracedForward, target: Any, calls: Sequence[AttentionCall]
     ) -> dict[AttentionCall, Tensor]:
-        """The relevance of each head: ``(sets of tokens, heads, queries)``."""
+        """Returns the relevance of each head: ``(sets of tokens, heads, queries)``."""
         relevance = self._relevance(forward, target, [call.output for call in calls])
         return {call: by_head(call, call.outputs(relevance[call.output])).sum(-1) for call in calls}
 
@@ -198,25 +198,25 @@ class InnerRelevance(ABC):
         layers: Sequence[ChosenLayer] = (),
         layer_inputs: bool = False,
     ) -> AbstractContextManager[TracedForward]:
-        """The model's forward pass under the trace."""
+        """Returns a context that runs the model's forward pass under the trace."""
 
     @abstractmethod
     def _select(self, forward: TracedForward, target: Any) -> tuple[Tensor, Value]:
-        """The scores that are explained, and their value on the tape."""
+        """Returns the scores that are explained, and their value on the tape."""
 
     @abstractmethod
     def _relevance(
         self, forward: TracedForward, target: Any, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
-        """The relevance of the target's score at some values of the forward pass."""
+        """Returns the relevance of the target's score at some values of the forward pass."""
 
 
 def require_samples_first(forward: TracedForward, layers: Sequence[ChosenLayer]) -> None:
-    """Raises unless the results of several batches can be joined in their first dimension."""
+    """Raises an error unless results of several batches can be joined in the first dimension."""
     for layer, tensors in zip(layers, forward.layers, strict=True):
         for value, _, _ in tensors:
             samples = value.samples
-            # One sample has no place that can be told from others, but by its size.
+            # The dimension of a single sample can only be recognised by its size.
             alone = samples is not None and samples.size == 1 and value.shape[:1].numel() != 1
             if samples is None or samples.outer != 1 or alone:
                 raise UnsupportedOperationError(
@@ -228,14 +228,17 @@ def require_samples_first(forward: TracedForward, layers: Sequence[ChosenLayer])
 
 
 def _like(relevance: Tensor, value: Value, dtype: torch.dtype, scores: Tensor) -> Tensor:
-    """Of the layer's own precision; NaN where a sample's score is."""
+    """Converts relevance to the layer's own precision; it is NaN if the sample's score is NaN."""
     unknown, samples = scores.detach().isnan(), value.samples
     where = unknown.any() if samples is None else samples.spread(unknown, value.shape)
     return relevance.detach().to(dtype).masked_fill(where, torch.nan).contiguous()
 
 
 def like_input(relevance: Tensor, tensor: Tensor, scores: Tensor) -> Tensor:
-    """Contiguous, of the input's precision (its own for ids); NaN where a sample's score is."""
+    """Converts relevance to the input's precision, except for ids, and makes it contiguous.
+
+    It is NaN for samples whose score is NaN.
+    """
     dtype = tensor.dtype if tensor.is_floating_point() else relevance.dtype
     by_sample = relevance.detach().to(dtype).reshape(len(scores), -1)
     unknown = scores.detach().isnan().unsqueeze(1)

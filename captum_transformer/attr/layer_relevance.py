@@ -1,4 +1,4 @@
-"""Captum's way to ask for the relevance of layers."""
+"""The relevance of layers through Captum's interface for layer methods."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ class LayerRelevance(LayerAttribution):
     It is :meth:`TransformerMethod.attribute_layers` in another form.
 
     Args:
-        method: the method, made with the model.
+        method: the method, created with the model.
         layer: a module, its dotted name, or a tuple of one of these and the number of a call; a
             list for several layers.
 
@@ -59,8 +59,8 @@ class LayerRelevance(LayerAttribution):
         The arguments are those of :meth:`TransformerMethod.attribute_layers`.
 
         Returns:
-            The layer's relevance, of the shape of what it makes, or gets; a tuple if these are
-            several tensors. Of a list of layers a list.
+            The layer's relevance, with the shape of its output or input; a tuple for several
+            tensors, and a list for a list of layers.
 
         Raises:
             InvalidLayerError: if there is no such layer, if it does not run, or runs several times,

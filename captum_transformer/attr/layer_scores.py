@@ -1,4 +1,4 @@
-"""What a model's own head makes of the tokens of its earlier layers."""
+"""The scores that a model's own head returns for the tokens of its earlier layers."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,12 +26,12 @@ Layer = Sequence[AttentionCall]
 
 
 class Reading(NamedTuple):
-    """The head run on the tokens of a layer.
+    """A run of the head on the tokens of a layer.
 
     Attributes:
-        tokens: these tokens.
-        found: what the head makes of them, step by step.
-        score: what it says in the end, ``(samples,)``.
+        tokens: the tokens of the layer.
+        found: the tensors that the head computes, by their values in the forward pass.
+        score: the score that the head returns, ``(samples,)``.
     """
 
     tokens: Tensor
@@ -39,7 +39,7 @@ class Reading(NamedTuple):
     score: Tensor
 
     def slope(self, at: Tensor) -> Tensor:
-        """How the score changes with the tokens, or with one of the steps."""
+        """Returns the gradient of the score at the tokens, or at one of the head's tensors."""
         slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
             self.score.sum(), at, retain_graph=True, allow_unused=True
         )
@@ -47,10 +47,11 @@ class Reading(NamedTuple):
 
 
 class LayerScores:
-    """The score of each layer's tokens: what the head, all that comes behind the last layer, says.
+    """The scores that the head, all operations after the last layer, returns for layers' tokens.
 
-    The tokens of a layer are the last value that all that its attention has added passes through
-    before the next one attends. Those of the last layer are what the same operations make there.
+    The tokens of a layer are the last value before the next layer's attention that everything
+    added by the layer's attention passes through. In the last layer, they are the result of the
+    same operations as in the layer before.
 
     Args:
         tape: the forward pass, with all operands kept.
@@ -58,13 +59,13 @@ class LayerScores:
         layers: the layers of one tower.
 
     Attributes:
-        layers: the layers, but for the pooler.
+        layers: the layers without the pooler.
         pooler: the attention by which learned queries read the tokens of the last layer, if the
             head begins with one.
 
     Raises:
-        UnsupportedOperationError: if there is no head that reads the tokens of the last layer
-            alone, or if it can't read those of the others.
+        UnsupportedOperationError: if there is no head that reads only the tokens of the last layer,
+            or if it can't read the tokens of the other layers.
     """
 
     def __init__(self, tape: Tape, score: Value, layers: Sequence[Layer]) -> None:
@@ -101,7 +102,7 @@ class LayerScores:
         return Reading(tokens, found, found[self._score])
 
     def back_to(self, layer: int, slope: Tensor) -> dict[AttentionCall, Tensor]:
-        """From the slope at the tokens of a layer to those at the outputs of its attention."""
+        """Returns the slopes at the outputs of a layer's attention, given those at its tokens."""
 
         def gradient(operation: Operation, slopes: list[Tensor | None]) -> list[Tensor | None]:
             if operation.kind in MOVES:
@@ -114,13 +115,13 @@ class LayerScores:
         return {call: call.outputs(reached[call.output]) for call in calls}
 
     def _behind(self, values: Sequence[Value]) -> Iterator[Operation]:
-        """The operations that make something of some values, in order."""
+        """Yields the operations whose operands depend on some values, in order."""
         for operation in self._operations:
             if any(_is_of(value, values) for _, value in operation.traced()):
                 yield operation
 
     def _narrow(self, layer: Layer) -> Iterator[Value]:
-        """The values that all passes through that a layer's attention has added."""
+        """Yields the values that everything added by a layer's attention passes through."""
         outputs = [call.output for call in layer]
         live = set(outputs)
         for operation in self._behind(outputs):
@@ -140,7 +141,7 @@ class LayerScores:
         return found[-1]
 
     def _last_tokens(self) -> Value:
-        """The last layer's tokens: made in the same steps as those of the layer before."""
+        """Returns the last layer's tokens, made by the same operations as in the layer before."""
         before, last = self.layers[-2:]
         made, step = self._tokens[-1], _step(self._tokens[-1])
         steps = [o for o in self._behind([c.output for c in before]) if o.index <= step]
@@ -177,7 +178,7 @@ class LayerScores:
         self._require_places()
 
     def _require_places(self) -> None:
-        """Makes sure that each layer has the same tokens at the same places, by what skips move."""
+        """Checks along skip connections that all layers have the same tokens at the same places."""
         *others, last = self._tokens
         dims = feature_dims(last)
         layout = [1 if dim in dims else length for dim, length in enumerate(last.shape)]
@@ -186,7 +187,7 @@ class LayerScores:
         shares = numbers.reshape(layout).expand(last.shape)
         reached = TokenFlow(self._tape, {})({last: shares}, others)
         for value, layer in zip(others, self.layers, strict=False):
-            # What is not moved feature by feature is spread over them; masks leave some tokens out.
+            # Shares may be spread over features on the way, and masks leave some tokens out.
             found, expected = reached[value].sum(dims), shares.sum(dims)
             kept = found != 0
             close = torch.isclose(found, expected * kept).all()
@@ -198,7 +199,7 @@ class LayerScores:
 
 
 def _pooler(layers: Sequence[Layer]) -> AttentionCall | None:
-    """The last call if its queries are learned and have read no tokens before."""
+    """Returns the last call if its queries are learned and have read no tokens, or else None."""
     (*_, before), last = layers[:-1] or [()], layers[-1]
     if not before or len(last) > 1:
         return None
@@ -209,7 +210,7 @@ def _pooler(layers: Sequence[Layer]) -> AttentionCall | None:
 
 
 def _given(operand: Operand, instead: Tensor | None = None) -> Tensor:
-    """What an operation runs on: the head's own values, or what the operand held."""
+    """Returns the tensor that an operation runs on: the head's own, or else the operand's."""
     if instead is not None:
         return instead
     if not operand.is_kept:

@@ -130,11 +130,11 @@ class LeGrad(TransformerMethod):
         return relevance
 
     def _gradients(self, selection: Selection) -> Iterator[tuple[AttentionCall, MapBlock]]:
-        """The attention calls that contribute, each with its layer's gradient at its map."""
+        """Yields the attention calls that contribute, each with the gradient at its map."""
         forward = selection.forward
         for layers, start in selection.layers_of_towers(self.start_layer):
             if all(call.output.learned for layer in layers for call in layer):
-                continue  # as of a text that is not among the inputs
+                continue  # such as the tower of a text that is not among the inputs
             scores = LayerScores(forward.tape, selection.value, layers)
             pooler, count = scores.pooler, len(scores.layers)
             for layer in range(start, count - 1):
@@ -151,22 +151,22 @@ class LeGrad(TransformerMethod):
 
 
 def _at_pooler(pooler: AttentionCall, slope: Tensor, found: Any) -> MapBlock:
-    """The gradient at the pooler's attention to the tokens of another layer."""
+    """Returns a function for the gradient at the pooler's attention to another layer's tokens."""
     values = pooler.as_values(found[pooler.value.value]).detach().transpose(-1, -2)
     return lambda _, rows: slope[..., rows, :] @ values
 
 
 def _columns(call: AttentionCall, gradients: MapBlock) -> tuple[Tensor, Tensor]:
-    """The mean over heads and queries of what is positive, and which keys are open to any query.
+    """Returns the positive gradient's mean over heads and queries, and the keys that aren't masked.
 
-    Both as the call's values lie.
+    Both have the layout of the call's values. A key is masked if it is so for all queries.
     """
     positive: Tensor | None = None
     reached: Tensor | None = None
     for rows in call.blocks():
         attended = call.probabilities(rows)
         is_open = attended != 0
-        # A NaN of the attention stays one, whatever the gradient is.
+        # A NaN in the attention stays NaN, whatever the gradient is.
         some = (gradients(call, rows).clamp(min=0) * is_open + 0 * attended).sum(-2)
         positive = some if positive is None else positive + some
         opened = is_open.any(-2)
@@ -183,7 +183,7 @@ def _columns(call: AttentionCall, gradients: MapBlock) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(relevance: Tensor, counts: Tensor) -> Tensor:
-    """To between zero and one over the tokens that count; a NaN stays one."""
+    """Scales relevance to between zero and one over the tokens that count; NaN stays NaN."""
     low = relevance.masked_fill(~counts, torch.inf).amin(1, keepdim=True)
     high = relevance.masked_fill(~counts, -torch.inf).amax(1, keepdim=True)
     return quotient(relevance - low, high - low).masked_fill(~counts, 0.0)

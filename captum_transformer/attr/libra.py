@@ -104,8 +104,8 @@ class FullGradPlus(LibraGrad):
         checkpoint: as in :class:`TransformerMethod`.
 
     Reference:
-        As :class:`LibraGrad`. The authors' code for vision has the biases, that for language
-        models, which have none, leaves them out.
+        As :class:`LibraGrad`. The authors' code for vision includes biases; their code for language
+        models, which have no biases, does not.
 
     Example:
         >>> import timm, torch
@@ -140,7 +140,7 @@ class FullGradPlus(LibraGrad):
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> list[Tensor]:
-        """The map of each layer separately, FullGrad.
+        """Returns the map of each layer separately, as in FullGrad.
 
         The arguments are those of :meth:`attribute`.
 
@@ -174,7 +174,7 @@ class FullGradPlus(LibraGrad):
         return TokenFlow(forward.tape, {})(self._at_layers(forward, target), wanted)
 
     def _at_layers(self, forward: TracedForward, target: Any) -> dict[Value, Tensor]:
-        """What each entry that enters a layer has, and what the biases behind it add to that."""
+        """Returns the relevance of the entries of layers' inputs, with that of later biases."""
         selected, score = forward.select(target)
         self._require_attention(forward.history(score))
         refuse_reached(forward, selected, score)
@@ -192,7 +192,7 @@ class FullGradPlus(LibraGrad):
         return found
 
     def _streams(self, forward: TracedForward, score: Value) -> list[Value]:
-        """The tokens that enter each layer."""
+        """Returns the tokens that enter each layer."""
         streams = []
         for layer, inputs in zip(self.layers, forward.layers, strict=True):
             if len(inputs) != 1 or not score.descends_from(inputs[0].value):
@@ -215,7 +215,7 @@ class FullGradPlus(LibraGrad):
     def _of_biases(
         self, forward: TracedForward, selected: Tensor, streams: Sequence[Value]
     ) -> dict[Value, Tensor]:
-        """What biases add to each entry that an operation behind some layer makes."""
+        """Returns the relevance of biases at the outputs of operations after some layer."""
         found: dict[Value, Tensor] = {}
         operations = [
             operation
@@ -236,7 +236,7 @@ class FullGradPlus(LibraGrad):
 
 
 def _passes_by(score: Value, layer: Value, inputs: Sequence[Value]) -> bool:
-    """Whether a way leads from the inputs to a score, and not through a layer's value."""
+    """Returns whether a path leads from the inputs to a score without passing a layer's value."""
     pending, seen = [score], {layer}
     while pending:
         value = pending.pop()
@@ -257,7 +257,7 @@ def _before(value: Value, streams: Sequence[Value]) -> list[Value]:
 def _at_queries(
     flow: TokenFlow, parts: Mapping[Value, Tensor], calls: Sequence[AttentionCall]
 ) -> dict[Value, Tensor]:
-    """What attention blocks add to tokens, at these: a token is where its query comes from.
+    """Moves parts within attention blocks to the tokens that the queries come from.
 
     Raises:
         UnsupportedOperationError: if queries are learned, so that there is no such token.

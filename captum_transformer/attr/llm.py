@@ -84,7 +84,7 @@ class LLMTransformerAttribution(LLMGradientAttribution):
 
         Args:
             inp: the text, as ``TextTokenInput`` or ``TextTemplateInput``, or an ``ImageMaskInput``.
-            target: as in Captum: what is explained; None to have the model generate it.
+            target: as in Captum: the text or ids to explain; None to let the model generate it.
             gen_args: arguments of ``generate``.
             **kwargs: arguments of the method's own ``attribute``, for texts.
 
@@ -116,7 +116,7 @@ class LLMTransformerAttribution(LLMGradientAttribution):
 
 
 def _of_values(text_input: TextTemplateInput, text: str, tokenizer: Any, of_tokens: Any) -> Tensor:
-    """The relevance of a template's values, or of the groups that they are in."""
+    """Returns the relevance of a template's values, or of the groups that they are in."""
     values = text_input.values
     keys = text_input.dict_keys
     marks = [mark(number) for number in range(len(values))]
@@ -152,10 +152,10 @@ def _of_values(text_input: TextTemplateInput, text: str, tokenizer: Any, of_toke
 
 
 class _Prompt(GradientAttribution):
-    """Attributes to the ids of a prompt, in the form in which a layer method does to embeddings.
+    """Attributes to the ids of a prompt, with the interface of a layer method for embeddings.
 
-    Captum hands over a tensor that says which tokens are there, and cuts off what it takes for the
-    relevance of the tokens generated before.
+    Captum passes a tensor that says which tokens are present, and cuts off the entries that it
+    expects for tokens generated before.
     """
 
     def __init__(self, method: GradientAttribution) -> None:
@@ -168,12 +168,12 @@ class _Prompt(GradientAttribution):
         additional_forward_args: tuple[InterpretableInput, Tensor, int],
         **options: Any,
     ) -> Tensor:
-        """Relevance ``(1, tokens so far, 1)``, zero for those that were generated.
+        """Returns the relevance ``(1, tokens so far, 1)``, zero for generated tokens.
 
         Args:
-            inputs: Captum's tensor of tokens that are there.
-            additional_forward_args: the text, the generated ids, and which of them is explained.
-            **options: of the method's own ``attribute``.
+            inputs: Captum's tensor that says which tokens are present.
+            additional_forward_args: the text, the generated ids, and the index of the explained id.
+            **options: arguments of the method's own ``attribute``.
         """
         text, tokens, index = additional_forward_args
         ids = text.to_model_input().to(inputs.device)
@@ -187,5 +187,5 @@ class _Ids:
     """An input whose interpretable form is the ids themselves."""
 
     def to_model_input(self, ids: Tensor) -> Tensor:
-        """The ids as they are."""
+        """Returns the ids unchanged."""
         return ids

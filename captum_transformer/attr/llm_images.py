@@ -17,11 +17,11 @@ _IDS, _PIXELS = "input_ids", "pixel_values"
 
 
 def of_segments(method: TransformerMethod, image_input: Any, said: Tensor) -> Tensor:
-    """The relevance of an image's segments for the log-probability of each generated token.
+    """Returns the relevance of an image's segments for each generated token's log-probability.
 
     Args:
         method: a method whose ``forward_func`` is the model.
-        image_input: Captum's ``ImageMaskInput``, whose ``processor_fn`` makes all of the model's
+        image_input: Captum's ``ImageMaskInput``, whose ``processor_fn`` returns all of the model's
             inputs.
         said: the generated ids.
 
@@ -29,7 +29,7 @@ def of_segments(method: TransformerMethod, image_input: Any, said: Tensor) -> Te
         ``(generated tokens, segments)``.
 
     Raises:
-        InvalidInputError: if the processor makes no ids of one text and pixels.
+        InvalidInputError: if the processor doesn't return pixels and the ids of one text.
     """
     batch = image_input.to_model_input()
     names = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
@@ -46,7 +46,7 @@ def of_segments(method: TransformerMethod, image_input: Any, said: Tensor) -> Te
     model = method.forward_func
 
     def log_probabilities(input_ids: Tensor, **named: Any) -> Tensor:
-        # Patches or tiles of an image may be rows: as one sample they are all.
+        # Rows may be patches or tiles of one image: together they are one sample.
         whole = {name: v[0] if name in seen else v for name, v in named.items()}
         logits = main_output(model(input_ids=input_ids, **whole))
         return torch.log_softmax(logits, -1)

@@ -1,4 +1,4 @@
-"""Captum's log of what is used, which its tools count on."""
+"""Captum's usage log, which its tools rely on."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -9,5 +9,5 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def logged(function: Function) -> Function:
-    """Captum's ``log_usage``, which its tools count on in an ``attribute``, with the type kept."""
+    """Applies Captum's ``log_usage``, which its tools expect on ``attribute``; keeps the type."""
     return cast(Function, log_usage(part_of_slo=True)(function))

@@ -28,7 +28,7 @@ from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.tokens import per_token, token_value
 from captum_transformer.trace.value import Value
 
-# What becomes of the relevance of positions: left out, told apart, or added to that of the tokens.
+# How the relevance of positions is treated: left out, kept separate, or added to the tokens'.
 Positions = Literal["ignore", "separate", "add"]
 
 
@@ -37,9 +37,9 @@ class PositionalMethod(AccountableMethod):
 
     Args:
         forward_func: the model or any callable that runs one.
-        positions: how their relevance is treated: ``"ignore"`` leaves it out; ``"separate"``
-            leaves it to :meth:`attribute_positions`, including the part of rotary angles;
-            ``"add"`` adds it to the tokens' relevance.
+        positions: how the relevance of positions is treated: ``"ignore"`` leaves it out;
+            ``"separate"`` leaves it to :meth:`attribute_positions`, including the part of rotary
+            angles; ``"add"`` adds it to the tokens' relevance.
         checkpoint: as in :class:`TransformerMethod`.
     """
 
@@ -73,7 +73,7 @@ class PositionalMethod(AccountableMethod):
     ) -> Inputs:
         r"""Attributes the target's score to the positions of the inputs' tokens (PA-LRP).
 
-        A position embedding :math:`p` that is added to a token has :math:`p \cdot \partial f_c /
+        A position embedding :math:`p` that is added to a token gets :math:`p \cdot \partial f_c /
         \partial p`, like everything else that is added to tokens and isn't a bias, such as the
         type of a token. In rotary embeddings, angles and token get half each (the uniform rule).
 
@@ -127,7 +127,7 @@ class PositionalMethod(AccountableMethod):
     def _of_positions(
         self, forward: TracedForward, selected: Tensor, score: Value, wanted: Sequence[Value]
     ) -> dict[Value, Tensor]:
-        """What positions have of some values' tokens, spread evenly over features."""
+        """Returns the relevance of positions at some values' tokens, spread over features."""
         history = forward.history(score)
         operations = of_positions(history.operations, history.calls)
         edges = [operation.edge for operation in operations if operation.edge is not None]

@@ -1,4 +1,4 @@
-"""Operations that a method's rules refuse, where relevance arrives at them."""
+"""Raises the errors of operations that a method's rules refuse, if relevance reaches them."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from captum_transformer.trace.value import Value
 
 
 def refuse_reached(forward: TracedForward, selected: Tensor, score: Value) -> None:
-    """Raises if relevance arrives at an operation that the rules refuse."""
+    """Raises an error if relevance reaches an operation that the rules refuse."""
     for operation in forward.tape.operations:
         if operation.refusal is None:
             continue

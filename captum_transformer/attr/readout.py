@@ -1,4 +1,4 @@
-"""What each pooled token that a score is read from says for the class."""
+"""The evidence for the class in each pooled token that a score is read from."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ _ROUNDING = 64
 def with_evidence(
     passed: Mapping[Value, Tensor], ledger: Ledger, selection: Selection
 ) -> dict[Value, Tensor]:
-    """Adds to what has passed attention as much of what each pooled token says by itself.
+    """Adds the pooled tokens' own evidence, equally weighted, to relevance that passed attention.
 
-    Each wanted value is weighed by itself, so that none depends on what else is asked for.
+    Each wanted value is weighted separately, so its result doesn't depend on the other values.
 
     Args:
-        passed: what has passed attention, at the wanted values.
-        ledger: that of what has passed; what is added is noted there, too.
-        selection: what is explained.
+        passed: the relevance that has passed attention, at the wanted values.
+        ledger: the ledger of this relevance; added evidence is recorded there, too.
+        selection: the scores that are explained.
     """
     history, samples = selection.history, len(selection.forward.inputs[0])
     pooling = read_from(history.operations, history.calls, samples)
@@ -49,7 +49,7 @@ def with_evidence(
             found[of_it] = _evidence(selection, of_it, flow)
         evidence, pooled = found[of_it]
         weighed = _weighed(evidence, pooled * total(wanted, relevance))
-        of_own = Ledger()  # not looked at, as that would wait for the device once more
+        of_own = Ledger()  # not checked, which would wait for the device once more
         own = flow(weighed, [wanted], of_own)
         together[wanted] = relevance + own[wanted]
         ledger.join(of_own)
@@ -70,10 +70,10 @@ def _require_samples(pooling: Sequence[Operation]) -> None:
 def _evidence(
     selection: Selection, pooling: Sequence[Operation], flow: TokenFlow
 ) -> tuple[dict[Value, Tensor], Tensor]:
-    """Value times gradient of each pooled token, less its part of the sum over all of them.
+    """Returns value times gradient of each pooled token, minus its part of the sum over them.
 
-    So the sum is zero, and of a token that the score is read from alone nothing is left. Beside it,
-    which part of what each sample's score is read from is pooled.
+    So the sum is zero, and nothing is left if the score is read from one token alone. Also returns
+    which part of each sample's score is read from pooled tokens.
     """
     seeds = seed(selection.forward, selection.selected, selection.value)
     outputs = [operation.outputs[0] for operation in pooling]
@@ -93,7 +93,7 @@ def _evidence(
         reached = flow({output: shares[output]}, values)
         for value, tensor, back in zip(values, data, backs, strict=True):
             if back is not None:
-                # What is left out of a mean may be anything, even no number.
+                # Tokens that are left out of a mean may hold anything, even NaN.
                 given = tensor.masked_fill(back == 0, 0.0) * back
                 _add(said, value, _of_tokens(value, given))
                 _add(parts, value, _of_tokens(value, reached[value]))
@@ -103,7 +103,7 @@ def _evidence(
 def _compared(
     said: Mapping[Value, Tensor], parts: Mapping[Value, Tensor], like: Tensor
 ) -> tuple[dict[Value, Tensor], Tensor]:
-    """What each token says, less its part of what all of a sample's tokens say."""
+    """Returns each token's evidence minus its part of the sample's sum, and the pooled parts."""
     places = {value: found for value in said if (found := samples_in(value)) is not None}
     whole, size, pooled = (torch.zeros_like(like) for _ in range(3))
     for value, (axis, which) in places.items():
@@ -111,7 +111,7 @@ def _compared(
         size[which] += axis.total(said[value].abs())
         pooled[which] += axis.total(parts[value])
     mean = quotient(whole, pooled)
-    # Where one token is read, or all say the same, what is left is rounding, not evidence.
+    # If one token is read, or all have the same evidence, only rounding errors are left.
     size = size * _ROUNDING * torch.finfo(size.dtype).eps
     evidence: dict[Value, Tensor] = {}
     for value, (axis, which) in places.items():
@@ -127,7 +127,7 @@ def _add(found: dict[Value, Tensor], value: Value, tensor: Tensor) -> None:
 
 
 def _weighed(evidence: dict[Value, Tensor], passed: Tensor) -> dict[Value, Tensor]:
-    """The same, such that what is positive weighs as much as `passed`."""
+    """Scales the evidence so that its positive part sums to `passed` in each sample."""
     found = {value: samples_in(value) for value in evidence}
     known = {value: samples for value, samples in found.items() if samples is not None}
     positive = torch.zeros_like(passed)
@@ -141,7 +141,7 @@ def _weighed(evidence: dict[Value, Tensor], passed: Tensor) -> dict[Value, Tenso
 
 
 def _of_tokens(value: Value, tensor: Tensor) -> Tensor:
-    """The sum over each token's features, spread evenly over them."""
+    """Returns the sum over each token's features, spread evenly over them."""
     dims = [axis.dim(value.shape) for axis in value.features or ()]
     known = [dim for dim in dims if dim is not None]
     return (tensor.sum(known, keepdim=True) / _width(value)).expand(value.shape)

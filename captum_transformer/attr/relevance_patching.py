@@ -49,9 +49,9 @@ class RelevancePatching:
     (identity rule); each factor of a gate gets half. It costs two forward passes and one
     backward pass. With the plain gradient instead (``rules={}``), it is attribution patching.
 
-    What the model chooses without a gradient, such as the expert that a token goes to, is what it
-    chooses on the corrupted input: that a patched layer would make it choose otherwise is not part
-    of the estimate. To see that, patch the layer in a run of the model.
+    Choices that the model makes without a gradient, such as the expert for a token, are those made
+    on the corrupted input: the estimate ignores that a patched layer might change them. To see
+    that effect, patch the layer in a run of the model.
 
     Args:
         forward_func: the model or any callable that runs one.
@@ -221,7 +221,7 @@ class RelevancePatching:
         *,
         show: bool,
     ) -> list[tuple[Tensor, ...]]:
-        """Difference times coefficient at each of some groups of nodes."""
+        """Returns difference times coefficient at each node of some groups."""
         clean, corrupted = arguments
         if len(clean.inputs) != len(corrupted.inputs):
             raise InvalidInputError(
@@ -252,7 +252,7 @@ def _differences(
     target: Any,
     nodes: "Callable[[TracedForward, Value], list[list[_Node]]]",
 ) -> list[tuple[Tensor, ...]]:
-    """What some samples have at each group of nodes."""
+    """Returns the scores of some samples at each group of nodes."""
     clean, corrupted = arguments
     with run(clean) as forward:
         _, score = forward.select(target)
@@ -286,11 +286,11 @@ class _Node(NamedTuple):
     call: AttentionCall | None = None
 
     def clean(self) -> "_Clean":
-        """What is kept of it for the corrupted run."""
+        """Returns the data that is kept for the corrupted run."""
         return _Clean(self.point.data, self.rows)
 
     def score(self, known: "_Clean", gradient: Tensor | None) -> Tensor:
-        """The difference of the activations times the coefficient."""
+        """Returns the difference of the activations times the coefficient."""
         corrupted, clean = self.point.data, known.data
         _require_alike(f"What {self.name!r} makes", clean, corrupted)
         if not are_same_rows(self.rows, known.rows):
@@ -308,7 +308,7 @@ class _Node(NamedTuple):
 
 
 class _Clean(NamedTuple):
-    """What a part of the model had in the clean run, and of which rows."""
+    """The activation of a part of the model in the clean run, and the rows it belongs to."""
 
     data: Tensor
     rows: list[Picked] | None

@@ -1,4 +1,4 @@
-"""What the methods share that multiply their attention maps over all layers."""
+"""The base class of methods that multiply their attention maps over all layers."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ Propagation = Literal["paper", "flow"]
 
 
 class RolloutMethod(AttentionFlowMethod):
-    r"""A method that multiplies ``I +`` some map of each attention call over the layers.
+    r"""A method that multiplies ``I +`` a map of each attention call over the layers.
 
     Within one set of tokens this is the token flow: the row of
     :math:`R = (I + \bar A_L) \cdots (I + \bar A_1)` that the target is read from. If a model has
@@ -89,7 +89,7 @@ class RolloutMethod(AttentionFlowMethod):
 
     @abstractmethod
     def _update_rule(self) -> UpdateRule:
-        """What an attention call makes of the matrices of its streams."""
+        """Returns the rule by which an attention call updates the matrices of its streams."""
 
     @logged
     def relevance_maps(
@@ -100,7 +100,7 @@ class RolloutMethod(AttentionFlowMethod):
         *,
         additional_forward_kwargs: Mapping[str, Any] | None = None,
     ) -> dict[tuple[str, str], Tensor]:
-        """The full maps R of the relevance of each token for each other one.
+        """Returns the full maps R of the relevance of each token for each other one.
 
         Paths without attention, from each token only to itself, are left out as in
         attributions, unless the method is created ``with_identity=True``.
@@ -155,17 +155,17 @@ class RolloutMethod(AttentionFlowMethod):
                 check()
         finally:
             if checks is not None:
-                checks.clear()  # they refer to what is explained
+                checks.clear()  # they hold references to the selection
         read = [call.value.value for call in selection.from_layer(self.start_layer)]
         self._require_attention([value for value in read if value is not None], selection)
         return carried
 
     def _require_attention(self, read: Sequence[Value], selection: Selection) -> None:
-        """Raises if the score depends on the inputs only past all attention, which does not count.
+        """Raises an error if no attention that counts lies between the inputs and the score.
 
         Args:
-            read: what attention hands relevance on to.
-            selection: what is explained.
+            read: the values that attention passes relevance on to.
+            selection: the scores that are explained.
         """
         if self.with_identity:
             return
@@ -217,8 +217,8 @@ class RolloutMethod(AttentionFlowMethod):
 
 
 def _refuse_shared_queries(history: History) -> None:
-    """Learned queries may have attended to each other before they were repeated for each sample."""
-    # Constants that meet no input in attention, as a text tower without inputs, are left alone.
+    """Raises an error if learned queries attended to each other before they were repeated."""
+    # Constants that meet no input in attention, such as a text tower without inputs, are allowed.
     met = 0
     for call in history.calls:
         query = None if call.output.learned else query_value(call)
@@ -233,7 +233,7 @@ def _refuse_shared_queries(history: History) -> None:
 
 
 def _read(selection: Selection) -> dict[Version, Tensor]:
-    """The shares of the tokens that the score is read from, ``(samples, tokens)``, by stream."""
+    """Returns the shares ``(samples, tokens)`` of each stream that the score is read from."""
     forward = selection.forward
     versions = selection.history.streams[selection.value]
     if any(version.is_start for version in versions):

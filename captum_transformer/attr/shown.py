@@ -1,4 +1,4 @@
-"""Captum's progress bars, for what loops."""
+"""Captum's progress bars."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -8,15 +8,15 @@ from captum._utils.progress import progress
 
 @contextmanager
 def progress_of(what: object, steps: int, *, show: bool) -> Iterator[Callable[[], object]]:
-    """A progress bar, as Captum's methods show it.
+    """Shows a progress bar as Captum's methods do.
 
     Args:
-        what: whose loop it is, a method or an explainer.
-        steps: how many steps there are.
-        show: whether there is a bar.
+        what: the method or explainer that loops.
+        steps: the number of steps.
+        show: whether to show the bar.
 
     Yields:
-        What is to be called after each step.
+        A function to call after each step.
     """
     if not show:
         yield lambda: None

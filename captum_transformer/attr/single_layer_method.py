@@ -1,4 +1,4 @@
-"""What the methods share that read a single layer's map."""
+"""The base class of methods that read a single layer's map."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,7 +44,7 @@ class SingleLayerMethod(AttentionFlowMethod):
         return TokenFlow(selection.forward.tape, {call.layer: attend for call in calls}, skip=False)
 
     def _pairs(self, selection: Selection) -> dict[AttentionCall, tuple[str, str]]:
-        """The layer's attention calls, with the names of the sets of tokens that each pairs.
+        """Returns the layer's attention calls, with the names of the tokens that each pairs.
 
         Raises:
             UnsupportedOperationError: if several of them pair the same tokens.
@@ -72,7 +72,7 @@ class SingleLayerMethod(AttentionFlowMethod):
         additional_forward_kwargs: Mapping[str, Any] | None = None,
         average_heads: bool = True,
     ) -> dict[tuple[str, str], Tensor]:
-        """The layer's whole map.
+        """Returns the layer's whole map.
 
         The arguments are those of :meth:`attribute`. Heads are kept separate without
         ``average_heads``.

@@ -20,17 +20,17 @@ _FORMS = (
 def weights_of(
     spans: Any, samples: int, tokens: int, before: int, unit: str = "generated tokens"
 ) -> Tensor:
-    """The weight of each generated token in each span: ``(samples, spans, tokens)``.
+    """Returns the weight of each generated token in each span: ``(samples, spans, tokens)``.
 
     Args:
-        spans: as the user has given them.
-        samples: how many there are.
-        tokens: how many tokens were generated.
-        before: how many tokens of the sequence were there before.
-        unit: what spans count, for the messages of errors.
+        spans: the spans as given by the user.
+        samples: the number of samples.
+        tokens: the number of generated tokens.
+        before: the number of tokens in the sequence before them.
+        unit: the name of what spans count, for error messages.
 
     Raises:
-        InvalidInputError: if they are none, or not within the generated tokens.
+        InvalidInputError: if spans are invalid, or not within the generated tokens.
     """
     if isinstance(spans, Tensor):
         return _checked(spans, samples, tokens, unit)
@@ -70,7 +70,7 @@ def _ends(span: Any, number: int, tokens: int, forms: str) -> tuple[int, int]:
     start, end = start or 0, tokens if end is None else end
     if pair:
         return start, end
-    # Python cuts slices that go beyond the end; what is not there is refused here.
+    # Python clips slices that go beyond the end; here they are refused.
     return (start + tokens if start < 0 else start), (end + tokens if end < 0 else end)
 
 

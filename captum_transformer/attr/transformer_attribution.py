@@ -140,7 +140,7 @@ class TransformerAttribution(RolloutMethod):
         return propagated_relevance(forward, selected, value, wanted)
 
     def _account(self, forward: TracedForward, target: Any) -> Account:
-        """Of the relevance that the maps are made from, carried on to the inputs."""
+        """Accounts for the relevance that maps are computed from, propagated to the inputs."""
         selected, value = forward.select(target)
         forward.history(value).require_attention()
         return relevance_account(self, forward, selected, value)
@@ -159,10 +159,11 @@ def propagated_relevance(
     wanted: Sequence[Value],
     changed: Mapping[Kind, Entry] = MappingProxyType({}),
 ) -> dict[Value, Tensor]:
-    """The relevance that reaches some values of the forward pass from a start of one.
+    """Returns the relevance that reaches some values of the forward pass from a start of one.
 
-    From a contrast: that of the one score minus that of the other, each by itself. Together they
-    would start with a sum of zero, and normalised additions rescale to the sum that arrives.
+    For a contrast it is the difference of the relevance of two scores, each propagated separately.
+    Together they would start with a sum of zero, and normalised additions rescale to the sum that
+    arrives.
     """
     found, *rest = (
         scaled_back(reached)
@@ -180,7 +181,7 @@ def relevance_account(
     value: Value,
     changed: Mapping[Kind, Entry] = MappingProxyType({}),
 ) -> Account:
-    """Where the relevance goes on its way to the inputs; of a contrast, side by side."""
+    """Returns the account of the propagation to the inputs; for a contrast, of the difference."""
     account, *rest = (
         method.written_up(forward, ledger, added_up(ledger.started) / START)
         for _, ledger in _propagated(forward, selected, value, forward.values, changed)
@@ -197,21 +198,21 @@ def _propagated(
     wanted: Sequence[Value],
     changed: Mapping[Kind, Entry],
 ) -> Iterator[tuple[dict[Value, Tensor], Ledger]]:
-    """What is reached from the score, with its ledger; of a contrast from each of the two."""
+    """Yields the relevance from the score, and its ledger, once for each side of a contrast."""
     forward.history(value).warn_of_rounding(selected.dtype)
     for side, seeds in _sides(forward, selected, value):
         yield conserved(forward.tape, seeds, _rules(forward, side) | changed, wanted)
 
 
 def _rules(forward: TracedForward, side: Value) -> Table:
-    """The rules where relevance starts at a value."""
+    """Returns the rules for relevance that starts at a value."""
     return relevance.with_sparsity(sparsity_from(side, forward.tape))
 
 
 def _sides(
     forward: TracedForward, selected: Tensor, value: Value
 ) -> Iterator[tuple[Value, dict[Value, Tensor]]]:
-    """Where relevance starts; of a contrast, and of weights of both signs, from each side."""
+    """Yields where relevance starts: each side of a contrast, and each sign of weights."""
     if (combined := forward.combined(value)) is not None:
         dtype = accumulation_dtype(selected.dtype)
         for weights in combined.sides:
@@ -244,7 +245,7 @@ def relevance_map(
             return reached[call.output]
 
     def block(call: AttentionCall, rows: slice) -> Tensor:
-        # The gradient first: a block that runs again for it is there for the relevance, too.
+        # The gradient first: a block that is recomputed for it also serves the relevance.
         of_call = None if gradients is None else gradients(call, rows)
         result = attention_relevance(call, relevance_at(call), rows)
         return (result if of_call is None else result.mul_(of_call)).relu_()
@@ -253,12 +254,12 @@ def relevance_map(
 
 
 class _InOrder:
-    """The relevance at the outputs of attention calls, as far as the gradient has come.
+    """The relevance at the outputs of attention calls, propagated along with the gradient.
 
     Args:
-        selection: what is explained.
+        selection: the scores that are explained.
         calls: the attention calls.
-        gradients: the gradient there, which says when a block is left.
+        gradients: the gradients at the outputs, which report when a block is left.
     """
 
     def __init__(
@@ -279,13 +280,13 @@ class _InOrder:
         ]
 
     def _leave(self, place: int) -> None:
-        """Goes through what is left of a block, while it is in memory."""
+        """Propagates through the rest of a block while it is in memory."""
         self._here.clear()
         for walk in self._walks:
             walk.down_to(place)
 
     def at(self, call: AttentionCall) -> Tensor:
-        """The relevance at the output of a call."""
+        """Returns the relevance at the output of a call."""
         if self._starts != self._gradients.starts:
             self._starts, self._walks = self._gradients.starts, self._started()
         if call not in self._here:
@@ -297,7 +298,7 @@ class _InOrder:
         return self._here[call]
 
     def check(self) -> None:
-        """Raises if a rule has handed on another sum than it got, and did not report it."""
+        """Raises an error if a rule passed on a different sum than it got, without reporting it."""
         self._gradients.leaving = None  # they refer to each other
         for walk in self._walks:
             walk.down_to(0)

@@ -1,4 +1,4 @@
-"""What all methods share: Captum's calling conventions around one traced forward pass."""
+"""The base class of all methods: Captum's calling conventions around a traced forward pass."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -44,9 +44,9 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
             is the same to the last bit.
     """
 
-    # The kinds of operation whose operands the method's rules want to see.
+    # The kinds of operation whose operands the method's rules read.
     _keep: frozenset[Kind] = flow.KEEP
-    # Those that its account wants to see, too, with where all operations stand in autograd's graph.
+    # Further kinds that its account reads, along with the autograd edges of all operations.
     _kept_for_account: frozenset[Kind] = frozenset()
     _all_edges = False
     checkpoint: Checkpoint = False
@@ -118,7 +118,7 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> Inputs:
-        """Attributes the target's score to the tokens that the model makes of the inputs.
+        """Attributes the target's score to the tokens that the model makes from the inputs.
 
         Learned tokens, such as a ViT's class token, aren't inputs and are left out; a ``[CLS]``
         among the input ids is included.
@@ -212,7 +212,7 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
         *,
         show: bool,
     ) -> list[tuple[Tensor, ...]]:
-        """What is to be said of each target, a few samples at a time."""
+        """Explains each target, a few samples at a time."""
         parts: list[list[tuple[Tensor, ...]]] = []
         steps = arguments.count(size) * len(targets)
         with progress_of(self, steps, show=show) as step:
@@ -249,18 +249,18 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
         )
 
     def _all_rules(self, arguments: Arguments[Any]) -> ForwardRules | None:
-        """The method's rules, and what options add to them."""
+        """Returns the method's rules, and those that options add to them."""
         return self._forward_rules(arguments)
 
     def _forward_rules(
         self,
         arguments: Arguments[Any],  # noqa: ARG002 - for methods that look at the model first
     ) -> ForwardRules | None:
-        """What the method changes about the gradient of operations."""
+        """Returns the rules that change the gradient of operations, or None if there are none."""
         return None
 
     def _check_causal(self, forward: TracedForward) -> None:
-        """Refuses if the relevance of a score depends on tokens that come after it."""
+        """Raises an error if the relevance of a score depends on later tokens."""
 
     def _attribute_inputs(self, forward: TracedForward, target: Any) -> tuple[Tensor, ...]:
         with in_full_precision(forward.inputs[0].device):
@@ -281,14 +281,14 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
         )
 
     def _select(self, forward: TracedForward, target: Any) -> tuple[Tensor, Value]:
-        """The scores that are explained, and their value on the tape."""
+        """Returns the scores that are explained, and their value on the tape."""
         return forward.select(target)
 
 
 def seed(
     forward: TracedForward, selected: Tensor, value: Value, *, start: float = 1.0
 ) -> dict[Value, Tensor]:
-    """One for each sample's chosen score, or a larger start value; of a sum its scores' weights."""
+    """Returns the start value for each sample's score, times the weights if the score is a sum."""
     dtype = accumulation_dtype(selected.dtype)
     if (combined := forward.combined(value)) is not None:
         return {combined.value: combined.combination.shares.to(dtype) * start}
@@ -296,7 +296,7 @@ def seed(
 
 
 def scaled_back(relevance: dict[Value, Tensor]) -> dict[Value, Tensor]:
-    """Undoes the large start value of a linear pass; what is all but denormal becomes zero."""
+    """Undoes the large start value of a linear pass; nearly denormal values become zero."""
     result = {}
     for value, tensor in relevance.items():
         scaled = tensor / START

@@ -61,7 +61,7 @@ def activation_curve(
         inputs: Token ids ``(B, N)``, embeddings ``(B, N, D)`` or images ``(B, C, H, W)``, or a
             mapping of one name to them.
         attributions: Relevance for each place, or for each of its features, which are summed up.
-        target: The class whose probability the curve has, in any of Captum's forms. The authors'
+        target: The class whose probability the curve shows, in any of Captum's forms. The authors'
             code takes the label.
         additional_forward_args: Further arguments by position, as in Captum: masks, token types.
         baselines: The replacement for a covered token: an id, a number, or a tensor that
@@ -70,7 +70,7 @@ def activation_curve(
         keep: Places that are never covered, booleans or zeros and ones ``(B, N)``: padding, and
             special tokens if wanted.
         fractions: The fractions of places that are restored, increasing.
-        softmax: Whether the curve has probabilities or the scores as they are returned.
+        softmax: Whether the curve shows probabilities instead of the scores as returned.
         perturbations_per_eval: How many steps of all samples go through the model together.
         show_progress: Whether to show a progress bar.
 
@@ -133,7 +133,7 @@ def pruning_curve(
 
     Args:
         forward_func: The model, or any function that returns scores ``(B, classes)``, as in
-            Captum: logits, where numbers are to be compared with the paper's.
+            Captum: logits, to compare the numbers with those of the paper.
         inputs: As in :func:`activation_curve`.
         attributions: As in :func:`activation_curve`.
         additional_forward_args: As in :func:`activation_curve`.
@@ -152,7 +152,7 @@ def pruning_curve(
 
     Raises:
         InvalidInputError: If the shapes don't belong together, or the relevance isn't finite.
-        AmbiguousOutputError: If the model returns something else than scores.
+        AmbiguousOutputError: If the model doesn't return scores.
 
     References:
         `XAI for Transformers: Better Explanations through Conservative Propagation
@@ -196,7 +196,7 @@ def _covered(
     perturbations_per_eval: int,
     show_progress: bool,
 ) -> tuple[list[float], Tensor]:
-    """Fractions, and what the model says while places are covered, or revealed, in their order."""
+    """Returns the fractions, and the model's outputs as places are covered or revealed in order."""
     if len(variations.tensors) != 1:
         raise InvalidInputError(
             "inputs must be the one tensor whose tokens are covered, got shapes "

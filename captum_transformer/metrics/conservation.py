@@ -51,13 +51,13 @@ class Conservation:
 
     @staticmethod
     def cat(parts: Sequence[Conservation]) -> Conservation:
-        """The points of several batches.
+        """Joins the points of several batches.
 
         Args:
-            parts: The points of each.
+            parts: The points of each batch.
 
         Returns:
-            All of them.
+            The points of all batches.
         """
         return Conservation(
             torch.cat([part.outputs for part in parts]),
@@ -77,14 +77,14 @@ def conservation(
     *,
     additional_forward_kwargs: Mapping[str, Any] | None = None,
 ) -> Conservation:
-    r"""Sums of relevance against the scores that were explained (ICML 2022, figure 3).
+    r"""Compares sums of relevance with the scores that were explained (ICML 2022, figure 3).
 
     A method conserves relevance if :math:`\sum_i R_i = f(x)`: the points lie on the diagonal.
 
     Args:
         forward_func: The model that was explained, as in Captum.
-        inputs: What was explained, as it was passed to the method: a tensor, a tuple or a mapping.
-        attributions: What the method returned; all inputs' relevance is summed up.
+        inputs: The inputs as they were passed to the method: a tensor, a tuple or a mapping.
+        attributions: The result of the method; the relevance of all inputs is summed.
         target: The output that was explained, in any of Captum's forms.
         additional_forward_args: Further arguments by position, as in Captum.
         additional_forward_kwargs: Further arguments by name.
@@ -94,7 +94,7 @@ def conservation(
 
     Raises:
         InvalidInputError: If the attributions don't have a row for each sample.
-        AmbiguousOutputError: If the model returns something else than scores.
+        AmbiguousOutputError: If the model doesn't return scores.
 
     References:
         `XAI for Transformers: Better Explanations through Conservative Propagation

@@ -85,10 +85,10 @@ class Curve:
         return area / (fractions[-1] - fractions[0]).to(scores) if normalized else area
 
     def hits(self, labels: Tensor | Sequence[int] | None = None) -> Curve:
-        """Where each sample's prediction is right: a curve of ones and zeros.
+        """Returns a curve that is one where a sample's prediction is right, and zero elsewhere.
 
-        Its mean over the samples is the accuracy, its areas' mean is the area under the accuracy,
-        and its areas sample by sample give confidence intervals for that.
+        Its mean over the samples is the accuracy, the mean of its areas is the area under the
+        accuracy curve, and the areas of the samples give confidence intervals for it.
 
         Args:
             labels: Class ids ``(B,)``; None for the predictions at fraction 0.
@@ -137,16 +137,16 @@ class Curve:
 
     @staticmethod
     def cat(curves: Sequence[Curve]) -> Curve:
-        """The curve of the samples of several batches.
+        """Joins the curves of several batches.
 
         Args:
             curves: Curves with the same fractions.
 
         Returns:
-            One curve.
+            The curve of all samples.
 
         Raises:
-            InvalidInputError: If there are none, or their fractions differ.
+            InvalidInputError: If there are no curves, or their fractions differ.
         """
         if not curves or any(not torch.equal(c.fractions, curves[0].fractions) for c in curves):
             raise InvalidInputError(

@@ -160,7 +160,7 @@ def boxes_to_masks(boxes: Tensor | Sequence[Tensor], size: tuple[int, int]) -> T
         Booleans ``(samples, height, width)``, on the boxes' device.
 
     Raises:
-        InvalidInputError: If the shape is another one, or a box ends before it begins.
+        InvalidInputError: If the shape is a different one, or a box ends before it begins.
 
     Example:
         >>> boxes_to_masks(torch.tensor([[1, 0, 3, 1]]), (2, 3)).int()
@@ -188,7 +188,7 @@ def boxes_to_masks(boxes: Tensor | Sequence[Tensor], size: tuple[int, int]) -> T
 
 
 def _within(mask: Tensor, distance: float) -> Tensor:
-    """The pixels within a Euclidean distance of the mask."""
+    """Returns the pixels within a Euclidean distance of the mask."""
     reach = int(distance)
     steps = torch.arange(-reach, reach + 1, device=mask.device)
     disc = (steps[:, None] ** 2 + steps**2 <= distance**2).float()

@@ -7,17 +7,18 @@ from captum_transformer.errors import InvalidInputError
 
 
 def relevance_map(relevance: Tensor) -> Tensor:
-    """One value for each place of a sample: the channels of an image are summed.
+    """Returns one value for each place of a sample; the channels of an image are summed.
 
     Args:
-        relevance: ``(samples, channels, height, width)``, ``(samples, height, width)`` or, of
+        relevance: ``(samples, channels, height, width)``, ``(samples, height, width)`` or, for
             tokens, ``(samples, tokens)``.
 
     Returns:
         Detached float64 values ``(samples, height, width)`` or ``(samples, tokens)``.
 
     Raises:
-        InvalidInputError: If the shape is another one, there is no value, or one is not finite.
+        InvalidInputError: If the shape is a different one, there are no values, or a value is not
+            finite.
     """
     if relevance.dim() not in (2, 3, 4) or not relevance.numel():
         raise InvalidInputError(
@@ -38,19 +39,19 @@ def relevance_map(relevance: Tensor) -> Tensor:
 
 
 def truth_mask(mask: Tensor, values: Tensor, name: str = "mask") -> Tensor:
-    """A mask as booleans.
+    """Converts a mask to booleans.
 
     Args:
-        mask: Booleans, or zeros and ones, of the shape of the map; an image's may have an axis for
-            one channel.
-        values: The map that it belongs to, as of :func:`relevance_map`.
-        name: What the argument is called.
+        mask: Booleans, or zeros and ones, of the shape of the map; for images, there may be an axis
+            for one channel.
+        values: The map that the mask belongs to, as returned by :func:`relevance_map`.
+        name: The name of the argument, for error messages.
 
     Returns:
         Booleans of the shape of ``values``.
 
     Raises:
-        InvalidInputError: If the shape is another one, or a value is neither zero nor one.
+        InvalidInputError: If the shape is a different one, or a value is neither zero nor one.
     """
     if mask.dim() == 4 and mask.shape[1] == 1:
         mask = mask[:, 0]
@@ -70,14 +71,14 @@ def truth_mask(mask: Tensor, values: Tensor, name: str = "mask") -> Tensor:
 
 
 def require_truth(mask: Tensor, name: str = "mask") -> None:
-    """Refuses masks that are empty, for which there is no right answer.
+    """Raises an error if a mask is empty, as there is no right answer for it.
 
     Args:
         mask: Booleans ``(samples, ...)``.
-        name: What the argument is called.
+        name: The name of the argument, for error messages.
 
     Raises:
-        InvalidInputError: If one is empty; the message says which.
+        InvalidInputError: If the mask of a sample is empty; the message says which.
     """
     empty = ~mask.flatten(1).any(1)
     if empty.any():
@@ -88,7 +89,7 @@ def require_truth(mask: Tensor, name: str = "mask") -> None:
 
 
 def rows(chosen: Tensor) -> str:
-    """Names the samples that a boolean tensor ``(samples,)`` chooses, for messages.
+    """Names the samples that a boolean tensor ``(samples,)`` selects, for messages.
 
     Example:
         >>> rows(torch.tensor([True, False, True]))
@@ -100,5 +101,5 @@ def rows(chosen: Tensor) -> str:
 
 
 def share(part: Tensor, whole: Tensor) -> Tensor:
-    """Divides, and returns zero where the divisor is zero."""
+    """Divides, and returns zero if the divisor is zero."""
     return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1), 0.0)

@@ -54,7 +54,7 @@ def pixel_perturbation(
     ``start_at_zero=False``; that code ends with the accuracies at these steps, so it isn't known
     whether the area was divided by their span.
 
-    A fraction is rounded down to whole pixels, as in the authors' code. Ties in a map fall in
+    A fraction is rounded down to whole pixels, as in the authors' code. Ties in a map are broken in
     reading order.
 
     Args:
@@ -62,16 +62,16 @@ def pixel_perturbation(
         inputs: Images ``(B, C, H, W)``, or a mapping of one name to them.
         attributions: Relevance ``(B, H, W)`` or ``(B, 1, H, W)``, or ``(B, C, H, W)``, which is
             summed over channels.
-        target: The class whose score the curve has, in any of Captum's forms. Predictions, and with
-            them the accuracy, don't depend on it.
+        target: The class whose score the curve shows, in any of Captum's forms. Predictions, and
+            so the accuracy, don't depend on it.
         additional_forward_args: Further arguments by position, as in Captum.
-        baselines: What black is for the model: a number, one per channel, or a tensor that
-            broadcasts to the images. Of images normalised by ``(x - mean) / std`` it is
+        baselines: The value of black for the model: a number, one per channel, or a tensor that
+            broadcasts to the images. For images normalised by ``(x - mean) / std`` it is
             :func:`black`, not 0, which is the mean colour.
         additional_forward_kwargs: Further arguments by name.
         order: ``"positive"`` or ``"negative"``.
         fractions: The shares of pixels that are black, increasing.
-        softmax: Whether the curve has probabilities or the scores as they are returned.
+        softmax: Whether the curve shows probabilities instead of the scores as returned.
         perturbations_per_eval: How many steps of all samples go through the model together.
         show_progress: Whether to show a progress bar.
 
@@ -80,7 +80,7 @@ def pixel_perturbation(
 
     Raises:
         InvalidInputError: If the shapes don't belong together, or the relevance isn't finite.
-        AmbiguousOutputError: If the model returns something else than scores.
+        AmbiguousOutputError: If the model doesn't return scores.
 
     References:
         `Transformer Interpretability Beyond Attention Visualization
@@ -125,11 +125,11 @@ def pixel_perturbation(
 
 
 def black(mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
-    """The value of black pixels after normalisation: ``(0 - mean) / std``, one value per channel.
+    """Returns the value of black pixels after normalisation, ``(0 - mean) / std`` per channel.
 
     Args:
-        mean: The mean of each channel, as it is subtracted.
-        std: What each channel is divided by.
+        mean: The mean that is subtracted from each channel.
+        std: The number that each channel is divided by.
 
     Returns:
         ``(C,)`` in double precision, for ``baselines``.

@@ -19,11 +19,11 @@ Baselines: TypeAlias = float | Sequence[float] | Tensor
 
 
 def place_shape(inputs: Tensor) -> tuple[int, ...]:
-    """The shape of one sample's places: ``(N,)`` tokens or ``(H, W)`` pixels.
+    """Returns the shape of one sample's places: ``(N,)`` tokens or ``(H, W)`` pixels.
 
     Args:
-        inputs: Token ids ``(B, N)``, embeddings ``(B, N, D)`` or images ``(B, C, H, W)``; of
-            anything else each entry is a place.
+        inputs: Token ids ``(B, N)``, embeddings ``(B, N, D)`` or images ``(B, C, H, W)``; in
+            inputs of any other shape, each entry is a place.
     """
     return {3: tuple(inputs.shape[1:2]), 4: tuple(inputs.shape[2:])}.get(
         inputs.ndim, tuple(inputs.shape[1:])
@@ -31,12 +31,12 @@ def place_shape(inputs: Tensor) -> tuple[int, ...]:
 
 
 def place_relevance(attributions: Any, inputs: Tensor) -> Tensor:
-    """One relevance for each place: ``(B, places)``, in reading order.
+    """Returns the relevance of each place: ``(B, places)``, in reading order.
 
     Args:
-        attributions: What a method returned for the inputs: for each token or for each feature of
+        attributions: The result of a method for the inputs: for each token or for each feature of
             each token; for each pixel ``(B, H, W)``, ``(B, 1, H, W)`` or for each of its channels
-            ``(B, C, H, W)``. Features and channels are summed up. A tuple or a mapping with one
+            ``(B, C, H, W)``. Features and channels are summed. A tuple or a mapping with one
             tensor counts as that tensor.
         inputs: Token ids ``(B, N)``, embeddings ``(B, N, D)`` or images ``(B, C, H, W)``.
 
@@ -81,10 +81,11 @@ def _only(attributions: Any) -> Tensor:
 
 
 def keep_mask(keep: Tensor | None, relevance: Tensor) -> Tensor | None:
-    """Which places never change, ``(B, places)``.
+    """Returns a boolean mask ``(B, places)`` of places that never change, or None if not given.
 
     Raises:
-        InvalidInputError: If the mask has another shape or other values than truth values.
+        InvalidInputError: If the mask doesn't have one value per place, or values that are neither
+            zero nor one.
     """
     if keep is None:
         return None
@@ -99,9 +100,9 @@ def keep_mask(keep: Tensor | None, relevance: Tensor) -> Tensor | None:
 
 
 def rank_places(relevance: Tensor, order: Order = "positive", keep: Tensor | None = None) -> Tensor:
-    """The rank of each place: 0 for the one that changes first.
+    """Returns the rank of each place: 0 for the place that changes first.
 
-    Ties are broken in reading order, whichever way the places go, so that results can be repeated.
+    Ties are broken in reading order for both orders, so that results are reproducible.
 
     Args:
         relevance: ``(B, places)``.
@@ -112,7 +113,7 @@ def rank_places(relevance: Tensor, order: Order = "positive", keep: Tensor | Non
         ``(B, places)``.
 
     Raises:
-        InvalidInputError: If the order is another word.
+        InvalidInputError: If the order is neither of these.
 
     Example:
         >>> rank_places(torch.tensor([[0.1, 0.7, 0.2, 0.7]]))
@@ -130,18 +131,18 @@ def rank_places(relevance: Tensor, order: Order = "positive", keep: Tensor | Non
 def counts(
     fractions: Sequence[float], places: Tensor, rounding: Literal["up", "down"]
 ) -> tuple[list[float], Tensor]:
-    """How many places each fraction is.
+    """Returns the number of places for each fraction.
 
     Args:
         fractions: Increasing numbers from 0 to 1.
-        places: How many places each sample has: ``(B,)``.
-        rounding: Where to round what is no whole number.
+        places: The number of places of each sample: ``(B,)``.
+        rounding: The direction in which numbers are rounded that aren't whole.
 
     Returns:
         The ``F`` fractions, and the counts ``(B, F)``.
 
     Raises:
-        InvalidInputError: If the fractions are something else.
+        InvalidInputError: If the fractions aren't increasing numbers from 0 to 1.
     """
     values = [float(fraction) for fraction in fractions]
     inside = all(0 <= value <= 1 for value in values)
@@ -151,7 +152,7 @@ def counts(
         )
     # The shares are computed on the CPU: some devices have no float64.
     share = places.cpu()[:, None].double() * torch.tensor(values, dtype=torch.float64)
-    # 0.3 is no binary number: three tenths of ten places must be three, not four.
+    # 0.3 has no exact binary form: three tenths of ten places must be three, not four.
     whole = share.round()
     share = torch.where((share - whole).abs() < 1e-6, whole, share)
     count = (share.ceil() if rounding == "up" else share.floor()).long()
@@ -159,11 +160,11 @@ def counts(
 
 
 def replace_places(inputs: Tensor, baselines: Tensor, changed: Tensor) -> Tensor:
-    """Puts the baseline where places are changed.
+    """Replaces some places by the baselines.
 
     Args:
         inputs: Token ids ``(B, N)``, embeddings ``(B, N, D)`` or images ``(B, C, H, W)``.
-        baselines: What comes in their place, of a shape that broadcasts to the inputs'.
+        baselines: The replacement, of a shape that broadcasts to the shape of the inputs.
         changed: The places that change, as a bool tensor ``(B, places)``.
 
     Returns:
@@ -181,10 +182,10 @@ def replace_places(inputs: Tensor, baselines: Tensor, changed: Tensor) -> Tensor
 
 
 def as_baselines(baselines: Baselines, inputs: Tensor) -> Tensor:
-    """The baselines as a tensor that broadcasts to the inputs, each sample's own kept apart.
+    """Returns the baselines as a tensor that is expanded to the shape of the inputs.
 
     Raises:
-        InvalidInputError: If they don't fit the inputs.
+        InvalidInputError: If the baselines don't fit the inputs.
     """
     if not inputs.is_floating_point() and torch.as_tensor(baselines).is_floating_point():
         raise InvalidInputError(

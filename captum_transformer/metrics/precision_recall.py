@@ -1,4 +1,4 @@
-"""Areas under precision-recall curves, sample by sample, with ties as scikit-learn has them."""
+"""Areas under precision-recall curves of samples, with ties treated as in scikit-learn."""
 
 from typing import Literal
 
@@ -17,14 +17,14 @@ def area_under_precision_recall(
     *,
     interpolation: Interpolation = "step",
 ) -> Tensor:
-    r"""The area under each sample's precision-recall curve.
+    r"""Returns the area under each sample's precision-recall curve.
 
     Each distinct score is one threshold, so no threshold separates equal scores: a constant map
     gets the share of positives, which is the chance level.
 
     Args:
         scores: Finite scores ``(samples, places)``.
-        labels: Which places are positive, ``(samples, places)`` booleans; one at least in each row.
+        labels: Which places are positive, ``(samples, places)`` booleans; at least one in each row.
         where: Which places count, booleans; all if None.
         interpolation: Between two thresholds precision is that of the lower one (``"step"``,
             :math:`\sum_n (R_n - R_{n-1}) P_n`, scikit-learn's ``average_precision_score``) or on
@@ -41,7 +41,7 @@ def area_under_precision_recall(
     """
     scores = scores.double()
     if where is not None:
-        # Behind all others, where they change no precision at a positive.
+        # Put after all others, where they don't change the precision at any positive.
         scores, labels = scores.masked_fill(~where, -torch.inf), labels & where
     ordered, order = scores.sort(1, descending=True)
     positive = labels.gather(1, order)

@@ -18,11 +18,11 @@ Order = Literal["cascading", "independent"]
 
 
 def layers_from_the_top(model: nn.Module, run: Callable[[nn.Module], object]) -> list[str]:
-    """The modules whose own parameters take part in a run, the one that is used last first.
+    """Returns the modules whose own parameters are used in a run, in reverse order of first use.
 
     Args:
         model: The model; a copy of it runs.
-        run: Runs the copy that it is given.
+        run: A function that runs the copy that it is given.
 
     Returns:
         The modules' names.
@@ -51,18 +51,18 @@ def layers_from_the_top(model: nn.Module, run: Callable[[nn.Module], object]) ->
 def randomised(
     model: nn.Module, layers: Sequence[str], *, order: Order, seed: int, whole: bool
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Copies of a model with one more layer randomised each, or each with another one.
+    """Yields copies of a model, each with one more layer, or with a different layer, randomised.
 
     Args:
-        model: The model, which is left as it is.
+        model: The model, which is left unchanged.
         layers: Names of modules.
         order: Whether layers stay randomised (``"cascading"``) or not (``"independent"``).
-        seed: Of the random weights; each layer's are its own, whatever the order.
-        whole: Whether a layer is all that is in the module, or its own parameters only.
+        seed: The seed of the random weights. A layer gets the same weights in either order.
+        whole: Whether to randomise everything in a module, or only its own parameters.
 
     Yields:
-        A layer's name, and the copy in which it is randomised; with ``"cascading"`` it is one copy
-        that changes.
+        A layer's name, and the copy in which it is randomised; with ``"cascading"``, the same copy
+        each time.
 
     Raises:
         InvalidInputError: If a layer doesn't exist or has no parameters.
@@ -83,15 +83,15 @@ def randomised(
 
 
 def randomise(module: nn.Module, seed: int, *, whole: bool = True) -> None:
-    """Gives the parameters of a module values that have not been learned, in place.
+    """Replaces the learned parameters of a module by random values, in place.
 
-    Modules with ``reset_parameters`` are initialised anew; the parameters of all others are
-    permuted, each by itself. The random state is put back.
+    Modules with ``reset_parameters`` are initialised again; the parameters of all others are
+    permuted, each separately. The random state is restored.
 
     Args:
         module: The module.
-        seed: Of the random values.
-        whole: Whether all that is in the module is meant, or its own parameters only.
+        seed: The seed of the random values.
+        whole: Whether to randomise everything in the module, or only its own parameters.
 
     Example:
         >>> layer = torch.nn.Linear(2, 1)
@@ -118,7 +118,7 @@ class _ParameterUse(TorchFunctionMode):
     """Records the order in which parameters are used; reading a shape or type doesn't count.
 
     Attributes:
-        places: By the identity of a tensor when it was used for the first time.
+        places: The position of each tensor's first use, by the ``id`` of the tensor.
     """
 
     def __init__(self) -> None:

@@ -8,15 +8,15 @@ from captum_transformer.metrics.ties import tied_places
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Spearman's rank correlation of each sample's two maps, with average ranks for ties.
+    """Returns Spearman's rank correlation of each sample's two maps, with average ranks for ties.
 
     Args:
         first: Maps of any shape, samples first: ``(samples, ...)``.
         second: Maps of the same shape.
 
     Returns:
-        Float64 values in [-1, 1], ``(samples,)``; NaN where all values of a map are equal, since
-        they have no order that could agree with anything.
+        Float64 values in [-1, 1], ``(samples,)``; NaN if all values of a map are equal, since they
+        have no order.
 
     Raises:
         InvalidInputError: If the shapes differ.
@@ -40,13 +40,13 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def average_ranks(values: Tensor) -> Tensor:
-    """The rank of each value in its sample, from 1; equal values share the mean of their ranks.
+    """Returns the rank of each value in its sample, from 1; equal values share their mean rank.
 
     Args:
         values: Numbers of any shape, samples first: ``(samples, ...)``.
 
     Returns:
-        Float64 ranks ``(samples, values of one)``.
+        Float64 ranks ``(samples, values)``.
 
     Example:
         >>> average_ranks(torch.tensor([[30, 10, 30, 20]]))

@@ -17,12 +17,12 @@ from captum_transformer.metrics.ties import tied_places
 class RationaleScores(NamedTuple):
     """How the most relevant tokens agree with the rationale, sample by sample.
 
-    ERASER's macro-averages are the means of each over the samples.
+    ERASER's macro-averages are the means of these scores over the samples.
 
     Attributes:
-        precision: Which share of the chosen tokens is in the rationale, ``(samples,)``.
-        recall: Which share of the rationale was chosen, ``(samples,)``.
-        f1: Their harmonic mean, ``(samples,)``.
+        precision: The share of the chosen tokens that is in the rationale, ``(samples,)``.
+        recall: The share of the rationale that was chosen, ``(samples,)``.
+        f1: The harmonic mean of precision and recall, ``(samples,)``.
     """
 
     precision: Tensor
@@ -39,16 +39,16 @@ def rationale_scores(
 ) -> RationaleScores:
     """Precision, recall and F1 of the k most relevant tokens against a human rationale.
 
-    Where tokens are tied at the k-th place, the scores are those expected if ties were broken at
-    random; so a constant map gets the chance level.
+    If tokens are tied at the k-th place, the scores are those expected if ties were broken at
+    random, so a constant map gets the chance level.
 
     Args:
-        relevance: Of each token, ``(samples, tokens)``.
+        relevance: The relevance of each token, ``(samples, tokens)``.
         rationale: Which tokens people marked: booleans, or zeros and ones, ``(samples, tokens)``.
         k: How many tokens to choose: a whole number, or a fraction of the sample's tokens between
             zero and one (1.0 is all of them; rounded, at least one token), such as the data set's
-            average rationale as in ERASER. None: as many as there are in the rationale, by which
-            precision and recall are equal. A text that has fewer tokens is chosen whole.
+            average rationale as in ERASER. None: as many as there are in the rationale, so that
+            precision and recall are equal. If a text has fewer tokens, all are chosen.
         attention_mask: One where a token counts, zero at padding and, if they should not count,
             at special tokens: ``(samples, tokens)``.
 
@@ -56,8 +56,8 @@ def rationale_scores(
         Precision, recall and F1, each ``(samples,)``, float64.
 
     Raises:
-        InvalidInputError: If the shapes don't fit, ``k`` has no meaning, a value is not finite, or
-            a sample has no rationale among the tokens that count.
+        InvalidInputError: If the shapes don't fit, ``k`` is invalid, a value is not finite, or a
+            sample has no rationale among the tokens that count.
 
     Reference:
         `ERASER: A Benchmark to Evaluate Rationalized NLP Models
@@ -94,7 +94,7 @@ def rationale_auprc(
     """The area under the precision-recall curve of relevance against a human rationale.
 
     Args:
-        relevance: Of each token, ``(samples, tokens)``.
+        relevance: The relevance of each token, ``(samples, tokens)``.
         rationale: Which tokens people marked: booleans, or zeros and ones, ``(samples, tokens)``.
         attention_mask: One where a token counts, zero at padding and, if they should not count,
             at special tokens: ``(samples, tokens)``.
@@ -128,7 +128,7 @@ def rationale_auprc(
 def _tokens(
     relevance: Tensor, rationale: Tensor, attention_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Relevance, rationale and which tokens count."""
+    """Returns the relevance, the rationale, and the mask of tokens that count."""
     if relevance.dim() != 2:
         raise InvalidInputError(
             f"Relevance must be of tokens, (samples, tokens), got {tuple(relevance.shape)}. Sum "
@@ -144,7 +144,7 @@ def _tokens(
 
 
 def _number(k: int | float, length: Tensor) -> Tensor:
-    """How many tokens of texts of some length to choose."""
+    """Returns the number of tokens to choose from texts of some lengths."""
     if isinstance(k, float) and 0 < k <= 1:
         return (k * length + 0.5).floor().clamp(min=1)
     if isinstance(k, int) and k >= 1:

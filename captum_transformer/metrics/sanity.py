@@ -39,22 +39,21 @@ def model_randomisation(
         explain: explains a fixed set of samples with the model that it is given, such as ``lambda
             m: AttnLRP(m).attribute(images, target=3)``; returns maps, samples first. The target
             should be fixed, too, as randomised models predict other classes.
-        order: ``"cascading"`` randomises the layers one after the other from the top down, each on
-            top of those before; ``"independent"`` each by itself, with all others as they are.
-        layers: names of modules, in the order in which to randomise them, all that is in them at
-            once. None: all modules whose own parameters are used, the one used last first.
+        order: ``"cascading"`` randomises the layers one after the other from the top down, each in
+            addition to those before; ``"independent"`` each one alone, with all others unchanged.
+        layers: names of modules in the order in which to randomise them, each with everything in
+            it. None: all modules whose own parameters are used, the one used last first.
         absolute: correlate absolute values.
-        seed: of the random weights; each layer's are its own, whatever the order.
+        seed: the seed of the random weights. A layer gets the same weights in either order.
         show_progress: show a progress bar.
 
     Returns:
         Spearman's rank correlation with the maps of the model itself, ``{layer: (samples,)}`` in
-        the order of randomisation, float64. Where a map is constant there is none: NaN, with a
-        warning.
+        the order of randomisation, float64. If a map is constant, it is NaN, with a warning.
 
     Raises:
         InvalidInputError: if a layer doesn't exist or has no parameters, ``explain`` doesn't use
-            the model that it is given, or returns something else than maps.
+            the model that it is given, or doesn't return maps.
 
     Reference:
         `Sanity Checks for Saliency Maps <https://arxiv.org/abs/1810.03292>`_.
@@ -98,8 +97,8 @@ def class_sensitivity(first: Tensor, second: Tensor, *, absolute: bool = False) 
         absolute: Correlate absolute values.
 
     Returns:
-        Spearman's rank correlation, ``(samples,)``, float64. Where a map is constant there is none:
-        NaN, with a warning.
+        Spearman's rank correlation, ``(samples,)``, float64. If a map is constant, it is NaN, with
+        a warning.
 
     Raises:
         InvalidInputError: If the shapes differ.
@@ -132,11 +131,11 @@ def completeness(
     A complete attribution has an error of zero; one that is zero everywhere has an error of one.
 
     Args:
-        attributions: What an ``attribute`` returned: maps, samples first.
+        attributions: The result of a method's ``attribute``: maps, samples first.
         output: The explained score of each sample: ``(samples,)``.
         baseline_output: For methods that explain the difference from a baseline, such as
-            integrated gradients: its score, ``(samples,)`` or one for all. LRP explains the score
-            itself, the default.
+            integrated gradients: the baseline's score, ``(samples,)`` or one for all. The default,
+            zero, is for methods that explain the score itself, such as LRP.
 
     Returns:
         Relative errors, ``(samples,)``, float64. If the score is zero: infinity, or zero where the

@@ -12,17 +12,17 @@ from captum_transformer.metrics.precision_recall import area_under_precision_rec
 
 @dataclass(frozen=True)
 class SegmentationScores:
-    """What :func:`segmentation_scores` counted, sample by sample.
+    """The counts of :func:`segmentation_scores` for each sample.
 
-    Over a data set the counts are added up before they are divided, so large objects count for
-    more: :meth:`cat` the batches, then take :attr:`pixel_accuracy` and so on of the whole.
+    Over a data set, the counts are added up before they are divided, so large objects count for
+    more: join the batches by :meth:`cat`, then read :attr:`pixel_accuracy` and so on.
 
     Attributes:
-        correct: How many pixels are on the right side, ``(samples,)``.
-        labelled: How many pixels count, ``(samples,)``.
-        intersection: Pixels that are of a class and were found to be, background first:
-            ``(samples, 2)``.
-        union: Pixels that are of a class or were found to be: ``(samples, 2)``.
+        correct: The number of pixels that are classified correctly, ``(samples,)``.
+        labelled: The number of pixels that count, ``(samples,)``.
+        intersection: The number of pixels that belong to a class and are assigned to it, background
+            first: ``(samples, 2)``.
+        union: The number of pixels that belong to a class or are assigned to it: ``(samples, 2)``.
         average_precisions: The area under each sample's precision-recall curve, ``(samples,)``.
     """
 
@@ -34,10 +34,10 @@ class SegmentationScores:
 
     @staticmethod
     def cat(batches: "Iterable[SegmentationScores]") -> "SegmentationScores":
-        """The scores of several batches as those of one.
+        """Joins the scores of several batches.
 
         Args:
-            batches: The scores of each.
+            batches: The scores of each batch.
 
         Returns:
             The scores of all samples.
@@ -47,27 +47,27 @@ class SegmentationScores:
 
     @property
     def pixel_accuracies(self) -> Tensor:
-        """Of each sample: ``(samples,)``."""
+        """The pixel accuracy of each sample: ``(samples,)``."""
         return share(self.correct.double(), self.labelled)
 
     @property
     def mean_ious(self) -> Tensor:
-        """Of each sample, the mean of background and foreground: ``(samples,)``."""
+        """The mean IoU of background and foreground for each sample: ``(samples,)``."""
         return share(self.intersection.double(), self.union).mean(1)
 
     @property
     def pixel_accuracy(self) -> Tensor:
-        """Of all pixels of all samples: a scalar."""
+        """The pixel accuracy over all pixels of all samples: a scalar."""
         return share(self.correct.sum().double(), self.labelled.sum())
 
     @property
     def mean_iou(self) -> Tensor:
-        """With intersections and unions added up over the samples, as in the paper: a scalar."""
+        """The mean IoU, with counts added up over the samples as in the paper: a scalar."""
         return share(self.intersection.sum(0).double(), self.union.sum(0)).mean()
 
     @property
     def mean_average_precision(self) -> Tensor:
-        """The mean over samples: a scalar."""
+        """The mean of the samples' average precisions: a scalar."""
         return self.average_precisions.mean()
 
 
@@ -84,27 +84,28 @@ def segmentation_scores(
     and average precision. They are computed as in the authors' code:
 
     - a map is scaled to between zero and one, and the threshold is its mean;
-    - intersections, unions and correct pixels are added up over the data set, and divided then;
+    - intersections, unions and correct pixels are added up over the data set, and then divided;
       average precision is averaged over samples;
     - average precision is that of both classes together: the scaled map as the score of being
       foreground and one minus it as that of being background are pooled into one curve. With
       ``foreground_only`` it is the usual one, of the map as a score of foreground pixels.
 
-    A constant map calls all of an image background, and its average precision is chance (a half of
-    both classes; the foreground's share of the pixels with ``foreground_only``). The intersection
-    over union of a class that is neither there nor predicted is zero, as in the authors' code.
+    A constant map classifies the whole image as background, and its average precision is the chance
+    level (a half for both classes; the foreground's share of the pixels with ``foreground_only``).
+    The intersection over union of a class that is neither present nor predicted is zero, as in the
+    authors' code.
 
     Args:
         relevance: ``(samples, height, width)``, or ``(samples, channels, height, width)``, whose
             channels are summed. The authors bring relevance of patches to the size of the image
             by bilinear interpolation.
-        mask: Which pixels are of the object: booleans, or zeros and ones,
+        mask: Which pixels belong to the object: booleans, or zeros and ones,
             ``(samples, height, width)``.
         ignore: Which pixels don't count, such as a void border: booleans of the mask's shape.
-        foreground_only: What average precision is of.
+        foreground_only: Whether average precision is that of the foreground only.
 
     Returns:
-        The counts, and the scores made of them.
+        The counts, and the scores computed from them.
 
     Raises:
         InvalidInputError: If the shapes don't fit, a value of the map is not finite, or the mask of
@@ -149,6 +150,6 @@ def segmentation_scores(
 
 
 def _scaled(values: Tensor) -> Tensor:
-    """Each row between zero and one; exactly zero if it is constant, so no mean rounds below it."""
+    """Scales rows to between zero and one; constant ones are zero, so no mean rounds below them."""
     values = values - values.amin(1, keepdim=True)
     return share(values, values.amax(1, keepdim=True))

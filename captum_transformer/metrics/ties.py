@@ -1,17 +1,18 @@
-"""Equal values share a rank."""
+"""The places of equal values, which share a rank."""
 
 import torch
 from torch import Tensor
 
 
 def tied_places(ordered: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the values that are equal to each one begin and end, in sorted rows.
+    """Returns where the values that equal each value begin and end, in sorted rows.
 
     Args:
         ordered: Rows of sorted values ``(samples, places)``.
 
     Returns:
-        The first and the last place of each value's equals, two of shape ``(samples, places)``.
+        The first and the last place of the values that equal each one, both of shape
+        ``(samples, places)``.
 
     Example:
         >>> first, last = tied_places(torch.tensor([[9, 5, 5, 1]]))

@@ -54,29 +54,29 @@ def token_removal(
     Pass tensors that are not shortened, such as the regions while words are removed, as further
     arguments.
 
-    Of a fraction *f* of *n* tokens that may go, ``ceil(f * n)`` go: the authors' code keeps
-    ``floor((1 - f) * n)``, where rounding errors can remove one token too many. Samples with
-    different *n* lose different numbers of tokens; those that have become equally long go through
-    the model together, so that nothing is padded and a batch gives exactly what its samples give
-    one by one. Ties fall in reading order.
+    For a fraction *f* of *n* tokens that may be removed, ``ceil(f * n)`` are removed. The authors'
+    code keeps ``floor((1 - f) * n)``, where rounding errors can remove one token too many. Samples
+    with different *n* lose different numbers of tokens; samples of equal length go through the
+    model together, so that nothing is padded and a batch gives exactly the results of its samples
+    one by one. Ties are broken in reading order.
 
     Args:
         forward_func: The model, or any function that returns scores ``(B, classes)``, as in Captum.
-        inputs: What has one entry per token, ``(B, N, ...)`` each: a tensor or a tuple of tensors,
-            passed by position, or a mapping of names to tensors, passed by name.
+        inputs: The inputs with one entry per token, ``(B, N, ...)`` each: a tensor or a tuple of
+            tensors, passed by position, or a mapping of names to tensors, passed by name.
         attributions: Relevance ``(B, N)``, or, if the first input has features, ``(B, N, D)``,
             which is summed over them.
-        target: The class whose score the curve has, in any of Captum's forms.
+        target: The class whose score the curve shows, in any of Captum's forms.
         additional_forward_args: Further arguments by position, as in Captum.
         additional_forward_kwargs: Further arguments by name.
         keep: Tokens that always stay, booleans or zeros and ones ``(B, N)``: [CLS], [SEP] and
-            padding, as in a tokenizer's ``special_tokens_mask``. None: any token may go, padding
-            too.
+            padding, as in a tokenizer's ``special_tokens_mask``. None: any token may be removed,
+            also padding.
         order: ``"positive"`` or ``"negative"``.
-        fractions: The shares of tokens that are gone, increasing.
-        softmax: Whether the curve has probabilities or the scores as they are returned.
-        perturbations_per_eval: How many variations of as many samples as there are go through the
-            model together at most.
+        fractions: The shares of tokens that are removed, increasing.
+        softmax: Whether the curve shows probabilities instead of the scores as returned.
+        perturbations_per_eval: At most this many times the number of samples go through the model
+            together.
         show_progress: Whether to show a progress bar.
 
     Returns:
@@ -84,7 +84,7 @@ def token_removal(
 
     Raises:
         InvalidInputError: If the shapes don't belong together, or the relevance isn't finite.
-        AmbiguousOutputError: If the model returns something else than scores.
+        AmbiguousOutputError: If the model doesn't return scores.
 
     References:
         `Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
@@ -164,11 +164,11 @@ def token_removal(
 
 
 def _equally_long(lengths: Tensor, size: int) -> list[tuple[int, Tensor]]:
-    """Variations of the same length, at most ``size`` together: their length and their numbers.
+    """Groups variations of the same length; returns the length and the numbers of each group.
 
     Args:
-        lengths: ``(B, F)``.
-        size: The largest group.
+        lengths: The length of each variation, ``(B, F)``.
+        size: The size of the largest group.
     """
     numbered = lengths.t().flatten()
     by_length = [

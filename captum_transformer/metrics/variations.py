@@ -21,17 +21,17 @@ from captum_transformer.trace.numeric import accumulation_dtype
 
 
 class Variations:
-    """A model, and the samples whose variations it will see.
+    """A model, and the samples on whose variations it runs.
 
     Variation number ``f * B + b`` is the ``f``-th one of sample ``b``.
 
     Args:
         forward_func: The model or any callable that runs one.
-        inputs: What varies: a tensor or a tuple of tensors, passed by position, or a mapping of
-            names to tensors, passed by name.
+        inputs: The inputs that vary: a tensor or a tuple of tensors, passed by position, or a
+            mapping of names to tensors, passed by name.
         additional_forward_args: Further arguments by position, as in Captum.
-        additional_forward_kwargs: Further arguments by name. Of both, tensors (also nested ones)
-            with as many rows as there are samples belong to the samples.
+        additional_forward_kwargs: Further arguments by name. In both, tensors (also nested ones)
+            with as many rows as there are samples have one row per sample.
 
     Attributes:
         forward_func: The model.
@@ -91,13 +91,14 @@ class Variations:
         """Runs the model on all variations, without gradients and in evaluation mode.
 
         Args:
-            batches: Changed inputs, and which variations they are. Together each variation once.
-            total: How many batches there are.
+            batches: The changed inputs, and the numbers of the variations. Each variation occurs
+                once.
+            total: The number of batches.
             show_progress: Whether to show a progress bar.
-            description: What the progress bar says.
+            description: The label of the progress bar.
 
         Returns:
-            ``(B, F, classes)``, in single precision at least.
+            The scores ``(B, F, classes)``, in at least single precision.
 
         Raises:
             AmbiguousOutputError: If the model returns no scores ``(B,)`` or ``(B, classes)``.
@@ -138,7 +139,7 @@ class Variations:
         return scores if scores.ndim == 2 else scores[:, None]
 
     def further_with(self, shape: tuple[int, int]) -> list[str]:
-        """The names of further arguments whose first two dimensions are these."""
+        """Returns the names of further arguments whose first two dimensions are ``shape``."""
         named = {f"additional_forward_args[{i}]": a for i, a in enumerate(self._args)}
         named |= {f"additional_forward_kwargs[{k!r}]": a for k, a in self._kwargs.items()}
         return [name for name, a in named.items() if isinstance(a, Tensor) and a.shape[:2] == shape]
@@ -157,14 +158,14 @@ def run_replacing(
 
     Args:
         variations: The model and the samples.
-        changed: The one input's ``f``-th variation, for all samples: ``f`` to ``(B, ...)``.
-        count: How many there are.
-        perturbations_per_eval: How many go through the model together.
+        changed: Returns the ``f``-th variation of the input for all samples, ``(B, ...)``.
+        count: The number of variations of each sample.
+        perturbations_per_eval: How many of them go through the model together.
         show_progress: Whether to show a progress bar.
-        description: What the progress bar says.
+        description: The label of the progress bar.
 
     Returns:
-        ``(B, count, classes)``.
+        The scores ``(B, count, classes)``.
     """
     check_perturbations_per_eval(perturbations_per_eval)
     samples, device = variations.samples, variations.tensors[0].device
@@ -184,10 +185,10 @@ def run_replacing(
 
 
 def check_perturbations_per_eval(perturbations_per_eval: int) -> None:
-    """Refuses anything but a positive number.
+    """Raises an error unless the number is positive.
 
     Raises:
-        InvalidInputError: If it isn't.
+        InvalidInputError: If the number is not positive.
     """
     if perturbations_per_eval < 1:
         raise InvalidInputError(
@@ -198,7 +199,7 @@ def check_perturbations_per_eval(perturbations_per_eval: int) -> None:
 def read_curve(
     fractions: Sequence[float], outputs: Tensor, target: TargetType, *, softmax: bool
 ) -> Curve:
-    """The curve of the target's score.
+    """Returns the curve of the target's score.
 
     Args:
         fractions: The ``F`` fractions.
@@ -207,7 +208,7 @@ def read_curve(
         softmax: Whether the score is the probability.
 
     Raises:
-        InvalidInputError: If the probability of the only class there is is asked for.
+        InvalidInputError: If probabilities are requested, but there is only one class.
         InvalidTargetError: If the target doesn't fit the output.
     """
     samples, count, classes = outputs.shape
