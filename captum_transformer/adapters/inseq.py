@@ -22,7 +22,7 @@ METHODS = {
     "generic_attention_relevance": GenericAttentionRelevance,
     "transformer_attribution": TransformerAttribution,
 }
-"""The methods by the names that inseq finds them by."""
+"""The methods by their names in inseq."""
 
 
 @cache

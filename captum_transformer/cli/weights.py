@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from captum_transformer.cli.errors import UserError, one_line
 
 SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pth.tar", ".safetensors")
-"""How files of weights are called."""
+"""The endings of the names of files with weights."""
 _SHOWN = 3
 
 

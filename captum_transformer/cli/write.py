@@ -83,7 +83,7 @@ Write = Callable[[Path, Sequence[Explanation], MapOptions], None]
 FORMATS: dict[str, Write] = dict(
     zip(names.FORMATS, (write_png, write_html, write_safetensors), strict=True)
 )
-"""How to write what, by the end of the file's name."""
+"""The functions that write files, by the ending of the file's name."""
 
 
 def _picture(explanation: Explanation, options: MapOptions) -> Image:

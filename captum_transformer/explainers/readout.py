@@ -16,7 +16,7 @@ from captum_transformer.errors import (
 from captum_transformer.explainers.classes import check_class, find_class, label_of
 
 Activation: TypeAlias = Literal["softmax", "sigmoid"]
-"""How probabilities are made of the scores of a model."""
+"""How a model's scores are converted to probabilities."""
 
 
 class Readout(NamedTuple):

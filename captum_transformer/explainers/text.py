@@ -25,7 +25,7 @@ from captum_transformer.explainers.tasks import (
 from captum_transformer.explainers.words import Unit, Words
 
 Method: TypeAlias = Callable[[Callable[..., Any]], Any]
-"""Makes the method of a forward function."""
+"""Creates the method from a forward function."""
 
 
 class TextExplainer:

@@ -13,7 +13,7 @@ from captum_transformer.visualization.token_scale import special_ids
 
 Unit = Literal["token", "word", "sentence", "line", "paragraph"]
 BETWEEN = "→"
-"""What stands between two texts; it is no word and has no relevance."""
+"""The separator of two texts, which is not a word and has no relevance."""
 
 _REST = "other tokens"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Grey: TypeAlias = npt.NDArray[np.float64]
-"""From black (0) to white (1), in a shape that broadcasts to a picture's."""
+"""Values from black (0) to white (1), in a shape that broadcasts to a picture's."""
 
 Process: TypeAlias = Callable[[list[Any]], Tensor]
 """Converts a list of pictures (PIL images) to a model's input."""

@@ -19,7 +19,7 @@ FILE = "manifest.json"
 """The manifest's name in the folder."""
 
 CHECKSUM = "checksum"
-"""The manifest's entry for its own checksum, by which shards name it."""
+"""The manifest's entry for its own checksum, which shards refer to."""
 
 _NOTHING = "nothing"
 _SHOWN = 20

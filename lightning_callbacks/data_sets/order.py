@@ -17,7 +17,7 @@ from captum_transformer.calling.random_states import random_state
 from lightning_callbacks.shared.flavors import MisconfigurationException
 
 BatchToIds = str | Callable[[Any], Any]
-"""The name of a batch's entry that holds the samples' indices, or what reads them from a batch."""
+"""The name of a batch's entry with the samples' indices, or a function that reads them."""
 
 
 def require_order(

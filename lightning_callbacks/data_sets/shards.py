@@ -35,7 +35,7 @@ COLUMNS = {
     "non_finite": torch.int64,
     "checksum": torch.int64,
 }
-"""What a shard says of each sample, and in which type."""
+"""The columns of a shard, with one value for each sample, and their types."""
 
 ADVICE = (
     "Run the prediction again, which sets it aside and explains its samples again, or delete it."

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
 MethodFactory: TypeAlias = Callable[[nn.Module], Attribution]
-"""Makes an attribution method for a module; the method's class itself is one."""
+"""Creates an attribution method for a module, as the method's class itself does."""
 
 
 def check_arguments(

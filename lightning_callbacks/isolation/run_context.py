@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
 Precision: TypeAlias = Literal["trainer", "float32"]
-"""What is explained in: what the trainer validates in, or at least single precision."""
+"""The precision of explanations: that of the trainer's validation, or at least float32."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lightning_callbacks.loggers.writers import image_writers
 from lightning_callbacks.shared.failures import Failures
 
 _NUMBERS = 10_000
-"""As many bytes as the numbers of a run may take up."""
+"""The most bytes that the numbers of a run may take."""
 
 
 class Publisher:

@@ -14,7 +14,7 @@ ADAPTERS: list[Callable[[Any], ImageWriter | None]] = [
     wandb_writer,
     mlflow_writer,
 ]
-"""Each makes a writer for the loggers that it knows, and returns None for the others."""
+"""Each creates a writer for the loggers that it supports, and returns None for the others."""
 
 
 def image_writers(loggers: Sequence[Any], default_folder: str) -> list[ImageWriter]:

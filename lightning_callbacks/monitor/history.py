@@ -16,13 +16,13 @@ from lightning_callbacks.samples.classes import ClassSlot
 from lightning_callbacks.shared.flavors import MisconfigurationException
 
 Scale: TypeAlias = Literal["share", "first", "running", "own"]
-"""What the strongest colour of a map stands for:
+"""The meaning of the strongest colour of a map:
 
 - ``"share"``: four times the map's mean absolute value, so that the colours of all steps show how
-  relevance is shared out, however much of it there is;
-- ``"first"``: what it stood for in the first run;
+  relevance is distributed, whatever its total is;
+- ``"first"``: the map's scale in the first run;
 - ``"running"``: the largest scale so far;
-- ``"own"``: each map has a scale of its own, so that weak ones and strong ones look alike.
+- ``"own"``: each map has its own scale, so that weak and strong maps look alike.
 """
 
 SCALES: tuple[Scale, ...] = ("share", "first", "running", "own")

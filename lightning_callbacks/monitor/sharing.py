@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
 PATIENCE = 60.0
-"""How many seconds the first process waits at the end for what the others still make."""
+"""The seconds that the first process waits at the end for the parts of other processes."""
 
 
 class Mailbox:

@@ -31,10 +31,10 @@ INPUT_KEYS = (
     "input_features",
     "input_ids",
 )
-"""The names under which a mapping's inputs are looked for."""
+"""The names of a mapping's entries that can be inputs."""
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
-"""The names under which a batch's labels are looked for, the first that is there."""
+"""The names of a batch's entries that can be labels; the first one that exists is used."""
 
 
 @dataclass(frozen=True)

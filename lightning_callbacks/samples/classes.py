@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_callbacks.samples.scores import class_scores
 
 ClassSlot: TypeAlias = 'Literal["label", "predicted"] | int'
-"""A place in the log: the sample's label, the class that is predicted at the time, or an id."""
+"""A slot in the log: the sample's label, the class that is currently predicted, or a class id."""
 
 
 class Facts(NamedTuple):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-"""The hooks that a batch passes on its way to the model."""
+"""The hooks that are applied to a batch on its way to the model."""
 
 
 def transferred(batch: Any, trainer: Trainer, module: LightningModule) -> Any:
