@@ -30,6 +30,9 @@ OF_BYTES = {"memory": 1.05, "long": 1.1}
 # No machine is quieter; and what is believed of parts without anything to compare with.
 QUIET, UNKNOWN = 1.05, 1.25
 
+# Where a row has its ratios, and what they are called in addition to the row.
+COLUMNS = {"ratio": (), "eager": ("eager",), "captured": ("captured",), "compiled": ("compiled",)}
+
 Results = dict[str, Any]
 Key = tuple[Any, ...]
 
@@ -51,9 +54,11 @@ def ratios(results: Results) -> dict[Key, float]:
     """The ratio of each row, by what the row is of."""
     shown = ("subject", "batch_size", "contender", "weights", "factor")
     return {
-        tuple(str(row[name]) for name in shown if name in row): row["ratio"]
+        (*(str(row[name]) for name in shown if name in row), *which): row[column]
         for row in results["rows"]
         if row.get("contender") != REFERENCE
+        for column, which in COLUMNS.items()
+        if row.get(column) is not None
     }
 
 
