@@ -40,7 +40,7 @@ class GradientTimesInput(PositionalMethod):
     _kept_for_account = frozenset({Kind.ENTRYWISE})
 
     def _require_attention(self, history: History) -> None:
-        """Raises an error if there is no attention that the method's rules could follow."""
+        """Raises an error if the method's rules apply to none of the attention calls."""
         history.require_attention()
 
     def _relevance(

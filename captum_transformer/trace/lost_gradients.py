@@ -17,6 +17,7 @@ from captum_transformer.trace.derivatives import derivatives
 from captum_transformer.trace.gates import OfEntry, may_be_step, works_by_entry
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.step_functions import rounds
+from captum_transformer.trace.steps import as_it_is
 from captum_transformer.trace.tape import Tape
 
 _STRAIGHT_THROUGH = (
@@ -72,7 +73,7 @@ class Completed(NamedTuple):
         with torch.enable_grad():
             slope = _slope(edge, self.edge, weights)
             leaves = [tensor.requires_grad_() for tensor, _ in self.parts]
-            with saved_tensors_hooks(_itself, _itself):  # checkpoints count saved tensors
+            with saved_tensors_hooks(as_it_is, as_it_is):  # checkpoints count saved tensors
                 local = torch.autograd.grad(operation.replay(leaves)[:1], leaves, weights)
             parts = [
                 _slope(part, self.edge, given)
@@ -98,10 +99,6 @@ class Completed(NamedTuple):
             result: Tensor
             (result,) = operation.replay([known[value] for _, value in operation.traced()])
         return result
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _slope(of: GradientEdge, point: GradientEdge, weights: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ class Step:
             if self._generators is not None:
                 stack.enter_context(_drawing_from(self._generators))
             if saved is not None:
-                stack.enter_context(saved_tensors_hooks(_keeping(saved), _as_it_is))
+                stack.enter_context(saved_tensors_hooks(_keeping(saved), as_it_is))
             if self.by_rule is None:
                 result = operation.run(lambda o: given[o] if o in given else o.given)  # noqa: SIM401
             else:
@@ -165,7 +165,8 @@ def _keeping(tensors: list[Tensor]) -> Callable[[Tensor], Tensor]:
     return pack
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
+def as_it_is(tensor: Tensor) -> Tensor:
+    """Returns the tensor: a hook of `saved_tensors_hooks` that saves or unpacks nothing else."""
     return tensor
 
 

@@ -223,7 +223,7 @@ def _filled(
 def _carried(
     operation: Operation, value: Value, parts: Sequence[Tensor | int | None], like: Tensor
 ) -> Tensor:
-    """Rearranges the parts of signals in the way of their entries; constants get zero."""
+    """Moves the parts of signals as the operation moves entries; constants get zero."""
     if operation.kind in AS_OTHERS:
         # The real and the imaginary part of a complex number have one number in common.
         (part,) = _filled(operation, parts, like)
