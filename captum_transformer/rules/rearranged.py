@@ -1,6 +1,5 @@
 """The transpose of operations that move entries: moves entries back to where they came from."""
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from captum_transformer.rules.propagate import transposed
 from captum_transformer.trace.kinds import Form, Kind
+from captum_transformer.trace.numeric import dtype_with_operands
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.views import views_of
 
@@ -32,11 +32,8 @@ def rearranged(operation: Operation, cotangents: list[Tensor | None]) -> list[Te
         return [back]
     if operation.form is Form.ORDERS:
         return [_ordered(operation, some)]
-    # A fill value, such as the lowest number of a dtype, must fit the dtype.
-    values = [value for _, value in operation.traced()]
-    dtypes = [value.dtype for value in values if value.dtype.is_floating_point]
-    dtype = functools.reduce(torch.promote_types, dtypes, some.dtype)
-    blanks = [value.blank(dtype) for value in values]
+    dtype = dtype_with_operands(operation, some.dtype)
+    blanks = [value.blank(dtype) for _, value in operation.traced()]
     return transposed(operation, blanks, cotangents)
 
 

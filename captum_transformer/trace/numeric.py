@@ -1,14 +1,14 @@
 """How relevance is summed up and divided."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from captum_transformer.trace.operation import Operand
+    from captum_transformer.trace.operation import Operand, Operation
 
 # The stabiliser of the authors' code.
 EPSILON = 1e-9
@@ -20,6 +20,15 @@ AT_ONCE = 2**22
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision in which relevance is summed up: at least float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def dtype_with_operands(operation: "Operation", dtype: torch.dtype) -> torch.dtype:
+    """The dtype, or a wider one that also holds the numbers of an operation's signals.
+
+    A fill value, such as the lowest number of a dtype, must fit.
+    """
+    dtypes = [v.dtype for _, v in operation.traced() if v.dtype.is_floating_point]
+    return reduce(torch.promote_types, dtypes, dtype)
 
 
 def by_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

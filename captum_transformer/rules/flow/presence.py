@@ -19,6 +19,7 @@ from captum_transformer.trace.axis import runs_along
 from captum_transformer.trace.dimensions import passage
 from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import AS_OTHERS, BY_ENTRY, MOVES, Kind
+from captum_transformer.trace.numeric import dtype_with_operands
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.value import Value
 
@@ -229,9 +230,7 @@ def _carried(
         (part,) = _filled(operation, parts, like)
         both = operation.kind is Kind.AS_COMPLEX
         return part.amax(-1) if both else torch.stack([part, part], -1)
-    # A fill value, such as the lowest number of a dtype, must fit the dtype.
-    dtypes = [v.dtype for _, v in operation.traced() if v.dtype.is_floating_point]
-    wide = like.new_empty((), dtype=functools.reduce(torch.promote_types, dtypes, like.dtype))
+    wide = like.new_empty((), dtype=dtype_with_operands(operation, like.dtype))
     place, given_parts = operation.outputs.index(value), _filled(operation, parts, wide)
     with torch.no_grad():
         given: Tensor = operation.replay(given_parts)[place]
