@@ -1,7 +1,9 @@
-"""Seeds faults in the code, one at a time, and counts how many of them the tests notice.
+r"""Seeds faults in the code, one at a time, and counts how many of them the tests notice.
 
 python -m benchmarks.mutations --out /tmp/mutations.jsonl --count 60
 python -m benchmarks.mutations --out /tmp/mutations.jsonl --count 60 --quick   # the README's tests
+python -m benchmarks.mutations --out /tmp/some.jsonl --code captum_transformer/captured/call.py \
+    --tests tests/captured/test_changes.py -k refused   # a part of the code, and of the tests
 
 A run that was interrupted goes on where it stopped. What survives is either code that no test
 looks at, or a change that makes no difference; which one it is has to be read.
@@ -117,7 +119,8 @@ def _visited(node: ast.AST) -> Iterator[ast.AST]:
 
 def drawn(folders: list[str], count: int, seed: int) -> list[Mutation]:
     """As many mutations, each as likely as the others."""
-    files = [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
+    given = [ROOT / folder for folder in folders]
+    files = [f for one in given for f in (sorted(one.rglob("*.py")) if one.is_dir() else [one])]
     found = [mutation for file in files for mutation in mutations(file)]
     return random.Random(seed).sample(found, min(count, len(found)))
 
@@ -159,13 +162,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="one line for each mutation")
     parser.add_argument("--count", type=int, default=60, help="how many mutations are drawn")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--code", nargs="+", default=list(CODE), metavar="FOLDER")
+    parser.add_argument("--code", nargs="+", default=list(CODE), metavar="PATH")
     parser.add_argument("--tests", nargs="+", default=list(TESTS), metavar="PATH")
+    parser.add_argument("-k", dest="names", default="", help="only these tests, as for pytest")
     parser.add_argument("--quick", action="store_true", help="without the slow tests")
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds for the tests")
     args = parser.parse_args()
 
-    tests = [*args.tests, *(("-m", "not slow") if args.quick else ())]
+    tests = [*args.tests, "-k", args.names, *(("-m", "not slow") if args.quick else ())]
     lines = args.out.read_text(encoding="utf-8").splitlines() if args.out.exists() else []
     known = {found["mutation"]: found["outcome"] for found in map(json.loads, lines)}
     with tempfile.TemporaryDirectory() as folder, args.out.open("a", encoding="utf-8") as out:

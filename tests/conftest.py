@@ -1,6 +1,8 @@
 """What all tests share."""
 
+import gc
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,10 @@ from tests.accelerator.module import NAME
 # Before any library reads them: no test may fetch anything, and none may open a window.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+
+# PyTorch looks for a driver each time that it is asked for devices, unless none is visible.
+if not torch.cuda.is_available():
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # The models here are tiny: handing their work out to threads costs more than doing it.
 torch.set_num_threads(1)
@@ -25,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until all tests are collected: next to nothing of that is garbage
     if config.getoption("--emulated"):
         if not emulated.AVAILABLE:
             raise pytest.UsageError("This PyTorch takes no device that is written in Python.")
@@ -42,6 +49,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="no CUDA device; --emulated runs it"))
         elif item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(10_000)  # tests are short, and so is the life of what they leave
+
+
+_files: list[Path] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # What libraries and shared models hold is never looked through again: the collector, which
+    # libraries call as well, only has what tests of this file have made.
+    if _files[-1:] != [item.path]:
+        _files[:] = [item.path]
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Whatever changes after a call was captured is followed or refused, and never answered stale."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -75,28 +76,83 @@ FOLLOWED: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@contextmanager
+def changed(model: Any, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Changes a model, and undoes it on exit: all has the objects and numbers that it had."""
+    modules = [(module, type(module), dict(vars(module))) for module in model.modules()]
+    held = [value for *_, entries in modules for value in entries.values()]
+    dicts = [(one, dict(one)) for one in held if isinstance(one, dict)]
+    tensors = [*model.parameters(), *model.buffers(), *(t for t in held if isinstance(t, Tensor))]
+    numbers = [(t, t.data, t.data.clone(), t.requires_grad) for t in tensors]
+    change(model)
+    try:
+        yield
+    finally:
+        for module, kind, entries in modules:
+            module.__class__ = kind
+            vars(module).clear()
+            vars(module).update(entries)
+        for one, entries in dicts:
+            one.clear()
+            one.update(entries)
+        for tensor, data, before, requires_grad in numbers:
+            tensor.data = data.copy_(before)
+            tensor.requires_grad_(requires_grad)
+            tensor.grad = None
+
+
+@pytest.fixture(scope="module")
+def explainer(request: pytest.FixtureRequest) -> Any:
+    return getattr(request, "param", AttnLRP)(classifier())
+
+
+@pytest.fixture(scope="module")
+def captured(explainer: Any) -> Any:
+    return explainer.capture(values(), 1)
+
+
+@pytest.fixture(scope="module")
+def again(explainer: Any) -> Any:
+    return explainer.capture(values(), 1, recapture=True)
+
+
 @pytest.mark.parametrize("change", REFUSED)
-def test_what_can_not_be_followed_is_refused(change: str) -> None:
-    model = classifier()
-    method = AttnLRP(model)
-    captured = method.capture(values(), 1)
-    again = method.capture(values(), 1, recapture=True)
-    REFUSED[change](model)
-    call = (values(1).to(model.head.weight.dtype), 2)
-    with pytest.raises(CaptureMismatchError):
-        captured(*call)
-    assert_same(again(*call), method.attribute(call[0], [2] * 3))
+def test_what_can_not_be_followed_is_refused(explainer: Any, captured: Any, change: str) -> None:
+    model = explainer.forward_func
+    with changed(model, REFUSED[change]):
+        x = values(1).to(model.head.weight.dtype)
+        with pytest.raises(CaptureMismatchError):
+            captured(x, 2)
+    # It was for the change.
+    assert not assert_never_stale(explainer, captured, values(1), 2)
+
+
+def _in_many_ways(model: Any) -> None:
+    for name, change in REFUSED.items():
+        if name not in ("a frozen parameter", "more classes"):  # not once it is parametrised
+            change(model)
+
+
+@pytest.mark.parametrize(
+    "change", [*map(REFUSED.get, ("one block less", "a hook", "more classes")), _in_many_ways]
+)
+def test_what_has_changed_is_captured_anew(explainer: Any, again: Any, change: Any) -> None:
+    model = explainer.forward_func
+    with changed(model, change):
+        x = values(1).to(model.head.weight.dtype)
+        assert_same(again(x, 2), explainer.attribute(x, [2] * 3))
+    assert not assert_never_stale(explainer, again, values(1), 2)
 
 
 @pytest.mark.parametrize("change", FOLLOWED)
 @pytest.mark.parametrize(
-    "method", [AttnLRP, pytest.param(TransformerAttribution, marks=pytest.mark.slow)]
+    "explainer",
+    [AttnLRP, pytest.param(TransformerAttribution, marks=pytest.mark.slow)],
+    indirect=True,
 )
-def test_tensors_are_followed(change: str, method: Any) -> None:
-    model = classifier()
-    explainer = method(model)
-    captured = explainer.capture(values(), 1)
-    FOLLOWED[change](model)
+def test_tensors_are_followed(explainer: Any, captured: Any, change: str) -> None:
+    with changed(explainer.forward_func, FOLLOWED[change]):
+        assert not assert_never_stale(explainer, captured, values(1), 2)
     assert not assert_never_stale(explainer, captured, values(1), 2)
 
 
@@ -182,7 +238,7 @@ def test_autocast_and_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "named"),
+    ("given", "named"),
     [
         (values(samples=2), "float32"),
         (values().double(), "float64"),
@@ -191,10 +247,9 @@ def test_autocast_and_defaults() -> None:
         ({"x": values()}, "mapping"),
     ],
 )
-def test_inputs_of_another_form(changed: Any, named: str) -> None:
-    captured = AttnLRP(classifier()).capture(values(), 1)
+def test_inputs_of_another_form(captured: Any, given: Any, named: str) -> None:
     with pytest.raises(CaptureMismatchError, match=named):
-        captured(changed, 1)
+        captured(given, 1)
 
 
 def test_recapture_keeps_several_graphs() -> None:
@@ -221,7 +276,6 @@ def test_further_arguments_are_compared_by_value() -> None:
 
 
 @pytest.mark.parametrize("target", [7, [0, 1], (0, 1), torch.tensor([0, 1, 9]), 1.5])
-def test_targets_that_do_not_fit(target: Any) -> None:
-    captured = AttnLRP(classifier()).capture(values(), 1)
+def test_targets_that_do_not_fit(captured: Any, target: Any) -> None:
     with pytest.raises((InvalidTargetError, CaptureError, CaptureMismatchError)):
         captured(values(1), target)

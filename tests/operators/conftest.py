@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from torch.testing._internal import common_utils
 
 HERE = Path(__file__).parent
 
@@ -19,3 +20,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if asked[test] % 20:
                 item.add_marker(pytest.mark.slow)
             asked[test] += 1
+
+
+@pytest.fixture(autouse=True)
+def _asked_by_no_test_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each sample, PyTorch reads the sources of all callers, in search of its own tests."""
+    monkeypatch.setattr(common_utils, "extract_test_fn", lambda: None)

@@ -35,8 +35,9 @@ class Dies(Saliency):
 
 def train(rank, folder, watched, method, resumed=False):
     """One process of a training."""
-    # The first process waits less long for what never comes.
-    Collected.finish = partialmethod(Collected.finish, patience=10.0)
+    if method is Dies:
+        # The first process waits less long for what never comes.
+        Collected.finish = partialmethod(Collected.finish, patience=3.0)
     pl = importlib.import_module("pytorch_lightning")
     torch.set_num_threads(1)
     monitor = AttributionMonitor(
