@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from captum.attr import Attribution
@@ -14,6 +14,7 @@ from torch import Tensor
 from captum_transformer import Account, TransformerMethod
 from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.calling.memory import is_out_of_memory
+from captum_transformer.captured.call import Of
 from captum_transformer.visualization import to_map
 from lightning_callbacks.explanations.by_position import by_position
 from lightning_callbacks.explanations.graphs import Graphs
@@ -61,10 +62,11 @@ def explain(
     internal_batch_size: int | None = None,
     graphs: Graphs | None = None,
 ) -> dict[tuple[int, int], Explanation]:
-    """Explains classes of samples, at most as many at a time as there are samples.
+    """Explains classes of samples, at most as many samples at a time as there are.
 
     Args:
-        method: A Captum method.
+        method: A Captum method. A `TransformerMethod` runs the model once for all classes of a
+            sample.
         samples: The samples, on the model's device.
         pairs: Sample numbers and class ids to explain. A pair that occurs twice, for example
             because the predicted class is the label, is explained once.
@@ -78,15 +80,19 @@ def explain(
         An explanation for each pair.
     """
     explanations: dict[tuple[int, int], Explanation] = {}
-    for part, chosen in _in_batches(samples, pairs, internal_batch_size):
-        attributions, deltas = _attribute(
-            method, chosen, _target(part, single=single), tokens, graphs
-        )
-        for number, pair in enumerate(part):
-            explanations[pair] = Explanation(
-                tuple(values[number] for values in attributions),
-                None if deltas is None else deltas[number],
-            )
+    shares = isinstance(method, TransformerMethod) and not tokens
+    together = shares and not method.has_convergence_delta()
+    for part in _parts(samples, pairs, internal_batch_size, together=together):
+        for classes, (attributions, deltas) in zip(
+            part.classes,
+            _attribute(method, part, single=single, tokens=tokens, graphs=graphs),
+            strict=True,
+        ):
+            for number, pair in enumerate(zip(part.rows, classes, strict=True)):
+                explanations[pair] = Explanation(
+                    tuple(values[number] for values in attributions),
+                    None if deltas is None else deltas[number],
+                )
     return explanations
 
 
@@ -113,35 +119,59 @@ def explain_layers(
         For each layer all values of its first input, flat, float32 on the CPU.
     """
     values: list[list[Tensor]] = [[] for _ in layers]
-    for part, chosen in _in_batches(samples, pairs, internal_batch_size):
+    for part in _parts(samples, pairs, internal_batch_size):
         found = method.attribute_layers(
-            _inputs_of(chosen),
+            _inputs_of(part.samples),
             layers,
-            _target(part, single=single),
-            chosen.additional_forward_args or None,
+            None if single else part.classes[0],
+            part.samples.additional_forward_args or None,
             attribute_to_layer_input=True,
-            additional_forward_kwargs=chosen.additional_forward_kwargs or None,
+            additional_forward_kwargs=part.samples.additional_forward_kwargs or None,
         )
         for of_layer, relevance in zip(values, found, strict=True):
             of_layer.append(_as_tuple(relevance)[0].detach().float().cpu().flatten())
     return [torch.cat(of_layer) for of_layer in values]
 
 
-def _in_batches(
-    samples: Samples, pairs: Sequence[tuple[int, int]], size: int | None
-) -> Iterator[tuple[list[tuple[int, int]], Samples]]:
-    """Yields batches of different pairs, each with the samples of its pairs."""
+class _Part(NamedTuple):
+    """Samples that are explained together.
+
+    Attributes:
+        samples: The samples, which share no memory with others: Captum marks its inputs.
+        rows: Their numbers.
+        classes: The classes of all these samples, once for each explanation of a sample. They are
+            lists, since a tensor with one entry is one class for all samples.
+    """
+
+    samples: Samples
+    rows: list[int]
+    classes: list[list[int]]
+
+
+def _parts(
+    samples: Samples,
+    pairs: Sequence[tuple[int, int]],
+    size: int | None,
+    *,
+    together: bool = False,
+) -> Iterator[_Part]:
+    """Yields all different pairs in parts; `together` keeps the classes of a sample in one."""
     size = min(len(samples), size or len(samples))
     unique = list(dict.fromkeys(pairs))
-    for start in range(0, len(unique), size):
-        part = unique[start : start + size]
-        # Captum marks its inputs as requiring gradients: every call gets its own copy.
-        yield part, samples.select([row for row, _ in part])
-
-
-def _target(pairs: Sequence[tuple[int, int]], *, single: bool) -> list[int] | None:
-    """Returns the classes as a list: a one-entry tensor is one class for all, rounded otherwise."""
-    return None if single else [class_id for _, class_id in pairs]
+    if not together:
+        for start in range(0, len(unique), size):
+            rows, classes = map(list, zip(*unique[start : start + size], strict=True))
+            yield _Part(samples.select(rows), rows, [classes])
+        return
+    of_rows: dict[int, list[int]] = {}
+    for row, class_id in unique:
+        of_rows.setdefault(row, []).append(class_id)
+    for count in sorted({len(classes) for classes in of_rows.values()}):
+        alike = [row for row, classes in of_rows.items() if len(classes) == count]
+        for start in range(0, len(alike), size):
+            rows = alike[start : start + size]
+            classes_of = zip(*(of_rows[row] for row in rows), strict=True)
+            yield _Part(samples.select(rows), rows, [list(classes) for classes in classes_of])
 
 
 def _inputs_of(samples: Samples) -> Any:
@@ -150,31 +180,30 @@ def _inputs_of(samples: Samples) -> Any:
 
 
 def _attribute(
-    method: Attribution,
-    samples: Samples,
-    target: list[int] | None,
-    tokens: bool,
-    graphs: Graphs | None,
-) -> tuple[tuple[Tensor, ...], list[float] | None]:
-    options: dict[str, Any] = {"target": target}
+    method: Attribution, part: _Part, *, single: bool, tokens: bool, graphs: Graphs | None
+) -> list[tuple[tuple[Tensor, ...], list[float] | None]]:
+    """Returns the attributions and the deltas of a part, for each of its classes."""
+    samples, several = part.samples, len(part.classes) > 1
+    target: Any = None if single else part.classes[0]
+    of: Of = "attribute_tokens" if tokens else "attribute"
+    if several:
+        of, target = "attribute_targets", part.classes
     has_delta = method.has_convergence_delta() and not tokens
     delta_too = {"return_convergence_delta": True} if has_delta else {}
-    attribute: Callable[..., Any] = partial(method.attribute, **delta_too)
+    attribute: Callable[..., Any] = partial(getattr(method, of), **delta_too)
+    options: dict[str, Any] = {"targets" if several else "target": target}
     if isinstance(method, TransformerMethod):
         if graphs is not None:
-            attribute = graphs.of(method, "attribute_tokens" if tokens else "attribute", delta_too)
-        elif tokens:
-            attribute = method.attribute_tokens
+            attribute = graphs.of(method, of, delta_too)
+            options = {"target": target}
         options["additional_forward_kwargs"] = samples.additional_forward_kwargs or None
     else:
         samples = by_position(samples, method.forward_func)
         if target is not None:
             options["target"] = torch.tensor(target, device=samples.inputs[0].device)
     options["additional_forward_args"] = samples.additional_forward_args or None
-    inputs = _inputs_of(samples)
     try:
-        result = attribute(inputs, **options)
-        result, delta = result if has_delta else (result, None)
+        results = attribute(_inputs_of(samples), **options)
     except RuntimeError as error:
         # Captum's methods differ in how they treat this.
         whole = [values.dtype for values in samples.inputs if not values.dtype.is_floating_point]
@@ -185,12 +214,18 @@ def _attribute(
             f"{type(method).__name__} may need. Let batch_to_inputs= return real ones, such as "
             "images.float(), or take a method of captum_transformer for token ids."
         ) from error
-    attributions = tuple(values.detach().float().cpu() for values in _as_tuple(result))
-    # Stochastic methods give several deltas per sample.
-    deltas = (
-        None if delta is None else delta.detach().float().reshape(len(samples), -1).abs().mean(1)
-    )
-    return attributions, None if deltas is None else deltas.tolist()
+    found = []
+    for result in results if several else [results]:
+        maps, delta = result if has_delta else (result, None)
+        attributions = tuple(values.detach().float().cpu() for values in _as_tuple(maps))
+        # Stochastic methods give several deltas per sample.
+        deltas = (
+            None
+            if delta is None
+            else delta.detach().float().reshape(len(samples), -1).abs().mean(1).tolist()
+        )
+        found.append((attributions, deltas))
+    return found
 
 
 def accounts(
@@ -217,12 +252,12 @@ def accounts(
         return []
     return [
         method.account(
-            _inputs_of(chosen),
-            _target(part, single=single),
-            chosen.additional_forward_args or None,
-            additional_forward_kwargs=chosen.additional_forward_kwargs or None,
+            _inputs_of(part.samples),
+            None if single else part.classes[0],
+            part.samples.additional_forward_args or None,
+            additional_forward_kwargs=part.samples.additional_forward_kwargs or None,
         )
-        for part, chosen in _in_batches(samples, pairs, internal_batch_size)
+        for part in _parts(samples, pairs, internal_batch_size)
     ]
 
 

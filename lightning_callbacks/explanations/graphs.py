@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from captum_transformer import TransformerMethod
 from captum_transformer.captured import Repeated
+from captum_transformer.captured.call import Of
 from lightning_callbacks.explanations.explained_model import Called
 
 _ATOMS = (bool, int, float, str, bytes, type(None))
@@ -41,7 +42,7 @@ class Graphs:
     def of(
         self,
         method: TransformerMethod,
-        of: Literal["attribute", "attribute_tokens"],
+        of: Of,
         options: Mapping[str, Any],
     ) -> Callable[..., Any]:
         """Returns a method's call, which is replayed from a graph if it has been made before.

@@ -10,6 +10,7 @@ from lightning_callbacks.loggers.entries import LogEntries
 from lightning_callbacks.loggers.png import PNGWriter, folder_of
 from lightning_callbacks.loggers.tensorboard import (
     add_charts,
+    add_picture,
     as_before_if_it_fails,
     tensorboard_writer,
 )
@@ -55,7 +56,7 @@ class Publisher:
                 captioned = isinstance(writer, WandbWriter)
                 for tag, image in entries.images.items():
                     more = {"caption": entries.captions.get(tag, "")} if captioned else {}
-                    writer.add_image(tag, image.numpy(), entries.step, dataformats="HWC", **more)
+                    add_picture(writer, tag, image.numpy(), entries.step, **more)
                 if captioned:
                     for name, rows in entries.tables.items():
                         writer.add_table(name, rows, entries.images, entries.step)

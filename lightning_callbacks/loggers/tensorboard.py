@@ -15,6 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from captum_transformer.visualization.canvas import Image
+from lightning_callbacks.loggers.png import encoded
+
 
 def tensorboard_writer(logger: Any) -> Any:
     """Returns the logger's own SummaryWriter.
@@ -27,6 +30,32 @@ def tensorboard_writer(logger: Any) -> Any:
     """
     experiment = getattr(logger, "experiment", None)
     return experiment if callable(getattr(experiment, "add_image", None)) else None
+
+
+def add_picture(writer: Any, tag: str, image: Image, step: int, **options: Any) -> None:
+    """Adds a picture, which a ``SummaryWriter`` gets encoded: its own encoder takes twice the time.
+
+    Args:
+        writer: A ``SummaryWriter``, or any other writer with ``add_image``.
+        tag: The picture's tag.
+        image: A uint8 array ``(H, W, 3)``.
+        step: Its step.
+        **options: Further arguments of ``add_image``.
+    """
+    events = writer.file_writer if _is_summary_writer(writer) else None
+    if events is None:
+        writer.add_image(tag, image, step, dataformats="HWC", **options)
+        return
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    height, width, channels = image.shape
+    picture = Summary.Image(
+        height=height,
+        width=width,
+        colorspace=channels,
+        encoded_image_string=encoded(image),
+    )
+    events.add_summary(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
 
 
 @contextmanager

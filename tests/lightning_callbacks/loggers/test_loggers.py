@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import re
 from pathlib import Path
@@ -9,13 +10,17 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import torch
 from captum.attr import Saliency
 from matplotlib.image import imread
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from captum_transformer import GenericAttentionRelevance
 from lightning_callbacks import AttributionMonitor
 from lightning_callbacks.loggers import PNGWriter
+from lightning_callbacks.loggers.tensorboard import add_picture
 from lightning_callbacks.shared.flavors import MisconfigurationException
 from tests.lightning_callbacks.loggers.tensorboard_page import ask, serving
 from tests.lightning_callbacks.runs import METHODS, decode, fit, read, steps
@@ -222,3 +227,16 @@ def test_wandb_offline(pl, trainer_options, tmp_path, monkeypatch):
     ]
     (row,) = stored["data"]
     assert row[:5] == [16, 0, "label", "saliency", "input_0"]
+
+
+def test_a_writer_gets_a_picture_as_it_would_encode_it(tmp_path):
+    picture = torch.randint(256, (6, 9, 3), dtype=torch.uint8).numpy()
+    with SummaryWriter(str(tmp_path)) as writer:
+        add_picture(writer, "ours", picture, 3)
+        writer.add_image("its own", picture, 3, dataformats="HWC")
+    events = EventAccumulator(str(tmp_path)).Reload()
+    ours, own = events.Images("ours")[0], events.Images("its own")[0]
+    assert (ours.step, ours.width, ours.height) == (own.step, own.width, own.height)
+    for event in (ours, own):
+        decoded = Image.open(io.BytesIO(event.encoded_image_string))
+        assert (np.asarray(decoded) == picture).all()
