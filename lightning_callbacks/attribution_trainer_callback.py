@@ -21,6 +21,7 @@ from lightning_callbacks.explanations.checks import (
     check_whole,
 )
 from lightning_callbacks.explanations.faithfulness import Faithfulness
+from lightning_callbacks.explanations.graphs import Graphs
 from lightning_callbacks.isolation.run_context import RunContext
 from lightning_callbacks.loggers import Publisher, charts
 from lightning_callbacks.loggers.entries import LogEntries
@@ -69,6 +70,7 @@ class AttributionTrainerCallback(TrainerCallback):
         account: Also log where the relevance goes, as in `AttributionMonitor`.
         scale: The meaning of the strongest colour of a picture, as in `AttributionMonitor`.
         show_history: Show the maps of the first and of the last run next to each map.
+        captured: Whether explanations are repeated as graphs, as in `AttributionMonitor`.
         writer: Where to log: a ``SummaryWriter``, or the trainer's ``TensorBoardCallback``, so that
             everything is in one run. By default a ``SummaryWriter`` in ``args.logging_dir``
             or, in versions without it, in ``TENSORBOARD_LOGGING_DIR``, or else in
@@ -109,6 +111,7 @@ class AttributionTrainerCallback(TrainerCallback):
         account: bool = False,
         scale: Scale = "share",
         show_history: bool = False,
+        captured: bool = False,
         writer: Any = None,
         on_error: Literal["warn", "raise"] = "warn",
         seed: int = 0,
@@ -143,6 +146,7 @@ class AttributionTrainerCallback(TrainerCallback):
             scale=scale,
             show_history=show_history,
             layouts=Layouts(layout),
+            graphs=Graphs() if captured else None,
         )
         self._runs = StageRuns("evaluate", prefix, every_n_evaluations)
         self._data: str | None = None

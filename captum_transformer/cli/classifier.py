@@ -1,13 +1,14 @@
 """Runs and explains classifiers of texts or images."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 import captum_transformer
 from captum_transformer import Description, TransformerMethod, describe
+from captum_transformer.captured import Repeated
 from captum_transformer.cli import names
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.explanation import Class
@@ -35,6 +36,7 @@ class Classifier:
             recommends.
         classes: The classes to explain.
         top: Without `classes`, the number of most likely classes to explain.
+        captured: Repeat explanations as graphs, from the second input of a shape on.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class Classifier:
         methods: Sequence[str] = (),
         classes: Sequence[int] = (),
         top: int = 1,
+        captured: bool = False,
     ) -> None:
         self._model = model
         self._names = names
         self._kind: Kind = kind
-        self._methods = {name: METHODS[name](model) for name in methods}
+        self._captured = captured
+        self._explain = {name: self._explainer(METHODS[name]) for name in methods}
         self._asked = list(dict.fromkeys(classes))
         self._top = top
         self._said = False
@@ -78,21 +82,19 @@ class Classifier:
         """
         inputs = inputs.to(self.device)
         context = {name: tensor.to(self.device) for name, tensor in (context or {}).items()}
-        if not self._methods:
+        if not self._explain:
             method, reason = self._choice(inputs)
             name = method.__name__
-            self._methods = {name: method(self._model)}
+            self._explain = {name: self._explainer(method)}
             complain(f"{name}, since {reason} (docs/study.md); --method takes another")
         classes = self._classes(inputs, context)
-        targets = [chosen.number for chosen in classes]
+        targets = [[chosen.number] for chosen in classes]
         return classes, {
             name: [
                 values[0].cpu()
-                for values in method.attribute_targets(
-                    inputs, targets, additional_forward_kwargs=context
-                )
+                for values in explain(inputs, targets, additional_forward_kwargs=context)
             ]
-            for name, method in self._methods.items()
+            for name, explain in self._explain.items()
         }
 
     def grid(self, images: Tensor) -> tuple[int, int] | None:
@@ -111,6 +113,12 @@ class Classifier:
             self._said = True
             complain(f"maps: summed by patch, {grid[0]} x {grid[1]} (--pixels shows pixels)")
         return grid
+
+    def _explainer(self, method: type[TransformerMethod]) -> Callable[..., Any]:
+        made = method(self._model)
+        if self._captured:
+            return Repeated(made, "attribute_targets", _complain_uncaptured)
+        return made.attribute_targets
 
     def _choice(self, inputs: Tensor) -> Choice:
         if self._kind == "text":
@@ -145,3 +153,7 @@ class Classifier:
             Class(number, self._names.get(number, ""), each.score, each.probability)
             for number, each in zip(numbers, found, strict=True)
         ]
+
+
+def _complain_uncaptured(why: str) -> None:
+    complain(f"warning: explained uncaptured: {why}")

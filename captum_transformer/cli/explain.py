@@ -170,6 +170,7 @@ def _classifier(
         methods=arguments.method or (),
         classes=[_class(asked, names, loaded.classes) for asked in arguments.classes],
         top=arguments.top or 1,
+        captured=arguments.captured,
     )
 
 

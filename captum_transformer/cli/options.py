@@ -105,6 +105,12 @@ def _explain() -> argparse.ArgumentParser:
         "--device", default="auto", help="cpu, cuda, cuda:1, mps, xpu (default: auto)"
     )
     parser.add_argument(
+        "--captured",
+        action="store_true",
+        help="repeat explanations of classifiers as graphs, which is faster for many small inputs "
+        "of the same size",
+    )
+    parser.add_argument(
         "--random-weights",
         action="store_true",
         help="use random weights instead of trained ones, for tests",

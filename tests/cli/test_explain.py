@@ -263,6 +263,24 @@ def test_a_bar_over_many_files(checkpoints, photo, run, monkeypatch):
     assert "/1" not in err
 
 
+def test_captured_explanations_have_the_same_numbers(checkpoints, photo, run):
+    upside_down = photo.parent / "upside_down.png"
+    with Image.open(photo) as image:
+        image.rotate(180).save(upside_down)
+    asked = "-c", "zebra", "-c", "0", "-m", "AttnLRP", "-m", "ConservativeLRP"
+    files = photo, upside_down, photo, upside_down  # as it is, captured, and by the graph
+    for options, path in ((), "plain"), (["--captured"], "graph"):
+        status, _, err = run(
+            "explain", checkpoints / "timm", *files, *asked, *options, "-o", f"{path}.safetensors"
+        )
+        assert status == 0
+        assert "uncaptured" not in err
+    plain, by_graph = load_file("plain.safetensors"), load_file("graph.safetensors")
+    assert len(plain) == 4 * 2 * 2
+    torch.testing.assert_close(by_graph, plain, rtol=0, atol=0)
+    assert not torch.equal(plain["2/AttnLRP/0"], plain["3/AttnLRP/0"])
+
+
 def test_the_default_is_said_with_its_reason(checkpoints, photo, run):
     _, _, err = run("explain", checkpoints / "bert", "--text", "a film", "--text", "a film")
     assert err.count("AttnLRP, since ") == 1

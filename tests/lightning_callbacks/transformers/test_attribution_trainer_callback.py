@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from captum_transformer import GenericAttentionRelevance
+from captum_transformer.captured import Repeated
 from lightning_callbacks import AttributionTrainerCallback
 from lightning_callbacks.shared.flavors import MisconfigurationException
 from tests.lightning_callbacks.transformers.transformers_trainings import (
@@ -48,6 +49,28 @@ def test_texts_are_logged_after_each_evaluation(tmp_path):
     assert steps(events.Images("attribution_sample_2/label/gae")) == [3, 6]
     assert steps(events.Scalars("attribution/rank_correlation/gae")) == [6]
     assert steps(events.Scalars("attribution/convergence_delta/lrp")) == [3, 6]
+
+
+def test_captured_explanations_are_the_same(tmp_path, monkeypatch):
+    pictures, captured_calls, add = [], [], Repeated.add
+    monkeypatch.setattr(Repeated, "add", lambda *given: captured_calls.append(1) or add(*given))
+    for captured in (False, True):
+        callback = AttributionTrainerCallback(
+            {"gae": GenericAttentionRelevance}, num_samples=2, captured=captured, on_error="raise"
+        )
+        folder = tmp_path / str(captured)
+        trainer(folder, vit(), Images, [callback], eval_steps=2).train()
+        events = read(folder)
+        pictures.append(
+            {
+                tag: [event.encoded_image_string for event in events.Images(tag)]
+                for tag in events.Tags()["images"]
+            }
+        )
+    plain, by_graph = pictures
+    assert {len(of_steps) for of_steps in plain.values()} == {3}
+    assert by_graph == plain
+    assert captured_calls
 
 
 def test_the_samples_are_the_first_of_the_first_data_set(tmp_path):
