@@ -249,12 +249,11 @@ def _conserving(method: Any) -> GradientTimesInput:
         return method
     raise UnsupportedOperationError(
         f"`method` makes a {name}. BiLRP multiplies the relevance of tokens for each dimension of "
-        f"one embedding with that for the same dimension of the other, and sums over dimensions. "
-        f"This is a part of the dot "
-        "product only if the relevance of a dimension is linear in its value, as for gradient x "
-        "input with changed rules: ConservativeLRP, AttnLRP, or extend.GradientMethod with your "
-        "own rules. That of a {name} is not known to be: maps of attention and relevance that "
-        "starts at one say which tokens count, but not how much of the value is theirs."
+        "one embedding with that for the same dimension of the other, and sums over dimensions. "
+        "This is a part of the dot product only if the relevance of a dimension is linear in its "
+        "value, as for gradient x input with changed rules: ConservativeLRP, AttnLRP, or "
+        "extend.GradientMethod with your own rules. Attention maps, and relevance that starts at "
+        "one, show which tokens count, but not how much of the value comes from each."
     )
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import timm
 import timm.models.cait
 import timm.models.vision_transformer as timm_vit
 import torch
