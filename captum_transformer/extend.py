@@ -26,11 +26,11 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from captum_transformer.account import Reason
 from captum_transformer.attr.attention_flow_method import (
-    Selection,
     gradient_map,
     output_gradients,
 )
 from captum_transformer.attr.composed import GradientMethod, MapMethod, RelevanceMethod
+from captum_transformer.attr.selection import Selection
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.gradient.tables import AH, IDENTITY, LN, UNIFORM, favoured, joined
 from captum_transformer.rules.propagate import Shares, transposed

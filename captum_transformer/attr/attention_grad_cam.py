@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import (
-    Selection,
     gradient_map,
     output_gradients,
 )
+from captum_transformer.attr.selection import Selection
 from captum_transformer.attr.single_layer_method import SingleLayerMethod
 from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.errors import UnsupportedOperationError

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from captum_transformer.attr.attention_flow_method import Selection
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
+from captum_transformer.attr.selection import Selection
 from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.maps import MapBlock

@@ -9,16 +9,17 @@ from torch import Tensor
 
 from captum_transformer.attr.conservative_lrp import ConservativeLRP
 from captum_transformer.attr.directions import SMALLEST_RANK, along, drawn_directions, paired
+from captum_transformer.attr.embeddings import (
+    embedding_of,
+    require_pairs,
+    require_same_width,
+)
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
 from captum_transformer.attr.logged import logged
 from captum_transformer.attr.shown import progress_of
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.isolation import in_full_precision
-from captum_transformer.errors import (
-    AmbiguousOutputError,
-    InvalidInputError,
-    UnsupportedOperationError,
-)
+from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.numeric import accumulation_dtype, quotient
 
@@ -195,7 +196,7 @@ class BiLRP:
         """
         one = Arguments[Any](inputs, additional_forward_args, additional_forward_kwargs)
         two = Arguments[Any](other_inputs, other_forward_args, other_forward_kwargs)
-        _require_pairs(one, two)
+        require_pairs(one, two)
         batches = (arguments.batches(internal_batch_size) for arguments in (one, two))
         generator = self.generator or torch.Generator().manual_seed(0)
         parts = [
@@ -214,8 +215,8 @@ class BiLRP:
     ) -> PairRelevance:
         here, there = self._towers
         with _traced(here, one) as first, _traced(there, two) as second:
-            embeddings = _embedding(first, "inputs"), _embedding(second, "other_inputs")
-            _require_same_width(*embeddings)
+            embeddings = embedding_of(first, "inputs"), embedding_of(second, "other_inputs")
+            require_same_width(*embeddings)
             width = embeddings[0].shape[1]
             count = width if self.rank is None else min(self.rank, width)
             if count < width:
@@ -261,51 +262,6 @@ def _traced(
     method: GradientTimesInput, arguments: Arguments[Any]
 ) -> AbstractContextManager[TracedForward]:
     return method._traced(arguments)  # noqa: SLF001
-
-
-def _require_pairs(one: Arguments[Any], two: Arguments[Any]) -> None:
-    for name, arguments in (("inputs", one), ("other_inputs", two)):
-        if len(arguments.inputs) > 1:
-            raise InvalidInputError(
-                f"`{name}` holds {len(arguments.inputs)} tensors, but the tokens of one on each "
-                "side are paired. Pass what goes with it, such as a mask, as "
-                "`additional_forward_kwargs` or `other_forward_kwargs`. If several are to be "
-                "explained, explain them one after the other, with the others passed so."
-            )
-    if one.samples != two.samples:
-        raise InvalidInputError(
-            f"`inputs` holds {one.samples} samples and `other_inputs` {two.samples}: the first is "
-            "compared with the first, the second with the second. To compare one with many, repeat "
-            "it: `inputs.expand(len(other_inputs), -1)`."
-        )
-
-
-def _embedding(forward: TracedForward, name: str) -> Tensor:
-    """Returns the output of a model, which must be one embedding for each sample."""
-    output: Any = forward.output
-    samples = len(forward.inputs[0])
-    if isinstance(output, Tensor) and output.ndim == 2 and len(output) == samples:
-        return output.detach().to(accumulation_dtype(output.dtype))
-    found = f"a {type(output).__name__}"
-    if isinstance(output, Tensor):
-        found = f"a tensor of the shape {tuple(output.shape)}"
-    elif isinstance(output, Mapping):
-        found += f" of {', '.join(map(repr, output))}"
-    raise AmbiguousOutputError(
-        f"For `{name}` the model returned {found}; it must be a tensor with one embedding for each "
-        f"of the {samples} samples, ({samples}, dimensions). Pass a function that picks or pools "
-        "it, for instance `lambda ids, mask: model(ids, mask).pooler_output`, or the mean over "
-        "tokens, `(hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)`."
-    )
-
-
-def _require_same_width(one: Tensor, other: Tensor) -> None:
-    if one.shape != other.shape:
-        raise InvalidInputError(
-            f"The embedding of `inputs` has {one.shape[1]} dimensions and that of `other_inputs` "
-            f"{other.shape[1]}: they have no dot product. Pass functions that end in the layers by "
-            "which the two towers are compared, such as CLIP's projections."
-        )
 
 
 def _token_relevance(

@@ -6,11 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import (
-    Selection,
     gradient_map,
     selected_gradients,
 )
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
+from captum_transformer.attr.selection import Selection
 from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.streams.update import RelevanceUpdate

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from captum_transformer.attr.attention_flow_method import (
-    Selection,
     gradient_map,
     output_gradients,
     warn_of_channels,
 )
 from captum_transformer.attr.layer_scores import LayerScores
+from captum_transformer.attr.selection import Selection
 from captum_transformer.attr.transformer_method import TransformerMethod
 from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.errors import UnsupportedOperationError

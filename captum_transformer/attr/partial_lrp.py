@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from captum_transformer.attr.attention_flow_method import Selection
+from captum_transformer.attr.selection import Selection
 from captum_transformer.attr.single_layer_method import SingleLayerMethod
 from captum_transformer.attr.transformer_attribution import relevance_map
 from captum_transformer.calling.checkpointing import Checkpoint

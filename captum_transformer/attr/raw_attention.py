@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from captum_transformer.attr.attention_flow_method import Selection
+from captum_transformer.attr.selection import Selection
 from captum_transformer.attr.single_layer_method import SingleLayerMethod
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.trace.attention import AttentionCall

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from captum_transformer.attr.attention_flow_method import Selection
+from captum_transformer.attr.selection import Selection
 from captum_transformer.attr.transformer_method import seed
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.token_flow import TokenFlow

@@ -3,17 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_transformer.attr.gradient_times_input import (
-    Point,
-    inner_points,
-    slope_at,
-)
+from captum_transformer.attr.gradient_times_input import Point, inner_points
 from captum_transformer.attr.inner_relevance import require_samples_first
+from captum_transformer.attr.patched_nodes import Node, require_alike
 from captum_transformer.attr.reached import refuse_reached
 from captum_transformer.attr.shown import progress_of
 from captum_transformer.calling.arguments import Arguments
@@ -24,11 +21,9 @@ from captum_transformer.calling.target import Target, target_of
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.rules.gradient import libra
 from captum_transformer.rules.gradient.tables import method
-from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward, traced_forward
-from captum_transformer.trace.heads import by_head
 from captum_transformer.trace.mode import ForwardRules
-from captum_transformer.trace.picks import Picked, are_same_rows, picked_rows
+from captum_transformer.trace.picks import picked_rows
 from captum_transformer.trace.value import Value
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
@@ -143,13 +138,13 @@ class RelevancePatching:
             for inputs in (clean, corrupted)
         ]
 
-        def nodes(run: TracedForward, _: Value) -> "list[list[_Node]]":
+        def nodes(run: TracedForward, _: Value) -> list[list[Node]]:
             if len(run.inputs[0]) < arguments[0].samples:
                 require_samples_first(run, chosen)
             rows = picked_rows(run.tape.operations)
             return [
                 [
-                    _Node(layer.name, Point(t.value, t.operand.tensor, t.edge), rows.get(t.value))
+                    Node(layer.name, Point(t.value, t.operand.tensor, t.edge), rows.get(t.value))
                     for t in tensors
                 ]
                 for layer, tensors in zip(chosen, run.layers, strict=True)
@@ -192,11 +187,11 @@ class RelevancePatching:
             NoAttentionError: if the score doesn't depend on attention.
         """
 
-        def nodes(run: TracedForward, score: Value) -> "list[list[_Node]]":
+        def nodes(run: TracedForward, score: Value) -> list[list[Node]]:
             calls, rows = run.history(score).layers(), picked_rows(run.tape.operations)
             points = inner_points(run, [call.output for call in calls])
             return [
-                [_Node(call.module, point, rows.get(call.output), call)]
+                [Node(call.module, point, rows.get(call.output), call)]
                 for call, point in zip(calls, points, strict=True)
             ]
 
@@ -216,7 +211,7 @@ class RelevancePatching:
         arguments: Sequence[Arguments[Any]],
         target: Target,
         size: int | None,
-        nodes: "Callable[[TracedForward, Value], list[list[_Node]]]",
+        nodes: Callable[[TracedForward, Value], list[list[Node]]],
         traced: Callable[..., AbstractContextManager[TracedForward]],
         *,
         show: bool,
@@ -231,7 +226,7 @@ class RelevancePatching:
         for name, one, other in zip(
             clean.names(self.forward_func), clean.inputs, corrupted.inputs, strict=True
         ):
-            _require_alike(f"The input {name!r}", one, other)
+            require_alike(f"The input {name!r}", one, other)
         parts = []
         run = partial(traced, self.forward_func)
         batches = zip(clean.batches(size), corrupted.batches(size), strict=True)
@@ -250,7 +245,7 @@ def _differences(
     run: Callable[[Arguments[Any]], AbstractContextManager[TracedForward]],
     arguments: tuple[Arguments[Any], Arguments[Any]],
     target: Any,
-    nodes: "Callable[[TracedForward, Value], list[list[_Node]]]",
+    nodes: Callable[[TracedForward, Value], list[list[Node]]],
 ) -> list[tuple[Tensor, ...]]:
     """Returns the scores of some samples at each group of nodes."""
     clean, corrupted = arguments
@@ -275,49 +270,3 @@ def _differences(
                 tuple(node.score(c, next(slopes)) for node, c in zip(*of, strict=True))
                 for of in zip(groups, known, strict=True)
             ]
-
-
-class _Node(NamedTuple):
-    """A part of the model that may be patched: a tensor of a layer, or the heads of a call."""
-
-    name: str
-    point: Point
-    rows: list[Picked] | None
-    call: AttentionCall | None = None
-
-    def clean(self) -> "_Clean":
-        """Returns the data that is kept for the corrupted run."""
-        return _Clean(self.point.data, self.rows)
-
-    def score(self, known: "_Clean", gradient: Tensor | None) -> Tensor:
-        """Returns the difference of the activations times the coefficient."""
-        corrupted, clean = self.point.data, known.data
-        _require_alike(f"What {self.name!r} makes", clean, corrupted)
-        if not are_same_rows(self.rows, known.rows):
-            raise InvalidInputError(
-                f"What {self.name!r} makes is of other tokens in the clean run than in the "
-                "corrupted one: the model picks them by numbers, as for experts, and picks others. "
-                "Patching would put a token in the place of another one. Choose a layer that has "
-                "all tokens in their order, such as the one around the experts."
-            )
-        slope = slope_at(corrupted, gradient)
-        scores = (clean.to(slope.dtype) - corrupted.to(slope.dtype)) * slope
-        if self.call is not None:
-            scores = by_head(self.call, self.call.outputs(scores)).sum(-1)
-        return scores.to(corrupted.dtype)
-
-
-class _Clean(NamedTuple):
-    """The activation of a part of the model in the clean run, and the rows it belongs to."""
-
-    data: Tensor
-    rows: list[Picked] | None
-
-
-def _require_alike(what: str, clean: Tensor, corrupted: Tensor) -> None:
-    if clean.shape != corrupted.shape:
-        raise InvalidInputError(
-            f"{what} has the shape {tuple(clean.shape)} in the clean run and "
-            f"{tuple(corrupted.shape)} in the corrupted one. Patching replaces one by the other: "
-            f"give inputs of the same shapes, such as texts with the same number of tokens."
-        )

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Selection, row_sums
+from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, row_sums
 from captum_transformer.attr.logged import logged
 from captum_transformer.attr.readout import with_evidence
+from captum_transformer.attr.selection import Selection
 from captum_transformer.attr.transformer_method import START, seed
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.checkpointing import Checkpoint

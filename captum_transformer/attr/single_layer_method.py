@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer.attr.attention_flow_method import AttentionFlowMethod, Selection
+from captum_transformer.attr.attention_flow_method import AttentionFlowMethod
 from captum_transformer.attr.logged import logged
+from captum_transformer.attr.selection import Selection
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.calling.isolation import in_full_precision

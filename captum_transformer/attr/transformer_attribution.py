@@ -12,11 +12,11 @@ from captum_transformer.account import Account
 from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.attr.attention_flow_method import (
     OutputGradients,
-    Selection,
     gradient_map,
     selected_gradients,
 )
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
+from captum_transformer.attr.selection import Selection
 from captum_transformer.attr.transformer_method import START, scaled_back, seed
 from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.rules import flow, relevance
