@@ -13,7 +13,9 @@ from torch.utils import _pytree as pytree
 
 from captum_transformer.calling.reading import read_by
 from captum_transformer.captured.arguments import Role
+from captum_transformer.captured.code import as_function
 from captum_transformer.captured.recording import HostReads, Recording
+from captum_transformer.captured.simplified import forms_of, simplify
 from captum_transformer.errors import CaptureError
 
 
@@ -57,10 +59,12 @@ class Recorded:
                 )
         literals = recording.literals
         self.state = _lifted(graph_module, literals)
-        _without_detaching(graph)
         self.written = _written(graph, list(self.state))
+        everything = [*tensors, *self.state.values()]
+        simplify(graph_module, everything)
         graph.lint()
         self.graph = GraphModule(graph_module, graph, "CapturedGraph")
+        self.run = as_function(self.graph, forms_of(self.graph, everything))
 
     @property
     def nodes(self) -> int:
@@ -95,14 +99,6 @@ def _lifted(module: GraphModule, literals: Sequence[Tensor]) -> dict[str, Tensor
         node.replace_all_uses_with(by_tensor[id(tensor)])
         graph.erase_node(node)
     return state
-
-
-def _without_detaching(graph: Graph) -> None:
-    """Removes `detach`, which does nothing if no gradients are recorded."""
-    for node in list(graph.nodes):
-        if node.target is torch.ops.aten.detach.default:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
 
 
 def _written(graph: Graph, state: list[str]) -> list[int]:

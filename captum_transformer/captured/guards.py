@@ -22,7 +22,9 @@ from captum_transformer.calling.contents import is_object
 from captum_transformer.captured.arguments import Shape
 from captum_transformer.captured.executed import FORWARDS, Executed, is_of_packages
 from captum_transformer.captured.holders import (
+    OF_MODULES,
     Holder,
+    Together,
     attributes_of,
     holds_tensors,
     inner_of,
@@ -33,19 +35,9 @@ from captum_transformer.captured.holders import (
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _SEQUENCES = (list, tuple, deque)
-# Attributes of every module; those for training or for saving have no part in a forward pass.
-_OF_MODULES = (
-    "_parameters",
-    "_buffers",
-    "_modules",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
-_NOT_READ = frozenset(vars(nn.Module())) - {*_OF_MODULES}
+_NOT_READ = frozenset(vars(nn.Module())) - {*OF_MODULES}
 _MISSING = object()
+_IMMUTABLE = 1 << 8  # `Py_TPFLAGS_IMMUTABLETYPE`
 _ENVIRONMENT = frozenset({"environ", "getenv"})
 
 
@@ -107,7 +99,8 @@ class Guard:
         self._watched = {name: self._places[id(tensor)] for name, tensor in state.items()}
         self._places.clear()
         self._several = [places for places in self._watched.values() if len(places) > 1]
-        self.metadata_of = list(map(metadata_of, state.values()))
+        self.metadata_of = metadata_of(list(state.values()))
+        self._together = Together(self._holders, [container for _, container in self._empty])
 
     def changed(self) -> str | None:
         """Describes a change that may matter, or returns None if there is none."""
@@ -118,12 +111,10 @@ class Guard:
                     return f"{name} is {value}, and was {self._settings[name]}"
         if list(map(type, self._modules)) != self._classes:
             return "a module has another class, as with a new parametrisation"
-        if any(map(operator.itemgetter(1), self._empty)):
-            path = next(path for path, container in self._empty if container)
+        same = self._together.is_unchanged()
+        if not same and (path := next((p for p, held in self._empty if held), None)):
             return f"{path} is no longer empty"
-        for holder in self._holders:
-            if holder.is_unchanged():
-                continue
+        for holder in self._together.others if same else self._holders:
             held = holder.now()
             if held is None:
                 return holder.difference()
@@ -132,6 +123,8 @@ class Guard:
                     if new is not old and not _is_alike(new, old):
                         return f"{holder.name(place)} is {_short(new)}, and was {_short(old)}"
                 holder.values = held
+        if not same:
+            self._together.accept()
         for path, array, copy in self._arrays:
             if not np.array_equal(array, copy, equal_nan=array.dtype.kind in "fc"):
                 return f"the array {path} holds other numbers"
@@ -140,7 +133,7 @@ class Guard:
             if any(other is not one for other in others):
                 names = " and ".join(self._holders[h].name(n) for h, n in places)
                 return f"{names} were one tensor, and are several"
-        metadata = list(map(metadata_of, self.state()))
+        metadata = metadata_of(self.state())
         if metadata != self.metadata_of:
             changes = zip(self._watched.values(), metadata, self.metadata_of, strict=True)
             (first, *_), new, old = next(c for c in changes if c[1] != c[2])
@@ -207,7 +200,8 @@ class Guard:
 
     def _add_class(self, kind: type) -> None:
         for base in kind.__mro__:
-            if base is not object and id(base) not in self._known:
+            changes = not base.__flags__ & _IMMUTABLE
+            if changes and id(base) not in self._known:
                 self._known[id(base)] = base
                 names = self._names | {"forward", "__call__"}
                 self._note(base.__qualname__, vars(base), functools.partial(some_of, names))
@@ -232,7 +226,7 @@ class Guard:
                 self._add(holder.name(place), value)
 
 
-_MODULES = frozenset(_OF_MODULES) | {"forward"}
+_MODULES = frozenset(OF_MODULES) | {"forward"}
 
 
 def settings(devices: Sequence[str]) -> dict[str, Any]:

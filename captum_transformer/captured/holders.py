@@ -1,7 +1,8 @@
 """The contents of objects, by the names that a user would use, now and when recorded."""
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from types import FunctionType
 from typing import Any
 
@@ -10,6 +11,17 @@ from torch import Tensor, nn
 from captum_transformer.calling.copies import slots_of
 
 _MISSING = object()
+# Attributes of every module; those for training or for saving have no part in a forward pass.
+OF_MODULES = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
 
 
 class Holder:
@@ -30,22 +42,7 @@ class Holder:
         self.values = list(held.values())
         # Most of them are modules and dictionaries, and there are many.
         own = owner if isinstance(owner, Mapping) else getattr(owner, "__dict__", None)
-        self._own = own if own is not None and own.keys() >= held.keys() else None
-        self._count = len(self._own or ())
-        self._getter = _getter(self.keys)
-
-    def is_unchanged(self) -> bool:
-        """Returns whether it holds the same objects, as far as a quick check can tell."""
-        own = self._own
-        if type(self.owner) is FunctionType and not self.owner.__closure__:
-            held = self.owner.__code__, self.owner.__defaults__, self.owner.__kwdefaults__
-            return all(map(operator.is_, held, self.values))
-        if own is None or len(own) != self._count:
-            return False
-        try:
-            return all(map(operator.is_, self._getter(own), self.values))
-        except KeyError:
-            return False
+        self.own = own if own is not None and own.keys() >= held.keys() else None
 
     def now(self) -> list[Any] | None:
         """Returns what it holds now, or None if the keys have changed."""
@@ -69,10 +66,71 @@ class Holder:
         return f"{self.path}{joint}"
 
 
-def _getter(keys: Sequence[Any]) -> Callable[[Any], Sequence[Any]]:
-    if len(keys) > 1:
-        return operator.itemgetter(*keys)
-    return lambda held: [held[key] for key in keys]
+class Together:
+    """Compares what many objects hold at once, which takes less time than one by one.
+
+    Args:
+        holders: the contents of the objects.
+        empty: the containers that were empty.
+
+    Attributes:
+        others: the holders that have to be compared one by one.
+    """
+
+    def __init__(self, holders: Iterable[Holder], empty: Iterable[Any]) -> None:
+        self.others: list[Holder] = []
+        self._own: list[Mapping[Any, Any]] = []
+        self._reads: list[tuple[Callable[[Any], Iterable[Any]], Any]] = []
+        self._blanks: list[tuple[Callable[[Any], Iterable[Any]], Any]] = []
+        blank = set[int]()
+        for holder in holders:
+            if type(holder.owner) in (tuple, frozenset):
+                continue  # which can't change
+            if type(holder.owner) is FunctionType and not holder.owner.__closure__:
+                self._reads.append((operator.attrgetter(*holder.keys), holder.owner))
+            elif holder.own is None:
+                self.others.append(holder)
+            else:
+                self._own.append(holder.own)
+                pairs = list(zip(holder.keys, holder.values, strict=True))
+                if isinstance(holder.owner, nn.Module):
+                    # Another empty container in place of one is the same to the module.
+                    empties = [
+                        k for k, v in pairs if k in OF_MODULES and isinstance(v, dict) and not v
+                    ]
+                    blank |= {id(holder.own[key]) for key in empties}
+                    pairs = [(key, value) for key, value in pairs if key not in empties]
+                    self._blanks += _reading(empties, holder.own)
+                self._reads += _reading([key for key, _ in pairs], holder.own)
+        self._empty = [one for one in empty if id(one) not in blank]
+        self.accept()
+
+    def is_unchanged(self) -> bool:
+        """Returns whether all but the others hold the same objects."""
+        try:
+            if list(map(len, self._own)) != self._sizes:
+                return False
+            return not (
+                any(chain.from_iterable([read(own) for read, own in self._blanks]))
+                or any(map(operator.is_not, self._now(), self._values))
+                or any(self._empty)
+            )
+        except KeyError:
+            return False
+
+    def accept(self) -> None:
+        """Takes what the objects hold now as what they have to hold."""
+        self._sizes = list(map(len, self._own))
+        self._values = list(self._now())
+
+    def _now(self) -> Iterator[Any]:
+        return chain.from_iterable([read(own) for read, own in self._reads])
+
+
+def _reading(keys: Sequence[Any], own: Any) -> list[tuple[Callable[[Any], Iterable[Any]], Any]]:
+    # Of a single key, it would return no sequence.
+    twice = keys if len(keys) > 1 else [*keys, *keys]
+    return [(operator.itemgetter(*twice), own)] if keys else []
 
 
 def attributes_of(
@@ -119,6 +177,9 @@ def inner_of(tensor: Tensor) -> dict[str, Any]:
     return dict(vars(tensor))
 
 
-def metadata_of(tensor: Tensor) -> Any:
-    """Returns the properties of a tensor that decide which operations run."""
-    return tensor.dtype, tensor.shape, tensor.stride(), tensor.device, tensor.requires_grad
+def metadata_of(tensors: Sequence[Tensor]) -> list[Any]:
+    """Returns the properties of tensors that decide which operations run."""
+    return list(zip(map(_METADATA, tensors), map(Tensor.stride, tensors), strict=True))
+
+
+_METADATA = operator.attrgetter("dtype", "shape", "device", "requires_grad")

@@ -1,6 +1,7 @@
 """Whatever changes after a call was captured is followed or refused, and never answered stale."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,6 +43,8 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "another number in a dict": lambda m: m.blocks[0].options.update(shift=2.0),
     "another epsilon": lambda m: setattr(m.blocks[0].norm, "eps", 0.1),
     "a hook": lambda m: m.blocks[0].register_forward_hook(_double),
+    "a hook without a handle": lambda m: m.blocks[0].mlp[2]._forward_hooks.update({7: _double}),
+    "other hooks": lambda m: setattr(m.head, "_forward_hooks", OrderedDict({7: _double})),
     "a pre-hook": lambda m: m.blocks[0].register_forward_pre_hook(lambda _, x: (2 * x[0],)),
     "a forward of its own": _set_block_forward,
     "a parametrisation": lambda m: parametrize.register_parametrization(m.head, "weight", _Twice()),
@@ -125,6 +128,19 @@ def test_what_can_not_be_followed_is_refused(explainer: Any, captured: Any, chan
             captured(x, 2)
     # It was for the change.
     assert not assert_never_stale(explainer, captured, values(1), 2)
+
+
+@pytest.mark.parametrize("first", ["an attribute that nothing reads", "a new parameter"])
+@pytest.mark.parametrize("change", ["a hook without a handle", "another number", "no bias"])
+def test_a_change_after_one_that_is_followed_is_refused(
+    explainer: Any, captured: Any, first: str, change: str
+) -> None:
+    model = explainer.forward_func
+    with changed(model, FOLLOWED[first]):
+        for seed in (1, 2):
+            assert not assert_never_stale(explainer, captured, values(seed), 2)
+        with changed(model, REFUSED[change]), pytest.raises(CaptureMismatchError):
+            captured(values(1), 2)
 
 
 def _in_many_ways(model: Any) -> None:

@@ -1,0 +1,162 @@
+"""The graph of one call, with all that decides whether it may answer another call."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from captum_transformer.calling.isolation import modules_of
+from captum_transformer.captured.arguments import Given
+from captum_transformer.captured.executed import Executed, uncollected
+from captum_transformer.captured.graph import Recorded
+from captum_transformer.captured.guards import Guard
+from captum_transformer.captured.regions import Compiler, compiled_in_parts
+from captum_transformer.errors import CaptureError
+
+
+class Guarded:
+    """The graph of one call, with what is needed to run it.
+
+    Attributes:
+        example: the call, without its tensors' numbers.
+    """
+
+    def __init__(
+        self,
+        recorded: Recorded,
+        guard: Guard,
+        given: Given,
+        sizes: Sequence[Any],
+        devices: Sequence[str],
+    ) -> None:
+        self.recorded = recorded
+        self.example = given
+        self.guard = guard
+        self._run: Callable[..., Any] = recorded.run
+        self._sizes = {len(size): size for size in sizes}
+        self._devices = devices
+
+    def answer(self, given: Given) -> list[Tensor] | None:
+        """Returns what the graph returns, or None if the target does not fit the output."""
+        for rows in given.numbers:
+            size = self._sizes.get(len(rows[0]))
+            if size is None or not all(_is_within(row, size) for row in rows):
+                return None
+        try:
+            return self(given)
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, RuntimeError):  # of a target that is a tensor
+            return None
+
+    def __call__(self, given: Given) -> list[Tensor]:
+        """Returns what the graph returns; what it writes is put back if it fails."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(mode=False))
+            stack.enter_context(torch.no_grad())
+            for device in self._devices:
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            state = self.guard.state()
+            written = [(state[number], state[number].clone()) for number in self.recorded.written]
+            try:
+                found: list[Tensor] = self._run(*given.tensors, *state)
+            except Exception:
+                for tensor, numbers in written:
+                    tensor.copy_(numbers)
+                raise
+        return found
+
+    def compile(self, compiler: Compiler) -> None:
+        """Compiles the graph, so that later calls run the compiled one."""
+        with torch.inference_mode(mode=False), torch.no_grad():
+            tensors = [*self.example.example(), *self.guard.state()]
+            compiled = compiled_in_parts(self.recorded.graph, tensors, compiler)
+
+        def run(*tensors: Tensor) -> list[Tensor]:
+            # With CUDA graphs, the next step writes over the results of this one.
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            return [tensor.clone() for tensor in compiled(*tensors)]
+
+        self._run = run
+
+    def state(self) -> dict[str, tuple[str, Tensor]]:
+        """Returns the tensors that the graph reads, with their names in the model."""
+        state = zip(self.recorded.state, self.guard.state_names(), self.guard.state(), strict=True)
+        return {name: (dotted, tensor) for name, dotted, tensor in state}
+
+    def holds(self, found: Sequence[Tensor]) -> bool:
+        """Returns whether the library would compute in the same way for these numbers."""
+        return not self.recorded.reads or bool(found[-1].all())
+
+    def other_branch(self, found: Sequence[Tensor]) -> str | None:
+        """Describes a value that the model would read differently, or returns None."""
+        if not any(self.recorded.reads):
+            return None
+        for reads, holds in zip(self.recorded.reads, found[-1].tolist(), strict=True):
+            if reads and not holds:
+                return f"the model reads {reads}"
+        return None
+
+    def restored(self, found: Sequence[Tensor]) -> Any:
+        """Returns the results in the form in which the method returns them."""
+        count = len(found) - bool(self.recorded.reads)
+        return pytree.tree_unflatten(list(found[:count]), self.recorded.structure)
+
+
+def _is_within(indices: Sequence[int], size: Sequence[int]) -> bool:
+    return all(-length <= i < length for i, length in zip(indices, size, strict=True))
+
+
+@uncollected()
+def captured(method: Any, given: Given, call: Callable[..., Any]) -> tuple[Guarded, Any]:
+    """Captures a call as a graph; returns it with what the method returns for the call."""
+    executed, sizes = Executed(), list[Any]()
+    with executed.noted():
+        expected = given.call(call, given.tensors, sizes)
+    if executed.random:
+        raise CaptureError(
+            f"The model draws random numbers in Python, at {executed.random[0]}: a "
+            "captured call would repeat those that were drawn when it was captured."
+        )
+    modules = list(modules_of(method.forward_func))
+    known = {id(module) for _, module in modules}
+    modules += [
+        (type(module).__name__, module)
+        for key, module in executed.modules.items()
+        if key not in known
+    ]
+    devices = sorted({tensor.device.type for tensor in given.tensors} | {"cpu"})
+    guard = Guard(method, modules, executed, devices)
+    recorded = Recorded(lambda *tensors: given.call(call, tensors, []), given.tensors, given.roles)
+    for tensor in recorded.state.values():
+        if not guard.places(tensor):
+            raise CaptureError(
+                f"The model uses a tensor of shape {tuple(tensor.shape)} that is found neither "
+                "among its parameters, buffers and attributes nor in what its functions hold: a "
+                "captured call would not see it replaced. Make it an attribute of a module, or a "
+                "buffer."
+            )
+    guard.watch(recorded.state)
+    graph = Guarded(recorded, guard, given, sizes, devices)
+    if (why := guard.changed()) is not None:
+        raise CaptureError(f"The model changes while it is explained: {why}.")
+    found = graph(given)
+    given.forget()
+    _require_same(graph.restored(found), expected)
+    return graph, expected
+
+
+def _require_same(found: Any, expected: Any) -> None:
+    pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True)
+    for one, other in pairs:
+        alike = (one == other) | (one.isnan() & other.isnan())
+        if one.shape != other.shape or one.dtype != other.dtype or not bool(alike.all()):
+            raise CaptureError(
+                "The captured call and the method give different results for the same inputs: "
+                "the model isn't deterministic, or computes in a way that can't be captured. "
+                "Explain it uncaptured."
+            )
