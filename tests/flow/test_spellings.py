@@ -1,5 +1,7 @@
 """The same function in several spellings has the same map; a factor of zero leaves nothing."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,9 +20,13 @@ METHODS = [*OF_MAPS, TransformerAttribution]
 MASK = torch.tensor([0.0, 1, 1, 0, 1, 0], dtype=torch.float64)[:, None]
 
 
+# With other values TransformerAttribution may tell a stack's sum from an addition on any side.
+X = torch.randn(2, TOKENS, WIDTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
 @pytest.fixture
 def x() -> Tensor:
-    return torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+    return X
 
 
 def xfail(request, reason, *, known):
@@ -38,17 +44,21 @@ MASKED = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("spelling", MASKED)
-def test_what_is_masked_by_a_product_has_nothing(method, spelling, x):
-    learned = spelling in ("mask tokens", "lerp")
-
+@cache
+def chosen_by_where(method, learned):
     def by_where(model, x):
         return torch.where(MASK > 0, x, model.learned if learned else torch.zeros_like(x))
 
+    return method(Model(by_where)).attribute_tokens(X, 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("spelling", MASKED)
+def test_what_is_masked_by_a_product_has_nothing(method, spelling, x):
     found = method(Model(MASKED[spelling])).attribute_tokens(x, 1)
     assert not found[:, MASK[:, 0] == 0].any()
-    torch.testing.assert_close(found, method(Model(by_where)).attribute_tokens(x, 1))
+    expected = chosen_by_where(method, spelling in ("mask tokens", "lerp"))
+    torch.testing.assert_close(found, expected)
 
 
 FEATURES = torch.arange(WIDTH) > 2
@@ -68,19 +78,23 @@ MASKED_THEN = {
 }
 
 
+class Masked(Model):
+    def __init__(self, place, mask):
+        super().__init__(lambda model, x: MASKED_THEN[place](mask, model, x))
+        self.other_layer = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+
+
+@cache
+def masked_by_a_product(method, place):
+    return method(Masked(place, lambda x: x * FEATURES)).attribute_tokens(X, 1)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("spelling", MASKED_FEATURES)
 @pytest.mark.parametrize("place", MASKED_THEN)
 def test_a_mask_of_features_is_a_product(method, spelling, place, x):
-    class Masked(Model):
-        def __init__(self, mask):
-            super().__init__(lambda model, x: MASKED_THEN[place](mask, model, x))
-            self.other_layer = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
-
-    torch.manual_seed(0)
-    found = method(Masked(MASKED_FEATURES[spelling])).attribute_tokens(x, 1)
-    expected = method(Masked(lambda x: x * FEATURES)).attribute_tokens(x, 1)
-    torch.testing.assert_close(found, expected)
+    found = method(Masked(place, MASKED_FEATURES[spelling])).attribute_tokens(x, 1)
+    torch.testing.assert_close(found, masked_by_a_product(method, place))
 
 
 def _set(tensor, place, value):
@@ -107,12 +121,16 @@ ONE_OF_TWO = {
 }
 
 
+@cache
+def other_of_two(method):
+    return method(Model(_two(lambda a, b: b))).attribute_tokens(X, 1)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("spelling", ONE_OF_TWO)
 def test_a_branch_that_does_not_count_has_nothing(method, spelling, x):
     found = method(Model(_two(ONE_OF_TWO[spelling]))).attribute_tokens(x, 1)
-    alone = method(Model(_two(lambda a, b: b))).attribute_tokens(x, 1)
-    torch.testing.assert_close(found, alone)
+    torch.testing.assert_close(found, other_of_two(method))
 
 
 def test_attention_by_broadcast_products_of_rows_is_read_or_refused(x):
@@ -194,19 +212,25 @@ WRITTEN_OVER = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("spelling", WRITTEN_OVER)
-def test_what_was_written_over_is_no_skip_of_its_branch(method, spelling, x):
+class Written(Model):
+    def __init__(self, change):
+        super().__init__(change)
+        self.layer = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+
+
+@cache
+def without_a_skip(method):
     def alone(model, x):
         return model.one(x, x, x)[0] + model.layer(x).relu()
 
-    class Written(Model):
-        def __init__(self, change):
-            super().__init__(change)
-            self.layer = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+    return method(Written(alone)).attribute_tokens(X, 1)
 
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("spelling", WRITTEN_OVER)
+def test_what_was_written_over_is_no_skip_of_its_branch(method, spelling, x):
     found = method(Written(_written_over(WRITTEN_OVER[spelling]))).attribute_tokens(x, 1)
-    torch.testing.assert_close(found, method(Written(alone)).attribute_tokens(x, 1))
+    torch.testing.assert_close(found, without_a_skip(method))
 
 
 STACKED = {
@@ -241,24 +265,37 @@ class Sides(Model):
         self.layer, self.other_layer = layers
 
 
-def assert_alike(method, sides, combine, alike, x):
-    expected, found = (method(Sides(sides, c)).attribute_tokens(x, 1) for c in (alike, combine))
-    torch.testing.assert_close(found, expected)
+@cache
+def combined(method, sides, combine):
+    return method(Sides(sides, combine)).attribute_tokens(X, 1)
+
+
+def assert_alike(method, sides, combine, alike):
+    found = method(Sides(sides, combine)).attribute_tokens(X, 1)
+    torch.testing.assert_close(found, combined(method, sides, alike))
+
+
+def layer_of_each(layer, x, y):
+    return layer(x) + layer(y)
+
+
+def plain_sum(_, x, y):
+    return x + y
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("spelling", STACKED)
 @pytest.mark.parametrize("sides", SIDES)
-def test_a_layer_that_signals_go_through_side_by_side(method, spelling, sides, x, request):
+def test_a_layer_that_signals_go_through_side_by_side(method, spelling, sides, request):
     known = method is TransformerAttribution and sides == "projection"
     known &= spelling not in ("samples", "tokens")
     xfail(request, "a stack's sum differs from an addition beside a projection", known=known)
-    assert_alike(method, sides, STACKED[spelling], lambda layer, x, y: layer(x) + layer(y), x)
+    assert_alike(method, sides, STACKED[spelling], layer_of_each)
 
 
 @pytest.mark.parametrize("method", OF_MAPS)
 @pytest.mark.parametrize("sides", SIDES)
-def test_a_choice_of_tokens_by_a_product_is_that_by_where(method, sides, x, request):
+def test_a_choice_of_tokens_by_a_product_is_that_by_where(method, sides, request):
     known = method is AttentionRollout and sides == "skip"
     xfail(request, "the product's rows are normalised as those of a residual are", known=known)
     assert_alike(
@@ -266,7 +303,6 @@ def test_a_choice_of_tokens_by_a_product_is_that_by_where(method, sides, x, requ
         sides,
         lambda layer, x, y: x * MASK + layer(y) * (1 - MASK),
         lambda layer, x, y: torch.where(MASK > 0, x, layer(y)),
-        x,
     )
 
 
@@ -328,14 +364,14 @@ TOKEN_BY_TOKEN = {
 @pytest.mark.parametrize("method", OF_MAPS)
 @pytest.mark.parametrize("spelling", TOKEN_BY_TOKEN)
 @pytest.mark.parametrize("sides", SIDES)
-def test_an_addition_token_by_token(method, spelling, sides, x):
+def test_an_addition_token_by_token(method, spelling, sides):
     added = TOKEN_BY_TOKEN[spelling]
-    assert_alike(method, sides, lambda _, x, y: added(x, y), lambda _, x, y: x + y, x)
+    assert_alike(method, sides, lambda _, x, y: added(x, y), plain_sum)
 
 
 @pytest.mark.parametrize("sides", SIDES)
-def test_the_relevance_of_an_addition_token_by_token(sides, x, request):
+def test_the_relevance_of_an_addition_token_by_token(sides, request):
     xfail(request, "relevance is normalised in each addition by itself", known=True)
     added = TOKEN_BY_TOKEN["in place"]
     method = TransformerAttribution
-    assert_alike(method, sides, lambda _, x, y: added(x, y), lambda _, x, y: x + y, x)
+    assert_alike(method, sides, lambda _, x, y: added(x, y), plain_sum)
