@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -16,11 +18,11 @@ from torch.utils import _pytree as pytree
 # On import torch forbids the whole process to set `torch.backends` flags, which others still do.
 with patch.object(torch.backends, "disable_global_flags"):
     from torch.testing._internal.common_methods_invocations import op_db
-    from torch.testing._internal.common_utils import set_rng_seed
     from torch.testing._internal.opinfo.core import OpInfo
 
 # Some of the samples, spread over all that there are: neighbours differ least.
 _SAMPLES, _LOOKED_AT, _ENTRIES = 3, 400, 20_000
+_SEED = 1234
 # Only evaluation mode is explained.
 _TRAINING = {"training": False, "train": False, "dropout_p": 0.0}
 
@@ -110,7 +112,7 @@ class Case:
         leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         for index, tensor in zip(self.signals, inputs, strict=True):
             leaves[index] = tensor.squeeze(0)
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         operand, args, kwargs = pytree.tree_unflatten(leaves, self.structure)
         return pytree.tree_leaves(self.operator(operand, *args, **kwargs))
 
@@ -164,21 +166,37 @@ class Case:
         return [c for c in written if c.is_usable and torch.equal(c.plain[0], self.plain[0])]
 
 
+def samples(info: OpInfo, *, requires_grad: bool) -> Iterator[Any]:
+    """The samples of an operator, in double precision, the same at each call.
+
+    ``info.sample_inputs`` gives the same, but searches the stack for a test of torch's for each
+    call, and seeds devices that there aren't: that takes longer than most operators.
+    """
+    _seed()
+    for sample in info.sample_inputs_func(info, "cpu", torch.float64, requires_grad):
+        yield sample
+        _seed()
+
+
+def _seed() -> None:
+    torch.default_generator.manual_seed(_SEED)
+    random.seed(_SEED)
+    np.random.seed(_SEED)  # noqa: NPY002 - what torch draws its samples from
+
+
 @lru_cache(maxsize=1)
 def cases(name: str) -> tuple[Case, ...]:
     """Some of an operator's samples, with one operand explained, and with all of them."""
     info, found = OPERATORS[name], list[Case]()
     with torch.random.fork_rng(devices=[]):
-        set_rng_seed(0)
-        samples = info.sample_inputs("cpu", torch.float64, requires_grad=True)
-        samples = list(itertools.islice(samples, _LOOKED_AT))
-        step = max(len(samples) // _SAMPLES, 1)
-        order = [i for start in range(step) for i in range(start, len(samples), step)]
+        drawn = list(itertools.islice(samples(info, requires_grad=True), _LOOKED_AT))
+        step = max(len(drawn) // _SAMPLES, 1)
+        order = [i for start in range(step) for i in range(start, len(drawn), step)]
         for index in order:
             if len({case.name for case in found}) == _SAMPLES:
                 break
             found += filter(
-                lambda c: c.is_usable, _of_sample(info, samples[index], f"{name}:{index}")
+                lambda c: c.is_usable, _of_sample(info, drawn[index], f"{name}:{index}")
             )
     return tuple(found)
 

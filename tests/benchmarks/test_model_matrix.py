@@ -1,16 +1,17 @@
-"""The model matrix holds for one family of each structural kind; the program makes all of it."""
+"""The page of the model matrix holds, and says what was expected of each structural kind."""
 
 import re
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from benchmarks.model_matrix.catalogue import FAMILIES, is_installed, representatives
 from benchmarks.model_matrix.checks import METHODS, Row, Verdict, row_of
 from benchmarks.model_matrix.page import differences, page
 
-PAGE = Path(__file__).parents[2] / "docs" / "model_matrix.md"
-KINDS = {f"{family.library} {family.name}": family for family in representatives()}
+PAGE = (Path(__file__).parents[2] / "docs" / "model_matrix.md").read_text(encoding="utf-8")
+EACH = {f"{family.library} {family.name}": family for family in FAMILIES}
 GRADIENTS = {"ConservativeLRP", "AttnLRP", "AttnLRP, gamma", "GIM", "LibraGrad"}
 REFUSED = {
     # Its weights are made of positions and contents at once: there is no map to multiply.
@@ -67,18 +68,35 @@ WITHOUT_ONE_HEAD = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_every_method_works_or_refuses_as_expected(name):
-    row = row_of(KINDS[name])
+def versions(text):
+    """The libraries that made a page."""
+    found = re.findall(r"(torch|timm|Transformers|torchvision) (\d[\d.]*\d)", text)
+    return {library: Version(number) for library, number in found}
+
+
+MADE_WITH = versions(PAGE)
+# Older libraries lack what some families need, or write the same model in another way.
+OLDER = any(here < MADE_WITH[library] for library, here in versions(page([])).items())
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_every_method_works_or_refuses_as_the_page_says(name):
+    family = EACH[name]
+    if not is_installed(family) or (OLDER and not family.kind):
+        pytest.skip("older libraries")
+    row = row_of(family)
     assert row.failed == ()
     assert {m: v.failed for m, v in row.verdicts.items() if v.failed} == {}
-    refused = {method for method, verdict in row.verdicts.items() if verdict.refused is not None}
-    without_head = {"LeGrad"} if name in WITHOUT_ONE_HEAD else set()
-    assert refused == REFUSED.get(name, set()) | without_head
+    if not OLDER:
+        assert differences(page([row]), PAGE) == []
+    if family.kind:
+        refused = {method for method, verdict in row.verdicts.items() if verdict.refused}
+        without_head = {"LeGrad"} if name in WITHOUT_ONE_HEAD else set()
+        assert refused == REFUSED.get(name, set()) | without_head
 
 
 def test_each_library_has_its_representatives():
-    assert {family.library for family in KINDS.values()} == {"timm", "Transformers", "torch.nn"}
+    assert {family.library for family in representatives()} == {"timm", "Transformers", "torch.nn"}
     assert len(FAMILIES) >= 70
 
 
@@ -114,9 +132,7 @@ def test_a_page_is_compared_with_another():
 
 
 def test_the_page_has_a_row_for_every_family():
-    rows = re.findall(
-        r"^\| (\S+ [^|]*?)(?: ✗)? \| \d", PAGE.read_text(encoding="utf-8"), re.MULTILINE
-    )
+    rows = re.findall(r"^\| (\S+ [^|]*?)(?: ✗)? \| \d", PAGE, re.MULTILINE)
     assert rows == [f"{family.library} {family.name}" for family in FAMILIES]
 
 
