@@ -1,8 +1,9 @@
-"""The state of modules besides parameters and submodules, which is restored afterwards."""
+"""The state of modules besides the numbers of parameters, which is restored afterwards."""
 
 import copy
 import operator
 from collections import deque
+from types import NoneType
 from typing import Any
 
 import torch
@@ -22,13 +23,19 @@ from captum_transformer.calling.contents import (
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _HOOKS = tuple(name for name in _OF_EVERY_MODULE if "_hooks" in name)
 _hooks_of = operator.itemgetter(*_HOOKS)
-# The mode is restored separately; running doesn't change parameters and submodules.
-_UNTOUCHED = _OF_EVERY_MODULE - {"_buffers", *_HOOKS}
+# What a module registers may be in any of these, whatever it is registered for.
+_REGISTERED = ("_buffers", "_parameters", "_modules")
+# The mode is restored separately.
+_UNTOUCHED = _OF_EVERY_MODULE - {*_REGISTERED, *_HOOKS}
+_MISSING = object()
 _CONTAINERS = (dict, list, set, tuple, deque)
 
 
 class State:
     """Modules' own attributes, buffers and hooks, with the contents of containers and objects.
+
+    Models may register parameters and submodules when they run: a module that remembers which
+    weight it has computed something from registers the weight a second time.
 
     Some models install hooks when they first run and record that they did: both have to be undone,
     or the next run would install them again. Some keep results that they compute in evaluation
@@ -75,9 +82,16 @@ class State:
                 self._keep(some)
         else:
             self._empty += (*hooks, buffers)
-        for parameter in values.get("_parameters", {}).values():
-            if parameter is not None and type(parameter) is not nn.Parameter:
-                self._keep_parameter(parameter)
+        parameters = values.get("_parameters", {})
+        special = [p for p in parameters.values() if type(p) not in (nn.Parameter, NoneType)]
+        sharded = any(map(_is_of_torch, special))
+        for some in (values.get("_modules", {}), *([] if sharded else [parameters])):
+            if some:
+                self._contents.append(Contents(some))
+            else:
+                self._empty.append(some)
+        for parameter in special:
+            self._keep_parameter(parameter)
         for name in values.keys() - _OF_EVERY_MODULE:
             value = values[name]
             if type(value) not in ATOMS:
@@ -89,7 +103,7 @@ class State:
         When such a layer first runs, it may move their numbers to objects that the module holds.
         Parameters of torch's own classes are sharded, and are restored by what has sharded them.
         """
-        if type(parameter).__module__.partition(".")[0] == "torch":
+        if _is_of_torch(parameter):
             return
         self._contents.append(Contents(parameter))
         for value in vars(parameter).values():
@@ -160,7 +174,7 @@ class State:
                 del current[name]
             # Not `setattr`, and only what has changed: compiled code watches its modules.
             for name, value in held.items():
-                if name not in _UNTOUCHED and current.get(name) is not value:
+                if name not in _UNTOUCHED and current.get(name, _MISSING) is not value:
                     current[name] = value
         for container in filter(None, self._empty):
             container.clear()
@@ -178,6 +192,10 @@ class State:
         with torch.inference_mode(mode=False), torch.no_grad():
             for tensor, values in self._copies:
                 _write_back(tensor, values)
+
+
+def _is_of_torch(parameter: Tensor) -> bool:
+    return type(parameter).__module__.partition(".")[0] == "torch"
 
 
 def _write_back(tensor: Tensor, values: Tensor) -> None:

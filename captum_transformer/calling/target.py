@@ -203,6 +203,7 @@ def _chosen_from(output: Tensor, chosen: Chosen) -> Tensor:
     indices = chosen.indices.to(output.device)
     lengths = torch.tensor(sizes, device=output.device)
     indices = torch.where(indices < 0, indices + lengths, indices)
+    indices = torch.where(indices < 0, lengths, indices)  # outside, and not counted from the end
     if output.ndim == 2:
         return output.gather(1, indices).squeeze(-1)
     samples = torch.arange(len(output), device=output.device)

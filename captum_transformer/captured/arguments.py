@@ -8,7 +8,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.target import Chosen, Contrast, as_contrast
@@ -38,11 +38,13 @@ class Shape(NamedTuple):
         size = tuple(tensor.shape)
         steps = zip(size, tensor.stride(), strict=True)
         strides = tuple(0 if length == 1 else step for length, step in steps)
-        return cls(type(tensor), tensor.dtype, size, strides, tensor.device)
+        kind = Tensor if type(tensor) is nn.Parameter else type(tensor)
+        return cls(kind, tensor.dtype, size, strides, tensor.device)
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
-        return f"{kind}{list(self.size)} on {self.device}, strides {list(self.strides)}"
+        text = f"{kind}{list(self.size)} on {self.device}, strides {list(self.strides)}"
+        return text if self.kind is Tensor else f"a {self.kind.__name__} {text}"
 
 
 class _Gap(NamedTuple):
@@ -83,12 +85,14 @@ class Given:
         inputs: how many of the tensors are inputs.
         targets: how many of the tensors are inputs or targets.
         numbers: for each target that is given as Python numbers, the indices of each sample.
+        fixed: the values among the further arguments that are no tensors.
     """
 
     def __init__(self, inputs: Any, target: Any, several: bool, args: Any, kwargs: Any) -> None:
         given: Arguments[Any] = Arguments(inputs, args, kwargs)
         self.samples = given.samples
         self.numbers: list[list[list[int]]] = []
+        self.fixed: list[Any] = []
         self.tensors: list[Tensor] = list(given.inputs)
         self.inputs = len(self.tensors)
         self.roles = [
@@ -183,6 +187,8 @@ class Given:
                     f"a tensor has one integer, or one for each of the {self.samples} samples."
                 )
             indices = target.detach().to(self._device, torch.long).reshape(-1, 1)
+            if len(indices) > 1:  # each sample's is not counted from the end, as in the method
+                indices = indices.masked_fill(indices < 0, torch.iinfo(torch.long).max)
             return indices.expand(self.samples, 1).contiguous()
         each = target if isinstance(target, list) else [target] * self.samples
         rows = [list(t) if isinstance(t, tuple) else [t] for t in each]
@@ -195,6 +201,11 @@ class Given:
             raise CaptureError(
                 f"target {target!r} was given. A captured call takes integers and tensors of "
                 "integers, since it passes them as tensors."
+            )
+        if isinstance(target, list) and any(i < 0 for i in target if not isinstance(i, tuple)):
+            raise InvalidTargetError(
+                f"target {target!r} was given: the index for all samples may be counted from the "
+                "end, indices for each sample may not."
             )
         self.numbers.append(rows)
         return torch.tensor(rows, dtype=torch.long, device=self._device)
@@ -210,6 +221,7 @@ class Given:
         if type(item) is dict:
             return (dict, *((k, self._form(part, f"{place}[{k!r}]")) for k, part in item.items()))
         if isinstance(item, (*_ATOMS, *_OF_TORCH)) or inspect.isroutine(item):
+            self.fixed.append(item)
             return type(item), item
         raise CaptureError(
             f"{place} is a {type(item).__name__}. A captured call takes "

@@ -9,6 +9,7 @@ import torch
 
 from captum_transformer.captured.archive import save
 from captum_transformer.captured.arguments import Given, differing
+from captum_transformer.captured.executed import ALONE
 from captum_transformer.captured.guarded import Guarded, captured
 from captum_transformer.captured.regions import Compiler
 from captum_transformer.errors import CaptureMismatchError, InvalidTargetError
@@ -97,7 +98,8 @@ class Captured:
         """
         given = self._given(inputs, target, args, kwargs)
         try:
-            graph, result = captured(self._method, given, self._call)
+            with ALONE:
+                graph, result = captured(self._method, given, self._call)
         except InvalidTargetError:
             self._call(inputs, target, args, additional_forward_kwargs=kwargs)  # says it better
             raise
@@ -149,12 +151,20 @@ class Captured:
 
         Raises:
             CaptureMismatchError: if the model has changed other than in its tensors' values.
+            CaptureError: if the model writes into a tensor that shares memory with another.
         """
         *_, graph = self._graphs.values()
         if (why := graph.guard.changed()) is not None:
             raise CaptureMismatchError(f"The model is not the one that was captured: {why}.")
+        graph.require_apart()
         notes = {"method": type(self._method).__name__, "of": self._of}
         save(path, graph.recorded, graph.state(), graph.example, notes)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A captured call can't be copied or pickled: its graph belongs to this model. Capture "
+            "the call of the copied method, or write it to a file with `save`."
+        )
 
     @property
     def nodes(self) -> int:

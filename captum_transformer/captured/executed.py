@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import get_ident
+from threading import RLock, get_ident
 from types import CodeType, FrameType, ModuleType
 from typing import Any, NamedTuple
 
@@ -38,6 +38,8 @@ _BY_DICT = frozenset({"__dict__", "vars", "attrgetter", "__getattribute__"})
 # The callers of these have named the attribute.
 FORWARDS = frozenset({"__getattr__", "__getattribute__"})
 _READS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_SUPER_ATTR"})
+# These tell tensors with the same numbers apart.
+IDENTITIES = frozenset({"id", "data_ptr", "_version"})
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -45,6 +47,11 @@ def is_of_packages(name: Any) -> bool:
     """Returns whether a module is Python's, torch's or this library's, by its name."""
     root = str(name).partition(".")[0]
     return root in sys.stdlib_module_names or root in ("torch", "captum_transformer")
+
+
+# While a call is captured, functions of Python and of torch are replaced, for all threads: nobody
+# else captures one, or compares such functions with what they were.
+ALONE = RLock()
 
 
 class Executed:
@@ -109,13 +116,19 @@ class Executed:
     def read(self) -> "Read":
         """Returns the names that the code uses."""
         every, own, by_dict = set(self.asked), set(self.asked), set[Any]()
+        identities, matches = set[str](), False
         for code, values in self.codes.values():
             every |= (names := _names_in(code))
             if not is_of_packages(file := values.get("__name__")):
                 own |= names
+                steps = list(dis.get_instructions(code))
+                identities |= {s.argval for s in steps if s.opname in _READS} & IDENTITIES
+                matches |= any(s.opname == "MATCH_CLASS" for s in steps)
                 if names & _BY_DICT and code.co_name not in FORWARDS:
                     by_dict.add(file)
-        return Read(frozenset(every), frozenset(own), frozenset(by_dict))
+        return Read(
+            frozenset(every), frozenset(own), frozenset(by_dict), frozenset(identities), matches
+        )
 
     def names_in_modules(self) -> Iterator[tuple[ModuleType, set[str]]]:
         """Yields each Python module that the model's code names, with the names it reads of it."""
@@ -151,11 +164,15 @@ class Read(NamedTuple):
         every: all names.
         own: the names in the model's own code, and not in Python's or torch's.
         by_dict: the files whose code may read all attributes at once, as by ``__dict__``.
+        identities: by what the model's own code tells tensors apart, without reading their numbers.
+        matches: whether it may read attributes by their place in a pattern (``case Point(0, y)``).
     """
 
     every: frozenset[str]
     own: frozenset[str]
     by_dict: frozenset[Any]
+    identities: frozenset[str]
+    matches: bool
 
 
 def _imported_in(code: CodeType, values: dict[str, Any]) -> set[str]:

@@ -1,6 +1,7 @@
 """A call of a method as one graph of ATen operations."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -136,9 +137,7 @@ def as_module(recorded: Recorded, state: Mapping[str, tuple[str, Tensor]]) -> Gr
     copied: dict[Node, Node] = {}
     for node in recorded.graph.graph.nodes:
         if node.op == "placeholder" and node.name in state:
-            name, tensor = state[node.name]
-            _put(root, name, tensor)
-            copied[node] = graph.get_attr(name)
+            copied[node] = graph.get_attr(_put(root, *state[node.name]))
             continue
         if node.op == "get_attr":
             setattr(root, node.target, getattr(recorded.graph, node.target))
@@ -146,13 +145,24 @@ def as_module(recorded: Recorded, state: Mapping[str, tuple[str, Tensor]]) -> Gr
     return GraphModule(root, graph, "CapturedGraph")
 
 
-def _put(root: torch.nn.Module, name: str, tensor: Tensor) -> None:
-    *path, last = name.split(".")
-    for part in path:
-        if not hasattr(root, part):
-            root.add_module(part, torch.nn.Module())
-        root = root.get_submodule(part)
+def _put(root: torch.nn.Module, name: str, tensor: Tensor) -> str:
+    """Adds a tensor to a module; returns its name, with a number if the given one is in use."""
+    *path, last = (part or "_" for part in name.split("."))
+    for place, part in enumerate(path):
+        held = root._modules.get(part)  # noqa: SLF001 - not the attributes that each module has
+        if held is None:
+            path[place] = part = _unused(root, part)
+            held = torch.nn.Module()
+            root.add_module(part, held)
+        root = held
+    last = _unused(root, last)
     if tensor.is_floating_point():
         root.register_parameter(last, torch.nn.Parameter(tensor.detach(), requires_grad=False))
     else:
         root.register_buffer(last, tensor.detach())
+    return ".".join([*path, last])
+
+
+def _unused(module: torch.nn.Module, name: str) -> str:
+    numbered = (f"{name}_{number}" for number in count(2))
+    return next(one for one in chain([name], numbered) if not hasattr(module, one))

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from captum_transformer.calling.isolation import modules_of
@@ -15,6 +15,8 @@ from captum_transformer.captured.graph import Recorded
 from captum_transformer.captured.guards import Guard
 from captum_transformer.captured.regions import Compiler, compiled_in_parts
 from captum_transformer.errors import CaptureError
+
+_PLAIN = (Tensor, nn.Parameter)
 
 
 class Guarded:
@@ -72,6 +74,7 @@ class Guarded:
 
     def compile(self, compiler: Compiler) -> None:
         """Compiles the graph, so that later calls run the compiled one."""
+        self.require_apart()
         with torch.inference_mode(mode=False), torch.no_grad():
             tensors = [*self.example.example(), *self.guard.state()]
             compiled = compiled_in_parts(self.recorded.graph, tensors, compiler)
@@ -82,6 +85,18 @@ class Guarded:
             return [tensor.clone() for tensor in compiled(*tensors)]
 
         self._run = run
+
+    def require_apart(self) -> None:
+        """Raises an error if a write into one tensor changes another: only eager code sees this."""
+        state, names = self.guard.state(), self.guard.state_names()
+        for number in self.recorded.written:
+            for other, tensor in enumerate(state):
+                if other != number and _share_memory(tensor, state[number]):
+                    raise CaptureError(
+                        f"The model writes into {names[number]}, which shares memory with "
+                        f"{names[other]}: the captured call can't be compiled or saved. Give each "
+                        "its own memory (`tensor.clone()`)."
+                    )
 
     def state(self) -> dict[str, tuple[str, Tensor]]:
         """Returns the tensors that the graph reads, with their names in the model."""
@@ -107,6 +122,12 @@ class Guarded:
         return pytree.tree_unflatten(list(found[:count]), self.recorded.structure)
 
 
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    # Tensors of other kinds have no memory of their own, and are not written into.
+    plain = all(t.layout is torch.strided and type(t) in _PLAIN for t in (one, other))
+    return plain and one.untyped_storage()._cdata == other.untyped_storage()._cdata
+
+
 def _is_within(indices: Sequence[int], size: Sequence[int]) -> bool:
     return all(-length <= i < length for i, length in zip(indices, size, strict=True))
 
@@ -130,7 +151,7 @@ def captured(method: Any, given: Given, call: Callable[..., Any]) -> tuple[Guard
         if key not in known
     ]
     devices = sorted({tensor.device.type for tensor in given.tensors} | {"cpu"})
-    guard = Guard(method, modules, executed, devices)
+    guard = Guard(method, modules, executed, devices, given.fixed)
     recorded = Recorded(lambda *tensors: given.call(call, tensors, []), given.tensors, given.roles)
     for tensor in recorded.state.values():
         if not guard.places(tensor):
@@ -140,6 +161,11 @@ def captured(method: Any, given: Given, call: Callable[..., Any]) -> tuple[Guard
                 "captured call would not see it replaced. Make it an attribute of a module, or a "
                 "buffer."
             )
+    if (generator := guard.drawn()) is not None:
+        raise CaptureError(
+            f"The model draws random numbers from {generator}: a captured call would repeat those "
+            "that were drawn when it was captured."
+        )
     guard.watch(recorded.state)
     graph = Guarded(recorded, guard, given, sizes, devices)
     if (why := guard.changed()) is not None:

@@ -7,6 +7,7 @@ graph, from the places where they were found. Everything else has to be the same
 import functools
 import operator
 import os
+import pickle
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -16,26 +17,28 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as _module
 
 from captum_transformer.calling.contents import is_object
 from captum_transformer.captured.arguments import Shape
-from captum_transformer.captured.executed import FORWARDS, Executed, is_of_packages
+from captum_transformer.captured.executed import ALONE, FORWARDS, Executed, is_of_packages
 from captum_transformer.captured.holders import (
     OF_MODULES,
     Holder,
     Together,
     attributes_of,
     holds_tensors,
+    identity_of,
     inner_of,
     metadata_of,
     parts_of_function,
     some_of,
 )
+from captum_transformer.captured.settings import settings
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _SEQUENCES = (list, tuple, deque)
-_NOT_READ = frozenset(vars(nn.Module())) - {*OF_MODULES}
+# Python adds annotations to a class when somebody first asks for them.
+_NOT_READ = frozenset({*vars(nn.Module()), "__annotations__"}) - {*OF_MODULES}
 _MISSING = object()
 _IMMUTABLE = 1 << 8  # `Py_TPFLAGS_IMMUTABLETYPE`
 _ENVIRONMENT = frozenset({"environ", "getenv"})
@@ -56,6 +59,7 @@ class Guard:
         modules: the modules that run, by name.
         executed: the code that ran.
         devices: the types of device on which it ran.
+        fixed: the further arguments that are no tensors.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Guard:
         modules: Sequence[tuple[str, nn.Module]],
         executed: Executed,
         devices: Sequence[str],
+        fixed: Sequence[Any] = (),
     ) -> None:
         self._devices = devices
         self._settings = settings(devices)
@@ -73,14 +78,18 @@ class Guard:
         self._empty: list[tuple[str, Any]] = []
         self.metadata_of: list[Any] = []
         self._arrays: list[tuple[str, Any, Any]] = []
+        self._generators: list[tuple[str, Any, bytes]] = []
         self._known: dict[int, Any] = {}
         self._modules = [module for _, module in modules]
         self._classes = list(map(type, self._modules))
         self._places: dict[int, list[Place]] = {}
         self._watched: dict[str, list[Place]] = {}
+        self._identities: dict[Place, list[Any]] = {}
         for name, module in modules:
             self._add(f"model.{name}" if name else "model", module)
         self._add("method", method, everything=True)
+        for item in fixed:
+            self._add(getattr(item, "__qualname__", "a further argument"), item)
         for values, names in executed.names_in_globals():
             if not is_of_packages(path := values.get("__name__")):
                 self._note(str(path), values, functools.partial(some_of, names))
@@ -97,13 +106,20 @@ class Guard:
     def watch(self, state: Mapping[str, Tensor]) -> None:
         """Sets the tensors that are read for each call."""
         self._watched = {name: self._places[id(tensor)] for name, tensor in state.items()}
-        self._places.clear()
-        self._several = [places for places in self._watched.values() if len(places) > 1]
+        # Also those that the graph doesn't read: code may ask whether two are the same.
+        self._several = [places for places in self._places.values() if len(places) > 1]
+        if self._read.identities:
+            self._identities = {p: self._identity(p) for (p, *_) in self._places.values()}
+        self._places = {}
         self.metadata_of = metadata_of(list(state.values()))
         self._together = Together(self._holders, [container for _, container in self._empty])
 
     def changed(self) -> str | None:
         """Describes a change that may matter, or returns None if there is none."""
+        with ALONE:
+            return self._changed()
+
+    def _changed(self) -> str | None:
         current = settings(self._devices)
         if current != self._settings:
             for name, value in current.items():
@@ -133,12 +149,21 @@ class Guard:
             if any(other is not one for other in others):
                 names = " and ".join(self._holders[h].name(n) for h, n in places)
                 return f"{names} were one tensor, and are several"
+        for where, identity in self._identities.items():
+            if self._identity(where) != identity:
+                name = self._holders[where.holder].name(where.number)
+                return f"{name} is another tensor or was written into, and the model may ask for it"
         metadata = metadata_of(self.state())
         if metadata != self.metadata_of:
             changes = zip(self._watched.values(), metadata, self.metadata_of, strict=True)
             (first, *_), new, old = next(c for c in changes if c[1] != c[2])
             return f"{self._holders[first.holder].name(first.number)} is {new}, and was {old}"
         return None
+
+    def drawn(self) -> str | None:
+        """Returns the name of a generator of NumPy that has been drawn from, if there is one."""
+        drawn = (path for path, one, state in self._generators if pickle.dumps(one) != state)
+        return next(drawn, None)
 
     def state(self) -> list[Tensor]:
         """Returns the tensors that the graph reads; call `changed` first."""
@@ -150,6 +175,11 @@ class Guard:
         names = (self._holders[holder].name(number) for holder, number in places)
         return [name.removeprefix("model.") for name in names]
 
+    def _identity(self, place: Place) -> list[Any]:
+        """Returns what code may tell the tensor at a place from others by."""
+        tensor = self._holders[place.holder].values[place.number]
+        return [identity_of(tensor, by) for by in self._read.identities]
+
     def _add(self, path: str, item: Any, *, everything: bool = False) -> None:
         """Records an object and what it holds."""
         if isinstance(item, (*_ATOMS, Tensor, ModuleType)) or id(item) in self._known:
@@ -157,6 +187,8 @@ class Guard:
         self._known[id(item)] = item  # also keeps it, so that no other gets its identity
         if isinstance(item, np.ndarray):
             self._arrays.append((path, item, item.copy()))
+        elif isinstance(item, (np.random.Generator, np.random.RandomState)):
+            self._generators.append((path, item, pickle.dumps(item)))
         elif isinstance(item, nn.Module):
             names = self._names_of(item)
             names = None if names is None else names | _MODULES
@@ -165,12 +197,13 @@ class Guard:
         elif isinstance(item, ContextVar):
             self._note(path, item, lambda variable: {"value": variable.get(_MISSING)})
         elif isinstance(item, functools.partial):
-            self._note(path, item, lambda p: {"func": p.func, "args": p.args, **p.keywords})
+            self._note(path, item, lambda p: {"f": p.func, "args": p.args, "names": p.keywords})
         elif isinstance(item, MethodType):
             self._note(path, item, lambda m: {"self": m.__self__, "function": m.__func__})
         elif isinstance(item, FunctionType):
             if not _is_of_packages(item):
                 self._note(path, item, parts_of_function)
+                self._note(path, vars(item), functools.partial(some_of, self._names))
         elif isinstance(item, (dict, list, set, deque)) and not item:
             self._empty.append((path, item))
         elif isinstance(item, dict):
@@ -196,6 +229,8 @@ class Guard:
         forwards = any(vars(base).keys() & FORWARDS for base in kind.__mro__[:-1])
         if kind.__module__ in self._read.by_dict or (forwards and not isinstance(item, nn.Module)):
             return None
+        if self._read.matches:
+            return self._names.union(getattr(kind, "__match_args__", ()))
         return self._names
 
     def _add_class(self, kind: type) -> None:
@@ -229,40 +264,9 @@ class Guard:
 _MODULES = frozenset(OF_MODULES) | {"forward"}
 
 
-def settings(devices: Sequence[str]) -> dict[str, Any]:
-    """Returns the parts of PyTorch's global state that decide which operations run."""
-    cuda = torch.backends.cuda
-    return {
-        "the default dtype": torch.get_default_dtype(),
-        "the default device": torch.get_default_device(),
-        "autocast": {
-            device: torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-            for device in devices
-        },
-        "the deterministic mode": torch.are_deterministic_algorithms_enabled(),
-        "the kernels that attention may use": (
-            cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
-            cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]
-            cuda.math_sdp_enabled(),  # type: ignore[no-untyped-call]
-            cuda.cudnn_sdp_enabled(),  # type: ignore[no-untyped-call]
-        ),
-        "the hooks of all modules": tuple(
-            hook
-            for hooks in (_module._global_forward_pre_hooks, _module._global_forward_hooks)  # noqa: SLF001
-            for hook in hooks.values()
-            if not _is_own(hook)
-        ),
-    }
-
-
 def _is_of_packages(item: Any) -> bool:
     """Returns whether a class or function is Python's or torch's own, which doesn't change."""
     return is_of_packages(getattr(item, "__module__", ""))
-
-
-def _is_own(hook: Any) -> bool:
-    """Returns whether a hook is the library's, which only puts modules into evaluation mode."""
-    return str(getattr(hook, "__module__", "")).startswith("captum_transformer.")
 
 
 def _is_alike(new: Any, old: Any) -> bool:

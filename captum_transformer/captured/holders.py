@@ -177,6 +177,16 @@ def inner_of(tensor: Tensor) -> dict[str, Any]:
     return dict(vars(tensor))
 
 
+def identity_of(tensor: Tensor, by: str) -> Any:
+    """Returns the `id`, `data_ptr` or `_version` of a tensor, or None if it has none."""
+    if by == "id":
+        return id(tensor)
+    try:
+        return tensor.data_ptr() if by == "data_ptr" else tensor._version
+    except RuntimeError:  # such as an inference tensor's version
+        return None
+
+
 def metadata_of(tensors: Sequence[Tensor]) -> list[Any]:
     """Returns the properties of tensors that decide which operations run."""
     return list(zip(map(_METADATA, tensors), map(Tensor.stride, tensors), strict=True))

@@ -434,6 +434,37 @@ def test_what_a_model_keeps_while_it_is_explained_is_dropped(hidden: bool) -> No
     torch.testing.assert_close(model.eval()(pixels), model.vit(pixels) * 6)
 
 
+class Registers(nn.Module):
+    """Registers a weight that it has computed something from, and a layer, when it first runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = timm_vit()
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.computed_from: Tensor | None = None
+        self.layer: nn.Module | None = None
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if self.computed_from is not self.scale:
+            self.computed_from, self.computed = self.scale, (2 * self.scale).detach()
+        if self.layer is None:
+            self.layer = nn.Identity()
+        return self.layer(self.vit(pixels)) * self.computed
+
+
+@pytest.mark.parametrize("used_before", [False, True])
+def test_what_a_model_registers_while_it_is_explained_is_dropped(used_before: bool) -> None:
+    model = Registers().eval()
+    pixels = images()
+    if used_before:
+        model(pixels)
+    model.scale = nn.Parameter(torch.full((), 3.0, dtype=torch.float64))
+    before = _state(model)
+    GenericAttentionRelevance(model).attribute(pixels, 1)
+    assert _state(model) == before
+    torch.testing.assert_close(model(pixels), model.vit(pixels) * 6)
+
+
 class Hooked(Caching):
     """Installs a hook when it first runs, and notes that it has."""
 

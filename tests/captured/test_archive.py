@@ -3,15 +3,17 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from captum_transformer import AttnLRP, Contrast, TransformerAttribution, load_captured
 from captum_transformer.errors import CaptureMismatchError
 from tests.attr.subjects import subject
+from tests.captured import other_file
 from tests.captured.models import assert_same, classifier, values
 
 # Sums are rounded in another way on another number of threads.
@@ -105,6 +107,43 @@ def test_weights_are_saved_as_they_are_and_have_the_models_names(tmp_path: Path)
     model.head = nn.Linear(16, 5)
     with pytest.raises(CaptureMismatchError):
         captured.save(tmp_path / "explain.pt2")
+
+
+class Rack(nn.Module):
+    """Its weights have names that modules can't have, or that are the beginning of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = classifier()
+        self.held = SimpleNamespace(
+            type=torch.tensor(2.0), train=torch.tensor(3.0), w={".a": torch.tensor(4.0)}
+        )
+        self.held.w["."] = self.held.w[".a.b"] = torch.tensor(5.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = self.held
+        scale = held.type / held.train * held.w[".a"] * held.w[".a.b"]
+        return self.inner(other_file.LAYERS[1](other_file.LAYERS[0](x) * scale))
+
+
+def test_names_of_weights_that_are_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(other_file, "LAYERS", [nn.Linear(8, 8), nn.Linear(8, 8)], raising=False)
+    method = AttnLRP(Rack())
+    captured = method.capture(values(), 1)
+    captured.save(tmp_path / "explain.pt2")
+    found = load_captured(tmp_path / "explain.pt2")(values(1), 2)
+    assert_same(found, method.attribute(values(1), [2] * 3))
+
+
+def test_targets_that_do_not_fit_a_file(tmp_path: Path) -> None:
+    model = classifier()
+    method = AttnLRP(lambda x: model(x)[..., None])
+    captured = method.capture(values(), (1, 0))
+    captured.save(tmp_path / "explain.pt2")
+    program = torch.export.load(tmp_path / "explain.pt2").module()
+    for index in (5, -6):
+        with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+            program(values(1), torch.tensor([[1, 0], [index, 0], [2, 0]]))
 
 
 def test_where_a_check_fails_all_is_nan(tmp_path: Path) -> None:

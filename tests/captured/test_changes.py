@@ -1,6 +1,7 @@
 """Whatever changes after a call was captured is followed or refused, and never answered stale."""
 
 import copy
+import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -295,3 +296,27 @@ def test_further_arguments_are_compared_by_value() -> None:
 def test_targets_that_do_not_fit(captured: Any, target: Any) -> None:
     with pytest.raises((InvalidTargetError, CaptureError, CaptureMismatchError)):
         captured(values(1), target)
+
+
+@pytest.mark.parametrize("target", [[0, -1, 2], torch.tensor([0, -1, 2]), torch.tensor([0, -6, 2])])
+def test_negative_indices_for_each_sample_are_refused_as_by_the_method(target: Any) -> None:
+    method = AttnLRP(classifier())
+    captured = method.capture(values(), 1)
+    for call in (method.attribute, captured):
+        with pytest.raises(InvalidTargetError):
+            call(values(1), target)
+
+
+def test_a_parameter_is_a_tensor_among_further_arguments() -> None:
+    model = classifier()
+    method = AttnLRP(lambda x, scale: model(x * scale))
+    captured = method.capture(values(), 1, (nn.Parameter(torch.ones(8)),))
+    scale = torch.full((8,), 2.0)
+    assert_same(captured(values(1), 2, (scale,)), method.attribute(values(1), [2] * 3, (scale,)))
+
+
+def test_copies_are_refused() -> None:
+    captured = AttnLRP(classifier()).capture(values(), 1)
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="Capture the call of the copied method"):
+            copied(captured)

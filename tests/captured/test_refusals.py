@@ -271,6 +271,41 @@ def test_nan_stays_nan(method: Any) -> None:
     assert found[0].isfinite().all()
 
 
+class WritesThroughAView(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("whole", torch.zeros(16))
+        self.register_buffer("part", self.whole[:1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.whole.add_(1.0)
+        return super().forward(x * self.part)
+
+
+def test_tensors_that_share_memory_if_one_is_written_into(tmp_path: Path) -> None:
+    method = AttnLRP(classifier(WritesThroughAView))
+    captured = method.capture(values(), 1)
+    assert_same(captured(values(1), 2), method.attribute(values(1), [2] * 3))
+    with pytest.raises(CaptureError, match="shares memory"):
+        captured.compile()
+    with pytest.raises(CaptureError, match="shares memory"):
+        captured.save(tmp_path / "explain.pt2")
+
+
+@pytest.mark.parametrize("generator", [np.random.default_rng(0), np.random.RandomState(0)])
+def test_generators_of_numpy(generator: Any) -> None:
+    class Draws(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = generator
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if self.generator.uniform() < 2 else x
+
+    with pytest.raises(CaptureError, match=r"blocks\.0\.generator"):
+        AttnLRP(classifier(Draws)).capture(values(), 1)
+
+
 def test_further_arguments_that_may_hold_anything() -> None:
     class Options:
         scale = torch.ones(())
