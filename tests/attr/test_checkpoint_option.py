@@ -61,12 +61,15 @@ def test_every_method(name: str, method: str) -> None:
 @pytest.mark.parametrize("method", ["AttnLRP", "GenericAttentionRelevance", "full LRP"])
 @pytest.mark.parametrize("name", kinds_of_attention.KINDS)
 def test_every_kind_of_attention(name: str, method: str) -> None:
-    given, maps = kinds_of_attention.subject(name), []
-    for again in (False, True):
-        torch.manual_seed(0)  # ViLT shuffles its patches
-        maps.append(given.attribute(partial(METHODS[method], checkpoint=again)))
-    for found, expected in zip(*map(as_tuple, maps), strict=True):
-        same(found, expected)
+    given, again = kinds_of_attention.subject(name), partial(METHODS[method], checkpoint=True)
+    if name == "ViLT":
+        maps = []
+        for each in (METHODS[method], again):
+            torch.manual_seed(0)  # it shuffles its patches
+            maps.append(given.attribute(each))
+        same(*maps)
+    else:
+        same(given.attribute(again), kinds_of_attention.attributed(name, method))
 
 
 class Decoder(nn.Module):

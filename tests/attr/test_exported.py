@@ -1,6 +1,7 @@
 """Models that `torch.export` made: kernels in the place of torch's functions, the same maps."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -89,28 +90,37 @@ class Model(nn.Module):
         return self.head(x[:, 0] + x[:, 1:].mean(dim=1))
 
 
-def same_maps(model: nn.Module, inputs: Tensor, method: Callable[..., Any]) -> None:
+def exported(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, nn.Module]:
+    """The model with random weights, and what `torch.export` makes of it."""
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.4)
     model = model.double().eval()
-    exported = torch.export.export(model, (inputs,)).module()
-    found, expected = (method(m).attribute(inputs, 1) for m in (exported, model))
+    return model, torch.export.export(model, (inputs,)).module()
+
+
+def same_maps(models: tuple[nn.Module, ...], inputs: Tensor, method: Callable[..., Any]) -> None:
+    expected, found = (method(model).attribute(inputs, 1) for model in models)
     torch.testing.assert_close(found, expected)
+
+
+@cache
+def of_images(stem: str, attention: str) -> tuple[tuple[nn.Module, nn.Module], Tensor]:
+    """A model, its export and its inputs, once for all methods."""
+    torch.manual_seed(0)
+    images = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    return exported(Model(STEMS[stem](), ATTENTION[attention]), images), images
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize("stem", STEMS)
 def test_stems(stem: str, method: Callable[..., Any]) -> None:
-    torch.manual_seed(0)
-    same_maps(Model(STEMS[stem]()), torch.randn(2, 4, 8, 8, dtype=torch.float64), method)
+    same_maps(*of_images(stem, "explicit"), method)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_attention(attention: str, method: Callable[..., Any]) -> None:
-    torch.manual_seed(0)
-    model = Model(STEMS["strides"](), ATTENTION[attention])
-    same_maps(model, torch.randn(2, 4, 8, 8, dtype=torch.float64), method)
+    same_maps(*of_images("strides", attention), method)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -126,4 +136,5 @@ def test_token_ids(method: Callable[..., Any]) -> None:
         def forward(self, ids: Tensor) -> Tensor:
             return self.head(self.layer(self.embed(ids))[:, -1])
 
-    same_maps(Text(), torch.randint(9, (2, 5)), method)
+    ids = torch.randint(9, (2, 5))
+    same_maps(exported(Text(), ids), ids, method)
