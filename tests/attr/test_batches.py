@@ -38,10 +38,9 @@ UNPADDABLE = "AttentionGradCam, map"
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_batch_equals_one_by_one(name: str, method: str) -> None:
-    for i in (0, 2):
-        alone = as_tuple(subject(name).samples([i]).attribute(METHODS[method]))
+    alone = as_tuple(subject(name).samples([2]).attribute(METHODS[method]))
 
-        assert_close(alone, tuple(a[[i]] for a in attributed(name, method)))
+    assert_close(alone, tuple(a[[2]] for a in attributed(name, method)))
 
 
 @pytest.mark.parametrize("method", METHODS)

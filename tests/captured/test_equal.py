@@ -106,20 +106,24 @@ def test_each_method(name: str) -> None:
 @pytest.mark.parametrize(
     ("captured_with", "called_with"),
     [
-        (1, 3),
-        (1, [0, 2, 4]),
-        ([0, 1, 2], torch.tensor([4, 3, 2])),
-        (torch.tensor([0, 1, 2]), torch.tensor(3)),
-        (Contrast(1, rather_than=2), Contrast([0, 1, 2], rather_than=4)),
-        (Contrast(1, rather_than=2), [Contrast(n, rather_than=4) for n in range(3)]),
+        (1, [3, [0, 2, 4]]),
+        ([0, 1, 2], [torch.tensor([4, 3, 2])]),
+        (torch.tensor([0, 1, 2]), [torch.tensor(3)]),
+        (
+            Contrast(1, rather_than=2),
+            [
+                Contrast([0, 1, 2], rather_than=4),
+                [Contrast(n, rather_than=4) for n in range(3)],
+            ],
+        ),
     ],
 )
-def test_targets_in_any_form(method: Any, captured_with: Any, called_with: Any) -> None:
+def test_targets_in_any_form(method: Any, captured_with: Any, called_with: list[Any]) -> None:
     explainer = method(classifier())
     captured = explainer.capture(values(), captured_with)
-    assert_same(
-        captured(values(1), called_with), explainer.attribute(values(1), for_each(called_with))
-    )
+    for target in called_with:
+        expected = explainer.attribute(values(1), for_each(target))
+        assert_same(captured(values(1), target), expected)
 
 
 @pytest.mark.parametrize("method", [TransformerAttribution, AttnLRP])

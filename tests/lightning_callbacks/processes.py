@@ -7,6 +7,7 @@ there by the next one, its first process can't, and the others wait for it.
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -125,6 +126,7 @@ def _answer(connection, function, arguments):
     # A group of its own, so that all of it can be killed.
     os.setsid()
     os.environ.pop("MASTER_PORT", None)
+    gc.freeze()  # what was imported is not looked through again and again
     import torch
 
     torch.set_num_threads(1)

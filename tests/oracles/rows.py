@@ -170,14 +170,14 @@ class Oracle:
         def scored(*args, **kwargs):
             return self.score(self.model(*args, **kwargs))
 
-        for target in targets:
+        for number, target in enumerate(targets):
             maps, gradients = self.maps(target)
             weighted = [(a * g).relu() for a, g in zip(maps, gradients, strict=True)]
             passed, direct = self.rows(weighted, normalize=False)
             # The maps have to matter, or the skips alone would be compared.
             assert passed.amax() > 1e-3 * direct.amax()
             method = partial(GenericAttentionRelevance, pooled_evidence=False)
-            self._compare(method, scored, target, passed, direct)
+            self._compare(method, scored, target, passed, direct, pixels=number == 0)
             one = bool(((self.read != 0).sum(-1) == 1).all())
             if one or not self.read[self.prefix :].any():  # of learned tokens, each by itself
                 evidence = 0
@@ -190,18 +190,20 @@ class Oracle:
         for normalize in (True, False):
             rows = self.rows(maps, normalize=normalize)
             method = partial(AttentionRollout, normalize_rows=normalize)
-            self._compare(method, scored, targets[-1], *rows)
+            self._compare(method, scored, targets[-1], *rows, pixels=normalize)
 
-    def _compare(self, method, scored, target, passed, direct):
-        self._compare_rows(method(scored), target, passed)
-        self._compare_rows(method(scored, with_identity=True), target, passed + direct)
+    def _compare(self, method, scored, target, passed, direct, *, pixels):
+        self._compare_rows(method(scored), target, passed, pixels=pixels)
+        with_identity = method(scored, with_identity=True)
+        self._compare_rows(with_identity, target, passed + direct, pixels=pixels)
 
-    def _compare_rows(self, method, target, expected):
+    def _compare_rows(self, method, target, expected, *, pixels=False):
+        """With the tokens, and with the pixels to which the stem spreads these in the same way."""
         call = (self.inputs, list(target))
         tokens = method.attribute_tokens(*call, additional_forward_kwargs=dict(self.named))
         torch.testing.assert_close(tokens, expected.expand_as(tokens), **EXACT)
-        if self.stem is not None:
-            pixels = method.attribute(*call, additional_forward_kwargs=dict(self.named))
+        if pixels and self.stem is not None:
+            found = method.attribute(*call, additional_forward_kwargs=dict(self.named))
             spread = (expected @ self.stem)[:, None] / self.inputs.shape[1]
-            shares = spread.expand(len(pixels), self.inputs.shape[1], -1)
-            torch.testing.assert_close(pixels.flatten(2), shares, **EXACT)
+            shares = spread.expand(len(found), self.inputs.shape[1], -1)
+            torch.testing.assert_close(found.flatten(2), shares, **EXACT)
