@@ -42,6 +42,8 @@ class Captured:
         ...
     """
 
+    _advice = "Capture it again, or once with `recapture=True`, which does so automatically."
+
     def __init__(self, method: Any, of: Of, options: Mapping[str, Any], *, recapture: bool) -> None:
         self._method = method
         self._of = of
@@ -85,8 +87,7 @@ class Captured:
                 return given.call(self._call, given.tensors, [])
         if not self._recapture:
             raise CaptureMismatchError(
-                f"This call differs from the captured one: {why}. Capture it again, or once with "
-                "`recapture=True`, which does so automatically."
+                f"This call differs from the captured one: {why}. {self._advice}"
             )
         return self.add(inputs, target, args, kwargs)
 

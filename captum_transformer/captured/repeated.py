@@ -1,10 +1,14 @@
 """Calls that are captured once they repeat."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from captum_transformer.captured.call import Captured, Of
 from captum_transformer.errors import CaptureMismatchError
+
+# After this many graphs that no longer applied, `refused` is called.
+_OFTEN = 3
 
 
 class Repeated(Captured):
@@ -12,6 +16,7 @@ class Repeated(Captured):
 
     The results are the method's, whether a call is captured or not: a first call, a call after a
     change of the model, and a call that can't be captured are computed by the method itself.
+    If the model changes again and again, fewer and fewer calls are captured.
     Capturing takes as long as a few calls, so it pays off for calls that are repeated many times.
 
     Args:
@@ -31,6 +36,8 @@ class Repeated(Captured):
         True
     """
 
+    _advice = "Such calls are captured more and more rarely."
+
     def __init__(
         self,
         method: Any,
@@ -40,8 +47,10 @@ class Repeated(Captured):
     ) -> None:
         super().__init__(method, of, options or {}, recapture=False)
         self._refused = refused
-        # For each form of calls whether the next one is captured; None before the first.
-        self._again: dict[Any, bool | None] = {}
+        # For each form of calls: after how many more one is captured, and how often its graph no
+        # longer applied. Each time the wait doubles, for a model that changes from call to call.
+        self._wait: dict[Any, float] = {}
+        self._lost: dict[Any, int] = {}
 
     def __call__(
         self,
@@ -65,14 +74,18 @@ class Repeated(Captured):
             key = self._given(inputs, target, args, kwargs).key
             if key in self._graphs:
                 return super().__call__(inputs, target, args, additional_forward_kwargs=kwargs)
-            if self._again.setdefault(key, None):
+            if self._wait.get(key) == 0:
                 return self.add(inputs, target, args, kwargs)
-        except CaptureMismatchError:
+        except CaptureMismatchError as error:
             self._graphs.pop(key, None)
+            self._lost[key] = lost = self._lost.get(key, 0) + 1
+            self._wait[key] = 2 ** (lost - 1)
+            if lost == _OFTEN:
+                self._refused(f"{lost} graphs no longer applied to the next call. {error}")
         except Exception as error:  # which is the method's to raise, if the call is wrong
             why = f"{type(error).__name__}: {error}"
         result = self._call(inputs, target, args, additional_forward_kwargs=kwargs)
         if why:
             self._refused(why)
-        self._again[key] = not why and self._again.get(key) is not False
+        self._wait[key] = math.inf if why else self._wait.get(key, 1) - 1
         return result

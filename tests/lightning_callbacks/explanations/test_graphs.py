@@ -151,6 +151,38 @@ def test_a_changed_model_and_other_methods_are_explained_as_they_are(uncaptured)
     assert len(uncaptured) == before
 
 
+class Counts(nn.Module):
+    """Reads a number that is another one in each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.calls = tokens_classifier(), 0
+
+    def forward(self, x):
+        return self.model(x) * (1 + self.calls)
+
+
+def test_a_model_that_changes_from_call_to_call_is_rarely_captured(monkeypatch):
+    captured, add = [], Repeated.add
+    monkeypatch.setattr(Repeated, "add", lambda *given: captured.append(1) or add(*given))
+    model, graphs = Counts().eval(), Graphs()
+    method = AttnLRP(model)
+
+    def explain_in_24_states():
+        for _ in range(24):
+            found = graphs.of(method, "attribute", {})(values(), torch.tensor([1, 2, 3]))
+            expected = method.attribute(values(), torch.tensor([1, 2, 3]))
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+            model.calls += 1
+
+    with pytest.warns(UserWarning, match=r"3 graphs no longer .* model\.calls is 7, and was 6"):
+        explain_in_24_states()
+    assert len(captured) == 5
+    for _ in range(20):  # from now on it stays
+        graphs.of(method, "attribute", {})(values(), torch.tensor([1, 2, 3]))
+    assert len(captured) == 6
+
+
 def test_graphs_are_not_copied():
     graphs = Graphs()
     method = TransformerAttribution(tokens_classifier())
