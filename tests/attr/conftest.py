@@ -7,20 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.attr.subjects import METHODS
+from tests.attr.subjects import EACH_WAY, METHODS
 from tests.quick import leave_out
 
 HERE = Path(__file__).parent
-# Each way that relevance takes; the other methods differ in options, or in what they make of it.
-EACH_WAY = (
-    "AttentionRollout",
-    "AttnLRP",
-    "ConservativeLRP",
-    "GIM",
-    "GenericAttentionRelevance",
-    "TransformerAttribution",
-    "full LRP",
-)
 VARIANTS = METHODS.keys() - set(EACH_WAY)
 
 

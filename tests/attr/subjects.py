@@ -1,7 +1,7 @@
 """Tiny models with the arguments of one call, and every method, for the tests to combine."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -56,6 +56,16 @@ INPUT_METHODS: dict[str, Method] = {
     "gradient x input": partial(ConservativeLRP, attention_rule=False, layer_norm_rule=False),
 }
 METHODS = FLOW_METHODS | INPUT_METHODS
+# Each way that relevance takes; the other methods differ in options, or in what they make of it.
+EACH_WAY = (
+    "AttentionRollout",
+    "AttnLRP",
+    "ConservativeLRP",
+    "GIM",
+    "GenericAttentionRelevance",
+    "TransformerAttribution",
+    "full LRP",
+)
 # These divide by sums that may nearly cancel, so they magnify the rounding errors of a model:
 # weights changed by a two-thousandth, as by bfloat16, already give other maps of a random model.
 MAGNIFY_ROUNDING = frozenset(
@@ -361,6 +371,21 @@ def subject(name: str) -> Subject:
     """A fresh one, in float64 and evaluation mode."""
     built = _built(name).map(torch.clone)
     return replace(built, model=copy.deepcopy(built.model))
+
+
+def shared_out(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Models with the methods that are asked of them.
+
+    Each way that relevance takes is asked of every model. The other methods differ from these in
+    what is no matter of the model: each is asked of every third one, of another third than the
+    next method.
+    """
+    others = [method for method in METHODS if method not in EACH_WAY]
+    return [
+        (name, method)
+        for place, name in enumerate(names)
+        for method in (*EACH_WAY, *others[-place % 3 :: 3])
+    ]
 
 
 def as_tuple(tensors: Any) -> tuple[Tensor, ...]:

@@ -27,6 +27,7 @@ from tests.attr.subjects import (
     encoder,
     ids,
     images,
+    shared_out,
     subject,
     with_random_weights,
 )
@@ -35,8 +36,7 @@ from tests.attr.subjects import (
 UNPADDABLE = "AttentionGradCam, map"
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize(("name", "method"), shared_out(SUBJECTS))
 def test_batch_equals_one_by_one(name: str, method: str) -> None:
     alone = as_tuple(subject(name).samples([2]).attribute(METHODS[method]))
 

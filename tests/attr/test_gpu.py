@@ -13,6 +13,7 @@ from captum_transformer.calling import Arguments
 from tests.accelerator.waits import waits
 from tests.attr.generators import bart, detr, gpt2, llama, mixtral, t5, whisper
 from tests.attr.subjects import (
+    EACH_WAY,
     FLOW_METHODS,
     METHODS,
     SUBJECTS,
@@ -20,6 +21,7 @@ from tests.attr.subjects import (
     as_tuple,
     assert_close,
     attributed,
+    shared_out,
     subject,
 )
 from tests.attr.two_modalities import blip_matching, lxmert, vilt
@@ -29,6 +31,7 @@ pytestmark = pytest.mark.gpu
 # Whether a pass has lost relevance is asked once, at its end: of the one through the operations,
 # and of the one from token to token.
 RELEVANCE = ("TransformerAttribution", "PartialLRP", "full LRP")
+FULLY = ("timm ViT", "timm Swin", "BERT")
 SOME = ("TransformerAttribution", "GenericAttentionRelevance", "AttnLRP")
 CROSS_ATTENTION = {
     "DETR": partial(detr, "sdpa"),
@@ -68,9 +71,8 @@ def of_the_model(make: Callable[[], Subject], device: torch.device) -> int:
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        (name, method)
-        for name in SUBJECTS
-        for method in (METHODS if name in ("timm ViT", "timm Swin", "BERT") else SOME)
+        *shared_out(FULLY),
+        *((name, method) for name in SUBJECTS if name not in FULLY for method in SOME),
     ],
 )
 def test_maps_are_those_of_the_cpu(name: str, method: str, device: torch.device) -> None:
@@ -108,11 +110,9 @@ def test_decoders_and_cross_attention(name: str, method: str, device: torch.devi
         assert found.total() == of_the_model(make, device) + asked
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("name", "dtype"), [("timm ViT", torch.float16), ("BERT", torch.bfloat16)])
-def test_autocast_stays_finite(
-    name: str, method: str, dtype: torch.dtype, device: torch.device
-) -> None:
+@pytest.mark.parametrize(("name", "method"), shared_out(["timm ViT", "BERT"]))
+def test_autocast_stays_finite(name: str, method: str, device: torch.device) -> None:
+    dtype = torch.float16 if name == "timm ViT" else torch.bfloat16
     given = subject(name).to(torch.float32).to(device)
 
     with torch.autocast(device.type, dtype):
@@ -124,7 +124,7 @@ def test_autocast_stays_finite(
     assert result.any()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH_WAY)
 def test_random_state_of_the_device_stays(method: str, device: torch.device) -> None:
     given = subject("timm ViT").to(device)
     given.model.train()
@@ -137,7 +137,7 @@ def test_random_state_of_the_device_stays(method: str, device: torch.device) -> 
     assert torch.equal(backend.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH_WAY)
 def test_target_may_be_on_another_device(method: str, device: torch.device) -> None:
     given = subject("timm ViT").to(device)
     result = given.attribute(METHODS[method], target=torch.tensor(given.target))
@@ -145,7 +145,8 @@ def test_target_may_be_on_another_device(method: str, device: torch.device) -> N
     assert_close(result.cpu(), attributed("timm ViT", method), 1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+# Gamma looks at the model first.
+@pytest.mark.parametrize("method", [*EACH_WAY, "AttnLRP, gamma"])
 def test_memory_does_not_grow(method: str, device: torch.device) -> None:
     given = subject("timm ViT").to(device)
     backend = torch.get_device_module(device)

@@ -24,6 +24,7 @@ from tests.attr.subjects import (
     as_tuple,
     assert_close,
     mask,
+    shared_out,
 )
 
 # These show the map of one attention call; an input that is none of its keys gets nothing.
@@ -45,8 +46,7 @@ def _masks_in_double() -> Iterator[None]:
     torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("name", "method"), shared_out(KINDS))
 def test_says_something_of_every_input(name: str, method: str) -> None:
     given = as_tuple(subject(name).inputs)
     attributions = attributed(name, method)
@@ -59,8 +59,7 @@ def test_says_something_of_every_input(name: str, method: str) -> None:
         assert all(attribution.any() for attribution in attributions)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("name", "method"), shared_out(KINDS))
 def test_tokens_get_what_their_values_get(name: str, method: str) -> None:
     tokens = attributed_tokens(name, method)
 
@@ -69,8 +68,7 @@ def test_tokens_get_what_their_values_get(name: str, method: str) -> None:
         assert_close(of_tokens.sum(1), of_input.flatten(1).sum(1), 1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("name", "method"), shared_out(KINDS))
 def test_batch_equals_one_by_one(name: str, method: str) -> None:
     for i in (0, 2):
         if name == "ViLT" and method == UNPADDABLE and i == 2:
@@ -80,8 +78,7 @@ def test_batch_equals_one_by_one(name: str, method: str) -> None:
         assert_close(alone, tuple(a[[i]] for a in attributed(name, method)))
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize(("name", "method"), shared_out(FUSED))
 def test_sdpa_equals_eager(name: str, method: str) -> None:
     # Their eager softmax runs in float32 whatever the model's precision, and LRP divides by sums
     # that nearly cancel.
@@ -96,8 +93,7 @@ def test_sdpa_equals_eager(name: str, method: str) -> None:
     ("name", "method"),
     [
         (name, method)
-        for name in KINDS
-        for method in METHODS
+        for name, method in shared_out(KINDS)
         if KINDS[name].kept and not (name == "DETR" and method in OVERLAPPING)
     ],
 )
@@ -106,8 +102,14 @@ def test_padding_gets_exactly_nothing(name: str, method: str) -> None:
         assert not attributed_tokens(name, method)[place][kept() == 0].any()
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != UNPADDABLE])
-@pytest.mark.parametrize("name", [name for name in KINDS if KINDS[name].kept.get(0) is mask])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        (name, method)
+        for name, method in shared_out(KINDS)
+        if KINDS[name].kept.get(0) is mask and method != UNPADDABLE
+    ],
+)
 def test_padded_text_equals_unpadded(name: str, method: str) -> None:
     padded = attributed(name, method)
     for i, length in enumerate(LENGTHS):
