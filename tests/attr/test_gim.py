@@ -162,6 +162,23 @@ def test_the_rules_are_the_papers(
     assert_close(found, (x * gradient).detach(), relative=1e-9)
 
 
+def test_weights_that_are_scaled_attend_as_well() -> None:
+    def scaled_weights(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        key, value = (t.repeat_interleave(2, 1) for t in (key, value))
+        return (query @ key.mT).softmax(-1).mul(0.5) @ value
+
+    def scaled_values(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        key, value = (t.repeat_interleave(2, 1) for t in (key, value))
+        return (query @ key.mT).softmax(-1) @ value.mul(0.5)
+
+    x = drawn(SAMPLES, TOKENS, WIDTH, seed=5)
+    first, second = (
+        GIM(with_random_weights(Decoder(attend))).attribute(x, 3)
+        for attend in (scaled_weights, scaled_values)
+    )
+    assert_close(first, second, relative=1e-9)
+
+
 def test_at_one_the_softmax_has_its_own_gradient() -> None:
     x = drawn(SAMPLES, TOKENS, WIDTH, seed=5)
     for attend in (fused, written_out):
