@@ -16,6 +16,7 @@ from captum_transformer.calling.reading import read_by
 from captum_transformer.captured.arguments import Role
 from captum_transformer.captured.code import as_function
 from captum_transformer.captured.recording import HostReads, Recording
+from captum_transformer.captured.shared import aliased, share
 from captum_transformer.captured.simplified import forms_of, simplify
 from captum_transformer.errors import CaptureError
 
@@ -63,6 +64,7 @@ class Recorded:
         self.written = _written(graph, list(self.state))
         everything = [*tensors, *self.state.values()]
         simplify(graph_module, everything)
+        share(graph)
         graph.lint()
         self.graph = GraphModule(graph_module, graph, "CapturedGraph")
         self.run = as_function(self.graph, forms_of(self.graph, everything))
@@ -106,23 +108,13 @@ def _written(graph: Graph, state: list[str]) -> list[int]:
     """Returns which tensors of the state an operation writes into, maybe through a view."""
     found: set[int] = set()
     for node in graph.nodes:
-        for written in _aliased(node, written=True):
+        for written in aliased(node, written=True):
             source = written
-            while views := _aliased(source, written=False):
+            while views := aliased(source, written=False):
                 (source, *_) = views
             if source.op == "placeholder" and source.name in state:
                 found.add(state.index(source.name))
     return sorted(found)
-
-
-def _aliased(node: Node, *, written: bool) -> list[Node]:
-    """Returns the arguments that an operation writes into, or whose memory its result shares."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return []
-    arguments = zip(schema.arguments, node.args, strict=False)
-    known = [(a.alias_info, given) for a, given in arguments if a.alias_info is not None]
-    return [given for info, given in known if isinstance(given, Node) and info.is_write >= written]
 
 
 def as_module(recorded: Recorded, state: Mapping[str, tuple[str, Tensor]]) -> GraphModule:

@@ -34,7 +34,7 @@ def simplify(module: GraphModule, tensors: Sequence[Tensor]) -> None:
         if node in fixed or not is_view(node):
             continue
         found = _shown_by_less(graph, node, forms)
-        key = found.target, _as_key(found.args), _as_key(found.kwargs)
+        key = found.target, as_key(found.args), as_key(found.kwargs)
         if is_view(found):
             found = made.setdefault(key, found)
         if found is not node:
@@ -181,10 +181,10 @@ def _reshaped(graph: Graph) -> set[Node]:
     return found
 
 
-def _as_key(item: Any) -> Any:
+def as_key(item: Any) -> Any:
     """Returns arguments such that equal ones of different types are not equal."""
     if isinstance(item, (list, tuple)):
-        return tuple(map(_as_key, item))
+        return tuple(map(as_key, item))
     if isinstance(item, dict):
-        return tuple((name, _as_key(value)) for name, value in item.items())
+        return tuple((name, as_key(value)) for name, value in item.items())
     return type(item), item
