@@ -22,7 +22,8 @@ timm {timm}, Transformers {transformers} and torchvision {torchvision}.
 ✓: there is an explanation, and all of this holds.
 
 - The model's output under the trace is what it is without, to 1e-6.
-- Relevance is finite, not all zero, and the same for a batch as for its samples one by one.
+- Relevance is finite, not all zero, and the same for a sample in a batch as by itself (one of two
+  samples for each method, the other one for the next).
 - Two targets get maps that differ by a hundredth of the distance between their largest and smallest
   value (but for raw attention and rollout, which know no target, and full LRP, which hardly does).
 - Fused and eager attention give the same, where the model has both, to 1e-5: some models take the
