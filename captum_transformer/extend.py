@@ -45,10 +45,10 @@ from captum_transformer.trace.described import (
 from captum_transformer.trace.entries import Entry, entry_of
 from captum_transformer.trace.functions import ENTRY
 from captum_transformer.trace.kinds import Does, Kind, Role
-from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.nested import leaves
 from captum_transformer.trace.numeric import in_full, ratio
 from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.recorder import ForwardRules
 from captum_transformer.trace.value import Value
 
 __all__ = [

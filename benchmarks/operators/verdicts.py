@@ -22,8 +22,8 @@ from captum_transformer.rules.gradient import ATTN_LRP, conservative_lrp
 from captum_transformer.rules.propagate import propagate
 from captum_transformer.trace.derivatives import derivatives
 from captum_transformer.trace.forward import TracedForward, traced_forward
-from captum_transformer.trace.mode import ForwardRule, ForwardRules
 from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.recorder import ForwardRule, ForwardRules
 
 _KEEP = flow.KEEP | relevance.TABLE.keep
 _EXACT = 1e-6

@@ -8,7 +8,7 @@ from captum_transformer.attr.positional_method import Positions
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.rules.gradient import attn_lrp
-from captum_transformer.trace.mode import ForwardRules
+from captum_transformer.trace.recorder import ForwardRules
 
 
 class AttnLRP(GradientTimesInput):

@@ -26,9 +26,9 @@ from captum_transformer.rules.streams.update import RolloutUpdate
 from captum_transformer.trace import AttentionCall, TracedForward, Value
 from captum_transformer.trace.history import History
 from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.mode import ForwardRule, ForwardRules
 from captum_transformer.trace.nested import leaves
 from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.recorder import ForwardRule, ForwardRules
 
 
 class RelevanceMethod(AccountableMethod):

@@ -16,8 +16,8 @@ from captum_transformer.errors import InvalidInputError
 from captum_transformer.rules.gradient import Gamma, conservative_lrp
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.history import History
-from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.numeric import accumulation_dtype
+from captum_transformer.trace.recorder import ForwardRules
 from captum_transformer.trace.tokens import projections_of
 
 

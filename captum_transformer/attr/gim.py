@@ -10,7 +10,7 @@ from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.rules.gradient import gim
-from captum_transformer.trace.mode import ForwardRules
+from captum_transformer.trace.recorder import ForwardRules
 
 
 class GIM(GradientTimesInput):

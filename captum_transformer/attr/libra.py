@@ -27,8 +27,8 @@ from captum_transformer.rules.streams.relevancies import shares_of_queries
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.history import History
-from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.numeric import accumulation_dtype
+from captum_transformer.trace.recorder import ForwardRules
 from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tokens import per_token, spread_over_tokens
 from captum_transformer.trace.value import Value

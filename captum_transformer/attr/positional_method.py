@@ -23,8 +23,8 @@ from captum_transformer.rules.gradient.positions import (
 )
 from captum_transformer.rules.gradient.tables import joined
 from captum_transformer.trace.forward import TracedForward
-from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.numeric import accumulation_dtype
+from captum_transformer.trace.recorder import ForwardRules
 from captum_transformer.trace.tokens import per_token, token_value
 from captum_transformer.trace.value import Value
 

@@ -22,8 +22,8 @@ from captum_transformer.errors import InvalidInputError
 from captum_transformer.rules.gradient import libra
 from captum_transformer.rules.gradient.tables import method
 from captum_transformer.trace.forward import TracedForward, traced_forward
-from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.picks import picked_rows
+from captum_transformer.trace.recorder import ForwardRules
 from captum_transformer.trace.value import Value
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]

@@ -21,8 +21,8 @@ from captum_transformer.captured.call import Captured, Of
 from captum_transformer.rules import flow
 from captum_transformer.trace.forward import TracedForward, traced_forward
 from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.numeric import accumulation_dtype
+from captum_transformer.trace.recorder import ForwardRules
 from captum_transformer.trace.tokens import per_token, token_value
 from captum_transformer.trace.value import Value
 

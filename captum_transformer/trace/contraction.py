@@ -85,9 +85,13 @@ def _two(arguments: Mapping[str, Any]) -> "tuple[Operand, Operand]":
 
 def _linear(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":
     signal, weight = arguments["input"], arguments["weight"]
-    batch = _BATCH[: len(signal.size) - 1]
-    out = "o" * (len(weight.size) - 1)
-    return (signal, weight), f"{batch}i,{out}i->{batch}{out}"
+    return (signal, weight), _of_layer(len(signal.size), len(weight.size))
+
+
+@lru_cache(maxsize=4096)
+def _of_layer(ndim: int, of_weight: int) -> str:
+    batch, out = _BATCH[: ndim - 1], "o" * (of_weight - 1)
+    return f"{batch}i,{out}i->{batch}{out}"
 
 
 def _matmul(arguments: Mapping[str, Any]) -> "tuple[Sequence[Operand], str]":

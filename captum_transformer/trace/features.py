@@ -59,8 +59,10 @@ def _after(
     kept = []
     for axis in features:
         place = _resized(axis, before, found) if resizes else None
-        kept.append(carried(axis, before, found, after) if place is None else Axis.of(after, place))
-    return tuple(axis for axis in kept if axis is not None)
+        lies = carried(axis, before, found, after) if place is None else Axis.of(after, place)
+        if lies is not None:
+            kept.append(lies)
+    return tuple(kept)
 
 
 def _resized(axis: Axis, before: tuple[int, ...], found: Passage) -> int | None:
@@ -79,11 +81,11 @@ def _new_features(operation: Operation, output: Value) -> tuple[Axis, ...] | Non
         return (Axis.of(output.shape, ndim - len(operation.argument("weight").size) + 1),)
     if operation.kind is Kind.ATTENTION and operation.argument("value").value is None:
         return (Axis.of(output.shape, ndim - 1),)
-    product = operation.contraction()
-    if product is None or not is_linear_layer(operation):
+    if operation.kind is not Kind.PRODUCT or not is_linear_layer(operation):
         return None
-    ((operand, _),) = operation.traced()
-    return tuple(Axis.of(output.shape, dim) for dim in product.made(operand))
+    product, (operand, _) = operation.contraction(), operation.traced()[0]
+    made = () if product is None else product.made(operand)
+    return tuple([Axis.of(output.shape, dim) for dim in made])
 
 
 def is_linear_layer(operation: Operation) -> bool:
@@ -92,8 +94,8 @@ def is_linear_layer(operation: Operation) -> bool:
     Constants that differ between samples or tokens, such as repeated learned queries, are not the
     weights of a layer.
     """
-    product, traced = operation.contraction(), operation.traced()
-    if product is None or len(traced) != 1:
+    traced = operation.traced()
+    if len(traced) != 1 or (product := operation.contraction()) is None:
         return False
     ((operand, value),) = traced
     for factor in product.factors:

@@ -19,34 +19,24 @@ from captum_transformer.calling.refusals import (
     refusing_scripted,
     sharded_parameter,
 )
-from captum_transformer.calling.target import (
-    Combination,
-    Contrast,
-    as_contrast,
-    main_output,
-    selected_scores,
-)
 from captum_transformer.calling.uncompiled import written_name
-from captum_transformer.errors import InvalidInputError
 from captum_transformer.trace.applied import APPLIED
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.batch import Batch
 from captum_transformer.trace.combined import Combined
 from captum_transformer.trace.derivatives import derivatives
-from captum_transformer.trace.functions import Function
 from captum_transformer.trace.history import History, leading_to
 from captum_transformer.trace.influence import belongs_to_samples, require_apart
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.layers import InnerTensor, WatchedLayers
 from captum_transformer.trace.lost_gradients import refuse_steps
-from captum_transformer.trace.mode import ForwardRules, Trace
-from captum_transformer.trace.numeric import accumulation_dtype
+from captum_transformer.trace.mode import Trace
 from captum_transformer.trace.packages import describe_packages
+from captum_transformer.trace.recorder import ForwardRules
+from captum_transformer.trace.scores import Scores
 from captum_transformer.trace.seams import GradientsInOrder, seams
 from captum_transformer.trace.value import Value
-
-_CONTRAST = Function("contrast", Kind.CONTRAST, torch.sub)
 
 
 class TracedForward:
@@ -84,9 +74,9 @@ class TracedForward:
         self.layers: list[tuple[InnerTensor, ...]] = []
         self.output: Any = None
         self._named = dict(zip(names, values, strict=True))
+        self._scores = Scores(trace, self._named, len(inputs[0]))
         self._histories: dict[frozenset[Value], History] = {}
         self._of_scores: dict[Value, History] = {}
-        self._combined: dict[Value, Combined] = {}
         self._selected: tuple[Any, bool, tuple[Tensor, Value]] | None = None
         self._watched: Sequence[GradientEdge] = ()
         self._slopes: Sequence[Tensor | None] | None = None
@@ -116,7 +106,7 @@ class TracedForward:
         """Marks the forward pass as complete: all operations up to the output are on the tape."""
         self._end = len(self.tape.operations)
         self._of_scores.clear()
-        self._combined.clear()
+        self._scores.combined.clear()
         self._trace.blocks.end()
 
     def select(self, target: Any, *, mean_if_none: bool = False) -> tuple[Tensor, Value]:
@@ -137,8 +127,8 @@ class TracedForward:
             known, mean, selected = self._selected
             if known is target and mean == mean_if_none:
                 return selected
-        selected = self._select(copied(target), mean_if_none=mean_if_none)
-        self._require_inputs(selected[1])
+        selected = self._scores.of(self.output, copied(target), mean_if_none=mean_if_none)
+        self._scores.require_inputs(selected[1])
         if not belongs_to_samples(selected[1]):
             self._require_apart(target, selected, mean_if_none=mean_if_none)
         self._selected = target, mean_if_none, selected
@@ -158,77 +148,9 @@ class TracedForward:
                 plain.then(function)
             plain.select(target, mean_if_none=mean_if_none)
 
-    def _select(self, target: Any, *, mean_if_none: bool = False) -> tuple[Tensor, Value]:
-        contrast = as_contrast(target)
-        if contrast is not None:
-            selected = self._difference(contrast)
-        elif isinstance(target, Combination):
-            selected = self._sum(target)
-        else:
-            with self._trace:
-                output = main_output(self.output)
-                without = target is None and mean_if_none
-                if without and isinstance(output, Tensor) and output.ndim > 1:
-                    output = output.flatten(1).mean(1)
-                selected = selected_scores(output, target, len(self.inputs[0]))
-        value = self.tape.find(selected)
-        if value is None or value.learned:
-            raise InvalidInputError(
-                "The chosen output does not depend on any of the inputs in a differentiable way: "
-                "there is nothing to explain. Pass the tensors that the prediction depends on as "
-                "`inputs` (not as `additional_forward_args`). If these are the inputs, the model "
-                "detaches them itself, with `torch.no_grad()` or `detach`, or the score depends "
-                "on them only through values that the method holds constant, such as attention "
-                f"weights in ConservativeLRP.{self._of_integers()}"
-            )
-        return selected, value
-
-    def _require_inputs(self, value: Value) -> None:
-        unused = [
-            f"{name!r}"
-            for name, source in self._named.items()
-            if value is not source and not value.descends_from(source)
-        ]
-        if unused:
-            raise InvalidInputError(
-                f"The chosen output does not depend on {' and '.join(unused)} of the inputs in a "
-                "differentiable way. Pass what is not to be explained as one of "
-                "`additional_forward_args` or `additional_forward_kwargs`. If the model should "
-                "depend on it, check whether the model detaches it, for example with "
-                "`torch.no_grad()` or `detach`."
-                f"{self._of_integers()}"
-            )
-
-    def _of_integers(self) -> str:
-        names = [repr(name) for name, value in self._named.items() if value.holds_ids]
-        if not names:
-            return ""
-        return (
-            f" Integers, as in {' and '.join(names)}, are treated as token ids, whose relevance "
-            f"is that of their embeddings: pass pixels and other values as floating point numbers."
-        )
-
-    def _difference(self, contrast: Contrast) -> Tensor:
-        """Returns the difference of two scores, recorded as a contrast instead of a subtraction."""
-        sides = [self._select(target) for target in (contrast.target, contrast.rather_than)]
-        difference = sides[0][0] - sides[1][0]
-        operands = [self.tape.operand(*side, keep=False) for side in sides]
-        self.tape.record(_CONTRAST, tuple(operands), operands, [difference])
-        return difference
-
-    def _sum(self, combination: Combination) -> Tensor:
-        with self._trace:
-            scores = main_output(self.output)
-            weights = combination.weights.to(accumulation_dtype(scores.dtype))
-            selected: Tensor = (scores * weights).sum(1)
-        value, source = self.tape.find(selected), self.tape.find(scores)
-        if value is not None and source is not None:
-            self._combined[value] = Combined(source, combination)
-        return selected
-
     def combined(self, value: Value) -> Combined | None:
         """Returns the scores that a score is a weighted sum of, or None if it isn't such a sum."""
-        return self._combined.get(value)
+        return self._scores.combined.get(value)
 
     def gradients(self, selected: Tensor, points: Sequence[GradientEdge]) -> list[Tensor | None]:
         """Returns the gradient of the scores at each point, None if they don't depend on it."""

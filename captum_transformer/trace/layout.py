@@ -16,6 +16,7 @@ from captum_transformer.trace.views import view_of
 
 _MAY_BE_SOFTMAX = frozenset({Kind.SOFTMAX, Kind.DIV, Kind.MUL, Kind.ENTRYWISE})
 _SCALES = frozenset({Kind.MUL, Kind.DIV})
+_MIXES = frozenset({Kind.PRODUCT, Kind.TRANSFORM})
 _MAY_KEEP_ALL = frozenset({Kind.COPY, Kind.MOVE})
 
 
@@ -25,7 +26,8 @@ def lay_out(operations: Sequence[Operation]) -> None:
     If the operation shows which dimensions of its operands hold features or samples, the earlier
     values that the operands were made of are updated, too.
     """
-    operation, traced = operations[-1], operations[-1].traced()
+    operation = operations[-1]
+    traced = operation.traced()
     _place(operation)
     for operand in operation.operands:
         source = operand.value or operand.tokens
@@ -45,15 +47,23 @@ def lay_out(operations: Sequence[Operation]) -> None:
 
 def _place(operation: Operation) -> None:
     """Sets the attributes of outputs that follow from the samples and features of operands."""
-    mixtures, may_view = _mixtures(operation), operation.kind is Kind.MOVE
+    kind, traced, pattern = operation.kind, operation.traced(), operation.pattern
+    mixtures, may_weigh = 0, kind in _MAY_BE_SOFTMAX
+    for operand, value in traced:
+        # An attention call drops the mixtures in the history of its queries and keys.
+        if pattern is None or operand not in pattern.held:
+            mixtures |= value.mixtures
+        may_weigh = may_weigh or value.keys is not None
+    if pattern is None and (len(traced) > 1 or kind is Kind.TRANSFORM) and _mixes(operation):
+        mixtures |= 1 << operation.index
     for output in operation.outputs:
         if output is not None:
-            view = view_of(operation, output) if may_view else None
+            view = view_of(operation, output) if kind is Kind.MOVE else None
             if output.batch is None:
                 place_samples(operation, output, view)
             if output.features is None:
                 place_features(operation, output, view)
-            output.keys = _keys(operation, output, view)
+            output.keys = _keys(operation, output, view) if may_weigh else None
             output.mixtures = mixtures
 
 
@@ -69,21 +79,11 @@ def _keeps_all(operation: Operation, output: Value, value: Value) -> bool:
     )
 
 
-def _mixtures(operation: Operation) -> int:
-    """Returns the bit set of operations in the history that mix tokens, perhaps for attention.
-
-    An attention call drops those in the history of its queries and keys, but not of its values.
-    """
-    traced, pattern, mixtures = operation.traced(), operation.pattern, 0
-    for operand, value in traced:
-        if pattern is None or operand not in pattern.held:
-            mixtures |= value.mixtures
-    mixes = operation.kind is Kind.TRANSFORM
-    if len(traced) > 1 and pattern is None:
-        mixes = operation.kind is Kind.PRODUCT
-        if operation.kind is Kind.MUL or (mixes and operation.spreads):
-            mixes = len({value.weighs_tokens for _, value in traced}) > 1
-    return mixtures | 1 << operation.index if mixes else mixtures
+def _mixes(operation: Operation) -> bool:
+    """Whether it mixes tokens, perhaps for attention, though it isn't attention itself."""
+    if operation.kind is Kind.MUL or (operation.kind is Kind.PRODUCT and operation.spreads):
+        return len({value.weighs_tokens for _, value in operation.traced()}) > 1
+    return operation.kind in _MIXES
 
 
 def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None:

@@ -22,8 +22,9 @@ def pools_tokens(operation: Operation) -> bool:
 
     Attention combines tokens too but does not count, because its outputs are tokens again.
     """
+    kind = operation.kind
     if operation.pattern is not None or (
-        operation.kind in _KEEPS_TOKENS and not _picks_entries(operation)
+        kind in _KEEPS_TOKENS and not (kind is Kind.MOVE and _picks_entries(operation))
     ):
         return False
     for operand, value in operation.traced():
@@ -35,8 +36,9 @@ def pools_tokens(operation: Operation) -> bool:
 def _picks_entries(operation: Operation) -> bool:
     """Whether each feature may come from a different token, such as the one where it is largest."""
     index = operation.argument("index")
-    whole = isinstance(index, Operand) and operation.argument("source") is None
-    return operation.kind is Kind.MOVE and whole and len(index.size) > 1
+    if not isinstance(index, Operand) or operation.argument("source") is not None:
+        return False
+    return len(index.size) > 1
 
 
 def mixes_tokens(operation: Operation, operand: Operand, value: Value) -> bool:

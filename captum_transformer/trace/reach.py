@@ -1,6 +1,5 @@
-"""Which of an operation's operands and results the inputs reach."""
+"""Which of an operation's results the inputs reach."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,47 +8,12 @@ from torch import Tensor
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.nested import leaves
-from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.tape import Tape
 
 _COMPLEX = MOVES | {Kind.MUL, Kind.TRANSFORM}
 # Token ids stay token ids when they are shifted to their part of a table, hashed, or moved.
 _KEEPS_IDS = MOVES | {Kind.COPY, Kind.ENTRYWISE, Kind.HOMOGENEOUS, Kind.ADD, Kind.SUB, Kind.MUL}
-
-
-def leave_out_constants(operands: list[Operand]) -> None:
-    """Leaves out operands that are constants next to a signal: ids, indices and learned tokens."""
-    from_inputs = learned = ids = False
-    for operand in operands:
-        if (value := operand.value) is None:
-            continue
-        if value.holds_ids:
-            ids = True
-        elif value.learned:
-            learned = True
-        else:
-            from_inputs = True
-    if not learned and not (ids and from_inputs):
-        return
-    for operand in operands:
-        value = operand.value
-        if value is None or not (value.holds_ids or (from_inputs and value.learned)):
-            continue
-        if value.learned and value.keys is None:
-            operand.tokens = value
-        operand.value = None
-
-
-def written_by(
-    operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Sequence[Tensor]:
-    """The tensors that a call writes into."""
-    written = list(leaves(Tensor, kwargs["out"])) if "out" in kwargs else []
-    if operation.function.inplace or operation.arguments.get("inplace"):
-        first = args[0] if args else kwargs.get("input")
-        if isinstance(first, Tensor):
-            written.insert(0, first)
-    return written
 
 
 def with_gradient(result: Any) -> Any:

@@ -61,9 +61,9 @@ def _together(
         batches: which samples are in the operands and where; None for operands that count as
             constants.
     """
-    first, kind, shape = None, operation.kind, output.shape
+    first, kind, shape, traced = None, operation.kind, output.shape, operation.traced()
     alike, aligned = kind in ENTRIES_ALONE, True
-    for (_, value), batch in zip(operation.traced(), batches, strict=True):
+    for (_, value), batch in zip(traced, batches, strict=True):
         if batch is None:
             continue
         if first is None:
@@ -74,15 +74,16 @@ def _together(
         alike = alike and value.shape == shape
     if first is None:
         return None
+    if aligned and first.axis.size == 1:  # everything belongs to the one sample
+        whole = (1, 1, shape.numel())
+        return first if first.axis == whole else placed(first, Axis(*whole))
     if view is not None:
         return first.in_view(view)
     if alike:
         return first
     if aligned:
-        if first.axis.size == 1:
-            return placed(first, Axis(1, 1, shape.numel()))
         goals = set()
-        for (operand, _), batch in zip(operation.traced(), batches, strict=True):
+        for (operand, _), batch in zip(traced, batches, strict=True):
             if batch is not None:
                 found = passage(operation, operand, len(shape))
                 goals.add(carried(batch.axis, operand.size, found, shape, apart=True))

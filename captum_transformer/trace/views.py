@@ -34,7 +34,7 @@ def views_of(operation: Operation) -> tuple[View, ...] | None:
 
 def view_of(operation: Operation, output: Value) -> View | None:
     """Returns how an output lies over a view operation's operand, or None if it isn't a view."""
-    views = views_of(operation) if operation.kind is Kind.MOVE else None
+    views = views_of(operation)
     return None if views is None else views[operation.outputs.index(output)]
 
 

@@ -12,10 +12,10 @@ from captum_transformer.rules.constants import constant_part
 from captum_transformer.rules.gradient.share import divided
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention
 from captum_transformer.trace.kinds import COPIES, Kind
-from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import scores_of
+from captum_transformer.trace.recorder import ForwardRules
 from captum_transformer.trace.value import Value
 
 _ADDS = frozenset({Kind.ADD, Kind.SUB})

@@ -48,8 +48,8 @@ from captum_transformer.rules.gradient.slope import (
 )
 from captum_transformer.rules.gradient.temperature import at_temperature
 from captum_transformer.trace.kinds import CONVOLUTIONS, Kind
-from captum_transformer.trace.mode import ForwardRule, ForwardRules
 from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.recorder import ForwardRule, ForwardRules
 
 _PLAIN: ForwardRules = {Kind.SOFTMAX: without_empty_rows}
 _UNKNOWN: ForwardRules = {Kind.UNKNOWN: refuse_unknown}

@@ -18,10 +18,10 @@ from captum_transformer.trace.attention import FusedAttention, fused_attention
 from captum_transformer.trace.blocks import row_blocks
 from captum_transformer.trace.flex import log_sum_exp_is_used
 from captum_transformer.trace.kinds import COPIES, Kind
-from captum_transformer.trace.mode import ForwardRules
 from captum_transformer.trace.nested import leaves, mapped
 from captum_transformer.trace.numeric import accumulation_dtype, in_full
 from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.recorder import ForwardRules
 from captum_transformer.trace.statistics import softmax_dim, sums_to_one_again
 from captum_transformer.trace.value import Value
 
