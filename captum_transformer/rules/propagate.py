@@ -9,8 +9,8 @@ from torch.autograd import forward_ad
 from captum_transformer.account import Reason
 from captum_transformer.errors import InvalidRuleError, UnsupportedOperationError
 from captum_transformer.rules.ledger import Audit, Ledger, balanced
-from captum_transformer.trace.dimensions import features_begin
 from captum_transformer.trace.kinds import Kind
+from captum_transformer.trace.lookups import features_begin
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value

@@ -9,8 +9,9 @@ number is a token.
 from collections.abc import Iterator, Sequence
 
 from captum_transformer.trace.axis import Axis, View, pieces_in_view
-from captum_transformer.trace.dimensions import Passage, carried, features_begin, passage
+from captum_transformer.trace.dimensions import Passage, carried, passage
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind, Role
+from captum_transformer.trace.lookups import features_begin
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import scores_of
 from captum_transformer.trace.value import Features, Value

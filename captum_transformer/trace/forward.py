@@ -19,7 +19,6 @@ from captum_transformer.calling.refusals import (
     refusing_scripted,
     sharded_parameter,
 )
-from captum_transformer.calling.uncompiled import written_name
 from captum_transformer.trace.applied import APPLIED
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis
@@ -251,7 +250,7 @@ def traced_forward(
     """
     inputs = arguments.inputs
     modules = modules_of(forward_func)
-    names = {id(m): written_name(name) or type(m).__name__ for name, m in modules}
+    names = {id(module): name for name, module in modules}
     sharded = sharded_parameter(modules)
     if sharded is not None and Kind.PRODUCT in keep:
         raise reads_sharded(f"The parameter {sharded!r}")

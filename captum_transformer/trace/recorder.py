@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from captum_transformer.calling.checkpointing import declared_by, saving_hooks
+from captum_transformer.calling.uncompiled import written_name
 from captum_transformer.trace.attention import AttentionCall, FusedAttention, attention_call
 from captum_transformer.trace.calls import Call, lay_gradient_out, without_inplace
 from captum_transformer.trace.cuts import Blocks
@@ -183,9 +184,10 @@ class Recorder:
         Returns:
             The operation that was recorded for it.
         """
-        # The further outputs of attention are recorded separately.
-        kept = len(outputs) if operation.pattern is None else 1
-        first, beside, outputs = outputs[0], outputs[kept:], outputs[:kept]
+        first = outputs[0]
+        beside: list[Tensor | None] = []
+        if operation.pattern is not None:  # its further outputs are recorded separately
+            beside, outputs = outputs[1:], outputs[:1]
         if operation.refusal is not None:
             operation.refused = [get_gradient_edge(t) for t in outputs if t is not None]
         if operation.kind is Kind.SUM and first is not None:
@@ -230,7 +232,8 @@ class Recorder:
             if "self" in frame.f_code.co_varnames[:1]:
                 caller = frame.f_locals.get("self")
                 if isinstance(caller, nn.Module):
-                    return self._names.get(id(caller)) or type(caller).__name__
+                    name = self._names.get(id(caller), "")
+                    return written_name(name) or type(caller).__name__
             frame = frame.f_back
         return ""
 

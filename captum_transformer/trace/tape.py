@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
-from captum_transformer.calling.refusals import is_sharded, reads_sharded
-from captum_transformer.errors import UnseenOperationError, UnsupportedOperationError
+from captum_transformer.calling.refusals import reads_sharded
+from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.functions import Function, describe
 from captum_transformer.trace.kinds import MOVES, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.roots import Roots
 from captum_transformer.trace.storages import memory_of
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.writes import WRITE_VIEW, is_hook
@@ -49,8 +49,7 @@ class Tape:
         self._held: dict[int, Value] = {}
         self._kept: dict[int, list[Operand]] = {}
         self._aside: dict[int, tuple[weakref.ref[Tensor], Operation]] = {}
-        self._roots: set[Any] = set()
-        self._rootless: set[Any] = set()
+        self._roots = Roots()
         self._derived: dict[Any, Any] = {}
 
     def new_value(self, tensor: Tensor) -> Value:
@@ -71,7 +70,7 @@ class Tape:
     def add_root(self, tensor: Tensor) -> None:
         """Remembers where the inputs enter the autograd graph."""
         if tensor.requires_grad:
-            self._roots.add(get_gradient_edge(tensor).node)
+            self._roots.add(tensor)
 
     def find(self, tensor: Tensor) -> Value | None:
         """Returns the value that a tensor holds, or None if the inputs don't reach it."""
@@ -82,7 +81,7 @@ class Tape:
             return None
         passed_on = self._passed_on(tensor)
         if passed_on is None:
-            self._refuse_unseen(tensor)
+            self._roots.require_none_behind(tensor)
         return passed_on
 
     def find_without_gradient(self, tensor: Tensor) -> Value | None:
@@ -249,40 +248,6 @@ class Tape:
         self._kept.clear()
         self._aside.clear()
         self._roots.clear()
-        self._rootless.clear()
-
-    def _refuse_unseen(self, tensor: Tensor) -> None:
-        """Raises if an unknown tensor depends on the inputs through an unseen operation."""
-        if is_sharded(tensor):
-            raise UnsupportedOperationError(
-                "The model computes with sharded tensors (DTensors), as under tensor parallelism, "
-                "whose parts are in other processes. Explain a copy with whole weights."
-            )
-        stack, seen = [tensor.grad_fn], set()
-        while stack:
-            node = stack.pop()
-            if node is None or node in seen or node in self._rootless:
-                continue
-            if node in self._roots:
-                raise UnseenOperationError(
-                    f"A tensor of shape {tuple(tensor.shape)} depends on the inputs through an "
-                    "operation that the trace can't see, or that torch can't differentiate "
-                    "(autograd "
-                    f"calls it {tensor.grad_fn.name() if tensor.grad_fn else 'unknown'}). Custom "
-                    "`autograd.Function`s, scripted code, `torch.vmap`, flash-attn and what "
-                    "`torch.autograd.grad` computes are invisible to torch functions, and steps "
-                    "such as `torch.heaviside` have no derivative: switch to a plain PyTorch "
-                    "implementation (`attn_implementation='sdpa'` in Transformers, a module of "
-                    "torch.nn for an activation), checkpoint activations by "
-                    "`torch.utils.checkpoint`, remove hooks by which other libraries change "
-                    "gradients, and of a wrapper such as DistributedDataParallel explain the "
-                    "`module`. Or say what the Function is, by "
-                    "`captum_transformer.extend.describe_function`, or `describe_linear` for a "
-                    "layer with quantised weights."
-                )
-            seen.add(node)
-            stack.extend(parent for parent, _ in node.next_functions)
-        self._rootless |= seen
 
 
 def _keep_lent(operand: Operand) -> None:

@@ -12,7 +12,6 @@ for a token that the score is read from, they are that token itself, by far larg
 import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from captum_transformer.calling.reading import truth
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.apart import require_own_samples
 from captum_transformer.rules.flow.books import Books
+from captum_transformer.rules.flow.carried import Key, Shares, add, counting
 from captum_transformer.rules.flow.maps import Attend
 from captum_transformer.rules.flow.passing import Passing
 from captum_transformer.rules.flow.picked import picks_others
@@ -35,22 +35,6 @@ from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
 
 KEEP = frozenset({Kind.MAXIMUM, Kind.CHOICE})
-
-
-class Key(NamedTuple):
-    """Identifies shares that are carried together.
-
-    Attributes:
-        sources: the sources of the shares, as a bit set.
-        apart: whether the shares have passed no attention and don't count at the inputs.
-    """
-
-    sources: int
-    apart: bool
-
-
-# For each token, a source is in at most one key that is apart and in one that is not.
-Shares = dict[Key, Tensor]
 
 
 class TokenFlow:
@@ -121,7 +105,7 @@ class TokenFlow:
         ends, towers = 0 if self.direct else asked, self._tape.derived(Towers)
         for value, share in seeds.items():
             for apart, some in self._parted(value, share, wanted, ends):
-                _add(arriving, value, Key(starting[value], apart), some)
+                add(arriving, value, Key(starting[value], apart), some)
         arrived: dict[Value, list[Tensor]] = {}
         ended: list[tuple[Value, Shares]] = []
         first = min((_step(value) for value in read), default=0)
@@ -132,7 +116,7 @@ class TokenFlow:
             incoming = [arriving.pop(v, {}) if v is not None else {} for v in operation.outputs]
             for place, output in enumerate(operation.outputs):
                 if output in read:
-                    arrived[output] = _counting(incoming[place], read[output])
+                    arrived[output] = counting(incoming[place], read[output])
                 if output is not None and (
                     operation.index == first
                     or (output in read and not any(map(output.descends_from, read)))
@@ -157,12 +141,12 @@ class TokenFlow:
                         left.append((value, part, share))
                         continue
                     # A share at a call's output will pass the call, so it is no longer apart.
-                    _add(arriving, value, Key(part, apart and bool(part & ends)), share)
+                    add(arriving, value, Key(part, apart and bool(part & ends)), share)
                 if books is not None:
                     books.leave_out(operation, left)
         for value, source in read.items():
             if value not in arrived:
-                arrived[value] = _counting(arriving.get(value, {}), source)
+                arrived[value] = counting(arriving.get(value, {}), source)
         if ledger is not None:
             ledger.reached |= {value for value, shares in arrived.items() if shares}
         if books is not None:
@@ -295,18 +279,6 @@ class TokenFlow:
             total = (reached * quotient(relevance, reached.detach())).sum()
         (result,) = torch.autograd.grad(total, probe)
         return result
-
-
-def _add(arriving: dict[Value, Shares], value: Value, key: Key, share: Tensor) -> None:
-    """Adds a share to the share of the same sources that arrives at a value."""
-    if key.sources:
-        found = arriving.setdefault(value, {})
-        found[key] = found[key] + share if key in found else share
-
-
-def _counting(found: Shares, source: int) -> list[Tensor]:
-    """Returns the shares of one source that have arrived and count."""
-    return [share for key, share in found.items() if key.sources & source and not key.apart]
 
 
 def _step(value: Value) -> int:
