@@ -61,11 +61,13 @@ class AttentionCall(ABC):
 
     @property
     def among_channels(self) -> bool:
-        """Whether the call attends to features instead of tokens, as in XCiT."""
+        """Whether the call attends to features instead of tokens, as in XCiT and among experts."""
         value = self.value.value
         if value is None:
             return False
         pattern = self.operation.pattern
+        if pattern is not None and pattern.in_tokens:
+            return True
         order = None if pattern is None else pattern.value_order
         keys = -2 % len(value.shape) if order is None else order[-2]
         return keys is not None and Axis.of(value.shape, keys) in (value.features or ())

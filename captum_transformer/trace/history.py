@@ -68,7 +68,9 @@ class History:
         self.operations = list(operations)
         attention = [o.attention for o in self.operations if o.attention is not None]
         self.calls: list[AttentionCall] = [c for c in attention if not c.among_channels]
-        self.channel_calls: list[AttentionCall] = [c for c in attention if c.among_channels]
+        self.channel_calls: list[AttentionCall] = [
+            c for c in attention if c.among_channels and not _mixes_experts(c)
+        ]
         self._streams = Streams(inputs)
         self._unread = self.operations.copy()
         self._is_warned_of = False
@@ -170,3 +172,8 @@ def listed(names: Iterable[str]) -> str:
     """Returns the first three distinct names as a comma-separated string."""
     names = list(dict.fromkeys(names))
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _mixes_experts(call: AttentionCall) -> bool:
+    pattern = call.operation.pattern
+    return pattern is not None and pattern.in_tokens

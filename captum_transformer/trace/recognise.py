@@ -29,6 +29,8 @@ class Pattern(NamedTuple):
         value_order: the same for the values, to ``(..., K, D)``.
         output_order: the same for the output, to ``(..., Q, D)``.
         product: the entrywise product that is summed, if the probabilities are applied that way.
+        in_tokens: whether each token has weights, which are features of it, for values of its own:
+            those of a router for experts, which are applied like attention and are none.
     """
 
     held: tuple[Operand, ...]
@@ -37,6 +39,7 @@ class Pattern(NamedTuple):
     value_order: Order = None
     output_order: Order = None
     product: Operation | None = None
+    in_tokens: bool = False
 
 
 def recognise(operation: Operation) -> Pattern | None:
@@ -158,7 +161,10 @@ def _applies(product: Contraction, weights: int) -> Pattern | None:
     if keys is None or probabilities.keys != Axis.of(probabilities.shape, keys):
         return None
     of_weights, of_values, of_output = map(_unless_plain, orders)
-    return Pattern((applied,), weights, of_weights, of_values, of_output)
+    letters, others = product.letters[weights], product.letters[1 - weights]
+    rows = {letter for letter, n in zip(letters, applied.size, strict=True) if n > 1}
+    in_tokens = not probabilities.weighs_tokens and rows <= {*others}
+    return Pattern((applied,), weights, of_weights, of_values, of_output, in_tokens=in_tokens)
 
 
 def _heads(letters: str, probabilities: Value) -> set[str]:
