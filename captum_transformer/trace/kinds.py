@@ -17,56 +17,63 @@ class Does(enum.Enum):
 
 
 class Kind(enum.Enum):
-    """The kinds of operations that rules distinguish, each with what it does."""
+    """The kinds of operations that rules distinguish, each with what it does.
 
-    ASKS = enum.auto(), Does.ASKS
-    MOVE = enum.auto(), Does.MOVES
-    CONCATENATE = enum.auto(), Does.MOVES
-    STACK = enum.auto(), Does.MOVES
-    PAD = enum.auto(), Does.MOVES
-    AS_COMPLEX = enum.auto(), Does.MOVES
-    AS_REAL = enum.auto(), Does.MOVES
-    COPY = enum.auto(), Does.WORKS_BY_ENTRY  # the same entries, perhaps with another dtype
-    EMBEDDING = enum.auto(), Does.MOVES  # rows of a constant table, looked up by ids
-    CHOICE = enum.auto(), Does.SELECTS  # along a dimension, which may become shorter
-    MAXIMUM = enum.auto(), Does.SELECTS  # of two tensors, of windows or of whole dimensions
-    SUM = enum.auto(), Does.SUMS
-    MEAN = enum.auto(), Does.SUMS
-    SUM_AT_INDICES = enum.auto(), Does.SUMS
-    POOL = enum.auto(), Does.SUMS  # sums or means of windows, interpolation
-    ENTRYWISE = enum.auto(), Does.WORKS_BY_ENTRY
-    HOMOGENEOUS = enum.auto(), Does.WORKS_BY_ENTRY  # f(c x) = c f(x) for c > 0, such as ReLU
-    RECIPROCAL = enum.auto(), Does.WORKS_BY_ENTRY  # the input is a denominator: 1/x, x**-0.5
-    DROPOUT = enum.auto(), Does.WORKS_BY_ENTRY
-    NORM = enum.auto(), Does.WORKS_BY_ENTRY
-    SOFTMAX = enum.auto(), Does.WORKS_BY_ENTRY
-    LOG_SOFTMAX = enum.auto(), Does.WORKS_BY_ENTRY
-    ADD = enum.auto(), Does.WORKS_BY_ENTRY
-    SUB = enum.auto(), Does.WORKS_BY_ENTRY
-    MUL = enum.auto(), Does.WORKS_BY_ENTRY
-    DIV = enum.auto(), Does.WORKS_BY_ENTRY
-    CONTRAST = enum.auto(), Does.WORKS_BY_ENTRY  # one score minus another; not a torch function
-    PRODUCT = enum.auto(), Does.MIXES  # matrix products in every spelling; see `Contraction`
-    CONV = enum.auto(), Does.MIXES
-    TRANSPOSED_CONV = enum.auto(), Does.MIXES
-    ATTENTION = enum.auto(), Does.MIXES
-    TRANSFORM = enum.auto(), Does.MIXES  # Fourier transforms, with complex inputs or outputs
-    SAMPLE = enum.auto(), Does.MIXES  # entries interpolated between positions
-    DISTANCE = enum.auto(), Does.MIXES  # the norm of a signal, or its distance from another one
-    DERIVED = enum.auto(), Does.MIXES  # products and variances of entries along a dimension
-    SMOOTH_MAXIMUM = enum.auto(), Does.MIXES  # the logarithm of a sum of exponentials
-    SOLVE = enum.auto(), Does.MIXES  # solves a linear system: a signal divided by a matrix
-    DATA = enum.auto(), Does.HIDES
-    UNKNOWN = enum.auto(), Does.UNKNOWN
+    Attributes:
+        does: what an operation of this kind does to entries.
+    """
+
+    does: Does
+
+    def __new__(cls, does: Does) -> "Kind":
+        """Numbers the members, since several do the same."""
+        kind = object.__new__(cls)
+        kind._value_ = len(cls.__members__)
+        kind.does = does
+        return kind
+
+    ASKS = Does.ASKS
+    MOVE = Does.MOVES
+    CONCATENATE = Does.MOVES
+    STACK = Does.MOVES
+    PAD = Does.MOVES
+    AS_COMPLEX = Does.MOVES
+    AS_REAL = Does.MOVES
+    COPY = Does.WORKS_BY_ENTRY  # the same entries, perhaps with another dtype
+    EMBEDDING = Does.MOVES  # rows of a constant table, looked up by ids
+    CHOICE = Does.SELECTS  # along a dimension, which may become shorter
+    MAXIMUM = Does.SELECTS  # of two tensors, of windows or of whole dimensions
+    SUM = Does.SUMS
+    MEAN = Does.SUMS
+    SUM_AT_INDICES = Does.SUMS
+    POOL = Does.SUMS  # sums or means of windows, interpolation
+    ENTRYWISE = Does.WORKS_BY_ENTRY
+    HOMOGENEOUS = Does.WORKS_BY_ENTRY  # f(c x) = c f(x) for c > 0, such as ReLU
+    RECIPROCAL = Does.WORKS_BY_ENTRY  # the input is a denominator: 1/x, x**-0.5
+    DROPOUT = Does.WORKS_BY_ENTRY
+    NORM = Does.WORKS_BY_ENTRY
+    SOFTMAX = Does.WORKS_BY_ENTRY
+    LOG_SOFTMAX = Does.WORKS_BY_ENTRY
+    ADD = Does.WORKS_BY_ENTRY
+    SUB = Does.WORKS_BY_ENTRY
+    MUL = Does.WORKS_BY_ENTRY
+    DIV = Does.WORKS_BY_ENTRY
+    CONTRAST = Does.WORKS_BY_ENTRY  # one score minus another; not a torch function
+    PRODUCT = Does.MIXES  # matrix products in every spelling; see `Contraction`
+    CONV = Does.MIXES
+    TRANSPOSED_CONV = Does.MIXES
+    ATTENTION = Does.MIXES
+    TRANSFORM = Does.MIXES  # Fourier transforms, with complex inputs or outputs
+    SAMPLE = Does.MIXES  # entries interpolated between positions
+    DISTANCE = Does.MIXES  # the norm of a signal, or its distance from another one
+    DERIVED = Does.MIXES  # products and variances of entries along a dimension
+    SMOOTH_MAXIMUM = Does.MIXES  # the logarithm of a sum of exponentials
+    SOLVE = Does.MIXES  # solves a linear system: a signal divided by a matrix
+    DATA = Does.HIDES
+    UNKNOWN = Does.UNKNOWN
 
     # Hash by identity: sets of members are used at each operation, and Enum's own hash is slow.
     __hash__ = object.__hash__
-
-    @property
-    def does(self) -> Does:
-        """What an operation of this kind does to entries."""
-        does: Does = self.value[1]
-        return does
 
 
 class Form(enum.Enum):

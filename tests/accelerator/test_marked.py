@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not emulated.AVAILABLE, reason="PyTorch 2.6 needs C++ for it")
+@pytest.mark.skipif(not emulated.AVAILABLE, reason="PyTorch 2.9 needs C++ for it")
 def test_on_the_emulated_accelerator():
     options = ["--emulated", "-q", "-p", "no:cacheprovider", "--durations=10"]
     files = [

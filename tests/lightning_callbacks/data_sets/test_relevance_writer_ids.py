@@ -225,7 +225,6 @@ def test_reading_a_batch_that_sorts_is_refused(pl, trainer_options, tmp_path, id
         predict(pl, trainer_options, module, loader(padded), writer)
 
 
-@pytest.mark.skipif(torch.__version__ < "2.7", reason="PyTorch 2.6 keeps the order")
 def test_batches_that_overtake_each_other_are_refused(pl, trainer_options, tmp_path):
     data = DataLoader(Texts(), batch_size=1, num_workers=2, in_order=False)
     module = explainer(pl, model(), GenericAttentionRelevance)

@@ -16,10 +16,7 @@ from tests.lightning_callbacks.isolation.sharded_trainings import (
 from tests.lightning_callbacks.isolation.test_bit_identity import assert_same
 from tests.lightning_callbacks.processes import Failed, alone, needs_fork
 
-pytestmark = [
-    needs_fork,
-    pytest.mark.skipif(torch.__version__ < "2.7", reason="PyTorch 2.6 shards on GPUs only"),
-]
+pytestmark = needs_fork
 
 
 def outcome(folder, watched, rank):

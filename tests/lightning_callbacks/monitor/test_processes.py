@@ -166,7 +166,6 @@ def splits_itself(pl, distributed):
     return SplitsItself()
 
 
-@pytest.mark.skipif(torch.__version__ < "2.7", reason="PyTorch 2.6 shards on GPUs only")
 @pytest.mark.parametrize("when", ["before", "in configure_model"])
 def test_a_module_that_splits_itself_is_refused_before_the_first_step(
     pl, trainer_options, process_group, when
