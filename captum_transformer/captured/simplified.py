@@ -165,7 +165,7 @@ def _returned(graph: Graph) -> set[Node]:
 
 
 def _reshaped(graph: Graph) -> set[Node]:
-    """Returns the nodes that show memory of which an operation changes how a tensor shows it."""
+    """Returns the nodes that share memory with a tensor whose form is changed in place."""
     found: set[Node] = set()
     for node in graph.nodes:
         if torch.Tag.inplace_view in getattr(node.target, "tags", ()):

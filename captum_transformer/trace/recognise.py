@@ -163,7 +163,9 @@ def _applies(product: Contraction, weights: int) -> Pattern | None:
     of_weights, of_values, of_output = map(_unless_plain, orders)
     letters, others = product.letters[weights], product.letters[1 - weights]
     rows = {letter for letter, n in zip(letters, applied.size, strict=True) if n > 1}
-    in_tokens = not probabilities.weighs_tokens and rows <= {*others}
+    # Until the values' features are known, they may be neighbouring tokens, as in a convolution.
+    known = signal is None or signal.features is not None
+    in_tokens = known and not probabilities.weighs_tokens and rows <= {*others}
     return Pattern((applied,), weights, of_weights, of_values, of_output, in_tokens=in_tokens)
 
 

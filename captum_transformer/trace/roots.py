@@ -53,7 +53,7 @@ class Roots:
                     "such as `torch.heaviside` have no derivative: switch to a plain PyTorch "
                     "implementation (`attn_implementation='sdpa'` in Transformers, a module of "
                     "torch.nn for an activation), checkpoint activations by "
-                    "`torch.utils.checkpoint`, remove hooks by which other libraries change "
+                    "`torch.utils.checkpoint`, remove other libraries' hooks that change "
                     "gradients, and of a wrapper such as DistributedDataParallel explain the "
                     "`module`. Or say what the Function is, by "
                     "`captum_transformer.extend.describe_function`, or `describe_linear` for a "

@@ -79,3 +79,21 @@ def test_attention_that_is_predicted_from_its_query_is_attention() -> None:
     attended = x + F.scaled_dot_product_attention(x, x, x) @ doubles(WIDTH, WIDTH, seed=8)
     maps = (attended @ doubles(WIDTH, TOKENS, seed=3)).softmax(-1)
     torch.testing.assert_close(found, maps.mean(1))
+
+
+def test_weights_of_neighbouring_tokens_are_held_as_attention_is() -> None:
+    """A convolution whose kernel each token predicts (ConvBERT) mixes tokens."""
+
+    def convolved(x: Tensor, *, held: bool) -> Tensor:
+        windows = F.unfold(x.mT[..., None], (3, 1), padding=(1, 0))  # (samples, WIDTH * 3, TOKENS)
+        windows = windows.view(-1, WIDTH, 3, TOKENS).permute(0, 3, 1, 2).flatten(0, 1)
+        with torch.set_grad_enabled(not held):
+            kernels = weights(x).flatten(0, 1)[..., None]
+        return torch.bmm(windows, kernels).view(x.shape)
+
+    x = doubles(2, TOKENS, WIDTH, seed=9)
+    found, expected = (
+        ConservativeLRP(partial(model, partial(convolved, held=held))).attribute(x, target=1)
+        for held in (False, True)
+    )
+    torch.testing.assert_close(found, expected)
