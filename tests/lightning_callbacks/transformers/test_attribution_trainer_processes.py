@@ -34,17 +34,18 @@ def train(rank, folder, watched):
     torch.distributed.destroy_process_group()
 
 
-def train_in_two(folder, watched):
-    side_by_side(train, 2, folder, watched)
+def train_with_and_without(folder):
+    for watched in (True, False):
+        (folder / str(watched)).mkdir()
+        side_by_side(train, 2, folder / str(watched), watched)
 
 
 def test_the_first_explains_and_all_train_as_they_would_without(tmp_path):
-    results = []
-    for watched in (True, False):
-        folder = tmp_path / str(watched)
-        folder.mkdir()
-        alone(train_in_two, folder, watched)
-        results.append([torch.load(folder / f"result_of_{rank}") for rank in (0, 1)])
+    alone(train_with_and_without, tmp_path)
+    results = [
+        [torch.load(tmp_path / str(watched) / f"result_of_{rank}") for rank in (0, 1)]
+        for watched in (True, False)
+    ]
     torch.testing.assert_close(*results, rtol=0, atol=0)
     first, second = results[0]
     assert len(first["losses"]) == 2
