@@ -60,12 +60,16 @@ def plain(model: nn.Module, x: Tensor, target: list[int]) -> None:
     torch.autograd.grad(model(x)[range(len(x)), target].sum(), x)
 
 
-def measured(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each method that explains a model."""
+def explained(name: str, samples: int) -> tuple[nn.Module, Tensor, list[int]]:
+    """A model, images for it, and a target for each of them, even if there is only one."""
     model = MODELS[name]().eval().requires_grad_(requires_grad=False)
     size = timm.data.resolve_model_data_config(model)["input_size"]
-    x = torch.randn(options.samples, *size)
-    target = list(range(options.samples))  # of one sample, too, one for each
+    return model, torch.randn(samples, *size), list(range(samples))
+
+
+def measured(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each method that explains a model."""
+    model, x, target = explained(name, options.samples)
     rows = []
     for kind in METHODS:
         method = kind(model)
@@ -106,9 +110,7 @@ def first_compiled(name: str, method: str, options: argparse.Namespace) -> float
 
 def seconds_to_compile(name: str, method: str, options: argparse.Namespace) -> float:
     torch.set_num_threads(options.threads)
-    model = MODELS[name]().eval().requires_grad_(requires_grad=False)
-    size = timm.data.resolve_model_data_config(model)["input_size"]
-    x, target = torch.randn(options.samples, *size), list(range(options.samples))
+    model, x, target = explained(name, options.samples)
     (kind,) = (kind for kind in METHODS if kind.__name__ == method)
     captured = kind(model).capture(x, target)
     with tempfile.TemporaryDirectory() as folder:

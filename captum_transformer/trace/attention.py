@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 Order = tuple[int | None, ...] | None
 
 
+def mixes_experts(operation: Operation) -> bool:
+    """Whether an operation applies a router's weights to what experts made of the same token."""
+    return operation.pattern is not None and operation.pattern.in_tokens
+
+
 class AttentionCall(ABC):
     """An attention call, with everything that is needed to explain it.
 
@@ -65,9 +70,9 @@ class AttentionCall(ABC):
         value = self.value.value
         if value is None:
             return False
-        pattern = self.operation.pattern
-        if pattern is not None and pattern.in_tokens:
+        if mixes_experts(self.operation):
             return True
+        pattern = self.operation.pattern
         order = None if pattern is None else pattern.value_order
         keys = -2 % len(value.shape) if order is None else order[-2]
         return keys is not None and Axis.of(value.shape, keys) in (value.features or ())

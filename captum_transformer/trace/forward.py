@@ -32,7 +32,7 @@ from captum_transformer.trace.layers import InnerTensor, WatchedLayers
 from captum_transformer.trace.lost_gradients import refuse_steps
 from captum_transformer.trace.mode import Trace
 from captum_transformer.trace.packages import describe_packages
-from captum_transformer.trace.recorder import ForwardRules
+from captum_transformer.trace.recorder import ForwardRules, Recorder
 from captum_transformer.trace.scores import Scores
 from captum_transformer.trace.seams import GradientsInOrder, seams
 from captum_transformer.trace.value import Value
@@ -256,7 +256,7 @@ def traced_forward(
         raise reads_sharded(f"The parameter {sharded!r}")
     describe_packages()
     with explaining(modules, list(inputs)) as state:
-        trace = Trace(keep, names, rules, edges=all_edges, checkpoint=checkpoint)
+        trace = Trace(Recorder(keep, names, rules, edges=all_edges, checkpoint=checkpoint))
         trace.tape.on_write = state.before_write
         state.drew = False
         trace.on_draw = state.note_draw

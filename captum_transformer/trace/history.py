@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from captum_transformer.errors import NoAttentionError
-from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.attention import AttentionCall, mixes_experts
 from captum_transformer.trace.mixing import has_known_weights, named, unread_mixing
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.streams import Streams
@@ -69,7 +69,7 @@ class History:
         attention = [o.attention for o in self.operations if o.attention is not None]
         self.calls: list[AttentionCall] = [c for c in attention if not c.among_channels]
         self.channel_calls: list[AttentionCall] = [
-            c for c in attention if c.among_channels and not _mixes_experts(c)
+            c for c in attention if c.among_channels and not mixes_experts(c.operation)
         ]
         self._streams = Streams(inputs)
         self._unread = self.operations.copy()
@@ -172,8 +172,3 @@ def listed(names: Iterable[str]) -> str:
     """Returns the first three distinct names as a comma-separated string."""
     names = list(dict.fromkeys(names))
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _mixes_experts(call: AttentionCall) -> bool:
-    pattern = call.operation.pattern
-    return pattern is not None and pattern.in_tokens

@@ -13,7 +13,7 @@ from captum_transformer.trace.describing import attends_learned, described, writ
 from captum_transformer.trace.functions import Function, describe
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operation
-from captum_transformer.trace.recorder import ForwardRules, Recorder
+from captum_transformer.trace.recorder import Recorder
 from captum_transformer.trace.value import Value
 
 
@@ -24,30 +24,16 @@ class Trace(TorchFunctionMode):
     batch normalisation. Nothing is patched, so exiting the context restores everything.
 
     Args:
-        keep: the kinds of operations whose operands are kept for the rules.
-        names: the dotted names of modules, by the ``id`` of the module.
-        rules: the rules that change the gradient of some operations, for gradient-based methods.
-        edges: whether to keep the position of every output in the autograd graph.
-        checkpoint: the number of attention calls per block that is recomputed; see `Blocks`.
+        recorder: runs and records the operations; None for one without rules.
 
     Attributes:
         tape, calls, rules, blocks, steps: those of the `Recorder`.
         on_draw: a function that is called when the model draws random numbers, or None.
     """
 
-    def __init__(
-        self,
-        keep: frozenset[Kind] = frozenset(),
-        names: dict[int, str] | None = None,
-        rules: ForwardRules | None = None,
-        *,
-        edges: bool = False,
-        checkpoint: int | None = None,
-    ) -> None:
+    def __init__(self, recorder: Recorder | None = None) -> None:
         super().__init__()
-        self._recorder = known = Recorder(
-            keep, names or {}, rules or {}, edges=edges, checkpoint=checkpoint
-        )
+        self._recorder = known = recorder or Recorder()
         self.tape, self.blocks, self._chosen = known.tape, known.blocks, known.chosen
         self.calls, self.rules, self.steps = known.calls, known.rules, known.steps
         self.on_draw: Callable[[], None] | None = None

@@ -77,21 +77,21 @@ class Recorder:
 
     def __init__(
         self,
-        keep: frozenset[Kind],
-        names: dict[int, str],
-        rules: ForwardRules,
+        keep: frozenset[Kind] = frozenset(),
+        names: dict[int, str] | None = None,
+        rules: ForwardRules | None = None,
         *,
-        edges: bool,
-        checkpoint: int | None,
+        edges: bool = False,
+        checkpoint: int | None = None,
     ) -> None:
         self.tape = Tape(keep, lay_out)
         self.blocks = Blocks(self.tape, checkpoint)
         self.tape.on_record = self.blocks.note
         self.calls: list[AttentionCall] = []
-        self.rules = rules
+        self.rules = rules or {}
         self.steps: list[StepFunction] = []
         self.chosen = Chosen()
-        self._names = names
+        self._names = names or {}
         self._edges = edges
 
     def run(self, operation: Operation, written: Tensor | None, call: Call) -> Any:

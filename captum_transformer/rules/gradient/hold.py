@@ -184,10 +184,8 @@ def hold_probabilities(operation: Operation) -> Any:
     were cut up or rearranged are held, too, and so are those that weight constants, such as
     relative values.
     """
-    if operation.pattern is not None and operation.pattern.in_tokens:
-        return NotImplemented
-    if operation.pattern is not None:
-        return with_held(operation, operation.pattern.held)
+    if (pattern := operation.pattern) is not None:
+        return NotImplemented if pattern.in_tokens else with_held(operation, pattern.held)
     traced = operation.traced()
     if operation.kind is not Kind.PRODUCT:
         return NotImplemented
@@ -215,10 +213,9 @@ def _sums_over_keys(operation: Operation, operand: Operand) -> bool:
 def attention_weights(operation: Operation) -> list[Value]:
     """Returns the softmax weights, of tokens or whatever is attended to, that a product applies."""
     traced = operation.traced()
-    if operation.pattern is not None and operation.pattern.in_tokens:
-        return []
-    if operation.pattern is not None:
-        return [operand.value for operand in operation.pattern.held if operand.value is not None]
+    if (pattern := operation.pattern) is not None:
+        held = () if pattern.in_tokens else pattern.held
+        return [operand.value for operand in held if operand.value is not None]
     if len(traced) > 1:
         return [value for _, value in traced if value.weighs_tokens or are_probabilities(value)]
     return [value for operand, value in traced if _sums_over_keys(operation, operand)]
