@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.precision import widest_float
 from captum_transformer.calling.reading import truth
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.token_flow import TokenFlow
@@ -183,14 +184,15 @@ class LayerScores:
         dims = feature_dims(last)
         layout = [1 if dim in dims else length for dim, length in enumerate(last.shape)]
         count = math.prod(layout)
-        numbers = torch.arange(1, 1 + count, dtype=torch.float64, device=last.device)
+        numbers = torch.arange(1.0, 1 + count, dtype=widest_float(last.device), device=last.device)
+        rounding = 256 * torch.finfo(numbers.dtype).eps
         shares = numbers.reshape(layout).expand(last.shape)
         reached = TokenFlow(self._tape, {})({last: shares}, others)
         for value, layer in zip(others, self.layers, strict=False):
             # Shares may be spread over features on the way, and masks leave some tokens out.
             found, expected = reached[value].sum(dims), shares.sum(dims)
             kept = found != 0
-            close = torch.isclose(found, expected * kept).all()
+            close = torch.isclose(found, expected * kept, rtol=rounding).all()
             if not truth(kept.any() & close):
                 raise _unsupported(
                     f"behind the layer of {layer[0].module!r} tokens don't keep their places "

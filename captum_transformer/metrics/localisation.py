@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from captum_transformer.calling.precision import widened
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.metrics.maps import relevance_map, require_truth, share, truth_mask
 
@@ -55,7 +56,7 @@ def pointing_game(relevance: Tensor, mask: Tensor, *, tolerance: float = 0.0) ->
         target = _within(target, tolerance)
     values, target = values.flatten(1), target.flatten(1)
     peaks = values == values.amax(1, keepdim=True)
-    return (peaks & target).sum(1).double() / peaks.sum(1)
+    return widened((peaks & target).sum(1)) / peaks.sum(1)
 
 
 def energy_inside(relevance: Tensor, mask: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.precision import widened
 from captum_transformer.errors import InvalidInputError
 
 
@@ -14,7 +15,8 @@ def relevance_map(relevance: Tensor) -> Tensor:
             tokens, ``(samples, tokens)``.
 
     Returns:
-        Detached float64 values ``(samples, height, width)`` or ``(samples, tokens)``.
+        Detached values ``(samples, height, width)`` or ``(samples, tokens)``, float64 if the device
+        has it.
 
     Raises:
         InvalidInputError: If the shape is a different one, there are no values, or a value is not
@@ -26,7 +28,7 @@ def relevance_map(relevance: Tensor) -> Tensor:
             "width) or (samples, tokens) and hold at least one value, got "
             f"{tuple(relevance.shape)}."
         )
-    values = relevance.detach().double()
+    values = widened(relevance.detach())
     bad = ~values.isfinite().flatten(1).all(1)
     if bad.any():
         raise InvalidInputError(

@@ -9,6 +9,7 @@ import torch
 from captum._utils.typing import TargetType
 from torch import Tensor
 
+from captum_transformer.calling.precision import widened
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.metrics.curve import Curve
 from captum_transformer.metrics.places import (
@@ -132,10 +133,16 @@ def black(mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tens
         std: The number that each channel is divided by.
 
     Returns:
-        ``(C,)`` in double precision, for ``baselines``.
+        ``(C,)`` in double precision if the device has it, for ``baselines``.
 
     Example:
         >>> black(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]).tolist()
         [-2.117..., -2.035..., -1.804...]
     """
-    return -torch.as_tensor(mean, dtype=torch.float64) / torch.as_tensor(std, dtype=torch.float64)
+    return -_wide(mean) / _wide(std)
+
+
+def _wide(values: Sequence[float] | Tensor) -> Tensor:
+    if isinstance(values, Tensor):
+        return widened(values)
+    return torch.tensor(values, dtype=torch.float64)

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.precision import widened
 from captum_transformer.metrics.ties import tied_places
 
 Interpolation = Literal["step", "linear"]
@@ -39,14 +40,14 @@ def area_under_precision_recall(
         >>> area_under_precision_recall(scores, labels)
         tensor([0.8333], dtype=torch.float64)
     """
-    scores = scores.double()
+    scores = widened(scores)
     if where is not None:
         # Put after all others, where they don't change the precision at any positive.
         scores, labels = scores.masked_fill(~where, -torch.inf), labels & where
     ordered, order = scores.sort(1, descending=True)
     positive = labels.gather(1, order)
     first, last = tied_places(ordered)
-    found = positive.cumsum(1).double()
+    found = widened(positive.cumsum(1))
     precision = found / torch.arange(1, found.shape[1] + 1, device=found.device)
     height = precision.gather(1, last)
     if interpolation == "linear":

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.precision import widened
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.metrics.ties import tied_places
 
@@ -54,5 +55,5 @@ def average_ranks(values: Tensor) -> Tensor:
     """
     ordered, order = values.flatten(1).sort(1)
     first, last = tied_places(ordered)
-    ranks = (first + last).double() / 2 + 1
+    ranks = widened(first + last) / 2 + 1
     return torch.empty_like(ranks).scatter_(1, order, ranks)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.precision import widened
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.metrics.maps import relevance_map, require_truth, share, truth_mask
 from captum_transformer.metrics.precision_recall import (
@@ -79,9 +80,9 @@ def rationale_scores(
     first, last = tied_places(ordered)
     # How likely each token is among the first k if ties are broken at random.
     odds = ((chosen[:, None] - first) / (last - first + 1)).clamp(0, 1)
-    hits = (odds.double() * truth.gather(1, order)).sum(1)
+    hits = (widened(odds) * truth.gather(1, order)).sum(1)
     precision, recall = hits / chosen, hits / size
-    return RationaleScores(precision, recall, share(2 * hits, (chosen + size).double()))
+    return RationaleScores(precision, recall, share(2 * hits, widened(chosen + size)))
 
 
 def rationale_auprc(

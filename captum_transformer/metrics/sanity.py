@@ -9,6 +9,7 @@ import torch
 from captum._utils.progress import progress
 from torch import Tensor, nn
 
+from captum_transformer.calling.precision import widened
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.metrics.maps import rows
 from captum_transformer.metrics.randomisation import Order, layers_from_the_top, randomised
@@ -158,8 +159,8 @@ def completeness(
             f"`output` must hold one score for each of the {len(maps[0])} samples, got shape "
             f"{tuple(output.shape)}. Pick that of the class: logits[range(len(logits)), target]."
         )
-    due = output.detach().double() - torch.as_tensor(baseline_output).detach()
-    total = torch.stack([each.detach().double().flatten(1).sum(1) for each in maps]).sum(0)
+    due = widened(output.detach()) - torch.as_tensor(baseline_output).detach()
+    total = torch.stack([widened(each.detach()).flatten(1).sum(1) for each in maps]).sum(0)
     missed = (total - due).abs()
     return torch.where(missed == 0, 0.0, missed / due.abs())
 

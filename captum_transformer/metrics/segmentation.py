@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.precision import widened
 from captum_transformer.metrics.maps import relevance_map, require_truth, share, truth_mask
 from captum_transformer.metrics.precision_recall import area_under_precision_recall
 
@@ -48,22 +49,22 @@ class SegmentationScores:
     @property
     def pixel_accuracies(self) -> Tensor:
         """The pixel accuracy of each sample: ``(samples,)``."""
-        return share(self.correct.double(), self.labelled)
+        return share(widened(self.correct), self.labelled)
 
     @property
     def mean_ious(self) -> Tensor:
         """The mean IoU of background and foreground for each sample: ``(samples,)``."""
-        return share(self.intersection.double(), self.union).mean(1)
+        return share(widened(self.intersection), self.union).mean(1)
 
     @property
     def pixel_accuracy(self) -> Tensor:
         """The pixel accuracy over all pixels of all samples: a scalar."""
-        return share(self.correct.sum().double(), self.labelled.sum())
+        return share(widened(self.correct.sum()), self.labelled.sum())
 
     @property
     def mean_iou(self) -> Tensor:
         """The mean IoU, with counts added up over the samples as in the paper: a scalar."""
-        return share(self.intersection.sum(0).double(), self.union.sum(0)).mean()
+        return share(widened(self.intersection.sum(0)), self.union.sum(0)).mean()
 
     @property
     def mean_average_precision(self) -> Tensor:

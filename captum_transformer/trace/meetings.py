@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.precision import widest_float
 from captum_transformer.calling.reading import numbers
 from captum_transformer.trace.axis import View
 from captum_transformer.trace.gates import MOVED, are_of_one_entry, works_by_entry
@@ -173,7 +174,7 @@ def _labelled(shared: Sequence[Value], between: Sequence[Value]) -> dict[Value, 
     first, known = _SEVERAL + 1, dict[Value, Factors]()
     for value in shared:
         count = value.shape.numel()
-        numbers = torch.arange(count, dtype=torch.float64, device=value.device) + first
+        numbers = torch.arange(count, dtype=torch.float64, device=_place(value)) + first
         known[value] = [_laid_out(numbers.view(value.shape), value)]
         first += count
     for value in reversed(between):
@@ -194,14 +195,20 @@ def _factors(value: Value, known: Mapping[Value, Factors]) -> Factors:
 
 
 def _several(value: Value) -> Tensor:
-    return torch.full((), _SEVERAL, dtype=torch.float64, device=value.device).expand(value.shape)
+    return torch.full((), _SEVERAL, dtype=torch.float64, device=_place(value)).expand(value.shape)
+
+
+def _place(value: Value) -> torch.device:
+    """Returns the device for the labels of a value: its own if this has numbers that precise."""
+    device = value.device
+    return device if widest_float(device) is torch.float64 else torch.device("cpu")
 
 
 def _laid_out(labels: Tensor, value: Value) -> Tensor:
     """Gives labels the memory layout of a value, so that the same views of them are possible."""
     if labels.stride() == value.stride or 0 in value.stride:
         return labels
-    return value.blank(labels.dtype).copy_(labels)
+    return labels.new_empty_strided(value.shape, value.stride).copy_(labels)
 
 
 def _moved(
@@ -215,7 +222,7 @@ def _moved(
             if other is operand:
                 return labels
             constant = other.role is Role.SIGNAL or other.value is not None
-            return labels.new_zeros(other.size) if constant else other.tensor
+            return labels.new_zeros(other.size) if constant else other.tensor.to(labels.device)
 
         found = operation.run(tensor)
         found = found[place] if isinstance(found, (tuple, list)) else found

@@ -114,7 +114,7 @@ def places_of(process: Process, pictures: Sequence[Any]) -> Places:
         drawn = list(map(_picture, greys, sizes))
         for grey, picture in zip(drawn, pictures, strict=True):
             grey.info = dict(picture.info)  # such as how a camera was held
-        return process(drawn).detach().double()
+        return _on_host(process(drawn))
 
     ramps: list[list[Grey]] = [
         [_middles(width) for width, _ in sizes],
@@ -124,7 +124,7 @@ def places_of(process: Process, pictures: Sequence[Any]) -> Places:
     black, white = made_of(np.zeros(1) for _ in sizes), made_of(np.ones(1) for _ in sizes)
     along = [made_of(ramp) for ramp in ramps]
     against = [made_of(1 - grey for grey in ramp) for ramp in ramps]
-    shown = [process(list(pictures)).detach().double() for _ in range(2)]
+    shown = [_on_host(process(list(pictures))) for _ in range(2)]
     # A tenth of the way up: a nonlinear scale, such as one with a limit, changes this most.
     dark = made_of(np.full(1, 0.1) for _ in sizes)
     made = [black, white, dark, *along, *against, *shown]
@@ -145,6 +145,11 @@ def places_of(process: Process, pictures: Sequence[Any]) -> Places:
     )
     picture = (which * len(sizes)).long().clamp(max=len(sizes) - 1).masked_fill(~seen, -1)
     return Places(picture, x, y)
+
+
+def _on_host(values: Tensor) -> Tensor:
+    """Returns a processor's output where the pictures are: some devices have no float64."""
+    return values.detach().cpu().double()
 
 
 def _places_decide(

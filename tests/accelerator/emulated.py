@@ -27,6 +27,7 @@ AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backe
 _ATEN = torch.ops.aten
 _META = torch._C.DispatchKeySet(torch._C.DispatchKey.Meta)
 # These may be given indices on the host.
+_DOUBLE = {torch.float64, torch.complex128}
 _INDEXING = {_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_}
 
 
@@ -50,6 +51,8 @@ def _laid_out(tensor: Tensor, storage: torch.UntypedStorage, like: Tensor) -> Te
 
 def _placed(numbers: Tensor) -> Tensor:
     """A tensor of the accelerator that takes over one of the CPU."""
+    if numbers.dtype in _DOUBLE and not MODULE.has_double:
+        raise TypeError(f"The emulated accelerator has no {numbers.dtype}.")
     tensor = torch._C._acc.create_empty_tensor((), numbers.dtype)
     storage: Any = tensor.untyped_storage()
     storage.memory = Memory(numbers.untyped_storage())

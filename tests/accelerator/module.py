@@ -47,6 +47,7 @@ class _Module:
     def __init__(self) -> None:
         self._state = torch.Generator().get_state()
         self._lock = threading.Lock()
+        self.has_double = True
 
     def is_initialized(self) -> bool:
         return True

@@ -26,9 +26,9 @@ pytestmark = pytest.mark.gpu
 IDS = torch.tensor([[2, 11, 12, 13, 14, 15, 3], [2, 21, 22, 23, 3, 0, 0]])
 
 
-def curves(device):
+def curves(device, dtype=torch.float64):
     torch.manual_seed(0)
-    model = classifier().to(device)
+    model = classifier().to(device, dtype)
     ids, mask = IDS.to(device), (IDS != 0).long().to(device)
     relevance, target = torch.randn(2, 7).to(device), torch.tensor([0, 2]).to(device)
     images, weight = torch.rand(2, 3, 4, 4).to(device), torch.randn(48, 3).to(device)
