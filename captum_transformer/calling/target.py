@@ -94,6 +94,11 @@ def target_of(target: Any, rows: slice, samples: int) -> Any:
     return target[rows] if isinstance(target, list) and len(target) == samples else target
 
 
+def is_of_integers(tensor: Tensor) -> bool:
+    """Returns whether a tensor holds integers of any size, which may be indices."""
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
 def main_output(output: Any) -> Any:
     """Returns an output's logits if it has any, otherwise the output, a dataclass as a dict."""
     if is_dataclass(output) and not isinstance(output, (type, Mapping)):
@@ -171,8 +176,8 @@ def tensors_of_scores(output: Any) -> list[tuple[str, Tensor]]:
 
 
 def _select_from(output: Tensor, target: Any) -> Tensor:
-    if isinstance(target, Tensor) and target.device != output.device:
-        target = target.to(output.device)
+    if isinstance(target, Tensor):
+        target = target.to(output.device, torch.long if is_of_integers(target) else target.dtype)
     try:
         if isinstance(target, Chosen):
             selected = _chosen_from(output, target)

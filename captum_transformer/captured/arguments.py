@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer.calling.arguments import Arguments
-from captum_transformer.calling.target import Chosen, Contrast, as_contrast
+from captum_transformer.calling.target import Chosen, Contrast, as_contrast, is_of_integers
 from captum_transformer.errors import CaptureError, InvalidTargetError
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), type, enum.Enum)
@@ -180,7 +180,7 @@ class Given:
     def _indices(self, target: Any) -> Tensor:
         """Returns the target's indices for each sample: ``(samples, dimensions)``."""
         if isinstance(target, Tensor):
-            known = not target.is_floating_point() and target.dtype != torch.bool
+            known = is_of_integers(target)
             if not known or (target.numel() != 1 and target.shape != (self.samples,)):
                 raise InvalidTargetError(
                     f"A target of dtype {target.dtype} and shape {tuple(target.shape)} was given: "

@@ -1,6 +1,7 @@
 """A call of a method as one graph of ATen operations."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, count
 from typing import Any
 
@@ -18,7 +19,12 @@ from captum_transformer.captured.code import as_function
 from captum_transformer.captured.recording import HostReads, Recording
 from captum_transformer.captured.shared import aliased, share
 from captum_transformer.captured.simplified import forms_of, simplify
-from captum_transformer.errors import CaptureError
+from captum_transformer.errors import (
+    CaptureError,
+    ExplanationError,
+    InvalidInputError,
+    InvalidTargetError,
+)
 
 
 class Recorded:
@@ -47,7 +53,7 @@ class Recorded:
 
         # Without a mode of its own for each tensor, of which the graph notes down what it is like.
         context = tracing(TracingContext(FakeTensorMode(allow_non_fake_inputs=True)))
-        with torch.inference_mode(mode=False), context:
+        with torch.inference_mode(mode=False), context, _recorded_by_torch():
             # Other objects than the caller's, one for each: tensors are distinguished by identity.
             graph_module = make_fx(run)(*(tensor.detach() for tensor in tensors))
         self.reads = [condition.reads for condition in recording.conditions]
@@ -73,6 +79,25 @@ class Recorded:
     def nodes(self) -> int:
         """The number of operations of the graph."""
         return sum(node.op == "call_function" for node in self.graph.graph.nodes)
+
+
+@contextmanager
+def _recorded_by_torch() -> Iterator[None]:
+    """Lets compiled functions, which run as they were written, become part of a graph.
+
+    An error of torch is one of recording: the call itself has run before.
+    """
+    try:
+        with torch._dynamo.config.patch(error_on_nested_fx_trace=False):  # noqa: SLF001
+            yield
+    except (ExplanationError, InvalidInputError, InvalidTargetError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+        raise CaptureError(
+            f"PyTorch can't record this call as a graph ({type(error).__name__}: {reason}). "
+            "Explain the model uncaptured."
+        ) from error
 
 
 def _changes_something(node: Node) -> bool:

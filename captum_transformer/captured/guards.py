@@ -36,6 +36,7 @@ from captum_transformer.captured.holders import (
 from captum_transformer.captured.settings import settings
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_NUMBERS = (bool, int, float)
 _SEQUENCES = (list, tuple, deque)
 # Python adds annotations to a class when somebody first asks for them.
 _NOT_READ = frozenset({*vars(nn.Module()), "__annotations__"}) - {*OF_MODULES}
@@ -91,8 +92,13 @@ class Guard:
         for item in fixed:
             self._add(getattr(item, "__qualname__", "a further argument"), item)
         for values, names in executed.names_in_globals():
-            if not is_of_packages(path := values.get("__name__")):
-                self._note(str(path), values, functools.partial(some_of, names))
+            path = str(values.get("__name__"))
+            if is_of_packages(path):
+                # Numbers are torch's own state, such as whether parametrised weights are cached.
+                numbers = {name for name in names if type(values[name]) in _NUMBERS}
+                names = numbers if path.startswith("torch.") else set()
+            if names:
+                self._note(path, values, functools.partial(some_of, names))
         for file, names in executed.names_in_modules():
             path, reads = file.__name__, functools.partial(some_of, names)
             self._note(path, vars(file), reads, within=not is_of_packages(path))

@@ -36,6 +36,11 @@ FORMS: dict[str, tuple[tuple[int, ...], Any, Callable[[Tensor], Tensor]]] = {
         list(np.array([4, 0, 2])),
         lambda s: s[range(3), [4, 0, 2]],
     ),
+    "labels as bytes": (
+        (3, 5),
+        torch.tensor([4, 0, 2], dtype=torch.uint8),
+        lambda s: s[range(3), [4, 0, 2]],
+    ),
     "a tensor with a class for each": (
         (3, 5),
         torch.tensor([4, 0, 2]),

@@ -14,7 +14,14 @@ from torch.nn.utils import parametrize
 
 from captum_transformer import AttnLRP, ConservativeLRP, TransformerAttribution
 from captum_transformer.errors import CaptureError, CaptureMismatchError, InvalidTargetError
-from tests.captured.models import Classifier, assert_never_stale, assert_same, classifier, values
+from tests.captured.models import (
+    Block,
+    Classifier,
+    assert_never_stale,
+    assert_same,
+    classifier,
+    values,
+)
 
 
 def _double(_: Any, __: Any, output: Tensor) -> Tensor:
@@ -199,6 +206,35 @@ def test_another_model() -> None:
         captured(values(1), 1)
 
 
+class Compiled(Block):
+    @torch.compile(backend="eager")
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def _compiled_in_place() -> Any:
+    model = classifier()
+    model.compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.compile(classifier(), backend="eager"),
+        lambda: classifier(Compiled),
+        _compiled_in_place,
+    ],
+)
+def test_compiled_code_is_captured_as_it_was_written(make: Any) -> None:
+    model = make()
+    method = AttnLRP(model)
+    captured = method.capture(values(), 1)
+    assert not assert_never_stale(method, captured, values(1), 2)
+    model.blocks[0].scale = 0.5
+    assert assert_never_stale(method, captured, values(1), 2)
+
+
 def test_what_a_function_holds() -> None:
     model, factor, shift = classifier(), [2.0], torch.ones(())
     method = AttnLRP(lambda x: model(x * factor[0] + shift))
@@ -235,6 +271,18 @@ def test_a_class_with_another_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Classifier, "forward", lambda self, x: self.head(self.embed(2 * x).mean(1)))
     with pytest.raises(CaptureMismatchError, match="forward"):
         captured(values(1), 1)
+
+
+def test_cached_parametrisations() -> None:
+    model = classifier()
+    parametrize.register_parametrization(model.head, "weight", _Twice())
+    method = AttnLRP(model)
+    captured = method.capture(values(), 1)
+    assert not assert_never_stale(method, captured, values(1), 2)
+    with parametrize.cached():
+        model(values())
+        model.head.parametrizations.weight.original.data.mul_(3)  # which the cache doesn't show
+        assert assert_never_stale(method, captured, values(1), 2)
 
 
 def test_autocast_and_defaults() -> None:
@@ -305,6 +353,11 @@ def test_negative_indices_for_each_sample_are_refused_as_by_the_method(target: A
     for call in (method.attribute, captured):
         with pytest.raises(InvalidTargetError):
             call(values(1), target)
+
+
+def test_labels_as_bytes(explainer: Any, captured: Any) -> None:
+    target = torch.tensor([4, 0, 2], dtype=torch.uint8)
+    assert_same(captured(values(1), target), explainer.attribute(values(1), [4, 0, 2]))
 
 
 def test_a_parameter_is_a_tensor_among_further_arguments() -> None:

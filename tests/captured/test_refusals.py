@@ -168,6 +168,15 @@ def test_what_an_import_draws_is_drawn_once(
         sys.modules.pop(name, None)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_kernels_that_torch_can_not_record() -> None:
+    model = torch.ao.quantization.quantize_dynamic(classifier(), {nn.Linear})
+    method = AttnLRP(model)
+    method.attribute(values(), 1)
+    with pytest.raises(CaptureError, match=r"can't record .*Could not run 'aten::empty_strided'"):
+        method.capture(values(), 1)
+
+
 def test_tensors_that_nobody_is_known_to_hold() -> None:
     with pytest.raises(CaptureError, match="neither"):
         AttnLRP(classifier(UsesHidden)).capture(values(), 1)
