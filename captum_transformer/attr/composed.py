@@ -149,7 +149,8 @@ def _checked(rule: ForwardRule) -> ForwardRule:
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:
-    return truth(torch.isclose(found, expected, ROUNDING_OF_OPERATION, equal_nan=True).all())
+    close = torch.isclose(found, expected, ROUNDING_OF_OPERATION, equal_nan=True).all()
+    return truth(close, "whether a rule returns what the operation computes")
 
 
 def _is_finite(outputs: Sequence[Tensor], signals: Sequence[Tensor]) -> bool:
@@ -161,7 +162,8 @@ def _is_finite(outputs: Sequence[Tensor], signals: Sequence[Tensor]) -> bool:
     slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
         given, signals, ones, retain_graph=True, allow_unused=True
     )
-    return all(truth(slope.isfinite().all()) for slope in slopes if slope is not None)
+    finite = "whether the gradient of a rule is finite"
+    return all(truth(slope.isfinite().all(), finite) for slope in slopes if slope is not None)
 
 
 class MapMethod(RolloutMethod):

@@ -193,7 +193,7 @@ class LayerScores:
             found, expected = reached[value].sum(dims), shares.sum(dims)
             kept = found != 0
             close = torch.isclose(found, expected * kept, rtol=rounding).all()
-            if not truth(kept.any() & close):
+            if not truth(kept.any() & close, "whether tokens keep their places along skips"):
                 raise _unsupported(
                     f"behind the layer of {layer[0].module!r} tokens don't keep their places "
                     f"along a skip connection, so the head would confuse them"

@@ -15,5 +15,6 @@ def refuse_reached(forward: TracedForward, selected: Tensor, score: Value) -> No
         values = [value for value in operation.outputs if value is not None]
         if any(score.descends_from(value) and not value.learned for value in values):
             gradients = forward.gradients(selected, operation.refused)
-            if any(gradient is not None and truth(gradient.any()) for gradient in gradients):
+            reached = "whether relevance reaches an operation that is refused"
+            if any(g is not None and truth(g.any(), reached) for g in gradients):
                 raise operation.refusal

@@ -16,34 +16,42 @@ from torch import Tensor
 class Reader(Protocol):
     """Reads numbers while a call is captured."""
 
-    def truth(self, condition: Tensor) -> bool:
+    def truth(self, condition: Tensor, what: str) -> bool:
         """Returns whether a condition holds."""
 
-    def numbers(self, tensor: Tensor) -> Any:
+    def numbers(self, tensor: Tensor, what: str) -> Any:
         """Returns the numbers of a tensor as a NumPy array."""
 
 
 _READER: ContextVar[Reader | None] = ContextVar("reader", default=None)
 
 
-def truth(condition: Tensor) -> bool:
+def truth(condition: Tensor, what: str) -> bool:
     """Returns whether a condition of one entry holds.
 
-    >>> truth(torch.tensor(2) > 1)
+    Args:
+        condition: the condition.
+        what: what is checked, for messages: "whether ...".
+
+    >>> truth(torch.tensor(2) > 1, "whether two is more than one")
     True
     """
     reader = _READER.get()
-    return bool(condition) if reader is None else reader.truth(condition)
+    return bool(condition) if reader is None else reader.truth(condition, what)
 
 
-def numbers(tensor: Tensor) -> Any:
+def numbers(tensor: Tensor, what: str) -> Any:
     """Returns a tensor's numbers as a NumPy array.
 
-    >>> numbers(torch.arange(3))
+    Args:
+        tensor: the tensor.
+        what: what is checked, for messages: "which ...".
+
+    >>> numbers(torch.arange(3), "which numbers there are")
     array([0, 1, 2])
     """
     reader = _READER.get()
-    return tensor.cpu().numpy() if reader is None else reader.numbers(tensor)
+    return tensor.cpu().numpy() if reader is None else reader.numbers(tensor, what)
 
 
 def is_same(one: Tensor, other: Tensor) -> bool:

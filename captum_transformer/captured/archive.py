@@ -16,7 +16,7 @@ from captum_transformer.errors import CaptureMismatchError
 
 _NOTES = "captum_transformer.json"
 # The version of the files' format; files of other versions are refused.
-_VERSION = 1
+_VERSION = 2
 
 
 class Served(nn.Module):
@@ -29,14 +29,29 @@ class Served(nn.Module):
         recorded: the graph.
         state: the weights.
         given: an example of a call.
+        keeps: whether to keep the checks of the last call.
+
+    Attributes:
+        checks: for each check whether the last call has passed it, if they are kept.
     """
 
+    checks: Tensor
+
     def __init__(
-        self, recorded: Recorded, state: Mapping[str, tuple[str, Tensor]], given: Given
+        self,
+        recorded: Recorded,
+        state: Mapping[str, tuple[str, Tensor]],
+        given: Given,
+        *,
+        keeps: bool,
     ) -> None:
         super().__init__()
         self.model = as_module(recorded, state)
-        self._conditions = bool(recorded.reads)
+        self._conditions, self._keeps = bool(recorded.checks), keeps and bool(recorded.checks)
+        if self._keeps:
+            device = given.key[3][0].device
+            passed = torch.ones(len(recorded.checks), dtype=torch.bool, device=device)
+            self.register_buffer("checks", passed)
         self._structure = recorded.structure
         self._targets = [s.size for s in given.key[3][given.inputs : given.targets]]
 
@@ -55,7 +70,10 @@ class Served(nn.Module):
         tensors = [*_tensors_in(inputs), *targets, *_tensors_in((args, kwargs))]
         found = list(self.model(*tensors))
         if self._conditions:
-            right = found.pop().all()
+            passed = found.pop()
+            if self._keeps:
+                self.checks.copy_(passed)
+            right = passed.all()
             found = [torch.where(right, tensor, torch.nan) for tensor in found]
         return pytree.tree_unflatten(found, self._structure)
 
@@ -70,11 +88,13 @@ def save(
     """Writes a captured call to a file, as ONNX if the file's name ends in ``.onnx``."""
     with torch.no_grad():
         args, kwargs = given.as_served(given.example())
-        program = torch.export.export(Served(recorded, state, given).eval(), args, kwargs)
-    if os.fspath(path).endswith(".onnx"):
+        as_onnx = os.fspath(path).endswith(".onnx")
+        served = Served(recorded, state, given, keeps=not as_onnx).eval()
+        program = torch.export.export(served, args, kwargs)
+    if as_onnx:
         save_as_onnx(path, program)
         return
-    everything = {"version": _VERSION, **notes, **given.notes()}
+    everything = {"version": _VERSION, "checks": recorded.checks, **notes, **given.notes()}
     torch.export.save(program, path, extra_files={_NOTES: json.dumps(everything)})
 
 
@@ -110,7 +130,8 @@ class LoadedCapture:
         The arguments are those of the captured call.
 
         Raises:
-            CaptureMismatchError: if the call is not the one that was captured.
+            CaptureMismatchError: if the call is not the one that was captured, or if one of the
+                method's checks on values has another result.
         """
         several = self._notes["of"] == "attribute_targets"
         args, kwargs = additional_forward_args, additional_forward_kwargs
@@ -121,7 +142,20 @@ class LoadedCapture:
             )
         served, named = given.as_served(given.tensors)
         with torch.no_grad():
-            return self._module(*served, **named)
+            found = self._module(*served, **named)
+        if self._notes["checks"] and all(t.isnan().all() for t in _tensors_in(found)):
+            self._require_passed()
+        return found
+
+    def _require_passed(self) -> None:
+        """Raises an error if the last call has not passed all checks."""
+        passed = self._module.get_buffer("checks").tolist()
+        checks = zip(self._notes["checks"], passed, strict=True)
+        if failed := dict.fromkeys(what for what, has_passed in checks if not has_passed):
+            raise CaptureMismatchError(
+                "The file doesn't apply to this call. It differs from the captured one in this: "
+                f"{'; '.join(failed)}. The method explains it, or says why it can't."
+            )
 
 
 def load_captured(path: str | os.PathLike[str]) -> LoadedCapture:

@@ -142,7 +142,8 @@ class Captured:
 
         The file is a `torch.export` program: `torch.export.load` reads it without this package
         and without the model's code, `load_captured` with the method's arguments. If one of the
-        method's checks on values fails, the program returns NaN.
+        method's checks on values fails, the program returns NaN, and what `load_captured` returns
+        raises an error that names the check.
 
         A file whose name ends in ``.onnx`` is an ONNX model with the same inputs and outputs. This
         needs onnx and onnxscript, and a model on the CPU.

@@ -35,7 +35,8 @@ class Recorded:
             results, and last, if there are conditions, whether each of them holds.
         state: the other tensors that the function reads, by their names in the graph.
         written: which tensors of the state it writes into; their numbers are restored at its end.
-        reads: for each condition what the model reads; empty if it is the library's own.
+        checks: what each of the conditions is about.
+        reads: which of them are about what the model reads; the others are the library's own.
         structure: how the results are nested.
     """
 
@@ -56,7 +57,8 @@ class Recorded:
         with torch.inference_mode(mode=False), context, _recorded_by_torch():
             # Other objects than the caller's, one for each: tensors are distinguished by identity.
             graph_module = make_fx(run)(*(tensor.detach() for tensor in tensors))
-        self.reads = [condition.reads for condition in recording.conditions]
+        self.checks = [condition.what for condition in recording.conditions]
+        self.reads = [condition.of_model for condition in recording.conditions]
         graph = graph_module.graph
         graph.eliminate_dead_code(_changes_something)
         for node in graph.nodes:

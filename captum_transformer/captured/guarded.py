@@ -105,20 +105,21 @@ class Guarded:
 
     def holds(self, found: Sequence[Tensor]) -> bool:
         """Returns whether the library would compute in the same way for these numbers."""
-        return not self.recorded.reads or bool(found[-1].all())
+        return not self.recorded.checks or bool(found[-1].all())
 
     def other_branch(self, found: Sequence[Tensor]) -> str | None:
         """Describes a value that the model would read differently, or returns None."""
         if not any(self.recorded.reads):
             return None
-        for reads, holds in zip(self.recorded.reads, found[-1].tolist(), strict=True):
+        recorded, every = self.recorded, found[-1].tolist()
+        for what, reads, holds in zip(recorded.checks, recorded.reads, every, strict=True):
             if reads and not holds:
-                return f"the model reads {reads}"
+                return f"the model reads {what}"
         return None
 
     def restored(self, found: Sequence[Tensor]) -> Any:
         """Returns the results in the form in which the method returns them."""
-        count = len(found) - bool(self.recorded.reads)
+        count = len(found) - bool(self.recorded.checks)
         return pytree.tree_unflatten(list(found[:count]), self.recorded.structure)
 
 

@@ -27,11 +27,13 @@ class Condition(NamedTuple):
 
     Attributes:
         holds: a tensor of one entry: whether the condition holds.
-        reads: what the model read, and where; empty if the library itself read a value.
+        what: what is checked: "whether ...", or what the model reads, and where.
+        of_model: whether the model read a value, and not this library.
     """
 
     holds: Tensor
-    reads: str
+    what: str
+    of_model: bool = False
 
 
 class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -79,23 +81,23 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self.random[node] = _line()
         return result
 
-    def truth(self, condition: Tensor) -> bool:
+    def truth(self, condition: Tensor, what: str) -> bool:
         """Returns whether a condition of the library holds; each call of the graph checks it."""
         condition = condition.detach()
         with _disable_current_modes():
             found = bool(condition)
         if self._made_of(condition):
-            self.conditions.append(Condition(condition if found else ~condition, ""))
+            self.conditions.append(Condition(condition if found else ~condition, what))
         return found
 
-    def numbers(self, tensor: Tensor) -> Any:
+    def numbers(self, tensor: Tensor, what: str) -> Any:
         """Returns the numbers of a tensor; each call of the graph checks that they are equal."""
         with torch._C.DisableTorchFunction(), _disable_current_modes():
             found = tensor.detach().cpu().numpy()
         if self._made_of(tensor):
             known = torch.tensor(found, dtype=tensor.dtype, device=tensor.device)
             alike = (tensor == known) | (tensor.isnan() & known.isnan())
-            self.conditions.append(Condition(alike.all(), ""))
+            self.conditions.append(Condition(alike.all(), what))
         return found
 
     def on_host(self, func: Callable[..., Any], tensor: Tensor, args: Any, kwargs: Any) -> Any:
@@ -118,7 +120,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if len(readable) < len(made_of) or not single or value != value:
             self._refuse_reading(f"a value ({value})", made_of)
         reads = f"the value of {_named(made_of)}, which was {value}, at {_line()}"
-        self.conditions.append(Condition((args[0] == value).reshape(()), reads))
+        self.conditions.append(Condition((args[0] == value).reshape(()), reads, of_model=True))
         return value
 
     def _refuse_sizes(self, func: Any, args: Any, kwargs: Any) -> None:

@@ -127,7 +127,8 @@ class Ledger:
             alike = alike & (self._differing() <= ROUNDING_OF_OPERATION).all()
         if also is not None:
             alike = alike & also.holds().to(alike.device)
-        return truth(alike)
+        places = "" if also is None else " and tokens keep their places between attention calls"
+        return truth(alike, f"whether relevance is finite and none is lost{places}")
 
     def _differing(self) -> Tensor:
         """Returns the differences of the sums that were compared, relative to their sizes."""

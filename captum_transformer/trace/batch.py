@@ -78,7 +78,7 @@ def located(numbers: Tensor, of: int) -> Batch | None:
     Batch(first=0, axis=Axis(outer=2, size=2, inner=2), of=2)
     """
     # On the host, where reading entries needs no synchronization.
-    found = reading.numbers(numbers)
+    found = reading.numbers(numbers, "which entries belong to which sample")
     free = found == 0
     present = found[~free]
     if not present.size:

@@ -68,7 +68,8 @@ def _refuse_blocks_alone(key: Tensor, mask: tuple[Any, ...]) -> None:
         return
     _, _, partly, _, fully, *_ = tables
     visited = partly if fully is None else partly + fully
-    if truth((visited < -(-key.shape[-2] // size)).any()):
+    left_out = (visited < -(-key.shape[-2] // size)).any()
+    if truth(left_out, "whether a block mask leaves blocks out"):
         raise UnsupportedOperationError(
             "A `BlockMask` without a mask_mod leaves blocks out: compiled `flex_attention` skips "
             "them and uncompiled `flex_attention` does not, so it is ambiguous what the model "

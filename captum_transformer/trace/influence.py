@@ -64,7 +64,7 @@ def require_apart(forward: "TracedForward", scores: Tensor, coupling: Operation 
             own = weights[batch.first : batch.last + 1, None].to(one.dtype)
             rounding = _ROUNDING * torch.finfo(one.dtype).eps * other.abs().amax(1)
             differs = (other - own * one).abs().amax(1) > rounding
-            if truth(differs.any()):
+            if truth(differs.any(), "whether samples influence each other"):
                 mixed = batch.first + int(differs.nonzero()[0, 0])
                 raise _mixed(_source(forward, scores, points, mixed), mixed, coupling)
 

@@ -138,13 +138,15 @@ def refuse_steps(
     if not steps:
         return
     wholes = {step.operation: step.whole for step in steps if step.whole is not None}
-    steps = [step for step in steps if step.flat is None or truth(step.flat)]
+    flat = "whether the derivative of a function is zero"
+    steps = [step for step in steps if step.flat is None or truth(step.flat, flat)]
     slopes = derivatives(total, [step.edge for step in steps], tape.operations) if steps else ()
     asked = {point.node for point in points}
     for step, slope in zip(steps, slopes, strict=True):
-        if slope is None or not truth((slope != 0).any()) or not _leads_to(step.edge.node, asked):
+        lost = "whether a gradient is lost in a step function"
+        if slope is None or not truth((slope != 0).any(), lost):
             continue
-        if _is_part(step.operation, tape, wholes):
+        if not _leads_to(step.edge.node, asked) or _is_part(step.operation, tape, wholes):
             continue
         raise UnsupportedOperationError(_why(step))
 

@@ -291,6 +291,7 @@ def _met(factors: Mapping[Operand, Factors], *, may_be_whole: bool) -> Meeting:
             alike = alike | ((one.abs() == other.abs()) & (one.abs() > _SEVERAL) & activated)
     lacking = (signals.any(0) & ~signals).flatten(1).any(1)
     read = torch.stack([meet.any(), (meet & mixed).any(), (alike & mixed).any(), alike.any()])
-    is_met, is_several, is_split, is_gate, *lacks = map(bool, numbers(torch.cat([read, lacking])))
+    found = numbers(torch.cat([read, lacking]), "which factors were made of the same entry")
+    is_met, is_several, is_split, is_gate, *lacks = map(bool, found)
     lack = tuple(operand for operand, one in zip(factors, lacks, strict=True) if one)
     return Meeting(may_be_whole and is_met and not is_several, is_split, is_gate, lack)

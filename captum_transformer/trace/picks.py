@@ -75,7 +75,8 @@ def _by_matrix(operation: Operation, output: Value) -> list[Picked]:
     for factor, summed, made in _factors(operation, output):
         if factor.value is None and factor.role is not Role.WEIGHT and summed and made:
             matrix = factor.tensor
-            if truth(((matrix == 0) | (matrix == 1)).all() & (matrix.sum(summed) <= 1).all()):
+            picks = ((matrix == 0) | (matrix == 1)).all() & (matrix.sum(summed) <= 1).all()
+            if truth(picks, "whether a constant matrix picks rows"):
                 axes = tuple(Axis.of(output.shape, place) for place in made)
                 found.append(Picked(matrix, are_rows=False, axes=axes))
     return found

@@ -1,5 +1,6 @@
 """Captured calls are saved, and answer in a process that has neither this package nor the model."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -149,7 +150,7 @@ def test_targets_that_do_not_fit_a_file(tmp_path: Path) -> None:
             program(values(1), torch.tensor([[1, 0], [index, 0], [2, 0]]))
 
 
-def test_where_a_check_fails_all_is_nan(tmp_path: Path) -> None:
+def test_where_a_check_fails_it_is_named(tmp_path: Path) -> None:
     from tests.captured.test_refusals import MixesIfLarge
 
     explainer = AttnLRP(MixesIfLarge())
@@ -157,7 +158,34 @@ def test_where_a_check_fails_all_is_nan(tmp_path: Path) -> None:
     captured.save(tmp_path / "explain.pt2")
     loaded = load_captured(tmp_path / "explain.pt2")
     assert loaded(values(1), 2, (torch.zeros(3, 3),)).isfinite().all()
-    assert loaded(values(1), 2, (torch.ones(3, 3),)).isnan().all()
+    with pytest.raises(CaptureMismatchError, match="in this: whether samples influence each other"):
+        loaded(values(1), 2, (torch.ones(3, 3),))
+
+
+def test_a_file_says_which_check_failed_also_without_the_package(tmp_path: Path) -> None:
+    from tests.captured.test_refusals import MixesIfLarge, ReadsMask
+
+    explainer = AttnLRP(MixesIfLarge())
+    explainer.capture(values(), 1, (torch.zeros(3, 3),)).save(tmp_path / "explain.pt2")
+    extra = {"captum_transformer.json": ""}
+    program = torch.export.load(tmp_path / "explain.pt2", extra_files=extra).module()
+    (name,) = json.loads(extra["captum_transformer.json"])["checks"]
+    assert name == "whether samples influence each other"
+    for share, fails in ((torch.ones(3, 3), True), (torch.zeros(3, 3), False)):
+        found = program(values(1), torch.tensor([2, 2, 2]), share)
+        assert found.isnan().all() == fails
+        assert program.checks.tolist() == [not fails]
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    AttnLRP(ReadsMask()).capture(values(), 1, (mask,)).save(tmp_path / "explain.pt2")
+    with pytest.raises(CaptureMismatchError, match=r"which was True, at .*if not mask\.all\(\)"):
+        load_captured(tmp_path / "explain.pt2")(values(1), 2, (~mask,))
+
+
+def test_nan_in_a_score_is_no_failed_check(tmp_path: Path) -> None:
+    explainer = AttnLRP(classifier())
+    explainer.capture(values(), 1).save(tmp_path / "explain.pt2")
+    loaded = load_captured(tmp_path / "explain.pt2")
+    assert loaded(torch.full((3, 6, 8), torch.nan), 2).isnan().all()
 
 
 def test_other_programs_are_refused(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def require_own_samples(run: Callable[[Shares], Shares], seeds: Shares, arrived:
             off = other - one * weights[first : last + 1, None]
             rounding = _ROUNDING * torch.finfo(one.dtype).eps * other.abs().amax((0, 2))
             mixed = off.abs().amax((0, 2)) > rounding
-            if truth(mixed.any()):
+            if truth(mixed.any(), "whether a sample would get a share of another's score"):
                 raise _mixed(first + int(mixed.nonzero()[0, 0]), start.coupling)
 
 

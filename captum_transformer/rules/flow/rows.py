@@ -293,4 +293,5 @@ def _is_of_some(present: Tensor | None, features: list[int]) -> bool:
     if present is None or not features:
         return False
     held = (present != 0).float()
-    return truth((held.amin(features) != held.amax(features)).any())
+    some = (held.amin(features) != held.amax(features)).any()
+    return truth(some, "whether a mask leaves out some features of a token")

@@ -249,7 +249,8 @@ class TokenFlow:
             return bool(held.sources & sought)
         # Only the entries tell which of the joined tokens were picked.
         like = torch.zeros((), dtype=torch.float32, device=value.device)
-        return truth(self.comes_from_input(value, wanted, like).any())
+        found = self.comes_from_input(value, wanted, like).any()
+        return truth(found, "which of several joined tokens were picked")
 
     def comes_from_input(self, value: Value, wanted: Sequence[Value], like: Tensor) -> Tensor:
         """Returns for each entry of a value the part of its share that inputs get by skips alone.

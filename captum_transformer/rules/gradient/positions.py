@@ -78,7 +78,8 @@ def _is_rotation(operation: Operation) -> bool:
         return False
     cosine, sine = (in_full(_constants(p)[0]) for p in products)
     squares = cosine * cosine + sine * sine
-    return truth((squares.amax() - squares.amin()) <= _ROUNDING * squares.amax())
+    ones = (squares.amax() - squares.amin()) <= _ROUNDING * squares.amax()
+    return truth(ones, "whether a product with constants is a rotation")
 
 
 def _constants(product: Operation) -> list[Operand]:

@@ -83,7 +83,7 @@ class Relevancies:
         Raises:
             UnsupportedOperationError: if they do.
         """
-        if not truth(self.holds()):
+        if not truth(self.holds(), "whether tokens keep their places between attention calls"):
             raise _not_aligned("tokens change places between two attention calls")
 
     def are_in_place(self) -> None:
