@@ -1,6 +1,7 @@
 """The methods with the interface of the CAMs of pytorch-grad-cam."""
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,16 @@ import torch
 from torch import Tensor
 
 from captum_transformer.attr.transformer_attribution import TransformerAttribution
+from captum_transformer.calling.isolation import explaining, modules_of
 from captum_transformer.calling.target import main_output
 from captum_transformer.description import describe
 from captum_transformer.errors import AmbiguousOutputError, InvalidTargetError
 from captum_transformer.visualization.patches import by_patch
 
 __all__ = ["TransformerCAM"]
+
+# pytorch-grad-cam's `aug_smooth`: the images as they are and mirrored, darker and brighter.
+_FACTORS = (0.9, 1.0, 1.1)
 
 
 class TransformerCAM:
@@ -28,6 +33,9 @@ class TransformerCAM:
         model: the model, or a function that runs one, with a score for each class.
         method: creates the method from a forward function: a class of this package, or for example
             ``lambda forward: AttnLRP(forward, gamma=0.05)``.
+
+    Raises:
+        TypeError: if layers are passed.
 
     Example:
         >>> import timm, torch
@@ -44,11 +52,20 @@ class TransformerCAM:
         model: Callable[..., Any],
         method: Callable[[Callable[..., Any]], Any] = TransformerAttribution,
     ) -> None:
+        if not callable(method):
+            raise TypeError(
+                f"method is a {type(method).__name__}: a class of this package is needed, such as "
+                "AttnLRP. Target layers are not passed, since all layers are explained."
+            )
         self.model = model
         self.method = method
 
     def __call__(
-        self, input_tensor: Tensor, targets: Sequence[Callable[[Tensor], Tensor]] | None = None
+        self,
+        input_tensor: Tensor,
+        targets: Sequence[Callable[[Tensor], Tensor]] | None = None,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
     ) -> "np.ndarray[Any, np.dtype[np.float32]]":
         """Explains one target of each sample.
 
@@ -57,6 +74,11 @@ class TransformerCAM:
             targets: for each sample a function that computes the explained score from its scores
                 ``(classes,)``, such as pytorch-grad-cam's ``ClassifierOutputTarget(281)``; None for
                 the class with the highest score.
+            aug_smooth: return the mean of the maps of six versions of each image: as it is and
+                mirrored, with its values times 0.9, 1 and 1.1. Without targets, all are explained
+                for the class that is predicted for the image as it is.
+            eigen_smooth: must be False. It is the main component of the channels of one layer, and
+                these maps are of all layers.
 
         Returns:
             A map for each sample, ``(samples, H, W)``, from zero to one.
@@ -64,21 +86,43 @@ class TransformerCAM:
         Raises:
             InvalidTargetError: if there is not one target for each sample.
             AmbiguousOutputError: if the model returns no scores of classes.
+            ValueError: if `eigen_smooth` is set.
         """
+        if eigen_smooth:
+            raise ValueError(
+                "eigen_smooth takes the main component of the channels of one layer. The maps of "
+                "TransformerCAM are of all layers and have no channels: use aug_smooth, or a CAM "
+                "of pytorch-grad-cam."
+            )
         if targets is not None and len(targets) != len(input_tensor):
             raise InvalidTargetError(
                 f"There are {len(input_tensor)} samples and {len(targets)} targets: give one for "
                 "each."
             )
 
+        if not aug_smooth:
+            return self._maps(input_tensor, targets)
+        if targets is None:
+            with explaining(modules_of(self.model), [input_tensor]), torch.no_grad():
+                predicted = _scores(self.model(input_tensor)).argmax(1).tolist()
+            targets = [itemgetter(number) for number in predicted]
+        maps = [self._maps(input_tensor * factor, targets) for factor in _FACTORS]
+        mirrored = [self._maps((input_tensor * factor).flip(3), targets) for factor in _FACTORS]
+        maps += [each[:, :, ::-1] for each in mirrored]
+        smoothed: np.ndarray[Any, np.dtype[np.float32]] = np.mean(maps, axis=0)
+        return smoothed
+
+    def _maps(
+        self, images: Tensor, targets: Sequence[Callable[[Tensor], Tensor]] | None
+    ) -> "np.ndarray[Any, np.dtype[np.float32]]":
         def read(images: Tensor) -> Tensor:
             scores = _scores(self.model(images))
             if targets is None:
                 return scores.gather(1, scores.argmax(1, keepdim=True))[:, 0]
             return torch.stack([of(each) for of, each in zip(targets, scores, strict=True)])
 
-        relevance = self.method(read).attribute(input_tensor)
-        grid = describe(read, {"images": input_tensor}).grids.get("images")
+        relevance = self.method(read).attribute(images)
+        grid = describe(read, {"images": images}).grids.get("images")
         maps = [each if grid is None else by_patch(each, grid) for each in relevance.sum(1)]
         positive = torch.stack(maps).float().clamp(min=0)
         largest = positive.amax((1, 2), keepdim=True)

@@ -67,7 +67,42 @@ def test_without_targets_the_predicted_class(model):
     np.testing.assert_array_equal(cam(X), cam(X, predicted))
 
 
+def test_smoothed_by_augmentation_as_theirs(model):
+    package = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    class Theirs(package.GradCAM):
+        """Their loop over augmented images, with the map of each from here."""
+
+        def forward(self, input_tensor, targets, eigen_smooth=False):
+            return TransformerCAM(model)(input_tensor, targets)
+
+    targets = [ClassifierOutputTarget(3), ClassifierOutputTarget(1)]
+    expected = Theirs(model, [model.blocks[-1].norm1])(X, targets, aug_smooth=True)
+    np.testing.assert_allclose(TransformerCAM(model)(X, targets, aug_smooth=True), expected,
+                               rtol=1e-4, atol=1e-5)  # fmt: skip
+
+
+def test_smoothed_maps_are_all_of_the_class_that_is_predicted_for_the_image(model):
+    bias = torch.tensor([5.0, 0, 0, 0, 0])
+
+    def mirror(x):
+        # Another class for mirrored images.
+        return model(x) + bias.where(x[0, 0, 0, 0] == X[0, 0, 0, 0], -bias)
+
+    model.train()
+    smoothed = TransformerCAM(mirror)(X[:1], aug_smooth=True)
+    assert model.training
+    model.eval()
+    expected = TransformerCAM(mirror)(X[:1], [lambda scores: scores[0]], aug_smooth=True)
+    np.testing.assert_array_equal(smoothed, expected)
+
+
 def test_what_is_refused(model):
+    with pytest.raises(ValueError, match="eigen_smooth takes the main component"):
+        TransformerCAM(model)(X, eigen_smooth=True)
+    with pytest.raises(TypeError, match="Target layers are not passed"):
+        TransformerCAM(model, [model.blocks[-1].norm1])
     with pytest.raises(InvalidTargetError, match="2 samples and 1 targets"):
         TransformerCAM(model)(X, [lambda scores: scores[0]])
     with pytest.raises(AmbiguousOutputError, match="one score for each class"):
