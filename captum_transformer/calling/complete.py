@@ -72,12 +72,15 @@ class CompleteState(State):
         for part in parts:
             self.keep(part)
 
-    def keep(self, module: nn.Module, *, within: bool = False) -> None:
+    def keep(self, module: nn.Module, *, within: bool = False) -> bool:
         """Records the state of a module.
 
         Args:
             module: the module.
             within: whether the module was found while the model runs.
+
+        Returns:
+            Whether the module has hooks of any kind.
         """
         held = vars(module)
         for name in ("_parameters", "_modules"):
@@ -95,7 +98,7 @@ class CompleteState(State):
             if id(kind) not in self._known:
                 self._known.add(id(kind))
                 self._keep_class(kind)
-        super().keep(module, within=within)
+        return super().keep(module, within=within)
 
     def _keep_class(self, kind: type) -> None:
         if held := of_class(kind):

@@ -45,8 +45,7 @@ def _collect(item: Any, name: str, found: dict[int, tuple[str, nn.Module]], seen
         return
     seen.add(id(item))
     if isinstance(item, nn.Module):
-        for path, module in item.named_modules(prefix=name):
-            found.setdefault(id(module), (path, module))
+        _collect_parts(item, name, found)
     elif isinstance(item, functools.partial):
         for part in (item.func, *item.args, *item.keywords.values()):
             _collect(part, name, found, seen)
@@ -67,6 +66,15 @@ def _collect(item: Any, name: str, found: dict[int, tuple[str, nn.Module]], seen
                         _collect(piece, key, found, seen)
     elif callable(item) and not inspect.isclass(item):
         _collect_attributes(item, found, seen)
+
+
+def _collect_parts(module: nn.Module, name: str, found: dict[int, tuple[str, nn.Module]]) -> None:
+    """Finds the same as `nn.Module.named_modules`, whose nested generators are slower."""
+    if id(module) not in found:
+        found[id(module)] = name, module
+        for key, part in module._modules.items():  # noqa: SLF001
+            if part is not None:
+                _collect_parts(part, f"{name}.{key}" if name else key, found)
 
 
 def _collect_attributes(item: Any, found: dict[int, tuple[str, nn.Module]], seen: set[int]) -> None:
@@ -100,23 +108,19 @@ def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> I
     others = OtherThreads(training)
     state = State()
     for _, module in modules:
-        state.keep(module)
-        _leave_out_backward_hooks(module)
-    thread = get_ident()
+        if state.keep(module):
+            _leave_out_backward_hooks(module)
+    thread, known = get_ident(), state.modules
 
     def evaluate(module: nn.Module, _: Any) -> None:
         # For modules that can't be found beforehand, such as those of an object in a closure.
-        known = id(module) in state.modules
         if get_ident() != thread:
             others.refuse(module)
             return
-        if known and not is_training(module):
-            return
-        if not known:
+        if id(module) not in known:
             # With its parts: it may put hooks on them before they are called.
             for part in module.modules():
-                if id(part) not in state.modules:
-                    state.keep(part, within=True)
+                if id(part) not in known and state.keep(part, within=True):
                     _leave_out_backward_hooks(part)
         if is_training(module):
             training.append(module)

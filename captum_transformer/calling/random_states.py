@@ -92,4 +92,4 @@ def random_state(
 
 
 def _differs(now: Any, before: Any) -> bool:
-    return now[2:] != before[2:] or not np.array_equal(now[1], before[1])
+    return bool(now[2:] != before[2:] or now[1].tobytes() != before[1].tobytes())

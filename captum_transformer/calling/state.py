@@ -15,20 +15,20 @@ from captum_transformer.calling.contents import (
     CONTAINERS,
     Contents,
     is_object,
-    is_same,
     parts_of,
     within,
 )
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _HOOKS = tuple(name for name in _OF_EVERY_MODULE if "_hooks" in name)
-_hooks_of = operator.itemgetter(*_HOOKS)
+_hooks_of, _is = operator.itemgetter(*_HOOKS), operator.is_
 # What a module registers may be in any of these, whatever it is registered for.
 _REGISTERED = ("_buffers", "_parameters", "_modules")
 # The mode is restored separately.
 _UNTOUCHED = _OF_EVERY_MODULE - {*_REGISTERED, *_HOOKS}
 _MISSING = object()
 _CONTAINERS = (dict, list, set, tuple, deque)
+_USUAL_PARAMETERS = frozenset({nn.Parameter, NoneType})
 
 
 class State:
@@ -63,39 +63,48 @@ class State:
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._known: set[int] = set()
 
-    def keep(self, module: nn.Module, *, within: bool = False) -> None:
+    def keep(self, module: nn.Module, *, within: bool = False) -> bool:
         """Records the state of a module.
 
         Args:
             module: the module.
             within: whether the forward function is running already: then a hook may be its own,
                 and is not restored if it is removed.
+
+        Returns:
+            Whether the module has hooks of any kind.
         """
         values = vars(module).copy()
         self.modules[id(module)] = module, values
         hooks, buffers = _hooks_of(values), values.get("_buffers", ())
+        parameters, parts = values.get("_parameters", {}), values.get("_modules", {})
+        has_hooks = any(hooks)
         if within:
             self._hooks_within += ((some, copy.copy(some)) for some in hooks)
-            hooks = ()
-        if buffers or any(hooks):
-            for some in (*hooks, buffers):
+        elif has_hooks:
+            for some in hooks:
                 self._keep(some)
         else:
-            self._empty += (*hooks, buffers)
-        parameters = values.get("_parameters", {})
-        special = [p for p in parameters.values() if type(p) not in (nn.Parameter, NoneType)]
-        sharded = any(map(_is_of_torch, special))
-        for some in (values.get("_modules", {}), *([] if sharded else [parameters])):
+            self._empty += hooks
+        if buffers:
+            self._keep(buffers)
+        else:
+            self._empty.append(buffers)
+        special = False
+        for parameter in parameters.values():
+            if type(parameter) not in _USUAL_PARAMETERS:
+                special = special or _is_of_torch(parameter)
+                self._keep_parameter(parameter)
+        for some in (parts,) if special else (parts, parameters):
             if some:
                 self._contents.append(Contents(some))
             else:
                 self._empty.append(some)
-        for parameter in special:
-            self._keep_parameter(parameter)
         for name in values.keys() - _OF_EVERY_MODULE:
             value = values[name]
             if type(value) not in ATOMS:
                 self._keep(value)
+        return has_hooks
 
     def _keep_parameter(self, parameter: Tensor) -> None:
         """Records the contents of parameters of a package's own class, such as quantised weights.
@@ -168,7 +177,7 @@ class State:
         """Restores what has changed; containers and tensors stay the same objects."""
         for module, held in self.modules.values():
             current = vars(module)
-            if is_same(current, held):
+            if current.keys() == held.keys() and all(map(_is, current.values(), held.values())):
                 continue
             for name in current.keys() - held.keys() - _UNTOUCHED:
                 del current[name]
