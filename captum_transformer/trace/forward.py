@@ -289,7 +289,10 @@ def _autocast(device_type: str) -> torch.autocast:
 
 def _enter(tensor: Tensor) -> Tensor:
     """Returns a copy of an input for the model, so that the user's own tensor is not affected."""
-    copy = tensor.detach().clone()
-    if not copy.is_floating_point():
-        return copy
-    return copy.requires_grad_().clone()
+    inside = tensor.detach()
+    if not inside.is_floating_point():
+        return inside.clone()
+    if inside.is_inference():
+        inside = inside.clone()
+    # A copy of a leaf: the model may write into it.
+    return inside.requires_grad_().clone()
