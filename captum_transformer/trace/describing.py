@@ -40,6 +40,8 @@ def described(
         if isinstance(argument, Tensor):
             by_place[place] = operand = Operand(argument, find(argument), role)
             operands.append(operand)
+        elif isinstance(argument, tuple) and _HOLD_NONE.issuperset(map(type, argument)):
+            continue  # most shapes; a list is copied, as the model may change it
         elif isinstance(argument, _MAY_HOLD_TENSORS):
             by_place[place] = _with_operands(argument, role, find, operands)
     if kwargs:
@@ -47,12 +49,13 @@ def described(
         for name, argument in kwargs.items():
             if type(argument) not in _HOLD_NONE:
                 by_name[name] = _with_operands(argument, function.role_of(name), find, operands)
-    arguments = function.bind(given := tuple(by_place), by_name)
-    kind = function.kind if function.kind_by is None else function.kind_by(arguments)
+    given, kind, bound = tuple(by_place), function.kind, None
+    if function.kind_by is not None:
+        bound = function.bind(given, by_name)
+        kind = function.kind_by(bound)
     if len(operands) > 1:
         _leave_out_constants(operands)
-    index = len(tape.operations)
-    return Operation(index, function, kind, given, by_name, operands, arguments)
+    return Operation(len(tape.operations), function, kind, given, by_name, operands, bound)
 
 
 def _with_operands(
@@ -98,7 +101,7 @@ def written_by(
     operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Sequence[Tensor]:
     """The tensors that a call writes into."""
-    in_place = operation.function.inplace or operation.arguments.get("inplace")
+    in_place = operation.function.inplace or operation.asks_to_write
     if not (in_place or "out" in kwargs):
         return ()
     written = list(leaves(Tensor, kwargs["out"])) if "out" in kwargs else []

@@ -19,6 +19,8 @@ from captum_transformer.trace.views import view_of
 
 # The operands of these operations have their features in the same dimensions.
 _ALIGNED = (BY_ENTRY - {Kind.MUL, Kind.DIV}) | {Kind.CONCATENATE, Kind.STACK}
+# The kinds that may make features which none of their operands has.
+_CREATES = CONVOLUTIONS | {Kind.EMBEDDING, Kind.ATTENTION, Kind.PRODUCT}
 # These may add features or select from them; the result still holds features.
 _RESIZES = frozenset({Kind.CONCATENATE, Kind.PAD, Kind.CHOICE})
 
@@ -31,7 +33,7 @@ def place_features(operation: Operation, output: Value, view: View | None) -> No
             if source.features and source.shape == output.shape:
                 output.features = source.features
                 return
-    elif output is operation.outputs[0]:
+    elif operation.kind in _CREATES and output is operation.outputs[0]:
         output.features = _new_features(operation, output)
         if output.features is not None:
             return
@@ -42,7 +44,10 @@ def place_features(operation: Operation, output: Value, view: View | None) -> No
         if source.features is not None and (several or not output.features):
             after = _after(operation, operand, source.features, output, view)
             if after or operation.kind not in MOVES or not source.features:
-                output.features = tuple(dict.fromkeys((*(output.features or ()), *after)))
+                known = output.features
+                output.features = (
+                    tuple(dict.fromkeys((*known, *after))) if known and after else known or after
+                )
 
 
 def _after(
@@ -63,7 +68,7 @@ def _after(
         lies = carried(axis, before, found, after) if place is None else Axis.of(after, place)
         if lies is not None:
             kept.append(lies)
-    return tuple(kept)
+    return tuple(dict.fromkeys(kept))
 
 
 def _resized(axis: Axis, before: tuple[int, ...], found: Passage) -> int | None:

@@ -68,6 +68,11 @@ class Function:
         name = str(self.call).removeprefix("aten.").partition(".")[0] if kernel else self.name
         return _draws(name.strip("_"))
 
+    @cached_property
+    def takes_inplace(self) -> bool:
+        """Whether one of its positional arguments says whether it writes into another."""
+        return "inplace" in self.entry.parameters
+
     def role_of(self, name: str) -> Role:
         """Returns the role of tensors that are passed by the given name."""
         return ROLES.get(self.entry.canonical(name), Role.SIGNAL)

@@ -12,7 +12,7 @@ from captum_transformer.trace.probabilities import is_weighted_signal
 from captum_transformer.trace.samples import place_samples
 from captum_transformer.trace.statistics import softmax_dim
 from captum_transformer.trace.value import Value
-from captum_transformer.trace.views import view_of
+from captum_transformer.trace.views import view_of, views_of
 
 _MAY_BE_SOFTMAX = frozenset({Kind.SOFTMAX, Kind.DIV, Kind.MUL, Kind.ENTRYWISE})
 _SCALES = frozenset({Kind.MUL, Kind.DIV})
@@ -56,9 +56,10 @@ def _place(operation: Operation) -> None:
         may_weigh = may_weigh or value.keys is not None
     if pattern is None and (len(traced) > 1 or kind is Kind.TRANSFORM) and _mixes(operation):
         mixtures |= 1 << operation.index
-    for output in operation.outputs:
+    views = views_of(operation)
+    for place, output in enumerate(operation.outputs):
         if output is not None:
-            view = view_of(operation, output) if kind is Kind.MOVE else None
+            view = None if views is None else views[place]
             if output.batch is None:
                 place_samples(operation, output, view)
             if output.features is None:

@@ -80,6 +80,15 @@ class Operand:
         return data
 
 
+def _with_values(operands: Sequence[Operand]) -> list[tuple[Operand, Value]]:
+    """The operands that the inputs reach, each with its value."""
+    traced = []
+    for operand in operands:  # faster than a comprehension, which is a call
+        if (value := operand.value) is not None:
+            traced.append((operand, value))  # noqa: PERF401
+    return traced
+
+
 class Operation:
     """One operation, with an `Operand` in place of each tensor in its arguments.
 
@@ -93,7 +102,6 @@ class Operation:
         args: its arguments by position, as they were given.
         kwargs: its arguments by name, as they were given.
         operands: all tensors among its arguments.
-        arguments: the arguments under their canonical names.
         call: the function that runs it again, out of place.
         outputs: its output values; None for outputs that the inputs do not reach.
         result: its output, if a rule asks for it.
@@ -112,17 +120,32 @@ class Operation:
         signals: the operands that get shares in the token flow; None before they are determined.
     """
 
-    result: Operand | None
-    edge: GradientEdge | None
-    attention: Any
-    pattern: "Pattern | None"
-    refusal: Exception | None
-    shift: Operand | None
-    views: tuple[View, ...] | None
-    signals: list[tuple[Operand, Value]] | None
-    _contraction: Contraction | None
-    note: Any = None
-    rule: "Callable[[Operation], Any] | None" = None
+    __slots__ = (
+        "_arguments",
+        "_contraction",
+        "_traced",
+        "activates",
+        "args",
+        "attention",
+        "call",
+        "edge",
+        "function",
+        "index",
+        "kind",
+        "kwargs",
+        "module",
+        "note",
+        "operands",
+        "outputs",
+        "pattern",
+        "refusal",
+        "refused",
+        "result",
+        "rule",
+        "shift",
+        "signals",
+        "views",
+    )
 
     def __init__(
         self,
@@ -132,26 +155,55 @@ class Operation:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         operands: list[Operand],
-        arguments: dict[str, Any],
+        arguments: dict[str, Any] | None = None,
     ) -> None:
         self.index, self.function, self.kind = index, function, kind
         self.args, self.kwargs, self.operands = args, kwargs, operands
-        self.arguments = arguments
+        self._arguments = arguments
         self.call: Callable[..., Any] = function.call
         self.outputs: list[Value | None] = []
-        self.refused: Sequence[GradientEdge] = ()
+        self._traced = _with_values(operands)
         self.module, self.activates = "", False
-        self._traced = [(o, o.value) for o in operands if o.value is not None]
-        # Not on the class: looking up an attribute that most objects lack is slow there.
-        self.result = self.edge = self.attention = self.pattern = None
-        self.refusal = self.shift = self.views = self.signals = self._contraction = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Resets everything that is written down after an operation is described."""
+        self.refused: Sequence[GradientEdge] = ()
+        self.result: Operand | None = None
+        self.edge: GradientEdge | None = None
+        self.attention: Any = None
+        self.pattern: Pattern | None = None
+        self.refusal: Exception | None = None
+        self.shift: Operand | None = None
+        self.views: tuple[View, ...] | None = None
+        self.signals: list[tuple[Operand, Value]] | None = None
+        self.note: Any = None
+        self.rule: Callable[[Operation], Any] | None = None
+        self._contraction: Contraction | None = None
 
     def changed(self, **attributes: Any) -> "Operation":
         """Returns a copy of the operation with attributes replaced, such as its operands."""
-        new, operands = copy.copy(self), attributes.get("operands", self.operands)
-        traced = [(o, o.value) for o in operands if o.value is not None]
-        vars(new).update(attributes, _traced=traced, _contraction=None, signals=None)
+        attributes["_arguments"] = attributes.pop("arguments", self.arguments)
+        attributes["_traced"] = _with_values(attributes.get("operands", self.operands))
+        attributes |= {"_contraction": None, "signals": None}
+        new = copy.copy(self)
+        for name, attribute in attributes.items():
+            setattr(new, name, attribute)
         return new
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Its arguments under their canonical names."""
+        if self._arguments is None:
+            self._arguments = self.function.bind(self.args, self.kwargs)
+        return self._arguments
+
+    @property
+    def asks_to_write(self) -> bool:
+        """Whether an argument asks it to write into its first operand, as ``inplace=True`` does."""
+        if not (self.function.takes_inplace or "inplace" in self.kwargs):
+            return False
+        return bool(self.arguments.get("inplace"))
 
     @property
     def name(self) -> str:
@@ -222,7 +274,9 @@ class Operation:
 
     def clear(self) -> None:
         """Releases everything that it refers to."""
-        vars(self).clear()
+        self.args, self.kwargs, self._arguments = (), {}, {}
+        self.operands, self.outputs, self._traced = [], [], []
+        self._forget()
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Any]:
         """Runs the operation again with other tensors in place of its traced operands.

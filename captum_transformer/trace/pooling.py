@@ -35,6 +35,8 @@ def pools_tokens(operation: Operation) -> bool:
 
 def _picks_entries(operation: Operation) -> bool:
     """Whether each feature may come from a different token, such as the one where it is largest."""
+    if len(operation.operands) == 1:
+        return False
     index = operation.argument("index")
     if not isinstance(index, Operand) or operation.argument("source") is not None:
         return False

@@ -67,7 +67,7 @@ def _of_signals(operation: Operation, output: Any) -> Tensor | None:
             f"{operation.described} makes a nested or sparse tensor, in which it is unknown which "
             f"entries belong to which token. Use a padded, dense one with a mask."
         )
-    if output.is_complex() and operation.kind not in _COMPLEX:
+    if output.dtype.is_complex and operation.kind not in _COMPLEX:
         # Complex numbers are pairs of features that are rotated by a constant (rotary embeddings),
         # or spectra.
         operation.refusal = UnsupportedOperationError(

@@ -104,7 +104,7 @@ class Recorder:
         """
         (func, args, kwargs), tape, kind = call, self.tape, operation.kind
         traced = operation.traced()
-        if operation.arguments.get("inplace"):
+        if operation.asks_to_write:
             operation.call = without_inplace(func)
         if self._edges or kind in tape.keep or kind in _NAMED:
             operation.module = self._calling_module()

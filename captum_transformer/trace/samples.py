@@ -29,7 +29,7 @@ def place_samples(operation: Operation, output: Value, view: View | None) -> Non
         view: how the output lies over the operand, if the operation is a view.
     """
     traced = operation.traced()
-    batches = []
+    batches: list[Batch | None] = []
     for _, value in traced:
         batches.append(value.batch)
         if value.coupling is not None:
@@ -61,9 +61,8 @@ def _together(
         batches: which samples are in the operands and where; None for operands that count as
             constants.
     """
-    first, kind, shape, traced = None, operation.kind, output.shape, operation.traced()
-    alike, aligned = kind in ENTRIES_ALONE, True
-    for (_, value), batch in zip(traced, batches, strict=True):
+    first, alike, aligned, shape = None, True, True, output.shape
+    for batch in batches:
         if batch is None:
             continue
         if first is None:
@@ -71,16 +70,17 @@ def _together(
         elif batch is not first and batch != first:
             alike = False
             aligned &= batch.first == first.first and batch.axis.size == first.axis.size
-        alike = alike and value.shape == shape
     if first is None:
         return None
     if aligned and first.axis.size == 1:  # everything belongs to the one sample
-        whole = (1, 1, shape.numel())
-        return first if first.axis == whole else placed(first, Axis(*whole))
+        return _of_one_sample(first, shape.numel())
     if view is not None:
         return first.in_view(view)
-    if alike:
-        return first
+    kind, traced = operation.kind, operation.traced()
+    if alike and kind in ENTRIES_ALONE:
+        pairs = zip(traced, batches, strict=True)
+        if all(batch is None or value.shape == shape for (_, value), batch in pairs):
+            return first
     if aligned:
         goals = set()
         for (operand, _), batch in zip(traced, batches, strict=True):
@@ -90,6 +90,11 @@ def _together(
         if len(goals) == 1 and (goal := goals.pop()) is not None:
             return placed(first, goal)
     return moved_batch(operation, output, batches) if kind in MOVES else None
+
+
+@lru_cache(maxsize=4096)
+def _of_one_sample(batch: Batch, entries: int) -> Batch:
+    return placed(batch, Axis(1, 1, entries))
 
 
 def moved_batch(

@@ -194,8 +194,7 @@ class Tape:
         results: Sequence[Tensor | None],
     ) -> Operation:
         """Records an operation that the trace itself adds."""
-        index, kind, bound = len(self.operations), function.kind, function.bind(args, {})
-        operation = Operation(index, function, kind, args, {}, operands, bound)
+        operation = Operation(len(self.operations), function, function.kind, args, {}, operands)
         self._append_own(operation, results)
         return operation
 

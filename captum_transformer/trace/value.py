@@ -41,15 +41,27 @@ class Value:
         keys: where the axis over which a softmax ran lies in it, or None.
     """
 
-    operation: "Operation | None" = None
-    batch: Batch | None = None
-    coupling: "Operation | None" = None
-    features: Features = None
-    ancestors = 0
-    attention = 0
-    mixtures = 0
-    learned = False
-    keys: Axis | None = None
+    __slots__ = (
+        "__weakref__",
+        "_origin",
+        "ancestors",
+        "attention",
+        "batch",
+        "coupling",
+        "device",
+        "dtype",
+        "features",
+        "holder",
+        "holds_ids",
+        "index",
+        "keys",
+        "learned",
+        "mixtures",
+        "operation",
+        "shape",
+        "stride",
+        "version",
+    )
 
     def __init__(self, index: int, tensor: Tensor) -> None:
         self.index = index
@@ -60,6 +72,13 @@ class Value:
         self.dtype = dtype = tensor.dtype
         self.device = tensor.device
         self.holds_ids = not (dtype.is_floating_point or dtype.is_complex)
+        self.operation: Operation | None = None
+        self.batch: Batch | None = None
+        self.coupling: Operation | None = None
+        self.features: Features = None
+        self.keys: Axis | None = None
+        self.ancestors = self.attention = self.mixtures = 0
+        self.learned = False
         self._origin: Value | None = None
 
     @property
