@@ -30,6 +30,7 @@ from captum_transformer import AttnLRP, ConservativeLRP, GenericAttentionRelevan
 from captum_transformer.visualization import merge_words
 
 
+@pytest.mark.slow
 def test_a_process_draws_a_picture(checkpoints, photo):
     root = Path(__file__).parents[2]
     done = subprocess.run(
@@ -37,12 +38,20 @@ def test_a_process_draws_a_picture(checkpoints, photo):
         cwd=photo.parent, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(root)},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "method" in done.stderr
-    first, second = done.stdout.splitlines()
+    check_picture(photo, done.returncode, done.stdout, done.stderr)
+
+
+def test_a_picture_is_drawn(checkpoints, photo, run):
+    check_picture(photo, *run("explain", checkpoints / "timm", photo))
+
+
+def check_picture(photo, status, out, err):
+    assert status == 0, err
+    assert "method" in err
+    first, second = out.splitlines()
     assert first.startswith(f"{photo}: ")
     assert second == "  photo.explanation.png"
-    assert "summed by patch" in done.stderr
+    assert "summed by patch" in err
     assert imread(photo.parent / "photo.explanation.png").shape == (333, 618, 4)
 
 
