@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -173,7 +173,7 @@ class AttributionMonitor(ExplainedRuns):
         heatmap: MapOptions | None = None,
         tokenizer: Any = None,
         to_tokens: Callable[[Tensor], Sequence[str]] | None = None,
-        off_scale_ids: Collection[int] | None = None,
+        off_scale_ids: Sequence[int] | Set[int] | None = None,
         batch_to_inputs: BatchToInputs | None = None,
         probabilities: Callable[[Tensor], Tensor] | None = None,
         internal_batch_size: int | None = None,

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, is_typeddict
+from types import GenericAlias
+from typing import Any, TypeGuard, is_typeddict
 
 MODULES = """
 captum_transformer
@@ -50,11 +51,11 @@ def public() -> dict[str, Any]:
 def lines() -> list[str]:
     """The interface, a line for each name."""
     everything = public()
-    classes = {id(found): found for found in everything.values() if isinstance(found, type)}
+    classes = {id(found): found for found in everything.values() if _is_class(found)}
     written = []
     for name, found in sorted(everything.items()):
         written.append(f"{name}{_signature(found)}")
-        if isinstance(found, type):
+        if _is_class(found):
             written += sorted(f"{name}.{line}" for line in _members(found, classes))
     return written
 
@@ -106,12 +107,17 @@ def _members(cls: type, everything: dict[int, type]) -> Iterator[str]:
             yield name
 
 
+def _is_class(found: Any) -> TypeGuard[type]:
+    # On Python 3.10, `Callable[[int], str]` says that it is a class.
+    return isinstance(found, type) and not isinstance(found, GenericAlias)
+
+
 def _signature(found: Any) -> str:
-    if not inspect.isroutine(found) and not isinstance(found, type):
+    if not inspect.isroutine(found) and not _is_class(found):
         return ""
-    if isinstance(found, type) and (issubclass(found, enum.Enum) or is_typeddict(found)):
+    if _is_class(found) and (issubclass(found, enum.Enum) or is_typeddict(found)):
         return ""
-    if isinstance(found, type) and issubclass(found, BaseException):
+    if _is_class(found) and issubclass(found, BaseException):
         return f"({', '.join(base.__name__ for base in found.__bases__)})"
     signature = inspect.signature(found)
     plain = [

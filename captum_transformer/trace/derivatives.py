@@ -1,6 +1,8 @@
 """Derivatives by autograd, with an error that explains why one can't be computed."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -27,10 +29,12 @@ def derivatives(
             is the number itself.
 
     Raises:
-        UnsupportedOperationError: if autograd can't differentiate because of an in-place operation.
+        UnsupportedOperationError: if autograd can't differentiate because of an in-place operation,
+            or has no derivative of a function.
     """
     try:
-        return torch.autograd.grad(total, points, slopes, retain_graph=True, allow_unused=True)
+        with missing_ones_refused():
+            return torch.autograd.grad(total, points, slopes, retain_graph=True, allow_unused=True)
     except RuntimeError as reason:
         if "modified by an inplace operation" not in str(reason):
             raise
@@ -43,4 +47,20 @@ def derivatives(
             "+= z`, or write into a copy, or choose a method without gradients, such as "
             "RawAttention. "
             f"({str(reason).split('. Hint')[0]}.)"
+        ) from reason
+
+
+@contextmanager
+def missing_ones_refused() -> Iterator[None]:
+    """Refuses what autograd records, and then has no derivative of in this version of PyTorch."""
+    try:
+        yield
+    except RuntimeError as reason:
+        found = re.search(r"derivative for (.+?) is not implemented", str(reason))
+        if found is None:
+            raise
+        raise UnsupportedOperationError(
+            f"PyTorch {torch.__version__} has no derivative of {found[1]}, which the model or an "
+            "explanation of it needs. Write that step of the model with other functions, or try a "
+            "newer PyTorch."
         ) from reason

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_callbacks.samples.scores import class_scores
 
-ClassSlot: TypeAlias = 'Literal["label", "predicted"] | int'
+ClassSlot: TypeAlias = Literal["label", "predicted"] | int
 """A slot in the log: the sample's label, the class that is currently predicted, or a class id."""
 
 

@@ -296,8 +296,9 @@ def test_the_default_is_said_with_its_reason(checkpoints, photo, run):
     assert run("explain", checkpoints / "bert", "--text", "a film", "-m", "AttnLRP")[2] == ""
     _, _, err = run("explain", checkpoints / "hf-vit", photo)
     assert "read from one token" in err
-    config = {"img_size": 32, "num_classes": 3, "global_pool": "avg", "class_token": False}
-    pooled = timm.create_model("vit_tiny_patch16_224", depth=2, **config)
+    config = {"img_size": 32, "depth": 2, "num_classes": 3}
+    config |= {"global_pool": "avg", "class_token": False}
+    pooled = timm.create_model("vit_tiny_patch16_224", **config)
     save_for_hf(pooled, "pooled", model_config={"num_classes": 3}, model_args=config)
     _, _, err = run("explain", "pooled", photo)
     assert "pooled" in err

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(
@@ -24,6 +25,7 @@ LONG = {"captured", "similarity", "visualization"}
 )
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)  # the weights of most models there are random
     namespace: dict[str, Any] = {}
     for block in re.findall(
         r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE

@@ -110,7 +110,9 @@ def test_kernels_have_the_arguments_of_their_functions() -> None:
         for overload in (getattr(packet, called) for called in packet.overloads()):
             function = describe(overload)
             of_tensors = any("Tensor" in str(a.type) for a in overload._schema.arguments)
-            if function.kind is Kind.UNKNOWN or not of_tensors:
+            # Old versions of PyTorch have dimensions with names, in arguments of their own.
+            of_names = "Dimname" in overload._overloadname
+            if function.kind is Kind.UNKNOWN or not of_tensors or of_names:
                 continue
             expected = {*entry.parameters, *([entry.rest] if entry.rest else [])}
             assert expected - _OF_TORCH_ALONE <= {*function.entry.parameters}, str(overload)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch._higher_order_ops import flex_attention as OPERATOR
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from captum_transformer import (
@@ -171,8 +172,8 @@ def test_the_model_is_called_as_it_is() -> None:
         assert all(isinstance(call, FlexAttention) for call in forward.calls)
         assert len(forward.calls) == 2
     assert required == [True]
-    with pytest.raises(NotImplementedError, match="does not support backward on CPU"):
-        flex(x.requires_grad_(), mask)
+    with torch.no_grad():
+        assert torch.equal(flex(x, mask), native)
 
 
 @pytest.mark.usefixtures("_rows_by_two")
@@ -211,7 +212,11 @@ def test_autocast() -> None:
         expected, native = written(x, mask), flex(x, mask)
     arguments = Arguments((x,), (mask,), {})
     with torch.autocast("cpu", torch.bfloat16), traced_forward(flex, arguments) as forward:
-        assert torch.equal(forward.output, native)
+        assert forward.output.dtype == native.dtype
+        if torch._C.DispatchKey.AutocastCPU in OPERATOR.py_kernels:
+            assert torch.equal(forward.output, native)
+        else:  # old versions of PyTorch round the scores as well where nothing is compiled
+            assert_close(forward.output, native, relative=0.01)
     assert_close(native, expected, relative=0.02)
 
 

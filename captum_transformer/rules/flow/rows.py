@@ -13,6 +13,7 @@ from captum_transformer.calling.reading import truth
 from captum_transformer.rules.flow.sources import Junction, Sources
 from captum_transformer.rules.propagate import unsupported
 from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.derivatives import missing_ones_refused
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.streams import query_value
@@ -240,7 +241,8 @@ class NormalisedRows:
             for value, call in made.items():
                 sums = self._sums(call).detach()
                 total = total + (call.outputs(reached[value]).sum(-1) * sums).sum()
-        (sums,) = torch.autograd.grad(total, probe)
+        with missing_ones_refused():
+            (sums,) = torch.autograd.grad(total, probe)
         self._last = operation, calls, sums
         return sums
 

@@ -29,6 +29,7 @@ from captum_transformer.rules.flow.sources import Sources, unread
 from captum_transformer.rules.flow.towers import Towers
 from captum_transformer.rules.ledger import Asked, Ledger, balanced
 from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.derivatives import missing_ones_refused
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import quotient
 from captum_transformer.trace.tape import Tape
@@ -263,7 +264,8 @@ class TokenFlow:
             total = torch.stack([tensor.sum() for tensor in reached.values()]).sum()
         if not total.requires_grad:
             return torch.zeros_like(probe)
-        (part,) = torch.autograd.grad(total, probe)
+        with missing_ones_refused():
+            (part,) = torch.autograd.grad(total, probe)
         return part
 
     def gathered(self, tokens: Value, source: Value, relevance: Tensor) -> Tensor:
@@ -278,7 +280,8 @@ class TokenFlow:
         with torch.enable_grad():
             reached = self({tokens: probe}, [source])[source]
             total = (reached * quotient(relevance, reached.detach())).sum()
-        (result,) = torch.autograd.grad(total, probe)
+        with missing_ones_refused():
+            (result,) = torch.autograd.grad(total, probe)
         return result
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightning_callbacks import RelevanceDataset
+from tests.attr.subjects import assert_close
 from tests.lightning_callbacks.explained import images
 from tests.lightning_callbacks.isolation.sharded_trainings import (
     METHODS,
@@ -61,7 +62,8 @@ def test_a_writer(tmp_path):
     for sample in data:
         pixels = images()[sample.sample_id][0][None].float()
         expected = METHODS["chefer"](whole).attribute(pixels, target=sample.target)
-        assert torch.equal(sample.attributions["input_0"], expected[0].float())
+        # Linear algebra of one row may round otherwise than that of several.
+        assert_close(sample.attributions["input_0"], expected[0].float(), relative=1e-5)
 
 
 def test_tensor_parallelism_is_refused_by_name(tmp_path):

@@ -1,12 +1,13 @@
 """A monitor and its methods from a YAML file, through Lightning's own command line."""
 
+import inspect
 import sys
 
 import pytest
 from captum.attr import IntegratedGradients
 
 from captum_transformer import TransformerAttribution
-from lightning_callbacks import AttributionMonitor
+from lightning_callbacks import AttributionMonitor, ExplainerModule, RelevanceWriter
 from tests.lightning_callbacks.models import CLASSES, SIZE, classifier, loaders
 from tests.lightning_callbacks.runs import read
 
@@ -82,3 +83,18 @@ def test_fit_from_yaml(pl, tmp_path, monkeypatch):
         for slot in ("label", "predicted", "class_2")
         for method in made
     }
+
+
+@pytest.mark.parametrize("made", [AttributionMonitor, ExplainerModule, RelevanceWriter])
+def test_a_file_can_set_each_option(made):
+    """Parsers leave out what has a type that they don't know."""
+    parser = pytest.importorskip("jsonargparse").ArgumentParser()
+    known = parser.add_class_arguments(made, "made")
+    assert [name.removeprefix("made.") for name in known] == [*inspect.signature(made).parameters]
+
+
+@pytest.mark.parametrize("ids", [[1, 5], None])
+def test_ids_from_a_file(ids):
+    parser = pytest.importorskip("jsonargparse").ArgumentParser()
+    parser.add_class_arguments(AttributionMonitor, "monitor", skip={"methods"})
+    assert parser.parse_object({"monitor": {"off_scale_ids": ids}}).monitor.off_scale_ids == ids
