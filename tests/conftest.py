@@ -1,25 +1,20 @@
 """What all tests share."""
 
+from __future__ import annotations
+
 import gc
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from tests.accelerator import emulated
-from tests.accelerator.module import NAME
+if TYPE_CHECKING:
+    import torch
 
 # Before any library reads them: no test may fetch anything, and none may open a window.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
-
-# PyTorch looks for a driver each time that it is asked for devices, unless none is visible.
-if not torch.cuda.is_available():
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-# The models here are tiny: handing their work out to threads costs more than doing it.
-torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,6 +27,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # until all tests are collected: next to nothing of that is garbage
+    if config.getoption("numprocesses", 0) and not hasattr(config, "workerinput"):
+        return  # it hands the tests out to processes that it starts when it is done here
+    import torch
+
+    from tests.accelerator import emulated
+
+    # PyTorch looks for a driver each time that it is asked for devices, unless none is visible.
+    if not torch.cuda.is_available():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # The models here are tiny: handing their work out to threads costs more than doing it.
+    torch.set_num_threads(1)
     if config.getoption("--emulated"):
         if not emulated.AVAILABLE:
             raise pytest.UsageError("This PyTorch takes no device that is written in Python.")
@@ -39,6 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    import torch
+
     chosen = config.getoption("--emulated")
     if chosen:
         others = [item for item in items if not item.get_closest_marker("gpu")]
@@ -73,4 +81,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where tests run that are marked gpu."""
+    import torch
+
+    from tests.accelerator.module import NAME
+
     return torch.device(NAME if request.config.getoption("--emulated") else "cuda", 0)
