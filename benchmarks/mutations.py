@@ -5,6 +5,12 @@ python -m benchmarks.mutations --out /tmp/mutations.jsonl --count 60 --quick   #
 python -m benchmarks.mutations --out /tmp/some.jsonl --code captum_transformer/captured/call.py \
     --tests tests/captured/test_changes.py -k refused   # a part of the code, and of the tests
 
+With the tests that run each line, a mutation costs seconds instead of minutes:
+
+COVERAGE_FILE=/tmp/lines.db python -m pytest -m "not slow" --cov=captum_transformer \
+    --cov-context=test --cov-report=            # needs pytest-cov; takes several times as long
+python -m benchmarks.mutations --out /tmp/mutations.jsonl --count 60 --quick --lines /tmp/lines.db
+
 A run that was interrupted goes on where it stopped. What survives is either code that no test
 looks at, or a change that makes no difference; which one it is has to be read.
 """
@@ -51,6 +57,7 @@ class Mutation(NamedTuple):
 
     path: str
     line: int
+    last: int
     before: str
     after: str
     text: str
@@ -91,6 +98,8 @@ def mutations(path: Path) -> Iterator[Mutation]:
     source = path.read_text(encoding="utf-8")
     for node in _visited(ast.parse(source)):
         for other in replacements(node):
+            if ast.dump(other) == ast.dump(node):
+                continue
             place: Any = ast.copy_location(other, node)
             before = ast.get_source_segment(source, node) or ""
             lines = source.encode().splitlines(keepends=True)
@@ -104,7 +113,8 @@ def mutations(path: Path) -> Iterator[Mutation]:
             raw = source.encode()
             text = (raw[:start] + after.encode() + raw[end:]).decode()
             shown = [" ".join(one.split())[:60] for one in (before, after)]
-            yield Mutation(str(path.relative_to(ROOT)), place.lineno, *shown, text)
+            name, first, last = str(path.relative_to(ROOT)), place.lineno, place.end_lineno
+            yield Mutation(name, first, last, shown[0], shown[1], text)
 
 
 def _visited(node: ast.AST) -> Iterator[ast.AST]:
@@ -125,13 +135,33 @@ def drawn(folders: list[str], count: int, seed: int) -> list[Mutation]:
     return random.Random(seed).sample(found, min(count, len(found)))
 
 
-def outcome(mutation: Mutation, tree: Path, tests: list[str], limit: float) -> str:
+def runs(mutation: Mutation, lines: Path | None, tests: list[str]) -> list[list[str]]:
+    """What to run in turn: all tests, or those that run the mutation's lines, if this is known.
+
+    Of these, one of each file comes first.
+    """
+    if lines is None:
+        return [tests]
+    from coverage import CoverageData
+
+    data = CoverageData(str(lines))
+    data.read()
+    known = data.contexts_by_lineno(str(ROOT / mutation.path))
+    places = range(mutation.line, mutation.last + 1)
+    names = {name.partition("|")[0] for place in places for name in known.get(place, ())}
+    if names == {""}:  # it runs when it is imported
+        return [tests]
+    some = {name.partition("::")[0]: name for name in sorted(names - {""})}
+    return [sorted(part) for part in ({*some.values()}, names - {"", *some.values()}) if part]
+
+
+def outcome(mutation: Mutation, tree: Path, parts: list[list[str]], limit: float) -> str:
     """``caught``, ``survived`` or ``hung``."""
     file = tree / mutation.path
     original = file.read_text(encoding="utf-8")
     file.write_text(mutation.text, encoding="utf-8")
     try:
-        return "survived" if passes(tree, tests, limit) else "caught"
+        return "survived" if all(passes(tree, part, limit) for part in parts) else "caught"
     except subprocess.TimeoutExpired:
         return "hung"
     finally:
@@ -140,7 +170,9 @@ def outcome(mutation: Mutation, tree: Path, tests: list[str], limit: float) -> s
 
 def passes(tree: Path, tests: list[str], limit: float) -> bool:
     """Whether the tests pass, of the code as it is in a folder."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    (tree / "tests.txt").write_text("\n".join(tests), encoding="utf-8")
+    options = ["-x", "-q", "-p", "no:cacheprovider", "@tests.txt"]
+    command = [sys.executable, "-m", "pytest", *options]
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     run = subprocess.run(
         command, cwd=tree, env=environment, capture_output=True, timeout=limit, check=False
@@ -166,6 +198,7 @@ def main() -> None:
     parser.add_argument("--tests", nargs="+", default=list(TESTS), metavar="PATH")
     parser.add_argument("-k", dest="names", default="", help="only these tests, as for pytest")
     parser.add_argument("--quick", action="store_true", help="without the slow tests")
+    parser.add_argument("--lines", type=Path, help="which tests run a line, by coverage.py")
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds for the tests")
     args = parser.parse_args()
 
@@ -175,12 +208,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, args.out.open("a", encoding="utf-8") as out:
         tree = Path(folder)
         copied(tree)
-        if not known and not passes(tree, tests, args.limit):
+        if not known and args.lines is None and not passes(tree, tests, args.limit):
             sys.exit("The tests fail without a mutation.")
         for mutation in drawn(args.code, args.count, args.seed):
             if mutation.name not in known:
                 start = time.perf_counter()
-                known[mutation.name] = outcome(mutation, tree, tests, args.limit)
+                known[mutation.name] = outcome(
+                    mutation, tree, runs(mutation, args.lines, tests), args.limit
+                )
                 found = {"mutation": mutation.name, "outcome": known[mutation.name]}
                 print(json.dumps(found), file=out, flush=True)
                 seconds = time.perf_counter() - start
