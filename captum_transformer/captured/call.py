@@ -114,7 +114,9 @@ class Captured:
     def compile(self, mode: str | None = None, **options: Any) -> "Captured":
         """Compiles the graph with Inductor; results are then equal up to rounding.
 
-        Parts of the graph that are equal, as the layers of most models are, are compiled once.
+        Parts of the graph that are equal, as the layers of most models are, are compiled once. Rows
+        that nothing reads, such as those of the last layer if a score is read from a class token,
+        and rows of zeros are not computed: NaN there no longer makes the result NaN.
 
         Args:
             mode: as in `torch.compile`: ``"max-autotune"``, or ``"reduce-overhead"``, which uses

@@ -11,6 +11,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
+from captum_transformer.captured.rows import with_fewer_rows
+
 Compiler: TypeAlias = Callable[[GraphModule, Sequence[Tensor]], Callable[..., Any]]
 # The smallest number of operations in a repeated part: shorter ones compile quickly, and a compiler
 # fuses no operations across the ends of a part.
@@ -32,7 +34,7 @@ def compiled_in_parts(
         compiler: makes a function from a graph without in-place operations and from examples of its
             arguments, which have no data.
     """
-    pure = _pure(graph, tensors)
+    pure = with_fewer_rows(_pure(graph, tensors))
     items = _items(pure.graph)
     parts = [
         _Part.of([node for item in items[start:end] for node in item])
