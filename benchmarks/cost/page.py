@@ -91,6 +91,23 @@ sample at a time, {threads} thread, torch {torch}. Capturing and compiling are i
 once; *nodes* is the number of tensor operations. Layers that repeat are compiled once.
 
 {captured}
+
+### Rows that nothing reads
+
+A score of a class token needs one row of the last layer, and its gradient and relevance are zero
+for the other rows until attention mixes them. Compiled calls compute only these rows. How many
+multiplications this saves (one image):
+
+| model | TransformerAttribution | GenericAttentionRelevance | AttnLRP | ConservativeLRP |
+|---|--:|--:|--:|--:|
+| ViT-B | 3.0 % | 6.8 % | 6.6 % | 14 % |
+| ViT-Ti | 3.9 % | 7.1 % | 6.8 % | 13 % |
+
+It is more in models with fewer layers, and most for language models that compute logits for all
+tokens while the score is read from the last one (a GPT-2 with 3 layers of width 64 and 999 words:
+35 % for TransformerAttribution, 44 % for GenericAttentionRelevance). Graphs of models that pool all
+tokens stay as they are. On a GPU, attention itself is computed for all queries. The times above
+were measured before rows were left out.
 """
 
 BESIDE_LXT = """
