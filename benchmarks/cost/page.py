@@ -64,6 +64,15 @@ most of the time; {noop}
 
 {overhead}
 
+No trace in Python gets below what the calls and the state of modules cost. The least CPU time of
+one thread for the test ViT, on a busy machine and without garbage collection: 1.75 ms for a
+forward pass, 0.37 ms more under a mode that does nothing (133 calls), 1.4 ms more to record and
+restore the state of 144 modules and of random generators, and 2.9 ms more to record 98 operations,
+30 µs each. So a pass that records no operation but leaves the model as it was takes twice as long
+as a plain one. For ViT-Ti/16 these times are 31.6, 1.5, 2.9 and 6.2 ms; if a trace may add a
+quarter, 18 µs are left for each of its 188 operations. [Captured calls](captured.md) have no such
+limit.
+
 ### Extreme weights
 
 Products with the smallest numbers that a precision has are slow on CPUs. Relevance is linear, so
