@@ -22,7 +22,7 @@ _ALIGNED = (BY_ENTRY - {Kind.MUL, Kind.DIV}) | {Kind.CONCATENATE, Kind.STACK}
 # The kinds that may make features which none of their operands has.
 _CREATES = CONVOLUTIONS | {Kind.EMBEDDING, Kind.ATTENTION, Kind.PRODUCT}
 # These may add features or select from them; the result still holds features.
-_RESIZES = frozenset({Kind.CONCATENATE, Kind.PAD, Kind.CHOICE})
+_RESIZES = frozenset({Kind.CONCATENATE, Kind.PAD, Kind.CHOICE, Kind.MOVE})
 
 
 def place_features(operation: Operation, output: Value, view: View | None) -> None:
@@ -42,7 +42,7 @@ def place_features(operation: Operation, output: Value, view: View | None) -> No
     several = operation.kind in (Kind.PRODUCT, Kind.ATTENTION)
     for operand, source in traced:
         if source.features is not None and (several or not output.features):
-            after = _after(operation, operand, source.features, output, view)
+            after = features_after(operation, operand, source.features, output, view)
             if after or operation.kind not in MOVES or not source.features:
                 known = output.features
                 output.features = (
@@ -50,7 +50,7 @@ def place_features(operation: Operation, output: Value, view: View | None) -> No
                 )
 
 
-def _after(
+def features_after(
     operation: Operation,
     operand: Operand,
     features: Sequence[Axis],
@@ -212,7 +212,7 @@ def _before(operation: Operation, operand: Operand, source: Value, output: Value
     for dim, length in enumerate(source.shape):
         if length > 1:
             axis = Axis.of(source.shape, dim)
-            after = set(_after(operation, operand, (axis,), output, view))
+            after = set(features_after(operation, operand, (axis,), output, view))
             if after & features:
                 if not after <= features:
                     return None
@@ -229,7 +229,7 @@ def keeps_features(operation: Operation, output: Value) -> bool:
     view = view_of(operation, output)
     return any(
         source.features is not None
-        and _longer(_after(operation, operand, source.features, output, view))
+        and _longer(features_after(operation, operand, source.features, output, view))
         == _longer(output.features)
         for operand, source in operation.traced()
     )

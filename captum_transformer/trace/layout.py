@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.batch import placed
 from captum_transformer.trace.dimensions import image, source_of
-from captum_transformer.trace.features import learn_features, place_features
+from captum_transformer.trace.features import features_after, learn_features, place_features
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import is_weighted_signal
@@ -106,6 +106,9 @@ def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None
             kept = None if seen is None or seen[1].size == 1 < keys.size else seen[1]
         else:
             kept = image(operation, operand, keys, output, None)
+            if kept is None and keys in (value.features or ()):
+                # The largest weights of features, or all of them among zeros.
+                kept = next(iter(features_after(operation, operand, (keys,), output, None)), None)
         if kept is not None:
             # After a softmax over features, such as experts, an axis that is no longer one of
             # features doesn't hold keys.

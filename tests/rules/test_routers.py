@@ -38,18 +38,55 @@ def weights(x: Tensor) -> Tensor:
     return (x @ doubles(WIDTH, EXPERTS, seed=7)).softmax(-1)
 
 
-def one_by_one(x: Tensor) -> Tensor:
+def masked(x: Tensor) -> Tensor:
+    """The best two, the others masked before the softmax."""
+    scores = x @ doubles(WIDTH, EXPERTS, seed=7)
+    best = scores.topk(2, -1)
+    return torch.full_like(scores, -torch.inf).scatter(-1, best.indices, best.values).softmax(-1)
+
+
+def chosen(x: Tensor) -> Tensor:
+    """The best two among zeros, normalised again."""
+    best = weights(x).topk(2, -1)
+    again = best.values / best.values.sum(-1, keepdim=True)
+    return torch.zeros_like(weights(x)).scatter(-1, best.indices, again)
+
+
+def gathered(x: Tensor) -> Tensor:
+    """The best two by their indices, among zeros."""
+    best = weights(x).topk(2, -1).indices
+    return torch.zeros_like(weights(x)).scatter(-1, best, weights(x).gather(-1, best))
+
+
+ROUTERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "all": weights,
+    "masked": masked,
+    "chosen": chosen,
+    "gathered": gathered,
+}
+
+
+def one_by_one(x: Tensor, weights: Callable[[Tensor], Tensor] = weights) -> Tensor:
     parts = (w[..., None] * each for w, each in zip(weights(x).unbind(-1), experts(x), strict=True))
     return torch.stack([*parts]).sum(0)
 
 
-MIXTURES: dict[str, Callable[[Tensor], Tensor]] = {
-    "einsum": lambda x: torch.einsum("bte,ebtd->btd", weights(x), torch.stack(experts(x))),
-    "matmul": lambda x: (weights(x)[..., None, :] @ torch.stack(experts(x), 2)).squeeze(2),
-    "bmm": lambda x: torch.bmm(
+def side_by_side(x: Tensor) -> Tensor:
+    """All experts as one layer."""
+    layer = torch.cat([doubles(WIDTH, WIDTH, seed=seed) for seed in range(EXPERTS)], 1)
+    return F.gelu(x @ layer).unflatten(-1, (EXPERTS, WIDTH))
+
+
+Mix = Callable[..., Tensor]
+MIXTURES: dict[str, Mix] = {
+    "einsum": lambda x, weights: torch.einsum("bte,ebtd->btd", weights(x), torch.stack(experts(x))),
+    "matmul": lambda x, weights: (weights(x)[..., None, :] @ torch.stack(experts(x), 2)).squeeze(2),
+    "columns": lambda x, weights: (torch.stack(experts(x), -1) @ weights(x)[..., None]).squeeze(-1),
+    "bmm": lambda x, weights: torch.bmm(
         weights(x).flatten(0, 1)[:, None], torch.stack(experts(x), 2).flatten(0, 1)
     ).view(x.shape),
-    "sum": lambda x: (weights(x)[..., None] * torch.stack(experts(x), 2)).sum(2),
+    "sum": lambda x, weights: (weights(x)[..., None] * torch.stack(experts(x), 2)).sum(2),
+    "one layer": lambda x, weights: torch.einsum("bted,bte->btd", side_by_side(x), weights(x)),
 }
 
 
@@ -59,14 +96,33 @@ def model(mix: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("notation", MIXTURES)
-def test_experts_are_mixed_in_any_notation(notation: str, method: str) -> None:
+@pytest.mark.parametrize("router", ROUTERS)
+def test_experts_are_mixed_in_any_notation(router: str, method: str) -> None:
+    x, weights = doubles(2, TOKENS, WIDTH, seed=9), ROUTERS[router]
+
+    def explained(mix: Mix) -> Tensor:
+        return METHODS[method](partial(model, partial(mix, weights=weights))).attribute(x, target=1)
+
+    expected = explained(one_by_one)
+    for mix in MIXTURES.values():
+        torch.testing.assert_close(explained(mix), expected)
+
+
+def test_the_largest_weights_of_experts_without_the_others() -> None:
+    """Only the chosen experts' outputs are taken, as indices or by a kernel."""
+
+    def picked(x: Tensor) -> Tensor:
+        best = weights(x).topk(2, -1)
+        outputs = side_by_side(x).gather(2, best.indices[..., None].expand(-1, -1, -1, WIDTH))
+        return (best.values[..., None, :] @ outputs).squeeze(2)
+
     x = doubles(2, TOKENS, WIDTH, seed=9)
-    found, expected = (
-        METHODS[method](partial(model, mix)).attribute(x, target=1)
-        for mix in (MIXTURES[notation], one_by_one)
-    )
-    torch.testing.assert_close(found, expected)
+    for method in METHODS.values():
+        found, expected = (
+            method(partial(model, mix)).attribute(x, target=1)
+            for mix in (picked, partial(one_by_one, weights=gathered))
+        )
+        torch.testing.assert_close(found, expected)
 
 
 def test_attention_that_is_predicted_from_its_query_is_attention() -> None:
