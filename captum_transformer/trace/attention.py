@@ -246,9 +246,11 @@ class ExplicitAttention(AttentionCall):
     def _restored(tensor: Tensor, order: Order) -> Tensor:
         if order is None:
             return tensor
-        if None in order:
-            # Sum over the heads that share their values.
-            tensor = tensor.sum([place for place, dim in enumerate(order) if dim is None])
+        # Sum over the heads that share their values; an order leaves out the first of these.
+        first = tensor.dim() - len(order)
+        shared = [first + place for place, dim in enumerate(order) if dim is None]
+        if first or shared:
+            tensor = tensor.sum([*range(first), *shared])
         dims = [dim for dim in order if dim is not None]
         return tensor.permute([dims.index(dim) for dim in range(len(dims))])
 

@@ -6,6 +6,7 @@ from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.batch import placed
 from captum_transformer.trace.dimensions import image, source_of
 from captum_transformer.trace.features import features_after, learn_features, place_features
+from captum_transformer.trace.gates import is_of_one_entry
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import is_weighted_signal
@@ -90,6 +91,8 @@ def _mixes(operation: Operation) -> bool:
 def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None:
     """Returns the axis of keys in an output that still holds softmax weights, or None."""
     if operation.kind in _MAY_BE_SOFTMAX and (dim := softmax_dim(operation)) is not None:
+        if operation.kind is Kind.SOFTMAX and operation.traced() and is_of_one_entry(operation):
+            return None  # a sigmoid: its entries are no weights of keys
         return Axis.of(output.shape, dim)
     weights = [(o, value) for o, value in operation.traced() if value.keys is not None]
     if not weights or _are_used_up(operation, weights, output):

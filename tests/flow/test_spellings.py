@@ -375,3 +375,32 @@ def test_the_relevance_of_an_addition_token_by_token(sides, request):
     added = TOKEN_BY_TOKEN["in place"]
     method = TransformerAttribution
     assert_alike(method, sides, lambda _, x, y: added(x, y), plain_sum)
+
+
+SLOTS = {
+    "two axes": lambda x, weights: (
+        torch.einsum("bnd,bnes->ebsd", x, weights).transpose(0, 1).flatten(1, 2)
+    ),
+    "in order": lambda x, weights: torch.einsum("bnd,bnes->besd", x, weights).flatten(1, 2),
+    "one axis": lambda x, weights: weights.flatten(2).mT @ x,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* attention calls are among channels")
+@pytest.mark.parametrize("method", [AttentionRollout, GenericAttentionRelevance])
+def test_slots_of_experts_read_the_same_tokens(method, x):
+    """As in Soft MoE, whose slots have an axis for the experts."""
+    queries = torch.randn(WIDTH, 4, generator=torch.Generator().manual_seed(2)).to(x)
+
+    def model(read):
+        def forward(x):
+            x = x + nn.functional.scaled_dot_product_attention(x, x, x)
+            scores = x @ queries
+            slots = read(x, scores.unflatten(-1, (2, 2)).softmax(1))
+            return (x + scores.softmax(-1) @ slots.tanh())[:, 0]
+
+        return forward
+
+    found, again, expected = (method(model(read)).attribute(x, 1) for read in SLOTS.values())
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(again, expected)

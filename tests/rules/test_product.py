@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer import GIM, AttnLRP, LibraGrad
 from tests.rules.by_hand import by_autograd, doubles, half, relevance, weigh
 
 W = doubles(6, 5, seed=9)
@@ -64,6 +65,48 @@ def test_a_term_that_is_added_gets_all_of_its_part(in_place):
 
     expected = by_autograd(lambda b, x, y: b + half(x) @ half(y), CONSTANT, X, Y)
     torch.testing.assert_close(result, expected)
+
+
+def normaliser(q, k):
+    return 1 / torch.einsum("bqd,bd->bq", q, k.sum(1))
+
+
+IN_ONE_PRODUCT = {
+    "a divisor": (
+        lambda q, k, v: torch.einsum("bqd,bde,bq->bqe", q, k.mT @ v, normaliser(q, k)),
+        lambda q, k, v: (q @ (k.mT @ v)) * normaliser(q, k)[..., None],
+    ),
+    "attention and a gate": (
+        lambda q, k, v: torch.einsum("bqk,bkd,bqd->bqd", (q @ k.mT).softmax(-1), v, q.sigmoid()),
+        lambda q, k, v: ((q @ k.mT).softmax(-1) @ v) * q.sigmoid(),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The model has attention whose weights are held constant")
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("a divisor", AttnLRP),
+        ("a divisor", GIM),
+        ("a divisor", LibraGrad),
+        ("attention and a gate", LibraGrad),
+    ],
+)
+def test_the_factors_that_a_rule_does_not_hold_share_their_part(name, method):
+    """In one product, as pytorch-fast-transformers' linear attention, or in several."""
+    tokens = doubles(2, 4, 6)
+    q, k, v = (doubles(6, 6, seed=seed) for seed in (1, 2, 3))
+
+    def explained(attend):
+        def model(x):
+            x = x + F.scaled_dot_product_attention(x, x, x)
+            return attend(F.elu(x @ q) + 1, F.elu(x @ k) + 1, x @ v).mean(1)
+
+        return method(model).attribute(tokens, target=1)
+
+    once, apart = IN_ONE_PRODUCT[name]
+    torch.testing.assert_close(explained(once), explained(apart))
 
 
 def test_three_factors_get_a_third_each():

@@ -1,4 +1,4 @@
-"""A router's weights of experts are no attention, in any notation; predicted attention is."""
+"""Weights of experts, and sigmoids, are no attention in any notation; predicted attention is."""
 
 from collections.abc import Callable
 from functools import partial
@@ -151,5 +151,29 @@ def test_weights_of_neighbouring_tokens_are_held_as_attention_is() -> None:
     found, expected = (
         ConservativeLRP(partial(model, partial(convolved, held=held))).attribute(x, target=1)
         for held in (False, True)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def with_zeros(x: Tensor) -> Tensor:
+    return torch.stack([x, torch.zeros_like(x)], -1)
+
+
+SIGMOIDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "picked": lambda v, g: v * with_zeros(g).softmax(-1)[..., 0],
+    "summed": lambda v, g: (with_zeros(v) * with_zeros(g).softmax(-1)).sum(-1),
+}
+
+
+@pytest.mark.parametrize("method", [GIM, ConservativeLRP, GenericAttentionRelevance])
+@pytest.mark.parametrize("notation", SIGMOIDS)
+def test_a_softmax_of_one_entry_and_zero_is_no_attention(notation: str, method: Any) -> None:
+    def gated(gate: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
+        return gate(x @ doubles(WIDTH, WIDTH, seed=4), x @ doubles(WIDTH, WIDTH, seed=5))
+
+    x = doubles(2, TOKENS, WIDTH, seed=9)
+    found, expected = (
+        method(partial(model, partial(gated, gate))).attribute(x, target=1)
+        for gate in (SIGMOIDS[notation], lambda v, g: v * g.sigmoid())
     )
     torch.testing.assert_close(found, expected)

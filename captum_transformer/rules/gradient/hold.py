@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from captum_transformer.rules.gradient.share import divided, shares_of
 from captum_transformer.rules.propagate import BY_GRADIENT, unsupported
 from captum_transformer.trace.gates import (
     are_of_one_entry,
@@ -32,11 +33,15 @@ MARK = torch.empty(0, 0)
 _WITHOUT_AH = "With `attention_rule=False` they are treated like other signals; "
 
 
-def with_held(operation: Operation, held: Collection[Operand]) -> Any:
-    """Runs an operation with some operands held constant; if there are none, no rule applies."""
+def with_held(operation: Operation, held: Collection[Operand], *, shares: bool = False) -> Any:
+    """Runs an operation with some operands held constant; if there are none, no rule applies.
+
+    With `shares`, each of several other factors gets the same share.
+    """
     if not held:
         return NotImplemented
-    return operation.run(lambda o: o.tensor.detach() if o in held else o.tensor)
+    others = (operand for operand, _ in operation.traced() if operand not in held)
+    return divided(operation, shares_of(others) if shares else {}, held)
 
 
 def refused(operation: Operation, why: str, instead: str = BY_GRADIENT) -> Any:
@@ -45,7 +50,7 @@ def refused(operation: Operation, why: str, instead: str = BY_GRADIENT) -> Any:
     return NotImplemented
 
 
-def hold_divisor(operation: Operation) -> Any:
+def hold_divisor(operation: Operation, *, shares: bool = False) -> Any:
     """Holds the divisor of a signal constant, in norms as well as in activations."""
     signals, divisors = _divided(operation)
     if not divisors or (operation.kind is Kind.DIV and sums_to_one_again(operation)):
@@ -55,7 +60,7 @@ def hold_divisor(operation: Operation) -> Any:
             return _refused_softmax(operation)
         if signal_of(operation) is None:
             return _refused_gate(operation)
-    return with_held(operation, divisors)
+    return with_held(operation, divisors, shares=shares)
 
 
 def refuse_part(operation: Operation) -> Any:
@@ -100,7 +105,7 @@ def hold_matrix(operation: Operation) -> Any:
     return with_held(operation, divisors)
 
 
-def hold_statistic(operation: Operation) -> Any:
+def hold_statistic(operation: Operation, *, shares: bool = False) -> Any:
     """The LN rule (Ali et al., eq. 12) for norms written in Python: holds the divisor constant.
 
     A divisor that is computed entry by entry from what the signal is computed from belongs to an
@@ -114,7 +119,7 @@ def hold_statistic(operation: Operation) -> Any:
     return (
         NotImplemented
         if _is_of_softmax(operation, signals, divisors)
-        else with_held(operation, divisors)
+        else with_held(operation, divisors, shares=shares)
     )
 
 
@@ -177,7 +182,7 @@ def _refused_in_parts(operation: Operation, found: Meeting) -> Any:
     return refused(operation, found.why_refused, instead)
 
 
-def hold_probabilities(operation: Operation) -> Any:
+def hold_probabilities(operation: Operation, *, shares: bool = False) -> Any:
     """The AH rule (Ali et al., eq. 11): attention is a linear map of its values.
 
     With queries and keys held constant, a fused kernel's own backward is enough. Probabilities that
@@ -199,7 +204,7 @@ def hold_probabilities(operation: Operation) -> Any:
             "is unknown which of them are weights, so they can't be held constant",
             _WITHOUT_AH,
         )
-    return with_held(operation, held)
+    return with_held(operation, held, shares=shares)
 
 
 def _sums_over_keys(operation: Operation, operand: Operand) -> bool:

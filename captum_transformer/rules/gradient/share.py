@@ -1,6 +1,6 @@
 """The uniform rule for products of signals (Achtibat et al., ICML 2024): each gets its share."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,10 +17,14 @@ def share(operation: Operation) -> Any:
 
     A term that is added to the product gets all of its own part.
     """
-    factors = [operand for operand, _ in operation.traced() if operand.role is not Role.BIAS]
-    if len(factors) < 2:
-        return NotImplemented
-    return divided(operation, dict.fromkeys(factors, len(factors)))
+    parts = shares_of(operand for operand, _ in operation.traced())
+    return divided(operation, parts) if len(parts) > 1 else NotImplemented
+
+
+def shares_of(operands: Iterable[Operand]) -> dict[Operand, int]:
+    """Returns the divisors of the gradients of a product's factors."""
+    factors = [operand for operand in operands if operand.role is not Role.BIAS]
+    return dict.fromkeys(factors, len(factors))
 
 
 def share_attention(operation: Operation) -> Any:
@@ -52,10 +56,20 @@ def share_by_degree(operation: Operation) -> Any:
     return mapped(lambda output: output.view_as(output), Tensor, result)
 
 
-def divided(operation: Operation, parts: Mapping[Operand, int]) -> Any:
-    """Runs an operation so that the gradient of some operands is divided by a number."""
+def divided(
+    operation: Operation, parts: Mapping[Operand, int], held: Collection[Operand] = ()
+) -> Any:
+    """Runs an operation so that the gradient of some operands is divided by a number.
+
+    Args:
+        operation: the operation.
+        parts: the numbers.
+        held: operands that are held constant.
+    """
 
     def tensor(operand: Operand) -> Tensor:
+        if operand in held:
+            return operand.tensor.detach()
         number = parts.get(operand, 1)
         if number == 1:
             return operand.tensor

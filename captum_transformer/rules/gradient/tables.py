@@ -97,6 +97,9 @@ UNIFORM: ForwardRules = {
 }
 
 
+_HOLD = (hold_divisor, hold_probabilities, hold_statistic)
+
+
 def joined(*tables: ForwardRules) -> ForwardRules:
     """Joins tables into one: of the rules for a kind, the first one that applies is used."""
     kinds = dict.fromkeys(kind for table in tables for kind in table)
@@ -104,9 +107,24 @@ def joined(*tables: ForwardRules) -> ForwardRules:
 
 
 def _first(rules: Sequence[ForwardRule]) -> ForwardRule:
-    """Returns a rule that runs the first of some rules that applies."""
+    """Returns a rule that runs the first of some rules that applies.
+
+    What a rule leaves of a product's factors, if it holds some of them, is shared by the uniform
+    rule, if that is one of the rules, too.
+    """
+    rules = [one for rule in rules for one in _alternatives(rule)]
+    if share in rules:
+        rules = [partial(rule, shares=True) if rule in _HOLD else rule for rule in rules]
     # No local function: methods are pickled where processes are spawned.
     return rules[0] if len(rules) == 1 else partial(_first_of, rules)
+
+
+def _alternatives(rule: ForwardRule) -> Sequence[ForwardRule]:
+    """Returns the rules that a rule made by `_first` tries."""
+    if isinstance(rule, partial) and rule.func is _first_of:
+        joined_rules: Sequence[ForwardRule] = rule.args[0]
+        return joined_rules
+    return [rule]
 
 
 def _first_of(rules: Sequence[ForwardRule], operation: Operation) -> Any:
