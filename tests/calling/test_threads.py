@@ -82,16 +82,15 @@ def train(model: nn.Module) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("way", ["explained", "isolated"])
-@pytest.mark.slow
 def test_a_thread_that_trains_the_model_is_refused(way: str) -> None:
     model = Model().train()
 
     def until() -> None:
         if way == "explained":
-            repeatedly(model)()
+            repeatedly(model, times=5)()
         else:
             with isolated(model):
-                repeatedly(model)()
+                repeatedly(model, times=5)()
 
     found = in_a_thread(train(model), until)
     refused = [each for each in found if isinstance(each, ExplanationError)]
