@@ -176,14 +176,14 @@ def _failures(
     # In training mode: explaining must switch dropout off by itself, and leave the mode alone.
     case.model.train()
     before = _state(case)
-    found = _parts(case.attribute(method))
+    # All targets at once. What the first is compared with below is explained by itself.
+    found, *others_found = map(_parts, case.attribute_targets(method))
     if changed := _changed(before, _state(case)):
         yield f"changes the model's {changed}"
     case.model.eval()
     if not all(part.isfinite().all() for part in found):
         yield "is not finite"
         return
-    others_found = [_parts(case.attribute(method, i)) for i in range(1, len(case.targets))]
     # Grad-CAM keeps what is positive, which for a target may be nothing at all.
     if not any(part.any() for parts in (found, *others_found) for part in parts):
         yield "is all zero"

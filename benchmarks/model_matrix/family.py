@@ -58,11 +58,18 @@ class Case:
         self.model.to(dtype)
         return self.with_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t)
 
-    def attribute(self, method: Callable[..., Any], which: int = 0, **options: Any) -> Any:
-        """What a method says of one of the targets."""
+    def attribute(self, method: Callable[..., Any], **options: Any) -> Any:
+        """What a method says of the first of the targets."""
         return method(self.forward).attribute(
-            self.inputs, self.targets[which], additional_forward_kwargs=self.named, **options
+            self.inputs, self.targets[0], additional_forward_kwargs=self.named, **options
         )
+
+    def attribute_targets(self, method: Callable[..., Any]) -> list[Any]:
+        """What a method says of each of the targets, by one run of the model."""
+        found: list[Any] = method(self.forward).attribute_targets(
+            self.inputs, self.targets, additional_forward_kwargs=self.named
+        )
+        return found
 
     def attribute_tokens(self, method: Callable[..., Any]) -> Any:
         """The same for the tokens."""
