@@ -145,7 +145,7 @@ def _written(graph: Graph, state: list[str]) -> list[int]:
 
 
 def as_module(recorded: Recorded, state: Mapping[str, tuple[str, Tensor]]) -> GraphModule:
-    """Returns the graph with its state as parameters and buffers.
+    """Returns the graph with its state as buffers.
 
     Args:
         recorded: the graph.
@@ -175,10 +175,8 @@ def _put(root: torch.nn.Module, name: str, tensor: Tensor) -> str:
             root.add_module(part, held)
         root = held
     last = _unused(root, last)
-    if tensor.is_floating_point():
-        root.register_parameter(last, torch.nn.Parameter(tensor.detach(), requires_grad=False))
-    else:
-        root.register_buffer(last, tensor.detach())
+    # Not as parameters, which old versions of PyTorch load from a file with `requires_grad=True`.
+    root.register_buffer(last, tensor.detach())
     return ".".join([*path, last])
 
 
