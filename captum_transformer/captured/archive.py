@@ -32,7 +32,7 @@ class Served(nn.Module):
         keeps: whether to keep the checks of the last call.
 
     Attributes:
-        checks: for each check whether the last call has passed it, if they are kept.
+        checks: for each check 1 if the last call has passed it, else 0, if they are kept.
     """
 
     checks: Tensor
@@ -50,7 +50,9 @@ class Served(nn.Module):
         self._conditions, self._keeps = bool(recorded.checks), keeps and bool(recorded.checks)
         if self._keeps:
             device = given.key[3][0].device
-            passed = torch.ones(len(recorded.checks), dtype=torch.bool, device=device)
+            # Not one byte: old versions of PyTorch load a buffer into the memory of a `bytes` and
+            # write there, and Python has only one `bytes` of each byte for the whole process.
+            passed = torch.ones(len(recorded.checks), dtype=torch.int64, device=device)
             self.register_buffer("checks", passed)
         self._structure = recorded.structure
         self._targets = [s.size for s in given.key[3][given.inputs : given.targets]]

@@ -175,6 +175,7 @@ def test_a_file_says_which_check_failed_also_without_the_package(tmp_path: Path)
         found = program(values(1), torch.tensor([2, 2, 2]), share)
         assert found.isnan().all() == fails
         assert program.checks.tolist() == [not fails]
+    assert bytes([0, 1]) == b"".join([bytes([0]), bytes([1])])  # not written over
     mask = torch.ones(3, 6, dtype=torch.bool)
     AttnLRP(ReadsMask()).capture(values(), 1, (mask,)).save(tmp_path / "explain.pt2")
     with pytest.raises(CaptureMismatchError, match=r"which was True, at .*if not mask\.all\(\)"):
