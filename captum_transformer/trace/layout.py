@@ -97,7 +97,8 @@ def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None
     weights = [(o, value) for o, value in operation.traced() if value.keys is not None]
     if not weights or _are_used_up(operation, weights, output):
         return None
-    for operand, value in weights:
+    # A softmax over heads, such as a gate, has an axis of its own.
+    for operand, value in sorted(weights, key=lambda pair: not pair[1].weighs_tokens):
         keys = value.keys
         if keys is None:
             continue
@@ -112,11 +113,11 @@ def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None
             if kept is None and keys in (value.features or ()):
                 # The largest weights of features, or all of them among zeros.
                 kept = next(iter(features_after(operation, operand, (keys,), output, None)), None)
-        if kept is not None:
-            # After a softmax over features, such as experts, an axis that is no longer one of
-            # features doesn't hold keys.
-            of_features = keys in (value.features or ())
-            return None if of_features and kept not in (output.features or ()) else kept
+        # After a softmax over features, such as experts, an axis that is no longer one of features
+        # doesn't hold keys.
+        of_features = keys in (value.features or ())
+        if kept is not None and not (of_features and kept not in (output.features or ())):
+            return kept
     return None
 
 

@@ -383,6 +383,25 @@ def test_weights_are_attentions_behind_what_scales_and_mixes_them() -> None:
         assert_close(found, expected, relative=1e-12)
 
 
+@pytest.mark.parametrize("first", ["weights", "gate"])
+def test_a_gate_of_the_weights_does_not_attend(first: str) -> None:
+    """A softmax over heads has its own gradient, as the same function in two steps."""
+
+    def decoder(gate: Callable[[Tensor], Tensor]) -> Decoder:
+        def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            key, value = (t.repeat_interleave(2, 1) for t in (key, value))
+            factors = (query @ key.mT).softmax(-1), gate(query.mean((2, 3), keepdim=True))
+            one, other = factors if first == "weights" else factors[::-1]
+            return (one * other) @ value
+
+        return with_random_weights(Decoder(run))
+
+    gates = (lambda scores: scores.softmax(1), lambda scores: scores.log_softmax(1).exp())
+    x = drawn(SAMPLES, TOKENS, WIDTH, seed=5)
+    found, expected = (GIM(decoder(gate)).attribute(x, 3) for gate in gates)
+    assert_close(found, expected, relative=1e-12)
+
+
 BY_HAND = {
     "exponentials": lambda z: z.exp() / z.exp().sum(-1, keepdim=True),
     "logarithm": lambda z: z.log_softmax(-1).exp(),

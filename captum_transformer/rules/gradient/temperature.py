@@ -16,6 +16,7 @@ from captum_transformer.rules.gradient.hold import MARK, attention_weights, refu
 from captum_transformer.rules.gradient.share import parts_of_attention
 from captum_transformer.trace.attention import FusedAttention, fused_attention
 from captum_transformer.trace.blocks import row_blocks
+from captum_transformer.trace.dimensions import image
 from captum_transformer.trace.flex import log_sum_exp_is_used
 from captum_transformer.trace.kinds import COPIES, Kind
 from captum_transformer.trace.nested import leaves, mapped
@@ -76,14 +77,28 @@ def _softmaxes(weights: Value) -> Iterator[Operation]:
     """Yields the softmaxes that weights come from, or operations that normalise them again."""
     pending = [weights]
     while pending:
-        operation = pending.pop().operation
+        value = pending.pop()
+        operation = value.operation
         if operation is None:
             continue
         if softmax_dim(operation) is not None or sums_to_one_again(operation):
             yield operation
             continue
         moves = operation.kind in COPIES
-        pending += [v for _, v in operation.traced() if moves or v.keys is not None]
+        pending += [
+            source
+            for operand, source in operation.traced()
+            if moves or _are_keys_of(value, operation, operand, source)
+        ]
+
+
+def _are_keys_of(output: Value, operation: Operation, operand: Operand, source: Value) -> bool:
+    """Whether an operand's keys are those of the output, unlike what heads are weighted by."""
+    if source.keys is None or output.keys is None:
+        return source.keys is not None
+    if source.shape == output.shape:
+        return source.keys == output.keys
+    return image(operation, operand, source.keys, output, None) == output.keys
 
 
 class _Softmax(torch.autograd.Function):

@@ -1,0 +1,85 @@
+"""Which operand of a sum or product comes first makes no difference."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from tests.attr.subjects import (
+    EACH_WAY,
+    METHODS,
+    SUBJECTS,
+    as_tuple,
+    assert_close,
+    attributed,
+    drawn,
+    subject,
+)
+
+_COMMUTE = {
+    torch.add,
+    torch.mul,
+    torch.maximum,
+    torch.minimum,
+    *(getattr(Tensor, name) for name in ("add", "__add__", "__radd__", "mul", "__mul__")),
+}
+
+
+class Swapped(TorchFunctionMode):
+    """Swaps the tensors of operations that commute."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _COMMUTE and not kwargs and all(isinstance(each, Tensor) for each in args):
+            args = args[::-1]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["ConservativeLRP", "GenericAttentionRelevance"])
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_of_a_models_operations(name: str, method: str) -> None:
+    given = subject(name)
+    forward = given.model.forward
+
+    def swapped(*args: Any, **kwargs: Any) -> Any:
+        with Swapped():
+            return forward(*args, **kwargs)
+
+    given.model.forward = swapped
+    found = as_tuple(given.attribute(METHODS[method]))
+    assert_close(found, attributed(name, method), 1e-9)
+
+
+class Gated(nn.Module):
+    """Attention whose heads are weighted by a softmax over heads."""
+
+    def __init__(self, multiplied: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.gate, self.head = nn.Linear(8, 24), nn.Linear(8, 2), nn.Linear(8, 3)
+        self.multiplied = multiplied
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1)
+        )
+        gate = self.gate(x).mT.softmax(1).unsqueeze(-1)
+        weights = self.multiplied((query @ key.mT).softmax(-1), gate)
+        return self.head((x + (weights @ value).transpose(1, 2).flatten(2)).mean(1))
+
+
+@pytest.mark.parametrize("method", EACH_WAY)
+def test_of_weights_and_what_heads_are_weighted_by(method: str) -> None:
+    x = drawn(2, 5, 8)
+    first, last = (
+        METHODS[method](Gated(multiplied).double()).attribute(x, target=[0, 2])
+        for multiplied in (
+            lambda weights, gate: weights * gate,
+            lambda weights, gate: gate * weights,
+        )
+    )
+    assert_close(last, first, 1e-12)
