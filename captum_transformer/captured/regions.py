@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
@@ -113,7 +113,7 @@ def _pure(graph: GraphModule, tensors: Sequence[Tensor]) -> GraphModule:
     from torch._inductor.decomposition import select_decomp_table  # slow to import
 
     pure = make_fx(
-        torch.func.functionalize(graph, remove="mutations"),
+        torch.func.functionalize(_Copying(graph).run, remove="mutations"),
         decomposition_table=select_decomp_table(),
         tracing_mode="fake",
         _allow_non_fake_inputs=True,
@@ -124,6 +124,20 @@ def _pure(graph: GraphModule, tensors: Sequence[Tensor]) -> GraphModule:
         pure.graph.erase_node(node)
     _lift_factors(pure)
     return pure
+
+
+class _Copying(Interpreter):
+    """Runs a graph, and copies into the tensors that results are to be written into.
+
+    Without writes, only a copy keeps the order in memory that later views need.
+    """
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs an operation."""
+        if "out" not in kwargs:
+            return super().call_function(target, args, kwargs)
+        result = target.overloadpacket(*args, **{k: v for k, v in kwargs.items() if k != "out"})
+        return kwargs["out"].copy_(result)
 
 
 def _lift_factors(module: GraphModule) -> None:

@@ -100,3 +100,14 @@ def test_what_is_written_into_the_state_is_written() -> None:
         expected = layer(x, 1) * number
         torch.testing.assert_close(whole(x, seen)[0], expected)
         assert seen.item() == number
+
+
+def test_results_written_into_others_keep_the_order_of_these() -> None:
+    def run(x: Tensor) -> list[Tensor]:
+        turned, into = x.mT, torch.zeros(2, 4, 3)
+        torch.mul(turned, turned, out=into)
+        return [into.view(8, 3) + 1]
+
+    x = torch.arange(24.0).reshape(2, 3, 4)
+    whole = compiled_in_parts(make_fx(run)(x), [x], Uncompiled())
+    torch.testing.assert_close(whole(x), run(x))
