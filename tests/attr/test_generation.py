@@ -1,5 +1,6 @@
 """Each generated token, from one forward pass: what attribution says of the sequence cut there."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from captum_transformer.errors import (
     AmbiguousOutputError,
     InvalidInputError,
     InvalidTargetError,
+    MixedSamplesError,
     UnsupportedOperationError,
 )
 from tests.attr.subjects import METHODS, assert_close, drawn, with_random_weights
@@ -110,6 +112,34 @@ def further(model: Any, mask: Tensor) -> dict[str, Tensor]:
     if isinstance(model, transformers.GPT2LMHeadModel):
         named["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     return named
+
+
+class Moved(nn.Module):
+    """A decoder with something that happens to the samples behind it."""
+
+    def __init__(self, behind: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.decoder, self.behind = gpt2(), behind
+
+    def forward(self, input_ids: Tensor, **options: Any) -> Tensor:
+        return self.behind(self.decoder(input_ids, **options).logits)
+
+
+@pytest.mark.parametrize("method", ["GenericAttentionRelevance", "ConservativeLRP"])
+def test_samples_that_are_put_back_are_explained_and_mixed_ones_refused(method: str) -> None:
+    ids = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 2]])
+    sequences = generated_by(gpt2(), ids, None)
+    moved, mixed = (
+        METHODS[method](Moved(behind))
+        for behind in (
+            lambda logits: logits.roll(1, 0).roll(-1, 0),
+            lambda logits: logits + logits.roll(1, 0),
+        )
+    )
+    expected = METHODS[method](gpt2()).attribute_generated(ids, sequences)
+    assert_close(moved.attribute_generated(ids, sequences), expected)
+    with pytest.raises(MixedSamplesError):
+        mixed.attribute_generated(ids, sequences)
 
 
 @pytest.mark.parametrize("method", CAUSAL)

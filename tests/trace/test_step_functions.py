@@ -248,6 +248,14 @@ def test_twice_is_refused():
     extend.straight_through(torch.floor).remove()  # nothing of it has stayed
 
 
+def test_other_step_functions_are_still_refused(x):
+    with (
+        extend.straight_through(torch.round),
+        pytest.raises(UnsupportedOperationError, match=r"`floor`.*is a step function"),
+    ):
+        ConservativeLRP(model(lambda y: y.floor() @ WEIGHT)).attribute(x, target=3)
+
+
 def test_the_message_names_the_function_and_its_module(x):
     class Rounding(nn.Module):
         def forward(self, x):
