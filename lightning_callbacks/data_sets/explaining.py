@@ -22,7 +22,7 @@ from lightning_callbacks.explanations.checks import MethodFactory, check_classes
 from lightning_callbacks.explanations.explanation import explain
 from lightning_callbacks.explanations.graphs import Graphs
 from lightning_callbacks.isolation.run_context import silenced
-from lightning_callbacks.isolation.sharded import unsharded
+from lightning_callbacks.isolation.sharded import passes_undone, unsharded
 from lightning_callbacks.samples.batch import BatchToInputs, Samples, read_batch
 from lightning_callbacks.samples.classes import ClassSlot, read_output
 from lightning_callbacks.samples.transfer import overridden_hooks, overrides
@@ -147,7 +147,10 @@ class Explaining(nn.Module):
         """
         # Prediction runs in inference mode, whose tensors have no gradients: `select` copies them.
         # The trainer has set up its precision around the step.
-        with undisturbed(self.model, silenced(self.model, nullcontext()), seed=self.seed):
+        with (
+            passes_undone(self.model),
+            undisturbed(self.model, silenced(self.model, nullcontext()), seed=self.seed),
+        ):
             samples = read_batch(batch, self.model.forward, self.batch_to_inputs)
             if self.samples is not None and len(samples) != self.samples:
                 raise ValueError(

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lightning_callbacks.isolation.sharded import without_conversions
+
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -32,7 +34,8 @@ def in_single_precision(module: nn.Module) -> Iterator[None]:
     """Replaces a module's parameters and buffers of half precision by float32 copies.
 
     The parameters themselves, which an optimizer and a strategy hold, are not changed, and are put
-    back on exit, even if the body raises. Autocasting is off inside.
+    back on exit, even if the body raises. Inside, neither autocasting nor a policy of FSDP2
+    converts anything to half precision.
 
     Args:
         module: The module.
@@ -60,7 +63,7 @@ def in_single_precision(module: nn.Module) -> Iterator[None]:
                 if tensor not in copies:
                     copies[tensor] = _copy(tensor)
                 held[name] = copies[tensor]
-        with torch.autocast(_device_type(module), enabled=False):
+        with torch.autocast(_device_type(module), enabled=False), without_conversions(module):
             yield
     finally:
         for held, name, tensor in places:

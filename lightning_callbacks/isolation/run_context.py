@@ -13,6 +13,7 @@ from torch import nn
 from captum_transformer.calling.complete import CompleteState
 from captum_transformer.calling.isolation import undisturbed
 from lightning_callbacks.isolation.precision import in_single_precision, widened
+from lightning_callbacks.isolation.sharded import passes_undone
 from lightning_callbacks.samples.batch import Samples
 
 if TYPE_CHECKING:
@@ -91,8 +92,11 @@ class RunContext:
 
     @contextmanager
     def undisturbed(self) -> Iterator[CompleteState]:
-        """See `captum_transformer.calling.isolation.undisturbed`."""
-        with undisturbed(self.whole, self.forward_context(), seed=self.seed) as state:
+        """See `captum_transformer.calling.isolation.undisturbed`; restores FSDP2's state too."""
+        with (
+            passes_undone(self.whole),
+            undisturbed(self.whole, self.forward_context(), seed=self.seed) as state,
+        ):
             yield state
 
 

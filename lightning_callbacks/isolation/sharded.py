@@ -8,20 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from lightning_callbacks.shared.flavors import MisconfigurationException
 
-_OF_ALL = ("iter_forward_root", "post_backward_final_callback_queued")
-_OF_STATE = ("_training_state", "_auto_reshard_after_forward")
-_OF_GROUP = (
-    "_training_state",
-    "post_forward_mesh_info",
-    "reshard_after_backward",
-    "reduce_grads",
-    "all_reduce_grads",
-)
+_OF_PASSES = ("iter_forward_root", "post_backward_final_callback_queued")
+_SETTINGS = ("post_forward_mesh_info", "reshard_after_backward", "reduce_grads", "all_reduce_grads")
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -35,8 +28,7 @@ def unsharded(module: nn.Module) -> Iterator[None]:
 
     All processes have to enter it together, and don't wait for each other before the end: each may
     explain alone, or not at all. It takes the memory of the whole module's parameters. Nothing is
-    reduced or resharded inside. On exit, the states of the module and of FSDP2 are restored, even
-    after a forward or backward pass that has failed.
+    reduced or resharded inside. On exit, the states of the module and of FSDP2 are restored.
 
     Args:
         module: The module; one that isn't sharded stays as it is.
@@ -44,59 +36,127 @@ def unsharded(module: nn.Module) -> Iterator[None]:
     Raises:
         MisconfigurationException: If parameters stay split, as under tensor parallelism.
     """
-    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    parts = _parts_of(module)
     if not parts:
         yield
         return
-    bookkeeping = _Bookkeeping(parts)
+    settings = _Settings(parts)
     try:
-        with torch.inference_mode(mode=False), torch.no_grad():
-            for part in parts:
-                part.set_reshard_after_forward(False, recurse=False)
-                part.set_reshard_after_backward(False, recurse=False)
-                part.set_requires_gradient_sync(False, recurse=False)
-                part.unshard()
-        for name, parameter in module.named_parameters():
-            if isinstance(parameter, DTensor):
-                raise MisconfigurationException(
-                    f"{name!r} is a DTensor even where FSDP2 has put the module together, as under "
-                    "tensor parallelism, which can't be explained while the module trains. Explain "
-                    "a checkpoint after the training."
-                )
+        with passes_undone(module):
+            with torch.inference_mode(mode=False), torch.no_grad():
+                for part in parts:
+                    part.set_reshard_after_forward(False, recurse=False)
+                    part.set_reshard_after_backward(False, recurse=False)
+                    part.set_requires_gradient_sync(False, recurse=False)
+                    part.unshard()
+                    for group in _groups_of(part._get_fsdp_state()):
+                        for parameter in group.fsdp_params:
+                            # Otherwise gradients are converted, and aren't `grad` any more.
+                            parameter.reduce_dtype = None
+            for name, parameter in module.named_parameters():
+                if isinstance(parameter, DTensor):
+                    raise MisconfigurationException(
+                        f"{name!r} is a DTensor even where FSDP2 has put the module together, as "
+                        "under tensor parallelism, which can't be explained while the module "
+                        "trains. Explain a checkpoint after the training."
+                    )
+            yield
+    finally:
+        settings.put_back()
+
+
+@contextmanager
+def passes_undone(module: nn.Module) -> Iterator[None]:
+    """Restores on exit what FSDP2 keeps of forward and backward passes.
+
+    A pass that fails leaves FSDP2 in the middle of it. The next pass would go on from there, and
+    might not convert its inputs to the precision of the parameters.
+
+    Args:
+        module: The module; one that isn't sharded stays as it is.
+    """
+    passes = _Passes(_parts_of(module))
+    try:
         yield
     finally:
-        bookkeeping.put_back()
+        passes.put_back()
 
 
-class _Bookkeeping:
-    """The state that FSDP2 keeps of forward and backward passes, and its settings."""
+@contextmanager
+def without_conversions(module: nn.Module) -> Iterator[None]:
+    """Stops FSDP2 from converting inputs and outputs to the precision of its policy.
+
+    Args:
+        module: The module; one that isn't sharded stays as it is.
+    """
+    noted = _Noted()
+    try:
+        for part in _parts_of(module):
+            state = part._get_fsdp_state()
+            noted.note(state, ("_mp_policy",))
+            state._mp_policy = MixedPrecisionPolicy()
+        yield
+    finally:
+        noted.put_back()
+
+
+class _Noted:
+    """Attributes and collections with the values that they are to have again."""
+
+    def __init__(self) -> None:
+        self._attributes: list[tuple[Any, dict[str, Any]]] = []
+        self._collections: list[tuple[Any, list[Any]]] = []
+
+    def note(self, holder: Any, names: Sequence[str]) -> None:
+        self._attributes.append((holder, {name: getattr(holder, name) for name in names}))
+
+    def put_back(self) -> None:
+        for holder, values in self._attributes:
+            for name, value in values.items():
+                setattr(holder, name, value)
+        for collection, items in self._collections:
+            collection.clear()
+            (collection.update if isinstance(collection, set) else collection.extend)(items)
+
+
+class _Passes(_Noted):
+    """How far forward and backward passes are, and gradients that wait for their reduction."""
 
     def __init__(self, parts: Sequence[FSDPModule]) -> None:
-        self._parts: list[tuple[FSDPModule, bool]] = []
-        self._attributes: list[tuple[Any, dict[str, Any]]] = []
-        self._lists: list[tuple[Any, Any]] = []
+        super().__init__()
+        for part in parts:
+            state = part._get_fsdp_state()
+            self.note(state, ("_training_state",))
+            self.note(state._state_ctx, _OF_PASSES)
+            collections = [state._modules_to_run_forward]
+            for group in _groups_of(state):
+                self.note(group, ("_training_state",))
+                collections += group._post_forward_indices, group.comm_ctx.post_forward_order
+                for parameter in group.fsdp_params:
+                    self.note(parameter, ("unsharded_accumulated_grad",))
+                    # Gradients are accumulated in place.
+                    parameter.unsharded_accumulated_grad = None
+            self._collections += ((collection, list(collection)) for collection in collections)
+
+
+class _Settings(_Noted):
+    """When modules are sharded and gradients reduced."""
+
+    def __init__(self, parts: Sequence[FSDPModule]) -> None:
+        super().__init__()
+        self._sharded: list[FSDPModule] = []
         self._hooks: list[tuple[dict[int, Any], int, Any]] = []
         for part in parts:
             state = part._get_fsdp_state()
-            # As the first forward pass does; outer modules come before their parts.
-            state._lazy_init()
             groups = _groups_of(state)
-            self._parts.append((part, all(group.is_sharded for group in groups)))
-            self._note(state, _OF_STATE)
-            self._note(state._state_ctx, _OF_ALL)
-            self._lists.append((state._modules_to_run_forward, None))
+            self.note(state, ("_auto_reshard_after_forward",))
             for group in groups:
-                self._note(group, _OF_GROUP)
+                self.note(group, _SETTINGS)
                 self._set_hooks_aside(group)
-                for numbers in (group._post_forward_indices, group.comm_ctx.post_forward_order):
-                    self._lists.append((numbers, list(numbers)))
                 for parameter in group.fsdp_params:
-                    self._note(parameter, ("unsharded_accumulated_grad",))
-                    # Gradients that wait for their reduction are accumulated in place.
-                    parameter.unsharded_accumulated_grad = None
-
-    def _note(self, holder: Any, names: tuple[str, ...]) -> None:
-        self._attributes.append((holder, {n: getattr(holder, n) for n in names}))
+                    self.note(parameter, ("reduce_dtype",))
+            if all(group.is_sharded for group in groups):
+                self._sharded.append(part)
 
     def _set_hooks_aside(self, group: Any) -> None:
         """Removes the hooks that shard the module again when its ``state_dict`` is requested."""
@@ -108,16 +168,17 @@ class _Bookkeeping:
     def put_back(self) -> None:
         for hooks, number, hook in self._hooks:
             hooks[number] = hook
-        for holder, values in self._attributes:
-            for name, value in values.items():
-                setattr(holder, name, value)
-        for numbers, values in self._lists:
-            numbers.clear()
-            if values is not None:
-                numbers.extend(values)
-        for part, sharded in self._parts:
-            if sharded:
-                part.reshard()
+        super().put_back()
+        for part in self._sharded:
+            part.reshard()
+
+
+def _parts_of(module: nn.Module) -> Sequence[FSDPModule]:
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        # As the first forward pass does; outer modules come before their parts.
+        part._get_fsdp_state()._lazy_init()
+    return parts
 
 
 def _groups_of(state: Any) -> list[Any]:
