@@ -1,6 +1,7 @@
 """Graphs are compiled in parts, equal ones once."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from captum_transformer import AttnLRP, TransformerAttribution
+from captum_transformer import AttnLRP, GenericAttentionRelevance, TransformerAttribution
 from captum_transformer.captured.regions import compiled_in_parts
+from tests.attr.generators import bart, t5
+from tests.attr.subjects import assert_close, subject
 from tests.captured.models import Block, Classifier, classifier, values
 
 
@@ -102,12 +105,122 @@ def test_what_is_written_into_the_state_is_written() -> None:
         assert seen.item() == number
 
 
-def test_results_written_into_others_keep_the_order_of_these() -> None:
+def cat_with_an_empty_one(x: Tensor) -> Tensor:
+    return torch.cat([torch.empty(0), x.mT], -1)
+
+
+def written_by_out(x: Tensor) -> Tensor:
+    into = torch.zeros(2, 4, 3)
+    torch.mul(x.mT, x.mT, out=into)
+    return into
+
+
+def written_by_an_operation_that_resizes(x: Tensor) -> Tensor:
+    into = torch.empty(0)
+    torch.add(x, x, out=into)
+    return into
+
+
+def masked(x: Tensor) -> Tensor:
+    base = torch.zeros(2, 3, 4)
+    base.mT.masked_fill_(x.mT > 1, 3.0)
+    return base
+
+
+def added_at_places(x: Tensor) -> Tensor:
+    base = x.clone()
+    base.transpose(0, 2).index_add_(0, torch.tensor([3, 1]), torch.ones(2, 3, 2))
+    return base
+
+
+def written_into_a_part(x: Tensor) -> Tensor:
+    base = torch.zeros(2, 4, 6)
+    base[..., ::2].add_(x.mT)
+    return base
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        cat_with_an_empty_one,
+        written_by_out,
+        written_by_an_operation_that_resizes,
+        masked,
+        added_at_places,
+        written_into_a_part,
+    ],
+)
+def test_tensors_have_the_order_in_memory_in_which_they_were_recorded(make: Any) -> None:
     def run(x: Tensor) -> list[Tensor]:
-        turned, into = x.mT, torch.zeros(2, 4, 3)
-        torch.mul(turned, turned, out=into)
-        return [into.view(8, 3) + 1]
+        made = make(x)
+        in_memory = made.as_strided((24,), (1,))
+        return [made + 1, in_memory + 1]
 
     x = torch.arange(24.0).reshape(2, 3, 4)
     whole = compiled_in_parts(make_fx(run)(x), [x], Uncompiled())
+    for found, expected in zip(whole(x), run(x), strict=True):
+        assert torch.equal(found, expected)
+
+
+def ordered(seed: int) -> Callable[[Tensor], list[Tensor]]:
+    """Random operations that change the order in memory, or that depend on it."""
+
+    def run(x: Tensor) -> list[Tensor]:
+        chance, made = random.Random(seed), [x]
+        for _ in range(10):
+            x, one, other = made[-1], *chance.sample(range(3), 2)
+            kind = chance.randrange(9)
+            if kind == 0:
+                x = x.transpose(one, other)
+            elif kind == 1:
+                x = torch.cat([x.new_empty(0), x.transpose(one, other)], chance.randrange(3))
+            elif kind == 2:
+                x = x.transpose(one, other).contiguous()
+            elif kind == 3:
+                base = torch.ones_like(x.transpose(one, other))
+                base.transpose(one, other).masked_fill_(x > 0, 2.0)
+                x = base.transpose(one, other) * x
+            elif kind == 4:
+                into = torch.zeros(x.shape, dtype=x.dtype)
+                x = torch.add(x, 1, out=into)
+            elif kind == 5:
+                x = x.as_strided((2, 3, 4), (12, 4, 1)).sin()
+            elif kind == 6:
+                x = x.reshape(-1).view(2, 3, 4).sin()
+            elif kind == 7:
+                x = x.transpose(one, other).clone()
+                x[:, :1].mul_(x[:, 1:2])
+            else:
+                x = x.clone().transpose(one, other).cos()
+            made.append(x)
+        return [one * 1 for one in made]
+
+    return run
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_operations_find_the_order_in_memory_that_they_depend_on(seed: int) -> None:
+    x, run = torch.arange(24.0).reshape(2, 3, 4) - 11, ordered(seed)
+    whole = compiled_in_parts(make_fx(run)(x), [x], Uncompiled())
     torch.testing.assert_close(whole(x), run(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("GPT-2", GenericAttentionRelevance),  # a cache starts with an empty tensor
+        ("T5", AttnLRP),
+        pytest.param("GPT-2", TransformerAttribution, marks=pytest.mark.slow),
+        pytest.param("T5", TransformerAttribution, marks=pytest.mark.slow),
+        pytest.param("BART", GenericAttentionRelevance, marks=pytest.mark.slow),
+    ],
+)
+def test_models_with_caches(name: str, method: Any) -> None:
+    explained = subject(name) if name == "GPT-2" else {"T5": t5, "BART": bart}[name]("sdpa")
+    explainer = method(explained.model)
+    given = explained.inputs, explained.target
+    captured = explainer.capture(*given, additional_forward_kwargs=explained.named)
+    in_parts(captured)
+    found = captured(*given, additional_forward_kwargs=explained.named)
+    expected = explainer.attribute(*given, additional_forward_kwargs=explained.named)
+    assert_close(found, expected)

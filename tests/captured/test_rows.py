@@ -276,6 +276,17 @@ def test_what_is_written_into_arguments_is_written() -> None:
     torch.testing.assert_close(seen, other)
 
 
+def test_operations_that_are_not_known_read_what_was_at_a_place_in_memory() -> None:
+    def run(x: Tensor) -> list[Tensor]:
+        made = torch.zeros(TOKENS, SAMPLES, WIDTH, dtype=x.dtype).transpose(0, 1).clone()
+        made[:, :1] = (x @ SQUARE)[:, :1]
+        made = made.sin().sin()
+        return [made.as_strided((TOKENS, SAMPLES, WIDTH), (SAMPLES * WIDTH, WIDTH, 1)) @ SQUARE]
+
+    before, after = compared(run, some(SAMPLES, TOKENS, WIDTH))
+    assert after < before
+
+
 def test_rows_of_zeros_hide_what_they_are_multiplied_by() -> None:
     """Zero times infinity is NaN, but not where zero is known before."""
     graph = pure(with_gradient(lambda x: (x.exp() @ SQUARE)[:, 0]), some(1, 3, WIDTH))

@@ -31,6 +31,7 @@ from captum_transformer.captured.rows.windows import (
 )
 
 _ATEN = torch.ops.aten
+_EMPTY = _ATEN.new_empty_strided.default
 _VIEWS = (_ATEN.view.default, _ATEN._unsafe_view.default)  # noqa: SLF001
 # Which boxes of a result are computed, and from which boxes of others.
 _Plan: TypeAlias = dict[Node, dict[Box, list[tuple[Node, Box]]]]
@@ -129,7 +130,7 @@ class _Rewritten:
         if box == whole(rule.sizes):
             inputs = {one: self._whole(one) for one in node.all_input_nodes}
             if type(rule) is Rule:
-                inputs = {one: self._fetch(one, part) for one, part in read}
+                inputs = {one: self._as_before(one, self._fetch(one, part)) for one, part in read}
             known = {one: new for one, new in inputs.items() if new is not None}
             if len(known) == len(inputs):
                 return self._copied(node, known)
@@ -201,6 +202,17 @@ class _Rewritten:
         if any(pads):
             made = self._emit(_ATEN.constant_pad_nd.default, (made, pads))
         return self._emit(_ATEN.view.default, (made, lengths(want))) if split else made
+
+    def _as_before(self, node: Node, made: Node) -> Node:
+        """Returns a whole result in the order in memory that it had in the old graph.
+
+        An operation that isn't known may read entries by their places in memory.
+        """
+        if not _differ(node, made):
+            return made
+        value = node.meta["val"]
+        like = (made, list(value.shape), list(value.stride()))
+        return self._emit(_ATEN.copy.default, (self._emit(_EMPTY, like), made))
 
     def _zeros(self, like: Any, shape: Sequence[int]) -> Node:
         options = {"dtype": like.dtype, "device": like.device, "pin_memory": False}
