@@ -18,7 +18,7 @@ from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.history import leading_to
 from captum_transformer.trace.kinds import MOVES
 from captum_transformer.trace.operation import Operand, Operation
-from captum_transformer.trace.streams import query_value
+from captum_transformer.trace.queries import query_value
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
 

@@ -28,8 +28,8 @@ from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.history import History
 from captum_transformer.trace.numeric import accumulation_dtype
+from captum_transformer.trace.queries import query_value
 from captum_transformer.trace.recorder import ForwardRules
-from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tokens import per_token, spread_over_tokens
 from captum_transformer.trace.value import Value
 

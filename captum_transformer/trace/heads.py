@@ -10,7 +10,7 @@ from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis, View, pieces_in_view
 from captum_transformer.trace.kinds import BY_ENTRY, COPIES, MOVES, Kind
-from captum_transformer.trace.streams import query_value
+from captum_transformer.trace.queries import query_value
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import views_of
 

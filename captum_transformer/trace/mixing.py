@@ -6,7 +6,7 @@ from captum_transformer.trace.features import sums_over_features
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.probabilities import applies_cut_probabilities
-from captum_transformer.trace.streams import query_value
+from captum_transformer.trace.queries import query_value
 
 
 def unread_mixing(operations: Sequence[Operation]) -> list[Operation]:

@@ -29,13 +29,23 @@ def scores_of(probabilities: Value | None) -> Operation | None:
 
     Heads may be mixed after this product, both before and after the softmax.
     """
-    value = probabilities
+    steps = back_to_scores(probabilities)
+    return steps[-1][0] if steps else None
+
+
+def back_to_scores(probabilities: Value | None) -> list[tuple[Operation, Value]]:
+    """Returns the operations from probabilities back to their scores, with what each has made.
+
+    The list is empty if no product has made the scores.
+    """
+    value, steps = probabilities, list[tuple[Operation, Value]]()
     while value is not None and (operation := value.operation) is not None:
-        carried = [source for _, source in operation.carried()]
+        steps.append((operation, value))
         if operation.contraction() is not None and not _mixes_heads(operation):
-            return operation
+            return steps
+        carried = [source for _, source in operation.carried()]
         value = next((v for v in carried if v.keys is not None), next(iter(carried), None))
-    return None
+    return []
 
 
 def _mixes_heads(operation: Operation) -> bool:

@@ -25,6 +25,7 @@ from captum_transformer.trace.layout import lay_out
 from captum_transformer.trace.lost_gradients import StepFunction, completed
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.pooling import pools_tokens
+from captum_transformer.trace.queries import query_value
 from captum_transformer.trace.reach import reached, with_gradient
 from captum_transformer.trace.recognise import (
     Pattern,
@@ -43,7 +44,6 @@ from captum_transformer.trace.step_functions import (
     straight_through,
 )
 from captum_transformer.trace.steps import Step
-from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
 
 _ATTENDS = frozenset({Kind.ATTENTION, Kind.PRODUCT})

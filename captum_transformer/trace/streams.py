@@ -8,11 +8,11 @@ called twice, need no special care.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
+from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operation
-from captum_transformer.trace.probabilities import scores_of
+from captum_transformer.trace.queries import query_value
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.versions import LEARNED, Stream, Version, Versions
 
@@ -147,22 +147,6 @@ class Streams:
             # Learned queries among themselves, before any of them has seen an input.
             return Version(start.own, (start,), call, (start,))
         return Version(start.own, (start,), call, keys, keys[0].its_tower if keys else None)
-
-
-def query_value(call: AttentionCall) -> Value | None:
-    """Returns the queries of an attention call, or None if the inputs don't reach them.
-
-    If no product of queries and keys made the probabilities, as in outlook attention, the
-    probabilities are returned in place of their queries.
-    """
-    if isinstance(call, FusedAttention):
-        return call.query.value or call.query.tokens
-    weights = call.weights.value if isinstance(call, ExplicitAttention) else None
-    scores = scores_of(weights)
-    product = None if scores is None else scores.contraction()
-    if product is not None:
-        return product.factors[0].value or product.factors[0].tokens
-    return None if weights is None or weights.learned else weights
 
 
 def _joins_features(operation: Operation) -> bool:

@@ -11,8 +11,8 @@ from captum_transformer.trace.heads import heads_beside_samples
 from captum_transformer.trace.history import History
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
 from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.queries import query_value
 from captum_transformer.trace.statistics import signal_of
-from captum_transformer.trace.streams import query_value
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
 

@@ -1,6 +1,7 @@
 """Which operand of a sum or product comes first makes no difference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -8,16 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tests.attr.generators import bart, detr, t5
 from tests.attr.subjects import (
     EACH_WAY,
     METHODS,
     SUBJECTS,
+    Subject,
     as_tuple,
     assert_close,
     attributed,
     drawn,
     subject,
 )
+from tests.attr.two_modalities import lxmert
 
 _COMMUTE = {
     torch.add,
@@ -28,30 +32,64 @@ _COMMUTE = {
 }
 
 
+_MULTIPLY = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
+
+
 class Swapped(TorchFunctionMode):
-    """Swaps the tensors of operations that commute."""
+    """Swaps the tensors of operations that commute, and those of matrix products by transposing."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in _COMMUTE and not kwargs and all(isinstance(each, Tensor) for each in args):
-            args = args[::-1]
+        if not kwargs and all(isinstance(each, Tensor) for each in args):
+            if func in _COMMUTE:
+                return func(*args[::-1])
+            if func in _MULTIPLY and all(each.ndim > 2 for each in args):
+                return torch.matmul(args[1].mT, args[0].mT).mT.contiguous()
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def swapped(model: nn.Module) -> Iterator[None]:
+    forward = model.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with Swapped():
+            return forward(*args, **kwargs)
+
+    model.forward = run
+    yield
+    model.forward = forward
 
 
 @pytest.mark.parametrize("method", ["ConservativeLRP", "GenericAttentionRelevance"])
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_of_a_models_operations(name: str, method: str) -> None:
     given = subject(name)
-    forward = given.model.forward
-
-    def swapped(*args: Any, **kwargs: Any) -> Any:
-        with Swapped():
-            return forward(*args, **kwargs)
-
-    given.model.forward = swapped
-    found = as_tuple(given.attribute(METHODS[method]))
+    with swapped(given.model):
+        found = as_tuple(given.attribute(METHODS[method]))
     assert_close(found, attributed(name, method), 1e-9)
+
+
+# Queries and keys are other tokens.
+CROSS_ATTENTION: dict[str, Callable[[str], Subject]] = {
+    "BART": bart,
+    "T5": t5,
+    "DETR": detr,
+    "LXMERT": lxmert,
+}
+
+
+@pytest.mark.parametrize("method", ["TransformerAttribution", "GenericAttentionRelevance"])
+@pytest.mark.parametrize("name", CROSS_ATTENTION)
+def test_of_cross_attention(name: str, method: str) -> None:
+    given = CROSS_ATTENTION[name]("eager")
+    expected = given.attribute(METHODS[method])
+    with swapped(given.model):
+        found = given.attribute(METHODS[method])
+    assert found.keys() == expected.keys()
+    for key, relevance in found.items():
+        assert_close(relevance, expected[key], 1e-6)
 
 
 class Gated(nn.Module):

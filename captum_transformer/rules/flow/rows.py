@@ -16,7 +16,7 @@ from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.derivatives import missing_ones_refused
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
-from captum_transformer.trace.streams import query_value
+from captum_transformer.trace.queries import query_value
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
 

@@ -18,7 +18,7 @@ from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.heads import by_head
 from captum_transformer.trace.history import History
-from captum_transformer.trace.streams import query_value
+from captum_transformer.trace.queries import query_value
 from captum_transformer.trace.tokens import spread_over_tokens
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.versions import Stream, Version
