@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from captum_transformer import TransformerMethod
 from captum_transformer.calling.isolation import undisturbed
@@ -26,9 +27,7 @@ from lightning_callbacks.isolation.sharded import passes_undone, unsharded
 from lightning_callbacks.samples.batch import BatchToInputs, Samples, read_batch
 from lightning_callbacks.samples.classes import ClassSlot, read_output
 from lightning_callbacks.samples.transfer import overridden_hooks, overrides
-from lightning_callbacks.shared.flavors import (
-    MisconfigurationException,
-)
+from lightning_callbacks.shared.flavors import Callback, MisconfigurationException
 
 
 class ExplainedBatch(NamedTuple):
@@ -108,6 +107,10 @@ class Explaining(nn.Module):
     def on_predict_end(self) -> None:
         """Shards the module again as it was."""
         self._together.close()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Adds a callback that does the same as `on_predict_end` if the prediction fails."""
+        return [_AtFailure(self)]
 
     def manifest(self) -> dict[str, Any]:
         """Returns what identifies the explanations.
@@ -216,6 +219,17 @@ class Explaining(nn.Module):
                 'such samples out of the data set, or pass target="predicted".'
             )
         return class_id
+
+
+class _AtFailure(Callback):
+    """Ends a prediction that fails: modules have no hook for it."""
+
+    def __init__(self, explaining: Explaining) -> None:
+        self._explaining = explaining
+
+    @override
+    def on_exception(self, *_: Any) -> None:
+        self._explaining.on_predict_end()
 
 
 def _as_they_are(scores: Tensor) -> Tensor:

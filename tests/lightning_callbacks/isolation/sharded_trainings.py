@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 import torch.nn.functional as F
@@ -227,6 +228,23 @@ def explained(rank, folder, out):
 def explain(folder, out):
     """To be run in a process of its own."""
     side_by_side(explained, 2, str(folder), str(out))
+
+
+def explained_in_vain(rank, folder):
+    """One process of a prediction that fails."""
+    pl = importlib.import_module("pytorch_lightning")
+    torch.set_num_threads(1)
+    module = explainer(pl, module_of(pl, "none"), Breaks)
+    trainer = trainer_of(pl, folder, [], strategy=strategy_of(pl), logger=False, max_epochs=None)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        trainer.predict(module, DataLoader(Pixels(4, 1)))
+    assert type(next(iter(module.parameters()))).__name__ == "DTensor"
+    torch.distributed.destroy_process_group()
+
+
+def explain_in_vain(folder):
+    """To be run in a process of its own."""
+    side_by_side(explained_in_vain, 2, str(folder))
 
 
 def refused(rank, folder):

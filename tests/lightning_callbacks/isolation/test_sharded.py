@@ -10,6 +10,7 @@ from tests.lightning_callbacks.isolation.sharded_trainings import (
     METHODS,
     die,
     explain,
+    explain_in_vain,
     refuse,
     train,
     vit,
@@ -64,6 +65,10 @@ def test_a_writer(tmp_path):
         expected = METHODS["chefer"](whole).attribute(pixels, target=sample.target)
         # Linear algebra of one row may round otherwise than that of several.
         assert_close(sample.attributions["input_0"], expected[0].float(), relative=1e-5)
+
+
+def test_a_prediction_that_fails_leaves_the_module_sharded(tmp_path):
+    alone(explain_in_vain, tmp_path)
 
 
 def test_tensor_parallelism_is_refused_by_name(tmp_path):
