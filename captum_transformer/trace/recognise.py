@@ -88,6 +88,8 @@ def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
     if signal.value is not None and signal.value.weighs_tokens:
         weights, signal = signal, weights
     weights = _once(weights)
+    if _several_queries(weights, signal):
+        return None
     letters, output = _letters(weights, signal, dim, keepdim=keepdim)
     pattern = _applies(Contraction((weights, signal), letters, output), 0)
     if pattern is None:
@@ -106,6 +108,14 @@ def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
         call=call,
         pattern=Pattern((weights,), 0, *pattern[2:5], product),
     )
+
+
+def _several_queries(weights: Operand, signal: Operand) -> bool:
+    """Whether the same values are weighted several times, and not by several heads."""
+    value = weights.value
+    shared = [dim for dim, n in enumerate(signal.size) if n == 1 < weights.size[dim]]
+    features = () if value is None else value.features or ()
+    return not {axis.dim(weights.size) for axis in features}.issuperset(shared)
 
 
 def _once(weights: Operand) -> Operand:

@@ -15,6 +15,7 @@ from captum_transformer import (
     TransformerAttribution,
     describe,
 )
+from captum_transformer.errors import NoAttentionError
 from tests.rules.test_flow import TOKENS, WIDTH, Model
 
 METHODS = [
@@ -123,3 +124,33 @@ def test_a_context_that_all_tokens_get_counts_as_attention():
         relevance = relevance + row @ relevance
     found = GenericAttentionRelevance(model, with_identity=True).attribute_tokens(x, 2)
     torch.testing.assert_close(found, relevance[:, 0].detach())
+
+
+class Crossing(nn.Module):
+    """Tokens of one input attend to those of another one."""
+
+    def __init__(self, multiply) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.of_query, self.of_key, self.of_value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.head, self.multiply = nn.Linear(WIDTH, 3), multiply
+        self.double()
+
+    def forward(self, x, y):
+        weights = (self.of_query(x) @ self.of_key(y).mT).softmax(-1)
+        return self.head((x + self.multiply(weights, self.of_value(y))).mean(1))
+
+
+def test_attention_of_several_queries_as_a_sum_has_no_map_but_its_weights_are_held():
+    """Its queries and keys are dimensions of one product, which a map of one query lacks."""
+    inputs = torch.rand(2, TOKENS, WIDTH).double(), torch.rand(2, TOKENS - 1, WIDTH).double()
+    summed, multiplied = (
+        Crossing(multiply)
+        for multiply in (lambda p, v: (p[..., None] * v[:, None]).sum(2), torch.matmul)
+    )
+    found, expected = (ConservativeLRP(m).attribute(inputs, target=1) for m in (summed, multiplied))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    for method in (GenericAttentionRelevance, AttentionRollout, TransformerAttribution):
+        with pytest.raises(NoAttentionError):
+            method(summed).attribute(inputs, target=1)
