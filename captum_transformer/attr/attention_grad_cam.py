@@ -120,8 +120,10 @@ class AttentionGradCam(SingleLayerMethod):
         self, call: AttentionCall, gradients: MapBlock, shares: Tensor, columns: Tensor
     ) -> Attended:
         mean_gradient = attended = torch.zeros((), dtype=shares.dtype, device=shares.device)
+        whole = shares.sum(-1, keepdim=True)
+        of_rows = torch.where(whole == 0, 0.0, shares / torch.where(whole == 0, 1.0, whole))
         for rows in call.blocks():
-            share = shares[..., rows].unsqueeze(-2)
+            share = of_rows[..., rows].unsqueeze(-2)
             mean_gradient = mean_gradient + share @ gradients(call, rows).to(share.dtype)
             attended = attended + share @ call.probabilities(rows).to(share.dtype)
         of_heads = by_head(call, attended)
