@@ -256,3 +256,10 @@ def test_tokens_have_the_shares_of_the_same_by_hand(
     torch.testing.assert_close(of_torch(tokens), by_hand(tokens))
     found, expected = (method(model).attribute(tokens) for model in (of_torch, by_hand))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["atleast_1d", "atleast_2d", "atleast_3d"])
+def test_dimensions_are_added_where_torch_adds_them(name: str) -> None:
+    for ndim in range(5):
+        tensor = doubles(2, 3, 4, 5)[(0,) * (4 - ndim)]
+        torch.testing.assert_close(WRITTEN_OUT[name](tensor), getattr(torch, name)(tensor))
