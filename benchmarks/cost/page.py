@@ -115,8 +115,7 @@ multiplications this saves (one image):
 It is more in models with fewer layers, and most for language models that compute logits for all
 tokens while the score is read from the last one (a GPT-2 with 3 layers of width 64 and 999 words:
 35 % for TransformerAttribution, 44 % for GenericAttentionRelevance). Graphs of models that pool all
-tokens stay as they are. On a GPU, attention itself is computed for all queries. The times above
-were measured before rows were left out.
+tokens stay as they are. On a GPU, attention itself is computed for all queries.
 """
 
 BESIDE_LXT = """
