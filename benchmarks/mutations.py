@@ -135,24 +135,29 @@ def drawn(folders: list[str], count: int, seed: int) -> list[Mutation]:
     return random.Random(seed).sample(found, min(count, len(found)))
 
 
-def runs(mutation: Mutation, lines: Path | None, tests: list[str]) -> list[list[str]]:
-    """What to run in turn: all tests, or those that run the mutation's lines, if this is known.
+def runs(mutation: Mutation, lines: Any, tests: list[str]) -> list[list[str]]:
+    """What to run in turn: all tests, or those that run the mutation's lines, if this was recorded.
 
     Of these, one of each file comes first.
     """
     if lines is None:
         return [tests]
-    from coverage import CoverageData
-
-    data = CoverageData(str(lines))
-    data.read()
-    known = data.contexts_by_lineno(str(ROOT / mutation.path))
+    known = lines.contexts_by_lineno(str(ROOT / mutation.path))
     places = range(mutation.line, mutation.last + 1)
     names = {name.partition("|")[0] for place in places for name in known.get(place, ())}
     if names == {""}:  # it runs when it is imported
         return [tests]
     some = {name.partition("::")[0]: name for name in sorted(names - {""})}
     return [sorted(part) for part in ({*some.values()}, names - {"", *some.values()}) if part]
+
+
+def recorded(path: Path) -> Any:
+    """What coverage.py has recorded, as its ``CoverageData``."""
+    from coverage import CoverageData
+
+    data = CoverageData(str(path))
+    data.read()
+    return data
 
 
 def outcome(mutation: Mutation, tree: Path, parts: list[list[str]], limit: float) -> str:
@@ -175,8 +180,16 @@ def passes(tree: Path, tests: list[str], limit: float) -> bool:
     command = [sys.executable, "-m", "pytest", *options]
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     run = subprocess.run(
-        command, cwd=tree, env=environment, capture_output=True, timeout=limit, check=False
+        command,
+        cwd=tree,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        check=False,
     )
+    if "ERROR: not found:" in run.stdout + run.stderr:
+        sys.exit("The tests that were recorded are not those of the code: record them anew.")
     return run.returncode == 0
 
 
@@ -202,6 +215,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds for the tests")
     args = parser.parse_args()
 
+    recording = None if args.lines is None else recorded(args.lines)
     tests = [*args.tests, "-k", args.names, *(("-m", "not slow") if args.quick else ())]
     lines = args.out.read_text(encoding="utf-8").splitlines() if args.out.exists() else []
     known = {found["mutation"]: found["outcome"] for found in map(json.loads, lines)}
@@ -214,7 +228,7 @@ def main() -> None:
             if mutation.name not in known:
                 start = time.perf_counter()
                 known[mutation.name] = outcome(
-                    mutation, tree, runs(mutation, args.lines, tests), args.limit
+                    mutation, tree, runs(mutation, recording, tests), args.limit
                 )
                 found = {"mutation": mutation.name, "outcome": known[mutation.name]}
                 print(json.dumps(found), file=out, flush=True)

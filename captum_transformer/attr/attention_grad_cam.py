@@ -19,6 +19,7 @@ from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.heads import by_head
+from captum_transformer.trace.numeric import quotient
 from captum_transformer.trace.value import Value
 
 
@@ -120,8 +121,8 @@ class AttentionGradCam(SingleLayerMethod):
         self, call: AttentionCall, gradients: MapBlock, shares: Tensor, columns: Tensor
     ) -> Attended:
         mean_gradient = attended = torch.zeros((), dtype=shares.dtype, device=shares.device)
-        whole = shares.sum(-1, keepdim=True)
-        of_rows = torch.where(whole == 0, 0.0, shares / torch.where(whole == 0, 1.0, whole))
+        # The map is not linear in the shares: those of each head sum to one.
+        of_rows = quotient(shares, shares.sum(-1, keepdim=True))
         for rows in call.blocks():
             share = of_rows[..., rows].unsqueeze(-2)
             mean_gradient = mean_gradient + share @ gradients(call, rows).to(share.dtype)

@@ -63,13 +63,20 @@ def _softmax_is_along(
     for operation, output in reversed([*steps]):
         if (dim := softmax_dim(operation)) is not None:
             return Axis.of(output.shape, dim) in axes
-        axes = [after for axis in axes if (after := _after(operation, before, axis, output))]
+        axes = [after for axis in axes if (after := axis_after(operation, before, axis, output))]
         before = output
     return False
 
 
-def _after(operation: Operation, before: Value, axis: Axis, output: Value) -> Axis | None:
-    """Returns where an axis of an operand lies in an output, or None if it is not preserved."""
+def axis_after(operation: Operation, before: Value, axis: Axis, output: Value) -> Axis | None:
+    """Returns where an axis of an operand lies in an output, or None if it is not preserved.
+
+    Args:
+        operation: the operation.
+        before: the value of one of its operands.
+        axis: an axis of the value.
+        output: one of the operation's outputs.
+    """
     if operation.kind in BY_ENTRY and before.shape == output.shape:
         return axis
     if operation.kind is Kind.CONCATENATE:

@@ -16,12 +16,12 @@ from captum_transformer.rules.gradient.hold import MARK, attention_weights, refu
 from captum_transformer.rules.gradient.share import parts_of_attention
 from captum_transformer.trace.attention import FusedAttention, fused_attention
 from captum_transformer.trace.blocks import row_blocks
-from captum_transformer.trace.dimensions import image
 from captum_transformer.trace.flex import log_sum_exp_is_used
 from captum_transformer.trace.kinds import COPIES, Kind
 from captum_transformer.trace.nested import leaves, mapped
 from captum_transformer.trace.numeric import accumulation_dtype, in_full
 from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.queries import axis_after
 from captum_transformer.trace.recorder import ForwardRules
 from captum_transformer.trace.statistics import softmax_dim, sums_to_one_again
 from captum_transformer.trace.value import Value
@@ -87,18 +87,16 @@ def _softmaxes(weights: Value) -> Iterator[Operation]:
         moves = operation.kind in COPIES
         pending += [
             source
-            for operand, source in operation.traced()
-            if moves or _are_keys_of(value, operation, operand, source)
+            for _, source in operation.traced()
+            if moves or _are_keys_of(value, operation, source)
         ]
 
 
-def _are_keys_of(output: Value, operation: Operation, operand: Operand, source: Value) -> bool:
+def _are_keys_of(output: Value, operation: Operation, source: Value) -> bool:
     """Whether an operand's keys are those of the output, unlike what heads are weighted by."""
     if source.keys is None or output.keys is None:
         return source.keys is not None
-    if source.shape == output.shape:
-        return source.keys == output.keys
-    return image(operation, operand, source.keys, output, None) == output.keys
+    return axis_after(operation, source, source.keys, output) == output.keys
 
 
 class _Softmax(torch.autograd.Function):
