@@ -7,13 +7,8 @@ from torch import nn
 from captum_transformer import describe
 from tests.attr import kinds_of_attention
 from tests.attr.subjects import images, subject, timm_vit
-from tests.rules.test_flow import (
-    ChannelAttention,
-    LinearAttention,
-    Model,
-    Parallel,
-    ProjectedSkip,
-)
+from tests.flow.models import Model
+from tests.flow.wirings import ChannelAttention, LinearAttention, Parallel, ProjectedSkip
 
 EMBEDDINGS = torch.randn(2, 6, 8, dtype=torch.float64)
 

@@ -108,6 +108,11 @@ class Subject:
         given = {name: changed(getattr(self, name)) for name in ("inputs", "extra", "named")}
         return replace(self, **given)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The inputs and the additional arguments."""
+        return (*as_tuple(self.inputs), *(self.extra or ()))
+
     def samples(self, indices: list[int]) -> "Subject":
         """The same for some of the samples."""
         chosen = self.map(lambda t: t[indices])

@@ -12,7 +12,7 @@ from captum_transformer import (
     TransformerAttribution,
 )
 from tests.attr.subjects import as_tuple, subject
-from tests.rules.test_flow import TOKENS, WIDTH, LastToken, MeanPooled, Model
+from tests.flow.models import TOKENS, WIDTH, LastToken, MeanPooled, Model
 
 METHODS = {
     "TransformerAttribution": TransformerAttribution,

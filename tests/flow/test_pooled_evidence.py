@@ -16,15 +16,7 @@ from captum_transformer import (
 )
 from tests.attr.subjects import as_tuple, subject
 from tests.flow.graphs import Attention, Oracle, drawn, expected, tokens
-from tests.rules.test_flow import (
-    TOKENS,
-    WIDTH,
-    LastToken,
-    MaskedMean,
-    MaskedProduct,
-    MeanPooled,
-    Model,
-)
+from tests.flow.models import TOKENS, WIDTH, LastToken, MaskedMean, MaskedProduct, MeanPooled, Model
 
 METHODS = [GenericAttentionRelevance, TransformerAttribution]
 

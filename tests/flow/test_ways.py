@@ -13,7 +13,7 @@ from captum_transformer import (
 )
 from captum_transformer.errors import UnsupportedOperationError
 from tests.attr.subjects import timm_vit
-from tests.rules.test_flow import WIDTH, Model, maps_of
+from tests.flow.models import WIDTH, Model, maps_of
 
 SINGLE = [RawAttention, AttentionGradCam, PartialLRP]
 LAST = [

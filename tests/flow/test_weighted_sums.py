@@ -16,7 +16,7 @@ from captum_transformer import (
     describe,
 )
 from captum_transformer.errors import NoAttentionError
-from tests.rules.test_flow import TOKENS, WIDTH, Model
+from tests.flow.models import TOKENS, WIDTH, Model
 
 METHODS = [
     AttentionGradCam,

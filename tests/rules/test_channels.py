@@ -17,7 +17,8 @@ from captum_transformer import (
     TransformerAttribution,
 )
 from captum_transformer.errors import NoAttentionError
-from tests.rules.test_flow import HEADS, TOKENS, WIDTH, ChannelAttention, Model
+from tests.flow.models import HEADS, TOKENS, WIDTH, Model
+from tests.flow.wirings import ChannelAttention
 
 WITH_MAPS = {
     "TransformerAttribution": TransformerAttribution,
@@ -98,8 +99,11 @@ def test_with_its_weights_held_a_token_depends_on_itself_alone():
     assert not relevance[0, [0, 1, 3, 4, 5]].any()
 
 
-def test_where_all_attention_is_among_channels_there_is_an_error_and_no_warning():
+def test_attention_among_channels_alone_is_an_error_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(NoAttentionError, match=r"among channels.*ConservativeLRP, AttnLRP, or"):
+        with pytest.raises(
+            NoAttentionError,
+            match=r"among channels, not among tokens.*ConservativeLRP, AttnLRP, or",
+        ):
             GenericAttentionRelevance(ChannelAttention()).attribute(embeddings(), 0)

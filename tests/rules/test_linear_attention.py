@@ -15,7 +15,7 @@ from captum_transformer import (
     TransformerAttribution,
 )
 from captum_transformer.errors import NoAttentionError
-from tests.rules.test_flow import LinearAttention, WeightedTokens
+from tests.flow.wirings import LinearAttention, WeightedTokens
 
 WIDTH, CLASSES = 6, 4
 
@@ -127,11 +127,13 @@ def test_methods_with_maps_say_what_they_have_seen(method, model):
             attribute(x, 0)
 
 
-def test_what_is_no_softmax_can_not_be_held():
+def test_without_a_softmax_there_are_no_weights_to_hold():
     x = torch.randn(2, 5, 8, dtype=torch.float64)
     with pytest.raises(NoAttentionError, match=r"`matmul` on .*Which of their factors .*AttnLRP"):
         ConservativeLRP(LinearAttention()).attribute(x, 0)
-    assert ConservativeLRP(LinearAttention(), attention_rule=False).attribute(x, 0).any()
+    found = ConservativeLRP(LinearAttention(), attention_rule=False).attribute(x, 0)
+    (gradient,) = torch.autograd.grad(LinearAttention()(x.requires_grad_())[:, 0].sum(), x)
+    torch.testing.assert_close(found, (x * gradient).detach())
 
 
 class Kernelised(nn.Module):
