@@ -18,8 +18,9 @@ from captum_transformer import (
 )
 from tests.attr.subjects import METHODS, SUBJECTS, Subject, subject, with_random_weights
 from tests.captured.models import CLASSES, assert_same, classifier, for_each, values
-from tests.flow.graphs import CLASSES as CLASSES_OF_GRAPHS
-from tests.flow.graphs import Attention, drawn, tokens
+from tests.flow.graphs import drawn, tokens
+from tests.flow.programs import CLASSES as CLASSES_OF_GRAPHS
+from tests.flow.programs import Attention
 from tests.public_methods import OF_SCORES
 
 # All passes: a gradient with rules, and one with maps, flow and relevance. That each method can be

@@ -18,7 +18,8 @@ from captum_transformer.rules.flow.token_flow import KEEP, TokenFlow
 from captum_transformer.rules.ledger import Audit
 from captum_transformer.trace import traced_forward
 from captum_transformer.trace.kinds import Kind
-from tests.attr.subjects import SUBJECTS, subject, timm_vit
+from tests.attr.subjects import SUBJECTS, subject
+from tests.attr.tiny_models import timm_vit
 from tests.flow.graphs import drawn, tokens
 
 

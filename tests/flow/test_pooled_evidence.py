@@ -15,8 +15,10 @@ from captum_transformer import (
     extend,
 )
 from tests.attr.subjects import as_tuple, subject
-from tests.flow.graphs import Attention, Oracle, drawn, expected, tokens
+from tests.flow.graphs import drawn, tokens
 from tests.flow.models import TOKENS, WIDTH, LastToken, MaskedMean, MaskedProduct, MeanPooled, Model
+from tests.flow.oracle import Oracle, expected
+from tests.flow.programs import Attention
 
 METHODS = [GenericAttentionRelevance, TransformerAttribution]
 

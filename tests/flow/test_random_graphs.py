@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from captum_transformer import AttentionRollout, GenericAttentionRelevance
-from tests.flow.graphs import KINDS, drawn, expected, tokens
+from tests.flow.graphs import KINDS, drawn, tokens
+from tests.flow.oracle import expected
 
 GRAPHS, QUICK, AT_ONCE = 600, 100, 20
 EXACT = {"rtol": 1e-9, "atol": 1e-12}

@@ -13,7 +13,8 @@ from captum_transformer import (
     TransformerAttribution,
 )
 from captum_transformer.errors import UnsupportedOperationError
-from tests.flow.graphs import drawn, expected, tokens
+from tests.flow.graphs import drawn, tokens
+from tests.flow.oracle import expected
 
 METHODS = [GenericAttentionRelevance, RawAttention, TransformerAttribution, PartialLRP]
 WIDTH, CLASSES = 8, 3

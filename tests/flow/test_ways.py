@@ -12,7 +12,7 @@ from captum_transformer import (
     RawAttention,
 )
 from captum_transformer.errors import UnsupportedOperationError
-from tests.attr.subjects import timm_vit
+from tests.attr.tiny_models import timm_vit
 from tests.flow.models import WIDTH, Model, maps_of
 
 SINGLE = [RawAttention, AttentionGradCam, PartialLRP]
