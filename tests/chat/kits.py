@@ -1,35 +1,14 @@
-"""Tiny models that see, hear and read, with random weights and their real processors."""
+"""Tiny models that see, hear and read, with random weights."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
-QUESTION = "what is on the left ?"
-_WORDS = "what is on the left right red blue square circle a picture sound ? . user assistant"
-_TEMPLATE = (
-    "{% for turn in messages %}{{ turn['role'] }} {% for part in turn['content'] %}"
-    "{% if part['type'] == 'text' %} {{ part['text'] }} {% else %} MEDIA {% endif %}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %} assistant {% endif %}"
-)
-_TEXT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 32,
-    "head_dim": 4,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+from tests.chat.kit import TEMPLATE, Kit, kit_of, sized, tokenizer_of
+
 _VISION = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -40,81 +19,8 @@ _TILE = {"height": 16, "width": 16}
 _ROPE = {"rope_type": "default", "mrope_section": [1, 1, 0], "rope_theta": 10000.0}
 
 
-class Kit(NamedTuple):
-    """A model and its processor."""
-
-    model: Any
-    processor: Any
-
-    def prompt(self, media: Sequence[Any]) -> Any:
-        """What the processor makes of a question about some images, or some sounds."""
-        kind = "image" if hasattr(self.processor, "image_processor") else "audio"
-        parts = [{"type": kind, kind: each} for each in media]
-        turn = {"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]}
-        text = self.processor.apply_chat_template([turn], add_generation_prompt=True)
-        if kind == "image":
-            return self.processor(text=text, images=list(media), return_tensors="pt")
-        return self.processor(text=text, audio=list(media), return_tensors="pt")
-
-    def generate(self, prompt: Any, **options: Any) -> Any:
-        """Four words."""
-        special = [[each] for each in self.processor.tokenizer.all_special_ids]
-        return self.model.generate(
-            **prompt,
-            max_new_tokens=4,
-            min_new_tokens=4,
-            do_sample=False,
-            bad_words_ids=special,
-            **options,
-        )
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Noise."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def sound(seed: int = 0) -> Any:
-    """Half a second of noise."""
-    return np.random.default_rng(seed).normal(size=8000).astype(np.float32)
-
-
-def _tokenizer(*special: str, **named: str) -> Any:
-    names = ["<pad>", "<s>", "</s>", "<unk>", *special]
-    vocabulary = {word: number for number, word in enumerate([*names, *_WORDS.split()])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens={f"extra_{n}": name for n, name in enumerate(special)},
-    )
-    for name, token in named.items():
-        setattr(tokenizer, name, token)
-        setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
-    return tokenizer
-
-
-def _kit(model: Any, processor: Any) -> Kit:
-    """With weights that let everything have an effect."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        scale = 0.3 if parameter.dim() > 1 else 0.1
-        base = 1.0 if parameter.dim() == 1 and bool((parameter == 1).all()) else 0.0
-        nn.init.normal_(parameter, base, scale, generator=generator)
-    return Kit(model.eval(), processor)
-
-
-def _sized(vocabulary: Any, **more: Any) -> dict[str, Any]:
-    return {**_TEXT, "vocab_size": len(vocabulary), **more}
-
-
 def _qwen(name: str, videos: str, vision: dict[str, Any]) -> Kit:
-    tokenizer = _tokenizer(
+    tokenizer = tokenizer_of(
         "<|image_pad|>",
         "<|video_pad|>",
         "<|vision_start|>",
@@ -130,7 +36,7 @@ def _qwen(name: str, videos: str, vision: dict[str, Any]) -> Kit:
         temporal_patch_size=2,
         size={"shortest_edge": 64, "longest_edge": 1024},
     )
-    template = _TEMPLATE.replace("MEDIA", "<|vision_start|> <|image_pad|> <|vision_end|>")
+    template = TEMPLATE.replace("MEDIA", "<|vision_start|> <|image_pad|> <|vision_end|>")
     made = getattr(transformers, f"{name}Processor")
     config = getattr(transformers, f"{name}Config")(
         vision_config={
@@ -144,7 +50,7 @@ def _qwen(name: str, videos: str, vision: dict[str, Any]) -> Kit:
             "temporal_patch_size": 2,
             **vision,
         },
-        text_config=_sized(tokenizer, rope_parameters=_ROPE, rope_scaling=_ROPE),
+        text_config=sized(tokenizer, rope_parameters=_ROPE, rope_scaling=_ROPE),
         image_token_id=tokenizer.image_token_id,
         video_token_id=tokenizer.video_token_id,
         vision_start_token_id=tokenizer.vision_start_token_id,
@@ -157,7 +63,7 @@ def _qwen(name: str, videos: str, vision: dict[str, Any]) -> Kit:
         temporal_patch_size=2,
         size={"shortest_edge": 64, "longest_edge": 2048},
     )
-    return _kit(model, made(images, tokenizer, frames, template))
+    return kit_of(model, made(images, tokenizer, frames, template))
 
 
 def qwen2_5_vl() -> Kit:
@@ -175,26 +81,26 @@ def qwen3_vl() -> Kit:
 
 
 def llava() -> Kit:
-    tokenizer = _tokenizer("<image>", image_token="<image>")
+    tokenizer = tokenizer_of("<image>", image_token="<image>")
     processor = transformers.LlavaProcessor(
         transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=_TILE),
         tokenizer,
         patch_size=4,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=_TEMPLATE.replace("MEDIA", "<image>"),
+        chat_template=TEMPLATE.replace("MEDIA", "<image>"),
     )
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**_VISION, image_size=16, patch_size=4),
-        text_config=transformers.LlamaConfig(**_sized(tokenizer)),
+        text_config=transformers.LlamaConfig(**sized(tokenizer)),
         image_token_index=tokenizer.image_token_id,
         vision_feature_layer=-1,
     )
-    return _kit(transformers.LlavaForConditionalGeneration(config), processor)
+    return kit_of(transformers.LlavaForConditionalGeneration(config), processor)
 
 
 def intern_vl() -> Kit:
-    tokenizer = _tokenizer(
+    tokenizer = tokenizer_of(
         "<IMG_CONTEXT>",
         "<img>",
         "</img>",
@@ -212,19 +118,19 @@ def intern_vl() -> Kit:
         tokenizer,
         transformers.InternVLVideoProcessor(),
         image_seq_length=4,
-        chat_template=_TEMPLATE.replace("MEDIA", "<IMG_CONTEXT>"),
+        chat_template=TEMPLATE.replace("MEDIA", "<IMG_CONTEXT>"),
     )
     config = transformers.InternVLConfig(
         vision_config={**_VISION, "image_size": [16, 16], "patch_size": [4, 4]},
-        text_config=_sized(tokenizer, model_type="qwen2"),
+        text_config=sized(tokenizer, model_type="qwen2"),
         image_token_id=tokenizer.context_image_token_id,
         image_seq_length=4,
     )
-    return _kit(transformers.InternVLForConditionalGeneration(config), processor)
+    return kit_of(transformers.InternVLForConditionalGeneration(config), processor)
 
 
 def gemma3() -> Kit:
-    tokenizer = _tokenizer(
+    tokenizer = tokenizer_of(
         "<start_of_image>",
         "<end_of_image>",
         "<image_soft_token>",
@@ -235,25 +141,25 @@ def gemma3() -> Kit:
     processor = transformers.Gemma3Processor(
         transformers.Gemma3ImageProcessor(size=_TILE),
         tokenizer,
-        _TEMPLATE.replace("MEDIA", "<start_of_image>"),
+        TEMPLATE.replace("MEDIA", "<start_of_image>"),
         image_seq_length=4,
     )
     config = transformers.Gemma3Config(
         vision_config=transformers.SiglipVisionConfig(**_VISION, image_size=16, patch_size=4),
         text_config=transformers.Gemma3TextConfig(
-            **_sized(tokenizer, query_pre_attn_scalar=4, sliding_window=64)
+            **sized(tokenizer, query_pre_attn_scalar=4, sliding_window=64)
         ),
         mm_tokens_per_image=4,
         image_token_index=tokenizer.image_token_id,
         boi_token_index=tokenizer.boi_token_id,
         eoi_token_index=tokenizer.eoi_token_id,
     )
-    return _kit(transformers.Gemma3ForConditionalGeneration(config), processor)
+    return kit_of(transformers.Gemma3ForConditionalGeneration(config), processor)
 
 
 def smol_vlm() -> Kit:
     tiles = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
-    tokenizer = _tokenizer(
+    tokenizer = tokenizer_of(
         "<image>",
         "<fake_token_around_image>",
         "<global-img>",
@@ -269,24 +175,24 @@ def smol_vlm() -> Kit:
     )
     # SmolVLM's own asks for a package that plays videos; for images it is this one.
     processor = transformers.Idefics3Processor(
-        images, tokenizer, image_seq_len=4, chat_template=_TEMPLATE.replace("MEDIA", "<image>")
+        images, tokenizer, image_seq_len=4, chat_template=TEMPLATE.replace("MEDIA", "<image>")
     )
     config = transformers.SmolVLMConfig(
         vision_config={**_VISION, "image_size": 16, "patch_size": 4},
-        text_config=_sized(tokenizer, model_type="llama"),
+        text_config=sized(tokenizer, model_type="llama"),
         image_token_id=tokenizer.image_token_id,
         scale_factor=2,
         pad_token_id=0,
     )
-    return _kit(transformers.SmolVLMForConditionalGeneration(config), processor)
+    return kit_of(transformers.SmolVLMForConditionalGeneration(config), processor)
 
 
 def qwen2_audio() -> Kit:
-    tokenizer = _tokenizer("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
+    tokenizer = tokenizer_of("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
     features = transformers.WhisperFeatureExtractor(
         feature_size=8, chunk_length=1, nb_max_frames=100
     )
-    template = _TEMPLATE.replace("MEDIA", "<|audio_bos|><|AUDIO|><|audio_eos|>")
+    template = TEMPLATE.replace("MEDIA", "<|audio_bos|><|AUDIO|><|audio_eos|>")
     config = transformers.Qwen2AudioConfig(
         audio_config={
             "num_mel_bins": 8,
@@ -296,11 +202,20 @@ def qwen2_audio() -> Kit:
             "d_model": 16,
             "max_source_positions": 50,
         },
-        text_config=_sized(tokenizer, model_type="qwen2"),
+        text_config=sized(tokenizer, model_type="qwen2"),
         audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
     )
     model = transformers.Qwen2AudioForConditionalGeneration(config)
-    return _kit(model, transformers.Qwen2AudioProcessor(features, tokenizer, template))
+    return kit_of(model, transformers.Qwen2AudioProcessor(features, tokenizer, template))
+
+
+def gpt2(seed: int) -> Any:
+    """A language model, without a processor."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        n_layer=2, n_head=2, n_embd=16, vocab_size=20, initializer_range=0.5, pad_token_id=0
+    )
+    return GPT2LMHeadModel(config).double().eval()
 
 
 SEEING: list[Callable[[], Kit]] = [qwen2_5_vl, qwen3_vl, llava, intern_vl, gemma3, smol_vlm]
