@@ -6,7 +6,8 @@ from torch import nn
 
 from captum_transformer import describe
 from tests.attr import kinds_of_attention
-from tests.attr.subjects import images, subject, timm_vit
+from tests.attr.subjects import subject
+from tests.attr.tiny_models import images, timm_vit
 from tests.flow.models import Model
 from tests.flow.wirings import ChannelAttention, LinearAttention, Parallel, ProjectedSkip
 

@@ -4,7 +4,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from tests.attr.subjects import CLASSES, LENGTHS, Subject, drawn, ids, mask, with_random_weights
+from tests.attr.subjects import Subject
+from tests.attr.tiny_models import CLASSES, LENGTHS, drawn, ids, mask, with_random_weights
 
 VOCABULARY = 30
 # (position, token): the decoder's output there is explained.

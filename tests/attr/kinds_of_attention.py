@@ -15,7 +15,8 @@ from torch import Tensor
 from captum_transformer.calling import Arguments
 from captum_transformer.trace import traced_forward
 from tests.attr import generators, two_modalities
-from tests.attr.subjects import METHODS, Subject, as_tuple, mask
+from tests.attr.subjects import METHODS, Subject, as_tuple
+from tests.attr.tiny_models import mask
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tiny models with the arguments of one call, and every method, for the tests to combine."""
+"""Every method, and tiny models with the arguments of one call, for the tests to combine."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
@@ -8,11 +8,9 @@ from typing import Any
 
 import timm.models.deit
 import timm.models.swin_transformer
-import timm.models.vision_transformer
 import torch
-import torchvision
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_transformer import (
     GIM,
@@ -27,10 +25,26 @@ from captum_transformer import (
     TransformerAttribution,
     TransformerMethod,
 )
+from tests.attr.tiny_models import (
+    CLASSES,
+    IMAGE,
+    PixelsAndIds,
+    bert,
+    drawn,
+    embeddings,
+    encoder,
+    hf_vit,
+    ids,
+    images,
+    mask,
+    timm_vit,
+    torchvision_vit,
+    with_random_weights,
+)
 
 Method = Callable[..., TransformerMethod]
 
-# Relevance is handed from token to token by attention maps: spread over patches.
+# Attention maps pass relevance from token to token; it is spread evenly over patches.
 FLOW_METHODS: dict[str, Method] = {
     "TransformerAttribution": TransformerAttribution,
     "TransformerAttribution, normalised": partial(TransformerAttribution, normalize_rows=True),
@@ -56,7 +70,7 @@ INPUT_METHODS: dict[str, Method] = {
     "gradient x input": partial(ConservativeLRP, attention_rule=False, layer_norm_rule=False),
 }
 METHODS = FLOW_METHODS | INPUT_METHODS
-# Each way that relevance takes; the other methods differ in options, or in what they make of it.
+# One method for each kind of backward pass; the others differ in options, or in a last step.
 EACH_WAY = (
     "AttentionRollout",
     "AttnLRP",
@@ -72,19 +86,17 @@ MAGNIFY_ROUNDING = frozenset(
     name for name in METHODS if "Transformer" in name or " LRP" in name or "Partial" in name
 ) | {"ConservativeLRP, gamma"}
 
-CLASSES = 5
-
 
 @dataclass(frozen=True)
 class Subject:
     """A model with the arguments of one call.
 
     Attributes:
-        model: what is explained.
-        inputs: as given to ``attribute``: a tensor, a tuple or, by name, a dict.
+        model: the explained model.
+        inputs: as passed to ``attribute``: a tensor, a tuple or, by name, a dict.
         target: one class, or tuple of indices, per sample; None for one score per sample.
         extra: additional forward arguments.
-        tokens: how many tokens come from each input.
+        tokens: the number of tokens of each input.
         named: additional forward arguments by name.
     """
 
@@ -96,7 +108,7 @@ class Subject:
     named: Mapping[str, Any] = field(default_factory=dict)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Subject":
-        """Changes each tensor argument, also the additional ones."""
+        """Applies a function to each tensor argument, including the additional ones."""
 
         def changed(argument: Any) -> Any:
             if isinstance(argument, tuple):
@@ -114,7 +126,7 @@ class Subject:
         return (*as_tuple(self.inputs), *(self.extra or ()))
 
     def samples(self, indices: list[int]) -> "Subject":
-        """The same for some of the samples."""
+        """The same model with some of the samples."""
         chosen = self.map(lambda t: t[indices])
         target = self.target and [self.target[i] for i in indices]
         return replace(chosen, target=target)
@@ -138,41 +150,6 @@ class Subject:
             "additional_forward_kwargs": self.named,
             **changes,
         }
-
-
-def drawn(*size: int, seed: int = 0) -> Tensor:
-    """Standard normal values, the same at each call."""
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def with_random_weights(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights, biases and embeddings large enough for every part to matter."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 0:
-            continue  # a temperature
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        if parameter.ndim == 1 and name.endswith("weight"):
-            noise = 1 + 0.2 * noise
-        elif parameter.ndim == 1:
-            noise = 0.2 * noise
-        else:
-            noise = noise * 1.5 * parameter[0].numel() ** -0.5
-        parameter.data.copy_(noise)
-    return model.double().eval()
-
-
-IMAGE = (8, 12)
-
-
-def images(samples: int = 3) -> Tensor:
-    return drawn(samples, 3, *IMAGE, seed=1)
-
-
-def timm_vit(**options: Any) -> nn.Module:
-    sizes = {"img_size": IMAGE, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
-    vit = timm.models.vision_transformer.VisionTransformer
-    return with_random_weights(vit(**{**sizes, "num_classes": CLASSES, **options}))
 
 
 def _vit() -> Subject:
@@ -206,65 +183,12 @@ def _swin() -> Subject:
     return Subject(with_random_weights(model), drawn(3, 3, 16, 16), [1, 4, 0], tokens=(64,))
 
 
-def torchvision_vit() -> nn.Module:
-    return with_random_weights(
-        torchvision.models.VisionTransformer(
-            image_size=8,
-            patch_size=4,
-            num_layers=2,
-            num_heads=2,
-            hidden_dim=16,
-            mlp_dim=32,
-            num_classes=CLASSES,
-        )
-    )
-
-
 def _torchvision_vit() -> Subject:
     return Subject(torchvision_vit(), drawn(3, 3, 8, 8, seed=1), [1, 4, 0], tokens=(4,))
 
 
-def hf_vit(attention: str = "sdpa") -> nn.Module:
-    config = transformers.ViTConfig(
-        image_size=IMAGE,
-        patch_size=4,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        num_labels=CLASSES,
-        attn_implementation=attention,
-    )
-    return with_random_weights(transformers.ViTForImageClassification(config))
-
-
 def _hf_vit() -> Subject:
     return Subject(hf_vit(), images(), [1, 4, 0], tokens=(6,))
-
-
-def bert(attention: str = "sdpa") -> nn.Module:
-    config = transformers.BertConfig(
-        vocab_size=30,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=12,
-        num_labels=CLASSES,
-        attn_implementation=attention,
-    )
-    return with_random_weights(transformers.BertForSequenceClassification(config))
-
-
-LENGTHS = [7, 5, 3]
-
-
-def ids() -> Tensor:
-    return torch.randint(1, 30, (3, 7), generator=torch.Generator().manual_seed(2))
-
-
-def mask() -> Tensor:
-    return (torch.arange(7) < torch.tensor(LENGTHS)[:, None]).long()
 
 
 def _bert(attention: str) -> Subject:
@@ -285,59 +209,9 @@ def _gpt2() -> Subject:
     return Subject(model, ids(), [1, 4, 0], tokens=(7,))
 
 
-class EncoderClassifier(nn.Module):
-    """``nn.TransformerEncoder`` on embeddings, with a mean over the tokens that are no padding."""
-
-    def __init__(self, *, batch_first: bool = True, norm_first: bool = False) -> None:
-        super().__init__()
-        self.batch_first = batch_first
-        layer = nn.TransformerEncoderLayer(
-            16, 2, 32, batch_first=batch_first, norm_first=norm_first, dropout=0.1
-        )
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(16, CLASSES)
-
-    def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
-        tokens = embeddings if self.batch_first else embeddings.transpose(0, 1)
-        tokens = self.encoder(tokens, src_key_padding_mask=padding)
-        tokens = tokens if self.batch_first else tokens.transpose(0, 1)
-        kept = torch.ones_like(tokens[..., :1]) if padding is None else ~padding[..., None]
-        return self.head((tokens * kept).sum(1) / kept.sum(1))
-
-
-def embeddings() -> Tensor:
-    return drawn(3, 7, 16, seed=3)
-
-
-def encoder(**options: bool) -> nn.Module:
-    return with_random_weights(EncoderClassifier(**options))
-
-
 def _encoder(**options: bool) -> Subject:
     extra = (mask() == 0,)
     return Subject(encoder(**options), embeddings(), [1, 4, 0], extra, tokens=(7,))
-
-
-class PixelsAndIds(nn.Module):
-    """Patches and words in one sequence, read from a learned token."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, 16, 4, 4)
-        self.words = nn.Embedding(30, 16)
-        self.cls = nn.Parameter(torch.zeros(1, 1, 16))
-        self.blocks = nn.ModuleList(
-            timm.models.vision_transformer.Block(16, 2, qkv_bias=True) for _ in range(2)
-        )
-        self.head = nn.Linear(16, CLASSES)
-
-    def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
-        patches = self.patches(pixels).flatten(2).transpose(1, 2)
-        cls = self.cls.expand(len(ids), -1, -1)
-        tokens = torch.cat([cls, patches, self.words(ids)], 1)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.head(tokens[:, 0])
 
 
 def _pixels_and_ids() -> Subject:
@@ -373,17 +247,16 @@ def _built(name: str) -> Subject:
 
 
 def subject(name: str) -> Subject:
-    """A fresh one, in float64 and evaluation mode."""
+    """A new copy, in float64 and evaluation mode."""
     built = _built(name).map(torch.clone)
     return replace(built, model=copy.deepcopy(built.model))
 
 
 def shared_out(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Models with the methods that are asked of them.
+    """Pairs of models and methods.
 
-    Each way that relevance takes is asked of every model. The other methods differ from these in
-    what is no matter of the model: each is asked of every third one, of another third than the
-    next method.
+    Each method of ``EACH_WAY`` is paired with every model. The others differ from these in ways
+    that don't depend on the model: each is paired with every third model, in turn.
     """
     others = [method for method in METHODS if method not in EACH_WAY]
     return [
@@ -401,12 +274,12 @@ def as_tuple(tensors: Any) -> tuple[Tensor, ...]:
 
 @cache
 def attributed(name: str, method: str) -> tuple[Tensor, ...]:
-    """What a method says of a subject; computed once for all tests. Don't write into it."""
+    """The explanation of a subject, computed once for all tests. Don't write into it."""
     return as_tuple(subject(name).attribute(METHODS[method]))
 
 
 def assert_close(actual: Any, expected: Any, relative: float = 1e-9) -> None:
-    """Compares with the largest value of each expected tensor."""
+    """Compares values, relative to the largest of each expected tensor."""
     for a, e in zip(as_tuple(actual), as_tuple(expected), strict=True):
         assert a.shape == e.shape
         assert a.isfinite().all()

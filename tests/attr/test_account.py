@@ -30,7 +30,8 @@ from captum_transformer.rules.relevance import TABLE
 from captum_transformer.rules.relevance.rule import Entry, Table
 from captum_transformer.trace import traced_forward
 from captum_transformer.trace.kinds import Kind
-from tests.attr.subjects import SUBJECTS, images, subject, timm_vit
+from tests.attr.subjects import SUBJECTS, subject
+from tests.attr.tiny_models import images, timm_vit
 
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 

@@ -12,15 +12,8 @@ from torch import Tensor
 
 from captum_transformer import ConservativeLRP, GenericAttentionRelevance
 from captum_transformer.errors import InvalidInputError
-from tests.attr.subjects import (
-    METHODS,
-    assert_close,
-    attributed,
-    bert,
-    ids,
-    mask,
-    subject,
-)
+from tests.attr.subjects import METHODS, assert_close, attributed, subject
+from tests.attr.tiny_models import bert, ids, mask
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer import AttentionGradCam
-from tests.attr.subjects import assert_close, drawn
+from tests.attr.subjects import assert_close
+from tests.attr.tiny_models import drawn
 
 
 class OneLayer(nn.Module):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from captum_transformer import GIM, AttnLRP
 from captum_transformer.trace import numeric
-from tests.attr.subjects import SUBJECTS, as_tuple, assert_close, ids, subject, with_random_weights
+from tests.attr.subjects import SUBJECTS, as_tuple, assert_close, subject
+from tests.attr.tiny_models import ids, with_random_weights
 
 FAVOURED = partial(AttnLRP, gamma=0.25, conv_gamma=1.0)
 

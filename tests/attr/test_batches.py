@@ -13,22 +13,24 @@ from captum_transformer import (
     GenericAttentionRelevance,
 )
 from tests.attr.subjects import (
-    CLASSES,
     FLOW_METHODS,
-    IMAGE,
-    LENGTHS,
     METHODS,
     SUBJECTS,
     as_tuple,
     assert_close,
     attributed,
+    shared_out,
+    subject,
+)
+from tests.attr.tiny_models import (
+    CLASSES,
+    IMAGE,
+    LENGTHS,
     bert,
     drawn,
     encoder,
     ids,
     images,
-    shared_out,
-    subject,
     with_random_weights,
 )
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from captum_transformer import GenericAttentionRelevance
 from tests.attr.snapshots import state_of, unchanged
-from tests.attr.subjects import images, timm_vit
+from tests.attr.tiny_models import images, timm_vit
 
 
 class Caching(nn.Module):

@@ -29,19 +29,8 @@ from captum_transformer.errors import InvalidInputError
 from captum_transformer.trace import traced_forward
 from captum_transformer.trace.recomputed import Block
 from tests.attr import kinds_of_attention
-from tests.attr.subjects import (
-    METHODS,
-    SUBJECTS,
-    Method,
-    as_tuple,
-    attributed,
-    bert,
-    hf_vit,
-    ids,
-    images,
-    subject,
-    timm_vit,
-)
+from tests.attr.subjects import METHODS, SUBJECTS, Method, as_tuple, attributed, subject
+from tests.attr.tiny_models import bert, hf_vit, ids, images, timm_vit
 
 
 def same(found: Any, expected: Any) -> None:

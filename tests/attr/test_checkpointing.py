@@ -17,7 +17,8 @@ from captum_transformer import (
     extend,
 )
 from captum_transformer.errors import ExplanationError
-from tests.attr.subjects import METHODS, bert, ids, images, timm_vit
+from tests.attr.subjects import METHODS
+from tests.attr.tiny_models import bert, ids, images, timm_vit
 
 KINDS = pytest.mark.parametrize("use_reentrant", [False, True])
 

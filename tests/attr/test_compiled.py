@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from captum_transformer import ConservativeLRP, describe
 from captum_transformer.calling.uncompiled import uncompiled
 from captum_transformer.errors import InvalidLayerError
-from tests.attr.subjects import METHODS, assert_close, images, timm_vit
+from tests.attr.subjects import METHODS, assert_close
+from tests.attr.tiny_models import images, timm_vit
 
 
 class Backend:

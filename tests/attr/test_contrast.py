@@ -27,12 +27,9 @@ from tests.attr.subjects import (
     METHODS,
     as_tuple,
     assert_close,
-    bert,
-    ids,
-    mask,
     subject,
-    with_random_weights,
 )
+from tests.attr.tiny_models import bert, ids, mask, with_random_weights
 
 NOT_CLASS_SPECIFIC = ("AttentionRollout", "RawAttention")
 

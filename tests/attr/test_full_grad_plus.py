@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from captum_transformer import FullGradPlus
 from captum_transformer.errors import InvalidLayerError, UnsupportedOperationError
-from tests.attr.subjects import assert_close, with_random_weights
+from tests.attr.subjects import assert_close
+from tests.attr.tiny_models import with_random_weights
 
 IMAGES = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 IDS = torch.tensor([[3, 14, 15, 9, 2], [6, 5, 3, 5, 8]])

@@ -1,4 +1,4 @@
-"""Each generated token, from one forward pass: what attribution says of the sequence cut there."""
+"""Each generated token is explained as the target at its position, in one forward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,112 +10,31 @@ import transformers
 from torch import Tensor, nn
 
 from captum_transformer import (
-    AttentionGradCam,
     AttentionRollout,
     ConservativeLRP,
     Contrast,
     GenericAttentionRelevance,
 )
-from captum_transformer.errors import (
-    AmbiguousOutputError,
-    InvalidInputError,
-    InvalidTargetError,
-    MixedSamplesError,
-    UnsupportedOperationError,
+from captum_transformer.errors import AmbiguousOutputError, MixedSamplesError
+from tests.attr.language_models import (
+    CAUSAL,
+    DECODERS,
+    ENCODER_DECODERS,
+    NEW,
+    VOCABULARY,
+    Captioner,
+    further,
+    generated_by,
+    gpt2,
+    llama,
+    prompt,
 )
-from tests.attr.subjects import METHODS, assert_close, drawn, with_random_weights
-
-CAUSAL = [method for method in METHODS if method != "AttentionGradCam, map"]
-VOCABULARY, NEW = 30, 3
-SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-
-
-def gpt2() -> Any:
-    config = transformers.GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=12,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        attn_implementation="eager",  # older ones can't make a mask in float64 for the others
-        **SPECIAL,
-    )
-    return with_random_weights(transformers.GPT2LMHeadModel(config))
-
-
-def llama() -> Any:
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=12,
-        **SPECIAL,
-    )
-    return with_random_weights(transformers.LlamaForCausalLM(config))
-
-
-def bart() -> Any:
-    config = transformers.BartConfig(
-        vocab_size=VOCABULARY,
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=24,
-        decoder_ffn_dim=24,
-        max_position_embeddings=12,
-        decoder_start_token_id=2,
-        forced_eos_token_id=None,
-        **SPECIAL,
-    )
-    return with_random_weights(transformers.BartForConditionalGeneration(config))
-
-
-def t5() -> Any:
-    config = transformers.T5Config(
-        vocab_size=VOCABULARY,
-        d_model=16,
-        d_kv=8,
-        d_ff=24,
-        num_layers=2,
-        num_heads=2,
-        decoder_start_token_id=0,
-        pad_token_id=0,
-        eos_token_id=2,
-    )
-    return with_random_weights(transformers.T5ForConditionalGeneration(config))
-
-
-DECODERS = {"GPT-2": gpt2, "Llama": llama}
-ENCODER_DECODERS = {"BART": bart, "T5": t5}
-
-
-def prompt() -> tuple[Tensor, Tensor]:
-    """Ids of two texts of different lengths, padded on the left, and their mask."""
-    ids = torch.tensor([[5, 9, 14, 7], [0, 0, 21, 8]])
-    return ids, (ids != 0).long()
-
-
-def generated_by(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    return model.generate(
-        ids, attention_mask=mask, min_new_tokens=NEW, max_new_tokens=NEW, do_sample=False
-    )
-
-
-def further(model: Any, mask: Tensor) -> dict[str, Tensor]:
-    """What ``generate`` gives the model beside the ids of a padded batch."""
-    named = {"attention_mask": mask}
-    if isinstance(model, transformers.GPT2LMHeadModel):
-        named["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    return named
+from tests.attr.subjects import METHODS, assert_close
+from tests.attr.tiny_models import drawn, with_random_weights
 
 
 class Moved(nn.Module):
-    """A decoder with something that happens to the samples behind it."""
+    """A decoder whose logits are changed across samples."""
 
     def __init__(self, behind: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -126,7 +45,7 @@ class Moved(nn.Module):
 
 
 @pytest.mark.parametrize("method", ["GenericAttentionRelevance", "ConservativeLRP"])
-def test_samples_that_are_put_back_are_explained_and_mixed_ones_refused(method: str) -> None:
+def test_samples_may_change_places_but_not_be_mixed(method: str) -> None:
     ids = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 2]])
     sequences = generated_by(gpt2(), ids, None)
     moved, mixed = (
@@ -215,7 +134,7 @@ def test_the_model_runs_once(name: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_padded_sample_gives_what_it_gives_alone(name: str) -> None:
+def test_a_padded_sample_has_the_map_that_it_has_alone(name: str) -> None:
     model = DECODERS[name]()
     ids, mask = prompt()
     sequences = generated_by(model, ids, mask)
@@ -286,7 +205,7 @@ def test_logits_of_the_last_tokens_are_enough() -> None:
         )
 
 
-def test_relevance_of_logits_sums_up_over_the_whole_sequence() -> None:
+def test_a_token_has_the_same_map_wherever_the_prompt_ends() -> None:
     model = llama()
     ids, mask = prompt()
     sequences = generated_by(model, ids[:1], mask[:1])
@@ -296,27 +215,6 @@ def test_relevance_of_logits_sums_up_over_the_whole_sequence() -> None:
         result = explain.attribute_generated(sequences[:, :length], sequences)
         first = explain.attribute(sequences, (length - 1, int(sequences[0, length])))
         assert_close(result[:, 0], first[:, :length])
-
-
-class Captioner(nn.Module):
-    """Patches and words; each word sees all patches and the words before it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, 16, 4, 4)
-        self.words = nn.Embedding(VOCABULARY, 16)
-        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 24) for _ in range(2))
-        for layer in self.layers:
-            layer.self_attn.batch_first = True
-        self.head = nn.Linear(16, VOCABULARY)
-
-    def forward(self, pixel_values: Tensor, input_ids: Tensor) -> Tensor:
-        patches = self.patches(pixel_values).flatten(2).mT
-        tokens = torch.cat([patches, self.words(input_ids)], 1)
-        mask = torch.ones(tokens.shape[1], tokens.shape[1]).tril().log().double()
-        for layer in self.layers:
-            tokens = layer(tokens, src_mask=mask)
-        return self.head(tokens)
 
 
 @pytest.mark.parametrize("method", ["ConservativeLRP", "GenericAttentionRelevance", "full LRP"])
@@ -365,78 +263,19 @@ def test_in_inference_mode() -> None:
     assert torch.equal(result, expected)
 
 
-IDS = torch.tensor([[5, 9, 14], [6, 7, 8]])
-SEQUENCES = F.pad(IDS, (0, 2), value=11)
+def test_the_output_of_generate_is_accepted() -> None:
+    model = llama()
+    ids, mask = prompt()
+    output = model.generate(
+        ids, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW,
+        return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    assert isinstance(output, transformers.generation.GenerateDecoderOnlyOutput)
+    whole = {"attention_mask": F.pad(mask, (0, NEW), value=1)}
 
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ((IDS, SEQUENCES[:, 3:]), "does not begin with the prompt"),
-        ((IDS, SEQUENCES + 1), "does not begin with the prompt.*'decoder_input_ids'"),
-        ((IDS, IDS), "Nothing was generated: `generated` has 3 ids per sample, of which 3"),
-        ((IDS, SEQUENCES[:1]), r"token ids \(2, tokens\).* got \(1, 5\)"),
-        ((IDS, SEQUENCES.repeat(2, 1)), "Of several sequences per prompt, repeat the prompt"),
-        ((IDS, SEQUENCES.float()), "must be token ids"),
-        ((IDS, SEQUENCES.tolist()), "got list"),
-        ((IDS, {"logits": SEQUENCES}), "got dict"),
-        ((drawn(2, 3, 16), SEQUENCES), r"only continue token ids .* \(2, 3, 16\)"),
-        (((IDS, IDS), SEQUENCES), "There are 2 inputs: which one was continued"),
-        (([], SEQUENCES), "got a list"),
-    ],
-    ids=lambda argument: "" if isinstance(argument, str) else None,
-)
-def test_what_was_not_generated_from_the_prompt_is_refused(arguments: Any, said: str) -> None:
-    with pytest.raises(InvalidInputError, match=said):
-        GenericAttentionRelevance(gpt2()).attribute_generated(*arguments)
-
-
-def test_names_of_what_takes_the_ids() -> None:
-    explain = GenericAttentionRelevance(gpt2())
-
-    with pytest.raises(InvalidInputError, match="give them by name, too"):
-        explain.attribute_generated(IDS, SEQUENCES, generated_as="input_ids")
-    # Models of Transformers overlook arguments that they don't have.
-    model = gpt2()
-    careless = GenericAttentionRelevance(lambda input_ids, **_: model(input_ids))
-    with pytest.raises(InvalidInputError, match=r"passed as 'decoder_ids'.*`generated_as`"):
-        careless.attribute_generated({"input_ids": IDS}, IDS, generated_as="decoder_ids")
-
-
-def test_masks_that_end_with_the_prompt_are_refused() -> None:
-    explain, mask = GenericAttentionRelevance(llama()), torch.ones_like(IDS)
-    said = r" is as long as the prompt, \(2, 3\).*\(2, 5\).*pad\(mask, \(0, 2\), value=1\)"
-
-    with pytest.raises(InvalidInputError, match=r"additional_forward_args\[0\]" + said):
-        explain.attribute_generated(IDS, SEQUENCES, mask)
-    with pytest.raises(InvalidInputError, match=r"kwargs\['attention_mask'\]" + said):
-        explain.attribute_generated(
-            IDS, SEQUENCES, additional_forward_kwargs={"attention_mask": mask}
+    def explained(generated: Any) -> Tensor:
+        return ConservativeLRP(model).attribute_generated(
+            ids, generated, additional_forward_kwargs=whole
         )
 
-
-def test_outputs_without_logits_for_tokens_are_refused() -> None:
-    config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_positions=12, n_embd=16, n_layer=2, n_head=2, pad_token_id=0
-    )
-    classifier = transformers.GPT2ForSequenceClassification(config)
-    with pytest.raises(AmbiguousOutputError, match=r"returned \(2, 2\).*lambda ids"):
-        GenericAttentionRelevance(classifier).attribute_generated(IDS, SEQUENCES)
-
-
-def test_tokens_that_do_not_exist_are_refused() -> None:
-    explain = GenericAttentionRelevance(gpt2())
-
-    with pytest.raises(InvalidTargetError, match="beyond the model's 30 logits"):
-        explain.attribute_generated(IDS, SEQUENCES, rather_than=VOCABULARY)
-    with pytest.raises(InvalidInputError, match=r"for each generated token, \(2, 2\)"):
-        explain.attribute_generated(IDS, SEQUENCES, rather_than=torch.ones(2, 3).long())
-
-
-def test_methods_that_look_at_later_tokens_are_refused() -> None:
-    with pytest.raises(UnsupportedOperationError, match=r"pooling='map' .* Use pooling='row'"):
-        AttentionGradCam(gpt2(), pooling="map").attribute_generated(IDS, SEQUENCES)
-    with pytest.raises(UnsupportedOperationError, match="propagation='flow'"):
-        AttentionRollout(bart()).attribute_generated(
-            {"input_ids": IDS}, IDS, generated_as="decoder_input_ids"
-        )
+    assert torch.equal(explained(output), explained(output.sequences))

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from captum_transformer import ConservativeLRP, GenericAttentionRelevance
 from captum_transformer.errors import InvalidInputError
-from tests.attr.subjects import assert_close, with_random_weights
-from tests.attr.test_generation import NEW, bart, further, generated_by, gpt2, llama, prompt
+from tests.attr.language_models import NEW, bart, further, generated_by, gpt2, llama, prompt
+from tests.attr.subjects import assert_close
+from tests.attr.tiny_models import with_random_weights
 
 
 def padded_batch(model: Any) -> tuple[Tensor, Tensor, Tensor]:

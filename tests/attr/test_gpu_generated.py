@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.attr.subjects import METHODS, assert_close
-from tests.attr.test_generation import (
+from tests.attr.language_models import (
     DECODERS,
     ENCODER_DECODERS,
     NEW,
@@ -14,6 +13,7 @@ from tests.attr.test_generation import (
     generated_by,
     prompt,
 )
+from tests.attr.subjects import METHODS, assert_close
 
 pytestmark = pytest.mark.gpu
 

@@ -26,11 +26,9 @@ from tests.attr.subjects import (
     as_tuple,
     assert_close,
     attributed,
-    bert,
-    images,
     subject,
-    timm_vit,
 )
+from tests.attr.tiny_models import bert, images, timm_vit
 
 
 @pytest.mark.parametrize("method", METHODS)

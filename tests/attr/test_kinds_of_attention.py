@@ -18,14 +18,13 @@ from tests.attr.kinds_of_attention import (
 )
 from tests.attr.subjects import (
     INPUT_METHODS,
-    LENGTHS,
     MAGNIFY_ROUNDING,
     METHODS,
     as_tuple,
     assert_close,
-    mask,
     shared_out,
 )
+from tests.attr.tiny_models import LENGTHS, mask
 
 # These show the map of one attention call; an input that is none of its keys gets nothing.
 ONE_CALL = frozenset(m for m in METHODS if m.startswith(("RawA", "AttentionG", "Partial")))

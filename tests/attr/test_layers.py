@@ -25,7 +25,8 @@ from captum_transformer import (
     extend,
 )
 from captum_transformer.errors import InvalidLayerError, UnsupportedOperationError
-from tests.attr.subjects import assert_close, ids, with_random_weights
+from tests.attr.subjects import assert_close
+from tests.attr.tiny_models import ids, with_random_weights
 
 Make = Callable[[Any], TransformerMethod]
 LAYERS = ["patch_embed", "blocks.0", "blocks.1.attn", "blocks.1.mlp.act", "blocks.2.norm1", "norm"]

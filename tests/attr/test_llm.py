@@ -25,8 +25,10 @@ import captum_transformer
 from captum_transformer import ConservativeLRP, GenericAttentionRelevance
 from captum_transformer.attr.llm import LLMTransformerAttribution
 from captum_transformer.errors import InvalidInputError
-from tests.attr.subjects import METHODS, assert_close, with_random_weights
-from tests.chat.kits import llava, picture, qwen3_vl
+from tests.attr.subjects import METHODS, assert_close
+from tests.attr.tiny_models import with_random_weights
+from tests.chat.kit import picture
+from tests.chat.kits import llava, qwen3_vl
 from tests.public_methods import OF_SCORES
 
 mpl.use("Agg")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from captum_transformer import GIM, AttnLRP, ConservativeLRP, LibraGrad
 from captum_transformer.errors import InvalidInputError, UnsupportedOperationError
-from tests.attr.subjects import assert_close, with_random_weights
+from tests.attr.subjects import assert_close
+from tests.attr.tiny_models import with_random_weights
 
 
 class Half(torch.autograd.Function):

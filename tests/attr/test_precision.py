@@ -19,10 +19,9 @@ from tests.attr.subjects import (
     as_tuple,
     assert_close,
     attributed,
-    encoder,
-    images,
     subject,
 )
+from tests.attr.tiny_models import encoder, images
 
 MIXED = (
     "timm ViT",

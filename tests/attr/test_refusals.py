@@ -23,17 +23,13 @@ from captum_transformer.errors import (
     UnseenOperationError,
     UnsupportedOperationError,
 )
-from tests.attr.subjects import (
+from tests.attr.subjects import FLOW_METHODS, METHODS, Method, assert_close, subject
+from tests.attr.tiny_models import (
     CLASSES,
-    FLOW_METHODS,
     IMAGE,
-    METHODS,
-    Method,
-    assert_close,
     bert,
     drawn,
     images,
-    subject,
     timm_vit,
     with_random_weights,
 )

@@ -15,7 +15,8 @@ from captum_transformer.errors import (
     InvalidLayerError,
     UnsupportedOperationError,
 )
-from tests.attr.subjects import assert_close, with_random_weights
+from tests.attr.subjects import assert_close
+from tests.attr.tiny_models import with_random_weights
 
 
 class Linear(nn.Module):

@@ -14,7 +14,8 @@ from transformers import DynamicCache
 
 from captum_transformer import GenericAttentionRelevance
 from tests.attr.snapshots import unchanged
-from tests.attr.subjects import CLASSES, METHODS, images, timm_vit
+from tests.attr.subjects import METHODS
+from tests.attr.tiny_models import CLASSES, images, timm_vit
 
 
 class WithBuffers(nn.Module):

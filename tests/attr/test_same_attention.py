@@ -11,11 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_transformer import AttentionRollout, GenericAttentionRelevance, RawAttention
-from tests.attr.subjects import (
-    MAGNIFY_ROUNDING,
-    METHODS,
-    assert_close,
-    attributed,
+from tests.attr.subjects import MAGNIFY_ROUNDING, METHODS, assert_close, attributed, subject
+from tests.attr.tiny_models import (
     bert,
     drawn,
     encoder,
@@ -23,7 +20,6 @@ from tests.attr.subjects import (
     ids,
     images,
     mask,
-    subject,
     timm_vit,
     torchvision_vit,
     with_random_weights,

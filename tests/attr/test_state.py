@@ -7,18 +7,8 @@ from torch import Tensor, nn
 from captum_transformer import GenericAttentionRelevance
 from captum_transformer.errors import InvalidTargetError, NoAttentionError
 from tests.attr.snapshots import unchanged
-from tests.attr.subjects import (
-    CLASSES,
-    FLOW_METHODS,
-    METHODS,
-    SUBJECTS,
-    assert_close,
-    attributed,
-    bert,
-    images,
-    subject,
-    timm_vit,
-)
+from tests.attr.subjects import FLOW_METHODS, METHODS, SUBJECTS, assert_close, attributed, subject
+from tests.attr.tiny_models import CLASSES, bert, images, timm_vit
 
 
 @pytest.mark.parametrize("method", METHODS)

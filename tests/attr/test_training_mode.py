@@ -10,15 +10,8 @@ from torch import Tensor, nn
 
 from captum_transformer import GenericAttentionRelevance
 from tests.attr.snapshots import unchanged
-from tests.attr.subjects import (
-    METHODS,
-    assert_close,
-    embeddings,
-    encoder,
-    images,
-    timm_vit,
-    with_random_weights,
-)
+from tests.attr.subjects import METHODS, assert_close
+from tests.attr.tiny_models import embeddings, encoder, images, timm_vit, with_random_weights
 
 
 class Noisy(nn.Module):

@@ -6,11 +6,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.attr.subjects import (
+from tests.attr.subjects import Subject
+from tests.attr.tiny_models import (
     CLASSES,
     IMAGE,
     LENGTHS,
-    Subject,
     drawn,
     ids,
     images,

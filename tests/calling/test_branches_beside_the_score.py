@@ -17,14 +17,8 @@ from captum_transformer import (
     TransformerAttribution,
 )
 from captum_transformer.errors import InvalidInputError, NoAttentionError
-from tests.attr.subjects import (
-    METHODS,
-    assert_close,
-    drawn,
-    embeddings,
-    encoder,
-    with_random_weights,
-)
+from tests.attr.subjects import METHODS, assert_close
+from tests.attr.tiny_models import drawn, embeddings, encoder, with_random_weights
 
 
 class TwoTowers(nn.Module):

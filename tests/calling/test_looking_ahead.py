@@ -7,7 +7,8 @@ import transformers
 from torch import Tensor, nn
 
 from captum_transformer.errors import InvalidInputError, UnsupportedOperationError
-from tests.attr.subjects import METHODS, with_random_weights
+from tests.attr.subjects import METHODS
+from tests.attr.tiny_models import with_random_weights
 
 PROMPT = torch.tensor([[5, 6, 7, 9], [8, 4, 3, 2]])
 GENERATED = torch.cat([PROMPT, torch.tensor([[8, 9, 3, 4], [5, 7, 2, 6]])], 1)

@@ -19,7 +19,8 @@ from captum_transformer.errors import (
     UnseenOperationError,
     UnsupportedOperationError,
 )
-from tests.attr.subjects import METHODS, assert_close, bert, embeddings, encoder, images, timm_vit
+from tests.attr.subjects import METHODS, assert_close
+from tests.attr.tiny_models import bert, embeddings, encoder, images, timm_vit
 
 
 class Words(nn.Module):

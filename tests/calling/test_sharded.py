@@ -15,7 +15,8 @@ from torch.distributed.tensor.parallel import (
 )
 
 from captum_transformer.errors import UnsupportedOperationError
-from tests.attr.subjects import METHODS, assert_close, embeddings, encoder
+from tests.attr.subjects import METHODS, assert_close
+from tests.attr.tiny_models import embeddings, encoder
 
 READ_WEIGHTS = [name for name in METHODS if "Transformer" in name or "Partial" in name]
 READ_WEIGHTS += ["full LRP"]

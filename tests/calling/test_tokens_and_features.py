@@ -4,7 +4,8 @@ import pytest
 from torch import Tensor, nn
 
 from captum_transformer import ConservativeLRP, GenericAttentionRelevance
-from tests.attr.subjects import METHODS, assert_close, drawn, encoder, with_random_weights
+from tests.attr.subjects import METHODS, assert_close
+from tests.attr.tiny_models import drawn, encoder, with_random_weights
 
 
 class TokensToToken(nn.Module):

@@ -15,7 +15,8 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from captum_transformer import ConservativeLRP, GenericAttentionRelevance
 from captum_transformer.calling.copies import copied, tensors_in
 from captum_transformer.errors import InvalidInputError
-from tests.attr.subjects import METHODS, assert_close, embeddings, encoder
+from tests.attr.subjects import METHODS, assert_close
+from tests.attr.tiny_models import embeddings, encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")
 

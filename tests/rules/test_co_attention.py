@@ -19,7 +19,8 @@ from captum_transformer.rules.streams import update
 from captum_transformer.trace import traced_forward
 from captum_transformer.trace.heads import by_head
 from tests.attr.golden import load_case
-from tests.attr.subjects import SUBJECTS, assert_close, drawn, subject, with_random_weights
+from tests.attr.subjects import SUBJECTS, assert_close, subject
+from tests.attr.tiny_models import drawn, with_random_weights
 
 ROLLED_OUT = (GenericAttentionRelevance, TransformerAttribution, AttentionRollout)
 WIDTH, HEADS = 16, 2

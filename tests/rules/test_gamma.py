@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from captum_transformer import AttnLRP, extend
 from captum_transformer.account import Reason
 from captum_transformer.errors import InvalidInputError
-from tests.attr.subjects import assert_close, drawn, images, timm_vit, with_random_weights
+from tests.attr.subjects import assert_close
+from tests.attr.tiny_models import drawn, images, timm_vit, with_random_weights
 
 GAMMAS = [0.05, 0.25, 1.0, 100.0]
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer import GenericAttentionRelevance
-from tests.attr.subjects import assert_close, drawn, with_random_weights
+from tests.attr.subjects import assert_close
+from tests.attr.tiny_models import drawn, with_random_weights
 from tests.rules.test_co_attention import normalized
 
 WIDTH, HEADS = 16, 2

@@ -10,7 +10,8 @@ from torch import Tensor
 from captum_transformer import AttentionRollout, GenericAttentionRelevance, TransformerAttribution
 from captum_transformer.calling import Arguments
 from captum_transformer.trace.heads import by_head
-from tests.attr.subjects import CLASSES, assert_close, images, timm_vit, with_random_weights
+from tests.attr.subjects import assert_close
+from tests.attr.tiny_models import CLASSES, images, timm_vit, with_random_weights
 
 SIZES: dict[str, Any] = {"img_size": (8, 12), "patch_size": 4, "embed_dim": 16, "num_heads": 2}
 METHODS: list[Callable[..., Any]] = [

@@ -11,7 +11,8 @@ from torch import Tensor
 from captum_transformer import TransformerAttribution
 from captum_transformer.trace.dimensions import passage
 from captum_transformer.trace.mode import Trace
-from tests.attr.subjects import assert_close, drawn
+from tests.attr.subjects import assert_close
+from tests.attr.tiny_models import drawn
 
 INDEX = torch.tensor([1, 0, 2])
 GRID = torch.rand(2, 3, 3, 2)

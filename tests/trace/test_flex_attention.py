@@ -23,7 +23,8 @@ from captum_transformer.trace import blocks, traced_forward
 from captum_transformer.trace.attention import FlexAttention
 from captum_transformer.trace.flex import flex_attend
 from captum_transformer.trace.scoring import Scoring
-from tests.attr.subjects import METHODS, assert_close, drawn, with_random_weights
+from tests.attr.subjects import METHODS, assert_close
+from tests.attr.tiny_models import drawn, with_random_weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),

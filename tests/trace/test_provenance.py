@@ -19,7 +19,8 @@ from captum_transformer.calling import Arguments
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace import traced_forward
 from captum_transformer.trace.kinds import Role
-from tests.attr.subjects import assert_close, drawn, with_random_weights
+from tests.attr.subjects import assert_close
+from tests.attr.tiny_models import drawn, with_random_weights
 
 Spelling = Callable[[Tensor], Tensor]
 WIDTH = 6

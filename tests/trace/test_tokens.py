@@ -13,7 +13,8 @@ from captum_transformer import (
     RawAttention,
 )
 from captum_transformer.errors import UnsupportedOperationError
-from tests.attr.subjects import assert_close, drawn, images, subject, with_random_weights
+from tests.attr.subjects import assert_close, subject
+from tests.attr.tiny_models import drawn, images, with_random_weights
 
 METHODS = (GenericAttentionRelevance, AttentionRollout, RawAttention)
 

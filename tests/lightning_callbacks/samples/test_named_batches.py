@@ -16,7 +16,7 @@ from captum_transformer import ConservativeLRP, GenericAttentionRelevance, descr
 from captum_transformer.visualization import panel
 from lightning_callbacks import AttributionMonitor
 from lightning_callbacks.monitor.texts import Texts
-from tests.attr.subjects import PixelsAndIds, images, timm_vit
+from tests.attr.tiny_models import PixelsAndIds, images, timm_vit
 
 METHODS = {"generic": GenericAttentionRelevance, "lrp": ConservativeLRP}
 
