@@ -7,7 +7,7 @@ computed in blocks of query rows, so that the full ``(Q, K)`` map is never held 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from captum_transformer.trace.recognise import Pattern
 
 # How to permute a tensor; None stands for a missing dimension, which is inserted with size one.
+# Dimensions of size one that are broadcast to the other factor's may be left out.
 Order = tuple[int | None, ...] | None
 
 
@@ -236,14 +237,16 @@ class ExplicitAttention(AttentionCall):
     def _ordered(tensor: Tensor, order: Order) -> Tensor:
         if order is None:
             return tensor
-        tensor = tensor.permute([dim for dim in order if dim is not None])
+        kept = [dim for dim in order if dim is not None]
+        left = _left_out(kept, tensor.dim())
+        tensor = tensor.permute(*left, *kept)[(0,) * len(left)]
         for place, dim in enumerate(order):
             if dim is None:
                 tensor = tensor.unsqueeze(place)
         return tensor
 
     @staticmethod
-    def _restored(tensor: Tensor, order: Order) -> Tensor:
+    def _restored(tensor: Tensor, order: Order, ndim: int) -> Tensor:
         if order is None:
             return tensor
         # Sum over the heads that share their values; an order leaves out the first of these.
@@ -252,7 +255,10 @@ class ExplicitAttention(AttentionCall):
         if first or shared:
             tensor = tensor.sum([*range(first), *shared])
         dims = [dim for dim in order if dim is not None]
-        return tensor.permute([dims.index(dim) for dim in range(len(dims))])
+        tensor = tensor.permute([dims.index(dim) for dim in sorted(dims)])
+        for dim in _left_out(dims, ndim):
+            tensor = tensor.unsqueeze(dim)
+        return tensor
 
     def as_values(self, tensor: Tensor) -> Tensor:
         return self._ordered(tensor, self._pattern.value_order)
@@ -271,11 +277,18 @@ class ExplicitAttention(AttentionCall):
         return self._ordered(tensor, self._pattern.output_order)
 
     def to_values(self, tensor: Tensor) -> Tensor:
-        return self._restored(tensor, self._pattern.value_order).sum_to_size(self.value.size)
+        size = self.value.size
+        return self._restored(tensor, self._pattern.value_order, len(size)).sum_to_size(size)
 
     def to_weights(self, tensor: Tensor) -> Tensor:
         """Converts a tensor ``(..., Q, K)`` to the layout of the operand of probabilities."""
-        return self._restored(tensor, self._pattern.weights_order).sum_to_size(self.weights.size)
+        size = self.weights.size
+        return self._restored(tensor, self._pattern.weights_order, len(size)).sum_to_size(size)
+
+
+def _left_out(kept: Sequence[int], ndim: int) -> list[int]:
+    """Returns the dimensions that an order leaves out, all of size one."""
+    return [dim for dim in range(ndim) if dim not in kept]
 
 
 def attention_call(layer: int, operation: Operation, pattern: "Pattern") -> AttentionCall:

@@ -130,6 +130,10 @@ def _are_used_up(
     if operation.kind in _SCALES:
         # A gate scales the weights. If the weights are broadcast, they weight the other factor.
         return any(_is_repeated(value, output) for _, value in weights)
+    product = operation.contraction()
+    if product is not None and operation.spreads:
+        made = (dim for operand, _ in weights for dim in product.made(operand))
+        return any(output.shape[dim] > 1 for dim in made)
     return operation.kind not in MOVES
 
 

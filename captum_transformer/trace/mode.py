@@ -13,6 +13,7 @@ from captum_transformer.trace.describing import attends_learned, described, writ
 from captum_transformer.trace.functions import Function, describe
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.products import written_out
 from captum_transformer.trace.recorder import Recorder
 from captum_transformer.trace.value import Value
 
@@ -75,6 +76,9 @@ class Trace(TorchFunctionMode):
             return past_autograd(operation, *args)
         if traced and not torch.is_grad_enabled() and not traced[0][1].holds_ids:
             return self._cut_off(operation, written, call)
+        if (simpler := written_out(operation)) is not None:
+            with self:
+                return simpler()
         return self._recorder.run(operation, written[0] if written else None, call)
 
     def _asked(

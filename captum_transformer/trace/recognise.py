@@ -87,9 +87,7 @@ def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
     weights, signal = product.operands
     if signal.value is not None and signal.value.weighs_tokens:
         weights, signal = signal, weights
-    weights = _once(weights)
-    if _several_queries(weights, signal):
-        return None
+    weights, signal = _once(weights), _once(signal)
     letters, output = _letters(weights, signal, dim, keepdim=keepdim)
     pattern = _applies(Contraction((weights, signal), letters, output), 0)
     if pattern is None:
@@ -110,27 +108,19 @@ def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
     )
 
 
-def _several_queries(weights: Operand, signal: Operand) -> bool:
-    """Whether the same values are weighted several times, and not by several heads."""
-    value = weights.value
-    shared = [dim for dim, n in enumerate(signal.size) if n == 1 < weights.size[dim]]
-    features = () if value is None else value.features or ()
-    return not {axis.dim(weights.size) for axis in features}.issuperset(shared)
-
-
-def _once(weights: Operand) -> Operand:
-    """The weights as they were before they were repeated for each feature of the signal."""
-    value = weights.value
+def _once(factor: Operand) -> Operand:
+    """Returns a factor as it was before it was repeated, as weights for each feature are."""
+    value = factor.value
     operation = None if value is None else value.operation
     if value is None or operation is None or operation.kind is not Kind.MOVE:
-        return weights
+        return factor
     repeated = [dim for dim, step in enumerate(value.stride) if step == 0]
-    tensor = weights.tensor
+    tensor = factor.tensor
     for dim in repeated:
         tensor = tensor.narrow(dim, 0, 1)
     sources = [source for _, source in operation.traced()]
     if not repeated or len(sources) != 1 or sources[0].shape != tensor.shape:
-        return weights
+        return factor
     return Operand(tensor, sources[0])
 
 
@@ -145,11 +135,17 @@ def is_weighted(operation: Operation) -> bool:
 def _letters(
     weights: Operand, signal: Operand, dim: int, *, keepdim: bool
 ) -> tuple[tuple[str, str], str]:
-    """Returns the letters of a weighted sum; queries have their own letter."""
-    query, whole = "q", string.ascii_uppercase[: len(signal.size)]
-    once = [d for d, n in enumerate(weights.size) if n == 1 < signal.size[d] and d != dim]
-    applied = whole if not once else whole[: once[-1]] + query + whole[once[-1] + 1 :]
-    return (applied, whole), whole[:dim] + query * keepdim + whole[dim + 1 :]
+    """Returns the letters of a weighted sum; what is broadcast has letters of its own."""
+    whole = string.ascii_uppercase[: len(signal.size)]
+
+    def of(one: Operand, other: Operand) -> str:
+        sizes = zip(whole, one.size, other.size, strict=True)
+        return "".join(c.lower() if n == 1 < repeated else c for c, n, repeated in sizes)
+
+    terms = of(weights, signal), of(signal, weights)
+    # If the dimension that is summed over is kept, the output has an entry of a broadcast one.
+    kept = next((c for c in terms[0] if c.islower()), "z") if keepdim else ""
+    return terms, whole[:dim] + kept + whole[dim + 1 :]
 
 
 def _applies(product: Contraction, weights: int) -> Pattern | None:
@@ -170,8 +166,8 @@ def _applies(product: Contraction, weights: int) -> Pattern | None:
     keys = orders[0][-1]
     if keys is None or probabilities.keys != Axis.of(probabilities.shape, keys):
         return None
-    of_weights, of_values, of_output = map(_unless_plain, orders)
     letters, others = product.letters[weights], product.letters[1 - weights]
+    of_weights, of_values, of_output = map(_unless_plain, orders, (letters, others, product.output))
     rows = {letter for letter, n in zip(letters, applied.size, strict=True) if n > 1}
     # Until the values' features are known, they may be neighbouring tokens, as in a convolution.
     known = signal is None or signal.features is not None
@@ -185,8 +181,8 @@ def _heads(letters: str, probabilities: Value) -> set[str]:
     return {letters[dim] for dim in dims if dim is not None}
 
 
-def _unless_plain(order: tuple[int | None, ...]) -> Order:
-    return None if order == tuple(range(len(order))) else order
+def _unless_plain(order: tuple[int | None, ...], letters: str) -> Order:
+    return None if order == tuple(range(len(letters))) else order
 
 
 def require_described(call: FusedAttention, output: Tensor) -> None:
@@ -230,11 +226,18 @@ def _orders(
     """
     a, v, out = product.letters[weights], product.letters[1 - weights], product.output
     keys = [c for c in a if c in v and c not in out]
-    queries = [c for c in dict.fromkeys(a + out) if c not in v]
+    sizes = {
+        c: n
+        for letters, factor in zip(product.letters, product.factors, strict=True)
+        for c, n in zip(letters, factor.size, strict=True)
+    }
+    # Dimensions of size one that only one factor has may be there for broadcasting.
+    single = {c for c in (*a, *v, *out) if sizes.get(c, 1) == 1 and not (c in a and c in v)}
+    queries = [c for c in dict.fromkeys(a + out) if c not in v and (c in out or c not in single)]
     if len(queries) > 1:
-        queries = [c for c in queries if c not in heads]
+        queries = [c for c in queries if c not in heads and c not in single]
     features = [c for c in v if c not in a and c in out]
-    batch = [c for c in out if c not in (*queries, *features)]
+    batch = [c for c in out if c not in (*queries, *features) and not (c in single and c in a)]
     if len(keys) != 1 or len(queries) > 1 or len(features) > 1:
         return None
     lasts = (queries, keys), (keys, features), (queries, features)
@@ -247,7 +250,7 @@ def _orders(
             *lead,
             *(term.index(c) if c in term else None for (c,) in (x or " " for x in last)),
         )
-        if len(order) - order.count(None) != len(term):
+        if not single.issuperset(c for dim, c in enumerate(term) if dim not in order):
             return None
         orders.append(order)
     return orders
