@@ -206,7 +206,7 @@ def _propagated(
 
 def _rules(forward: TracedForward, side: Value) -> Table:
     """Returns the rules for relevance that starts at a value."""
-    return relevance.with_sparsity(sparsity_from(side, forward.tape))
+    return relevance.with_sparsity(sparsity_from(side, forward.tape), forward.for_all_targets)
 
 
 def _sides(

@@ -220,6 +220,8 @@ class TransformerMethod(InnerRelevance, GeneratedRelevance, GradientAttribution)
                 chosen = [target_of(target, rows, arguments.samples) for target in targets]
                 parts.append([])
                 with self._traced(batch) as forward:
+                    if len(chosen) > 1:
+                        forward.keep_for_all_targets()
                     for target in chosen:
                         parts[-1].append(explain(forward, target))
                         step()

@@ -50,6 +50,7 @@ class TracedForward:
         names: the names of the inputs, as given or from the forward function's signature.
         layers: the tensors of the watched layers.
         output: the output of the model.
+        for_all_targets: what rules keep that is the same for all targets; None to keep nothing.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class TracedForward:
         self.edges = edges
         self.layers: list[tuple[InnerTensor, ...]] = []
         self.output: Any = None
+        self.for_all_targets: dict[Any, Tensor] | None = None
         self._named = dict(zip(names, values, strict=True))
         self._scores = Scores(trace, self._named, len(inputs[0]))
         self._histories: dict[frozenset[Value], History] = {}
@@ -87,12 +89,17 @@ class TracedForward:
         """Releases everything that the model has computed."""
         if self._in_order is not None:
             self._in_order.leaving = None  # the callback may refer to it
-        self.output = self._in_order = None
+        self.output = self._in_order = self.for_all_targets = None
         self.layers.clear()
 
     def has_rule_for(self, kind: Kind) -> bool:
         """Whether the method has a rule that changes the gradient of operations of a kind."""
         return kind in self._trace.rules
+
+    def keep_for_all_targets(self) -> None:
+        """Keeps what rules compute that is the same for all targets, unless blocks run again."""
+        if not self._trace.blocks.places():
+            self.for_all_targets = {}
 
     def then(self, function: Callable[[Any], Any]) -> None:
         """Applies a function to the output, under the trace; the result becomes the output."""

@@ -16,6 +16,8 @@ from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.storages import is_plain
 
 Change = Callable[[Tensor], Tensor]
+Magnitudes = dict[tuple[Operation, Sparsity], Tensor]
+"""``sum |x w|`` of linear maps, by which of their rows are read; the same for all targets."""
 
 
 def rounding(dtype: torch.dtype, terms: int) -> float:
@@ -49,13 +51,19 @@ def half_quotient(
     return half, torch.addcmul(relevance, half, twice_positive, value=-1, out=absolute)
 
 
-def alpha_beta(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE) -> Shares:
+def alpha_beta(
+    operation: Operation,
+    relevance: Tensor,
+    sparsity: Sparsity = DENSE,
+    magnitudes: Magnitudes | None = None,
+) -> Shares:
     """The alpha-beta rule on a product of a signal with weights; the bias takes nothing.
 
     Args:
         operation: the product.
         relevance: the relevance of its output.
         sparsity: the relevance is zero outside these slices, so only these are multiplied.
+        magnitudes: those of earlier targets; new ones are added.
     """
     ((signal, _),), found = operation.traced(), operation.contraction()
     x = in_full(signal)
@@ -79,8 +87,12 @@ def alpha_beta(operation: Operation, relevance: Tensor, sparsity: Sparsity = DEN
     size = x.abs()
     kept = None if at else _without_addend(operation, found, x.dtype)
     product = _multiplied(x, own, weights, letters, after) if kept is None else kept
-    magnitude = _multiplied(size, own, sizes, letters, after)
-    half, lost = half_quotient(_there(relevance, after, at), product, magnitude, _terms(operation))
+    kept_sum = None if magnitudes is None else magnitudes.get((operation, sparsity))
+    absolute = _multiplied(size, own, sizes, letters, after) if kept_sum is None else kept_sum
+    if magnitudes is not None:
+        magnitudes[operation, sparsity] = absolute
+        absolute = absolute.clone()  # it will be overwritten
+    half, lost = half_quotient(_there(relevance, after, at), product, absolute, _terms(operation))
     share = _multiplied(half, after, weights, letters, own).sum_to_size(x.shape).mul_(x)
     of_size = _multiplied(half, after, sizes, letters, own).sum_to_size(x.shape)
     share.addcmul_(size, of_size)

@@ -12,7 +12,7 @@ from captum_transformer.rules.relevance.addition import divided
 from captum_transformer.rules.relevance.attention import attention_rule
 from captum_transformer.rules.relevance.bias import adds_term, applies_weights
 from captum_transformer.rules.relevance.homogeneous import z_rule
-from captum_transformer.rules.relevance.linear import alpha_beta, applied, z_box
+from captum_transformer.rules.relevance.linear import Magnitudes, alpha_beta, applied, z_box
 from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
 from captum_transformer.rules.relevance.totals import evenly, fitted, require_whole
 from captum_transformer.trace.kinds import CONVOLUTIONS, Kind, Role
@@ -22,7 +22,12 @@ from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import signal_of
 
 
-def product(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE) -> Shares:
+def product(
+    operation: Operation,
+    relevance: Tensor,
+    sparsity: Sparsity = DENSE,
+    magnitudes: Magnitudes | None = None,
+) -> Shares:
     """Distributes the relevance of a product with weights or of signals, and of what is added.
 
     The bias of a linear map takes nothing. Anything else that is added in the same function is a
@@ -32,11 +37,12 @@ def product(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE)
         operation: the product.
         relevance: the relevance of its output.
         sparsity: the relevance is zero outside these slices.
+        magnitudes: those that `alpha_beta` keeps for the next target.
     """
     if (shares := evenly(operation, relevance)) is not None:
         return shares
     if not adds_term(operation):
-        return _multiplied(operation, relevance, sparsity)
+        return _multiplied(operation, relevance, sparsity, magnitudes)
     addend = operation.arguments["bias"]
     zeros = Operand(torch.zeros(addend.size, dtype=addend.dtype, device=addend.device), None)
     alone = _exchanged(operation, lambda operand: zeros if operand is addend else operand)
@@ -64,7 +70,12 @@ def _of_addend(operation: Operation, share: Tensor, addend: Operand) -> Tensor:
     return share.sum([dim for dim in range(share.ndim) if dim != channels])
 
 
-def _multiplied(operation: Operation, relevance: Tensor, sparsity: Sparsity = DENSE) -> Shares:
+def _multiplied(
+    operation: Operation,
+    relevance: Tensor,
+    sparsity: Sparsity = DENSE,
+    magnitudes: Magnitudes | None = None,
+) -> Shares:
     if operation.attention is not None:
         return attention_rule(operation, relevance)
     traced, are_signals = operation.traced(), signal_of(operation)
@@ -94,7 +105,7 @@ def _multiplied(operation: Operation, relevance: Tensor, sparsity: Sparsity = DE
         others = {name: given for name, given in operation.kwargs.items() if name != "value"}
         moved = applied(operation.changed(kwargs=others), in_full(signal), torch.ones_like)
         return Shares([moved[1](relevance)])
-    return alpha_beta(operation, relevance, sparsity)
+    return alpha_beta(operation, relevance, sparsity, magnitudes)
 
 
 def _divided(operation: Operation, relevance: Tensor, are_signals: Sequence[bool]) -> Shares:

@@ -15,6 +15,7 @@ from captum_transformer.rules.propagate import Shares, share_of_ids, transposed,
 from captum_transformer.rules.rearranged import rearranged
 from captum_transformer.rules.relevance.addition import addition, summed
 from captum_transformer.rules.relevance.homogeneous import added_at, length, moment, terms, z_rule
+from captum_transformer.rules.relevance.linear import Magnitudes
 from captum_transformer.rules.relevance.product import convolution, product
 from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
 from captum_transformer.rules.relevance.totals import constants, passed_on, remaining
@@ -135,12 +136,19 @@ TABLE = Table(
 )
 
 
-def with_sparsity(sparsity: Mapping[Value, Sparsity]) -> Table:
-    """Returns the table for a score that is read from a slice of a tensor: see `sparsity_from`."""
+def with_sparsity(
+    sparsity: Mapping[Value, Sparsity], magnitudes: Magnitudes | None = None
+) -> Table:
+    """Returns the table for a score that is read from a slice of a tensor.
+
+    Args:
+        sparsity: the result of `sparsity_from`.
+        magnitudes: what `alpha_beta` keeps from one target to the next.
+    """
 
     def placed(operation: Operation, relevance: Tensor) -> Shares:
         output = operation.outputs[0]
         known = DENSE if output is None else sparsity.get(output, DENSE)
-        return product(operation, relevance, known)
+        return product(operation, relevance, known, magnitudes)
 
     return TABLE | {Kind.PRODUCT: Entry(placed, keeps=True)}
