@@ -41,7 +41,6 @@ CALLS: dict[str, tuple[Callable[[Tensor], Tensor], set[int]]] = {
     "linear": (lambda x: F.linear(x, torch.randn(6, 5)), {3}),
     "matmul": (lambda x: torch.randn(6, 4) @ x, {2}),
     "einsum": (lambda x: torch.einsum("abcd,cb->dab", x, torch.ones(4, 4)), {2}),
-    "outer": (lambda x: torch.einsum("abcd,e->dacbe", x, torch.ones(3)), set()),
     "convolution": (lambda x: F.conv2d(x, torch.randn(4, 4, 3, 3), padding=1), {1, 2, 3}),
     "convolution of one": (lambda x: F.conv2d(x, torch.randn(4, 4, 1, 1)), {1}),
     "strided": (lambda x: F.conv2d(x, torch.randn(4, 4, 1, 1), stride=2), {1, 2, 3}),
