@@ -19,6 +19,7 @@ from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.step_functions import rounds
 from captum_transformer.trace.steps import as_it_is
 from captum_transformer.trace.tape import Tape
+from captum_transformer.trace.value import Value
 
 _STRAIGHT_THROUGH = (
     "To treat it as its input (straight-through), use "
@@ -185,9 +186,12 @@ def _is_part(step: Operation, tape: Tape, wholes: Mapping[Operation, OfEntry]) -
 
     If that function has no slope either, it is one of the steps itself.
     """
-    stack = [value for value in step.outputs if value is not None]
+    stack, seen = [value for value in step.outputs if value is not None], set[Value]()
     while stack:
         value = stack.pop()
+        if value in seen:
+            continue
+        seen.add(value)
         for operation in tape.operations[step.index + 1 :]:
             if not any(given is value for _, given in operation.traced()):
                 continue

@@ -4,6 +4,7 @@ from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.statistics import signal_of, softmax_dim
 from captum_transformer.trace.value import Value
+from captum_transformer.trace.walks import found_behind
 
 CUT_PROBABILITIES = (
     "applies softmax probabilities that were cut up or rearranged, as of sliding windows in "
@@ -65,18 +66,18 @@ def _mixes_heads(operation: Operation) -> bool:
 
 def is_weighted_signal(value: Value) -> bool:
     """Whether a value was made by multiplying softmax weights with a signal."""
-    pending = [value]
-    while pending:
-        operation = pending.pop().operation
-        if operation is None or softmax_dim(operation) is not None:
-            continue
-        traced = operation.traced()
-        are_signals = signal_of(operation) or [True] * len(traced)
-        sources = [v for (_, v), is_one in zip(traced, are_signals, strict=True) if is_one]
-        if any(source.keys is None for source in sources):
-            return True
-        pending += sources
-    return False
+    return any(found_behind(value, _weighted))
+
+
+def _weighted(value: Value) -> list[Value] | bool:
+    """Returns whether softmax weights were multiplied with a signal, or what to look at next."""
+    operation = value.operation
+    if operation is None or softmax_dim(operation) is not None:
+        return False
+    traced = operation.traced()
+    are_signals = signal_of(operation) or [True] * len(traced)
+    sources = [v for (_, v), is_one in zip(traced, are_signals, strict=True) if is_one]
+    return sources if all(source.keys is not None for source in sources) else True
 
 
 def applies_cut_probabilities(operation: Operation) -> bool:

@@ -6,6 +6,7 @@ from captum_transformer.trace.kinds import ENTRIES_ALONE, MOVES, Form, Kind
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.value import Value, base_of
 from captum_transformer.trace.views import frozen_arguments
+from captum_transformer.trace.walks import found_behind
 
 
 def is_divided(operation: Operation) -> list[bool] | None:
@@ -52,29 +53,38 @@ def quotient_of(operation: Operation | None) -> Quotient | None:
 
 def _are_alike(one: Value, other: Value) -> bool:
     """Whether two values are the same, or were made in the same way from the same values."""
-    one, other = one.origin, other.origin
-    if one is other:
-        return True
-    made, again = one.operation, other.operation
-    if made is None or again is None or made.call is not again.call:
-        return False
-    pairs = list(zip(made.traced(), again.traced(), strict=False))
-    return (
-        len(made.traced()) == len(made.operands) == len(again.operands)
-        and frozen_arguments(made) == frozen_arguments(again)
-        and all(_are_alike(source, same) for (_, source), (_, same) in pairs)
-    )
+    pending, seen = [(one.origin, other.origin)], set[tuple[Value, Value]]()
+    while pending:
+        one, other = pair = pending.pop()
+        if one is other or pair in seen:
+            continue
+        seen.add(pair)
+        made, again = one.operation, other.operation
+        if made is None or again is None or made.call is not again.call:
+            return False
+        if not len(made.traced()) == len(made.operands) == len(again.operands):
+            return False
+        if frozen_arguments(made) != frozen_arguments(again):
+            return False
+        pairs = zip(made.traced(), again.traced(), strict=False)
+        pending += [(source.origin, same.origin) for (_, source), (_, same) in pairs]
+    return True
 
 
 def is_gate_by_formula(value: Value) -> bool:
     """Whether a divisor is an entrywise activation such as ``1 + exp(-x)``, not a statistic."""
+    return any(found_behind(value, _is_activated))
+
+
+def _is_activated(value: Value) -> list[Value] | bool:
+    """Returns whether a value was activated, or the values of which one may have been."""
     operation = value.operation
     if operation is None or operation.kind not in ENTRIES_ALONE | MOVES:
         return False
     if operation.kind is Kind.ENTRYWISE and operation.form is not Form.POWER:
         power = base_of(operation)
-        return power is None or is_gate_by_formula(power[0])
-    return not picks(operation) and any(is_gate_by_formula(v) for _, v in operation.traced())
+        return power is None or [power[0]]
+    return False if picks(operation) else [source for _, source in operation.traced()]
 
 
 def picks(operation: Operation) -> bool:

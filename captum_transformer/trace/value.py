@@ -9,6 +9,7 @@ from torch import Tensor
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.batch import Batch
 from captum_transformer.trace.kinds import MOVES, Form, Kind
+from captum_transformer.trace.walks import found_behind
 
 if TYPE_CHECKING:
     from captum_transformer.trace.operation import Operation
@@ -100,17 +101,7 @@ class Value:
     @property
     def is_denominator(self) -> bool:
         """Whether it divides a signal, as ``rsqrt(mean(x ** 2))`` does in an RMSNorm."""
-        operation = self.operation
-        if operation is None:
-            return False
-        if operation.kind is Kind.RECIPROCAL:
-            return True
-        if operation.kind is Kind.ENTRYWISE and (power := base_of(operation)) is not None:
-            base, exponent = power
-            return exponent < 0 or base.is_denominator
-        if operation.kind not in _KEEPS_DENOMINATORS and not operation.spreads:
-            return False
-        return all(value.is_denominator for _, value in operation.traced())
+        return all(found_behind(self, _divides))
 
     @property
     def weighs_tokens(self) -> bool:
@@ -124,6 +115,21 @@ class Value:
     def descends_from(self, other: "Value") -> bool:
         """Whether it was made from ``other``."""
         return bool(self.ancestors >> other.index & 1)
+
+
+def _divides(value: Value) -> "list[Value] | bool":
+    """Returns whether a value divides, or the values of which all have to."""
+    operation = value.operation
+    if operation is None:
+        return False
+    if operation.kind is Kind.RECIPROCAL:
+        return True
+    if operation.kind is Kind.ENTRYWISE and (power := base_of(operation)) is not None:
+        base, exponent = power
+        return exponent < 0 or [base]
+    if operation.kind not in _KEEPS_DENOMINATORS and not operation.spreads:
+        return False
+    return [source for _, source in operation.traced()]
 
 
 def base_of(operation: "Operation") -> tuple[Value, float] | None:

@@ -22,6 +22,7 @@ from captum_transformer.trace.kinds import AS_OTHERS, BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.numeric import dtype_with_operands
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.value import Value
+from captum_transformer.trace.walks import earliest_first, found_behind
 
 
 def signal(operand: Operand, like: Tensor, *, weighted: bool = False) -> Tensor | None:
@@ -38,23 +39,40 @@ def signal(operand: Operand, like: Tensor, *, weighted: bool = False) -> Tensor 
     Returns:
         The weight of each entry, or None if all entries carry the signal alike.
     """
-    value = operand.value
-    operation = None if value is None else value.operation
-    if value is None or operation is None or operation.attention is not None:
+    if operand.value is None:
         return None
-    traced = operation.traced()
-    if weighted and operation.kind is Kind.SUM_AT_INDICES:
-        parts = [signal(source, like, weighted=True) for source, _ in traced]
+
+    def sources(value: Value) -> list[Value]:
+        operation = value.operation
+        if operation is None or operation.attention is not None:
+            return []
+        found = [source for _, source in operation.traced()]
+        adds = weighted and operation.kind is Kind.SUM_AT_INDICES
+        carries = operation.kind in MOVES or (operation.kind in BY_ENTRY and len(found) == 1)
+        return found if adds or carries else []
+
+    known: dict[Value, Tensor | None] = {}
+    for value in earliest_first(operand.value, sources):
+        parts = [known[source] for source in sources(value)]
+        known[value] = _signal(value, parts, like, weighted=weighted) if parts else None
+    return known[operand.value]
+
+
+def _signal(
+    value: Value, parts: list[Tensor | None], like: Tensor, *, weighted: bool
+) -> Tensor | None:
+    """Returns how much of the signal a value's entries carry, given those of its sources."""
+    operation = value.operation
+    if operation is None:
+        return None
+    if operation.kind is Kind.SUM_AT_INDICES and weighted:
         with torch.no_grad():
             return at_indices(operation, _filled(operation, parts, like))
     if operation.kind in MOVES:
-        parts = [signal(source, like, weighted=weighted) for source, _ in traced]
         if not has_constants(operation) and all(part is None for part in parts):
             return None
         return _carried(operation, value, parts, like)
-    if operation.kind not in BY_ENTRY or len(traced) != 1:
-        return None
-    part = signal(traced[0][0], like, weighted=weighted)
+    (part,) = parts
     scale = factors(operation, like, weighted=weighted)
     if scale is not None:
         part = scale if part is None else part * scale
@@ -169,12 +187,15 @@ class Counts:
 
     def groups(self, value: Value, key: int) -> list[int]:
         """Returns the sets of sources that a value's entries hold, where signals were joined."""
-        held, operation = self._sources.of(value), value.operation
-        apart = (isinstance(t, Terms) and (t.joined or t.apart) for of, t in held.terms if key & of)
-        if operation is None or not any(apart):
-            return [held.sources & key]
-        parts = [self.groups(source, key) for _, source in receiving(operation)]
-        return list(dict.fromkeys(group for found in parts for group in found))
+
+        def parts(value: Value) -> list[Value] | int:
+            held, operation = self._sources.of(value), value.operation
+            terms = (t for of, t in held.terms if key & of and isinstance(t, Terms))
+            if operation is None or not any(t.joined or t.apart for t in terms):
+                return held.sources & key
+            return [source for _, source in receiving(operation)]
+
+        return list(dict.fromkeys(found_behind(value, parts)))
 
 
 def _mixes(operation: Operation, value: Value, terms: Terms) -> bool:

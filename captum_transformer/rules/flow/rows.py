@@ -19,6 +19,7 @@ from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.queries import query_value
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
+from captum_transformer.trace.walks import found_behind
 
 
 class Layer(NamedTuple):
@@ -275,19 +276,19 @@ def bits(found: int) -> Iterator[int]:
 
 def _joined(value: Value | None, constant: Operand) -> bool:
     """Returns whether a value was made by joining a constant, such as a class token, to signals."""
-    stack = [value]
-    while stack:
-        operation = None if (value := stack.pop()) is None else value.operation
+
+    def joins(value: Value) -> list[Value] | bool:
+        operation = value.operation
         if operation is None or operation.attention is not None:
-            continue
+            return False
         traced = [source for _, source in operation.traced()]
         if operation.kind in MOVES:
             others = [o for o in operation.operands if o.value is None and o.size == constant.size]
             if any(o.tensor.data_ptr() == constant.tensor.data_ptr() for o in others):
                 return True
-        if len(traced) == 1 or operation.kind in MOVES:
-            stack.extend(traced)
-    return False
+        return traced if len(traced) == 1 or operation.kind in MOVES else False
+
+    return value is not None and any(found_behind(value, joins))
 
 
 def _is_of_some(present: Tensor | None, features: list[int]) -> bool:

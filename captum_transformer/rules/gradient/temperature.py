@@ -25,6 +25,7 @@ from captum_transformer.trace.queries import axis_after
 from captum_transformer.trace.recorder import ForwardRules
 from captum_transformer.trace.statistics import softmax_dim, sums_to_one_again
 from captum_transformer.trace.value import Value
+from captum_transformer.trace.walks import found_behind
 
 # The note of a softmax whose weights are applied to a signal.
 _ATTENDS = object()
@@ -75,21 +76,21 @@ def _note_attention(operation: Operation) -> Any:
 
 def _softmaxes(weights: Value) -> Iterator[Operation]:
     """Yields the softmaxes that weights come from, or operations that normalise them again."""
-    pending = [weights]
-    while pending:
-        value = pending.pop()
-        operation = value.operation
-        if operation is None:
-            continue
-        if softmax_dim(operation) is not None or sums_to_one_again(operation):
-            yield operation
-            continue
-        moves = operation.kind in COPIES
-        pending += [
-            source
-            for _, source in operation.traced()
-            if moves or _are_keys_of(value, operation, source)
-        ]
+    return found_behind(weights, _softmax_of)
+
+
+def _softmax_of(value: Value) -> list[Value] | Operation:
+    operation = value.operation
+    if operation is None:
+        return []
+    if softmax_dim(operation) is not None or sums_to_one_again(operation):
+        return operation
+    moves = operation.kind in COPIES
+    return [
+        source
+        for _, source in operation.traced()
+        if moves or _are_keys_of(value, operation, source)
+    ]
 
 
 def _are_keys_of(output: Value, operation: Operation, source: Value) -> bool:
