@@ -68,7 +68,8 @@ class View(NamedTuple):
         one, two = (view.entries(shape) for view in (self, other))
         return any(set(a).isdisjoint(b) for a, b in zip(one, two, strict=True))
 
-    def entries(self, shape: tuple[int, ...]) -> list[range]:
+    @lru_cache(maxsize=4096)  # noqa: B019
+    def entries(self, shape: tuple[int, ...]) -> Sequence[range]:
         """Returns the indices shown along each dimension; all if a stride may cross dimensions."""
         steps = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
         firsts = [self.offset // step % length for step, length in zip(steps, shape, strict=True)]
@@ -80,9 +81,9 @@ class View(NamedTuple):
             by, rest = divmod(stride, steps[dim])
             start, end = seen[dim].start, seen[dim].stop + (length - 1) * by
             if rest or end > shape[dim]:
-                return list(map(range, shape))
+                return tuple(map(range, shape))
             seen[dim] = range(start, end, by if len(seen[dim]) == 1 else 1)
-        return seen
+        return tuple(seen)
 
     def is_contiguous(self) -> bool:
         """Whether the entries of the view are contiguous in memory."""

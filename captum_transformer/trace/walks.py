@@ -5,12 +5,22 @@ Each value is visited once. The number of paths to it may be astronomical: a loo
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from captum_transformer.trace.value import Value
 
 T = TypeVar("T")
+
+
+class _Placed(Protocol):
+    """A value, or what is known of one."""
+
+    @property
+    def index(self) -> int: ...
+
+
+Placed = TypeVar("Placed", bound=_Placed)
 
 
 def found_behind(value: "Value", step: Callable[["Value"], "list[Value] | T"]) -> Iterator[T]:
@@ -34,8 +44,8 @@ def found_behind(value: "Value", step: Callable[["Value"], "list[Value] | T"]) -
             yield found
 
 
-def earliest_first(value: "Value", sources: Callable[["Value"], "list[Value]"]) -> "list[Value]":
-    """Returns a value and those it was made from, each one after its sources.
+def earliest_first(value: Placed, sources: Callable[[Placed], list[Placed]]) -> list[Placed]:
+    """Returns a value, or what is known of it, and those it was made from, each after its sources.
 
     Args:
         value: the last one.

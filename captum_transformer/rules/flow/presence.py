@@ -120,8 +120,12 @@ class Counts:
             return terms
         # A value that was written into entry by entry is met in as many ways as there are sums.
         if terms not in self._known:
-            self._known[terms] = self._counted(terms)
+            for part in earliest_first(terms, self._unknown_parts):
+                self._known[part] = self._counted(part)
         return self._known[terms]
+
+    def _unknown_parts(self, terms: Terms) -> list[Terms]:
+        return [of for of in terms.of if isinstance(of, Terms) and of not in self._known]
 
     def _counted(self, terms: Terms) -> Tensor | int:
         value, of = terms.value, [self(part) for part in terms.of]

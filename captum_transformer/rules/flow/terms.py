@@ -43,6 +43,11 @@ class Terms:
     by_stacked: bool = False
 
     @property
+    def index(self) -> int:
+        """The place of the value in the order of values."""
+        return self.value.index
+
+    @property
     def apart(self) -> bool:
         """Whether not all features or stacked signals hold the sources."""
         return self.by_features or self.by_stacked
