@@ -22,6 +22,7 @@ Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 # The names of the functions behind indexing with brackets.
 _BRACKETS = frozenset({"getitem", "setitem"})
+_ATTENTION = Kind.ATTENTION
 _REWRITTEN = _BRACKETS | {"to", "batch_norm"}
 _BATCH_NORM = inspect.signature(F.batch_norm)
 
@@ -34,9 +35,9 @@ def as_run(
     This switches off everything that makes the forward pass random or dependent on the rest of the
     batch.
     """
-    if function.kind is not Kind.ATTENTION and function.name not in _REWRITTEN:
+    if function.kind is not _ATTENTION and function.name not in _REWRITTEN:
         return func, args, kwargs
-    if function.kind is Kind.ATTENTION:
+    if function.kind is _ATTENTION:
         if function.call is flex_attend:
             return flex_attend, (), as_attention(function.bind(args, kwargs))
         return func, *_without_dropout(function, args, kwargs)

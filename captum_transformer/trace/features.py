@@ -23,6 +23,9 @@ _ALIGNED = (BY_ENTRY - {Kind.MUL, Kind.DIV}) | {Kind.CONCATENATE, Kind.STACK}
 _CREATES = CONVOLUTIONS | {Kind.EMBEDDING, Kind.ATTENTION, Kind.PRODUCT}
 # These may add features or select from them; the result still holds features.
 _RESIZES = frozenset({Kind.CONCATENATE, Kind.PAD, Kind.CHOICE, Kind.MOVE})
+_MULTIPLIES = frozenset({Kind.PRODUCT, Kind.ATTENTION})
+_ATTENTION, _EMBEDDING, _PRODUCT = Kind.ATTENTION, Kind.EMBEDDING, Kind.PRODUCT
+_WEIGHT = Role.WEIGHT
 
 
 def place_features(operation: Operation, output: Value, view: View | None) -> None:
@@ -39,7 +42,7 @@ def place_features(operation: Operation, output: Value, view: View | None) -> No
             return
     # An attention output takes the features of a head from the values, and the heads from the
     # probabilities.
-    several = operation.kind in (Kind.PRODUCT, Kind.ATTENTION)
+    several = operation.kind in _MULTIPLIES
     for operand, source in traced:
         if source.features is not None and (several or not output.features):
             after = features_after(operation, operand, source.features, output, view)
@@ -80,14 +83,14 @@ def _resized(axis: Axis, before: tuple[int, ...], found: Passage) -> int | None:
 
 def _new_features(operation: Operation, output: Value) -> tuple[Axis, ...] | None:
     """Returns the axes of features that an operation creates, or None if it creates none."""
-    ndim = len(output.shape)
-    if operation.kind is Kind.EMBEDDING and (begin := features_begin(operation)) is not None:
+    kind, ndim = operation.kind, len(output.shape)
+    if kind is _EMBEDDING and (begin := features_begin(operation)) is not None:
         return tuple(Axis.of(output.shape, dim) for dim in range(begin, ndim))
-    if operation.kind in CONVOLUTIONS:
+    if kind in CONVOLUTIONS:
         return (Axis.of(output.shape, ndim - len(operation.argument("weight").size) + 1),)
-    if operation.kind is Kind.ATTENTION and operation.argument("value").value is None:
+    if kind is _ATTENTION and operation.argument("value").value is None:
         return (Axis.of(output.shape, ndim - 1),)
-    if operation.kind is not Kind.PRODUCT or not is_linear_layer(operation):
+    if kind is not _PRODUCT or not is_linear_layer(operation):
         return None
     product, (operand, _) = operation.contraction(), operation.traced()[0]
     made = () if product is None else product.made(operand)
@@ -105,7 +108,7 @@ def is_linear_layer(operation: Operation) -> bool:
         return False
     ((operand, value),) = traced
     for factor in product.factors:
-        if factor.role is Role.WEIGHT:
+        if factor.role is _WEIGHT:
             return True
     summed = product.summed(operand)
     others = "".join(product.of(factor) for factor in product.factors if factor is not operand)

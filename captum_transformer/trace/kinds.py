@@ -19,6 +19,9 @@ class Does(enum.Enum):
 class Kind(enum.Enum):
     """The kinds of operations that rules distinguish, each with what it does.
 
+    Code that runs for each operation holds the members that it compares with in constants: before
+    Python 3.12, reading a member of an enum takes 20 times as long.
+
     Attributes:
         does: what an operation of this kind does to entries.
     """

@@ -18,6 +18,7 @@ from captum_transformer.trace.views import view_of, views_of
 _MAY_BE_SOFTMAX = frozenset({Kind.SOFTMAX, Kind.DIV, Kind.MUL, Kind.ENTRYWISE})
 _SCALES = frozenset({Kind.MUL, Kind.DIV})
 _MIXES = frozenset({Kind.PRODUCT, Kind.TRANSFORM})
+_COPY, _MUL, _PRODUCT, _TRANSFORM = Kind.COPY, Kind.MUL, Kind.PRODUCT, Kind.TRANSFORM
 _MAY_KEEP_ALL = frozenset({Kind.COPY, Kind.MOVE})
 
 
@@ -55,7 +56,7 @@ def _place(operation: Operation) -> None:
         if pattern is None or operand not in pattern.held:
             mixtures |= value.mixtures
         may_weigh = may_weigh or value.keys is not None
-    if pattern is None and (len(traced) > 1 or kind is Kind.TRANSFORM) and _mixes(operation):
+    if pattern is None and (len(traced) > 1 or kind is _TRANSFORM) and _mixes(operation):
         mixtures |= 1 << operation.index
     views = views_of(operation)
     for place, output in enumerate(operation.outputs):
@@ -71,7 +72,7 @@ def _place(operation: Operation) -> None:
 
 def _keeps_all(operation: Operation, output: Value, value: Value) -> bool:
     """Whether the output of an operation holds each entry of its operand exactly once."""
-    if operation.kind is Kind.COPY:
+    if operation.kind is _COPY:
         return True
     view = view_of(operation, output)
     return (
@@ -83,9 +84,10 @@ def _keeps_all(operation: Operation, output: Value, value: Value) -> bool:
 
 def _mixes(operation: Operation) -> bool:
     """Whether it mixes tokens, perhaps for attention, though it isn't attention itself."""
-    if operation.kind is Kind.MUL or (operation.kind is Kind.PRODUCT and operation.spreads):
+    kind = operation.kind
+    if kind is _MUL or (kind is _PRODUCT and operation.spreads):
         return len({value.weighs_tokens for _, value in operation.traced()}) > 1
-    return operation.kind in _MIXES
+    return kind in _MIXES
 
 
 def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None:

@@ -17,6 +17,8 @@ from captum_transformer.trace.products import written_out
 from captum_transformer.trace.recorder import Recorder
 from captum_transformer.trace.value import Value
 
+_ASKS, _DROPOUT, _DATA = Kind.ASKS, Kind.DROPOUT, Kind.DATA
+
 
 class Trace(TorchFunctionMode):
     """Records every operation that depends on the inputs on a tape, and finds attention calls.
@@ -56,7 +58,7 @@ class Trace(TorchFunctionMode):
         function = describe(func)
         if function.draws and self.on_draw is not None:
             self.on_draw()
-        if function.kind is Kind.ASKS:
+        if function.kind is _ASKS:
             return self._asked(func, function, args, kwargs)
         if function.body is not None:
             if function.layer is None:
@@ -64,7 +66,7 @@ class Trace(TorchFunctionMode):
                     return function.body(*args, **kwargs)
             func, args, kwargs = function.body, function.layer(*args, **kwargs), {}
             function = describe(func)
-        if function.kind is Kind.DROPOUT:
+        if function.kind is _DROPOUT:
             return args[0] if args else kwargs["input"]
         call = func, args, kwargs = as_run(func, function, args, kwargs)
         operation = described(self.tape, function, args, kwargs)
@@ -72,7 +74,7 @@ class Trace(TorchFunctionMode):
         traced = operation.traced()
         if not traced and not attends_learned(operation):
             return self._constant(operation, written, call)
-        if function.kind is Kind.DATA:
+        if function.kind is _DATA:
             return past_autograd(operation, *args)
         if traced and not torch.is_grad_enabled() and not traced[0][1].holds_ids:
             return self._cut_off(operation, written, call)

@@ -19,6 +19,8 @@ from captum_transformer.trace.value import Value
 if TYPE_CHECKING:
     from captum_transformer.trace.recognise import Pattern
 
+_PRODUCT = Kind.PRODUCT
+
 
 class Operand:
     """A tensor argument of a recorded operation, with what is needed to replay it.
@@ -268,7 +270,7 @@ class Operation:
 
     def contraction(self) -> Contraction | None:
         """Returns the product that it computes, with a letter for each dimension, or None."""
-        if self._contraction is None and self.kind is Kind.PRODUCT:
+        if self._contraction is None and self.kind is _PRODUCT:
             self._contraction = contraction(self)
         return self._contraction
 

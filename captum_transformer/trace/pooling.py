@@ -15,6 +15,7 @@ from captum_transformer.trace.views import view_of
 
 # Each entry of their results belongs to a single token, wherever it lies.
 _KEEPS_TOKENS = BY_ENTRY | MOVES | {Kind.ASKS, Kind.EMBEDDING}
+_MOVE = Kind.MOVE
 
 
 def pools_tokens(operation: Operation) -> bool:
@@ -24,7 +25,7 @@ def pools_tokens(operation: Operation) -> bool:
     """
     kind = operation.kind
     if operation.pattern is not None or (
-        kind in _KEEPS_TOKENS and not (kind is Kind.MOVE and _picks_entries(operation))
+        kind in _KEEPS_TOKENS and not (kind is _MOVE and _picks_entries(operation))
     ):
         return False
     for operand, value in operation.traced():

@@ -11,6 +11,7 @@ from captum_transformer.trace.nested import leaves
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.tape import Tape
 
+_UNKNOWN = Kind.UNKNOWN
 _COMPLEX = MOVES | {Kind.MUL, Kind.TRANSFORM}
 # Token ids stay token ids when they are shifted to their part of a table, hashed, or moved.
 _KEEPS_IDS = MOVES | {Kind.COPY, Kind.ENTRYWISE, Kind.HOMOGENEOUS, Kind.ADD, Kind.SUB, Kind.MUL}
@@ -92,7 +93,7 @@ def _of_ids(tape: Tape, kind: Kind, output: Any) -> Tensor | None:
 
 def _is_derived(operation: Operation, outputs: list[Tensor | None]) -> bool:
     """Whether autograd has the derivative, and not only a node that warns that there is none."""
-    if operation.kind is not Kind.UNKNOWN and not operation.function.foreign:
+    if operation.kind is not _UNKNOWN and not operation.function.foreign:
         return True
     nodes = [output.grad_fn for output in outputs if output is not None]
     return not any(node and node.name().endswith("NotImplemented") for node in nodes)

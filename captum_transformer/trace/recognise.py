@@ -18,6 +18,8 @@ from captum_transformer.trace.probabilities import is_weighted_signal
 from captum_transformer.trace.scoring import INSTEAD
 from captum_transformer.trace.value import Value
 
+_ATTENTION = Kind.ATTENTION
+
 
 class Pattern(NamedTuple):
     """How an operation attends.
@@ -44,7 +46,7 @@ class Pattern(NamedTuple):
 
 def recognise(operation: Operation) -> Pattern | None:
     """Returns how an operation attends, or None if it does not."""
-    if operation.kind is Kind.ATTENTION:
+    if operation.kind is _ATTENTION:
         values = operation.arguments["value"]
         for operand in operation.argument("captured", ()):
             if operand.value is not None:

@@ -47,6 +47,8 @@ from captum_transformer.trace.steps import Step
 from captum_transformer.trace.tape import Tape
 
 _ATTENDS = frozenset({Kind.ATTENTION, Kind.PRODUCT})
+_EMBEDDING, _NORM = Kind.EMBEDDING, Kind.NORM
+_MUL, _PRODUCT, _SUM = Kind.MUL, Kind.PRODUCT, Kind.SUM
 # The module is recorded for these kinds, which rules may refuse, and for kinds whose operands are
 # kept. Operations of other kinds are cheap and numerous.
 _NAMED = frozenset(Kind) - MOVES - {Kind.COPY, Kind.MUL, Kind.DIV} | {Kind.CONCATENATE, Kind.PAD}
@@ -123,7 +125,7 @@ class Recorder:
             result = self._by_rule(straight_through, operation, written, step)
         pools = pools_tokens(operation)
         keep = pools or operation.pattern is not None or kind in tape.keep
-        keep = keep or (kind is Kind.MUL and is_weighted(operation))
+        keep = keep or (kind is _MUL and is_weighted(operation))
         tape.settle(operation.operands, keep=keep)
         if written is not None:
             tape.before_write(written)
@@ -136,9 +138,9 @@ class Recorder:
             result = written.copy_(result)
         if written is None and tape.held_by(result) is not None:
             return result
-        if kind is Kind.NORM:
+        if kind is _NORM:
             lay_gradient_out(operation, result)
-        if kind is Kind.EMBEDDING or not traced:
+        if kind is _EMBEDDING or not traced:
             result = with_gradient(result)
         given = result if written is None else written
         if steps and func is made_of_integers:
@@ -190,7 +192,7 @@ class Recorder:
             beside, outputs = outputs[1:], outputs[:1]
         if operation.refusal is not None:
             operation.refused = [get_gradient_edge(t) for t in outputs if t is not None]
-        if operation.kind is Kind.SUM and first is not None:
+        if operation.kind is _SUM and first is not None:
             summed = weighted_sum(operation, first.ndim)
             if summed is not None:
                 operation, keep = summed, True
@@ -198,9 +200,9 @@ class Recorder:
         if first is None:
             return operation
         kind, pattern = operation.kind, operation.pattern
-        if kind is Kind.EMBEDDING or (keep and kind is Kind.PRODUCT):
+        if kind is _EMBEDDING or (keep and kind is _PRODUCT):
             operation.result = self.tape.operand(first, None, keep=True)
-        asked = self._edges or kind is Kind.EMBEDDING or pattern or pools
+        asked = self._edges or kind is _EMBEDDING or pattern or pools
         if asked and first.requires_grad:
             operation.edge = get_gradient_edge(first)
         if pattern is not None:

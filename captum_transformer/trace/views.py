@@ -21,11 +21,12 @@ Frozen = tuple[Any, ...]
 # Most arguments have these types and can be keys as they are.
 _ATOMS = frozenset({int, bool, float, type(None)})
 _NOTHING: Frozen = (tuple,)
+_MOVE, _EXTENT = Kind.MOVE, Role.EXTENT
 
 
 def views_of(operation: Operation) -> tuple[View, ...] | None:
     """Returns how the outputs of a view operation lie over its operand, or None if not a view."""
-    if operation.kind is not Kind.MOVE:
+    if operation.kind is not _MOVE:
         return None
     if operation.views is None:
         operation.views = _views_of(operation) or ()
@@ -44,7 +45,7 @@ def _views_of(operation: Operation) -> tuple[View, ...] | None:
         return None
     ((signal, value),) = traced
     for operand in operation.operands:
-        if operand is not signal and operand.role is not Role.EXTENT:
+        if operand is not signal and operand.role is not _EXTENT:
             return None
     return _lie(operation.call, tuple(value.shape), *frozen_arguments(operation))
 
@@ -86,7 +87,7 @@ def _frozen(argument: Any) -> Frozen:
         return (kind, argument)
     if kind is Operand:
         # torch has already read such a number, too, when it ran the operation.
-        return _frozen(argument.tensor.tolist()) if argument.role is Role.EXTENT else (Operand,)
+        return _frozen(argument.tensor.tolist()) if argument.role is _EXTENT else (Operand,)
     if isinstance(argument, (tuple, list)):
         parts = [(type(p), p) if type(p) in _ATOMS else _frozen(p) for p in argument]
         return (list if isinstance(argument, list) else tuple, *parts)
