@@ -1,4 +1,4 @@
-"""Weights that packages have quantised give what their numbers give; see `test_known_weights`."""
+"""Weights quantised by packages have the map of their values, as in `test_wrapped_weights.py`."""
 
 import copy
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from captum_transformer import GenericAttentionRelevance
 from tests.attr.subjects import assert_close
 from tests.attr.tiny_models import drawn, with_random_weights
-from tests.rules.test_co_attention import normalized
+from tests.rules.streams import normalized
 
 WIDTH, HEADS = 16, 2
 
