@@ -286,3 +286,9 @@ def assert_close(actual: Any, expected: Any, relative: float = 1e-9) -> None:
         error = float((a.double() - e.double()).abs().max())
         largest = float(e.double().abs().max())
         assert error <= relative * largest, f"off by {error / (largest or 1):.1e} of the largest"
+
+
+def assert_identical(actual: Any, expected: Any) -> None:
+    """Compares bit by bit; NaN equals NaN."""
+    for one, other in zip(as_tuple(actual), as_tuple(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)

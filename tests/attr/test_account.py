@@ -1,76 +1,45 @@
-"""Where the relevance of a score goes: shares by reason, by sample, and leaks that are found."""
+"""Where the relevance of a score goes: shares by reason and sample, and leaks that are found."""
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from captum_transformer import (
-    AttentionGradCam,
-    AttentionRollout,
     AttnLRP,
     ConservativeLRP,
     Contrast,
     GenericAttentionRelevance,
     PartialLRP,
-    RawAttention,
     TransformerAttribution,
 )
-from captum_transformer.account import INPUTS, Account, Reason
+from captum_transformer.account import INPUTS, Reason
 from captum_transformer.calling import Arguments
-from captum_transformer.errors import ConservationError, UnsupportedOperationError
+from captum_transformer.errors import ConservationError
 from captum_transformer.rules import relevance
 from captum_transformer.rules.propagate import Shares, conserved
 from captum_transformer.rules.relevance import TABLE
 from captum_transformer.rules.relevance.rule import Entry, Table
 from captum_transformer.trace import traced_forward
 from captum_transformer.trace.kinds import Kind
+from tests.attr.accounts import Small, parts_add_up, small_model
 from tests.attr.subjects import SUBJECTS, subject
 from tests.attr.tiny_models import images, timm_vit
-
-PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-
-
-class Small(nn.Module):
-    """A class token beside projected tokens, positions, one attention layer, and a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.project = nn.Linear(6, 8)
-        self.token = nn.Parameter(torch.randn(1, 1, 8))
-        self.position = nn.Parameter(torch.randn(1, 5, 8))
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat([self.token.expand(len(x), -1, -1), self.project(x)], 1)
-        x = x + self.position
-        x = x + self.attention(x, x, x, need_weights=False)[0]
-        return self.head(nn.functional.gelu(x[:, 0] + x[:, 1:].mean(1)))
 
 
 @pytest.fixture
 def small() -> tuple[Small, Tensor]:
-    torch.manual_seed(0)
-    model = Small().double().eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    return model, torch.randn(3, 4, 6, dtype=torch.float64)
+    return small_model()
 
 
-def parts_add_up(account: Account) -> None:
-    added = sum(part.amount for part in account.parts)
-    torch.testing.assert_close(added, account.total, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(account.of(INPUTS) - account.total, account.delta)
+PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 
 @pytest.mark.parametrize("method", [TransformerAttribution, ConservativeLRP, AttnLRP])
-def test_each_sample_has_an_account_of_its_own(small: Any, method: Callable[..., Any]) -> None:
+def test_each_sample_has_its_own_account(small: Any, method: Callable[..., Any]) -> None:
     model, x = small
     together = method(model).account(x, 1)
     parts_add_up(together)
@@ -80,7 +49,7 @@ def test_each_sample_has_an_account_of_its_own(small: Any, method: Callable[...,
             torch.testing.assert_close(alone.of(taker), together.of(taker)[i : i + 1])
 
 
-def test_the_inputs_have_what_full_lrp_gives_them(small: Any) -> None:
+def test_the_inputs_have_the_relevance_of_full_lrp(small: Any) -> None:
     model, x = small
     method = TransformerAttribution(model, propagate_to_input=True)
     account = method.account(x, 1)
@@ -126,7 +95,7 @@ def test_shares_of_an_addition_by_hand() -> None:
 
 
 def leaking(kind: Kind, kept: float) -> Table:
-    """The table, with a rule that silently hands on less than it got."""
+    """The table, with a rule that passes on less or more than it received."""
     entry = TABLE.entries[kind]
 
     def rule(operation: Any, incoming: Any) -> Shares:
@@ -147,7 +116,7 @@ def leaking(kind: Kind, kept: float) -> Table:
     ],
 )
 @pytest.mark.parametrize("kept", [0.99, 1.01])
-def test_a_rule_that_leaks_is_found_and_named(
+def test_a_rule_that_leaks_is_named(
     monkeypatch: Any, kind: Kind, named: str, kept: float, dtype: torch.dtype
 ) -> None:
     model, pixels = timm_vit(global_pool="avg").to(dtype), images().to(dtype)
@@ -160,7 +129,7 @@ def test_a_rule_that_leaks_is_found_and_named(
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_all_that_is_lost_is_owned_up_to(name: str) -> None:
+def test_all_relevance_is_in_the_account(name: str) -> None:
     explained = subject(name).map(lambda t: t.float() if t.is_floating_point() else t)
     method = TransformerAttribution(explained.model.float())
     account = method.account(
@@ -176,7 +145,7 @@ def test_all_that_is_lost_is_owned_up_to(name: str) -> None:
 
 
 @pytest.mark.parametrize("method", [TransformerAttribution, ConservativeLRP, AttnLRP])
-def test_the_account_of_a_contrast_is_that_of_one_side_less_the_other(
+def test_the_account_of_a_contrast_is_the_difference_of_accounts(
     small: Any, method: Callable[..., Any]
 ) -> None:
     model, x = small
@@ -202,7 +171,7 @@ def test_an_account_is_the_same_a_few_samples_at_a_time(
             torch.testing.assert_close(found.of(taker), together.of(taker), rtol=1e-6, atol=1e-9)
 
 
-def test_partial_lrp_checks_its_relevance_too(monkeypatch: Any, small: Any) -> None:
+def test_partial_lrp_checks_conservation(monkeypatch: Any, small: Any) -> None:
     model, x = small
     rules = leaking(Kind.ADD, 0.9)
     monkeypatch.setattr(relevance, "with_sparsity", lambda _: rules)
@@ -211,7 +180,7 @@ def test_partial_lrp_checks_its_relevance_too(monkeypatch: Any, small: Any) -> N
 
 
 @pytest.mark.parametrize("method", [TransformerAttribution, ConservativeLRP, AttnLRP])
-def test_a_bias_is_one_in_every_spelling(small: Any, method: Callable[..., Any]) -> None:
+def test_a_bias_that_is_added_is_still_a_bias(small: Any, method: Callable[..., Any]) -> None:
     model, x = small
 
     class Written(nn.Module):
@@ -230,7 +199,7 @@ def test_a_bias_is_one_in_every_spelling(small: Any, method: Callable[..., Any])
 
 
 @pytest.mark.parametrize("method", [GenericAttentionRelevance, TransformerAttribution])
-def test_where_constants_win_a_maximum_each_sample_has_its_own_amount(
+def test_constants_in_a_maximum_have_an_amount_for_each_sample(
     small: Any, method: Callable[..., Any]
 ) -> None:
     model, x = small
@@ -250,7 +219,7 @@ def test_where_constants_win_a_maximum_each_sample_has_its_own_amount(
 
 
 class Stacked(nn.Module):
-    """Samples that are prepared one by one, so that what is added there can't be told apart."""
+    """Samples are prepared one by one, so that the account can't separate what is added there."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -271,7 +240,7 @@ def test_amounts_of_all_samples_together_count_once(small: Any, method: Callable
         assert together.shares().get(taker, 0.0) == pytest.approx(share, abs=1e-5)
 
 
-def test_of_nothing_there_are_amounts_but_no_shares(small: Any) -> None:
+def test_a_score_of_zero_has_amounts_but_no_shares(small: Any) -> None:
     model, x = small
     account = ConservativeLRP(lambda x: (score := model(x)) - score.detach()).account(x, 1)
     assert not account.total.any()
@@ -282,88 +251,3 @@ def test_of_nothing_there_are_amounts_but_no_shares(small: Any) -> None:
     assert f"{amount:.4f}         -" in table
     assert all(math.isnan(share) for share in account.shares().values())
     assert math.isnan(account.share(INPUTS))
-
-
-class TestOfTheRowThatTheScoreIsReadFrom:
-    """The methods that read attention maps: their account is that of one row."""
-
-    @pytest.mark.parametrize("method", [GenericAttentionRelevance, AttentionRollout])
-    def test_the_class_token_has_its_own_column(self, method: Callable[..., Any]) -> None:
-        explained, x = method(timm_vit()), images()
-        account = explained.account(x, 1)
-        whole = method(timm_vit(), with_identity=True)
-        row = whole.relevance_maps(x, 1)["x", "x"][:, 0]
-        torch.testing.assert_close(account.total, row.sum(-1))
-        torch.testing.assert_close(account.of(Reason.JOINED.value), row[:, 0])
-        torch.testing.assert_close(account.of(INPUTS), explained.attribute(x, 1).sum((1, 2, 3)))
-        assert "joined constants: cls_token" in account.shares(by_source=True)
-
-    @pytest.mark.parametrize("method", [GenericAttentionRelevance, AttentionRollout])
-    def test_what_passes_no_attention_has_a_part(self, method: Callable[..., Any]) -> None:
-        model, x = timm_vit(class_token=False, global_pool="avg"), images()
-        account, whole = (
-            method(model, with_identity=counts).account(x, 1) for counts in (False, True)
-        )
-        left_out = account.of(Reason.NO_ATTENTION.value)
-        halves = 1 if method is GenericAttentionRelevance else 0.5 ** len(model.blocks)
-        torch.testing.assert_close(left_out, torch.full_like(left_out, halves))
-        torch.testing.assert_close(account.of(INPUTS) + left_out, whole.of(INPUTS))
-        torch.testing.assert_close(account.total, whole.total)
-
-    @pytest.mark.parametrize("method", [RawAttention, PartialLRP, AttentionGradCam])
-    def test_of_one_layer(self, method: Callable[..., Any]) -> None:
-        explained, x = method(timm_vit()), images()
-        account = explained.account(x, 1)
-        torch.testing.assert_close(account.of(INPUTS), explained.attribute(x, 1).sum((1, 2, 3)))
-        if method is RawAttention:
-            torch.testing.assert_close(account.total, torch.ones_like(account.total))
-        if method is not AttentionGradCam:  # which leaves learned tokens out
-            row = explained.relevance_maps(x, 1)["x", "x"][:, 0]
-            torch.testing.assert_close(account.of(Reason.JOINED.value), row[:, 0])
-
-    @pytest.mark.parametrize("name", SUBJECTS)
-    def test_of_models(self, name: str) -> None:
-        given = subject(name)
-        method = GenericAttentionRelevance(given.model)
-        arguments = {"additional_forward_kwargs": given.named}
-        account = method.account(given.inputs, given.target, given.extra, **arguments)
-        maps = method.attribute(given.inputs, given.target, given.extra, **arguments)
-        parts_add_up(account)
-        reached = sum(tensor.sum() for tensor in pytree.tree_leaves(maps))
-        torch.testing.assert_close(account.of(INPUTS).sum(), reached)
-        if not set(account.shares()) - {INPUTS}:
-            torch.testing.assert_close(account.total, account.of(INPUTS))
-
-    def test_inputs_that_are_joined_have_their_own_tokens(self, small: Any) -> None:
-        """Neither takes anything of the other one."""
-        model, x = small
-
-        def joined(left: Tensor, right: Tensor) -> Tensor:
-            return model(torch.cat([left, right], 1))
-
-        # What pooled tokens say weighs as much as what has passed attention, input by input.
-        method = partial(GenericAttentionRelevance, pooled_evidence=False)
-        account = method(joined).account((x[:, :1], x[:, 1:]), 1)
-        whole = method(model).account(x, 1)
-        torch.testing.assert_close(account.total, whole.total)
-        torch.testing.assert_close(account.of(INPUTS), whole.of(INPUTS))
-
-    def test_constant_keys_and_values(self, small: Any) -> None:
-        """Queries that attend to learned tokens alone: all that attention gives is theirs."""
-        model, x = small
-        memory = torch.randn(1, 5, 8, dtype=torch.float64)
-
-        def attending(x: Tensor) -> Tensor:
-            queries = model.project(x)
-            keys = memory.expand(len(x), -1, -1)
-            added = model.attention(queries, keys, keys, need_weights=False)[0]
-            return model.head((queries + added).mean(1))
-
-        method = partial(AttentionRollout, attending, normalize_rows=False)
-        with pytest.raises(UnsupportedOperationError, match=r"No attention .* 'x'"):
-            method().attribute(x, 1)
-        account = method(with_identity=True).account(x, 1)
-        ones = torch.ones_like(account.total)
-        torch.testing.assert_close(account.total, 2 * ones)
-        torch.testing.assert_close(account.of(INPUTS), ones)
-        torch.testing.assert_close(account.of(Reason.CONSTANT.value), ones)

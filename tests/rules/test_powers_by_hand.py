@@ -10,7 +10,8 @@ from torch import Tensor
 from captum_transformer import AttnLRP
 from captum_transformer.errors import UnsupportedOperationError
 from tests.rules.test_same_function import BEFORE, PASSES, Function, V, X
-from tests.rules.test_written_by_hand import EPS, LOG2E, WHY, inverse, mean
+from tests.rules.test_written_by_hand import WHY
+from tests.rules.written_forms import EPS, LOG2E, inverse, mean
 
 
 def squares(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Samples and features lie where operations say, whatever the shape of what is given."""
+"""Samples, tokens and features are found in any layout of an input, never from its shape."""
 
 import itertools
 import random
@@ -9,12 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_transformer import (
-    AttnLRP,
-    ConservativeLRP,
-    GenericAttentionRelevance,
-    TransformerAttribution,
-)
+from captum_transformer import AttnLRP, GenericAttentionRelevance
 from captum_transformer.calling import Arguments
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace import traced_forward
@@ -30,10 +25,10 @@ class Layout:
     """An order of the dimensions of tokens ``(samples, *grid, features)``.
 
     Args:
-        samples: how many there are.
+        samples: the number of samples.
         grid: the lengths of the dimensions of tokens.
-        features: how many a token has.
-        order: where each dimension goes.
+        features: the number of features of a token.
+        order: the new order of the dimensions.
     """
 
     def __init__(self, samples: int, grid: tuple[int, ...], features: int, order: tuple[int, ...]):
@@ -45,7 +40,7 @@ class Layout:
         return tokens.reshape(self.shape).permute(self.order).contiguous()
 
     def tokens(self, given: Tensor) -> Tensor:
-        """The way back, in the ways in which models write it."""
+        """Tokens ``(samples, tokens, features)`` of a tensor in this layout."""
         back = [self.order.index(dim) for dim in range(len(self.order))]
         return given.permute(back).flatten(1, -2)
 
@@ -57,14 +52,14 @@ def layouts(seed: int) -> Layout:
     order = list(range(1, len(grid) + 2))
     while True:
         draw.shuffle(order)
-        # A grid is read in row-major order, wherever the features stand.
+        # The grid stays in row-major order, wherever the features are.
         if [dim for dim in order if dim <= len(grid)] == sorted(range(1, len(grid) + 1)):
             break
     return Layout(draw.choice((2, 3)), grid, draw.choice((2, 3, 4, 6)), (0, *order))
 
 
 class Model(nn.Module):
-    """Two layers of attention on tokens whose features are mixed first by one of many spellings."""
+    """Two layers of attention on tokens whose features are first mixed in one of several ways."""
 
     def __init__(self, first: str, features: int) -> None:
         super().__init__()
@@ -104,7 +99,7 @@ FIRST = [*"linear matmul einsum tensordot convolution norm skip gate".split(), "
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("first", FIRST)
-def test_the_shape_of_an_input_tells_nothing(first: str, seed: int):
+def test_inputs_in_any_layout(first: str, seed: int):
     layout = layouts(seed)
     samples, *grid, features = layout.shape
     model = with_random_weights(Model(first, features))
@@ -126,7 +121,7 @@ def test_the_shape_of_an_input_tells_nothing(first: str, seed: int):
 
 
 class Cross(nn.Module):
-    """Words attend to regions; the position of these comes as an input of its own."""
+    """Words attend to regions, whose positions are an input of their own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +136,7 @@ class Cross(nn.Module):
 
 
 @pytest.mark.parametrize("swapped", list(itertools.product((False, True), repeat=3)))
-def test_streams_whose_features_lie_first(swapped: tuple[bool, ...]):
+def test_streams_with_features_before_tokens(swapped: tuple[bool, ...]):
     model = with_random_weights(Cross())
     given = drawn(2, 3, WIDTH, seed=1), drawn(2, 4, WIDTH, seed=2), drawn(2, 4, 3, seed=3)
 
@@ -173,9 +168,9 @@ def test_a_number_for_each_token():
     assert_close(method.attribute_tokens(series, 1), method.attribute(series, 1))
 
 
-def test_whether_constants_mix_features_is_said_by_what_follows():
+def test_a_matrix_on_the_left_mixes_tokens():
     class Pooled(nn.Module):
-        """A matrix of constants that may stand for a layer on features or on tokens."""
+        """A matrix of parameters is a layer on features or on tokens."""
 
         def __init__(self, of_tokens: bool) -> None:
             super().__init__()
@@ -199,7 +194,7 @@ def test_whether_constants_mix_features_is_said_by_what_follows():
         assert_close(found, by_token.expand_as(found))
 
 
-def test_features_that_nothing_mixes_are_unknown():
+def test_features_that_no_layer_mixes_are_unknown():
     def model(x: Tensor, y: Tensor) -> Tensor:
         score = (x @ x.mT).softmax(-1) @ x
         return score.sum((1, 2)) + (torch.ones(3, 4, dtype=y.dtype) @ y).sum((1, 2))
@@ -209,145 +204,7 @@ def test_features_that_nothing_mixes_are_unknown():
         GenericAttentionRelevance(model, with_identity=True).attribute((x, y))
 
 
-REPEATED: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "expanded": lambda queries, samples: queries.expand(samples, -1, -1),
-    "repeated": lambda queries, samples: queries.repeat(samples, 1, 1),
-    "stacked": lambda queries, samples: torch.stack([queries[0]] * samples),
-    "joined": lambda queries, samples: torch.cat([queries] * samples),
-    "by a product": lambda queries, samples: torch.einsum(
-        "b,qd->bqd", torch.ones(samples, dtype=queries.dtype), queries[0]
-    ),
-    "added": lambda queries, samples: queries + torch.zeros(samples, 1, 1),
-    "picked": lambda queries, samples: queries[torch.zeros(samples, dtype=torch.long)],
-    "second": lambda queries, samples: (
-        queries.mT.repeat(1, 1, samples).view(WIDTH, samples, -1).permute(1, 2, 0)
-    ),
-}
-AFTERWARDS: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "broadcast": lambda queries, _: queries,
-    "without a dimension": lambda queries, _: queries[0],
-    **REPEATED,
-}
-
-
-class Queries(nn.Module):
-    """Learned queries attend to each other before or after they are repeated for each sample."""
-
-    def __init__(self, number: int, before: str, afterwards: str, samples_second: bool) -> None:
-        super().__init__()
-        self.queries = nn.Parameter(torch.empty(1, number, WIDTH))
-        self.before, self.afterwards, self.second = before, afterwards, samples_second
-        self.own = nn.MultiheadAttention(WIDTH, 2, batch_first=not samples_second)
-        self.project, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        queries = AFTERWARDS[self.before](self.queries, len(x))
-        queries = queries.transpose(0, 1) if self.second else queries
-        queries = queries + self.own(queries, queries, queries)[0]
-        queries = queries.transpose(0, 1) if self.second else queries
-        if self.before == "broadcast":
-            queries = AFTERWARDS[self.afterwards](queries, len(x))
-        x = (self.project(queries) @ x.mT).softmax(-1) @ x + queries
-        return self.head(x).mean(1)
-
-
-def spellings_of_queries() -> list[tuple[int, int, str, str, bool]]:
-    draw = random.Random(0)
-    found = []
-    for before, second in itertools.product(("broadcast", *REPEATED), (False, True)):
-        for afterwards in draw.sample(list(AFTERWARDS), 3 if before == "broadcast" else 1):
-            samples = draw.choice((2, 3))
-            found.append((samples, samples * draw.choice((1, 2)), before, afterwards, second))
-    return found
-
-
-@pytest.mark.parametrize("given", spellings_of_queries(), ids=str)
-def test_samples_of_learned_queries_lie_where_they_meet_signals(given: Any):
-    samples, number, before, *_ = given
-    model = with_random_weights(Queries(*given[1:]))
-    x = drawn(samples, 5, WIDTH, seed=1)
-    method = GenericAttentionRelevance(model)
-    alone = torch.cat([method.attribute(one, 1) for one in x.split(1)])
-    if before == "broadcast":
-        # What each sample has of the queries' own attention is not asked for in a batch.
-        with pytest.raises(UnsupportedOperationError, match="once for all samples"):
-            method.attribute(x, 1)
-    else:
-        assert_close(method.attribute(x, 1), alone)
-        maps = method.relevance_maps(x, 1)["learned", "x"]
-        assert maps.shape == (samples, number, 5)
-
-
-WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "one a token": lambda scores, h: scores[..., :1].softmax(1) * h,
-    "one a feature": lambda scores, h: scores.softmax(1) * h,
-    "expanded": lambda scores, h: h * scores[..., :1].softmax(1).expand_as(h),
-    "features first": lambda scores, h: (scores.mT.softmax(-1) * h.mT).mT,
-    "by a head": lambda scores, h: (
-        scores.unflatten(2, (2, 3))[..., :1].softmax(1) * h.unflatten(2, (2, 3))
-    ).flatten(2),
-}
-GO_ON: dict[str, Callable[[Tensor, Tensor, nn.Module], Tensor]] = {
-    "skip": lambda weighted, x, _: x + weighted,
-    "linear": lambda weighted, _, layer: layer(weighted),
-    "linear, then skip": lambda weighted, x, layer: layer(weighted) + x,
-    "scaled": lambda weighted, _, __: 3 * weighted,
-    "joined": lambda weighted, x, layer: torch.cat([weighted[..., :3], x[..., 3:]], -1),
-    "gated": lambda weighted, x, layer: layer(weighted) * x,
-}
-
-
-class Weighted(nn.Module):
-    """A signal with softmax weights that is not summed up, before attention."""
-
-    def __init__(self, weights: str, then: str, hold: bool = False) -> None:
-        super().__init__()
-        self.weights, self.then, self.hold = WEIGHTS[weights], GO_ON[then], hold
-        self.scores, self.layer = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH, bias=False)
-        self.query, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores = self.scores(x)
-        y = self.then(self.weights(scores.detach() if self.hold else scores, x), x, self.layer)
-        probabilities = (self.query(y) @ y.mT).softmax(-1)
-        probabilities = probabilities.detach() if self.hold else probabilities
-        return self.head((probabilities @ y).mean(1))
-
-
-@pytest.mark.parametrize("then", GO_ON)
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_a_weighted_signal_holds_no_probabilities(weights: str, then: str):
-    model = with_random_weights(Weighted(weights, then))
-    held = with_random_weights(Weighted(weights, then, hold=True))
-    x = drawn(2, 4, WIDTH, seed=1).requires_grad_()
-
-    with traced_forward(model, Arguments(x.detach())) as forward:
-        assert len(forward.calls) == 1
-    (gradient,) = torch.autograd.grad(held(x)[:, 1].sum(), x)
-    assert_close(ConservativeLRP(model).attribute(x.detach(), 1), (x * gradient).detach())
-    assert TransformerAttribution(model, propagate_to_input=True).attribute(x.detach(), 1).any()
-
-
-def test_gates_and_masks_leave_probabilities_what_they_are():
-    gates: dict[str, Spelling] = {
-        "masked": lambda p: p * torch.ones(4, dtype=p.dtype),
-        "gated by head": lambda p: p * p.mean((2, 3), keepdim=True).sigmoid(),
-        "normalised": lambda p: p / p.sum(-1, keepdim=True),
-        "mixed heads": lambda p: torch.einsum("bhqk,hg->bgqk", p, torch.ones(2, 2, dtype=p.dtype)),
-        "differential": lambda p: p - p.flip(1),
-        "squared": lambda p: p.square(),
-    }
-    for name, gate in gates.items():
-
-        def model(x: Tensor, gate: Spelling = gate) -> Tensor:
-            heads = x.unflatten(2, (2, 3)).transpose(1, 2)
-            return (gate((heads @ heads.mT).softmax(-1)) @ heads).sum((1, 2))
-
-        with traced_forward(model, Arguments(drawn(2, 4, WIDTH))) as forward:
-            assert len(forward.calls) == 1, name
-
-
-def test_a_shape_that_is_given_as_a_tensor_is_no_index():
+def test_sizes_may_be_given_as_tensors():
     two, three = torch.tensor(2), torch.tensor(3)
     views: dict[str, Spelling] = {
         "view": lambda x: x.view(two, -1, 2),
