@@ -24,7 +24,7 @@ from lightning_callbacks.loggers.tensorboard import add_picture
 from lightning_callbacks.shared.flavors import MisconfigurationException
 from tests.lightning_callbacks.loggers.tensorboard_page import ask, serving
 from tests.lightning_callbacks.runs import METHODS, decode, fit, read, steps
-from tests.lightning_callbacks.samples.test_named_batches import bert, reader, texts
+from tests.lightning_callbacks.samples.named import bert, reader, texts
 
 
 def test_no_logger(pl, trainer_options):

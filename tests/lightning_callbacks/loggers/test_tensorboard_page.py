@@ -22,7 +22,7 @@ from tests.lightning_callbacks.loggers.tensorboard_page import (
     serving,
 )
 from tests.lightning_callbacks.runs import fit
-from tests.lightning_callbacks.samples.test_named_batches import bert, reader, texts
+from tests.lightning_callbacks.samples.named import bert, reader, texts
 
 pytestmark = pytest.mark.slow
 

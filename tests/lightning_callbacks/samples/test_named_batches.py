@@ -5,7 +5,6 @@ import io
 import numpy as np
 import pytest
 import torch
-import transformers
 from captum.attr import NoiseTunnel, Saliency
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -15,29 +14,14 @@ from torch.utils.data import DataLoader
 from captum_transformer import ConservativeLRP, GenericAttentionRelevance, describe
 from captum_transformer.visualization import panel
 from lightning_callbacks import AttributionMonitor
-from lightning_callbacks.monitor.texts import Texts
 from tests.attr.tiny_models import PixelsAndIds, images, timm_vit
+from tests.lightning_callbacks.samples.named import bert, reader, texts
 
 METHODS = {"generic": GenericAttentionRelevance, "lrp": ConservativeLRP}
 
 
-def bert():
-    torch.manual_seed(0)
-    return transformers.BertForSequenceClassification(
-        transformers.BertConfig(
-            vocab_size=30,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=12,
-            num_labels=3,
-        )
-    )
-
-
 class Multimodal(nn.Module):
-    """Takes images and texts by name, as models of Transformers do, and returns what they do."""
+    """Takes images and texts by name, and returns a dict, like models of Transformers."""
 
     def __init__(self):
         super().__init__()
@@ -49,43 +33,6 @@ class Multimodal(nn.Module):
         if labels is None:
             return {"logits": logits}
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
-
-
-def reader(pl, model, form):
-    class Reader(pl.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def training_step(self, batch, batch_idx):
-            return self(**batch)["loss"]
-
-        def validation_step(self, batch, batch_idx):
-            self.log("val/loss", self(**batch)["loss"])
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    class WholeBatch(Reader):
-        def forward(self, **batch):
-            return self.model(**batch)
-
-    class Signature(Reader):
-        def forward(self, input_ids, attention_mask=None, labels=None):
-            return self.model(input_ids, attention_mask=attention_mask, labels=labels)
-
-    return {"whole batch": WholeBatch, "signature": Signature}[form]()
-
-
-def texts(padded=7):
-    generator = torch.Generator().manual_seed(0)
-    samples = []
-    for length in (7, 4, 6, 5):
-        ids = torch.randint(1, 30, (length,), generator=generator)
-        ids = nn.functional.pad(ids, (0, padded - length))
-        mask = (ids > 0).long()
-        samples.append({"input_ids": ids, "attention_mask": mask, "labels": ids[0] % 3})
-    return DataLoader(samples, batch_size=2)
 
 
 def images_with_texts():
@@ -106,79 +53,6 @@ def fit(pl, options, monitor, module, data):
     trainer = pl.Trainer(**options, callbacks=[monitor], max_epochs=2, logger=logger)
     trainer.fit(module, data, data)
     return EventAccumulator(logger.log_dir, size_guidance={"images": 0, "scalars": 0}).Reload()
-
-
-def test_tokens_can_be_left_out_of_the_scale(pl, trainer_options):
-    first = int(texts().dataset[0]["input_ids"][0])
-    kwargs = {"num_samples": 1, "on_error": "raise"}
-    monitors = [
-        AttributionMonitor(METHODS, ("label",), prefix="all", **kwargs),
-        AttributionMonitor(METHODS, ("label",), prefix="some", off_scale_ids=[first], **kwargs),
-    ]
-    logger = pl.loggers.TensorBoardLogger(trainer_options["default_root_dir"])
-    trainer = pl.Trainer(**trainer_options, callbacks=monitors, logger=logger)
-    trainer.validate(reader(pl, bert(), "signature"), texts(), verbose=False)
-    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
-    for method in METHODS:
-        every, some = (
-            events.Images(f"{prefix}_sample_0/label/{method}")[0].encoded_image_string
-            for prefix in ("all", "some")
-        )
-        assert every != some
-
-
-class Tokenizer:
-    """Two ids to a word; 0 is special, 1 is unknown."""
-
-    all_special_ids, unk_token_id = (0, 1), 1
-
-    def convert_ids_to_tokens(self, ids):
-        return [f"token {each}" for each in ids]
-
-    def decode(self, ids, **_):
-        return "".join(f" w{each // 2}" if each % 2 == 0 else "x" for each in ids)
-
-
-IDS, VALUES = torch.tensor([0, 2, 3, 1, 8]), torch.tensor([9.0, 1.0, 2.0, 3.0, 4.0])
-
-
-def test_a_tokenizer_shows_words_without_special_tokens_in_the_scale():
-    words, values, off_scale = Texts(Tokenizer()).shown(IDS, VALUES)
-    assert words == ["token 0", "w1xx", "w4"]
-    assert values.tolist() == [9, 6, 4]
-    assert off_scale == [True, False, False]
-
-
-def test_what_was_asked_for_goes_before_the_tokenizer():
-    texts = Texts(Tokenizer(), lambda ids: [f"<{each}>" for each in ids.tolist()], [8])
-    words, values, off_scale = texts.shown(IDS, VALUES)
-    assert words == ["<0>", "<2>", "<3>", "<1>", "<8>"]
-    assert values is VALUES
-    assert off_scale == [False] * 4 + [True]
-    assert not any(Texts(Tokenizer(), off_scale_ids=()).shown(IDS, VALUES).off_scale)
-
-
-def test_what_is_no_tokenizer_shows_ids():
-    words, _, off_scale = Texts().with_tokenizer(object()).shown(IDS, VALUES)
-    assert words == ["0", "2", "3", "1", "8"]
-    assert not any(off_scale)
-
-
-def test_a_monitor_with_a_tokenizer_logs_words(pl, trainer_options):
-    monitor = AttributionMonitor(
-        METHODS, ("label",), num_samples=1, on_error="raise", tokenizer=Tokenizer()
-    )
-    logger = pl.loggers.TensorBoardLogger(trainer_options["default_root_dir"])
-    trainer = pl.Trainer(**trainer_options, callbacks=[monitor], logger=logger)
-    trainer.validate(reader(pl, bert(), "signature"), texts(), verbose=False)
-    events = EventAccumulator(logger.log_dir, size_guidance={"tensors": 0}).Reload()
-    ids = texts().dataset[0]["input_ids"]
-    words, _, _ = Texts(Tokenizer()).shown(ids, torch.zeros(len(ids)))
-    assert 1 < len(words) < len(ids)
-    for method in METHODS:
-        (event,) = events.Tensors(f"attribution_sample_0/label/{method}/text_summary")
-        rows = event.tensor_proto.string_val[0].decode().splitlines()[-len(words) :]
-        assert [row.split(" | ")[1] for row in rows] == words
 
 
 @pytest.mark.parametrize("form", ["whole batch", "signature"])
@@ -204,7 +78,7 @@ def test_texts_with_labels_in_the_batch(pl, trainer_options, form):
         (event,) = events.Scalars(f"attribution/rank_correlation/{method}")
         assert -1 <= event.value <= 1
 
-    # The mask has been passed: padding gets no relevance, and the delta is that of the final model.
+    # The mask is passed: padding has no relevance, and the delta is that of the final model.
     samples = [texts().dataset[i] for i in range(3)]
     batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
     result, delta = ConservativeLRP(module.model).attribute(
@@ -262,12 +136,12 @@ def test_images_and_texts_have_a_picture_each(pl, trainer_options):
     )
     event = events.Images("attribution_sample_1/label/generic/pixel_values")[-1]
     picture = (imread(io.BytesIO(event.encoded_image_string))[..., :3] * 255).round()
-    # Batch sizes differ, and with them the last bits.
+    # Batch sizes differ, so the last bits may differ.
     assert np.abs(picture.astype(int) - expected.astype(int)).max() <= 2
 
 
 class Scaled(nn.Module):
-    """A Transformer for images, by name."""
+    """A Transformer that takes images by name."""
 
     def __init__(self):
         super().__init__()
@@ -292,7 +166,7 @@ def by_position_and_name(module):
     return Saliency(lambda pixel_values, scale: module(pixel_values=pixel_values, scale=scale))
 
 
-def test_captums_methods_take_what_has_a_place(pl, trainer_options):
+def test_methods_of_captum_take_inputs_by_position(pl, trainer_options):
     class Placed(type(reader(pl, Scaled(), "whole batch"))):
         def forward(self, pixel_values, scale=None, labels=None):
             return self.model(scale, pixel_values, labels)
@@ -314,7 +188,7 @@ def test_captums_methods_take_what_has_a_place(pl, trainer_options):
     assert correlations["saliency"] == correlations["own"]
 
 
-def test_captums_methods_say_how_to_be_used_where_all_is_by_name(pl, trainer_options):
+def test_methods_of_captum_explain_how_to_pass_inputs_by_name(pl, trainer_options):
     methods = {
         "saliency": Saliency,
         "own": by_position_and_name,
