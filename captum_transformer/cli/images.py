@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_transformer.cli.classifier import Classifier
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.explanation import ImageExplanation
-from captum_transformer.cli.models import HuggingFaceModel, TimmModel
+from captum_transformer.cli.loaded import HuggingFaceModel, TimmModel
 from captum_transformer.cli.packages import package
 from captum_transformer.cli.read import read_image
 from captum_transformer.explainers.classes import ClassNames

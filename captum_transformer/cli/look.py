@@ -7,7 +7,8 @@ import torch
 
 from captum_transformer import describe
 from captum_transformer.cli.errors import UserError
-from captum_transformer.cli.models import HuggingFaceModel, TimmModel, Wanted, load_model
+from captum_transformer.cli.loaded import HuggingFaceModel, TimmModel, Wanted
+from captum_transformer.cli.models import load_model
 from captum_transformer.errors import ExplanationError
 
 _MAX_PIXELS = 4096**2

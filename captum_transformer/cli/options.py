@@ -1,17 +1,16 @@
 """The arguments of the command line."""
 
 import argparse
-import ast
-import math
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import captum_transformer
-from captum_transformer.cli.names import FORMATS, METHODS, NOT_OF_THE_MODEL
+from captum_transformer.cli.names import FORMATS, METHODS
+from captum_transformer.cli.values import hops, keyword, method, number, positive, scale
 
 _NAME = "captum-transformer"
-_ORDER = " (give inputs before options that take several values)"
+
+
 _DESCRIPTION = "Explains the decisions of Transformers: which pixels or words support a class."
 _MODEL = """a model of timm (vit_base_patch16_224) or Hugging Face (google/vit-base-patch16-224), a
 folder that save_pretrained or timm has written, or a file of weights (with --architecture)"""
@@ -85,15 +84,13 @@ def _explain() -> argparse.ArgumentParser:
         help="a class to explain, by name or id; of models that find answers, classify words or "
         "fill in masks, an answer or a word; may be repeated (default: the most likely)",
     )
-    parser.add_argument(
-        "--top", type=_positive, help="explain this many of the most likely classes"
-    )
+    parser.add_argument("--top", type=positive, help="explain this many of the most likely classes")
     parser.add_argument("--labels", metavar="FILE", help="the classes' names, one on each line")
     parser.add_argument(
         "-m",
         "--method",
         action="append",
-        type=_method,
+        type=method,
         metavar="METHOD",
         help=f"{', '.join(METHODS)}; may be repeated (default: what suits the "
         "model and its input, which is said)",
@@ -142,7 +139,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--scale",
-        type=_scale,
+        type=scale,
         help="the relevance with the strongest colour, to compare pictures (default: each its own)",
     )
     parser.add_argument(
@@ -175,13 +172,13 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
     for name, said in (("mean", "is taken from"), ("std", "divides")):
         group.add_argument(
             f"--{name}",
-            type=_number if name == "mean" else _scale,
+            type=number if name == "mean" else scale,
             nargs="+",
             metavar="VALUE",
             help=f"what {said} the values from 0 to 1: one number, or one for each channel",
         )
     group.add_argument(
-        "--size", type=_positive, metavar="PIXELS", help="the height and width of the model's input"
+        "--size", type=positive, metavar="PIXELS", help="the height and width of the model's input"
     )
     group.add_argument(
         "--crop",
@@ -198,7 +195,7 @@ def _add_answer(parser: argparse.ArgumentParser) -> None:
         "--answer", metavar="TEXT", help="the answer, which is appended to the prompt unchanged"
     )
     group.add_argument(
-        "--generate", type=_positive, default=0, metavar="N", help="have the model write N tokens"
+        "--generate", type=positive, default=0, metavar="N", help="have the model write N tokens"
     )
     group.add_argument(
         "--rather-than",
@@ -217,7 +214,7 @@ def _add_answer(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--hops",
-        type=_hops,
+        type=hops,
         default=0,
         metavar="N",
         help="pass relevance of the answer's tokens on to the tokens from which these were "
@@ -237,7 +234,7 @@ def _inspect() -> argparse.ArgumentParser:
     )
     _add_model(parser)
     parser.add_argument(
-        "--length", type=_positive, default=8, help="the number of tokens of the dummy text"
+        "--length", type=positive, default=8, help="the number of tokens of the dummy text"
     )
     return parser
 
@@ -253,65 +250,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="which of several models in a file: the prefix of its weights' names, such as teacher",
     )
     parser.add_argument(
-        "--image-size", type=_positive, metavar="PIXELS", help="for models of timm that allow it"
+        "--image-size", type=positive, metavar="PIXELS", help="for models of timm that allow it"
     )
     parser.add_argument(
         "--model-kwargs",
         nargs="+",
         action="extend",
         default=[],
-        type=_keyword,
+        type=keyword,
         metavar="NAME=VALUE",
         help="what timm builds the model with, such as in_chans=1 depth=4",
     )
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number{_ORDER}")
-    return value
-
-
-def _method(name: str) -> str:
-    known = {method.casefold(): method for method in METHODS}
-    if name.casefold() not in known:
-        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(METHODS)}")
-    return known[name.casefold()]
-
-
-def _keyword(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (equals and name.isidentifier()) or name in NOT_OF_THE_MODEL:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not an argument of a model: NAME=VALUE{_ORDER}"
-        )
-    try:
-        return name, ast.literal_eval(value)
-    # A word needs no quotes.
-    except (ValueError, SyntaxError):
-        return name, value
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and 0 < int(text) <= 100_000):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)
-
-
-def _hops(text: str) -> int | None:
-    if text == "all":
-        return None
-    if not (text.isdecimal() and int(text) <= 100_000):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 0 on nor 'all'")
-    return int(text)
-
-
-def _scale(text: str) -> float:
-    value = _number(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value

@@ -6,7 +6,7 @@ from typing import Any
 from captum_transformer.cli.classifier import Classifier
 from captum_transformer.cli.errors import UserError
 from captum_transformer.cli.explanation import Class, TextExplanation
-from captum_transformer.cli.models import HuggingFaceModel
+from captum_transformer.cli.loaded import HuggingFaceModel
 from captum_transformer.cli.packages import package
 from captum_transformer.errors import InvalidInputError
 from captum_transformer.explainers import TextExplainer

@@ -117,6 +117,7 @@ def run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
+        capsys.readouterr()  # drops output of the test itself, such as progress bars
         try:
             status = main([str(argument) for argument in arguments])
         except SystemExit as stop:  # argparse's
