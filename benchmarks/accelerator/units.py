@@ -15,7 +15,8 @@ import transformers
 from benchmarks import monitor
 from benchmarks.accelerator.measure import measured
 from benchmarks.accelerator.record import Row
-from benchmarks.cost.__main__ import LONG, TEXTS, beside_lxt
+from benchmarks.cost.__main__ import LONG, TEXTS
+from benchmarks.cost.measurements import beside_lxt
 from benchmarks.cost.subjects import SUBJECTS as COST_SUBJECTS
 from benchmarks.cost.subjects import Subject, long_decoder, long_encoder, text_model
 

@@ -234,6 +234,11 @@ def joint(
     return Family("Transformers", name, build, attentions, **about)
 
 
+def recent(name: str, build: Callable[[str], Case], *how: str, **about: Any) -> Family:
+    """A family of recent versions of Transformers."""
+    return joint(name, build, how or ("sdpa", "eager"), **{"needs": RECENT, **about})
+
+
 TWO_SCORES = "the score is a product of two towers' outputs"
 
 SENSES = [
