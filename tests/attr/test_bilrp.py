@@ -21,12 +21,13 @@ from captum_transformer.errors import (
     UnsupportedOperationError,
 )
 from tests.attr.planted import FEATURES, HandSetAttention, Head, tokens
+from tests.attr.snapshots import unchanged
 
 WIDTH = 16
 
 
 class Encoder(nn.Module):
-    """An encoder without biases and positions: relevance has nowhere to go but to the tokens."""
+    """An encoder without biases and positions, so that the tokens get all relevance."""
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ def pair() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("rank", [None, 6, WIDTH, 100])
-def test_sums_up_to_the_similarity_where_relevance_is_conserved(encoder, pair, rank) -> None:
+def test_relevance_sums_to_the_similarity(encoder, pair, rank) -> None:
     one, other = pair
     embeddings = encoder(one), encoder(other)
 
@@ -69,7 +70,7 @@ def test_sums_up_to_the_similarity_where_relevance_is_conserved(encoder, pair, r
     assert cosine.delta.abs().max() < 1e-9
 
 
-def test_cosine_is_that_of_a_model_that_divides_by_the_length_itself(encoder, pair) -> None:
+def test_cosine_equals_a_model_with_unit_embeddings(encoder, pair) -> None:
     def unit(x: Tensor) -> Tensor:
         return nn.functional.normalize(encoder(x))
 
@@ -79,7 +80,7 @@ def test_cosine_is_that_of_a_model_that_divides_by_the_length_itself(encoder, pa
 
 
 @pytest.mark.parametrize("method", [AttnLRP, ConservativeLRP])
-def test_is_the_sum_of_products_of_the_method_on_each_dimension(encoder, pair, method) -> None:
+def test_relevance_is_the_sum_of_products_over_dimensions(encoder, pair, method) -> None:
     other = Encoder().double().eval()
 
     actual = BiLRP(encoder, other, method=method).attribute(*pair)
@@ -91,7 +92,7 @@ def test_is_the_sum_of_products_of_the_method_on_each_dimension(encoder, pair, m
     torch.testing.assert_close(actual, torch.einsum("ski,skj->sij", *sides))
 
 
-def test_standard_error_is_that_of_the_estimate(encoder, pair) -> None:
+def test_the_standard_error_is_the_error_of_estimates(encoder, pair) -> None:
     one, other = (x[:1] for x in pair)
     exact = BiLRP(encoder).explain(one, other)
     assert not exact.standard_error.any()
@@ -104,12 +105,12 @@ def test_standard_error_is_that_of_the_estimate(encoder, pair) -> None:
     errors = drawn.relevance - exact.relevance
     found = errors.square().mean(0).sqrt()
     stated = drawn.standard_error.square().mean(0).sqrt()
-    # Right in the mean: that of all estimates is within four of its own standard errors.
+    # Estimates are unbiased: their mean is within four of its own standard errors.
     assert (errors.mean(0).abs() < 4 * found / draws**0.5).all()
     torch.testing.assert_close(stated, found, rtol=0.15, atol=0.0)
 
 
-def test_directions_that_are_drawn_from_the_generator_alone(encoder, pair) -> None:
+def test_directions_come_from_the_given_generator(encoder, pair) -> None:
     before = torch.get_rng_state()
     estimates = [
         BiLRP(encoder, rank=5, generator=torch.Generator().manual_seed(seed)).attribute(*pair)
@@ -140,7 +141,7 @@ def test_an_embedding_of_zero_is_similar_to_nothing(encoder, pair) -> None:
     assert not pairs.relevance.any()
 
 
-def test_padding_has_no_part_and_changes_nothing(encoder, pair) -> None:
+def test_padding_has_no_relevance_and_no_effect(encoder, pair) -> None:
     one, other = pair
     masks = [torch.ones(x.shape[:2], dtype=torch.bool) for x in pair]
     masks[0][1, 3:], masks[1][1, 2:] = False, False
@@ -191,17 +192,17 @@ def test_patches_and_words_of_two_towers() -> None:
     assert pairs.relevance.shape == (2, 4, 4)
     embeddings = patches(images).image_embeds, words(ids).text_embeds
     torch.testing.assert_close(pairs.similarity, torch.cosine_similarity(*embeddings))
-    # What comes behind the end of a text is not read.
+    # Tokens after the end of a text are not read.
     assert not pairs.relevance[1, :, 3].any()
     assert pairs.relevance[1, :, :3].any()
 
 
 class Planted(nn.Module):
-    """Two dimensions: one is evidence a of tokens that are marked, the other noise of no other."""
+    """An embedding of two features: the evidence of marked tokens, and one that nothing writes."""
 
     def __init__(self) -> None:
         super().__init__()
-        # Each token looks for what is marked, and carries home its evidence.
+        # The class token attends to marked tokens and copies their evidence.
         self.attention = HandSetAttention([Head("cls", "mark_a", 40.0, "evidence_a", "carried")])
         self.double()
 
@@ -211,7 +212,7 @@ class Planted(nn.Module):
         return hidden[:, 0, chosen]
 
 
-def test_a_planted_pair_of_words_has_it_all() -> None:
+def test_a_planted_pair_of_words_has_all_relevance() -> None:
     one = tokens({"cls": 1}, {"evidence_a": 5}, {"mark_a": 1, "evidence_a": 2}, {})
     other = tokens({"cls": 1}, {"mark_a": 1, "evidence_a": 3}, {"evidence_a": 9})
 
@@ -227,12 +228,12 @@ def test_a_planted_pair_of_words_has_it_all() -> None:
     "method",
     [GenericAttentionRelevance, partial(TransformerAttribution, propagate_to_input=True)],
 )
-def test_refuses_methods_whose_products_mean_nothing(encoder, method) -> None:
+def test_methods_that_are_not_linear_are_refused(encoder, method) -> None:
     with pytest.raises(UnsupportedOperationError, match="linear in its value"):
         BiLRP(encoder, method=method)
 
 
-def test_says_which_embedding_is_none(encoder, pair) -> None:
+def test_outputs_that_are_not_embeddings_are_refused(encoder, pair) -> None:
     one, other = pair
     with pytest.raises(AmbiguousOutputError, match=r"For `inputs` .* shape \(3, 5, 16\)"):
         BiLRP(encoder.layers, encoder).attribute(one, other)
@@ -242,7 +243,7 @@ def test_says_which_embedding_is_none(encoder, pair) -> None:
         BiLRP(lambda x: encoder(x)[:, 0]).attribute(one, other)
 
 
-def test_refuses_what_is_no_pair(encoder, pair) -> None:
+def test_inputs_that_do_not_pair_are_refused(encoder, pair) -> None:
     one, other = pair
     narrow = Encoder(width=6).double().eval()
     with pytest.raises(InvalidInputError, match=r"has 16 dimensions .* `other_inputs` 6"):
@@ -255,20 +256,13 @@ def test_refuses_what_is_no_pair(encoder, pair) -> None:
         BiLRP(encoder, rank=3)
 
 
-def test_leaves_the_model_as_it_was(encoder, pair) -> None:
-    encoder.train()
-    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-
-    BiLRP(encoder).attribute(*pair)
-
-    assert all(module.training for module in encoder.modules())
-    assert all(torch.equal(before[n], t) for n, t in encoder.state_dict().items())
-    assert all(p.grad is None and p.requires_grad for p in encoder.parameters())
-    assert not any(x.requires_grad for x in pair)
+def test_nothing_changes(encoder, pair) -> None:
+    with unchanged(encoder.train(), *pair):
+        BiLRP(encoder).attribute(*pair)
 
 
-def test_a_trained_encoder_is_read_right() -> None:
-    """Two sentences are about the same if they name the same one of four things, in any word."""
+def test_a_trained_encoder_compares_the_named_things() -> None:
+    """Two sentences are similar if they name the same one of four things, by any of its names."""
     names, fillers, length = 12, 15, 7
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -309,7 +303,7 @@ def test_a_trained_encoder_is_read_right() -> None:
     assert (strongest == length * here + there).float().mean() >= 0.95
 
 
-def test_a_method_that_adds_up_layers_is_refused() -> None:
+def test_a_method_that_sums_over_layers_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
 
     with pytest.raises(UnsupportedOperationError, match="makes a FullGradPlus, which adds up"):

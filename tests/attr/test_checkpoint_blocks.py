@@ -78,7 +78,7 @@ def test_the_forward_pass_keeps_less(name: str, use_fused: bool) -> None:
     assert peak(checkpoint=4) < plain
 
 
-def test_memory_grows_by_what_each_block_reads() -> None:
+def test_memory_grows_by_the_input_of_each_block() -> None:
     width, tokens = 16, 256
     x = torch.randn(1, tokens, width)
 
@@ -129,7 +129,7 @@ def test_writes_in_place_through_views_of_earlier_blocks(make: Any) -> None:
     assert_identical(make(run, checkpoint=True).attribute(x, 1), make(run).attribute(x, 1))
 
 
-def test_precision_is_that_in_which_each_operation_ran() -> None:
+def test_each_operation_runs_again_in_its_precision() -> None:
     model = Decoder(3)
 
     def run(x: Tensor) -> Tensor:

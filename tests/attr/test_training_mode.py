@@ -88,7 +88,7 @@ def noisy() -> Noisy:
 
 @pytest.mark.filterwarnings("ignore:.*CUDA")
 @pytest.mark.parametrize("form", _forward_functions(nn.Identity()))
-def test_training_mode_gives_what_evaluation_mode_does(noisy: Noisy, form: str) -> None:
+def test_training_mode_has_the_map_of_evaluation_mode(noisy: Noisy, form: str) -> None:
     pixels = images()
     noisy.train()
     assert not torch.equal(noisy(pixels), noisy(pixels))

@@ -85,7 +85,7 @@ def test_the_next_and_the_masked_word(readers, tokenizer, task, text, place):
         explainer(text, target="Paris")
 
 
-def test_what_makes_two_texts_similar(readers, tokenizer):
+def test_two_similar_texts(readers, tokenizer):
     bert = readers["class"].bert
 
     def embedding(input_ids, attention_mask):

@@ -204,7 +204,7 @@ APART: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", ADDED)
-def test_what_is_added_to_a_product_and_is_no_bias_is_a_term_by_itself(name: str) -> None:
+def test_an_added_term_that_is_not_a_bias_has_its_own_share(name: str) -> None:
     assert_close(of_spelling(ADDED[name]), of_spelling(APART[name]), relative=1e-9)
 
 
@@ -218,8 +218,8 @@ def test_weights_that_depend_on_the_inputs_have_the_uniform_rule() -> None:
     assert torch.equal(AttnLRP(model, gamma=1.0, conv_gamma=1.0).attribute(x, 1), expected)
 
 
-def test_learned_queries_make_no_layer_of_the_keys() -> None:
-    """As they make none in fused attention."""
+def test_learned_queries_are_no_layer() -> None:
+    """A product with learned queries is attention, fused or written out, not a linear layer."""
     query = drawn(1, 2, 3, 4, seed=2)
 
     def model(x: Tensor, fused: bool) -> Tensor:
@@ -244,7 +244,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_the_account_knows_what_biases_take(apart: bool) -> None:
+def test_the_account_has_the_share_of_biases(apart: bool) -> None:
     model, x = net(), vectors()
 
     def scores(x: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ def test_the_account_knows_what_biases_take(apart: bool) -> None:
 
 
 @pytest.mark.parametrize("gamma", [-0.1, math.inf, math.nan, "a"])
-def test_gammas_that_are_none(gamma: Any) -> None:
+def test_gammas_that_are_refused(gamma: Any) -> None:
     for make in (
         partial(AttnLRP, timm_vit(), gamma=gamma),
         partial(AttnLRP, timm_vit(), conv_gamma=gamma),

@@ -108,7 +108,7 @@ def test_a_described_kernel_has_the_derivative_of_a_linear_layer(method, reads, 
 
 
 @every_method
-def test_a_bias_may_be_read_from_what_is_packed(method, kernels, x):
+def test_a_bias_may_be_read_from_packed_arguments(method, kernels, x):
     model, plain = packed(kernels.linear)
     with extend.describe_linear(
         kernels.linear, "input packed scale more", bias=lambda x, packed, scale, more: more

@@ -62,7 +62,7 @@ def pixels(size: int = 16) -> Tensor:
     return torch.randn(2, 3, size, size)
 
 
-def test_a_module_that_is_called_twice_ties_other_streams_each_time():
+def test_a_module_called_twice_may_connect_other_streams():
     case = load_case("lxmert_iccv21")
     with traced_forward(case.model, Arguments(case.inputs, case.extra)) as forward:
         found = forward.whole.streams.pairs()
@@ -87,7 +87,7 @@ def test_concatenated_tokens_are_one_stream():
     assert not has_cross_attention(given.model, *given.inputs)
 
 
-def test_two_class_tokens_are_of_the_stream():
+def test_two_class_tokens_belong_to_the_stream():
     given = subject("timm DeiT, distilled")
 
     assert names(given.model, given.inputs) == ["x"]
@@ -107,7 +107,7 @@ def test_features_that_are_added_are_the_same_tokens():
     assert found == {("features+boxes", "features+boxes"): 1}
 
 
-def test_a_condition_is_none_of_the_tokens_that_it_is_added_to():
+def test_an_added_condition_stays_its_own_stream():
     def conditioned(words: Tensor, regions: Tensor) -> Tensor:
         words = words + regions.mean(1, keepdim=True)
         words = words + (words @ words.mT).softmax(-1) @ words
@@ -117,7 +117,7 @@ def test_a_condition_is_none_of_the_tokens_that_it_is_added_to():
     assert found == {("words", "words"): 1, ("words", "regions"): 1}
 
 
-def test_what_ties_queries_and_keys_makes_them_no_single_stream():
+def test_queries_and_keys_stay_two_streams():
     class Weighed(nn.Module):
         """Scores that are scaled, masked and reshaped before any of the tokens has attended."""
 
@@ -138,7 +138,7 @@ def test_what_ties_queries_and_keys_makes_them_no_single_stream():
     assert pairs(Additive(), words, regions)[("words", "regions")] == 1
 
 
-def test_tokens_put_behind_attended_ones_stay_apart():
+def test_tokens_concatenated_after_attention_stay_apart():
     class Appended(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -166,7 +166,7 @@ def test_an_encoder_and_a_decoder():
     assert has_cross_attention(generate, IDS, IDS[:, :3])
 
 
-def test_a_decoder_whose_ids_are_no_input_has_learned_queries():
+def test_a_decoder_with_fixed_ids_has_learned_queries():
     model = transformers.BartForConditionalGeneration(transformers.BartConfig(**BART)).eval()
 
     def generate(input_ids: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def test_learned_queries_that_attend_to_each_other_first(attention: str):
     assert found == [(image, image)] * 3 + [(learned, learned), (learned, image)] * 3
 
 
-def test_frozen_learned_queries_are_seen_too():
+def test_frozen_learned_queries_are_a_stream():
     case = load_case("detr_iccv21", "sdpa")
     model = case.model
     trained = {p for p in model.parameters() if p.requires_grad}
@@ -270,7 +270,7 @@ def test_learned_prefixes_of_the_keys_are_no_cross_attention():
     assert not has_cross_attention(Prefixed(), torch.randn(2, 5, 16))
 
 
-def test_towers_that_go_on_together_are_a_stream_of_both():
+def test_concatenated_towers_are_one_stream():
     class Fusion(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -303,7 +303,7 @@ def test_parallel_branches_meet_in_one_version():
         assert {before.call for before in version.before} == set(forward.calls)
 
 
-def test_softmax_over_constants_stays_a_constant_beside_a_signal():
+def test_a_softmax_of_constants_is_no_attention():
     class Positions(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -19,7 +19,7 @@ def test_boxes_are_drawn_at_their_pixels():
 @pytest.mark.parametrize(
     "box", [[0.1, 0.2, 0.5, 0.6], [12, 4, 2, 10], [30, 2, 40, 8], [2, float("nan"), 4, 5]]
 )
-def test_what_is_no_box_in_pixels_is_refused(box):
+def test_boxes_outside_of_the_image_are_refused(box):
     with pytest.raises(ValueError, match="in pixels of an image of 24 x 16"):
         detections(IMAGE, torch.tensor([box]), [torch.rand(4, 6)], ["cat"])
 
