@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from captum_transformer import TransformerAttribution
-from tests.attr.subjects import embeddings, encoder
+from tests.attr.tiny_models import embeddings, encoder
 
 ATEN = torch.ops.aten
 LINEAR = (ATEN.addmm, ATEN.mm)

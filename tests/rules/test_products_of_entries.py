@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.attr.subjects import METHODS, assert_close, drawn
+from tests.attr.subjects import METHODS, assert_close
+from tests.attr.tiny_models import drawn
 
 Product = Callable[[Tensor, Tensor], Tensor]
 GATES: dict[str, Product] = {
