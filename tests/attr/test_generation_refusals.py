@@ -1,4 +1,4 @@
-"""A mask, a cache or a window that hides tokens: an error, and never a map of the wrong tokens."""
+"""Masks, caches and windows that hide explained tokens are refused."""
 
 from typing import Any
 
@@ -72,13 +72,17 @@ def test_masks_that_hide_what_is_explained(mask: Any, said: str) -> None:
             )
 
 
-def test_masks_that_end_with_a_text_are_taken() -> None:
+def test_masks_may_end_with_the_text() -> None:
     model = llama()
     ids, sequences, _ = padded_batch(model)
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 0]])
-    found = ConservativeLRP(model).attribute_generated(
-        ids, sequences, additional_forward_kwargs={"attention_mask": mask}
+    found, shorter = (
+        ConservativeLRP(model).attribute_generated(
+            ids, sequences[:, :end], additional_forward_kwargs={"attention_mask": mask[:, :end]}
+        )
+        for end in (7, 6)
     )
+    assert_close(found[:, :-1], shorter, relative=1e-6)
     assert found.isfinite().all()
 
 

@@ -74,17 +74,15 @@ def test_one_warning_says_what_the_maps_leave_out(method):
 
 
 @pytest.mark.parametrize("method", WITHOUT_MAPS.values(), ids=WITHOUT_MAPS)
-def test_methods_without_maps_follow_it_and_have_nothing_to_warn_of(method):
+def test_methods_without_maps_do_not_warn(method):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        relevance = method(Mixed()).attribute(embeddings(), 0)
-    assert relevance.isfinite().all()
-    assert relevance.any()
+        method(Mixed()).attribute(embeddings(), 0)
 
 
 @pytest.mark.filterwarnings("ignore:.*among channels")
 @pytest.mark.parametrize("model", [Mixed, WithoutSkip])
-def test_it_keeps_tokens_apart_so_the_maps_are_those_of_the_other_layers(model):
+def test_attention_among_channels_leaves_the_maps_of_other_layers(model):
     model, x, maps = model(), embeddings(), []
     model(x, maps)
     first, second = ((torch.eye(TOKENS, dtype=x.dtype) + a.mean(1)) / 2 for a in maps)
@@ -92,7 +90,7 @@ def test_it_keeps_tokens_apart_so_the_maps_are_those_of_the_other_layers(model):
     torch.testing.assert_close(found, (second @ first)[:, 0])
 
 
-def test_with_its_weights_held_a_token_depends_on_itself_alone():
+def test_with_held_weights_a_token_depends_on_itself_alone():
     x = embeddings(1)
     relevance = ConservativeLRP(lambda x: among_channels(Mixed().blocks[0], x)).attribute(x, (2, 3))
     assert relevance[0, 2].any()
