@@ -54,7 +54,7 @@ def test_streams_of_two_modalities():
     assert "input_ids to visual_feats+visual_pos" in str(seen)
 
 
-def test_what_is_not_read_is_named():
+def test_operations_that_are_not_read_are_named():
     seen = describe(LinearAttention(), EMBEDDINGS)
     assert seen.attention == ()
     assert "`matmul` on [(2, 8, 6), (2, 6, 8)]" in seen.unread

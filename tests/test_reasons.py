@@ -75,7 +75,7 @@ def test_functions_of_torch_are_refused_by_name(method: Any, name: str, prepared
         ("fft_irfft2", lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * 0.5)),
     ],
 )
-def test_what_mixes_tokens_before_any_attention_is_named(
+def test_operations_that_mix_tokens_before_attention_are_named(
     method: Any, name: str, prepared: Any
 ) -> None:
     with pytest.raises(UnsupportedOperationError, match=f"`{name}`.* mixes a signal"):

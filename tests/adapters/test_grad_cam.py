@@ -98,7 +98,7 @@ def test_smoothed_maps_are_all_of_the_class_that_is_predicted_for_the_image(mode
     np.testing.assert_array_equal(smoothed, expected)
 
 
-def test_what_is_refused(model):
+def test_arguments_that_do_not_apply_are_refused(model):
     with pytest.raises(ValueError, match="eigen_smooth takes the main component"):
         TransformerCAM(model)(X, eigen_smooth=True)
     with pytest.raises(TypeError, match="Target layers are not passed"):

@@ -200,7 +200,7 @@ def test_rows_that_noise_tunnel_did_not_repeat_are_refused(method: str) -> None:
     assert_close(result, attributed("nn.TransformerEncoder", method))
 
 
-def test_what_broadcasts_to_repeated_samples_is_right() -> None:
+def test_arguments_may_broadcast_to_repeated_samples() -> None:
     given = subject("nn.TransformerEncoder")
     alone = given.samples([1])
     explain = GenericAttentionRelevance(given.model)

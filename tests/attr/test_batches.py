@@ -80,7 +80,7 @@ def test_padded_embeddings_equal_unpadded(norm_first: bool, method: str) -> None
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["BERT", "BERT, eager", "nn.TransformerEncoder"])
-def test_padding_gets_exactly_nothing(name: str, method: str) -> None:
+def test_padding_has_no_relevance(name: str, method: str) -> None:
     (attribution,) = attributed(name, method)
 
     for i, length in enumerate(LENGTHS):
@@ -188,7 +188,7 @@ class Spectrogram(nn.Module):
 
 
 @pytest.mark.parametrize("method", [ConservativeLRP, AttnLRP, GenericAttentionRelevance])
-def test_a_batch_norm_of_channels_that_lie_last_is_the_product_that_it_is(method: type) -> None:
+def test_a_batch_norm_of_the_last_dimension_equals_a_product(method: type) -> None:
     model, sounds = with_random_weights(Spectrogram()), drawn(2, 1, 12, 8, seed=3)
     model.by_hand = False
     found = method(model).attribute(sounds, [1, 4])

@@ -115,7 +115,7 @@ def test_no_code_of_the_model_runs_twice(use_reentrant: bool) -> None:
 
 
 @KINDS
-def test_what_a_model_draws_is_drawn_once(use_reentrant: bool) -> None:
+def test_random_numbers_are_the_same_when_run_again(use_reentrant: bool) -> None:
     model = Tokens(2)
     before = model.blocks[1].forward
     model.blocks[1].forward = lambda x: before(x + torch.randn_like(x))  # type: ignore[method-assign, misc]

@@ -104,7 +104,7 @@ def test_functions_compiled_by_themselves(backend: Backend) -> None:
     assert backend.graphs == backend.runs == 1
 
 
-def test_explanations_that_overlap_leave_the_compiler_as_it_was(backend: Backend) -> None:
+def test_overlapping_explanations_restore_the_compiler(backend: Backend) -> None:
     """As of two threads: the first to come goes first."""
     compiled = torch.compile(torch.sin, backend=backend)
     first, second = uncompiled(), uncompiled()

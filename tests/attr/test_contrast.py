@@ -110,7 +110,7 @@ def test_forms_of_both_sides(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_batch_gives_what_its_samples_give(method: str) -> None:
+def test_a_batch_equals_its_samples(method: str) -> None:
     given = subject("BERT")
     one, other = [1, 4, 0], [3, 0, 2]
     whole = METHODS[method](given.model).attribute(given.inputs, Contrast(one, other), given.extra)

@@ -93,7 +93,7 @@ def test_the_class_token_keeps_its_own() -> None:
     assert_close(plus.attribute(IMAGES, target).sum((1, 2, 3)), whole[:, 1:].sum(1))
 
 
-def test_what_belongs_to_no_token_is_refused() -> None:
+def test_learned_queries_are_refused() -> None:
     model, layers, _, target = vit(global_pool="map")
     with pytest.raises(UnsupportedOperationError, match="learned queries"):
         FullGradPlus(with_random_weights(model), layers).attribute_tokens(IMAGES, target)

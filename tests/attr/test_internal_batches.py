@@ -67,7 +67,7 @@ def test_the_result_is_that_of_one_batch(model, tokens, target, size):
 
 
 @pytest.mark.parametrize("by_name", [False, True])
-def test_what_goes_with_the_samples_is_divided_with_them(model, tokens, by_name):
+def test_arguments_for_each_sample_are_divided(model, tokens, by_name):
     padding = torch.zeros(SAMPLES, 3, dtype=torch.bool)
     padding[1, 2] = padding[4, 1:] = True
     further: dict[str, Any] = (
@@ -98,6 +98,6 @@ def test_the_convergence_delta_has_all_samples(model, tokens):
 
 
 @pytest.mark.parametrize("size", [0, -1])
-def test_a_size_that_is_none_is_refused(model, tokens, size):
+def test_bad_sizes_are_refused(model, tokens, size):
     with pytest.raises(InvalidInputError, match=f"at least 1, got {size}"):
         ConservativeLRP(model).attribute(tokens, 1, internal_batch_size=size)

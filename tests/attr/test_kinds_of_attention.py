@@ -95,7 +95,7 @@ def test_sdpa_equals_eager(name: str, method: str) -> None:
         if KINDS[name].kept and not (name == "DETR" and method in OVERLAPPING)
     ],
 )
-def test_padding_gets_exactly_nothing(name: str, method: str) -> None:
+def test_padding_has_no_relevance(name: str, method: str) -> None:
     for place, kept in KINDS[name].kept.items():
         assert not attributed_tokens(name, method)[place][kept() == 0].any()
 
@@ -193,7 +193,7 @@ def test_streams(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "Llama", "BART"])
-def test_the_future_gets_nothing(name: str) -> None:
+def test_later_tokens_have_no_relevance(name: str) -> None:
     for method in METHODS.values():
         written = as_tuple(subject(name).attribute(method, target=(1, 5)))[-1]
         assert not written[:, 2:].any()

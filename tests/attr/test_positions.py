@@ -122,7 +122,7 @@ def test_angles_have_what_the_tokens_lose(method: Any, attention: str) -> None:
 
 
 @pytest.mark.parametrize("method", [ConservativeLRP, LibraGrad])
-def test_angles_have_nothing_where_queries_and_keys_are_held(method: Any) -> None:
+def test_angles_have_no_relevance_if_queries_and_keys_are_held(method: Any) -> None:
     model = llama("sdpa")
 
     assert not method(model, positions="separate").attribute_positions(IDS, TARGET).any()
@@ -227,7 +227,7 @@ def test_mixing_tokens_with_those_before_is_no_rotation() -> None:
     assert_close(method.attribute(x, 1), AttnLRP(model).attribute(x, 1))
 
 
-def test_what_a_layer_has_of_a_position_is_not_added_again() -> None:
+def test_positions_are_not_added_to_layers() -> None:
     model = with_random_weights(
         timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=4)
     )

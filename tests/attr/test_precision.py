@@ -268,7 +268,7 @@ def test_doubles_are_masked_before_they_become_singles(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_magnifies_rounding_says_so_in_half_precision(method: str) -> None:
+def test_methods_that_magnify_rounding_warn_in_half_precision(method: str) -> None:
     def warned(dtype: torch.dtype) -> bool:
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")

@@ -246,7 +246,7 @@ def test_layers_are_whole_numbers(layer: Any) -> None:
     ],
     ids=["heaviside", "a gradient in the model", "rows of a signal"],
 )
-def test_what_cannot_be_followed_is_refused_for_the_true_reason(
+def test_operations_that_cannot_be_followed_are_refused_with_the_reason(
     function: Callable[[Tensor], Tensor], reason: str
 ) -> None:
     model = timm_vit().float()

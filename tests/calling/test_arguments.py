@@ -92,7 +92,7 @@ def test_a_few_samples_at_a_time() -> None:
         assert arguments.count(all_at_once) == 1
 
 
-def test_what_an_object_holds_is_not_divided() -> None:
+def test_tensors_in_objects_are_not_divided() -> None:
     with pytest.raises(InvalidInputError, match="a Pair that holds tensors of all 5 samples"):
         rows_of(Pair(torch.ones(5), 2.0), slice(0, 2), 5)
     other = Pair(torch.ones(4), 2.0)
@@ -124,6 +124,8 @@ def test_a_batch_of_no_samples() -> None:
         (torch.ones(2), None, [1], "must be a mapping of names to arguments, got a list"),
     ],
 )
-def test_what_cannot_be_explained(inputs: Any, args: Any, kwargs: Any, said: str) -> None:
+def test_inputs_that_cannot_be_explained_are_refused(
+    inputs: Any, args: Any, kwargs: Any, said: str
+) -> None:
     with pytest.raises(InvalidInputError, match=said):
         Arguments(inputs, args, kwargs)

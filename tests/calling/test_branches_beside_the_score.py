@@ -112,7 +112,7 @@ class Beside(nn.Module):
 @pytest.mark.parametrize(
     "method", [GenericAttentionRelevance, TransformerAttribution, RawAttention, AttnLRP]
 )
-def test_what_is_beside_is_not_warned_of(method: type, other: str) -> None:
+def test_branches_beside_the_score_do_not_warn(method: type, other: str) -> None:
     model = Beside(other)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -175,7 +175,7 @@ def test_an_input_that_the_score_does_not_depend_on_is_named(
         assert all(relevance.any() for relevance in found.values())
 
 
-def test_a_token_may_have_nothing_to_do_with_the_score() -> None:
+def test_tokens_that_do_not_affect_the_score_have_no_relevance() -> None:
     def of_some(tokens: Tensor) -> Tensor:
         return encoder()(tokens[:, :3])
 

@@ -95,7 +95,7 @@ def test_a_global_is_found_by_the_name_it_is_used_by() -> None:
 
 
 @pytest.mark.parametrize("given", [nn.Linear, None, 3, torch.ones(2)])
-def test_what_runs_no_model(given: Any) -> None:
+def test_objects_that_run_no_model_are_refused(given: Any) -> None:
     with pytest.raises(InvalidInputError, match="must be a model, or a function that runs one"):
         modules_of(given)
 
@@ -144,7 +144,7 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_explaining_leaves_a_module_as_it_was(context: Any, *, fails: bool) -> None:
+def test_explaining_restores_a_module(context: Any, *, fails: bool) -> None:
     model, x = Writes(), torch.ones(2)
     model.train()
     model.drop.eval()  # a part that is frozen

@@ -135,7 +135,7 @@ def test_a_prefix_that_is_marked_too_far(method: str) -> None:
             explained(*marks)
 
 
-def test_what_a_method_refuses_to_do_token_by_token() -> None:
+def test_methods_that_look_ahead_are_refused() -> None:
     model = with_random_weights(Writer(CAUSAL))
     with pytest.raises(UnsupportedOperationError, match="pooling='row'"):
         METHODS["AttentionGradCam, map"](model).attribute_generated(PROMPT, GENERATED)

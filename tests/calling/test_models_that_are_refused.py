@@ -51,7 +51,7 @@ def scripted(how: str) -> nn.Module:
 @pytest.mark.parametrize(
     ("function", "said"), [(Words, "is the class Words; it must be a model"), (None, "is None")]
 )
-def test_what_is_no_model(function: Any, said: str) -> None:
+def test_functions_without_a_model_are_refused(function: Any, said: str) -> None:
     with pytest.raises(InvalidInputError, match=said):
         GenericAttentionRelevance(function).attribute(IDS, 1)
 

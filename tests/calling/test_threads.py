@@ -67,7 +67,7 @@ def test_draws_of_another_thread_are_not_repeated() -> None:
     assert len({tuple(numbers) for numbers in drawn}) == len(drawn)
 
 
-def test_what_the_model_draws_is_put_back() -> None:
+def test_the_random_state_is_restored() -> None:
     model = Model(draws=True)
     torch.manual_seed(0)
     expected = torch.rand(3)

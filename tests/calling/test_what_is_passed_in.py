@@ -62,7 +62,7 @@ def assert_same(before: Any, after: Any) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
-def test_a_cache_is_as_it_was_and_gives_the_same_again(kind: str, method: str) -> None:
+def test_a_cache_is_restored_and_gives_the_same_again(kind: str, method: str) -> None:
     model = llama()
     cache = filled(kind, model)
     before = contents(cache)
@@ -177,7 +177,7 @@ class Named(dict):
     """A mapping with attributes."""
 
 
-def test_whatever_a_model_writes_into_is_as_it_was() -> None:
+def test_arguments_that_a_model_writes_into_are_restored() -> None:
     settings = Settings(torch.tensor(2.0, dtype=torch.float64))
     named = Named(deque=collections.deque([1]), set={"old"}, tuple=({"mask": torch.zeros(2, 5)},))
     mask = torch.ones(2, 1, dtype=torch.float64)
@@ -229,7 +229,7 @@ class Slotted:
         return self.__hidden
 
 
-def test_what_copies_share_with_their_originals() -> None:
+def test_copies_share_modules_and_locks() -> None:
     module, lock, item = nn.Linear(1, 1), threading.Lock(), Slotted()
     circle: list[Any] = [module, lock, len, (1, "text"), item]
     circle.append(circle)

@@ -190,7 +190,7 @@ ASKED = "--prompt", PROMPT, "--answer", ANSWER
         ("timm", ["--prompt", PROMPT, "--generate", "2"], "is not a language model"),
     ],
 )
-def test_what_does_not_fit_is_refused(checkpoints, run, model, arguments, said):
+def test_arguments_that_do_not_fit_are_refused(checkpoints, run, model, arguments, said):
     status, _, err = run("explain", checkpoints / model, *arguments)
     assert status > 0
     assert said in " ".join(err.split())

@@ -193,7 +193,7 @@ def test_label_names_of_the_weights_that_a_training_began_with(transform, pictur
 @pytest.mark.parametrize("given", [
     torch.rand(3, 8, 8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3)), 3, None,
 ])  # fmt: skip
-def test_what_is_no_picture(model, transform, given):
+def test_inputs_that_are_not_pictures_are_refused(model, transform, given):
     with pytest.raises(InvalidInputError, match=r"A picture must be.*uint8 values"):
         ImageExplainer(model, transform)(given, target=0)
 
@@ -222,7 +222,7 @@ def test_a_bar_over_several_pictures(model, transform, picture, capsys):
     assert "ImageExplainer attribution: 100%" in capsys.readouterr().err
 
 
-def test_what_is_drawn(model, transform, picture):
+def test_an_explained_image_is_drawn(model, transform, picture):
     explained = ImageExplainer(model, transform)(picture, target=0)
     assert explained.draw(height=60).shape[0] > 60
     assert explained._repr_png_().startswith(b"\x89PNG")

@@ -56,7 +56,7 @@ BESIDE_A_SKIP = {
 
 @pytest.mark.parametrize("method", METHODS[:2])
 @pytest.mark.parametrize("spelling", BESIDE_A_SKIP)
-def test_what_moves_tokens_beside_a_skip_is_the_token_itself(method, spelling):
+def test_tokens_moved_beside_a_skip_count_unmoved(method, spelling):
     """A limit that README names: the map is that of attention to single tokens, unmoved."""
     x, w = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64), torch.eye(WIDTH).double()
 
@@ -87,7 +87,7 @@ KEEPS_TOKENS = {
 
 
 @pytest.mark.parametrize("spelling", KEEPS_TOKENS)
-def test_what_keeps_tokens_beside_a_skip_is_not_named(spelling, x):
+def test_operations_that_keep_tokens_are_not_named(spelling, x):
     model = Model(KEEPS_TOKENS[spelling])
     model.layer = torch.nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
     model.convolution = torch.nn.Conv1d(WIDTH, WIDTH, 1, dtype=torch.float64)

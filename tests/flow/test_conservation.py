@@ -57,7 +57,7 @@ def test_only_learned_tokens_take_a_share(start):
 
 
 @pytest.mark.parametrize("start", range(0, 60, 20))
-def test_what_passes_no_attention_is_known(start):
+def test_relevance_that_bypasses_attention_is_known(start):
     for seed in range(start, start + 20):
         program = drawn(seed)
         arguments = Arguments(tokens(program))

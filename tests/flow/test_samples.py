@@ -59,7 +59,7 @@ KEPT = {
 
 @pytest.mark.parametrize("spelling", KEPT)
 @pytest.mark.parametrize("method", [GenericAttentionRelevance, RawAttention])
-def test_packed_tokens_that_are_told_apart(method, spelling):
+def test_packed_tokens_of_known_samples(method, spelling):
     torch.manual_seed(0)
     encoder = nn.TransformerEncoderLayer(WIDTH, 2, WIDTH, batch_first=True, dropout=0.0)
     head, x = nn.Linear(WIDTH, 3), torch.randn(SAMPLES, TOKENS, WIDTH)
@@ -80,7 +80,7 @@ PADDED = {
 
 
 @pytest.mark.parametrize("spelling", PADDED)
-def test_what_pooled_tokens_say_in_a_batch_with_other_rows(spelling):
+def test_pooled_tokens_beside_padding_rows_are_refused_in_batches(spelling):
     """Where samples lie among rows that are none is not known, so what is pooled is refused."""
     torch.manual_seed(0)
     encoder = nn.TransformerEncoderLayer(WIDTH, 2, WIDTH, batch_first=True, dropout=0.0)

@@ -133,7 +133,7 @@ def test_it_is_pixel_flipping_of_quantus_backwards():
 @pytest.mark.parametrize(
     "function", [partial(activation_curve, target=1), pruning_curve], ids=["activation", "pruning"]
 )
-def test_a_batch_gives_what_its_samples_give(relevance, function):
+def test_a_batch_equals_its_samples(relevance, function):
     model = masked(classifier())
 
     def run(rows):
@@ -178,7 +178,7 @@ def test_the_model_and_the_ids_are_left_as_they_were(relevance):
     assert torch.equal(IDS, kept)
 
 
-def test_what_makes_no_sense_is_refused(relevance):
+def test_invalid_arguments_are_refused(relevance):
     model = classifier()
     mask = (IDS != 0).long()
     with pytest.raises(InvalidInputError, match="one tensor whose tokens are covered"):

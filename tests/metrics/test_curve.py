@@ -62,7 +62,7 @@ def test_batches_are_joined(curve):
     assert torch.equal(joined.mean(), curve.scores.mean(0))
 
 
-def test_what_makes_no_sense_is_refused(curve):
+def test_invalid_arguments_are_refused(curve):
     with pytest.raises(InvalidInputError, match=r"fractions \(F,\), scores \(B, F\)"):
         Curve(FRACTIONS, torch.rand(2, 4))
     later = Curve(FRACTIONS[1:], curve.scores[:, 1:], curve.predictions[:, 1:])

@@ -104,7 +104,7 @@ def test_there_is_no_score_of_an_empty_mask(score):
         score(random_maps(3), masks)
 
 
-def test_what_has_no_meaning_is_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match=r"2 x 4 cells doesn't divide .* \(4, 8, 6\)"):
         grid_pointing_game(random_maps(4), 0, grid=(2, 4))
     with pytest.raises(ValueError, match="numbered from 0 to 3"):

@@ -109,7 +109,7 @@ def test_the_first_pixel_to_go_costs_what_captums_ablation_says(model, images, r
         torch.testing.assert_close(curve.scores[:, 0] - curve.scores[:, 1], cost)
 
 
-def test_a_batch_gives_what_its_samples_give(model, images, relevance):
+def test_a_batch_equals_its_samples(model, images, relevance):
     def scaled(x, scale, *, shift):
         return model(x) * scale[:, None] + shift["shift"]
 
@@ -172,7 +172,7 @@ def test_model_and_inputs_are_left_as_they_were(model, images, relevance):
     assert torch.equal(first.scores, second.scores)
 
 
-def test_a_model_that_fails_is_left_as_it_was(images, relevance):
+def test_a_model_that_fails_is_restored(images, relevance):
     class Failing(nn.Module):
         def forward(self, x):
             raise RuntimeError("no")
@@ -210,7 +210,7 @@ def test_black_is_what_normalisation_makes_of_it():
     assert black([0.5, 0.1], [0.5, 0.3]).tolist() == [-1, -0.1 / 0.3]
 
 
-def test_what_makes_no_sense_is_refused(model, images, relevance):
+def test_invalid_arguments_are_refused(model, images, relevance):
     with pytest.raises(InvalidInputError, match=r"images \(B, C, H, W\) alone"):
         pixel_perturbation(model, images.flatten(1), relevance, 1, baselines=0)
     with pytest.raises(InvalidInputError, match="interpolate"):

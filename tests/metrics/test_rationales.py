@@ -89,7 +89,7 @@ def test_a_constant_map_gets_chance():
     assert rationale_auprc(constant, rationale).item() == pytest.approx((1 + 2 / 5) / 2)
 
 
-def test_padding_has_no_say():
+def test_padding_has_no_effect():
     relevance, rationale, mask = texts(3)
     cut = mask.sum(1).min()
     mask[:, cut:] = 0
@@ -107,7 +107,7 @@ def test_padding_has_no_say():
     )
 
 
-def test_what_has_no_meaning_is_refused():
+def test_invalid_arguments_are_refused():
     relevance, rationale, mask = texts(5)
     for k in (0, -1, 1.5, 0.0):
         with pytest.raises(ValueError, match="`k` must be a whole number"):

@@ -170,7 +170,7 @@ def test_a_constant_map_is_said_to_have_no_correlation(model, inputs):
     assert correlations["head"].isnan().tolist() == [False, True, False]
 
 
-def test_what_can_not_be_randomised_is_refused(model, inputs):
+def test_models_that_cannot_be_randomised_are_refused(model, inputs):
     method = AttnLRP(model)
     with pytest.raises(ValueError, match="did not use the parameters"):
         model_randomisation(model, lambda _: method.attribute(inputs, target=1))

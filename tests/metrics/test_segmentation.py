@@ -124,7 +124,7 @@ def test_channels_are_summed():
         torch.testing.assert_close(one, other)
 
 
-def test_what_can_not_be_scored_is_refused():
+def test_inputs_that_cannot_be_scored_are_refused():
     maps, masks = samples(5, 1000, count=2)
     with pytest.raises(ValueError, match=r"\(2, 9, 7\), got \(2, 18, 14\)"):
         segmentation_scores(maps, torch.ones(2, 18, 14))

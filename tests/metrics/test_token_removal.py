@@ -147,13 +147,13 @@ def test_regions_of_lxmert_as_by_hand(lxmert):
             torch.testing.assert_close(curve.scores[sample, step], expected, rtol=0, atol=1e-12)
 
 
-def test_a_model_that_can_not_do_without_any_token_is_refused_with_the_reason(relevance):
+def test_a_model_that_fails_without_tokens_is_refused(relevance):
     with pytest.raises(InvalidInputError, match="no token is left"):
         token_removal(classifier(), IDS, relevance, 1)
     token_removal(classifier(), IDS, relevance, 1, fractions=(0.0, 0.5, 0.85))
 
 
-def test_a_batch_gives_what_its_samples_give(bert, relevance):
+def test_a_batch_equals_its_samples(bert, relevance):
     def run(rows):
         inputs = {"input_ids": IDS[rows], "attention_mask": (IDS[rows] != 0).long()}
         return token_removal(bert, inputs, relevance[rows], 1, keep=KEEP[rows])
@@ -171,7 +171,7 @@ def test_what_to_keep_may_be_zeros_and_ones(bert, relevance):
     assert torch.equal(curves[0].scores, curves[1].scores)
 
 
-def test_padding_has_no_say(bert, relevance):
+def test_padding_has_no_effect(bert, relevance):
     def run(columns):
         inputs = {
             "input_ids": IDS[1:2, :columns],
@@ -213,7 +213,7 @@ def test_no_more_samples_run_together_than_were_asked_for(relevance):
         assert sum(seen) == 4 * len(FRACTIONS)
 
 
-def test_what_makes_no_sense_is_refused(bert, relevance):
+def test_invalid_arguments_are_refused(bert, relevance):
     mask = (IDS != 0).long()
     with pytest.raises(
         InvalidInputError, match="may have one entry per token: if so, give it with"

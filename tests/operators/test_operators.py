@@ -27,7 +27,7 @@ def test_an_operator_is_right_or_refused(name):
     assert list(wrong) == KNOWN.get(name, []), wrong
 
 
-def test_what_is_known_to_be_wrong_exists():
+def test_known_deviations_are_of_existing_operators():
     assert KNOWN.keys() <= OPERATORS.keys()
 
 
@@ -50,7 +50,7 @@ def test_a_leak_is_seen(monkeypatch):
     assert (seen.kind, seen.why) == ("wrong", "hands on 0.5000, and owns up to 0.0000")
 
 
-def test_a_gradient_by_rule_is_told_from_autograds():
+def test_gradients_by_rule_are_distinguished_from_autograd():
     case = cases("sin")[0]
     assert outcomes(case)["ConservativeLRP"].kind == "right"
     assert outcomes(case)["AttnLRP"].kind == "by rule"

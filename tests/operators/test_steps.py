@@ -45,7 +45,7 @@ CHOOSES = {"max_pool2d_with_indices_backward"}
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", sorted(OPERATORS.keys() - CHOOSES))
-def test_what_has_a_derivative_of_zero_is_refused_by_gradients(name):
+def test_step_functions_are_refused_by_gradients(name):
     info = OPERATORS[name]
     sample = next(samples(info, requires_grad=True))
     for case in _of_sample(info, sample, name):
@@ -123,7 +123,7 @@ NO_ANSWERS = {"empty_like", "new_empty", "new_empty_strided", "empty_strided", "
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("info", list(asked()))
-def test_what_has_no_derivative_is_refused_as_features(info):
+def test_functions_without_a_derivative_are_refused_as_features(info):
     if info.name in NO_ANSWERS:
         return
     for sample in itertools.islice(samples(info, requires_grad=False), 1):

@@ -188,7 +188,7 @@ def test_attention_follows_the_uniform_rule(name):
 
 
 @pytest.mark.parametrize("name", ["fused", "written out", "einsum"])
-def test_what_the_inputs_do_not_reach_shares_in_nothing(name):
+def test_operands_without_inputs_have_no_share(name):
     attend, _ = ATTENTION[name]
 
     def scored(q, k, v):

@@ -69,7 +69,7 @@ def test_shares_that_are_spread_evenly_go_back_in_the_same_way(name, dims):
     assert torch.equal(found, expected)
 
 
-def test_what_is_spread_evenly_over_features_is_not_copied():
+def test_relevance_spread_over_features_is_not_copied():
     for function in (lambda x: x.transpose(0, 1), lambda x: x.roll(1, 1), lambda x: x.flip(0)):
         _, operation, (output,) = _traced(function)
         (found,) = rearranged(operation, [torch.randn(*output.shape[:2], 1).expand(output.shape)])
@@ -113,6 +113,6 @@ def test_a_share_that_has_a_derivative_keeps_it(name):
         ("where", True),
     ],
 )
-def test_what_only_orders_entries_has_no_constants(name, expected):
+def test_operations_that_only_order_entries_have_no_constants(name, expected):
     _, operation, _ = _traced({**WITHOUT_AUTOGRAD, **BY_AUTOGRAD}[name])
     assert has_constants(operation) is expected

@@ -102,7 +102,7 @@ def picked(x: Tensor) -> Tensor:
     ],
     ids=["samples first", "samples second", "merged with tokens", "samples last", "picked"],
 )
-def test_samples_are_told_apart_in_any_layout(layout):
+def test_samples_are_known_in_any_layout(layout):
     x, relevance = doubles(3, 4, 5), doubles(3, 4, 5)
     (result,) = propagated(layout, x, relevance=relevance)
     for i in range(3):

@@ -144,7 +144,7 @@ BESIDE_A_CONSTANT = {
 
 
 @pytest.mark.parametrize("name", BESIDE_A_CONSTANT)
-def test_what_a_constant_takes_is_owned_up_to(name: str) -> None:
+def test_the_share_of_a_constant_is_recorded(name: str) -> None:
     reason, function = BESIDE_A_CONSTANT[name]
     arrived, shares, taken = handed_on(function, X)
     handed = sum(share.sum() for share in shares if share is not None)
@@ -171,6 +171,6 @@ def test_what_is_not_known_is_refused(name: str) -> None:
         handed_on(REFUSED[name], X)
 
 
-def test_every_kind_that_is_in_no_table_is_meant_not_to_be() -> None:
+def test_kinds_without_a_rule_are_the_expected_ones() -> None:
     others = {kind for kind in Kind if kind not in TABLE.entries}
     assert others == {Kind.ASKS, Kind.TRANSFORM, Kind.CONTRAST, Kind.DATA, Kind.UNKNOWN}

@@ -175,7 +175,7 @@ def joined_twice(name, method, towers, inputs):
 
 @pytest.mark.parametrize("method", [AttentionRollout, RawAttention])
 @pytest.mark.parametrize("name", TOGETHER)
-def test_what_was_joined_is_taken_apart(name, method, towers, inputs):
+def test_concatenated_towers_are_taken_apart(name, method, towers, inputs):
     if name == "distance" and method is AttentionRollout and not differentiable_twice(torch.cdist):
         with pytest.raises(UnsupportedOperationError, match=r"no derivative of .*cdist"):
             joined_twice(name, method, towers, inputs)

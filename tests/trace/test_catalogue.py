@@ -79,7 +79,7 @@ def test_calls_are_bound_to_canonical_arguments(function, args, kwargs, bound):
     assert describe(function).bind(args, kwargs) == bound
 
 
-def test_what_is_not_in_the_table_is_unknown():
+def test_functions_outside_of_the_table_are_unknown():
     assert describe(torch.special.airy_ai).kind is Kind.UNKNOWN
 
 

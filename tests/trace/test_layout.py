@@ -109,7 +109,7 @@ def same_features(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_what_is_known_of_samples_is_right(seed: int) -> None:
+def test_known_samples_are_right(seed: int) -> None:
     end, made = traced(torch.clone, moves(seed, inputs()), SAMPLE_OF)
 
     if end.batch is not None:

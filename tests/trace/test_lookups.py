@@ -89,7 +89,7 @@ def test_the_refusal_says_what_to_do():
     ],
 )
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_set_to_zero_has_no_relevance(method, write):
+def test_tokens_set_to_zero_have_no_relevance(method, write):
     def look_up(table, ids):
         tokens = table[ids]
         write(tokens)

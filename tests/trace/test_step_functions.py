@@ -234,7 +234,7 @@ def quantised_straight_through(x):
 
 
 @pytest.mark.parametrize("given", [torch.exp, torch.floor_divide, torch.float16, torch.bool, "x"])
-def test_what_does_not_round_is_refused(given):
+def test_functions_that_do_not_round_are_refused(given):
     with pytest.raises(ValueError, match="counts as the signal that it rounds"):
         extend.straight_through(given)
 

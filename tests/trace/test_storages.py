@@ -137,7 +137,7 @@ def test_inputs_with_metadata_give_what_plain_ones_give(method, x):
     torch.testing.assert_close(found.as_subclass(Tensor), expected)
 
 
-def test_memory_is_told_apart():
+def test_storages_are_distinguished():
     weight = torch.randn(4, 4)
     one, other = Quantised.of(weight), Quantised.of(weight)
     assert set(memory_of(one)) == set(memory_of(one.detach()))
@@ -195,7 +195,7 @@ def test_kernels_without_a_derivative_are_refused(library, x):
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_what_is_made_without_a_derivative_is_no_constant(function, x):
+def test_tensors_without_a_derivative_are_no_constants(function, x):
     for method in METHODS.values():
         with pytest.raises(UnsupportedOperationError, match=r"per_tensor|nextafter|gamma"):
             method(Through(lambda x: x + function(x))).attribute(x, target=1)

@@ -50,7 +50,7 @@ class Hybrid(nn.Module):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_goes_around_the_attention_counts_for_its_tokens(method: type):
+def test_branches_around_attention_count_for_their_tokens(method: type):
     assert_patches_hold_their_pixels(Hybrid(), method)
 
 
@@ -111,7 +111,7 @@ class MeanAsQuery(nn.Module):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_mean_of_the_tokens_is_none_of_them(method: type):
+def test_the_mean_of_tokens_is_no_token(method: type):
     assert_patches_hold_their_pixels(MeanAsQuery(), method)
 
 

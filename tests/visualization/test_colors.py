@@ -55,7 +55,7 @@ def test_equal_steps_of_a_signed_map_look_equal(start, end):
     assert usual.std() > 2 * size.std() * usual.mean() / size.mean()
 
 
-def test_lightness_tells_the_size_and_neither_sign_is_stronger():
+def test_lightness_shows_the_size_equally_for_both_signs():
     lightness = cielab(SIGNED_CMAP(np.linspace(0, 1, 255))[:, :3])[:, 0]
     assert (np.diff(lightness[:128]) > 0).all()
     assert (np.diff(lightness[127:]) < 0).all()
@@ -65,7 +65,7 @@ def test_lightness_tells_the_size_and_neither_sign_is_stronger():
 
 
 @pytest.mark.parametrize("vision", VISION)
-def test_the_signs_are_told_apart_with_any_colour_vision(vision):
+def test_signs_differ_for_any_colour_vision(vision):
     shares = np.array([0.25, 0.5, 1.0])
     against, speaks_for = (SIGNED_CMAP(0.5 + side * shares / 2)[:, :3] for side in (-1, 1))
     apart = np.linalg.norm(cielab(against, vision) - cielab(speaks_for, vision), axis=1)

@@ -30,7 +30,7 @@ def test_an_image_of_one_colour_is_grey():
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 4), (1, 3, 4, 4), (4,)])
-def test_what_is_no_image_is_refused(shape):
+def test_tensors_that_are_not_images_are_refused(shape):
     with pytest.raises(ValueError, match=r"\(3, H, W\)"):
         to_display(torch.rand(shape))
 

@@ -35,7 +35,7 @@ def test_all_words_are_there():
 
 
 @pytest.mark.parametrize("draw", [word_ties, word_ties_html])
-def test_what_is_left_out_is_told(draw):
+def test_the_number_of_drawn_pairs_is_noted(draw):
     drawn = draw(RELEVANCE, ONE, OTHER, most=2)
     note = drawn if isinstance(drawn, str) else drawn.axes[0].get_xlabel()
     assert "the strongest 2 of 3 pairs" in note

@@ -50,7 +50,7 @@ def test_nothing_is_fetched():
     assert "default-src 'none'" in html
 
 
-def test_the_exact_value_is_told():
+def test_the_exact_value_is_shown():
     read = Read(token_html(["a", "b"], torch.tensor([0.12345, -2.0])))
     assert read.titles[:2] == ["0.1235", "−2"]
 
@@ -89,7 +89,7 @@ def test_terminal_colours_have_signs():
     assert max(map(int, weak)) - min(map(int, weak)) <= 2
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_that_do_not_fit_are_refused():
     for write in (token_html, token_ansi):
         with pytest.raises(ValueError, match="2 tokens need"):
             write(["a", "b"], torch.ones(3))

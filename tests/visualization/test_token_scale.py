@@ -39,7 +39,7 @@ def test_words_have_the_colours_that_they_have_without_special_tokens(mask):
     assert found.scaled.scale == alone.scaled.scale == pytest.approx(2e-6)
 
 
-def test_what_is_beyond_the_scale_is_clipped_and_says_its_value():
+def test_values_beyond_the_scale_are_clipped_and_labelled():
     found = scale_tokens(TOKENS, SWAMPED, off_scale=SPECIAL)
     assert found.labels == ["[CLS] (1)", "fine", "film", "[SEP]"]
     assert found.scaled.values.tolist() == [1, 1, 0.5, 0]

@@ -57,7 +57,7 @@ def test_embeddings_are_summed():
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 2, 2), ()])
-def test_what_does_not_fit_is_refused(shape):
+def test_arguments_that_do_not_fit_are_refused(shape):
     with pytest.raises(ValueError, match="2 tokens need an attribution"):
         token_strip(["a", "b"], torch.zeros(shape))
 

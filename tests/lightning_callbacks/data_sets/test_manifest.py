@@ -58,7 +58,7 @@ READERS = [
 ]
 
 
-def test_what_reads_a_batch():
+def test_the_manifest_identifies_the_reader_of_batches():
     model = vit()
     found = [manifest(model, batch_to_inputs=reader) for reader in READERS]
     for number, one in enumerate(found):

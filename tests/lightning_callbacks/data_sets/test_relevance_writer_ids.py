@@ -148,7 +148,7 @@ class Pair(NamedTuple):
     labels: list
 
 
-def test_what_keeps_the_order():
+def test_collate_functions_that_keep_the_order():
     items = [torch.tensor([3.0, 1.0]), torch.tensor([2.0, 5.0]), torch.tensor([2.0, 5.0])]
     texts = ["b", "a", "c"]
     assert keeps_order(torch.stack, items)
@@ -180,7 +180,7 @@ def test_what_keeps_the_order():
         (torch.zeros(2), "got NoneType from a Tensor"),
     ],
 )
-def test_ids_that_can_not_be_are_refused(batch, message):
+def test_impossible_ids_are_refused(batch, message):
     with pytest.raises(ValueError, match=message):
         read_ids(batch, "number", 5)
 
@@ -268,6 +268,6 @@ def test_a_batch_is_rearranged():
     assert [values.tolist() for values in pair] == [[2, 1], [4, 3]]
 
 
-def test_what_has_no_samples_is_not_rearranged():
+def test_batches_without_samples_are_not_rearranged():
     for batch in (torch.rand(2), {"x": torch.rand(2, 3)}, object(), (1, 2), "abc"):
         assert rearranged(batch, [2, 0, 1]) is batch

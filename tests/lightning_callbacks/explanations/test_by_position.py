@@ -31,7 +31,7 @@ def test_modules_and_names_of_their_own():
     assert by_position(named(x=X), Module()).additional_forward_args == (MASK,)
 
 
-def test_what_is_by_position_stays_so():
+def test_samples_by_position_stay_by_position():
     samples = Samples((X,), None, (MASK,))
     assert by_position(samples, lambda **anything: None) is samples
 

@@ -72,7 +72,7 @@ def test_the_model_is_a_part_of_the_module(pl, trainer_options, choice):
         ({"model": "net.inner", "layers": ["net.inner.0"]}, "no such submodules"),
     ],
 )
-def test_what_cannot_work_is_said_at_the_setup(pl, trainer_options, options, said):
+def test_impossible_settings_are_reported_at_setup(pl, trainer_options, options, said):
     module = without_forward(pl)
     with pytest.raises(MisconfigurationException, match=said):
         fit(pl, trainer_options, AttributionMonitor(METHODS, **options), module)
@@ -156,7 +156,7 @@ def test_several_outputs_that_may_be_scores_are_refused(pl, trainer_options, for
     assert len(read(trainer).Tags()["images"]) == 2 * 2
 
 
-def test_what_cannot_be_predicted_is_said_before_the_first_step(pl, trainer_options):
+def test_outputs_without_classes_are_reported_before_the_first_step(pl, trainer_options):
     class Squares(type(classifier(pl))):
         def forward(self, x):
             return x

@@ -105,7 +105,7 @@ class Random(nn.Module):
         return self.model(x + 0 * torch.randn_like(x))
 
 
-def test_what_can_not_be_captured_is_explained_and_said_once():
+def test_models_that_cannot_be_captured_are_explained_and_warned_of_once():
     method, graphs = AttnLRP(Random().eval()), Graphs()
     expected = method.attribute(values(), torch.tensor([1, 2, 3]))
 

@@ -139,7 +139,7 @@ def test_frozen_layers_and_an_input_in_several_places_by_name():
     torch.testing.assert_close(found, ((x + 1) * gradient).float().flatten())
 
 
-def test_layers_whose_samples_lie_elsewhere_are_refused():
+def test_layers_with_samples_in_another_dimension_are_refused():
     class TokensFirst(nn.Module):
         def __init__(self):
             super().__init__()

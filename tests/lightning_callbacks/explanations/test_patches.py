@@ -28,6 +28,6 @@ def test_images_that_the_model_pads_are_not_cut_into_equal_patches():
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (5,)])
-def test_what_has_no_patches_or_cannot_be_traced(shape):
+def test_models_without_patches_have_no_grid(shape):
     assert patch_grids(nn.Flatten(), of_images(*shape)) == [None]
     assert patch_grids(vit(), of_images(1, 7, 7)) == [None], "it doesn't run"

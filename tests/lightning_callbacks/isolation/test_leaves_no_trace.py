@@ -169,7 +169,7 @@ class Consuming(nn.Module):
     ],
 )
 @pytest.mark.parametrize("on_error", ["warn", "raise"])
-def test_what_cannot_be_put_back_ends_the_explaining(pl, trainer_options, kind, name, on_error):
+def test_state_that_cannot_be_restored_ends_explaining(pl, trainer_options, kind, name, on_error):
     class Consumes(type(classifier(pl))):
         def __init__(self):
             super().__init__()
@@ -214,7 +214,7 @@ def test_the_trainer_and_the_optimizer_are_no_state_of_the_module(pl, trainer_op
     assert trainer.lightning_module.optimizer.note is seen
 
 
-def test_what_others_may_write_to_is_left_alone():
+def test_objects_with_locks_are_left_alone():
     import threading
 
     class Meter:

@@ -54,7 +54,7 @@ def test_single_precision_where_the_trainer_has_half(pl, trainer_options, precis
     assert held == {id(parameter) for parameter in parameters}
 
 
-def test_single_precision_gives_what_a_float_copy_gives_and_is_undone():
+def test_single_precision_equals_a_float_copy_and_is_undone():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)).bfloat16().eval()
     module[2].weight = module[0].weight

@@ -186,7 +186,7 @@ def test_manual_optimisation_with_several_optimizers(pl, trainer_options):
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
-def test_what_a_forward_pass_logs_and_counts_is_that_of_the_validation(pl, trainer_options):
+def test_logs_and_counts_are_those_of_the_validation(pl, trainer_options):
     class Talkative(type(classifier(pl))):
         def __init__(self):
             super().__init__()

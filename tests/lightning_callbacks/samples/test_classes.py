@@ -31,7 +31,7 @@ def test_forms_of_output(output):
 
 
 @pytest.mark.parametrize("output", [torch.ones(2, 3, 4), "text", None, torch.ones(())])
-def test_what_has_no_classes_is_refused(output):
+def test_outputs_without_classes_are_refused(output):
     with pytest.raises(ValueError, match="one score per class"):
         read_output(output, None)
 
@@ -106,7 +106,7 @@ def test_a_regression_of_several_outputs():
     assert "is_amount" not in predictions.facts(0, 2).columns()
 
 
-def test_what_is_no_probability_is_not_called_one():
+def test_scores_are_not_called_probabilities():
     predictions = read_output(LOGITS, torch.tensor([2, 0]), probabilities=lambda scores: scores)
     assert predictions.classes("label") == [2, 0]
     assert predictions.facts(0, 1).caption("m") == "m → 1 = 2\nlabel: 2"

@@ -37,7 +37,7 @@ def test_a_pixel_stays_where_it_is():
 
 
 @pytest.mark.parametrize("letters", ["CH", "HWHC", "NHW", "", 3, {"x": "W"}])
-def test_what_is_no_layout_is_refused(letters):
+def test_bad_layouts_are_refused(letters):
     with pytest.raises(MisconfigurationException, match="layout names the dimensions"):
         AttributionMonitor({"saliency": Saliency}, layout=letters)
 
@@ -115,7 +115,7 @@ def test_inputs_of_all_kinds_have_pictures(pl, tmp_path, shape, options):
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (12, 8, 8), (8, 8, 3), (5, 3, 8, 8)])
-def test_what_may_lie_in_several_ways_is_asked_for(pl, tmp_path, shape):
+def test_ambiguous_layouts_are_asked_for(pl, tmp_path, shape):
     with pytest.warns(UserWarning, match="layout=.CHW. for an image of"):
         fit(pl, tmp_path, torch.rand(4, *shape))
 
@@ -129,7 +129,7 @@ def test_what_may_lie_in_several_ways_is_asked_for(pl, tmp_path, shape):
         (torch.rand(4, 8, 8), {"layout": "HWC"}, "'HWC' doesn't fit an input of the shape"),
     ],
 )
-def test_what_has_no_picture_has_a_line_that_fits(pl, tmp_path, values, options, said):
+def test_inputs_without_a_picture_are_warned_of(pl, tmp_path, values, options, said):
     with pytest.warns(UserWarning, match=said):
         fit(pl, tmp_path, values, **options)
 
