@@ -1,4 +1,4 @@
-"""What a quick run leaves out of tests that are made for many cases."""
+"""Leaves cases of parametrised tests to the slow run."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is printed of a model is what is in it."""
+"""The printed description of a model is right."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What runs on devices that compute with float32 at most, such as Apple's MPS."""
+"""Explanations and metrics on devices without float64, such as Apple's MPS."""
 
 from functools import cache
 

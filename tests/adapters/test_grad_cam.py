@@ -1,4 +1,4 @@
-"""Maps as pytorch-grad-cam returns them, called as its own."""
+"""Maps in the form of pytorch-grad-cam, with its call."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_without_targets_the_predicted_class(model):
     np.testing.assert_array_equal(cam(X), cam(X, predicted))
 
 
-def test_smoothed_by_augmentation_as_theirs(model):
+def test_smoothing_by_augmentation_is_the_same(model):
     package = pytest.importorskip("pytorch_grad_cam")
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -83,7 +83,7 @@ def test_smoothed_by_augmentation_as_theirs(model):
                                rtol=1e-4, atol=1e-5)  # fmt: skip
 
 
-def test_smoothed_maps_are_all_of_the_class_that_is_predicted_for_the_image(model):
+def test_smoothed_maps_are_of_the_class_predicted_for_the_image(model):
     bias = torch.tensor([5.0, 0, 0, 0, 0])
 
     def mirror(x):

@@ -1,4 +1,4 @@
-"""Arguments by name: inputs, further arguments, and what Captum's tools make of them."""
+"""Arguments by name: inputs, further arguments, and calls by Captum's tools."""
 
 from collections import UserDict
 from typing import Any

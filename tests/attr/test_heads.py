@@ -1,4 +1,4 @@
-"""AttentionGradCam averages over heads and maps: it refuses where it isn't known what these are."""
+"""AttentionGradCam averages over heads, and refuses models in which heads are not known."""
 
 import pytest
 import torch

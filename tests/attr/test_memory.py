@@ -1,4 +1,4 @@
-"""What a call has allocated is free as soon as it returns, without the garbage collector."""
+"""Memory of a call is freed when it returns, without the garbage collector."""
 
 import gc
 import resource

@@ -1,4 +1,4 @@
-"""NaN in a model or in its inputs never becomes a clean map."""
+"""NaN in a model or its inputs never gives a map without NaN."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Methods go to processes that are spawned, as on Windows and macOS: what is sent is pickled."""
+"""Methods can be pickled, to be sent to processes that are spawned (Windows, macOS)."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""What loops shows how far it is, if asked to, and gives the same as without."""
+"""Loops show their progress if asked to, with the same results."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What is refused, and what is said about it."""
+"""Models and arguments that can't be explained are refused, with the reason."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""All of Captum's target forms, and what is said about those that don't fit."""
+"""All forms of Captum's targets are accepted, and targets that don't fit are refused."""
 
 from collections.abc import Callable
 from typing import Any

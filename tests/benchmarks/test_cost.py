@@ -1,4 +1,4 @@
-"""The benchmark runs and reports; how fast things are is no matter of tests."""
+"""The benchmark of cost runs and reports; speed itself is not tested."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What has moved by more than noise is named."""
+"""Ratios that have changed by more than noise are named."""
 
 import json
 

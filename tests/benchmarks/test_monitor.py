@@ -1,4 +1,4 @@
-"""What the callback spends its time on is found by the functions that spend it."""
+"""The time of the callback is assigned to the functions that take it."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What a model is called with, all samples at once or a few at a time."""
+"""The arguments of a model, for all samples at once or for a few at a time."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Only what the chosen score descends from is judged: branches beside it change nothing."""
+"""Branches that the score doesn't depend on change nothing."""
 
 import warnings
 from functools import partial

@@ -1,4 +1,4 @@
-"""Generated tokens are explained by what came before them; what looks ahead is refused."""
+"""Generated tokens are explained by earlier tokens; models that look ahead are refused."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Sharded weights: methods that read none are exact, the others say what to do."""
+"""With sharded weights, methods that read no weights are exact, and the others are refused."""
 
 import tempfile
 from collections.abc import Iterator

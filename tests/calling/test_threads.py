@@ -1,4 +1,4 @@
-"""Other threads while one explains: what they draw is theirs, and they can't train the model."""
+"""Other threads keep their random numbers, and can't train the model that is explained."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the caller passes in besides tensors is as it was, and each forward pass starts from it."""
+"""Arguments other than tensors are restored, and each forward pass starts from them."""
 
 import collections
 import functools

@@ -1,4 +1,4 @@
-"""What is public is written down, and the reference and the policy know it."""
+"""The public interface is pinned, and the reference and the policy agree with it."""
 
 import re
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What README.md shows is what happens."""
+"""The examples of README.md run, with the outputs that it shows."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What lies beside a signal: zeros that take no share, and what a skip stands for."""
+"""Zeros beside a signal have no share, and operations beside a skip count as the skip."""
 
 import pytest
 import torch

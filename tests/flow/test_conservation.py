@@ -1,4 +1,4 @@
-"""No share ends in silence: what reaches no input was joined to the tokens, and is known."""
+"""All shares are accounted for: those that reach no input are recorded with a reason."""
 
 from collections import Counter
 from functools import partialmethod

@@ -1,4 +1,4 @@
-"""What passes no attention is carried apart from what does, and is by default left out."""
+"""Relevance that bypasses attention is computed separately, and left out by default."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Class tokens are known by the operations; what only the numbers tell agrees with them."""
+"""Class tokens are recognised from operations, in agreement with the values."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What pooled tokens say by themselves, beside what has passed attention."""
+"""Evidence of pooled tokens that bypasses attention, and evidence behind attention."""
 
 from functools import partial
 

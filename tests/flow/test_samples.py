@@ -1,4 +1,4 @@
-"""What a sample's score is made of stays with the sample, or is refused."""
+"""The relevance of a sample's score stays in the sample, or is refused."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""One layer's relevance that leads back to no input is refused, and never a map of zeros."""
+"""Relevance of one layer that leads back to no input is refused."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What Windows and macOS do otherwise, as far as it can be simulated here."""
+"""Differences of Windows and macOS that can be simulated here."""
 
 import errno
 import os

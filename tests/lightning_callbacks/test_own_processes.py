@@ -1,4 +1,4 @@
-"""What runs the trainings of several processes: it gives up, and leaves nothing behind."""
+"""The runner of trainings with several processes ends all of them, also after errors."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Quantus computes some of the scores, too. It is no dependency: skipped where it is missing."""
+"""Scores that Quantus computes as well are the same; skipped if it isn't installed."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Torch's own operators under the trace: right, owned up to, or refused."""
+"""Torch's operators under the trace are right, refused, or listed as deviations."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Which sample each entry belongs to, for all of torch's operators: what is known is true."""
+"""For all of torch's operators, the known sample of each entry is right."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Maps lie where the score looks: in shifted windows, after merging, on images of any shape."""
+"""Maps are at the right places: in shifted windows, after merging, on images of any shape."""
 
 from collections.abc import Callable
 from typing import NamedTuple

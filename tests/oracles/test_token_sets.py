@@ -1,4 +1,4 @@
-"""One set of tokens from end to end: what the score is read from, and how a block is wired."""
+"""Models with one set of tokens, with several ways to read the score and to wire a block."""
 
 import pytest
 import timm

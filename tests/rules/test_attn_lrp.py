@@ -1,4 +1,4 @@
-"""What AttnLRP's rules conserve together, and that they leave the forward pass as it is."""
+"""AttnLRP's rules conserve relevance, and don't change the forward pass."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Attention among a token's channels (XCiT, DaViT), beside attention among tokens."""
+"""Attention among the channels of a token (XCiT, DaViT), and among tokens."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""LRP-gamma with both signs, as AttnLRP has it for vision, against the formula written out."""
+"""LRP-gamma with both signs, as AttnLRP uses it for vision, equals its formula."""
 
 import copy
 import math

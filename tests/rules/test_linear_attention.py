@@ -1,4 +1,4 @@
-"""Attention that is no softmax over keys times a matrix of values: which rules can follow it."""
+"""Attention without a softmax over keys: which rules can follow it."""
 
 import warnings
 

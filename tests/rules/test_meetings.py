@@ -1,4 +1,4 @@
-"""An activation that a product takes apart is found, whatever its entries pass in between."""
+"""An activation that a product takes apart is found, however its entries are moved in between."""
 
 import random
 from collections.abc import Callable

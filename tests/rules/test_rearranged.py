@@ -1,4 +1,4 @@
-"""What has moved goes back where it came from, as autograd has it, without running autograd."""
+"""Relevance of moved entries is moved back, as by autograd, without running autograd."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Weights of experts, and sigmoids, are no attention in any notation; predicted attention is."""
+"""Weights of experts and sigmoids are not attention, and predicted attention is."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""Tokens that are picked out of all samples, as by experts: their samples lie in no order."""
+"""Tokens picked from all samples, as by experts, are assigned to their samples."""
 
 import pytest
 import torch

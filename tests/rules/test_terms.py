@@ -1,4 +1,4 @@
-"""How many terms of an entry hold a source: what is added counts, what is multiplied does not."""
+"""The number of terms of an entry that hold a source: sums count, products don't."""
 
 from collections.abc import Callable
 

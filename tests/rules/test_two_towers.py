@@ -1,4 +1,4 @@
-"""Two signals that meet in a product or a sum, such as an image and a text that are compared."""
+"""Two signals that meet in a product or a sum, as when an image and a text are compared."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The derivative of what a tape says, to be held against autograd's."""
+"""The derivative of a tape, to compare with autograd."""
 
 import torch
 

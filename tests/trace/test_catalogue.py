@@ -1,4 +1,4 @@
-"""The table of torch functions against what torch itself says of them."""
+"""The table of torch functions agrees with torch's own description of them."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""Where operations leave the dimensions of what they are given, as derivatives say."""
+"""The dimensions of results come from those of the operands, as derivatives show."""
 
 from collections.abc import Callable
 from typing import Any

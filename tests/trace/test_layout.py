@@ -1,4 +1,4 @@
-"""Where samples, features and keys lie after random moves, as the numbers that moved say."""
+"""Dimensions of samples, features and keys are known after random moves."""
 
 import math
 import random

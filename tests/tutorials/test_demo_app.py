@@ -1,4 +1,4 @@
-"""The page of the demo explains what is given to it."""
+"""The page of the demo explains its inputs."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""The colour scales are what they are said to be, measured in a space they were not made in."""
+"""The colour scales have their properties in a colour space that they weren't made in."""
 
 import numpy as np
 import pytest

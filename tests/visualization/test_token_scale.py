@@ -1,4 +1,4 @@
-"""What a token that is left out of the scale looks like, and what the others look like then."""
+"""The look of tokens that are left out of the colour scale, and of the others."""
 
 import re
 

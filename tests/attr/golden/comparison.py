@@ -1,4 +1,4 @@
-"""An expected tensor beside what this library computes for it."""
+"""An expected tensor, and the computation of this library that is compared with it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The manifest tells explanations apart that differ, and only these."""
+"""Manifests differ exactly if the explanations do."""
 
 import copy
 import functools

@@ -1,4 +1,4 @@
-"""Each explanation is stored under the id of its own sample, whatever a collate function does."""
+"""Each explanation has the id of its sample, with any collate function."""
 
 import random
 from collections import UserDict

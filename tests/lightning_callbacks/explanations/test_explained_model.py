@@ -1,4 +1,4 @@
-"""Which part of a module is explained, and what is said before the first step."""
+"""The part of a module that is explained, and errors before the first step."""
 
 import pytest
 import torch

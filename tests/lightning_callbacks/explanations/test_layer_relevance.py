@@ -1,4 +1,4 @@
-"""What a method says of a layer is what it hands down to it when it explains the inputs."""
+"""The relevance of a layer is the one that it has while the inputs are explained."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def arriving_on_the_way_to_the_inputs(method, network, layer, x, target):
 @pytest.mark.parametrize(
     ("make", "layer"), [(tiny_vit, "blocks.0"), (tiny_vit, "blocks.5"), (tiny_swin, "layers.1")]
 )
-def test_it_is_what_arrives_there_on_the_way_to_the_inputs(make, layer, name):
+def test_a_layer_has_the_relevance_that_arrives_there(make, layer, name):
     network, x = make()
     method = ON_THE_TAPE[name]
     found = layer_relevance(network, [layer], method, Samples((x,), None), PAIRS)[layer]
@@ -48,7 +48,7 @@ def test_it_is_what_arrives_there_on_the_way_to_the_inputs(make, layer, name):
     torch.testing.assert_close(found, expected.float().flatten(), rtol=1e-6, atol=0)
 
 
-def test_where_a_layers_input_is_all_that_goes_on_its_relevance_is_conserved():
+def test_relevance_of_a_layer_without_a_skip_is_conserved():
     network, x = model(), torch.randn(2, 4, dtype=torch.float64)
     pairs = [(0, 2), (1, 1), (1, 0)]
     scores = network(x).detach()

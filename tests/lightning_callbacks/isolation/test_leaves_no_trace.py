@@ -1,4 +1,4 @@
-"""What steers a forward pass is left as it was, or said not to be."""
+"""State that affects a forward pass is restored, or explaining ends."""
 
 import itertools
 import random

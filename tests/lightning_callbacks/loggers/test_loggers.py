@@ -1,4 +1,4 @@
-"""Pictures, texts and numbers are read back from what each logger has stored."""
+"""Pictures, texts and numbers are read back from each logger."""
 
 import contextlib
 import errno

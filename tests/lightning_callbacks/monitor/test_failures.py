@@ -1,4 +1,4 @@
-"""Whatever fails while a model is explained, the training goes on as if nothing had happened."""
+"""If an explanation fails, training continues unchanged."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""Colours mean the same in all steps, and what they mean is said."""
+"""Colours have the same scale in all steps, and the scale is shown."""
 
 import numpy as np
 import pytest

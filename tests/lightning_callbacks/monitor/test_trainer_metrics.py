@@ -1,4 +1,4 @@
-"""Our numbers among the trainer's own, and pictures beside its metrics."""
+"""The monitor's numbers are metrics of the trainer, and its pictures are logged with them."""
 
 import importlib
 
@@ -81,7 +81,7 @@ def test_numbers_that_come_too_late_are_refused(trainer_options):
         alone(train, "pytorch_lightning", trainer_options, folder, True)
 
 
-def test_pictures_stand_beside_the_metrics_of_several_optimizers(pl, trainer_options):
+def test_pictures_and_metrics_of_several_optimizers(pl, trainer_options):
     monitor = AttributionMonitor(METHODS, num_samples=1, on_error="raise")
     trainer = fit(pl, trainer_options, monitor, two_players(pl), val_check_interval=4)
     events = read(trainer)

@@ -1,4 +1,4 @@
-"""Channels, rows, columns and frames lie where it is said that they do."""
+"""Channels, rows, columns and frames are found, or given by `layout`."""
 
 import pytest
 import torch

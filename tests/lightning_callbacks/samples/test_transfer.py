@@ -1,4 +1,4 @@
-"""What is explained is what the model gets: batches pass the trainer's hooks on their way."""
+"""Explained batches pass the same hooks of the trainer as those of the model."""
 
 import pytest
 import torch
