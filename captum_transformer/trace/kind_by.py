@@ -55,10 +55,24 @@ BY_ARGUMENTS: dict[str, Callable[[Mapping[str, Any]], Kind]] = {
 
 
 def by_source(arguments: Mapping[str, Any]) -> Kind:
-    """Returns EMBEDDING for a lookup of token ids in a constant table, and MOVE otherwise."""
+    """Returns the kind of a lookup.
+
+    It is EMBEDDING for token ids in a constant table, ENTRYWISE if the table is a list of other
+    ids, as of a smaller vocabulary, and MOVE for everything else.
+    """
     index = arguments.get("index", arguments.get("brackets"))
-    of_constant = getattr(arguments.get("input"), "value", None) is None
-    return Kind.EMBEDDING if of_constant and _holds_ids(index) else Kind.MOVE
+    table = arguments.get("input")
+    if getattr(table, "value", None) is not None or not _holds_ids(index):
+        return Kind.MOVE
+    return Kind.ENTRYWISE if _lists_ids(table) else Kind.EMBEDDING
+
+
+def _lists_ids(table: Any) -> bool:
+    """Whether a table has one integer for each id."""
+    tensor = getattr(table, "tensor", None)
+    if tensor is None or tensor.ndim != 1:
+        return False
+    return not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
 
 
 def _holds_ids(index: Any) -> bool:

@@ -9,6 +9,7 @@ from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.nested import leaves
 from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.step_functions import made_of_ids
 from captum_transformer.trace.tape import Tape
 
 _UNKNOWN = Kind.UNKNOWN
@@ -52,7 +53,7 @@ def reached(
     outputs: list[Tensor | None] = []
     some = False
     for entry in result if isinstance(result, (tuple, list)) else (result,):
-        output = _of_ids(tape, operation.kind, entry) if of_ids else _of_signals(operation, entry)
+        output = _of_ids(tape, operation, entry) if of_ids else _of_signals(operation, entry)
         outputs.append(output)
         some = some or output is not None
     if not of_ids and not by_rule and not (some and _is_derived(operation, outputs)):
@@ -79,16 +80,19 @@ def _of_signals(operation: Operation, output: Any) -> Tensor | None:
     return output
 
 
-def _of_ids(tape: Tape, kind: Kind, output: Any) -> Tensor | None:
+def _of_ids(tape: Tape, operation: Operation, output: Any) -> Tensor | None:
+    kind = operation.kind
     if not isinstance(output, Tensor) or output.is_complex():
         return None
     if not output.is_floating_point():
         carries = output.dtype != torch.bool and kind in _KEEPS_IDS
         return output if carries or kind in MOVES else None
-    if kind is not Kind.EMBEDDING:
+    if not output.requires_grad:
         return None
+    if kind is not Kind.EMBEDDING:
+        operation.refusal = operation.refusal or made_of_ids(operation)
     tape.add_root(output)
-    return output if output.requires_grad else None
+    return output
 
 
 def _is_derived(operation: Operation, outputs: list[Tensor | None]) -> bool:

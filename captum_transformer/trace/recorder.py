@@ -140,7 +140,8 @@ class Recorder:
             return result
         if kind is _NORM:
             lay_gradient_out(operation, result)
-        if kind is _EMBEDDING or not traced:
+        of_ids = bool(traced) and traced[0][1].holds_ids
+        if kind is _EMBEDDING or not traced or (of_ids and isinstance(result, Tensor)):
             result = with_gradient(result)
         given = result if written is None else written
         if steps and func is made_of_integers:

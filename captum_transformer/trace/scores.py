@@ -87,7 +87,7 @@ class Scores:
         unused = [
             f"{name!r}"
             for name, source in self._named.items()
-            if value is not source and not value.descends_from(source)
+            if value is not source and not self._depends_on(value, source)
         ]
         if unused:
             raise InvalidInputError(
@@ -98,6 +98,18 @@ class Scores:
                 "`torch.no_grad()` or `detach`."
                 f"{self._of_integers()}"
             )
+
+    def _depends_on(self, score: Value, source: Value) -> bool:
+        """Returns whether a score depends on an input; on ids, by what is looked up by them."""
+        if not source.holds_ids:
+            return score.descends_from(source)
+        return any(
+            output is not None and score.descends_from(output)
+            for operation in self._tape.operations
+            if operation.kind is Kind.EMBEDDING
+            and any(one is source or one.descends_from(source) for _, one in operation.traced())
+            for output in operation.outputs
+        )
 
     def _of_integers(self) -> str:
         names = [repr(name) for name, value in self._named.items() if value.holds_ids]

@@ -30,7 +30,9 @@ MAY_STEP = frozenset({Kind.ENTRYWISE, Kind.UNKNOWN})
 STRAIGHT_THROUGH: set[Any] = set()
 _MAPS = CONVOLUTIONS | {Kind.PRODUCT}
 # Their results say how large a signal is, in steps; other integers and booleans say which it is.
-_COUNT = frozenset({"bucketize", "searchsorted", "count_nonzero"})
+_COUNT = frozenset({"bucketize", "searchsorted", "count_nonzero", "one_hot"}) | {
+    f"{prefix}{name}" for prefix in ("", "bitwise_") for name in ("and", "or", "xor", "not")
+}
 # Their results without a derivative say where an entry was found, not what it is.
 _CHOOSES = frozenset({Kind.CHOICE, Kind.MAXIMUM})
 _CUTS_OFF = frozenset({"detach", "data"})
@@ -154,9 +156,9 @@ class Chosen:
 
     def of_signals(self, operation: Operation, module: str, result: Any) -> None:
         """Records the results of an operation on signals in a module that have no derivative."""
-        signals = [value.holder() for _, value in operation.traced() if not value.holds_ids]
+        signals = [value.holder() for _, value in operation.traced()]
         made = tuple(signal for signal in signals if signal is not None)
-        if not made or operation.name in _CUTS_OFF:
+        if not made or operation.name in _CUTS_OFF or not torch.is_grad_enabled():
             return
         name = f"`{operation.name}`" + (f" in `{module}`" if module else "")
         counts = operation.kind not in _CHOOSES
@@ -168,7 +170,7 @@ class Chosen:
         made = []
         for tensor in leaves(Tensor, given):
             value = tape.held_by(tensor)
-            if value is not None and not value.holds_ids and not value.learned:
+            if value is not None and not value.learned:
                 made.append(_Made((tensor,), f"`{name}`", counts=name in _COUNT))
             elif (known := self._of(tensor)) is not None:
                 made.append(known)
@@ -237,6 +239,8 @@ def _maps_features(operation: Operation, parts: Sequence[Operand]) -> bool:
 
 def of_integers(operation: Operation) -> UnsupportedOperationError:
     """The error for what was computed from integers or comparisons of signals."""
+    if operation.traced()[0][1].holds_ids:
+        return made_of_ids(operation)
     shapes = [tuple(value.shape) for _, value in operation.traced()]
     value: Operand = operation.arguments["weight"]
     return UnsupportedOperationError(
@@ -244,4 +248,18 @@ def of_integers(operation: Operation) -> UnsupportedOperationError:
         f"truth values, comes back as numbers of shape {tuple(value.size)}: they change in steps, "
         "so everything that the score depends on through them would get zero relevance. "
         + _OF_INTEGERS
+    )
+
+
+def made_of_ids(operation: Operation) -> UnsupportedOperationError:
+    """The error for numbers that were computed from token ids without looking them up."""
+    shapes = [tuple(value.shape) for _, value in operation.traced()]
+    name = operation.arguments.get("name") or f"`{operation.name}`"
+    return UnsupportedOperationError(
+        f"{name} makes numbers of integers of shapes {shapes}. Integers are treated as token ids, "
+        "whose relevance is that of the embeddings that are looked up by them, so everything that "
+        "the score depends on through these numbers would get zero relevance. Pass numbers as "
+        "floating point inputs, or look the ids up in a table. If they only say which tokens are "
+        "there, as in a mask, compare them (`ids != 0`). To exclude the dependence, call "
+        "`detach()` on the result."
     )

@@ -13,7 +13,7 @@ from captum_transformer import (
     GenericAttentionRelevance,
     TransformerAttribution,
 )
-from captum_transformer.errors import InvalidInputError
+from captum_transformer.errors import InvalidInputError, UnsupportedOperationError
 
 METHODS = {
     "flow": GenericAttentionRelevance,
@@ -74,6 +74,86 @@ class Forgetful(Model):
 def test_ids_that_no_table_sees_are_refused(method):
     with pytest.raises(InvalidInputError, match="does not depend on any of the inputs"):
         METHODS[method](Forgetful()).attribute(IDS, target=1)
+
+
+TABLE = torch.randperm(VOCABULARY)
+# What is made of the ids by other functions than those that renumber them, and added to embeddings.
+NUMBERS = {
+    "a number": lambda ids, table: ids.double()[..., None] * table[0],
+    "a quotient": lambda ids, table: (ids / VOCABULARY)[..., None] * table[0],
+    "one-hot": lambda ids, table: F.one_hot(ids, VOCABULARY).double() @ table,
+    "compared": lambda ids, table: (ids[..., None] == torch.arange(VOCABULARY)).double() @ table,
+    "characters": lambda ids, table: table[TABLE.view(-1, 2).repeat(2, 1)[ids]].mean(2),
+    "gathered": lambda ids, table: table[TABLE.expand(len(ids), -1).gather(1, ids)],
+    "summed": lambda ids, table: table[ids.cumsum(1) % VOCABULARY],
+    "bits": lambda ids, table: table[ids & 7],
+    "shifted bits": lambda ids, table: table[ids >> 1],
+    "bags": lambda ids, table: F.embedding_bag(ids.view(-1, 1), table).view(*ids.shape, -1),
+    "bins": lambda ids, table: table[torch.bucketize(ids, torch.tensor([3, 6, 9]))],
+}
+# Which tokens there are says nothing of what they are.
+PLACES = {
+    "positions": lambda ids, table: table[(ids != 2).long().cumsum(1)],
+    "mask": lambda ids, table: (ids != 2).double()[..., None] * table[0],
+    "length": lambda ids, table: table[(ids != 2).sum(1, keepdim=True)],
+    "last": lambda ids, table: table[(ids == 5).int().argmax(-1)][:, None],
+    "largest": lambda ids, table: table[ids.max(1).indices][:, None],
+    "detached": lambda ids, table: ids.double().detach()[..., None] * table[0],
+}
+
+
+class Beside(Model):
+    """Embeddings, to which something else that is made of the ids is added."""
+
+    def __init__(self, made) -> None:
+        super().__init__()
+        self.made = made
+        self.table = nn.Parameter(torch.randn(VOCABULARY, WIDTH, dtype=torch.float64))
+
+    def looked_up(self, ids: Tensor) -> Tensor:
+        x = F.embedding(ids, self.table)
+        return x + self.made(ids, self.table.flip(0))
+
+
+@pytest.mark.parametrize("method", ["full LRP", "ConservativeLRP", "AttnLRP", "flow"])
+@pytest.mark.parametrize("made", NUMBERS)
+def test_numbers_that_are_made_of_ids_are_refused(method, made):
+    with pytest.raises(UnsupportedOperationError, match="makes numbers of integers"):
+        METHODS[method](Beside(NUMBERS[made])).attribute(IDS, target=1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("made", PLACES)
+def test_which_tokens_there_are_is_a_constant(method, made):
+    model = Beside(PLACES[made])
+    added = model.made(IDS, model.table.flip(0)).detach()
+    constant = Beside(lambda *_: added)
+    found, expected = (METHODS[method](one).attribute(IDS, target=1) for one in (model, constant))
+    assert expected.any() or method == "flow"  # which has only what raises the score
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ids_of_another_vocabulary_get_what_they_would_get_from_one_table(method):
+    renumbered = Beside(lambda ids, table: table[TABLE[ids]])
+    in_one = Beside(lambda ids, table: F.embedding(ids, table[TABLE]))
+    found, expected = (
+        METHODS[method](one).attribute(IDS, target=1) for one in (renumbered, in_one)
+    )
+    torch.testing.assert_close(found, expected)
+    alone = METHODS[method](Beside(lambda ids, table: 0 * table[ids])).attribute(IDS, target=1)
+    assert not torch.allclose(found, alone)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_integers_that_are_only_numbers_are_no_inputs(method):
+    class Weighted(Model):
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            x = self.looked_up(ids) * mask.double()[..., None]
+            return self.head((x + F.scaled_dot_product_attention(x, x, x))[:, 0])
+
+    with pytest.raises(InvalidInputError, match="does not depend on 'mask'"):
+        METHODS[method](Weighted()).attribute((IDS, torch.ones_like(IDS)), target=1)
 
 
 class Unread(Model):
