@@ -3,13 +3,13 @@
 All code that follows samples, features or keys through operations uses this module.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import NamedTuple
 
 from captum_transformer.trace.axis import Axis, View, dimension_of, runs_along
 from captum_transformer.trace.indices import picked
-from captum_transformer.trace.kinds import CONVOLUTIONS, Kind
+from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, Kind
 from captum_transformer.trace.lookups import ahead_of_ids
 from captum_transformer.trace.norms import normalisation
 from captum_transformer.trace.operation import Operand, Operation
@@ -268,6 +268,39 @@ def carried(
     if part is None or place is None or after[place] != before[part.dim]:
         return None
     return part.of(after, place)
+
+
+def axis_after(
+    operation: Operation,
+    operand: Operand,
+    axis: Axis,
+    output: Value,
+    view: View | None,
+    resizes: Collection[Kind] = (),
+) -> Axis | None:
+    """Returns where an axis lies in an output as `image` does, but also if some indices are left.
+
+    Args:
+        operation: the operation.
+        operand: one of its operands.
+        axis: an axis of the operand.
+        output: one of the operation's outputs.
+        view: how the output lies over the operand, if it is a view; otherwise None.
+        resizes: the kinds of operations after which the axis may have other indices, such as those
+            that it was joined with.
+    """
+    before, after = operand.size, output.shape
+    if operation.kind in BY_ENTRY and before == after:
+        return axis
+    if view is not None:
+        seen = axis.seen_in(view)
+        return None if seen is None or seen[1].size == 1 < axis.size else seen[1]
+    found, dim = passage(operation, operand, len(after)), axis.dim(before)
+    if operation.kind in resizes and dim in found.mixed and axis.size == before[dim]:
+        place = found.to[dim]
+        if place is not None:
+            return Axis.of(after, place)
+    return carried(axis, before, found, after)
 
 
 def source_of(

@@ -9,11 +9,13 @@ number is a token.
 from collections.abc import Iterator, Sequence
 
 from captum_transformer.trace.axis import Axis, View, pieces_in_view
-from captum_transformer.trace.dimensions import Passage, carried, passage
+from captum_transformer.trace.contraction import Contraction
+from captum_transformer.trace.dimensions import axis_after
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind, Role
 from captum_transformer.trace.lookups import features_begin
 from captum_transformer.trace.operation import Operand, Operation
-from captum_transformer.trace.probabilities import scores_of
+from captum_transformer.trace.probabilities import back_to_scores
+from captum_transformer.trace.products import contraction_of
 from captum_transformer.trace.value import Features, Value
 from captum_transformer.trace.views import view_of
 
@@ -22,7 +24,7 @@ _ALIGNED = (BY_ENTRY - {Kind.MUL, Kind.DIV}) | {Kind.CONCATENATE, Kind.STACK}
 # The kinds that may make features which none of their operands has.
 _CREATES = CONVOLUTIONS | {Kind.EMBEDDING, Kind.ATTENTION, Kind.PRODUCT}
 # These may add features or select from them; the result still holds features.
-_RESIZES = frozenset({Kind.CONCATENATE, Kind.PAD, Kind.CHOICE, Kind.MOVE})
+RESIZES = frozenset({Kind.CONCATENATE, Kind.PAD, Kind.CHOICE, Kind.MOVE})
 _MULTIPLIES = frozenset({Kind.PRODUCT, Kind.ATTENTION})
 _ATTENTION, _EMBEDDING, _PRODUCT = Kind.ATTENTION, Kind.EMBEDDING, Kind.PRODUCT
 _WEIGHT = Role.WEIGHT
@@ -63,22 +65,8 @@ def features_after(
     """Returns the axes of an output that the features of an operand become."""
     if view is not None:
         return pieces_in_view(tuple(features), view)
-    before, after = operand.size, output.shape
-    found, resizes = passage(operation, operand, len(after)), operation.kind in _RESIZES
-    kept = []
-    for axis in features:
-        place = _resized(axis, before, found) if resizes else None
-        lies = carried(axis, before, found, after) if place is None else Axis.of(after, place)
-        if lies is not None:
-            kept.append(lies)
-    return tuple(dict.fromkeys(kept))
-
-
-def _resized(axis: Axis, before: tuple[int, ...], found: Passage) -> int | None:
-    """Returns the output dimension of features if an operation changes their number, or None."""
-    dim = axis.dim(before)
-    whole = dim is not None and axis.size == before[dim] and dim in found.mixed
-    return found.to[dim] if dim is not None and whole else None
+    lies = (axis_after(operation, operand, axis, output, None, RESIZES) for axis in features)
+    return tuple(dict.fromkeys(axis for axis in lies if axis is not None))
 
 
 def _new_features(operation: Operation, output: Value) -> tuple[Axis, ...] | None:
@@ -167,12 +155,17 @@ def _told(operation: Operation) -> Iterator[tuple[Value, tuple[Axis, ...]]]:
             if before is not None:
                 yield value, before
     if operation.pattern is not None and operation.kind is Kind.PRODUCT:
-        product = scores_of(operation.operands[operation.pattern.weights].value)
-        if product is not None and len(product.traced()) > 1:
-            for operand, value in product.traced():
-                letters = product.contraction()
-                if letters is not None:
-                    yield value, tuple(Axis.of(value.shape, d) for d in letters.summed(operand))
+        steps = back_to_scores(operation.operands[operation.pattern.weights].value)
+        product = contraction_of(*steps[-1]) if steps else None
+        if product is not None and sum(one.value is not None for one in product.factors) > 1:
+            for factor, letters in zip(product.factors, product.letters, strict=True):
+                dims = [d for d in product.summed(factor) if _is_shared(letters[d], product)]
+                if factor.value is not None:
+                    yield factor.value, tuple(Axis.of(factor.size, d) for d in dims)
+
+
+def _is_shared(letter: str, product: Contraction) -> bool:
+    return all(letter in letters for letters in product.letters)
 
 
 def _mixed(operation: Operation, operand: Operand) -> list[int]:

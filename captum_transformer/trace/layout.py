@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.batch import placed
-from captum_transformer.trace.dimensions import image, source_of
-from captum_transformer.trace.features import features_after, learn_features, place_features
+from captum_transformer.trace.dimensions import axis_after, source_of
+from captum_transformer.trace.features import RESIZES, learn_features, place_features
 from captum_transformer.trace.gates import is_of_one_entry
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
@@ -104,20 +104,13 @@ def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None
         keys = value.keys
         if keys is None:
             continue
-        if operation.kind in BY_ENTRY and value.shape == output.shape:
-            kept: Axis | None = keys
-        elif view is not None:
-            # Without some of the keys, such as an attention sink, they are still probabilities.
-            seen = keys.seen_in(view)
-            kept = None if seen is None or seen[1].size == 1 < keys.size else seen[1]
-        else:
-            kept = image(operation, operand, keys, output, None)
-            if kept is None and keys in (value.features or ()):
-                # The largest weights of features, or all of them among zeros.
-                kept = next(iter(features_after(operation, operand, (keys,), output, None)), None)
+        # The largest weights of features, or all of them among zeros. Without some of the keys, as
+        # without an attention sink, they are still probabilities.
+        of_features = keys in (value.features or ())
+        resizes = RESIZES if of_features else ()
+        kept = axis_after(operation, operand, keys, output, view, resizes)
         # After a softmax over features, such as experts, an axis that is no longer one of features
         # doesn't hold keys.
-        of_features = keys in (value.features or ())
         if kept is not None and not (of_features and kept not in (output.features or ())):
             return kept
     return None

@@ -2,6 +2,7 @@
 
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.products import factors_of
 from captum_transformer.trace.statistics import signal_of, softmax_dim
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.walks import found_behind
@@ -37,16 +38,32 @@ def scores_of(probabilities: Value | None) -> Operation | None:
 def back_to_scores(probabilities: Value | None) -> list[tuple[Operation, Value]]:
     """Returns the operations from probabilities back to their scores, with what each has made.
 
-    The list is empty if no product has made the scores.
+    The list is empty if no product has made the scores. Where terms of scores are added, those that
+    two signals made count, in whichever order.
     """
-    value, steps = probabilities, list[tuple[Operation, Value]]()
-    while value is not None and (operation := value.operation) is not None:
-        steps.append((operation, value))
-        if operation.contraction() is not None and not _mixes_heads(operation):
-            return steps
+    pending = [] if probabilities is None else [(probabilities, -1)]
+    steps, seen, end = list[tuple[Operation, Value, int]](), set[Value](), -1
+    while pending:
+        value, after = pending.pop()
+        operation = value.operation
+        if operation is None or value in seen:
+            continue
+        seen.add(value)
+        steps.append((operation, value, after))
         carried = [source for _, source in operation.carried()]
-        value = next((v for v in carried if v.keys is not None), next(iter(carried), None))
-    return []
+        if factors_of(operation, value) is not None and not _mixes_heads(operation):
+            of_two = len(carried) > 1
+            end = len(steps) - 1 if of_two or end < 0 else end
+            if of_two:
+                break
+            continue
+        weights = [source for source in carried if source.keys is not None]
+        pending += [(source, len(steps) - 1) for source in reversed(weights[:1] or carried)]
+    way = list[tuple[Operation, Value]]()
+    while end >= 0:
+        operation, value, end = steps[end]
+        way.append((operation, value))
+    return way[::-1]
 
 
 def _mixes_heads(operation: Operation) -> bool:

@@ -1,19 +1,25 @@
-"""Products that are traced as the simpler operations that they are made of.
+"""Products, in whichever operations they are written.
 
 A product that is summed over nothing is one of entries, as by ``*``, and what is added to a product
-of several signals is added, as by ``+``. So rules meet these in one form, however they are written.
+of several signals is added, as by ``+``: they are traced as these, so that rules meet them in one
+form. Entries that are multiplied and then summed are a product of matrices.
 """
 
 import functools
 import operator
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from captum_transformer.trace.contraction import Contraction
-from captum_transformer.trace.kinds import Kind
-from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.dimensions import passage
+from captum_transformer.trace.kinds import BY_ENTRY, Kind
+from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.value import Value
+
+_SCALES = frozenset({Kind.MUL, Kind.DIV, Kind.COPY})
 
 
 def written_out(operation: Operation) -> Callable[[], Tensor] | None:
@@ -69,3 +75,80 @@ def _summed(product: Contraction) -> Tensor:
     if len(product.summed(product.factors[0])) == 1:
         return left @ right
     return torch.einsum(f"{','.join(product.letters)}->{product.output}", left, right)
+
+
+def lengths(factor: Operand) -> Sequence[int]:
+    """Returns the lengths of dimensions, one for those along which entries were repeated."""
+    value = factor.value or factor.tokens
+    strides = factor.given.stride() if value is None else value.stride
+    return [n if step else 1 for n, step in zip(factor.size, strides, strict=True)]
+
+
+def summed_product(
+    operation: Operation, ndim: int, sizes: Callable[[Operand], Sequence[int]] = lengths
+) -> tuple[Operation, Contraction] | None:
+    """Returns the product of entries that a sum or mean adds up, and both as one contraction.
+
+    Numbers that multiply it, as in a mean, are left out.
+
+    Args:
+        operation: the sum.
+        ndim: the number of dimensions of its output.
+        sizes: returns the lengths of a factor's dimensions, one if it is broadcast.
+    """
+    if operation.kind not in (Kind.SUM, Kind.MEAN) or len(operation.traced()) != 1:
+        return None
+    ((_, value),) = operation.traced()
+    made, dims = value.operation, operation.along(len(value.shape))
+    while made is not None and made.kind in _SCALES and len(made.operands) == 1:
+        made = made.traced()[0][1].operation
+    if made is None or made.kind is not Kind.MUL or len(made.operands) != 2 or not dims:
+        return None
+    kept = bool(operation.argument("keepdim"))
+    if len({len(factor.size) for factor in made.operands}) != 1 or (kept and len(dims) > 1):
+        return None
+    if ndim != len(value.shape) - len(dims) * (not kept):
+        return None  # a cumulative sum
+    one, other = map(sizes, made.operands)
+    terms = _letters(one, other), _letters(other, one)
+    # If the dimension that is summed over is kept, the output has an entry of a broadcast one.
+    left = next((c for c in "".join(terms) if c.islower()), "z") if kept else ""
+    whole = string.ascii_uppercase[: len(value.shape)]
+    output = "".join(left if dim in dims else c for dim, c in enumerate(whole))
+    return made, Contraction(tuple(made.operands), terms, output)
+
+
+def _letters(sizes: Sequence[int], others: Sequence[int]) -> str:
+    """Returns the letters of a factor of entries; what is broadcast has letters of its own."""
+    letters = zip(string.ascii_uppercase, sizes, others, strict=False)
+    return "".join(c.lower() if n == 1 < repeated else c for c, n, repeated in letters)
+
+
+def contraction_of(operation: Operation, output: Value) -> Contraction | None:
+    """Returns the product that an operation computes, or completes as a sum, or None."""
+    found = summed_product(operation, len(output.shape))
+    return operation.contraction() if found is None else found[1]
+
+
+def factors_of(operation: Operation, output: Value) -> list[tuple[Operand, list[int]]] | None:
+    """Returns what is multiplied, compared or added up in pairs, or None for other operations.
+
+    Returns:
+        The operands, each with the dimensions of the output that it doesn't have.
+    """
+    product = contraction_of(operation, output)
+    if product is not None:
+        return [(factor, product.made(factor)) for factor in product.factors]
+    carried = [operand for operand, _ in operation.carried()]
+    if len(carried) != 2 or len(operation.operands) != 2:
+        return None
+    dims = range(len(output.shape))
+    if operation.kind is Kind.DISTANCE:
+        places = [passage(operation, operand, len(dims)).to for operand in carried]
+        lacking = [[dim for dim in dims if dim not in to] for to in places]
+    elif operation.kind in BY_ENTRY:
+        padded = [[1] * (len(dims) - len(one.size)) + list(lengths(one)) for one in carried]
+        lacking = [[d for d in dims if own[d] == 1 < output.shape[d]] for own in padded]
+    else:
+        return None
+    return list(zip(carried, lacking, strict=True)) if all(lacking) else None

@@ -1,6 +1,5 @@
 """Recognising attention: a fused call, or probabilities that are applied to values by a product."""
 
-import string
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from captum_transformer.trace.functions import Function
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import is_weighted_signal
+from captum_transformer.trace.products import summed_product
 from captum_transformer.trace.scoring import INSTEAD
 from captum_transformer.trace.value import Value
 
@@ -75,22 +75,17 @@ def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
         operation: the sum.
         ndim: the number of dimensions of its output.
     """
-    if operation.kind is not Kind.SUM or len(operation.traced()) != 1:
+    product = operation.traced()[0][1].operation if operation.kind is Kind.SUM else None
+    if product is None or not is_weighted(product):
         return None
-    ((_, value),) = operation.traced()
-    dim, product = operation.dim(len(value.shape)), value.operation
-    if dim is None or product is None or not is_weighted(product):
+    found = summed_product(operation, ndim, lambda factor: _once(factor).size)
+    if found is None:
         return None
-    if len({len(factor.size) for factor in product.operands}) != 1:
-        return None
-    keepdim = bool(operation.argument("keepdim"))
-    if ndim != len(value.shape) - 1 + keepdim:
-        return None  # a cumulative sum
-    weights, signal = product.operands
+    _, (factors, letters, output, _) = found
+    dim, keepdim = operation.along(len(factors[0].size)), bool(operation.argument("keepdim"))
+    weights, signal = map(_once, factors)
     if signal.value is not None and signal.value.weighs_tokens:
-        weights, signal = signal, weights
-    weights, signal = _once(weights), _once(signal)
-    letters, output = _letters(weights, signal, dim, keepdim=keepdim)
+        weights, signal, letters = signal, weights, letters[::-1]
     pattern = _applies(Contraction((weights, signal), letters, output), 0)
     if pattern is None:
         return None
@@ -132,22 +127,6 @@ def is_weighted(operation: Operation) -> bool:
         return False
     values = [value for _, value in operation.traced()]
     return len(values) == 2 and values[0].weighs_tokens != values[1].weighs_tokens
-
-
-def _letters(
-    weights: Operand, signal: Operand, dim: int, *, keepdim: bool
-) -> tuple[tuple[str, str], str]:
-    """Returns the letters of a weighted sum; what is broadcast has letters of its own."""
-    whole = string.ascii_uppercase[: len(signal.size)]
-
-    def of(one: Operand, other: Operand) -> str:
-        sizes = zip(whole, one.size, other.size, strict=True)
-        return "".join(c.lower() if n == 1 < repeated else c for c, n, repeated in sizes)
-
-    terms = of(weights, signal), of(signal, weights)
-    # If the dimension that is summed over is kept, the output has an entry of a broadcast one.
-    kept = next((c for c in terms[0] if c.islower()), "z") if keepdim else ""
-    return terms, whole[:dim] + kept + whole[dim + 1 :]
 
 
 def _applies(product: Contraction, weights: int) -> Pattern | None:

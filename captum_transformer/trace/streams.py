@@ -12,6 +12,7 @@ from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import MOVES, Kind
 from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.products import lengths
 from captum_transformer.trace.queries import query_value
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.versions import LEARNED, Stream, Version, Versions
@@ -184,7 +185,8 @@ def _of_tokens(operation: Operation, carried: Sequence[Versions]) -> Sequence[Ve
     """
     output = operation.outputs[0]
     repeated = [
-        output is None or _is_repeated(operand.size, output) for operand, _ in operation.carried()
+        output is None or _is_repeated(lengths(operand), output)
+        for operand, _ in operation.carried()
     ]
     if not any(repeated):
         _unite(carried)
@@ -200,7 +202,7 @@ def _of_tokens(operation: Operation, carried: Sequence[Versions]) -> Sequence[Ve
 def _is_repeated(size: Sequence[int], output: Value) -> bool:
     """Whether an operand is broadcast along any dimension other than those of the features."""
     features = feature_dims(output)
-    padded = (1,) * (len(output.shape) - len(size)) + tuple(size)
+    padded = [*[1] * (len(output.shape) - len(size)), *size]
     return any(
         length != whole and dim not in features
         for dim, (length, whole) in enumerate(zip(padded, output.shape, strict=True))

@@ -135,7 +135,7 @@ def test_queries_and_keys_stay_two_streams():
 
     words, regions = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
     assert pairs(Weighed(), words, regions) == {("words", "regions"): 1}
-    assert pairs(Additive(), words, regions)[("words", "regions")] == 1
+    assert pairs(Additive(), words, regions) == {("words", "regions"): 2}
 
 
 def test_tokens_concatenated_after_attention_stay_apart():

@@ -16,15 +16,16 @@ from captum_transformer.rules.gradient.hold import MARK, attention_weights, refu
 from captum_transformer.rules.gradient.share import parts_of_attention
 from captum_transformer.trace.attention import FusedAttention, fused_attention
 from captum_transformer.trace.blocks import row_blocks
+from captum_transformer.trace.dimensions import axis_after
 from captum_transformer.trace.flex import log_sum_exp_is_used
 from captum_transformer.trace.kinds import COPIES, Kind
 from captum_transformer.trace.nested import leaves, mapped
 from captum_transformer.trace.numeric import accumulation_dtype, in_full
 from captum_transformer.trace.operation import Operand, Operation
-from captum_transformer.trace.queries import axis_after
 from captum_transformer.trace.recorder import ForwardRules
 from captum_transformer.trace.statistics import softmax_dim, sums_to_one_again
 from captum_transformer.trace.value import Value
+from captum_transformer.trace.views import view_of
 from captum_transformer.trace.walks import found_behind
 
 # The note of a softmax whose weights are applied to a signal.
@@ -97,7 +98,9 @@ def _are_keys_of(output: Value, operation: Operation, source: Value) -> bool:
     """Whether an operand's keys are those of the output, unlike what heads are weighted by."""
     if source.keys is None or output.keys is None:
         return source.keys is not None
-    return axis_after(operation, source, source.keys, output) == output.keys
+    operand = next(operand for operand, value in operation.traced() if value is source)
+    view = view_of(operation, output)
+    return axis_after(operation, operand, source.keys, output, view) == output.keys
 
 
 class _Softmax(torch.autograd.Function):

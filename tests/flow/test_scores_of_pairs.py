@@ -1,0 +1,82 @@
+"""Which tokens attend is known from the axis of the softmax, however the scores are made."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_transformer import describe
+from tests.attr.subjects import METHODS, assert_close, drawn
+
+Scores = Callable[[Tensor, Tensor], Tensor]
+# Notations of one function of queries (samples, n, features) and keys (samples, m, features).
+GROUPS: dict[str, dict[str, Scores]] = {
+    "products": {
+        "matmul": lambda q, k: q @ k.mT,
+        "transposed": lambda q, k: (k @ q.mT).mT,
+        "einsum": lambda q, k: torch.einsum("bmd,bnd->bnm", k, q),
+        "summed": lambda q, k: (q[:, :, None] * k[:, None]).sum(-1),
+        "keys first": lambda q, k: (k[:, None] * q[:, :, None]).sum(-1),
+        "features ahead": lambda q, k: (k.mT[:, :, None] * q.mT[..., None]).sum(1),
+        "turned": lambda q, k: (k[:, :, None] * q[:, None]).sum(-1).mT,
+        "repeated": lambda q, k: (
+            q[:, :, None].expand(-1, -1, 3, -1) * k[:, None].expand(-1, 4, -1, -1)
+        ).sum(-1),
+        "mean": lambda q, k: (q[:, :, None] * k[:, None]).mean(-1) * 6,
+        "scaled": lambda q, k: (q[:, :, None] * k[:, None] * 2).sum(-1, keepdim=True)[..., 0] / 2,
+    },
+    "products with a bias of the keys": {
+        "last": lambda q, k: q @ k.mT + k.mean(-1)[:, None],
+        "first": lambda q, k: k.mean(-1)[:, None] + q @ k.mT,
+        "transposed": lambda q, k: (k.mean(-1, keepdim=True) + k @ q.mT).mT,
+    },
+    "distances": {
+        "cdist": lambda q, k: -torch.cdist(q, k),
+        "keys first": lambda q, k: -torch.cdist(k, q).mT,
+    },
+    "sums": {
+        "queries first": lambda q, k: (q[:, :, None] + k[:, None]).tanh().sum(-1),
+        "keys first": lambda q, k: (k[:, None] + q[:, :, None]).tanh().sum(-1),
+        "turned": lambda q, k: (q[:, None] + k[:, :, None]).tanh().sum(-1).mT,
+    },
+}
+
+
+class Crossing(nn.Module):
+    """Tokens of one input attend to those of another one, and then to each other."""
+
+    def __init__(self, scores: Scores) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.of_query, self.of_key, self.of_value = (nn.Linear(6, 6) for _ in range(3))
+        self.own, self.head, self.scores = nn.Linear(6, 18), nn.Linear(6, 3), scores
+        self.double()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        weights = self.scores(self.of_query(x), self.of_key(y)).softmax(-1)
+        x = x + weights @ self.of_value(y)
+        q, k, v = self.own(x).chunk(3, -1)
+        return self.head((x + (q @ k.mT).softmax(-1) @ v)[:, 0])
+
+
+@pytest.mark.parametrize(
+    "method", ["AttentionRollout", "GenericAttentionRelevance", "TransformerAttribution", "GIM"]
+)
+@pytest.mark.parametrize("group", GROUPS)
+def test_queries_are_known_however_scores_are_made(group: str, method: str) -> None:
+    inputs = drawn(2, 4, 6), drawn(2, 3, 6, seed=1)
+    expected, *others = (
+        METHODS[method](Crossing(scores)).attribute(inputs, [0, 2])
+        for scores in GROUPS[group].values()
+    )
+    for found in others:
+        assert_close(found, expected, 1e-8)
+
+
+@pytest.mark.parametrize("name", [(g, name) for g, group in GROUPS.items() for name in group])
+def test_it_is_said_which_tokens_attend(name: tuple[str, str]) -> None:
+    group, notation = name
+    model, inputs = Crossing(GROUPS[group][notation]), (drawn(2, 4, 6), drawn(2, 3, 6, seed=1))
+    streams = [(call.queries, call.keys) for call in describe(model, inputs).attention]
+    assert streams == [("x", "y"), ("x", "x")]
