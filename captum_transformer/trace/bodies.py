@@ -141,6 +141,25 @@ def _trapezoid(y: Tensor, x: Tensor | None = None, *, dx: float = 1.0, dim: int 
     return (means * steps).sum(dim)
 
 
+def _with_mean(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Returns variances or standard deviations with the means beside them, as ``var_mean`` does."""
+
+    def both(
+        input: Tensor,  # noqa: A002
+        dim: Any = None,
+        unbiased: bool = True,
+        keepdim: bool = False,
+        **correction: Any,
+    ) -> tuple[Tensor, Tensor]:
+        if isinstance(dim, bool):
+            unbiased, dim = dim, None
+        correction = correction or {"correction": int(unbiased)}
+        spread: Tensor = getattr(input, name)(dim, keepdim=keepdim, **correction)
+        return spread, input.mean(dim, keepdim)
+
+    return both
+
+
 def _renorm(input: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:  # noqa: A002
     others = [d for d in range(input.ndim) if d != dim % input.ndim]
     norm = torch.linalg.vector_norm(input, p, others, keepdim=True)
@@ -209,6 +228,8 @@ WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "trapezoid": _trapezoid,
     "trapz": _trapezoid,
     "renorm": _renorm,
+    "var_mean": _with_mean("var"),
+    "std_mean": _with_mean("std"),
     "hypot": lambda input, other: (input.square() + other.square()).sqrt(),  # noqa: A006
     "zero": lambda input: torch.fill(input, 0),  # noqa: A006
     "pdist": _pdist,

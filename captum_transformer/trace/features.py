@@ -16,6 +16,7 @@ from captum_transformer.trace.lookups import features_begin
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import back_to_scores
 from captum_transformer.trace.products import contraction_of
+from captum_transformer.trace.stacked import of_stacked_parts
 from captum_transformer.trace.value import Features, Value
 from captum_transformer.trace.views import view_of
 
@@ -53,6 +54,8 @@ def place_features(operation: Operation, output: Value, view: View | None) -> No
                 output.features = (
                     tuple(dict.fromkeys((*known, *after))) if known and after else known or after
                 )
+    if output.features is not None and (axis := of_stacked_parts(operation, output)) is not None:
+        output.features = tuple(dict.fromkeys((*output.features, axis)))
 
 
 def features_after(

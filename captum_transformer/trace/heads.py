@@ -1,16 +1,14 @@
 """Assigns the maps of an attention call to heads, as far as the trace knows them."""
 
-import math
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.axis import Axis, View, pieces_in_view
-from captum_transformer.trace.kinds import BY_ENTRY, COPIES, MOVES, Kind
+from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.queries import query_value
+from captum_transformer.trace.stacked import whole_of
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import views_of
 
@@ -95,30 +93,13 @@ def _joins_parts(value: Value | None) -> bool:
         if operation.kind not in MOVES | BY_ENTRY or not traced:
             break
         if operation.kind in (Kind.CONCATENATE, Kind.STACK) and len(traced) > 1:
-            wholes = {_whole(source) for _, source in traced}
+            wholes = {whole_of(source) for _, source in traced}
             dim = operation.dim(len(value.shape)) or 0
             own = [axis.dim(value.shape) for axis in value.features or ()]
             if None not in wholes and len(wholes) == 1 and all(d is None or dim < d for d in own):
                 return True
         value, operation = traced[0][1], traced[0][1].operation
     return False
-
-
-def _whole(value: Value) -> Value | None:
-    """Returns the value whose features a value holds a part of, or None if there is none."""
-    part, operation = value, value.operation
-    while operation is not None and operation.kind in COPIES and len(operation.traced()) == 1:
-        ((_, value),) = operation.traced()
-        if value.features is None or part.features is None:
-            return None
-        if _count(value.features) > _count(part.features):
-            return value
-        operation = value.operation
-    return None
-
-
-def _count(features: Iterable[Axis]) -> int:
-    return math.prod(axis.size for axis in features)
 
 
 def _along(axis: Axis, view: View) -> list[int]:

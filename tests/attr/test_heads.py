@@ -84,6 +84,12 @@ def in_a_row(q, k, v):
     return torch.stack(F.scaled_dot_product_attention(*parts).unbind(0), 1)
 
 
+def cut_out_and_stacked(q, k, v):
+    """Heads that are cut out one by one, and stacked where they were."""
+    q, k, v = (torch.stack(part.unbind(1), 1) for part in (q, k, v))
+    return torch.stack(F.scaled_dot_product_attention(q, k, v).unbind(1), 1)
+
+
 class Model(nn.Module):
     def __init__(self, core):
         super().__init__()
@@ -125,6 +131,7 @@ def x():
     [
         (written_out, whole),
         (heads_with_samples, whole),
+        (cut_out_and_stacked, whole),
         (windows_ahead, windows_with_samples),
     ],
 )

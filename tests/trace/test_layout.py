@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from captum_transformer import TransformerAttribution
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.batch import Batch
 from captum_transformer.trace.mode import Trace
 from captum_transformer.trace.value import Value
+from tests.attr.subjects import assert_close, drawn
 
 SAMPLES, TOKENS, WIDTH = 3, 4, 6
 Move = Callable[[Tensor], Tensor]
@@ -148,3 +150,27 @@ def test_weights_sum_to_one_along_their_keys(seed: int) -> None:
         assert end.keys.size == TOKENS
         total = made.reshape(end.keys).sum(1)
         torch.testing.assert_close(total, torch.ones_like(total))
+
+
+class Flat(nn.Module):
+    """Tokens of four features, which are given as one row, and normalised over the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.qkv, self.head = nn.Linear(4, 6), nn.Linear(6, 18), nn.Linear(6, 3)
+        self.double()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        x = rows.unflatten(1, (3, 4)) if rows.ndim == 2 else rows
+        x = x - x.mean(1, keepdim=True)
+        x = x / (x.square().mean(1, keepdim=True) + 1e-5).sqrt()
+        q, k, v = self.qkv(self.embed(x)).chunk(3, -1)
+        return self.head(((q @ k.mT).softmax(-1) @ v).mean(1))
+
+
+def test_a_dimension_of_tokens_and_features_is_none_of_features() -> None:
+    """Otherwise the mean over tokens would be one of features, as in a norm."""
+    x = drawn(2, 3, 4)
+    method = TransformerAttribution(Flat(), propagate_to_input=True)
+    assert_close(method.attribute(x.flatten(1), 1).view_as(x), method.attribute(x, 1))

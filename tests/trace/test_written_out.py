@@ -206,6 +206,14 @@ SPELLED: dict[str, Spelling] = {
     ),
     "renorm": (lambda a, b: (a + b).renorm(2, 0, 1e-3), lambda a, b: unit(a + b) * 1e-3),
     "hypot": (torch.hypot, lambda a, b: (a * a + b * b) ** 0.5),
+    "var_mean": (
+        lambda a, b: torch.var_mean(a + b, -1, keepdim=True)[1],
+        lambda a, b: (a + b).mean(-1, keepdim=True),
+    ),
+    "std_mean": (
+        lambda a, b: torch.std_mean(a + b, -1, keepdim=True, correction=0)[1],
+        lambda a, b: (a + b).mean(-1, keepdim=True),
+    ),
     "pdist": (
         lambda a, b: torch.stack(
             [torch.pdist(torch.stack(pair)) for pair in zip(a, b, strict=True)]

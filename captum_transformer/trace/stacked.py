@@ -1,0 +1,50 @@
+"""Parts of each token's features that are stacked again, as heads are, or pairs that were rotated."""
+
+import math
+from collections.abc import Sequence
+
+from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
+from captum_transformer.trace.operation import Operation
+from captum_transformer.trace.value import Value
+from captum_transformer.trace.walks import found_behind
+
+
+def of_stacked_parts(operation: Operation, output: Value) -> Axis | None:
+    """Returns the axis along which parts of each token's features were stacked, or None."""
+    dim = operation.dim(len(output.shape))
+    if operation.kind is not Kind.STACK or dim is None or len(operation.traced()) < 2:
+        return None
+    return None if _common_whole(operation) is None else Axis.of(output.shape, dim)
+
+
+def _common_whole(operation: Operation) -> Value | None:
+    """Returns the value whose features all operands hold a part of, or None."""
+    wholes = set[Value | None]()
+    for _, value in operation.traced():
+        wholes.add(whole_of(value))
+        if len(wholes) > 1:
+            return None
+    return wholes.pop()
+
+
+def whole_of(value: Value) -> Value | None:
+    """Returns the value whose features a value holds a part of, or None if there is none."""
+    wholes = set(found_behind(value, _whole_or_sources))
+    return wholes.pop() if len(wholes) == 1 else None
+
+
+def _whole_or_sources(part: Value) -> list[Value] | Value | None:
+    operation = part.operation
+    if operation is None or not (operation.kind in MOVES or operation.kind in BY_ENTRY):
+        return None
+    sources = [value for _, value in operation.traced()]
+    if part.features is None or any(source.features is None for source in sources):
+        return None
+    if len(sources) == 1 and _count(sources[0].features or ()) > _count(part.features):
+        return sources[0]
+    return sources
+
+
+def _count(features: Sequence[Axis]) -> int:
+    return math.prod(axis.size for axis in features)
