@@ -1,4 +1,4 @@
-"""Parts of each token's features that are stacked again, as heads are, or pairs that were rotated."""
+"""Parts of each token's features that are stacked, as heads or rotated pairs of features are."""
 
 import math
 from collections.abc import Sequence
