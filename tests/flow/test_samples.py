@@ -91,3 +91,50 @@ def test_pooled_tokens_beside_padding_rows_are_refused_in_batches(spelling):
         padded.attribute(x, 1)
     found = padded.attribute(x, 1, internal_batch_size=1)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+LENGTHS = (4, 2, 3)
+SPLIT = {
+    "means": lambda z, lengths, head: head(torch.stack([one.mean(0) for one in z.split(lengths)])),
+    "means that are joined": lambda z, lengths, head: head(
+        torch.cat([one.mean(0, keepdim=True) for one in z.split(lengths)])
+    ),
+    "maxima": lambda z, lengths, head: head(torch.stack([one.amax(0) for one in z.split(lengths)])),
+    "means of scores": lambda z, lengths, head: torch.stack(
+        [one.mean(0) for one in head(z).split(lengths)]
+    ),
+    "slices": lambda z, lengths, head: head(
+        torch.stack(
+            [
+                z[sum(lengths[:place]) : sum(lengths[: place + 1])].mean(0)
+                for place in range(len(lengths))
+            ]
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("spelling", SPLIT)
+def test_tokens_that_a_mask_picks_and_lengths_split_are_pooled_alike_in_batches(spelling):
+    """Evidence of pooled tokens was left out in batches, where nothing says whose they are."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(WIDTH, 2, WIDTH, batch_first=True, dropout=0.0)
+    head, x = nn.Linear(WIDTH, 3), torch.randn(SAMPLES, TOKENS, WIDTH)
+    mask = torch.arange(TOKENS) < torch.tensor(LENGTHS)[:, None]
+
+    def model(x, mask):
+        tokens = encoder(x, src_key_padding_mask=~mask)[mask]
+        return SPLIT[spelling](tokens, mask.sum(1).tolist(), head)
+
+    method = GenericAttentionRelevance(model)
+    with pytest.raises(UnsupportedOperationError, match="internal_batch_size=1"):
+        method.attribute_tokens(x, 1, mask)
+    found = method.attribute_tokens(x, 1, mask, internal_batch_size=1)
+    for one, length, relevance in zip(x, LENGTHS, found, strict=True):
+        short, whole = one[None, :length], torch.ones(1, length, dtype=torch.bool)
+        expected = method.attribute_tokens(short, 1, whole)[0]
+        torch.testing.assert_close(relevance[:length], expected, rtol=1e-3, atol=1e-5)
+    without = GenericAttentionRelevance(model, pooled_evidence=False)
+    together = without.attribute_tokens(x, 1, mask)
+    alone = without.attribute_tokens(x, 1, mask, internal_batch_size=1)
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-5)
