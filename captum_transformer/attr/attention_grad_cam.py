@@ -40,7 +40,8 @@ class AttentionGradCam(SingleLayerMethod):
             Tokens of inputs that are not explained are also left out, so the result for an input
             depends on which others are explained with it. ``"map"``: the whole map, as in their
             code for BERT. ``"open"``: the whole map except for keys that are masked for all
-            queries, so padding does not count.
+            queries and, in self-attention, the queries of these tokens, so padding does not
+            count.
         rescale: scale the map to between zero and one. The ICCV 2021 code does so for models with
             one stream, but not with cross-attention.
         checkpoint: as in :class:`TransformerMethod`.
@@ -77,7 +78,8 @@ class AttentionGradCam(SingleLayerMethod):
             raise UnsupportedOperationError(
                 "pooling='row' gives one row, not a map: use pooling='map' or pooling='open'."
             )
-        cams = {call: self._cam(call, gradients) for call in calls}
+        pairs = self._pairs(selection)
+        cams = {call: self._cam(call, gradients, *pairs[call]) for call in calls}
         return lambda call, rows: cams[call][..., rows, :]
 
     def _flow(self, selection: Selection) -> TokenFlow:
@@ -100,21 +102,30 @@ class AttentionGradCam(SingleLayerMethod):
                 f"well, so it can't explain generated tokens one by one. Use pooling='row'."
             )
 
-    def _cam(self, call: AttentionCall, gradients: MapBlock) -> Tensor:
-        """Returns the map, which is the same for each head."""
+    def _cam(self, call: AttentionCall, gradients: MapBlock, queries: str, keys: str) -> Tensor:
+        """Returns the map, which is the same for each head.
+
+        Args:
+            call: the attention call.
+            gradients: the gradients at its map.
+            queries: the name of the tokens that attend.
+            keys: the name of the tokens that they attend to.
+        """
         every = slice(None)
         probabilities = call.probabilities(every)
         attended, slopes = by_head(call, probabilities), by_head(call, gradients(call, every))
-        if self.pooling == "map":
-            weights = slopes.mean((-1, -2), keepdim=True)
-        else:
-            keys = (attended > 0).any((1, 2), keepdim=True)
-            count = keys.sum(-1, keepdim=True).clamp(min=1) * slopes.shape[-2]
-            weights = (slopes * keys).sum((-1, -2), keepdim=True) / count
+        counts = torch.ones_like(attended[:, :1], dtype=torch.bool)
+        if self.pooling == "open":
+            counts = (attended > 0).any((1, 2), keepdim=True).expand_as(counts)
+            if queries == keys and counts.shape[-1] == counts.shape[-2]:
+                counts = counts & counts.mT
+        number = counts.sum((-1, -2), keepdim=True).clamp(min=1)
+        weights = (slopes * counts).sum((-1, -2), keepdim=True) / number
         cam = (weights * attended).mean(1, keepdim=True).relu()
         if self.rescale:
-            low, high = cam.amin((-1, -2), keepdim=True), cam.amax((-1, -2), keepdim=True)
-            cam = _scaled(cam - low, high - low)
+            low = cam.masked_fill(~counts, torch.inf).amin((-1, -2), keepdim=True)
+            high = cam.masked_fill(~counts, 0.0).amax((-1, -2), keepdim=True)
+            cam = _scaled(cam - low, high - low).masked_fill(~counts, 0.0)
         return cam.expand_as(attended).reshape(probabilities.shape)
 
     def _row(
