@@ -110,12 +110,24 @@ def test_it_is_the_plain_form_or_refused(group, name, method):
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_a_sink_beside_one_key_is_no_activation(tokens):
     """A learned logit that is joined to the scores belongs to attention, however few keys are."""
-    sink = torch.full((1, 1, 1), 0.3, dtype=X.dtype)
+    sink, x = 0.3, X[:, :tokens]
 
-    def model(x):
-        x = x + F.scaled_dot_product_attention(x, x, x)
-        scores = F.linear(x, BEFORE) @ x.mT
-        joined = torch.cat([scores, sink.expand(*scores.shape[:2], 1)], -1)
-        return (x + joined.softmax(-1)[..., :-1] @ x).sum((1, 2))
+    def by_hand(queries, x):
+        scores = queries @ x.mT
+        joined = torch.cat([scores, scores.new_full((*scores.shape[:2], 1), sink)], -1)
+        return joined.softmax(-1)[..., :-1] @ x
 
-    assert AttnLRP(model).attribute(X[:, :tokens]).isfinite().all()
+    def fused(queries, x):
+        keys = F.pad(x, (0, 0, 0, 1))  # a key of zeros, whose scores are those of the mask
+        mask = x.new_zeros(keys.shape[1]).index_fill(0, torch.tensor([tokens]), sink)
+        return F.scaled_dot_product_attention(queries, keys, keys, mask.expand(tokens, -1), scale=1)
+
+    def model(attend):
+        def scores(x):
+            x = x + F.scaled_dot_product_attention(x, x, x)
+            return (x + attend(F.linear(x, BEFORE), x)).sum((1, 2))
+
+        return scores
+
+    found, expected = (AttnLRP(model(attend)).attribute(x) for attend in (by_hand, fused))
+    torch.testing.assert_close(found, expected)
