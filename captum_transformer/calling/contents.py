@@ -2,7 +2,7 @@
 
 import inspect
 import operator
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -16,6 +16,7 @@ CONTAINERS = (dict, list, set, deque)
 # Types of which nothing has to be recorded; most attributes have one of them.
 ATOMS = frozenset({bool, int, float, str, type(None), type})
 _BESIDE_MODULES = (nn.Module, nn.Parameter, Dataset)
+_BASES: tuple[Any, ...] = (OrderedDict, dict, list, set, frozenset, deque, tuple)
 _PLAIN = frozenset({dict, list, set, deque, tuple})
 
 
@@ -26,12 +27,32 @@ def is_object(value: Any) -> bool:
     return hasattr(value, "__dict__") or bool(list(slots_of(type(value))))
 
 
+def items_of(value: Any) -> Any:
+    """Returns a copy of what a container stores, a dictionary, list or set; None of others.
+
+    A class's own `__getitem__` or `__iter__` may make something else of it, and anew each time.
+    """
+    if type(value) in (dict, list, set):
+        return value.copy()
+    base = _base_of(value)
+    if base is OrderedDict:
+        return {key: dict.__getitem__(value, key) for key in OrderedDict.__iter__(value)}
+    if base is dict:
+        return dict(dict.items(value))
+    if base in (set, frozenset):
+        return set(base.__iter__(value))
+    return None if base is None else list(base.__iter__(value))
+
+
+def _base_of(value: Any) -> Any:
+    """Returns Python's class of a container."""
+    return next((base for base in _BASES if isinstance(value, base)), None)
+
+
 def parts_of(value: Any) -> list[Any]:
     """Returns what a container or an object holds directly."""
-    if isinstance(value, dict):
-        parts = list(value.values())
-    else:
-        parts = list(value) if isinstance(value, (list, set, deque, tuple)) else []
+    items = items_of(value)
+    parts = list(items.values()) if isinstance(items, dict) else list(items or ())
     if type(value) not in _PLAIN and is_object(value):
         parts += getattr(value, "__dict__", {}).values()
         parts += (getattr(value, name, None) for name in slots_of(type(value)))
@@ -82,7 +103,7 @@ class Contents:
 
     def __init__(self, holder: Any) -> None:
         self._holder = holder
-        self._items = holder.copy() if isinstance(holder, CONTAINERS) else None
+        self._items = items_of(holder) if isinstance(holder, CONTAINERS) else None
         self._is_plain = type(holder) in _PLAIN
         if self._is_plain:  # most are, and have no attributes
             return
@@ -109,20 +130,26 @@ class Contents:
 def _put_back(holder: Any, content: Any) -> bool:
     if is_same(holder, content):
         return False
-    holder.clear()
-    if isinstance(holder, (list, deque)):
-        holder.extend(content)
+    base = _base_of(holder)
+    base.clear(holder)
+    if isinstance(content, dict):
+        for key, value in content.items():
+            base.__setitem__(holder, key, value)
+    elif isinstance(content, list):
+        base.extend(holder, content)
     else:
-        holder.update(content)
+        base.update(holder, content)
     return True
 
 
 def is_same(now: Any, before: Any) -> bool:
     """Returns whether a container holds the same objects as another one."""
-    if isinstance(now, dict):
-        if now.keys() != before.keys():
+    plain = type(now) in (dict, list, set)
+    one, other = (now, before) if plain else (items_of(now), items_of(before))
+    if isinstance(one, dict):
+        if one.keys() != other.keys():
             return False
-        now, before = now.values(), before.values()
-    elif isinstance(now, set):
-        return bool(now == before)
-    return len(now) == len(before) and all(map(operator.is_, now, before))
+        one, other = one.values(), other.values()
+    elif isinstance(one, set):
+        return bool(one == other)
+    return len(one) == len(other) and all(map(operator.is_, one, other))

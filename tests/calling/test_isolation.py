@@ -1,6 +1,7 @@
 """Which modules a function runs, and that explaining leaves them as they were."""
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -220,3 +221,30 @@ def test_isolated_puts_back_gradients_and_what_training_needs() -> None:
     assert [p.requires_grad for p in model.parameters()] == [True, False, True, True]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(module.training for module in model.modules())
+
+
+class Halves(OrderedDict[str, float]):
+    """Makes something else of what it stores, as the activations of Transformers."""
+
+    def __getitem__(self, key: str) -> float:
+        return super().__getitem__(key) / 2
+
+
+class HoldsHalves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.halves = Halves(a=4.0)
+        self.writes = Halves(a=4.0)
+
+    def forward(self, x: Tensor) -> Any:
+        self.writes["b"] = self.writes["a"]
+        return self.linear(x) * self.halves["a"]
+
+
+def test_containers_that_make_something_of_their_items_store_what_they_did() -> None:
+    model = HoldsHalves()
+    with isolated(model):
+        model(torch.zeros(1, 2))
+    for halves in (model.halves, model.writes):
+        assert list(dict.items(halves)) == [("a", 4.0)]
