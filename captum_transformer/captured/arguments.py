@@ -222,7 +222,8 @@ class Given:
             return (dict, *((k, self._form(part, f"{place}[{k!r}]")) for k, part in item.items()))
         if isinstance(item, (*_ATOMS, *_OF_TORCH)) or inspect.isroutine(item):
             self.fixed.append(item)
-            return type(item), item
+            # Its text distinguishes zeros of different signs.
+            return type(item), item, str(item) if isinstance(item, (float, complex)) else ""
         raise CaptureError(
             f"{place} is a {type(item).__name__}. A captured call takes "
             "tensors, numbers, texts and functions, in tuples, lists and dicts: the contents "

@@ -9,7 +9,7 @@ import random
 import re
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock, get_ident
@@ -40,6 +40,8 @@ FORWARDS = frozenset({"__getattr__", "__getattribute__"})
 _READS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_SUPER_ATTR"})
 # These tell tensors with the same numbers apart.
 IDENTITIES = frozenset({"id", "data_ptr", "_version"})
+# How each environment variable is read.
+_ENVIRON = type(os.environ).__getitem__.__code__
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -62,6 +64,7 @@ class Executed:
         modules: the modules that were called.
         random: the lines where numbers were drawn from one of Python's generators.
         asked: the names of attributes that were given to `getattr` and `hasattr`.
+        variables: the environment variables that were read.
     """
 
     def __init__(self) -> None:
@@ -69,6 +72,7 @@ class Executed:
         self.modules: dict[int, nn.Module] = {}
         self.random: list[str] = []
         self.asked: set[str] = set()
+        self.variables: set[str] = set()
         self._imports = 0
 
     @contextmanager
@@ -109,6 +113,8 @@ class Executed:
                 self.random.append(line_of(frame))
         elif event == "call" and not code.co_filename.startswith(_OWN):
             self.codes[id(code)] = code, frame.f_globals
+            if code is _ENVIRON:
+                self.variables.add(frame.f_locals["key"])
 
     def _called(self, module: nn.Module, _: Any) -> None:
         self.modules[id(module)] = module
@@ -117,9 +123,12 @@ class Executed:
         """Returns the names that the code uses."""
         every, own, by_dict = set(self.asked), set(self.asked), set[Any]()
         identities, matches = set[str](), False
+        within: dict[Any, set[str]] = {}
         for code, values in self.codes.values():
             every |= (names := _names_in(code))
-            if not is_of_packages(file := values.get("__name__")):
+            if is_of_packages(file := values.get("__name__")):
+                within.setdefault(file, set()).update(names)
+            else:
                 own |= names
                 steps = list(dis.get_instructions(code))
                 identities |= {s.argval for s in steps if s.opname in _READS} & IDENTITIES
@@ -127,7 +136,12 @@ class Executed:
                 if names & _BY_DICT and code.co_name not in FORWARDS:
                     by_dict.add(file)
         return Read(
-            frozenset(every), frozenset(own), frozenset(by_dict), frozenset(identities), matches
+            frozenset(every),
+            frozenset(own),
+            within,
+            frozenset(by_dict),
+            frozenset(identities),
+            matches,
         )
 
     def names_in_modules(self) -> Iterator[tuple[ModuleType, set[str]]]:
@@ -163,6 +177,7 @@ class Read(NamedTuple):
     Attributes:
         every: all names.
         own: the names in the model's own code, and not in Python's or torch's.
+        within: the names in the code of each of Python's and torch's files.
         by_dict: the files whose code may read all attributes at once, as by ``__dict__``.
         identities: by what the model's own code tells tensors apart, without reading their numbers.
         matches: whether it may read attributes by their place in a pattern (``case Point(0, y)``).
@@ -170,6 +185,7 @@ class Read(NamedTuple):
 
     every: frozenset[str]
     own: frozenset[str]
+    within: Mapping[Any, set[str]]
     by_dict: frozenset[Any]
     identities: frozenset[str]
     matches: bool

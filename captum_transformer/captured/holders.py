@@ -1,27 +1,18 @@
-"""The contents of objects, by the names that a user would use, now and when recorded."""
+"""What objects hold now, compared with what they held when recorded."""
 
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from captum_transformer.calling.copies import slots_of
+from captum_transformer.captured.contents import OF_MODULES
 
-_MISSING = object()
-# Attributes of every module; those for training or for saving have no part in a forward pass.
-OF_MODULES = (
-    "_parameters",
-    "_buffers",
-    "_modules",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
+# Their items are taken as they are; other mappings may make them whenever they are asked.
+_MAPPINGS = (dict, OrderedDict, MappingProxyType)
 
 
 class Holder:
@@ -41,7 +32,7 @@ class Holder:
         self.keys = list(held)
         self.values = list(held.values())
         # Most of them are modules and dictionaries, and there are many.
-        own = owner if isinstance(owner, Mapping) else getattr(owner, "__dict__", None)
+        own = owner if type(owner) in _MAPPINGS else getattr(owner, "__dict__", None)
         self.own = own if own is not None and own.keys() >= held.keys() else None
 
     def now(self) -> list[Any] | None:
@@ -54,6 +45,8 @@ class Holder:
         held = self._read(self.owner)
         new = [key for key in held if key not in self.keys]
         missing = [key for key in self.keys if key not in held]
+        if not new and not missing:
+            return f"{self.path} has the same keys in another order"
         return f"{self.path} has {f'new {new}' if new else f'no {missing} any more'}"
 
     def name(self, number: int) -> str:
@@ -101,7 +94,11 @@ class Together:
                     blank |= {id(holder.own[key]) for key in empties}
                     pairs = [(key, value) for key, value in pairs if key not in empties]
                     self._blanks += _reading(empties, holder.own)
-                self._reads += _reading([key for key, _ in pairs], holder.own)
+                kind = type(holder.own)
+                if holder.own is holder.owner and len(holder.own) == len(pairs):  # and their order
+                    self._reads += [(kind.keys, holder.own), (kind.values, holder.own)]
+                else:
+                    self._reads += _reading([key for key, _ in pairs], holder.own)
         self._empty = [one for one in empty if id(one) not in blank]
         self.accept()
 
@@ -131,65 +128,3 @@ def _reading(keys: Sequence[Any], own: Any) -> list[tuple[Callable[[Any], Iterab
     # Of a single key, it would return no sequence.
     twice = keys if len(keys) > 1 else [*keys, *keys]
     return [(operator.itemgetter(*twice), own)] if keys else []
-
-
-def attributes_of(
-    item: Any, names: frozenset[str] | None, but: frozenset[str] = frozenset()
-) -> dict[str, Any]:
-    """Returns the attributes of an object, or those with some names."""
-    held = getattr(item, "__dict__", {})
-    found = {k: held[k] for k in held if k not in but and (names is None or k in names)}
-    for name in slots_of(type(item)):
-        if (names is None or name in names) and hasattr(item, name):
-            found[name] = getattr(item, name)
-    return found
-
-
-def some_of(names: set[str] | frozenset[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values of the names that have one."""
-    return {name: values[name] for name in names if name in values}
-
-
-def parts_of_function(function: FunctionType) -> dict[str, Any]:
-    """Returns the code of a function, its defaults, and the contents of its closure."""
-    found: dict[str, Any] = {
-        "__code__": function.__code__,
-        "__defaults__": function.__defaults__,
-        "__kwdefaults__": function.__kwdefaults__,
-    }
-    cells = function.__closure__ or ()
-    for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
-        try:
-            found[name] = cell.cell_contents
-        except ValueError:
-            found[name] = _MISSING
-    return found
-
-
-def holds_tensors(tensor: Tensor) -> bool:
-    """Returns whether a tensor has a class of its own and holds others, as quantised weights do."""
-    own = type(tensor) not in (Tensor, nn.Parameter)
-    return own and any(isinstance(value, Tensor) for value in vars(tensor).values())
-
-
-def inner_of(tensor: Tensor) -> dict[str, Any]:
-    """Returns what a tensor of a package's own class holds."""
-    return dict(vars(tensor))
-
-
-def identity_of(tensor: Tensor, by: str) -> Any:
-    """Returns the `id`, `data_ptr` or `_version` of a tensor, or None if it has none."""
-    if by == "id":
-        return id(tensor)
-    try:
-        return tensor.data_ptr() if by == "data_ptr" else tensor._version
-    except RuntimeError:  # such as an inference tensor's version
-        return None
-
-
-def metadata_of(tensors: Sequence[Tensor]) -> list[Any]:
-    """Returns the properties of tensors that decide which operations run."""
-    return list(zip(map(_METADATA, tensors), map(Tensor.stride, tensors), strict=True))
-
-
-_METADATA = operator.attrgetter("dtype", "shape", "device", "requires_grad")
