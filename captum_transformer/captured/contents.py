@@ -60,7 +60,8 @@ def _referents_of(item: Any) -> dict[Any, Any]:
 _READERS: list[tuple[Any, Callable[[Any], Mapping[Any, Any]]]] = [
     (dict, items_of),
     ((list, tuple, deque), lambda item: dict(enumerate(items_of(item)))),
-    ((set, frozenset), lambda item: {"members": frozenset(items_of(item))}),
+    (set, lambda item: {"members": frozenset(items_of(item))}),
+    (frozenset, lambda _: {}),
     (ContextVar, lambda item: {"value": item.get(_MISSING)}),
     (functools.partial, lambda item: {"f": item.func, "args": item.args, "names": item.keywords}),
     (MethodType, lambda item: {"self": item.__self__, "function": item.__func__}),

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,13 +12,17 @@ from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from captum_transformer.captured.arguments import Role
 from captum_transformer.captured.executed import line_of
 from captum_transformer.errors import CaptureError
 
 _TO_HOST = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+_ATEN = torch.ops.aten
+# Masks, their second argument, decide how many entries these find.
+_BY_MASK = (_ATEN.index.Tensor, _ATEN.masked_select.default)
+_MASKS = (torch.bool, torch.uint8)
 _STATE = "the model's own tensors"
 _CHANCE = "random numbers"
 
@@ -69,9 +74,9 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tags = func.tags
         if torch.Tag.data_dependent_output in tags:
             return self._read(func, args, kwargs)
-        if torch.Tag.dynamic_output_shape in tags and _picks_by_values(func, args):
-            self._refuse_sizes(func, args, kwargs)
-        if func is torch.ops.aten.lift_fresh.default:
+        if torch.Tag.dynamic_output_shape in tags:
+            return self._sized(func, args, kwargs)
+        if func is _ATEN.lift_fresh.default:
             self.literals.append(args[0])
         result = func(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in tags and not _is_certain(func, args, kwargs):
@@ -103,35 +108,74 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def on_host(self, func: Callable[..., Any], tensor: Tensor, args: Any, kwargs: Any) -> Any:
         """Runs a function of the model that turns a tensor into numbers, or refuses it."""
         made_of = self._made_of(tensor)
-        if made_of:
+        if _unreadable(made_of):
             self._refuse_reading(f"`{getattr(func, '__name__', 'numpy')}`", made_of)
+        self._require_equal([tensor])
         with _disable_current_modes():
             return func(tensor, *args, **kwargs)
 
     def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        made_of = frozenset[str | Role]().union(*map(self._made_of, tensors))
+        tensors = _tensors_in((args, kwargs))
+        made_of = self._made_of_all(tensors)
         with _disable_current_modes():
             value = func(*args, **kwargs)
         if not made_of:
             return value
-        readable = [role for role in made_of if isinstance(role, Role) and role.may_be_read]
-        single = func is torch.ops.aten._local_scalar_dense.default  # noqa: SLF001
-        if len(readable) < len(made_of) or not single or value != value:
+        if _unreadable(made_of) or value != value:
             self._refuse_reading(f"a value ({value})", made_of)
+        if func is not _ATEN._local_scalar_dense.default:  # noqa: SLF001
+            self._require_equal(tensors)
+            return value
         reads = f"the value of {_named(made_of)}, which was {value}, at {_line()}"
         self.conditions.append(Condition((args[0] == value).reshape(()), reads, of_model=True))
         return value
 
-    def _refuse_sizes(self, func: Any, args: Any, kwargs: Any) -> None:
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        made_of = frozenset[str | Role]().union(*map(self._made_of, tensors))
-        if made_of:
+    def _sized(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Runs an operation whose result has as many entries as numbers say: these have to stay."""
+        decide = _tensors_in(args[1] if func in _BY_MASK else (args, kwargs))
+        if func is _ATEN.index.Tensor:
+            decide = [one for one in decide if one.dtype in _MASKS]
+        made_of = self._made_of_all(decide)
+        if _unreadable(made_of):
             raise CaptureError(
                 f"How many entries `{func.overloadpacket.__name__}` finds depends on "
                 f"{_named(made_of)}, at {_line()}: a captured call can't follow, as its graph has "
                 "fixed shapes. Explain the model uncaptured."
             )
+        self._require_equal(decide)
+        if func is _ATEN.index.Tensor:
+            every = (
+                self._places(i) if i is not None and i.dtype in _MASKS else [i] for i in args[1]
+            )
+            return func(args[0], list(chain.from_iterable(every)))
+        if func is _ATEN.masked_select.default:
+            values, mask = torch.broadcast_tensors(*args)  # type: ignore[no-untyped-call]
+            return _ATEN.index.Tensor(values, self._places(mask))
+        with _disable_current_modes():
+            found = func(*args, **kwargs)
+        return tree_map(self._literal, found)
+
+    def _literal(self, found: Any) -> Any:
+        """Makes a tensor a part of the graph, which is the same in each call."""
+        if isinstance(found, Tensor):
+            self.literals.append(found)
+        return found
+
+    def _places(self, mask: Tensor) -> list[Tensor]:
+        """Returns the indices of a mask's entries, which don't depend on numbers."""
+        with _disable_current_modes():
+            found = mask.nonzero(as_tuple=True)
+        return [self._literal(one) for one in found]
+
+    def _require_equal(self, tensors: Sequence[Tensor]) -> None:
+        """Adds the condition that tensors hold the same numbers as now."""
+        for tensor in tensors:
+            made_of = self._made_of(tensor)
+            if made_of:
+                reads = f"the numbers of {_named(made_of)}, at {_line()}"
+                with _disable_current_modes():
+                    known = self._literal(tensor.detach().clone())
+                self.conditions.append(Condition((tensor == known).all(), reads, of_model=True))
 
     def _refuse_reading(self, what: str, made_of: frozenset[str | Role]) -> None:
         raise CaptureError(
@@ -139,6 +183,9 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
             "would always use the value from when it was captured. Write it with tensors (e.g. "
             "`torch.where` instead of `if`), or explain the model uncaptured."
         )
+
+    def _made_of_all(self, tensors: Sequence[Tensor]) -> frozenset[str | Role]:
+        return frozenset[str | Role]().union(*map(self._made_of, tensors))
 
     def _made_of(self, tensor: Tensor) -> frozenset[str | Role]:
         """Returns what a tensor was made of, among the things that may differ from call to call."""
@@ -202,12 +249,13 @@ def _node(tensor: Any) -> Node | None:
     return None if slot is None else slot.proxy.node
 
 
-def _picks_by_values(func: Any, args: tuple[Any, ...]) -> bool:
-    """Returns whether a result's shape depends on values, as for an index by a mask."""
-    if func is not torch.ops.aten.index.Tensor:
-        return True
-    masks = (torch.bool, torch.uint8)
-    return any(index is not None and index.dtype in masks for index in args[1])
+def _tensors_in(nested: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]
+
+
+def _unreadable(made_of: frozenset[str | Role]) -> bool:
+    """Returns whether some of it may not decide what Python does."""
+    return not all(isinstance(role, Role) and role.may_be_read for role in made_of)
 
 
 def _is_certain(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -186,6 +186,15 @@ HELD: dict[str, Held] = {
     "a key": Held(
         lambda: {Own(): 1}, lambda o: next(iter(o)).scale, lambda o, v: set_scale(next(iter(o)), v)
     ),
+    "a member of a set": Held(
+        lambda: {Own()}, lambda o: next(iter(o)).scale, lambda o, v: set_scale(next(iter(o)), v)
+    ),
+    "the members of a set": Held(
+        lambda: {2.0}, lambda o: next(iter(o)), lambda o, v: (o.clear(), o.add(v))
+    ),
+    "a member of a frozen set": Held(
+        lambda: [frozenset({2.0})], lambda o: min(o[0]), lambda o, v: set_first(o, frozenset({v}))
+    ),
     "the order of a dictionary": Held(
         lambda: {"a": 2.0, "b": 3.0}, lambda o: next(iter(o.values())), reorder
     ),
