@@ -100,6 +100,7 @@ def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None
     if not weights or _are_used_up(operation, weights, output):
         return None
     # A softmax over heads, such as a gate, has an axis of its own.
+    found = list[Axis]()
     for operand, value in sorted(weights, key=lambda pair: not pair[1].weighs_tokens):
         keys = value.keys
         if keys is None:
@@ -112,8 +113,10 @@ def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None
         # After a softmax over features, such as experts, an axis that is no longer one of features
         # doesn't hold keys.
         if kept is not None and not (of_features and kept not in (output.features or ())):
-            return kept
-    return None
+            found.append(kept)
+    # If features aren't known, it isn't known which of several axes is the one of tokens.
+    known = len({*found}) == 1 or all(value.features is not None for _, value in weights)
+    return found[0] if found and known else None
 
 
 def _are_used_up(

@@ -102,6 +102,9 @@ def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
         arguments={"operands": (weights, signal), "equation": f"{','.join(letters)}->{output}"},
         call=call,
         pattern=Pattern((weights,), 0, *pattern[2:5], product),
+        # The entrywise product is not on the way back any more.
+        refusal=product.refusal or operation.refusal,
+        refused=product.refused or operation.refused,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from captum_transformer.errors import NoAttentionError
 from tests.attr.generators import bart, detr, t5
 from tests.attr.subjects import (
     EACH_WAY,
@@ -121,3 +122,21 @@ def test_of_weights_and_what_heads_are_weighted_by(method: str) -> None:
         )
     )
     assert_close(last, first, 1e-12)
+
+
+@pytest.mark.parametrize("multiplied", [lambda p, gate: p * gate, lambda p, gate: gate * p])
+@pytest.mark.parametrize("method", ["ConservativeLRP", "LibraGrad"])
+def test_of_two_softmaxes_where_nothing_says_which_is_over_features(
+    method: str, multiplied: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    wq, wk, wv, wg, head = (drawn(8, width, seed=width) for width in (8, 7, 8, 2, 3))
+    wk = torch.cat([wk, wk[:, :1]], 1)
+
+    def model(x: Tensor) -> Tensor:
+        query, key, value = ((x @ w).unflatten(-1, (2, 4)).transpose(1, 2) for w in (wq, wk, wv))
+        gate = (x @ wg).mT.softmax(1).unsqueeze(-1)
+        weights = multiplied((query @ key.mT).softmax(-1), gate)
+        return (x + (weights @ value).transpose(1, 2).flatten(2)).mean(1) @ head
+
+    with pytest.raises(NoAttentionError, match="Which of their factors are the weights of tokens"):
+        METHODS[method](model).attribute(drawn(2, 5, 8), target=[0, 2])

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer import (
+    GIM,
     AttentionGradCam,
     AttentionRollout,
     AttnLRP,
@@ -15,6 +16,7 @@ from captum_transformer import (
     TransformerAttribution,
     describe,
 )
+from captum_transformer.errors import UnsupportedOperationError
 from tests.flow.models import TOKENS, WIDTH, Model
 
 METHODS = [
@@ -128,15 +130,15 @@ def test_a_context_that_all_tokens_get_counts_as_attention():
 class Crossing(nn.Module):
     """Tokens of one input attend to those of another one."""
 
-    def __init__(self, multiply) -> None:
+    def __init__(self, multiply, softmax=lambda scores: scores.softmax(-1)) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.of_query, self.of_key, self.of_value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
-        self.head, self.multiply = nn.Linear(WIDTH, 3), multiply
+        self.head, self.multiply, self.softmax = nn.Linear(WIDTH, 3), multiply, softmax
         self.double()
 
     def forward(self, x, y):
-        weights = (self.of_query(x) @ self.of_key(y).mT).softmax(-1)
+        weights = self.softmax(self.of_query(x) @ self.of_key(y).mT)
         return self.head((x + self.multiply(weights, self.of_value(y))).mean(1))
 
 
@@ -159,3 +161,14 @@ def test_attention_of_several_queries_as_a_sum_is_the_product(method):
     for found in others:
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_a_refusal_of_the_weights_is_not_lost_where_the_product_is_summed_up():
+    """GIM has no rule for a softmax that is written by hand."""
+    by_hand = Crossing(
+        lambda p, v: (p[..., None] * v[:, None]).sum(2),
+        lambda scores: scores.exp() / scores.exp().sum(-1, keepdim=True),
+    )
+    inputs = torch.rand(2, TOKENS, WIDTH).double(), torch.rand(2, TOKENS - 1, WIDTH).double()
+    with pytest.raises(UnsupportedOperationError, match="softmax of its weights is written"):
+        GIM(by_hand).attribute(inputs, target=1)

@@ -233,6 +233,13 @@ def hold_weights(operation: Operation) -> Any:
     """
     traced = operation.traced()
     weights = [operand for operand, value in traced if value.weighs_tokens]
+    if len(weights) == len(traced) > 1 and any(value.features is None for _, value in traced):
+        return refused(
+            operation,
+            "it multiplies softmax weights with one another, and no operation before says which "
+            "dimensions are features, so it is unknown which of them are weights of tokens",
+            f"Use `nn.Linear` or `F.linear` for layers of features. {_WITHOUT_AH}",
+        )
     return with_held(operation, weights) if len(weights) < len(traced) else NotImplemented
 
 
