@@ -51,10 +51,15 @@ def signal(operand: Operand, like: Tensor, *, weighted: bool = False) -> Tensor 
         carries = operation.kind in MOVES or (operation.kind in BY_ENTRY and len(found) == 1)
         return found if adds or carries else []
 
+    values = earliest_first(operand.value, sources)
+    last_readers = {source: value for value in values for source in sources(value)}
     known: dict[Value, Tensor | None] = {}
-    for value in earliest_first(operand.value, sources):
+    for value in values:
         parts = [known[source] for source in sources(value)]
         known[value] = _signal(value, parts, like, weighted=weighted) if parts else None
+        for source in sources(value):
+            if last_readers[source] is value:
+                known[source] = None  # frees its memory: chains of writes may be long
     return known[operand.value]
 
 
