@@ -73,8 +73,7 @@ def _lengths_without(shape: tuple[int, ...], axes: tuple[Axis, ...]) -> list[int
 def _leaves_one_token(operation: Operation, samples: int) -> bool:
     """Whether only one of several tokens of its one signal is left, picked or made from all.
 
-    If it is not known where samples lie, an output of one token's size for each sample counts,
-    and with several samples everything that combines tokens, since these may be one sample's.
+    If it is not known where samples lie, an output of at most one token for each sample counts.
     """
     output, traced = operation.outputs[0], operation.traced()
     if operation.kind in BY_ENTRY or operation.pattern is not None or len(traced) != 1:
@@ -85,8 +84,9 @@ def _leaves_one_token(operation: Operation, samples: int) -> bool:
     width = math.prod(axis.size for axis in value.features or ())
     one_each = output.shape.numel() == samples * width < value.shape.numel()
     if (lie := samples_in(value)) is None:
-        # Tokens of some samples, as where those of all samples are split again.
-        return one_each or (samples > 1 and pools_tokens(operation))
+        # Or of some samples, as where the tokens of all samples are split again.
+        few = output.shape.numel() <= samples * width
+        return one_each or (few and pools_tokens(operation))
     held = dimension_of(lie[0], value.shape)
     to = passage(operation, operand, len(output.shape)).to
     tokens = [dim for dim, length in enumerate(_lengths_of_tokens(value)) if length > 1]

@@ -138,3 +138,23 @@ def test_tokens_that_a_mask_picks_and_lengths_split_are_pooled_alike_in_batches(
     together = without.attribute_tokens(x, 1, mask)
     alone = without.attribute_tokens(x, 1, mask, internal_batch_size=1)
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-5)
+
+
+def test_experts_that_pick_tokens_of_all_samples_pool_nothing():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(WIDTH, 2, WIDTH, batch_first=True, dropout=0.0)
+    experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+    head, x = nn.Linear(WIDTH, 3), torch.randn(SAMPLES, TOKENS, WIDTH)
+
+    def model(x):
+        tokens = encoder(x).flatten(0, 1)
+        chosen, mixed = (tokens[:, 0] > 0).long(), tokens
+        for number, expert in enumerate(experts):
+            (rows,) = torch.where(chosen == number)
+            mixed = mixed.index_add(0, rows, expert(tokens[rows]))
+        return head(mixed.view_as(x)[:, 0])
+
+    method = GenericAttentionRelevance(model)
+    expected = torch.cat([method.attribute(one, 1) for one in x.split(1)])
+    assert expected.any()
+    torch.testing.assert_close(method.attribute(x, 1), expected, rtol=1e-3, atol=1e-5)
