@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from captum_transformer.captured.arguments import Given, differing_forms
 from captum_transformer.captured.graph import Recorded, as_module
 from captum_transformer.captured.onnx import save_as_onnx
-from captum_transformer.errors import CaptureMismatchError
+from captum_transformer.errors import CaptureMismatchError, InvalidTargetError
 
 _NOTES = "captum_transformer.json"
 # The version of the files' format; files of other versions are refused.
@@ -46,7 +46,7 @@ class Served(nn.Module):
         keeps: bool,
     ) -> None:
         super().__init__()
-        self.model = as_module(recorded, state)
+        self.model = as_module(recorded, state, given.example())
         self._conditions, self._keeps = bool(recorded.checks), keeps and bool(recorded.checks)
         if self._keeps:
             device = given.key[3][0].device
@@ -134,6 +134,7 @@ class LoadedCapture:
         Raises:
             CaptureMismatchError: if the call is not the one that was captured, or if one of the
                 method's checks on values has another result.
+            InvalidTargetError: if a target is no index of the model's output.
         """
         several = self._notes["of"] == "attribute_targets"
         args, kwargs = additional_forward_args, additional_forward_kwargs
@@ -143,11 +144,27 @@ class LoadedCapture:
                 f"This call differs from the captured one: {'; '.join(why)}."
             )
         served, named = given.as_served(given.tensors)
-        with torch.no_grad():
-            found = self._module(*served, **named)
+        try:
+            with torch.no_grad():
+                found = self._module(*served, **named)
+        except (IndexError, RuntimeError):
+            self._require_within(given)
+            raise
         if self._notes["checks"] and all(t.isnan().all() for t in _tensors_in(found)):
             self._require_passed()
         return found
+
+    def _require_within(self, given: Given) -> None:
+        """Raises an error if a target is no index of the model's output."""
+        for indices in given.tensors[given.inputs : given.targets]:
+            sizes = self._notes.get("sizes", {}).get(str(indices.shape[1]))
+            for size, chosen in zip(sizes or (), indices.unbind(1), strict=bool(sizes)):
+                if bool(((chosen < -size) | (chosen >= size)).any()):
+                    raise InvalidTargetError(
+                        f"A target does not fit the model's output, of shape {tuple(sizes)} for "
+                        f"each sample: an index is from 0 to {size - 1}, or from -1 to {-size} if "
+                        "it is for all samples."
+                    )
 
     def _require_passed(self) -> None:
         """Raises an error if the last call has not passed all checks."""

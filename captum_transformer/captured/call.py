@@ -161,7 +161,7 @@ class Captured:
         if (why := graph.guard.changed()) is not None:
             raise CaptureMismatchError(f"The model is not the one that was captured: {why}.")
         graph.require_apart()
-        notes = {"method": type(self._method).__name__, "of": self._of}
+        notes = {"method": type(self._method).__name__, "of": self._of, "sizes": graph.sizes}
         save(path, graph.recorded, graph.state(), graph.example, notes)
 
     def __reduce__(self) -> Any:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from captum_transformer.calling.reading import read_by
 from captum_transformer.captured.arguments import Role
 from captum_transformer.captured.code import as_function
+from captum_transformer.captured.ordered import in_any_order
 from captum_transformer.captured.recording import HostReads, Recording
 from captum_transformer.captured.shared import aliased, share
 from captum_transformer.captured.simplified import forms_of, simplify
@@ -144,22 +145,29 @@ def _written(graph: Graph, state: list[str]) -> list[int]:
     return sorted(found)
 
 
-def as_module(recorded: Recorded, state: Mapping[str, tuple[str, Tensor]]) -> GraphModule:
-    """Returns the graph with its state as buffers.
+def as_module(
+    recorded: Recorded, state: Mapping[str, tuple[str, Tensor]], tensors: Sequence[Tensor]
+) -> GraphModule:
+    """Returns the graph with its state as buffers, for compilers, which may order memory anew.
 
     Args:
         recorded: the graph.
         state: the dotted name and the tensor for each name of a tensor in the graph.
+        tensors: examples of the other tensors.
     """
+    held = [tensor for _, tensor in state.values()]
+    source = in_any_order(recorded.graph, [*tensors, *held])
+    placeholders = source.graph.find_nodes(op="placeholder")
+    names = dict(zip(placeholders[len(tensors) :], state.values(), strict=True))
     root = torch.nn.Module()
     graph = Graph()
     copied: dict[Node, Node] = {}
-    for node in recorded.graph.graph.nodes:
-        if node.op == "placeholder" and node.name in state:
-            copied[node] = graph.get_attr(_put(root, *state[node.name]))
+    for node in source.graph.nodes:
+        if node in names:
+            copied[node] = graph.get_attr(_put(root, *names[node]))
             continue
         if node.op == "get_attr":
-            setattr(root, node.target, getattr(recorded.graph, node.target))
+            setattr(root, node.target, getattr(source, node.target))
         copied[node] = graph.node_copy(node, copied.__getitem__)
     return GraphModule(root, graph, "CapturedGraph")
 

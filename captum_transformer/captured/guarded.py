@@ -24,6 +24,7 @@ class Guarded:
 
     Attributes:
         example: the call, without its tensors' numbers.
+        sizes: the sizes of what a target indexes, by the number of its indices.
     """
 
     def __init__(
@@ -38,13 +39,13 @@ class Guarded:
         self.example = given
         self.guard = guard
         self._run: Callable[..., Any] = recorded.run
-        self._sizes = {len(size): size for size in sizes}
+        self.sizes = {len(size): tuple(size) for size in sizes}
         self._devices = devices
 
     def answer(self, given: Given) -> list[Tensor] | None:
         """Returns what the graph returns, or None if the target does not fit the output."""
         for rows in given.numbers:
-            size = self._sizes.get(len(rows[0]))
+            size = self.sizes.get(len(rows[0]))
             if size is None or not all(_is_within(row, size) for row in rows):
                 return None
         try:

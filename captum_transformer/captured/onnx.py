@@ -21,7 +21,11 @@ def save_as_onnx(path: str | os.PathLike[str], program: ExportedProgram) -> None
     """
     program = program.run_decompositions({**default_decompositions(), **_DECOMPOSITIONS})
     # Runtimes optimise it when they load it, in seconds; the exporter takes minutes.
-    found = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+    count = len(program.graph_signature.user_outputs)
+    names = ["relevance"] if count == 1 else [f"relevance_{n}" for n in range(count)]
+    found = torch.onnx.export(
+        program, dynamo=True, optimize=False, verbose=False, output_names=names
+    )
     assert found is not None
     found.save(path)
 

@@ -45,6 +45,19 @@ def aliased(node: Node, *, written: bool) -> list[Node]:
     return [arg for info, arg in known if isinstance(arg, Node) and info.is_write >= written]
 
 
+def written_into(graph: Graph) -> set[Node]:
+    """Returns the nodes whose memory is written into, also through another node."""
+    roots = root_of(graph)
+    written = {roots[one] for node in graph.nodes for one in aliased(node, written=True)}
+    return {node for node in graph.nodes if roots[node] in written}
+
+
+def root_of(graph: Graph) -> dict[Node, Node]:
+    """Returns the node that made the memory that each node shows."""
+    memory = _Memory(graph)
+    return {node: memory.root(node) for node in graph.nodes}
+
+
 def _firsts(graph: Graph, memory: "_Memory") -> dict[Node, Node]:
     """Returns the nodes whose result was computed before, with the node that computed it."""
     made: dict[Any, Node] = {}

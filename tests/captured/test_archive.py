@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer import AttnLRP, Contrast, TransformerAttribution, load_captured
-from captum_transformer.errors import CaptureMismatchError
+from captum_transformer.errors import CaptureMismatchError, InvalidTargetError
 from tests.attr.subjects import subject
 from tests.captured import other_file
 from tests.captured.models import assert_same, classifier, values
@@ -148,6 +148,10 @@ def test_targets_that_do_not_fit_a_file(tmp_path: Path) -> None:
     for index in (5, -6):
         with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
             program(values(1), torch.tensor([[1, 0], [index, 0], [2, 0]]))
+    loaded = load_captured(tmp_path / "explain.pt2")
+    for target in ((5, 0), (-6, 0), (1, 1), [(1, 0), (2, 0), (7, 0)]):
+        with pytest.raises(InvalidTargetError, match=r"of shape \(5, 1\) for each sample"):
+            loaded(values(1), target)
 
 
 def test_where_a_check_fails_it_is_named(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captum_transformer import AttnLRP
+from captum_transformer import AttnLRP, Contrast
 from tests.captured.models import Block, classifier, values
 
 pytest.importorskip("onnx")
@@ -75,3 +76,19 @@ def test_onnx_runtime_gives_the_same(model: Any, inputs: Any, tmp_path: Path) ->
     expected = method.attribute(inputs(1), target)
     largest = float(expected.abs().max())
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-5 * largest)
+
+
+def test_several_targets_have_outputs_with_names(tmp_path: Path) -> None:
+    method, targets = AttnLRP(classifier()), [3, Contrast(3, rather_than=1)]
+    captured = method.capture(values(), targets, of="attribute_targets")
+    captured.save(tmp_path / "explain.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "explain.onnx")
+    assert [one.name for one in session.get_outputs()] == ["relevance_0", "relevance_1"]
+    names = [one.name for one in session.get_inputs()]
+    given = [values(1).numpy(), *(np.full(3, number) for number in (2, 2, 0))]
+    found = session.run(None, dict(zip(names, given, strict=True)))
+    expected = captured(values(1), [2, Contrast(2, rather_than=0)])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(one), other, rtol=1e-5, atol=1e-6)
+    with pytest.raises(Exception, match="Got: 2 Expected: 3"):
+        session.run(None, dict(zip(names, (one[:2] for one in given), strict=True)))

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.decomposition import select_decomp_table
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from captum_transformer import AttnLRP, GenericAttentionRelevance, TransformerAttribution
-from captum_transformer.captured.regions import _pure, compiled_in_parts
+from captum_transformer.captured.pure import pure_graph
+from captum_transformer.captured.regions import compiled_in_parts
 from captum_transformer.captured.rows import with_fewer_rows
 from tests.captured.models import Classifier, classifier, values
 
@@ -22,7 +24,7 @@ SAMPLES, TOKENS, WIDTH = 2, 7, 8
 
 def pure(function: Callable[..., Any], *tensors: Tensor) -> GraphModule:
     with torch.no_grad():
-        return _pure(make_fx(function)(*tensors), tensors)
+        return pure_graph(make_fx(function)(*tensors), tensors, select_decomp_table())
 
 
 def products(graph: GraphModule, *tensors: Tensor) -> int:
