@@ -132,9 +132,15 @@ def is_of_one_entry(operation: Operation) -> bool:
     made = source.operation
     if join.kind not in (Kind.CONCATENATE, Kind.PAD) or made is None or operand.size[dim] != 1:
         return False
-    before = [list(one.shape) for _, one in made.traced()]
+    if view_of(made, source) is None or len(made.traced()) != 1:
+        return False
+    ((_, before),) = made.traced()
     left = [length for place, length in enumerate(operand.size) if place != dim]
-    return view_of(made, source) is not None and before == [left]
+    if len(before.shape) == len(operand.size):  # one of several features, which are no keys
+        others = [length for place, length in enumerate(before.shape) if place != dim]
+        features = before.features or ()
+        return others == left and any(axis.dim(before.shape) == dim for axis in features)
+    return list(before.shape) == left
 
 
 def works_by_entry(operation: Operation) -> bool:

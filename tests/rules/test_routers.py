@@ -177,3 +177,47 @@ def test_a_softmax_of_one_entry_and_zero_is_no_attention(notation: str, method: 
         for gate in (SIGMOIDS[notation], lambda v, g: v * g.sigmoid())
     )
     torch.testing.assert_close(found, expected)
+
+
+# A gate for each token, which is one of several features beside constants, and as a sigmoid.
+Gates = tuple[Tensor, Tensor]
+GATES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Gates]]] = {
+    "padded": (
+        lambda z: F.pad(z[..., :1], (0, 1)),
+        lambda z: (z[..., :1].sigmoid(), (-z[..., :1]).sigmoid()),
+    ),
+    "joined": (
+        lambda z: torch.cat([z[..., 1:2], torch.ones_like(z[..., :1])], -1),
+        lambda z: ((z[..., 1:2] - 1).sigmoid(), (1 - z[..., 1:2]).sigmoid()),
+    ),
+    "ahead": (
+        lambda z: F.pad(z[..., -1:], (1, 0)),
+        lambda z: ((-z[..., -1:]).sigmoid(), z[..., -1:].sigmoid()),
+    ),
+    "split": (
+        lambda z: F.pad(z.split(1, -1)[1], (0, 1)),
+        lambda z: (z[..., 1:2].sigmoid(), (-z[..., 1:2]).sigmoid()),
+    ),
+}
+
+
+@pytest.mark.parametrize("method", [GIM, ConservativeLRP, GenericAttentionRelevance])
+@pytest.mark.parametrize("notation", GATES)
+def test_a_softmax_of_one_feature_and_constants_is_no_attention(notation: str, method: Any) -> None:
+    """GIM took it for attention and softened its gradient."""
+    joined, sigmoids = GATES[notation]
+
+    def gated(gates: Callable[[Tensor], Gates], x: Tensor) -> Tensor:
+        first, second = gates(x @ doubles(WIDTH, EXPERTS, seed=7))
+        return first * experts(x)[0] + second * experts(x)[1]
+
+    def softmax(scores: Tensor) -> Gates:
+        weights = joined(scores).softmax(-1)
+        return weights[..., :1], weights[..., 1:]
+
+    x = doubles(2, TOKENS, WIDTH, seed=9)
+    found, expected = (
+        method(partial(model, partial(gated, gates))).attribute(x, target=1)
+        for gates in (softmax, sigmoids)
+    )
+    torch.testing.assert_close(found, expected)
