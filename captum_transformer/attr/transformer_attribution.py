@@ -20,9 +20,10 @@ from captum_transformer.attr.selection import Selection
 from captum_transformer.attr.transformer_method import START, scaled_back, seed
 from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.rules import flow, relevance
+from captum_transformer.rules.flow.apart import require_own_samples
 from captum_transformer.rules.flow.maps import MapBlock
 from captum_transformer.rules.ledger import Ledger, added_up
-from captum_transformer.rules.propagate import Walk, conserved
+from captum_transformer.rules.propagate import Walk, conserved, propagate
 from captum_transformer.rules.relevance.attention import attention_relevance
 from captum_transformer.rules.relevance.rule import Entry, Table
 from captum_transformer.rules.relevance.sparsity import sparsity_from
@@ -32,6 +33,7 @@ from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.seams import GradientsInOrder
+from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
 
 
@@ -200,8 +202,18 @@ def _propagated(
 ) -> Iterator[tuple[dict[Value, Tensor], Ledger]]:
     """Yields the relevance from the score, and its ledger, once for each side of a contrast."""
     forward.history(value).warn_of_rounding(selected.dtype)
+    tape = forward.tape
     for side, seeds in _sides(forward, selected, value):
-        yield conserved(forward.tape, seeds, _rules(forward, side) | changed, wanted)
+        rules = _rules(forward, side) | changed
+        found, ledger = conserved(tape, seeds, rules, wanted)
+        require_own_samples(functools.partial(_carried, tape, rules, wanted), seeds, found)
+        yield found, ledger
+
+
+def _carried(
+    tape: Tape, rules: Table, wanted: Sequence[Value], seeds: Mapping[Value, Tensor]
+) -> dict[Value, Tensor]:
+    return propagate(tape, seeds, rules, wanted)
 
 
 def _rules(forward: TracedForward, side: Value) -> Table:

@@ -8,8 +8,10 @@ from torch import nn
 from captum_transformer import (
     AttentionGradCam,
     AttentionRollout,
+    AttnLRP,
     GenericAttentionRelevance,
     RawAttention,
+    TransformerAttribution,
 )
 from captum_transformer.errors import MixedSamplesError, UnsupportedOperationError
 
@@ -158,3 +160,27 @@ def test_experts_that_pick_tokens_of_all_samples_pool_nothing():
     expected = torch.cat([method.attribute(one, 1) for one in x.split(1)])
     assert expected.any()
     torch.testing.assert_close(method.attribute(x, 1), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_learned_token_that_is_picked_from_another_sample() -> None:
+    """As in TimeSformer: the token of each frame is the same, and the first ones are taken."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(WIDTH, 2, WIDTH, batch_first=True, dropout=0.0)
+    token, places = torch.randn(1, 1, WIDTH), torch.randn(1, TOKENS + 1, WIDTH)
+    head, x = nn.Linear(WIDTH, 3), torch.randn(SAMPLES, 2, TOKENS, WIDTH)
+
+    def model(x):
+        frames = x.flatten(0, 1)
+        frames = torch.cat([token.expand(len(frames), -1, -1), frames], 1) + places
+        first = frames[: len(x), :1]
+        tokens = torch.cat([first, frames[:, 1:].reshape(len(x), -1, WIDTH)], 1)
+        return head(encoder(tokens)[:, 0])
+
+    full = TransformerAttribution(model, propagate_to_input=True)
+    with pytest.raises(MixedSamplesError, match="internal_batch_size=1"):
+        full.attribute(x, 1)
+    in_batches = AttnLRP(model), TransformerAttribution(model)
+    for method, size in ((full, 1), *((one, None) for one in in_batches)):
+        found = method.attribute(x, 1, internal_batch_size=size)
+        expected = torch.cat([method.attribute(one, 1) for one in x.split(1)])
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)

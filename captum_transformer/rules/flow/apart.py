@@ -38,7 +38,7 @@ def require_own_samples(run: Callable[[Shares], Shares], seeds: Shares, arrived:
         weights = weights_of(samples, digit, share.device).to(share.dtype)
         weighted = run({start: share * weights.reshape(share.shape)})
         for value, plain in arrived.items():
-            if value.batch is None:
+            if value.batch is None or value.coupling is not None:
                 continue
             axis, first, last = value.batch.axis, value.batch.first, value.batch.last
             one, other = plain.reshape(axis), weighted[value].reshape(axis)
@@ -53,8 +53,9 @@ def _mixed(sample: int, coupling: Operation) -> MixedSamplesError:
     module = f" in {coupling.module}" if coupling.module else ""
     return MixedSamplesError(
         f"Sample {sample} would get a share of another sample's score. From `{coupling.name}`"
-        f"{module} on it is not known which entries belong to which sample, and the token flow "
-        "divides shares of a sum among all its terms, also where what other samples add is taken "
-        "away again, as in differences of a cumulative sum. Explain one sample at a time "
+        f"{module} on it is not known which entries belong to which sample, and shares of a sum "
+        "are divided among all its terms, also where what other samples add is taken away again, "
+        "as in differences of a cumulative sum, or is the same for all of them, as a learned token "
+        "that was picked from another sample. Explain one sample at a time "
         "(`internal_batch_size=1`), or use ConservativeLRP or AttnLRP."
     )
