@@ -123,7 +123,7 @@ def test_a_rule_that_leaks_is_named(
     method = TransformerAttribution(model)
     method.attribute(pixels, 1)  # the rules themselves are sound
     rules = leaking(kind, kept)
-    monkeypatch.setattr(relevance, "with_sparsity", lambda _: rules)
+    monkeypatch.setattr(relevance, "with_sparsity", lambda *_: rules)
     with pytest.raises(ConservationError, match=f"({named}).*(loses|adds) [01]\\.\\d\\d%"):
         method.attribute(pixels, 1)
 
@@ -174,7 +174,7 @@ def test_an_account_is_the_same_a_few_samples_at_a_time(
 def test_partial_lrp_checks_conservation(monkeypatch: Any, small: Any) -> None:
     model, x = small
     rules = leaking(Kind.ADD, 0.9)
-    monkeypatch.setattr(relevance, "with_sparsity", lambda _: rules)
+    monkeypatch.setattr(relevance, "with_sparsity", lambda *_: rules)
     with pytest.raises(ConservationError, match="`add`"):
         PartialLRP(model).attribute_tokens(x, 1)
 
