@@ -1,7 +1,6 @@
 """Reads what objects hold, without running their own code."""
 
 import functools
-import gc
 import operator
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from captum_transformer.calling.copies import slots_of
 
 _MISSING = object()
 _Cached = type(functools.cache(len))
+_OF_FUNCTIONS = (MethodType, property, staticmethod, classmethod)
 # Containers without attributes; that of an ordered dictionary are looked at.
 PLAIN = frozenset({dict, OrderedDict, list, set, frozenset, tuple, deque})
 # Attributes of every module; those for training or for saving have no part in a forward pass.
@@ -41,20 +41,15 @@ def reader_of(item: Any) -> Callable[[Any], Mapping[Any, Any]] | None:
     for kinds, read in _READERS:
         if isinstance(item, kinds):
             return read
-    # Of Python's own objects, such as bound methods of dictionaries, and iterators.
-    return None if has_attributes(item) else _referents_of
+    return None
 
 
 def has_attributes(item: Any) -> bool:
     """Returns whether an object has attributes of its own."""
-    if isinstance(item, MethodType):  # those are the function's
+    if isinstance(item, _OF_FUNCTIONS):  # those are the function's, which stays the same
         return False
     kind: Any = type(item)
     return hasattr(item, "__dict__") or any(slots_of(kind)) or bool(_members_of(kind))
-
-
-def _referents_of(item: Any) -> dict[Any, Any]:
-    return dict(enumerate(one for one in gc.get_referents(item) if not isinstance(one, type)))
 
 
 _READERS: list[tuple[Any, Callable[[Any], Mapping[Any, Any]]]] = [
@@ -67,7 +62,7 @@ _READERS: list[tuple[Any, Callable[[Any], Mapping[Any, Any]]]] = [
     (MethodType, lambda item: {"self": item.__self__, "function": item.__func__}),
     (ref, lambda item: {"target": item()}),
     # What a function has cached follows from what it is.
-    ((staticmethod, classmethod, _Cached), lambda item: {"wrapped": item.__wrapped__}),
+    (_Cached, lambda item: {"wrapped": item.__wrapped__}),
 ]
 
 

@@ -1,9 +1,12 @@
 """Finds what a model reads besides its inputs, wherever Python holds it."""
 
 import functools
+import gc
 import os
 import pickle
+import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field
 from logging import Filterer
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -30,8 +33,13 @@ from captum_transformer.captured.holders import Holder
 
 ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _NUMBERS = (bool, int, float)
-# Loggers and operations of torch, which decide nothing by what they hold.
-_CODE = (Filterer, OperatorBase)
+# Code and descriptions of classes, which don't change, loggers, and operations of torch: what they
+# hold decides nothing.
+_CODE = (
+    *(types.CodeType, types.UnionType, types.GenericAlias, Field, Filterer, OperatorBase),
+    *(types.GetSetDescriptorType, types.MemberDescriptorType),
+    *(types.MethodDescriptorType, types.WrapperDescriptorType),
+)
 # Python adds annotations to a class when somebody first asks for them.
 _NOT_READ = frozenset({*vars(nn.Module()), "__annotations__"}) - {*OF_MODULES}
 _MODULES = frozenset(OF_MODULES) | {"forward"}
@@ -139,6 +147,9 @@ class Gathered:
             self.empty.append((path, item))
         elif (read := reader_of(item)) is not None:
             self._note(path, item, read)
+        elif not has_attributes(item):  # of Python's own, such as a bound method of a dictionary
+            for one in gc.get_referents(item):
+                self._add(f"what {path} holds", one)
         for member in item if isinstance(item, (dict, set, frozenset)) else ():
             self._add(f"a key of {path}", member)
         if not plain and has_attributes(item):
