@@ -1,8 +1,9 @@
 """Products, in whichever operations they are written.
 
-A product that is summed over nothing is one of entries, as by ``*``, and what is added to a product
-of several signals is added, as by ``+``: they are traced as these, so that rules meet them in one
-form. Entries that are multiplied and then summed are a product of matrices.
+A product that is summed over nothing is one of entries, as by ``*``, and of one factor it is a
+move. What is added to a product of several signals is added, as by ``+``. They are traced as these,
+so that rules meet them in one form. Entries that are multiplied and then summed are a product of
+matrices.
 """
 
 import functools
@@ -31,7 +32,7 @@ def written_out(operation: Operation) -> Callable[[], Tensor] | None:
     if operation.kind is not Kind.PRODUCT or "out" in operation.kwargs:
         return None
     product = operation.contraction()
-    if product is None or len(product.factors) < 2:
+    if product is None:
         return None
     signals = [factor for factor in product.factors if factor.value is not None]
     of_entries = not any(product.summed(factor) for factor in product.factors)

@@ -221,7 +221,9 @@ def _orders(
     if len(queries) > 1:
         queries = [c for c in queries if c not in heads and c not in single]
     features = [c for c in v if c not in a and c in out]
-    batch = [c for c in out if c not in (*queries, *features) and not (c in single and c in a)]
+    if len(features) > 1:
+        features = [c for c in features if c not in single]
+    batch = [c for c in out if c not in (*queries, *features) and c not in single]
     if len(keys) != 1 or len(queries) > 1 or len(features) > 1:
         return None
     lasts = (queries, keys), (keys, features), (queries, features)

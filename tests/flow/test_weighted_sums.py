@@ -153,6 +153,7 @@ def test_attention_of_several_queries_as_a_sum_is_the_product(method):
             lambda p, v: (p[..., None] * v[:, None]).sum(2),
             lambda p, v: (v.mT[:, None] * p.unsqueeze(2)).sum(-1),
             lambda p, v: (p[..., None] * v[:, None]).sum(2, keepdim=True).squeeze(2),
+            lambda p, v: (v[:, None] * p[..., None]).sum(2, keepdim=True).squeeze(2),
             lambda p, v: (
                 p[..., None].expand(-1, -1, -1, WIDTH) * v[:, None].expand(-1, TOKENS, -1, -1)
             ).sum(2),

@@ -18,6 +18,9 @@ GATES: dict[str, Product] = {
     "addcmul in place": lambda p, gate: torch.zeros_like(p).addcmul_(gate, p),
     "with a factor": lambda p, gate: torch.addcmul(torch.zeros_like(p), p, gate, value=0.5) * 2,
     "of the rows": lambda p, gate: torch.einsum("bqk,bq->bqk", p, gate[..., 0]),
+    "moved by einsum": lambda p, gate: torch.einsum(
+        "bkq->bqk", torch.einsum("bqk->bkq", p) * gate.mT
+    ),
     "of columns": lambda p, gate: torch.einsum("bkq,bq->bqk", p.mT, gate[..., 0]),
 }
 SUMS: dict[str, Product] = {
