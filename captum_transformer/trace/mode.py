@@ -79,8 +79,7 @@ class Trace(TorchFunctionMode):
         if traced and not torch.is_grad_enabled() and not traced[0][1].holds_ids:
             return self._cut_off(operation, written, call)
         if (simpler := written_out(operation)) is not None:
-            with self:
-                return simpler()
+            return simpler(self)
         return self._recorder.run(operation, written[0] if written else None, call)
 
     def _asked(

@@ -10,6 +10,7 @@ import functools
 import operator
 import string
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -23,8 +24,13 @@ from captum_transformer.trace.value import Value
 _SCALES = frozenset({Kind.MUL, Kind.DIV, Kind.COPY})
 
 
-def written_out(operation: Operation) -> Callable[[], Tensor] | None:
+def written_out(
+    operation: Operation,
+) -> Callable[[AbstractContextManager[object]], Tensor] | None:
     """Returns a function that computes a product by simpler operations, or None if it is simple.
+
+    The function gets the trace that records them. Its result is that of the operation to the last
+    bit.
 
     Args:
         operation: the operation, before it runs.
@@ -41,16 +47,23 @@ def written_out(operation: Operation) -> Callable[[], Tensor] | None:
     if not of_entries and added is None:
         return None
 
-    def run() -> Tensor:
-        result = _of_entries(product) if of_entries else _summed(product)
-        alpha = operation.argument("alpha", operation.argument("value", 1))
-        result = result if alpha == 1 else result * alpha
+    def run(trace: AbstractContextManager[object]) -> Tensor:
         if added is None:
-            return result
-        given, beta = added.given, operation.argument("beta", 1)
-        if beta:  # with a factor of zero, not even infinities count
-            result = (given if beta == 1 else given * beta) + result
-        return given.copy_(result) if operation.function.inplace else result
+            with trace:
+                return _of_entries(product)
+        with torch.no_grad():
+            exact: Tensor = operation.run(lambda operand: operand.given)
+        with trace:
+            result = _of_entries(product) if of_entries else _summed(product)
+            alpha = operation.argument("alpha", operation.argument("value", 1))
+            result = result if alpha == 1 else result * alpha
+            given, beta = added.given, operation.argument("beta", 1)
+            if beta:  # with a factor of zero, not even infinities count
+                result = (given if beta == 1 else given * beta) + result
+            result = result.to(exact.dtype)  # under autocast the addend may have another one
+            result = given.copy_(result) if operation.function.inplace else result
+        result.data.copy_(exact)  # its kernel rounds once
+        return result
 
     return run
 
