@@ -25,7 +25,7 @@ TABLE: dict[Kind, str] = {
         is_signed element_size get_device data_ptr untyped_storage storage is_same_size is_pinned
         is_inference is_conj is_neg is_set_to is_shared dim_order has_names len hash repr format
         set_grad_enabled requires_grad_ retain_grad item tolist numpy array bool
-        float_ int_ index contains base backward_hooks retains_grad version
+        float_ int_ index contains base backward_hooks set__backward_hooks retains_grad version
         post_accumulate_grad_hooks register_post_accumulate_grad_hook is_view is_distributed
         is_nonzero storage_type reduce_ex deepcopy dlpack dlpack_device cdata backward
         eq ne lt le gt ge equal not_equal less less_equal greater greater_equal isclose allclose
