@@ -78,6 +78,8 @@ def test_the_forward_pass_keeps_less(name: str, use_fused: bool) -> None:
     assert peak(checkpoint=4) < plain
 
 
+# Slow, although they aren't: tools that count executed lines keep local variables of models alive.
+@pytest.mark.slow
 def test_memory_grows_by_the_input_of_each_block() -> None:
     width, tokens = 16, 256
     x = torch.randn(1, tokens, width)
@@ -97,6 +99,7 @@ def blocks(model: nn.Module, x: Tensor, checkpoint: int, **named: Any) -> list[B
         return [(list(block._inputs), len(block._steps)) for block in found]  # type: ignore[misc]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [hf_vit(), hf_vit("eager"), timm_vit(depth=4)])
 def test_a_block_reads_the_residual_stream_alone(model: nn.Module) -> None:
     for inputs, _ in blocks(model, images(), 1)[1:]:
