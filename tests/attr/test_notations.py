@@ -37,7 +37,7 @@ REASONS = "|".join(
         "Can't tell samples, tokens and features apart",
     )
 )
-MODELS, QUICK, AT_ONCE = 72, 40, 4
+MODELS, QUICK, AT_ONCE = 72, 20, 4
 
 
 def explained(model: Drawn, method: str) -> tuple[Tensor, ...] | str:

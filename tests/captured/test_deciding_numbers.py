@@ -40,7 +40,10 @@ def mask_of(*kept: int) -> Tensor:
     return torch.tensor([kept] * 3).bool()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param(way, marks=[pytest.mark.slow] * (place > 1)) for place, way in enumerate(WAYS)],
+)
 def test_numbers_of_a_further_argument_have_to_stay(way: str) -> None:
     method = AttnLRP(Picks(way))
     mask, other = mask_of(1, 1, 1, 1, 0, 0), mask_of(0, 1, 1, 1, 1, 0)

@@ -78,6 +78,7 @@ def test_onnx_runtime_gives_the_same(model: Any, inputs: Any, tmp_path: Path) ->
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-5 * largest)
 
 
+@pytest.mark.slow
 def test_several_targets_have_outputs_with_names(tmp_path: Path) -> None:
     method, targets = AttnLRP(classifier()), [3, Contrast(3, rather_than=1)]
     captured = method.capture(values(), targets, of="attribute_targets")

@@ -28,6 +28,7 @@ def test_random_operations_that_depend_on_an_order(seed: int, decompositions: An
     torch.testing.assert_close(list(found), run(other))
 
 
+@pytest.mark.slow
 def test_a_model_with_a_cache_as_inductor_writes_it_out(tmp_path: Path) -> None:
     explained = subject("GPT-2")
     named = explained.named
