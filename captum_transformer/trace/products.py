@@ -21,6 +21,7 @@ from captum_transformer.trace.kinds import BY_ENTRY, Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.value import Value
 
+_PRODUCT = Kind.PRODUCT  # read for each operation; members of enums are slow to look up
 _SCALES = frozenset({Kind.MUL, Kind.DIV, Kind.COPY})
 
 
@@ -35,7 +36,7 @@ def written_out(
     Args:
         operation: the operation, before it runs.
     """
-    if operation.kind is not Kind.PRODUCT or "out" in operation.kwargs:
+    if operation.kind is not _PRODUCT or "out" in operation.kwargs:
         return None
     product = operation.contraction()
     if product is None:
