@@ -77,7 +77,7 @@ def is_gate_by_formula(value: Value) -> bool:
 
 
 def _is_activated(value: Value) -> list[Value] | bool:
-    """Returns whether a value was activated, or the values of which one may have been."""
+    """Returns whether a value was activated, or values to look at: one of them may have been."""
     operation = value.operation
     if operation is None or operation.kind not in ENTRIES_ALONE | MOVES:
         return False

@@ -118,7 +118,7 @@ class Value:
 
 
 def _divides(value: Value) -> "list[Value] | bool":
-    """Returns whether a value divides, or the values of which all have to."""
+    """Returns whether a value divides, or values to look at: all of them have to."""
     operation = value.operation
     if operation is None:
         return False

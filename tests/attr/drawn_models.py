@@ -1,4 +1,4 @@
-"""Small attention models of which the parts are drawn."""
+"""Small attention models whose parts are drawn."""
 
 import random
 import zlib
