@@ -16,6 +16,8 @@ from captum_transformer.trace.views import view_of
 
 _SCALES = frozenset({Kind.MUL, Kind.DIV})
 _SUMS = frozenset({Kind.ADD, Kind.SUB})
+# What softmax weights go through before they are divided by their sum, if some are left out.
+_TO_WEIGHTS = COPIES | {Kind.MUL, Kind.CHOICE}
 _TO_SUM = COPIES | {Kind.ADD, Kind.ENTRYWISE, Kind.RECIPROCAL}
 _MIXES = frozenset({Kind.SUM, Kind.MEAN, Kind.POOL, Kind.DISTANCE, Kind.PRODUCT})
 _OF_ROWS = frozenset({Kind.MAXIMUM, Kind.SMOOTH_MAXIMUM})
@@ -219,7 +221,7 @@ def softmax_dim(operation: Operation) -> int | None:
 
 
 def sums_to_one_again(operation: Operation) -> bool:
-    """Whether it divides softmax weights, some of them possibly masked, by their sum."""
+    """Whether it divides softmax weights, or those that a mask or a choice leaves, by their sum."""
     return _over_sum(operation, Kind.SOFTMAX) is not None
 
 
@@ -246,8 +248,8 @@ def _before(value: Value, kinds: Collection[Kind]) -> Value:
 
 
 def _argument(value: Value, what: Form | Kind) -> Value | None:
-    """Returns the argument of the exponential or softmax, possibly masked, that a value is."""
-    operation = _before(value, COPIES | {Kind.MUL}).operation
+    """Returns the argument of the exponential or softmax that a value is, or some entries of."""
+    operation = _before(value, _TO_WEIGHTS).operation
     if operation is None or what not in (operation.form, operation.kind):
         return None
     return operation.traced()[0][1].origin

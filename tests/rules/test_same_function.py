@@ -57,6 +57,10 @@ def once_more(x: Tensor) -> Tensor:
     return x / x.sum(-1, keepdim=True)
 
 
+def largest(x: Tensor) -> Tensor:
+    return torch.zeros_like(x).scatter(-1, x.topk(3)[1], 1.0)
+
+
 def turned(x: Tensor) -> Tensor:
     """Pairs of features as complex numbers, turned as by a rotary embedding."""
     pairs = torch.view_as_complex(x.unflatten(-1, (3, 2)))
@@ -260,6 +264,14 @@ GROUPS: dict[str, dict[str, Function]] = {
         "reciprocal": lambda x: (
             x.softmax(-1) * KEEP * (x.softmax(-1) * KEEP).sum(-1, keepdim=True).reciprocal()
         ),
+    },
+    "softmax of the largest": {
+        "fused": lambda x: x.topk(3)[0].softmax(-1),
+        "renormalised": lambda x: once_more(x.softmax(-1).topk(3)[0]),
+        "sorted": lambda x: once_more(x.softmax(-1).sort(-1, descending=True)[0][..., :3]),
+        "gathered": lambda x: once_more(x.softmax(-1).gather(-1, x.topk(3)[1])),
+        "masked": lambda x: once_more(x.softmax(-1) * largest(x)).gather(-1, x.topk(3)[1]),
+        "normalize": lambda x: F.normalize(x.softmax(-1).topk(3)[0], p=1, dim=-1),
     },
     "weighted by a softmax": {
         "softmax": lambda x: x.softmax(-1) @ V,
