@@ -1,10 +1,14 @@
 """The relevance rules against their formulas, written out."""
 
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from captum_transformer import TransformerAttribution
 from captum_transformer.calling import Arguments
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.propagate import propagate
@@ -215,3 +219,30 @@ def test_a_backbone_with_frozen_norms_hands_its_relevance_to_the_pixels(shift):
     else:
         torch.testing.assert_close(kept, torch.ones_like(kept))
     assert result.flatten(1).ne(0).all()
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_weights_of_constant_values_are_no_layer_wherever_their_heads_lie(samples: int) -> None:
+    heads, tokens, width = 2, 3, 4
+    query, key, out = (doubles(8, 8) for _ in range(3))
+    positions = doubles(tokens, tokens, width)  # those of values, as in Shaw et al. (2018)
+
+    def attention(x: Tensor, *, beside: bool) -> Tensor:
+        """Heads lie in a dimension of their own, or beside the samples."""
+        parts = [F.linear(x, weight).unflatten(2, (heads, width)) for weight in (query, key)]
+        q, k = (part.transpose(1, 2).flatten(0, int(beside)) for part in parts)
+        weights = (q @ k.mT).softmax(-1)
+        read = weights @ k + torch.einsum("...ij,ijd->...id", weights, positions)
+        read = read.view(-1, heads, tokens, width).transpose(1, 2)
+        return F.linear(read.flatten(2), out).sum(1)
+
+    def relevance(x: Tensor, *, beside: bool) -> Tensor:
+        method = TransformerAttribution(partial(attention, beside=beside), propagate_to_input=True)
+        return method.attribute(x, 1)
+
+    x = doubles(samples, tokens, 8)
+    found = relevance(x, beside=True)
+    torch.testing.assert_close(found, relevance(x, beside=False))
+    torch.testing.assert_close(
+        found, torch.cat([relevance(one, beside=True) for one in x.split(1)])
+    )

@@ -130,10 +130,14 @@ def applies_weights(product: Contraction, signal: Operand) -> bool:
     """Returns whether constants of a product, except divisors, are weights as of a linear layer.
 
     They are if they sum over features, not tokens, unless there is one vector for each row, such as
-    a one-hot vector that picks a score: that is a sum of products.
+    a one-hot vector that picks a score: that is a sum of products. The keys of softmax weights are
+    tokens, also where no features of the queries are known, as with heads beside the samples.
     """
     own, summed = product.of(signal), product.summed(signal)
     letters, value = {own[dim] for dim in summed}, signal.value
+    if value is not None and value.weighs_tokens and value.keys is not None:
+        if value.keys.dim(value.shape) in summed:
+            return False
     constants = [
         (factor, of)
         for factor, of in zip(product.factors, product.letters, strict=True)
