@@ -18,7 +18,7 @@ from captum_transformer.rules.flow.maps import Attended, MapBlock
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
-from captum_transformer.trace.heads import by_head
+from captum_transformer.trace.heads import by_head, from_heads
 from captum_transformer.trace.numeric import quotient
 from captum_transformer.trace.value import Value
 
@@ -126,7 +126,7 @@ class AttentionGradCam(SingleLayerMethod):
             low = cam.masked_fill(~counts, torch.inf).amin((-1, -2), keepdim=True)
             high = cam.masked_fill(~counts, 0.0).amax((-1, -2), keepdim=True)
             cam = _scaled(cam - low, high - low).masked_fill(~counts, 0.0)
-        return cam.expand_as(attended).reshape(probabilities.shape)
+        return from_heads(call, cam.expand_as(attended), probabilities)
 
     def _row(
         self, call: AttentionCall, gradients: MapBlock, shares: Tensor, columns: Tensor
@@ -140,7 +140,7 @@ class AttentionGradCam(SingleLayerMethod):
             attended = attended + share @ call.probabilities(rows).to(share.dtype)
         of_heads = by_head(call, attended)
         open_to_some = (of_heads > 0).any(1, keepdim=True).expand_as(of_heads)
-        columns = columns.unsqueeze(-2) * open_to_some.reshape(attended.shape)
+        columns = columns.unsqueeze(-2) * from_heads(call, open_to_some, attended)
         weights = (mean_gradient * columns).sum(-1, keepdim=True)
         weights = weights / columns.sum(-1, keepdim=True).clamp(min=1)
         cam = by_head(call, weights * attended).mean(1, keepdim=True).relu()
@@ -174,4 +174,4 @@ def _scaled(tensor: Tensor, span: Tensor) -> Tensor:
 def _to_heads(call: AttentionCall, cam: Tensor, like: Tensor) -> Tensor:
     """Divides a map that all heads share evenly among the heads."""
     of_heads = by_head(call, like)
-    return (cam / of_heads.shape[1]).expand_as(of_heads).reshape(like.shape)
+    return from_heads(call, (cam / of_heads.shape[1]).expand_as(of_heads), like)

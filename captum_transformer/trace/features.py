@@ -225,11 +225,11 @@ def keeps_features(operation: Operation, output: Value) -> bool:
     """Whether an operation leaves the features of each token unchanged when it moves entries."""
     if operation.kind not in MOVES:
         return True
-    view = view_of(operation, output)
+    view, stacked = view_of(operation, output), of_stacked_parts(operation, output)
+    kept = _longer(output.features) - {stacked}
     return any(
         source.features is not None
-        and _longer(features_after(operation, operand, source.features, output, view))
-        == _longer(output.features)
+        and _longer(features_after(operation, operand, source.features, output, view)) == kept
         for operand, source in operation.traced()
     )
 

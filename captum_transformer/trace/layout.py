@@ -1,5 +1,6 @@
 """Determines where samples, features and keys lie in the outputs of an operation."""
 
+import math
 from collections.abc import Sequence
 
 from captum_transformer.trace.axis import Axis, View
@@ -12,7 +13,7 @@ from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import is_weighted_signal
 from captum_transformer.trace.samples import place_samples
 from captum_transformer.trace.statistics import softmax_dim
-from captum_transformer.trace.value import Value
+from captum_transformer.trace.value import Features, Value
 from captum_transformer.trace.views import view_of, views_of
 
 _MAY_BE_SOFTMAX = frozenset({Kind.SOFTMAX, Kind.DIV, Kind.MUL, Kind.ENTRYWISE})
@@ -39,7 +40,7 @@ def lay_out(operations: Sequence[Operation]) -> None:
                 made = min(known, key=lambda value: value.index).operation
                 start = 0 if made is None else made.index + 1
                 for again in operations[start:]:
-                    _place(again)
+                    _place(again, again=True)
             break
     if operation.kind in _MAY_KEEP_ALL and len(operation.outputs) == len(traced) == 1:
         (first,), ((_, value),) = operation.outputs, traced
@@ -47,8 +48,13 @@ def lay_out(operations: Sequence[Operation]) -> None:
             first.origin = value.origin
 
 
-def _place(operation: Operation) -> None:
-    """Sets the attributes of outputs that follow from the samples and features of operands."""
+def _place(operation: Operation, *, again: bool = False) -> None:
+    """Sets the attributes of outputs that follow from the samples and features of operands.
+
+    Args:
+        operation: the operation.
+        again: whether more is known of its operands than before.
+    """
     kind, traced, pattern = operation.kind, operation.traced(), operation.pattern
     mixtures, may_weigh = 0, kind in _MAY_BE_SOFTMAX
     for operand, value in traced:
@@ -64,10 +70,22 @@ def _place(operation: Operation) -> None:
             view = None if views is None else views[place]
             if output.batch is None:
                 place_samples(operation, output, view)
-            if output.features is None:
-                place_features(operation, output, view)
+            if output.features is None or again:
+                _place_more_features(operation, output, view)
             output.keys = _keys(operation, output, view) if may_weigh else None
             output.mixtures = mixtures
+
+
+def _place_more_features(operation: Operation, output: Value, view: View | None) -> None:
+    """Sets the features of an output, unless more of them are known than those of operands."""
+    known, output.features = output.features, None
+    place_features(operation, output, view)
+    if known is not None and _count(output.features) <= _count(known):
+        output.features = known
+
+
+def _count(features: Features) -> int:
+    return math.prod(axis.size for axis in features or ())
 
 
 def _keeps_all(operation: Operation, output: Value, value: Value) -> bool:

@@ -58,7 +58,9 @@ def back_to_scores(probabilities: Value | None) -> list[tuple[Operation, Value]]
                 break
             continue
         weights = [source for source in carried if source.keys is not None]
-        pending += [(source, len(steps) - 1) for source in reversed(weights[:1] or carried)]
+        # A softmax by hand divides by a sum over the keys, in which they aren't apart any more.
+        apart = [source for source in carried if not source.is_denominator]
+        pending += [(source, len(steps) - 1) for source in reversed(weights[:1] or apart)]
     way = list[tuple[Operation, Value]]()
     while end >= 0:
         operation, value, end = steps[end]

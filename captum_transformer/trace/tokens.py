@@ -1,13 +1,15 @@
 """Which value of a forward pass holds the tokens that an input was turned into."""
 
-import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.trace.arrangement import Arrangement, arrangement
 from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.features import feature_dims, is_linear_layer, keeps_features
-from captum_transformer.trace.heads import heads_beside_samples
+from captum_transformer.trace.heads import heads_merged_by, steps_to
 from captum_transformer.trace.history import History
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
 from captum_transformer.trace.operation import Operation
@@ -185,14 +187,13 @@ def per_token(relevance: Tensor, value: Value) -> Tensor:
             f"Which entries are one token's features is not known in the tokens of shape "
             f"{tuple(value.shape)}. Use `attribute`, and sum over the features yourself."
         )
-    dims = feature_dims(value)
-    relevance = relevance.sum(dims) if dims else relevance
-    if value.samples is None or value.samples.outer != 1:
+    arranged = _arranged(value, value.features)
+    if arranged is None:
         raise UnsupportedOperationError(
             f"Can't tell the samples apart in the tokens of shape {tuple(value.shape)}; explain "
             "the samples one by one."
         )
-    return relevance.reshape(value.samples.size, -1)
+    return arranged.apart(relevance).sum(2)
 
 
 def spread_over_tokens(shares: Tensor, value: Value) -> Tensor:
@@ -200,25 +201,26 @@ def spread_over_tokens(shares: Tensor, value: Value) -> Tensor:
 
     The inverse of `per_token`.
     """
-    features, samples, heads = feature_dims(value), value.samples, heads_beside_samples(value)
-    layout = [1 if dim in features else length for dim, length in enumerate(value.shape)]
+    features, heads = value.features or (), heads_merged_by(steps_to(value))
+    layout = [1 if dim in feature_dims(value) else n for dim, n in enumerate(value.shape)]
     if value.learned and len(layout) > 3 and layout[2:] == [shares.shape[1], 1]:
-        heads = layout[1]  # what enters attention has the call's layout
-    if (
-        samples is None
-        or samples.outer != 1
-        or heads is None
-        or math.prod(layout) != shares.numel() * heads
-    ):
+        heads = [Axis.of(value.shape, 1)]  # what enters attention has the call's layout
+    arranged = None if heads is None else _arranged(value, (*features, *heads))
+    if arranged is None or arranged.counts[:2] != shares.shape:
         raise UnsupportedOperationError(
             f"Can't tell samples, tokens and features apart in a tensor of shape "
             f"{tuple(value.shape)} that holds {tuple(shares.shape)} samples and tokens. Use "
             "`propagation='flow'`."
         )
-    # In `nn.MultiheadAttention` heads are in one dimension with the samples.
-    shares = shares.unsqueeze(1).expand(-1, heads, -1)
-    width = heads * math.prod(value.shape[dim] for dim in features)
-    return (shares.reshape(layout) / width).expand(value.shape)
+    width = arranged.counts[2]
+    return arranged.together((shares / width).unsqueeze(2).expand(-1, -1, width), value.shape)
+
+
+def _arranged(value: Value, features: Sequence[Axis]) -> Arrangement | None:
+    """Returns how samples, tokens and features lie in a value, or None if that is unknown."""
+    if value.samples is None:
+        return None
+    return arrangement(tuple(value.shape), (value.samples,), tuple(features))
 
 
 def projections_of(call: AttentionCall, tape: Tape) -> tuple[list[Operation], list[Operation]]:

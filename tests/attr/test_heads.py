@@ -5,7 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captum_transformer import AttentionGradCam, RawAttention
+from captum_transformer import (
+    AttentionGradCam,
+    AttnLRP,
+    GenericAttentionRelevance,
+    RawAttention,
+)
 from captum_transformer.errors import UnsupportedOperationError
 
 TOKENS, WIDTH, HEADS, WINDOW = 6, 8, 2, 3
@@ -44,7 +49,7 @@ def windows_ahead(q, k, v):
 
 
 def windows_behind(q, k, v):
-    """(samples, heads, windows, tokens, features): the last axis ahead of a map is no head."""
+    """(samples, heads, windows, tokens, features), as in NesT."""
     return whole(*(p.unflatten(2, (-1, WINDOW)) for p in (q, k, v))).flatten(2, 3)
 
 
@@ -73,15 +78,45 @@ def stacked(q, k, v):
     return ((rows @ k[:, 0].mT).softmax(-1) @ v[:, 0]).view(q.shape)
 
 
-def in_front(q, k, v):
-    """Heads in front of the samples, as where they are cut out one by one and joined."""
+def joined(q, k, v):
+    """Heads that are cut out one by one, and joined in front of the samples."""
     parts = (torch.cat(part.unbind(1)) for part in (q, k, v))
     return torch.stack(F.scaled_dot_product_attention(*parts).chunk(HEADS), 1)
+
+
+def in_front(q, k, v):
+    """(heads, samples, tokens, features)."""
+    parts = (part.transpose(0, 1) for part in (q, k, v))
+    return F.scaled_dot_product_attention(*parts).transpose(0, 1)
+
+
+def in_front_by_einsum(q, k, v):
+    scores = torch.einsum("bhnd,bhmd->hbnm", q, k) / (WIDTH // HEADS) ** 0.5
+    return torch.einsum("hbnm,bhmd->bhnd", scores.softmax(-1), v)
+
+
+def merged_in_front(q, k, v):
+    """(heads x samples, tokens, features)."""
+    parts = (part.transpose(0, 1).flatten(0, 1) for part in (q, k, v))
+    return written_out(*parts).unflatten(0, (HEADS, -1)).transpose(0, 1)
 
 
 def in_a_row(q, k, v):
     parts = (torch.stack(part.unbind(1)) for part in (q, k, v))
     return torch.stack(F.scaled_dot_product_attention(*parts).unbind(0), 1)
+
+
+def in_front_of_windows(q, k, v):
+    """(heads, windows, samples, tokens, features)."""
+    parts = (p.unflatten(2, (-1, WINDOW)).permute(1, 2, 0, 3, 4) for p in (q, k, v))
+    return whole(*parts).permute(2, 0, 1, 3, 4).flatten(2, 3)
+
+
+def merged_with_windows(q, k, v):
+    """(windows x samples x heads, tokens, features)."""
+    cut = [p.unflatten(2, (-1, WINDOW)).permute(2, 0, 1, 3, 4) for p in (q, k, v)]
+    out = written_out(*(part.flatten(0, 2) for part in cut)).view(cut[0].shape)
+    return out.permute(1, 2, 0, 3, 4).flatten(2, 3)
 
 
 def cut_out_and_stacked(q, k, v):
@@ -132,7 +167,13 @@ def x():
         (written_out, whole),
         (heads_with_samples, whole),
         (cut_out_and_stacked, whole),
+        (in_front, whole),
+        (in_front_by_einsum, whole),
+        (merged_in_front, whole),
+        (in_a_row, whole),
         (windows_ahead, windows_with_samples),
+        (windows_behind, windows_with_samples),
+        (in_front_of_windows, windows_with_samples),
     ],
 )
 def test_spellings_agree(core, same, pooling, x):
@@ -144,10 +185,35 @@ def test_spellings_agree(core, same, pooling, x):
     torch.testing.assert_close(read(core, x[:1]), expected[:1], rtol=1e-4, atol=1e-5)
 
 
+class Unknown(Model):
+    """No operation before the output projection says which dimensions hold features."""
+
+    def __init__(self, core, *, by_constants):
+        super().__init__(core)
+        self.norm, self.by_constants = nn.LayerNorm(WIDTH), by_constants
+
+    def attend(self, x):
+        for layer in self.qkvs:
+            parts = [
+                torch.einsum("bni,oi->bno", x, w) + b if self.by_constants else F.linear(x, w, b)
+                for w, b in zip(layer.weight.chunk(3), layer.bias.chunk(3), strict=True)
+            ]
+            made = self.core(*(p.unflatten(-1, (HEADS, -1)).transpose(1, 2) for p in parts))
+            x = self.norm(x + made.transpose(1, 2).flatten(2))
+        return x
+
+
+@pytest.mark.parametrize("pooling", ["row", "map"])
+def test_heads_are_known_if_features_are_known_later(pooling, x):
+    def read(**options):
+        return AttentionGradCam(Unknown(written_out, **options), pooling=pooling, layer=0)
+
+    expected = read(by_constants=False).attribute(x, 1)
+    torch.testing.assert_close(read(by_constants=True).attribute(x, 1), expected)
+
+
 @pytest.mark.parametrize("samples", [1, 3])
-@pytest.mark.parametrize(
-    "core", [windows_behind, neighbours, gathered, stacked, in_front, in_a_row]
-)
+@pytest.mark.parametrize("core", [neighbours, gathered, stacked, joined, merged_with_windows])
 def test_unknown_heads_are_refused(core, samples, x):
     with pytest.raises(UnsupportedOperationError, match="which of its maps are heads"):
         AttentionGradCam(Model(core)).attribute(x[:samples], 1)
@@ -162,6 +228,25 @@ def test_samples_in_one_sequence_are_refused(pooling, x):
     torch.testing.assert_close(packed, alone)
 
 
+@pytest.mark.parametrize("core", [in_front, in_front_by_einsum, merged_in_front, in_a_row])
+def test_maps_and_heads_are_the_same_with_heads_in_front(core, x):
+    for method in (RawAttention, AttnLRP, GenericAttentionRelevance):
+        expected = method(Model(whole)).attribute_heads(x, 1)
+        found = method(Model(core)).attribute_heads(x, 1)
+        assert [tuple(of_call.shape) for of_call in found] == [(3, HEADS, TOKENS)] * 2
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        one_by_one = method(Model(core)).attribute_heads(x, 1, internal_batch_size=1)
+        torch.testing.assert_close(one_by_one, expected, rtol=1e-4, atol=1e-5)
+        tokens = method(Model(core)).attribute_tokens(x, 1)
+        torch.testing.assert_close(
+            tokens, method(Model(whole)).attribute_tokens(x, 1), rtol=1e-4, atol=1e-5
+        )
+    maps, of_whole = (
+        RawAttention(Model(one)).relevance_maps(x, 1, average_heads=False) for one in (core, whole)
+    )
+    torch.testing.assert_close([*maps.values()], [*of_whole.values()])
+
+
 @pytest.mark.parametrize("samples", [1, 3])
 def test_maps_are_averaged_over_heads_and_not_over_windows(samples, x):
     def read(core):
@@ -170,7 +255,8 @@ def test_maps_are_averaged_over_heads_and_not_over_windows(samples, x):
 
     expected = read(windows_with_samples)
     assert expected.shape == (samples * TOKENS // WINDOW, WINDOW, WINDOW)
-    torch.testing.assert_close(read(windows_ahead), expected)
-    for core in (windows_behind, neighbours, gathered, stacked):
+    for core in (windows_ahead, windows_behind, in_front_of_windows):
+        torch.testing.assert_close(read(core), expected)
+    for core in (neighbours, gathered, stacked, merged_with_windows):
         with pytest.raises(UnsupportedOperationError, match="which of its maps are heads"):
             read(core)

@@ -46,15 +46,18 @@ GROUPS: dict[str, dict[str, Scores]] = {
 class Crossing(nn.Module):
     """Tokens of one input attend to those of another one, and then to each other."""
 
-    def __init__(self, scores: Scores) -> None:
+    def __init__(
+        self, scores: Scores, softmax: Callable[[Tensor], Tensor] = lambda s: s.softmax(-1)
+    ) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.of_query, self.of_key, self.of_value = (nn.Linear(6, 6) for _ in range(3))
-        self.own, self.head, self.scores = nn.Linear(6, 18), nn.Linear(6, 3), scores
+        self.own, self.head = nn.Linear(6, 18), nn.Linear(6, 3)
+        self.scores, self.softmax = scores, softmax
         self.double()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        weights = self.scores(self.of_query(x), self.of_key(y)).softmax(-1)
+        weights = self.softmax(self.scores(self.of_query(x), self.of_key(y)))
         x = x + weights @ self.of_value(y)
         q, k, v = self.own(x).chunk(3, -1)
         return self.head((x + (q @ k.mT).softmax(-1) @ v)[:, 0])
@@ -72,6 +75,21 @@ def test_queries_are_known_however_scores_are_made(group: str, method: str) -> N
     )
     for found in others:
         assert_close(found, expected, 1e-8)
+
+
+@pytest.mark.parametrize("scores", ["matmul", "transposed"])
+@pytest.mark.parametrize(
+    "method", ["AttentionRollout", "GenericAttentionRelevance", "TransformerAttribution"]
+)
+def test_queries_are_known_if_the_sum_of_a_softmax_comes_first(method: str, scores: str) -> None:
+    def softmax(scores: Tensor) -> Tensor:
+        powers = scores.exp()
+        return powers.sum(-1, keepdim=True).reciprocal() * powers
+
+    inputs, products = (drawn(2, 4, 6), drawn(2, 3, 6, seed=1)), GROUPS["products"]
+    expected = METHODS[method](Crossing(products["matmul"])).attribute(inputs, [0, 2])
+    found = METHODS[method](Crossing(products[scores], softmax)).attribute(inputs, [0, 2])
+    assert_close(found, expected, 1e-8)
 
 
 @pytest.mark.parametrize("name", [(g, name) for g, group in GROUPS.items() for name in group])
