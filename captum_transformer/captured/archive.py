@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,7 +91,7 @@ def save(
     """Writes a captured call to a file, as ONNX if the file's name ends in ``.onnx``."""
     with torch.no_grad():
         args, kwargs = given.as_served(given.example())
-        as_onnx = os.fspath(path).endswith(".onnx")
+        as_onnx = _is_named_onnx(path)
         served = Served(recorded, state, given, keeps=not as_onnx).eval()
         program = torch.export.export(served, args, kwargs)
     if as_onnx:
@@ -104,13 +105,9 @@ class LoadedCapture:
     """A captured call from a file, called like the captured one; see `load_captured`."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        _require_saved(path)
         extra = {_NOTES: ""}
         self._program = torch.export.load(path, extra_files=extra)
-        if not extra[_NOTES]:
-            raise CaptureMismatchError(
-                f"{os.fspath(path)} is a `torch.export` program, but was not written "
-                "by `Captured.save`."
-            )
         self._notes = json.loads(extra[_NOTES])
         if self._notes["version"] != _VERSION:
             raise CaptureMismatchError(
@@ -202,6 +199,24 @@ def load_captured(path: str | os.PathLike[str]) -> LoadedCapture:
         torch.Size([2, 3, 32, 32])
     """
     return LoadedCapture(path)
+
+
+def _is_named_onnx(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path).lower().endswith(".onnx")
+
+
+def _require_saved(path: str | os.PathLike[str]) -> None:
+    """Raises an error if a file wasn't written by `save`; torch's own errors don't say so."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = file.namelist()
+    except zipfile.BadZipFile:
+        names = []
+    if not any(name.endswith(f"/{_NOTES}") for name in names):
+        hint = " ONNX models run in an ONNX runtime." if _is_named_onnx(path) else ""
+        raise CaptureMismatchError(
+            f"{os.fspath(path)} was not written by `Captured.save`, or is incomplete.{hint}"
+        )
 
 
 def _tensors_in(nested: Any) -> list[Tensor]:

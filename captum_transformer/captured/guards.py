@@ -97,7 +97,7 @@ class Guard:
             if not all(map(operator.is_, held, holder.values)):
                 for place, (new, old) in enumerate(zip(held, holder.values, strict=True)):
                     if not _is_same(new, old):
-                        return f"{holder.name(place)} is {_short(new)}, and was {_short(old)}"
+                        return f"{holder.name(place)} is {_in_place_of(new, old)}"
                 holder.values = held
         if not same:
             self._together.accept()
@@ -110,8 +110,12 @@ class Guard:
         for places in self._several:
             one, *others = (self._holders[h].values[n] for h, n in places)
             if any(other is not one for other in others):
-                names = " and ".join(self._holders[h].name(n) for h, n in places)
-                return f"{names} were one tensor, and are several"
+                return f"{self._names(places)} were one tensor, and are several"
+        known: dict[int, Place] = {}
+        for where in self._firsts:
+            earlier = known.setdefault(id(self._holders[where.holder].values[where.number]), where)
+            if earlier is not where:
+                return f"{self._names([earlier, where])} were several tensors, and are one"
         for where, identity in self._identities.items():
             if self._identity(where) != identity:
                 name = self._holders[where.holder].name(where.number)
@@ -145,6 +149,9 @@ class Guard:
         names = (self._holders[holder].name(number) for holder, number in places)
         return [name.removeprefix("model.") for name in names]
 
+    def _names(self, places: Sequence[Place]) -> str:
+        return " and ".join(self._holders[h].name(n) for h, n in places)
+
     def _marks_at(self, place: Place) -> Mapping[str, Any]:
         """Returns what Python has noted on the tensor at a place, such as `weight.scale = 2.0`."""
         held = vars(self._holders[place.holder].values[place.number])
@@ -175,8 +182,15 @@ def _is_same(new: Any, old: Any) -> bool:
     return isinstance(new, (*ATOMS, frozenset)) and bool(new == old)
 
 
+def _in_place_of(new: Any, old: Any) -> str:
+    texts = _short(new), _short(old)
+    if texts[0] == texts[1]:  # of objects, only the class is shown
+        return f"another {type(new).__name__}"
+    return f"{texts[0]}, and was {texts[1]}"
+
+
 def _short(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a {type(value).__name__} {Shape.of(value)}"
-    text = repr(value) if isinstance(value, ATOMS) else f"another {type(value).__name__}"
+    text = repr(value) if isinstance(value, ATOMS) else f"a {type(value).__name__}"
     return text if len(text) < 80 else text[:77] + "..."

@@ -198,3 +198,15 @@ def test_other_programs_are_refused(tmp_path: Path) -> None:
     torch.export.save(program, tmp_path / "other.pt2")
     with pytest.raises(CaptureMismatchError, match=r"Captured\.save"):
         load_captured(tmp_path / "other.pt2")
+
+
+@pytest.mark.parametrize("name", ["explain.pt2", "explain.onnx"])
+@pytest.mark.parametrize("content", [b"", b"no archive", torch.ones(2)])
+def test_other_files_are_refused(content: Any, name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(CaptureMismatchError, match=rf"{name} was not written by `Captured\.save`"):
+        load_captured(path)

@@ -61,6 +61,7 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "another dtype": lambda m: m.double(),
     "a frozen parameter": lambda m: m.head.weight.requires_grad_(requires_grad=False),
     "another dropout": lambda m: setattr(m.blocks[0].mlp[2], "p", 0.9),
+    "tied weights": _tie,
     "more classes": lambda m: (
         m.head.register_parameter("weight", nn.Parameter(torch.ones(6, 16)))
         or m.head.register_parameter("bias", nn.Parameter(torch.ones(6)))
@@ -80,7 +81,6 @@ FOLLOWED: dict[str, Callable[[Any], Any]] = {
     "a buffer in place": lambda m: m.blocks[0].bias.add_(1),
     "a new tensor": lambda m: setattr(m.blocks[0], "offset", torch.ones(16)),
     "a tensor in place": lambda m: m.blocks[0].offset.add_(1),
-    "tied weights": _tie,
     "an attribute that nothing reads": lambda m: setattr(m, "epoch_of_training", 3),
     "gradients": lambda m: m(values()).sum().backward(),
     "a backward hook": lambda m: m.register_full_backward_hook(lambda *_: None),
@@ -188,6 +188,22 @@ def test_tied_weights_that_are_untied() -> None:
     model.blocks[1].out.weight = nn.Parameter(torch.ones(16, 16))
     with pytest.raises(CaptureMismatchError, match="were one tensor"):
         captured(values(1), 2)
+
+
+class _MayBeTied(Classifier):
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = (block.out.weight for block in self.blocks)
+        return super().forward(x) * (3 if one is other else 1)
+
+
+def test_weights_that_are_tied_later() -> None:
+    torch.manual_seed(0)
+    model = _MayBeTied().eval()
+    method = AttnLRP(model)
+    captured = method.capture(values(), 1, recapture=True)
+    captured(values(1), 2)
+    _tie(model)
+    assert_same(captured(values(1), 2), method.attribute(values(1), [2] * 3))
 
 
 def test_a_method_with_other_options() -> None:
