@@ -19,6 +19,7 @@ _SUMS = frozenset({Kind.ADD, Kind.SUB})
 # What softmax weights go through before they are divided by their sum, if some are left out.
 _TO_WEIGHTS = COPIES | {Kind.MUL, Kind.CHOICE}
 _TO_SUM = COPIES | {Kind.ADD, Kind.ENTRYWISE, Kind.RECIPROCAL}
+_TOTALS = frozenset({Kind.SUM, Kind.DISTANCE})
 _MIXES = frozenset({Kind.SUM, Kind.MEAN, Kind.POOL, Kind.DISTANCE, Kind.PRODUCT})
 _OF_ROWS = frozenset({Kind.MAXIMUM, Kind.SMOOTH_MAXIMUM})
 # Kinds that compare with constants, and that write to places that were picked.
@@ -216,25 +217,27 @@ def softmax_dim(operation: Operation) -> int | None:
         if made is not None and made.kind is Kind.LOG_SOFTMAX:
             return made.dim(len(value.shape))
         return next((d for d in map(_log_sum_exp_dim, subtracted(made)) if d is not None), None)
-    found = _over_sum(operation, Form.EXPONENTIAL) if operation.kind in _SCALES else None
+    found = _over_sum(operation) if operation.kind in _SCALES else None
     return None if found is None else _shifted(found[0], found[1].dim(len(traced[0][1].shape)))
 
 
 def sums_to_one_again(operation: Operation) -> bool:
     """Whether it divides softmax weights, or those that a mask or a choice leaves, by their sum."""
-    return _over_sum(operation, Kind.SOFTMAX) is not None
+    found = quotient_of(operation)
+    scores = None if found is None else _argument(found.signal, Kind.SOFTMAX)
+    return found is not None and scores is not None and _sums_weights(found.divisor, scores)
 
 
-def _over_sum(operation: Operation, what: Form | Kind) -> tuple[Value, Operation] | None:
-    """Returns the argument of an exponential or softmax divided by its own sum, and that sum."""
-    are_signals = is_divided(operation)
-    if are_signals is None or len(are_signals) != 2:
+def _over_sum(operation: Operation) -> tuple[Value, Operation] | None:
+    """Returns the argument of an exponential that is divided by its own sum, and that sum."""
+    found = quotient_of(operation)
+    if found is None:
         return None
-    (_, signal), (_, divisor) = operation.traced()[:: 1 if are_signals[0] else -1]
-    scores, total = _argument(signal, what), _total(divisor)
-    if scores is None or total is None or _argument(total.traced()[0][1], what) is not scores:
+    scores, total = _argument(found.signal, Form.EXPONENTIAL), _total(found.divisor)
+    if scores is None or total is None:
         return None
-    return scores, total
+    summed = _argument(total.traced()[0][1], Form.EXPONENTIAL)
+    return (scores, total) if summed is scores else None
 
 
 def _before(value: Value, kinds: Collection[Kind]) -> Value:
@@ -258,7 +261,29 @@ def _argument(value: Value, what: Form | Kind) -> Value | None:
 def _total(value: Value) -> Operation | None:
     """Returns the sum that a value was made from, or None."""
     total = _before(value, _TO_SUM).operation
-    return total if total is not None and total.kind in (Kind.SUM, Kind.DISTANCE) else None
+    return total if total is not None and total.kind in _TOTALS else None
+
+
+def _sums_weights(value: Value, scores: Value) -> bool:
+    """Whether a value is the sum of some softmax weights of the same row of scores.
+
+    Weights of several rows, such as those of all queries for one key, are not normalised by it.
+    """
+    total = _before(value, _TO_SUM).operation
+    terms = [] if total is None else [source for _, source in total.traced()]
+    if total is not None and total.kind is Kind.ADD:
+        return all(_sums_weights(term, scores) or _is_weight(term, scores) for term in terms)
+    if total is None or total.kind not in _TOTALS:
+        return False
+    (term, *_) = terms
+    dim = None if term.keys is None else term.keys.dim(term.shape)
+    of_row = dim is None or dim in (total.along(len(term.shape)) or ())
+    return of_row and _argument(term, Kind.SOFTMAX) is scores
+
+
+def _is_weight(value: Value, scores: Value) -> bool:
+    """Whether a value holds a single weight of each row."""
+    return value.keys is None and _argument(_before(value, _TO_SUM), Kind.SOFTMAX) is scores
 
 
 def sums_exponentials(value: Value, *signals: Value) -> bool:

@@ -61,6 +61,11 @@ def largest(x: Tensor) -> Tensor:
     return torch.zeros_like(x).scatter(-1, x.topk(3)[1], 1.0)
 
 
+def added_one_by_one(x: Tensor) -> Tensor:
+    first, *others = x.unbind(-1)
+    return x / sum(others, first + 1e-12).unsqueeze(-1)
+
+
 def turned(x: Tensor) -> Tensor:
     """Pairs of features as complex numbers, turned as by a rotary embedding."""
     pairs = torch.view_as_complex(x.unflatten(-1, (3, 2)))
@@ -272,6 +277,13 @@ GROUPS: dict[str, dict[str, Function]] = {
         "gathered": lambda x: once_more(x.softmax(-1).gather(-1, x.topk(3)[1])),
         "masked": lambda x: once_more(x.softmax(-1) * largest(x)).gather(-1, x.topk(3)[1]),
         "normalize": lambda x: F.normalize(x.softmax(-1).topk(3)[0], p=1, dim=-1),
+        "one by one": lambda x: added_one_by_one(x.softmax(-1).topk(3)[0]),
+    },
+    "softmax of queries, and a norm over keys": {
+        "stabilised": lambda x: once_more(x.softmax(1) + 1e-12),
+        "exact": lambda x: once_more(x.softmax(1)),
+        "normalize": lambda x: F.normalize(x.softmax(1), p=1, dim=-1),
+        "one by one": lambda x: added_one_by_one(x.softmax(1)),
     },
     "weighted by a softmax": {
         "softmax": lambda x: x.softmax(-1) @ V,

@@ -5,7 +5,7 @@ embedding is not: it differs from token to token, and the map does not. Whether 
 must not depend on the number of samples, so a bias that was repeated for each sample is still one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from captum_transformer.trace.axis import Axis, pieces_in_view
 from captum_transformer.trace.contraction import Contraction
@@ -135,9 +135,6 @@ def applies_weights(product: Contraction, signal: Operand) -> bool:
     """
     own, summed = product.of(signal), product.summed(signal)
     letters, value = {own[dim] for dim in summed}, signal.value
-    if value is not None and value.weighs_tokens and value.keys is not None:
-        if value.keys.dim(value.shape) in summed:
-            return False
     constants = [
         (factor, of)
         for factor, of in zip(product.factors, product.letters, strict=True)
@@ -145,7 +142,10 @@ def applies_weights(product: Contraction, signal: Operand) -> bool:
     ]
     if not constants or any(factor.role is Role.WEIGHT for factor, _ in constants):
         return bool(constants)
-    if value is not None and value.features and not mixes_features(value, summed):
+    if value is not None and value.features:
+        if not mixes_features(value, summed):
+            return False
+    elif value is not None and _sums_over_keys(value, summed):
         return False
     lengths = {
         letter: length
@@ -154,6 +154,12 @@ def applies_weights(product: Contraction, signal: Operand) -> bool:
         if letter in product.output and (length > 1 or letter == product.output[0])
     }
     return not all(letter in own and any(letter in of for _, of in constants) for letter in lengths)
+
+
+def _sums_over_keys(value: Value, dims: Sequence[int]) -> bool:
+    """Returns whether dimensions hold the keys of a value that is known to have no features."""
+    no_features = value.features is not None and not value.features
+    return no_features and value.keys is not None and value.keys.dim(value.shape) in dims
 
 
 def _weighted(operation: Operation, product: Contraction, signal: Operand) -> list[int]:
