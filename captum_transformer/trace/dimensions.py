@@ -144,7 +144,7 @@ def _rearranged(operation: Operation, operand: Operand, after: int) -> Passage |
     known, before = operation.arguments, len(operand.size)
     brackets, source, strides = known.get("brackets"), known.get("source"), known.get("stride", ())
     if brackets is None and not (source and strides):
-        return None
+        return _in_slice(operation, operand, after) if source else None
     if operand is operation.argument("input"):
         is_read = source is None
         return _moved(picked(brackets, before).to) if is_read else _along(before, after, ())
@@ -164,6 +164,16 @@ def _rearranged(operation: Operation, operand: Operand, after: int) -> Passage |
     )
 
 
+def _in_slice(operation: Operation, operand: Operand, after: int) -> Passage | None:
+    """Writes into a slice, or into a single position, along a dimension."""
+    if operation.function.entry.along is not None or not isinstance(operation.argument("dim"), int):
+        return None
+    if operand is operation.argument("input"):
+        return _along(after, after, ())
+    before, (dim,) = len(operand.size), (operation.argument("dim") % after,)
+    return _along(after, after, (dim,)) if before == after else _inserted(before, dim)
+
+
 def _looked_up(operation: Operation, ids: Operand, _: int) -> Passage:
     ahead, before = ahead_of_ids(operation, ids), len(ids.size)
     return _unknown(before) if ahead is None else _moved(tuple(range(ahead, ahead + before)))
@@ -171,7 +181,11 @@ def _looked_up(operation: Operation, ids: Operand, _: int) -> Passage:
 
 def _stacked(operation: Operation, operand: Operand, after: int) -> Passage:
     (at,) = operation.along(after) or (0,)
-    return _moved(tuple(dim + (at <= dim) for dim in range(len(operand.size))))
+    return _inserted(len(operand.size), at)
+
+
+def _inserted(before: int, at: int) -> Passage:
+    return _moved(tuple(dim + (at <= dim) for dim in range(before)))
 
 
 def _padded(operation: Operation, operand: Operand, after: int) -> Passage:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_transformer.trace.along import ends_of_softmax, is_of_one_number
 from captum_transformer.trace.axis import View
 from captum_transformer.trace.kinds import AS_OTHERS, ENTRIES_ALONE, MOVES, Form, Kind
 from captum_transformer.trace.operation import Operand, Operation
@@ -120,27 +121,10 @@ def is_of_one_entry(operation: Operation) -> bool:
     """Whether a softmax or similar function is of one entry and constants: ``softmax([x, 0])``.
 
     Then it is an activation such as a sigmoid. The scores of a single key joined with an attention
-    sink don't count: their dimension of keys existed before the constants were joined.
+    sink don't count: they are made of queries and keys.
     """
-    ((_, value), *_), ndim = operation.traced(), len(operation.traced()[0][1].shape)
-    join, dim = value.operation, operation.dim(ndim)
-    if join is None or dim is None or len(join.traced()) != 1 or join.dim(ndim) not in (dim, None):
-        return False
-    ((operand, source),) = join.traced()
-    if join.kind is Kind.STACK:
-        return len(join.operands) > 1
-    made = source.operation
-    if join.kind not in (Kind.CONCATENATE, Kind.PAD) or made is None or operand.size[dim] != 1:
-        return False
-    if view_of(made, source) is None or len(made.traced()) != 1:
-        return False
-    ((_, before),) = made.traced()
-    left = [length for place, length in enumerate(operand.size) if place != dim]
-    if len(before.shape) == len(operand.size):  # one of several features, which are no keys
-        others = [length for place, length in enumerate(before.shape) if place != dim]
-        features = before.features or ()
-        return others == left and any(axis.dim(before.shape) == dim for axis in features)
-    return list(before.shape) == left
+    ends = ends_of_softmax(operation)
+    return ends is not None and is_of_one_number(ends)
 
 
 def works_by_entry(operation: Operation) -> bool:

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 
+from captum_transformer.trace.along import are_of_one_token, ends_of_softmax
 from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.batch import placed
 from captum_transformer.trace.dimensions import axis_after, source_of
 from captum_transformer.trace.features import RESIZES, learn_features, place_features
-from captum_transformer.trace.gates import is_of_one_entry
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import is_weighted_signal
@@ -111,9 +111,7 @@ def _mixes(operation: Operation) -> bool:
 def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None:
     """Returns the axis of keys in an output that still holds softmax weights, or None."""
     if operation.kind in _MAY_BE_SOFTMAX and (dim := softmax_dim(operation)) is not None:
-        if operation.kind is Kind.SOFTMAX and operation.traced() and is_of_one_entry(operation):
-            return None  # a sigmoid: its entries are no weights of keys
-        return Axis.of(output.shape, dim)
+        return _normalised(operation, output, dim)
     weights = [(o, value) for o, value in operation.traced() if value.keys is not None]
     if not weights or _are_used_up(operation, weights, output):
         return None
@@ -135,6 +133,19 @@ def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None
     # If features aren't known, it isn't known which of several axes is the one of tokens.
     known = len({*found}) == 1 or all(value.features is not None for _, value in weights)
     return found[0] if found and known else None
+
+
+def _normalised(operation: Operation, output: Value, dim: int) -> Axis:
+    """Returns the axis that a softmax normalises; if it holds numbers of one token, as features."""
+    axis, known = Axis.of(output.shape, dim), output.features or ()
+    ends = ends_of_softmax(operation) if operation.traced() else None
+    if ends is None or all(end.length > 1 for end in ends):
+        return axis
+    if len(ends) == 1 or are_of_one_token(ends):
+        output.features = tuple(dict.fromkeys((*known, axis)))
+    elif axis in known:  # numbers of several tokens that were joined
+        output.features = tuple(one for one in known if one != axis)
+    return axis
 
 
 def _are_used_up(

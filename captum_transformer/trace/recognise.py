@@ -7,6 +7,7 @@ from torch import Tensor
 
 from captum_transformer.calling.reading import truth
 from captum_transformer.errors import UnsupportedOperationError
+from captum_transformer.trace.along import is_of_one_token, weights_of_tokens
 from captum_transformer.trace.attention import FusedAttention, Order
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.contraction import Contraction
@@ -84,7 +85,7 @@ def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
     _, (factors, letters, output, _) = found
     dim, keepdim = operation.along(len(factors[0].size)), bool(operation.argument("keepdim"))
     weights, signal = map(_once, factors)
-    if signal.value is not None and signal.value.weighs_tokens:
+    if weights_of_tokens(product)[0][0] is product.operands[1]:
         weights, signal, letters = signal, weights, letters[::-1]
     pattern = _applies(Contraction((weights, signal), letters, output), 0)
     if pattern is None:
@@ -126,10 +127,8 @@ def _once(factor: Operand) -> Operand:
 
 def is_weighted(operation: Operation) -> bool:
     """Whether it multiplies a signal, entry by entry, with softmax weights of its tokens."""
-    if operation.kind is not Kind.MUL or len(operation.operands) != 2:
-        return False
-    values = [value for _, value in operation.traced()]
-    return len(values) == 2 and values[0].weighs_tokens != values[1].weighs_tokens
+    both = operation.kind is Kind.MUL and len(operation.operands) == len(operation.traced()) == 2
+    return both and len(weights_of_tokens(operation)) == 1
 
 
 def _applies(product: Contraction, weights: int) -> Pattern | None:
@@ -153,9 +152,12 @@ def _applies(product: Contraction, weights: int) -> Pattern | None:
     letters, others = product.letters[weights], product.letters[1 - weights]
     of_weights, of_values, of_output = map(_unless_plain, orders, (letters, others, product.output))
     rows = {letter for letter, n in zip(letters, applied.size, strict=True) if n > 1}
-    # Until the values' features are known, they may be neighbouring tokens, as in a convolution.
-    known = signal is None or signal.features is not None
-    in_tokens = known and not probabilities.weighs_tokens and rows <= {*others}
+    in_tokens = (
+        not probabilities.weighs_tokens
+        and rows <= {*others}
+        # They may also be other tokens, such as neighbours, as in a convolution.
+        and (signal is None or is_of_one_token(signal, others.index(letters[keys])))
+    )
     return Pattern((applied,), weights, of_weights, of_values, of_output, in_tokens=in_tokens)
 
 

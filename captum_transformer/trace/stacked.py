@@ -41,7 +41,7 @@ def _whole_or_sources(part: Value) -> list[Value] | Value | None:
     sources = [value for _, value in operation.traced()]
     if part.features is None or any(source.features is None for source in sources):
         return None
-    if any(_tokens(source) != _tokens(part) for source in sources):
+    if any(count_of_tokens(source) != count_of_tokens(part) for source in sources):
         return None  # parts may be of different tokens, such as pages of a cache
     if len(sources) == 1 and _count(sources[0].features or ()) > _count(part.features):
         return sources[0]
@@ -52,6 +52,6 @@ def _count(features: Sequence[Axis]) -> int:
     return math.prod(axis.size for axis in features)
 
 
-def _tokens(value: Value) -> int:
+def count_of_tokens(value: Value) -> int:
     """Returns the number of tokens of all samples."""
     return value.shape.numel() // max(_count(value.features or ()), 1)

@@ -120,6 +120,14 @@ class Overwritten:
         return values if sum(one.numel() for one in parts) == output.shape.numel() else None
 
 
+def not_overwritten(operation: Operation) -> list[tuple[Operand, Value]]:
+    """Returns the traced operands without one that the operation overwrites as a whole."""
+    traced = operation.traced()
+    if operation.kind is not Kind.MOVE or operation.name not in _WRITE_ALL:
+        return traced
+    return [pair for pair in traced if pair[0] is not operation.argument("input")]
+
+
 def _written_part(operation: Operation) -> View | None:
     """Returns the part of its output that a write fills, or None if unknown or not a write."""
     output, known = operation.outputs[0], operation.arguments

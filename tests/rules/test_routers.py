@@ -15,8 +15,10 @@ from captum_transformer import (
     AttnLRP,
     ConservativeLRP,
     GenericAttentionRelevance,
+    LibraGrad,
     RawAttention,
 )
+from captum_transformer.errors import UnsupportedOperationError
 
 METHODS = {
     method.__name__: method
@@ -179,45 +181,167 @@ def test_a_softmax_of_one_entry_and_zero_is_no_attention(notation: str, method: 
     torch.testing.assert_close(found, expected)
 
 
-# A gate for each token, which is one of several features beside constants, and as a sigmoid.
-Gates = tuple[Tensor, Tensor]
-GATES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Gates]]] = {
-    "padded": (
-        lambda z: F.pad(z[..., :1], (0, 1)),
-        lambda z: (z[..., :1].sigmoid(), (-z[..., :1]).sigmoid()),
-    ),
-    "joined": (
-        lambda z: torch.cat([z[..., 1:2], torch.ones_like(z[..., :1])], -1),
-        lambda z: ((z[..., 1:2] - 1).sigmoid(), (1 - z[..., 1:2]).sigmoid()),
-    ),
-    "ahead": (
-        lambda z: F.pad(z[..., -1:], (1, 0)),
-        lambda z: ((-z[..., -1:]).sigmoid(), z[..., -1:].sigmoid()),
-    ),
-    "split": (
-        lambda z: F.pad(z.split(1, -1)[1], (0, 1)),
-        lambda z: (z[..., 1:2].sigmoid(), (-z[..., 1:2]).sigmoid()),
-    ),
+def written(z: Tensor, *, as_columns: bool) -> Tensor:
+    joined = z.new_zeros(*z.shape[:-1], 2)
+    if as_columns:
+        joined[..., :1] = z[..., :1]
+    else:
+        joined[..., 0].copy_(z[..., 0])
+        joined[..., 1] = z[..., 1]
+    return joined
+
+
+FIRST = torch.tensor([1.0, 0.0], dtype=torch.float64)
+ZERO = torch.zeros(2, TOKENS, 1, dtype=torch.long)
+# Two scores of each token. One may be a constant, and none has a dimension of features.
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "padded": lambda z: F.pad(z[..., :1], (0, 1)),
+    "joined": lambda z: torch.cat([z[..., 1:2], torch.ones_like(z[..., :1])], -1),
+    "ahead": lambda z: F.pad(z[..., -1:], (1, 0)),
+    "split": lambda z: F.pad(z.split(1, -1)[1], (0, 1)),
+    "multiplied": lambda z: z[..., :1] * FIRST,
+    "einsum": lambda z: torch.einsum("bt,e->bte", z[..., 0], FIRST),
+    "matmul": lambda z: z[..., :1] @ FIRST[None],
+    "kron": lambda z: torch.kron(z[..., :1], FIRST),
+    "chosen": lambda z: torch.where(FIRST.bool(), z[..., :1], 0.0),
+    "masked": lambda z: z[..., :1].expand(-1, -1, 2).masked_fill(~FIRST.bool(), 0.0),
+    "repeated": lambda z: z[..., :1].repeat(1, 1, 2) * FIRST,
+    "written": lambda z: written(z, as_columns=True),
+    "slice": lambda z: torch.slice_scatter(z.new_zeros(2, TOKENS, 2), z[..., :1], -1, 0, 1),
+    "select": lambda z: torch.select_scatter(z.new_zeros(2, TOKENS, 2), z[..., 0], -1, 0),
+    "scattered": lambda z: z.new_zeros(2, TOKENS, 2).scatter(-1, ZERO, z[..., :1]),
+    "added": lambda z: z.new_zeros(2, TOKENS, 2).index_add(-1, ZERO[0, 0], z[..., :1]),
+    "layer": lambda z: (z @ doubles(EXPERTS, 1, seed=3)) * FIRST,
+    "reduced": lambda z: torch.cat([z.amax(-1, keepdim=True), z.mean(-1, keepdim=True)], -1),
+    "two joined": lambda z: torch.cat([z[..., :1], z[..., 1:2]], -1),
+    "two stacked": lambda z: torch.stack([z[..., 0], z[..., 1]], -1),
+    "two layers": lambda z: torch.stack([z @ doubles(EXPERTS, seed=i) for i in (1, 2)], -1),
+    "two written": lambda z: written(z, as_columns=False),
+    "two added": lambda z: F.pad(z[..., :1], (0, 1)) + F.pad(z[..., 1:2], (1, 0)),
 }
+QUICK = {"padded", "multiplied", "written", "two stacked"}
+NOTATIONS = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SCORES]
+MIXED: list[Callable[[Tensor, list[Tensor]], Tensor]] = [
+    lambda p, made: p[..., :1] * made[0] + p[..., 1:] * made[1],
+    lambda p, made: torch.einsum("bte,ebtd->btd", p, torch.stack(made[:2])),
+]
 
 
 @pytest.mark.parametrize("method", [GIM, ConservativeLRP, GenericAttentionRelevance])
-@pytest.mark.parametrize("notation", GATES)
-def test_a_softmax_of_one_feature_and_constants_is_no_attention(notation: str, method: Any) -> None:
-    """GIM took it for attention and softened its gradient."""
-    joined, sigmoids = GATES[notation]
+@pytest.mark.parametrize("notation", NOTATIONS)
+def test_a_softmax_of_numbers_of_one_token_is_no_attention(notation: str, method: Any) -> None:
+    """Only the way back shows that they are, and not scores of keys."""
 
-    def gated(gates: Callable[[Tensor], Gates], x: Tensor) -> Tensor:
-        first, second = gates(x @ doubles(WIDTH, EXPERTS, seed=7))
-        return first * experts(x)[0] + second * experts(x)[1]
+    def scores(x: Tensor) -> Tensor:
+        return SCORES[notation](x @ doubles(WIDTH, EXPERTS, seed=7))
 
-    def softmax(scores: Tensor) -> Gates:
-        weights = joined(scores).softmax(-1)
-        return weights[..., :1], weights[..., 1:]
+    def sigmoids(x: Tensor) -> Tensor:
+        gate = scores(x)[..., :1] - scores(x)[..., 1:]
+        return gate.sigmoid() * experts(x)[0] + (-gate).sigmoid() * experts(x)[1]
+
+    def softmax(mix: Callable[[Tensor, list[Tensor]], Tensor], x: Tensor) -> Tensor:
+        return mix(scores(x).softmax(-1), experts(x))
 
     x = doubles(2, TOKENS, WIDTH, seed=9)
-    found, expected = (
-        method(partial(model, partial(gated, gates))).attribute(x, target=1)
-        for gates in (softmax, sigmoids)
+    expected = method(partial(model, sigmoids)).attribute(x, target=1)
+    for mix in MIXED:
+        found = method(partial(model, partial(softmax, mix))).attribute(x, target=1)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("method", [AttnLRP, LibraGrad])
+@pytest.mark.parametrize("notation", ["padded", "multiplied", "written", "slice", "layer"])
+def test_a_softmax_of_one_number_has_no_rule(notation: str, method: Any) -> None:
+    """As a sigmoid it would have the rule for activations."""
+
+    def gated(x: Tensor) -> Tensor:
+        scores = SCORES[notation](x @ doubles(WIDTH, EXPERTS, seed=7))
+        return scores.softmax(-1)[..., :1] * experts(x)[0]
+
+    with pytest.raises(UnsupportedOperationError, match="of one entry of a signal"):
+        method(partial(model, gated)).attribute(doubles(2, TOKENS, WIDTH, seed=9), target=1)
+
+
+def keys_of(x: Tensor) -> list[Tensor]:
+    """The score of each token, computed one after the other."""
+    return [token @ doubles(WIDTH, 1, seed=2) for token in x.unbind(1)]
+
+
+def location(x: Tensor) -> Tensor:
+    """Scores of places, by their distance from one that is predicted."""
+    place = x.mean(1) @ doubles(WIDTH, 1, seed=2)
+    return -((place - torch.arange(TOKENS, dtype=torch.float64)) ** 2)
+
+
+# Scores of tokens (samples, tokens), each in several notations.
+POOLS: dict[str, list[Callable[[Tensor], Tensor]]] = {
+    "scored": [
+        lambda x: (x @ doubles(WIDTH, 1, seed=2))[..., 0],
+        lambda x: torch.cat(keys_of(x), 1),
+        lambda x: torch.stack(keys_of(x), 1)[..., 0],
+        lambda x: torch.stack([score[:, 0] for score in keys_of(x)], 1),
+    ],
+    "predicted": [
+        lambda x: x.mean(1) @ doubles(WIDTH, TOKENS, seed=2),
+        lambda x: F.linear(x.mean(1), doubles(WIDTH, TOKENS, seed=2).mT),
+    ],
+    "location": [location],
+}
+SLOW = [ConservativeLRP, GenericAttentionRelevance]
+SUMS: list[Callable[[Tensor, Tensor], Tensor]] = [
+    lambda p, v: (p[:, None] @ v)[:, 0],
+    lambda p, v: torch.einsum("bt,btd->bd", p, v),
+    lambda p, v: (p[..., None] * v).sum(1),
+]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [GIM, RawAttention, *(pytest.param(m, marks=pytest.mark.slow) for m in SLOW)],
+)
+@pytest.mark.parametrize("kind", POOLS)
+def test_pooling_of_tokens_is_attention_in_any_notation(kind: str, method: Any) -> None:
+    x = doubles(2, TOKENS, WIDTH, seed=9)
+
+    def pooled(scores: Callable[[Tensor], Tensor], total: Any, x: Tensor) -> Tensor:
+        x = x + F.scaled_dot_product_attention(x, x, x) @ doubles(WIDTH, WIDTH, seed=8)
+        return total(scores(x).softmax(-1), x @ doubles(WIDTH, WIDTH, seed=4))
+
+    found = [
+        method(partial(pooled, scores, total)).attribute(x, target=1)
+        for scores in POOLS[kind]
+        for total in SUMS
+    ]
+    if method is RawAttention:
+        attended = x + F.scaled_dot_product_attention(x, x, x) @ doubles(WIDTH, WIDTH, seed=8)
+        torch.testing.assert_close(found[0].sum(-1), POOLS[kind][0](attended).softmax(-1))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
+@pytest.mark.parametrize("method", [GIM, ConservativeLRP, GenericAttentionRelevance])
+def test_predicted_weights_of_rolled_neighbours_are_attention(method: Any) -> None:
+    """They are no weights of experts, though each token has values of its own."""
+
+    def rolled(x: Tensor) -> Tensor:
+        return torch.stack([x.roll(step, 1) for step in range(EXPERTS)], 2)
+
+    def gathered(x: Tensor) -> Tensor:
+        places = (torch.arange(TOKENS)[:, None] - torch.arange(EXPERTS)) % TOKENS
+        return x[:, places]
+
+    def mixed(neighbours: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return torch.einsum("bte,bted->btd", weights(x), neighbours(x))
+
+    def whole(x: Tensor) -> Tensor:
+        places = (torch.arange(TOKENS)[:, None] - torch.arange(EXPERTS)) % TOKENS
+        maps = x.new_zeros(2, TOKENS, TOKENS).scatter(-1, places.expand(2, -1, -1), weights(x))
+        return maps @ x
+
+    x = doubles(2, TOKENS, WIDTH, seed=9)
+    expected, *found = (
+        method(partial(model, mix)).attribute(x, target=1)
+        for mix in (whole, partial(mixed, rolled), partial(mixed, gathered))
     )
-    torch.testing.assert_close(found, expected)
+    for one in found:
+        torch.testing.assert_close(one, expected)

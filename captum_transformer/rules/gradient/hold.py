@@ -7,6 +7,7 @@ import torch
 
 from captum_transformer.rules.gradient.share import divided, shares_of
 from captum_transformer.rules.propagate import BY_GRADIENT, unsupported
+from captum_transformer.trace.along import weights_of_tokens
 from captum_transformer.trace.gates import (
     are_of_one_entry,
     constant_term,
@@ -222,7 +223,8 @@ def attention_weights(operation: Operation) -> list[Value]:
         held = () if pattern.in_tokens else pattern.held
         return [operand.value for operand in held if operand.value is not None]
     if len(traced) > 1:
-        return [value for _, value in traced if value.weighs_tokens or are_probabilities(value)]
+        weights = [value for _, value in weights_of_tokens(operation)]
+        return weights + [v for _, v in traced if v not in weights and are_probabilities(v)]
     return [value for operand, value in traced if _sums_over_keys(operation, operand)]
 
 
@@ -232,7 +234,7 @@ def hold_weights(operation: Operation) -> Any:
     That is an entry-wise product of a signal and softmax weights of its tokens (as in MobileViTv2).
     """
     traced = operation.traced()
-    weights = [operand for operand, value in traced if value.weighs_tokens]
+    weights = [operand for operand, _ in weights_of_tokens(operation)]
     if len(weights) == len(traced) > 1 and any(value.features is None for _, value in traced):
         return refused(
             operation,
