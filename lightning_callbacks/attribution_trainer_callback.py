@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import islice
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
@@ -26,12 +25,13 @@ from lightning_callbacks.isolation.run_context import RunContext
 from lightning_callbacks.loggers import Publisher, charts
 from lightning_callbacks.loggers.entries import LogEntries
 from lightning_callbacks.loggers.summary_writers import AsLogger, summary_writer
-from lightning_callbacks.monitor.history import Scale
+from lightning_callbacks.monitor.history import History, Scale
 from lightning_callbacks.monitor.sample_explainer import SampleExplainer
 from lightning_callbacks.monitor.stage_runs import StageRuns
 from lightning_callbacks.monitor.texts import Texts
 from lightning_callbacks.samples.batch import BatchToInputs
 from lightning_callbacks.samples.classes import ClassSlot
+from lightning_callbacks.samples.data_set import collect_first
 from lightning_callbacks.samples.fixed import FixedSamples
 from lightning_callbacks.samples.layout import Layouts
 from lightning_callbacks.shared.failures import Failures
@@ -43,7 +43,8 @@ class AttributionTrainerCallback(TrainerCallback):
     It logs the same pictures, texts and numbers as an `AttributionMonitor`, under the same tags,
     and also leaves training bit for bit the same. The samples are the first ones of the evaluation
     data set, in its order, passed through the loader's own collate function; the loader
-    itself is not iterated. If there are several evaluation data sets, the first one is explained.
+    itself is not iterated. If there are several evaluation data sets, the first one is explained
+    that the training evaluates.
     With several processes, only the first one explains. Checkpoints store the number of evaluations
     and which samples they were, and resumed training continues from there.
 
@@ -150,6 +151,7 @@ class AttributionTrainerCallback(TrainerCallback):
         )
         self._runs = StageRuns("evaluate", prefix, every_n_evaluations)
         self._data: str | None = None
+        self._explained: dict[str, str] = {}
         self._laid_out = False
 
     @property
@@ -180,6 +182,8 @@ class AttributionTrainerCallback(TrainerCallback):
         """
         if model is not None:
             self._check(model)
+        # What was evaluated before the training may be another data set, such as that of a test.
+        self._data, self._runs.fixed, self._runs.runs = None, None, 0
         saved = _stored(state).get(self.state_key)
         if saved is not None:
             attributes = saved["attributes"]
@@ -244,7 +248,7 @@ class AttributionTrainerCallback(TrainerCallback):
                 runs.fixed = self._collected(model, loader, args.per_device_eval_batch_size)
         if runs.fixed is None:
             return
-        runs.compare(self._failures)
+        self._compare_with_earlier(runs)
         texts = self._explainer.texts.with_tokenizer(tokenizer)
         self._explainer = explainer = replace(self._explainer, texts=texts)
         device = next(model.parameters()).device
@@ -261,17 +265,26 @@ class AttributionTrainerCallback(TrainerCallback):
         if changed := before.differences():
             self._failures.give_up(changed)
 
+    def _compare_with_earlier(self, runs: StageRuns) -> None:
+        runs.compare(self._failures)
+        samples = runs.own_samples()
+        if self._explained not in ({}, samples):
+            runs.history = History()
+            self._failures.warn_once(
+                "other samples",
+                "Other samples are explained than before this training, so the pictures of a tag "
+                "are not of one sample. Use a callback with a prefix of its own for each data set.",
+            )
+        self._explained = samples
+
     def _collected(self, model: nn.Module, loader: Any, size: int) -> FixedSamples:
         if self.samples is not None:
             return FixedSamples.of(
                 self.samples, model.forward, batch_to_inputs=self.batch_to_inputs
             )
         fixed = FixedSamples(self.num_samples, batch_to_inputs=self.batch_to_inputs)
-        items = islice(_in_order(loader.dataset), self.num_samples)
         # Batches are as large as in the evaluation, since texts are padded to the longest of each.
-        while batch := list(islice(items, size)):
-            fixed.collect(loader.collate_fn(batch), model.forward)
-        fixed.complete = True
+        collect_first(fixed, loader, size, model.forward)
         return fixed
 
     def _publish(self, entries: LogEntries, writer: Any) -> None:
@@ -283,13 +296,6 @@ class AttributionTrainerCallback(TrainerCallback):
         publisher.pictures(entries)
         publisher.numbers(entries)
         writer.flush()
-
-
-def _in_order(dataset: Any) -> Any:
-    """Returns the samples of a data set; a data set with indices may not stop iterating itself."""
-    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
-        return (dataset[index] for index in range(len(dataset)))
-    return iter(dataset)
 
 
 def _stored(state: TrainerState) -> dict[str, Any]:

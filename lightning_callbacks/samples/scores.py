@@ -33,14 +33,13 @@ def class_scores(output: Any) -> Tensor:
     if fits:
         raise AmbiguousOutputError(
             f"The model returned {shapes}, and each of them may be the scores of the classes. "
-            "Explain a model that returns these alone: a module around it, or "
-            "AttributionMonitor(..., forward=lambda module, x: "
-            f"module(x){fits[-1][0] if fits[-1][0][0] == '[' else [fits[-1][0]]})."
+            "Explain a model that returns these alone: a module around it, or, with an "
+            "AttributionMonitor, forward=lambda module, x: "
+            f"module(x){fits[-1][0] if fits[-1][0][0] == '[' else [fits[-1][0]]}."
         )
     raise ValueError(
-        "A class is explained, so the module's forward must return one score per class, "
-        f"(batch, classes), got {shapes or type(output).__name__}. Wrap it in a module that "
-        "computes them, or pass AttributionMonitor(..., forward=lambda module, x: ...), as by a "
-        "mean over the "
-        "places of a segmentation."
+        "A class is explained, so the model must return one score per class, (batch, classes), got "
+        f"{shapes or type(output).__name__}. Wrap it in a module that computes them, as by a mean "
+        "over the places of a segmentation; an AttributionMonitor also takes "
+        "forward=lambda module, x: ..."
     )

@@ -75,3 +75,15 @@ def test_a_training_of_its_own_begins_with_a_picture(tmp_path):
     watcher = callback(every_n_evaluations=2)
     train(tmp_path, [watcher])
     assert steps(read(tmp_path).Images(TAG)) == [3]
+
+
+def test_what_was_evaluated_before_the_training_is_another_data_set(tmp_path):
+    watcher = callback()
+    run = trainer(tmp_path, bert(), Texts, [watcher], every_evaluation := Texts(5, 2))
+    run.evaluate(Texts(5, 77), metric_key_prefix="test")
+    with pytest.warns(UserWarning, match="Other samples are explained than before this training"):
+        run.train()
+    assert steps(read(tmp_path).Images(TAG)) == [0, 3, 6]
+    (first, *_) = watcher._runs.fixed.batches
+    expected = [every_evaluation[index]["input_ids"] for index in range(2)]
+    assert [ids.tolist() for ids in first.inputs[0]] == [ids.tolist() for ids in expected]
