@@ -100,7 +100,7 @@ class AttentionFlowMethod(AccountableMethod):
         flow = self._flow(selection)
         flow.require_way(selection.value, selection.wanted)
         seeds = seed(selection.forward, selection.selected, selection.value, start=START)
-        return flow.conserved(seeds, selection.wanted)
+        return flow.conserved(seeds, selection.wanted, arriving=True)
 
     def _selection(self, forward: TracedForward, target: Any, wanted: Sequence[Value]) -> Selection:
         selection = Selection(forward, *self._select(forward, target), wanted)

@@ -46,7 +46,13 @@ class Taken(NamedTuple):
 
 
 class Asked(Protocol):
-    """Another condition that the device computes, so that the host doesn't wait twice."""
+    """Another condition that the device computes, so that the host doesn't wait twice.
+
+    Attributes:
+        what: what holds then, for messages.
+    """
+
+    what: str
 
     def holds(self) -> Tensor:
         """Returns whether the condition holds, as a tensor on the device."""
@@ -127,8 +133,8 @@ class Ledger:
             alike = alike & (self._differing() <= ROUNDING_OF_OPERATION).all()
         if also is not None:
             alike = alike & also.holds().to(alike.device)
-        places = "" if also is None else " and tokens keep their places between attention calls"
-        return truth(alike, f"whether relevance is finite and none is lost{places}")
+        further = "" if also is None else f" and {also.what}"
+        return truth(alike, f"whether relevance is finite and none is lost{further}")
 
     def _differing(self) -> Tensor:
         """Returns the differences of the sums that were compared, relative to their sizes."""

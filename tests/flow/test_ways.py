@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from captum_transformer import (
     AttentionGradCam,
@@ -47,6 +47,42 @@ def video():
 def test_a_class_token_of_each_frame_leads_back_by_attention_alone(method, video):
     with pytest.raises(UnsupportedOperationError, match="leads back to no input"):
         method(FramesThenTime()).attribute(video, 1)
+
+
+class TokensThenTime(nn.Module):
+    """Attention within each frame, and then among the tokens at the same place of all frames."""
+
+    def __init__(self, place: int | None, *, learned_frame: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.place = place
+        self.first = nn.Parameter(torch.randn(1, 1, 1, WIDTH))
+        self.frame = nn.Parameter(torch.randn(1, 1, 1, WIDTH)) if learned_frame else None
+        layers = (nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True) for _ in range(2))
+        self.space, self.time = layers
+        self.double().eval()
+
+    def forward(self, tokens: Tensor) -> Tensor:  # (samples, frames, tokens, WIDTH)
+        x = torch.cat([self.first.expand(*tokens.shape[:2], 1, -1), tokens], 2)
+        x = self.space(x.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        if self.frame is not None:
+            x = torch.cat([self.frame.expand(len(x), 1, x.shape[2], -1), x], 1)
+        x = x.transpose(1, 2)
+        x = self.time(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return x.mean((1, 2)) if self.place is None else x[:, self.place].mean(1)
+
+
+@pytest.mark.parametrize("learned_frame", [False, True])
+@pytest.mark.parametrize("method", [m for m in LAST if m is not AttentionGradCam])  # needs heads
+def test_only_the_tokens_that_are_read_have_to_lead_back(method, learned_frame):
+    """The last layer attends to tokens of inputs as well, but not for the score."""
+    tokens = torch.randn(2, 3, 4, WIDTH, dtype=torch.float64)
+    with pytest.raises(UnsupportedOperationError, match=r"no input|No attention that counts"):
+        method(TokensThenTime(0, learned_frame=learned_frame)).attribute(tokens, 1)
+    for place in (1, None):
+        model = TokensThenTime(place, learned_frame=learned_frame)
+        found = method(model).attribute(tokens, 1).abs().sum((0, 1, 3))
+        assert (found > 0).tolist() == [place is None or place == 1 + n for n in range(4)]
 
 
 @pytest.mark.parametrize("method", LAST)

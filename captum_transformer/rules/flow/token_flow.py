@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from captum_transformer.calling.reading import truth
-from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.apart import require_own_samples
 from captum_transformer.rules.flow.books import Books
 from captum_transformer.rules.flow.carried import Key, Shares, add, counting
@@ -27,6 +26,7 @@ from captum_transformer.rules.flow.picked import picks_others
 from captum_transformer.rules.flow.rows import NormalisedRows
 from captum_transformer.rules.flow.sources import Sources, unread
 from captum_transformer.rules.flow.towers import Towers
+from captum_transformer.rules.flow.ways import ReachesInputs, leads_nowhere
 from captum_transformer.rules.ledger import Asked, Ledger, balanced
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.derivatives import missing_ones_refused
@@ -158,7 +158,12 @@ class TokenFlow:
         return {value: sum(shares, zero).expand(value.shape) for value, shares in arrived.items()}
 
     def conserved(
-        self, seeds: Mapping[Value, Tensor], wanted: Sequence[Value], also: Asked | None = None
+        self,
+        seeds: Mapping[Value, Tensor],
+        wanted: Sequence[Value],
+        also: Asked | None = None,
+        *,
+        arriving: bool = False,
     ) -> tuple[dict[Value, Tensor], Ledger]:
         """Does the same as a call, and also returns a ledger that accounts for all shares.
 
@@ -166,12 +171,15 @@ class TokenFlow:
             seeds: the shares to start with.
             wanted: the values whose relevance is asked for.
             also: another condition that has to hold.
+            arriving: whether shares have to arrive, in place of another condition.
 
         Raises:
             ConservationError: if a rule passes on a different sum than it got, without a reason.
+            UnsupportedOperationError: if no share can arrive, and some has to.
             MixedSamplesError: if a sample gets a share of another sample's score.
         """
-        found, ledger = balanced(lambda ledger: self(seeds, wanted, ledger), also)
+        reaches = ReachesInputs(self, seeds, wanted)
+        found, ledger = balanced(reaches.run, reaches if arriving else also)
         require_own_samples(lambda weighted: self(weighted, wanted), seeds, found)
         return found, ledger
 
@@ -220,27 +228,31 @@ class TokenFlow:
         Raises:
             UnsupportedOperationError: if all do, though tokens depend on the wanted values.
         """
-        ends = [
-            operation.attention.value.value
-            for operation in self._tape.operations
-            if operation.attention is not None and operation.attention.layer in self.layers
-        ]
-        starts = [start] if self._skip and self.direct else []
-        values = [value for value in (*ends, *starts) if value is not None]
-        made = any(v is earlier or v.descends_from(earlier) for v in values for earlier in wanted)
-        if made and not any(self.has_way(value, wanted) for value in values):
+        values = self._ends()
+        if self._skip and self.direct:
+            values.append(start)
+        if _any_from(values, wanted) and not any(self.has_way(value, wanted) for value in values):
             for value in values:
                 for output, operation in self._sources.values.items():
                     held = self._sources.held(value) >> output.index & 1
                     if held and operation.attention is None:
                         raise unread(operation)
-            raise UnsupportedOperationError(
-                "The tokens of the chosen attention layers were made of the inputs by earlier "
-                "attention without a skip beside it (as where LeViT merges tokens, or where a "
-                "learned class token stands for each frame of a video), so their relevance leads "
-                "back to no input. Choose an earlier `layer` or `start_layer`, or a method that "
-                "multiplies all layers, such as AttentionRollout."
-            )
+            raise leads_nowhere()
+
+    def _ends(self) -> list[Value]:
+        """Returns the values that contributing attention calls attend to."""
+        calls = (operation.attention for operation in self._tape.operations)
+        ends = [call.value.value for call in calls if call and call.layer in self.layers]
+        return [value for value in ends if value is not None]
+
+    def is_made_of(self, wanted: Sequence[Value]) -> bool:
+        """Returns whether contributing attention calls attend to what was made of some values."""
+        return _any_from(self._ends(), wanted)
+
+    def with_maps(self, attend: Attend) -> "TokenFlow":
+        """Returns a flow through the same attention calls by other maps."""
+        layers = dict.fromkeys(self.layers, attend)
+        return TokenFlow(self._tape, layers, skip=self._skip, direct=self.direct)
 
     def has_way(self, value: Value, wanted: Sequence[Value]) -> bool:
         """Returns whether a token of the value holds a source that a wanted value holds."""
@@ -283,6 +295,10 @@ class TokenFlow:
         with missing_ones_refused():
             (result,) = torch.autograd.grad(total, probe)
         return result
+
+
+def _any_from(values: Sequence[Value], wanted: Sequence[Value]) -> bool:
+    return any(v is earlier or v.descends_from(earlier) for v in values for earlier in wanted)
 
 
 def _step(value: Value) -> int:

@@ -44,6 +44,8 @@ class Relevancies:
             calls, so that their maps can't be multiplied.
     """
 
+    what = "tokens keep their places between attention calls"
+
     def __init__(
         self,
         forward: TracedForward,
@@ -83,7 +85,7 @@ class Relevancies:
         Raises:
             UnsupportedOperationError: if they do.
         """
-        if not truth(self.holds(), "whether tokens keep their places between attention calls"):
+        if not truth(self.holds(), f"whether {self.what}"):
             raise _not_aligned("tokens change places between two attention calls")
 
     def are_in_place(self) -> None:
