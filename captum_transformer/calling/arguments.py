@@ -241,6 +241,12 @@ def _tensors(inputs: Any) -> tuple[Tensor, ...]:
 
 def _validate(inputs: tuple[Tensor, ...]) -> None:
     for tensor in inputs:
+        if tensor.is_nested or tensor.layout is not torch.strided:
+            raise InvalidInputError(
+                "A nested or sparse input can't be explained, because it is unknown which of its "
+                "entries belong to which token. Pass a padded, dense one, and a mask as one of "
+                "`additional_forward_args` or `additional_forward_kwargs`."
+            )
         if tensor.is_complex() or tensor.dtype == torch.bool:
             raise InvalidInputError(
                 f"An input of dtype {tensor.dtype} can't be explained: pass floating point values "

@@ -46,7 +46,11 @@ class Operand:
         self.value = value
         self.role = role
         known = tensor if value is None else value
-        self.size, self.dtype, self.device = known.shape, known.dtype, known.device
+        try:
+            self.size = known.shape
+        except RuntimeError:  # a nested tensor: what is made of it and of signals is refused
+            self.size = torch.Size(())
+        self.dtype, self.device = known.dtype, known.device
         self.tokens: Value | None = None
         self.again: Callable[[], None] | None = None
 

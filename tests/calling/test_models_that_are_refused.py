@@ -19,7 +19,7 @@ from captum_transformer.errors import (
     UnseenOperationError,
     UnsupportedOperationError,
 )
-from tests.attr.subjects import METHODS, assert_close
+from tests.attr.subjects import EACH_WAY, METHODS, assert_close
 from tests.attr.tiny_models import bert, embeddings, encoder, images, timm_vit
 
 
@@ -66,6 +66,29 @@ def test_jagged_tensors() -> None:
     for method in METHODS.values():
         with pytest.raises(UnsupportedOperationError, match=r"nested or sparse tensor.*padded"):
             method(model).attribute(IDS, 1)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_tensors_that_no_input_reaches_are_constants(layout: torch.layout) -> None:
+    words, parts = Words(), [torch.ones(3, 16), torch.ones(2, 16)]
+    nested = torch.nested.nested_tensor(parts, layout=layout)
+    padded = torch.nested.to_padded_tensor(nested * 2, 0.0)
+
+    def model(ids: Tensor, added: Tensor) -> Tensor:
+        added = torch.nested.to_padded_tensor(added * 2, 0.0) if added.is_nested else added
+        x = words.words(ids) + added
+        return words.out((torch.softmax(x @ x.mT, -1) @ x).mean(1))
+
+    for method in (METHODS[name] for name in EACH_WAY):
+        expected = method(model).attribute(IDS, 1, padded)
+        assert_close(method(model).attribute(IDS, 1, nested), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_inputs(layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(3, 16), torch.ones(2, 16)], layout=layout)
+    with pytest.raises(InvalidInputError, match=r"nested or sparse input.*padded, dense one"):
+        GenericAttentionRelevance(Words()).attribute(nested, 1)
 
 
 def test_ensembles_by_vmap() -> None:
