@@ -124,7 +124,7 @@ def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None
         # The largest weights of features, or all of them among zeros. Without some of the keys, as
         # without an attention sink, they are still probabilities.
         of_features = keys in (value.features or ())
-        resizes = RESIZES if of_features else ()
+        resizes = RESIZES if of_features else _scatters(operation, operand)
         kept = axis_after(operation, operand, keys, output, view, resizes)
         # After a softmax over features, such as experts, an axis that is no longer one of features
         # doesn't hold keys.
@@ -146,6 +146,12 @@ def _normalised(operation: Operation, output: Value, dim: int) -> Axis:
     elif axis in known:  # numbers of several tokens that were joined
         output.features = tuple(one for one in known if one != axis)
     return axis
+
+
+def _scatters(operation: Operation, operand: Operand) -> tuple[Kind, ...]:
+    """Returns the kind of an operation that writes weights to their keys' places, and no other."""
+    alone = len(operation.traced()) == 1 and operation.arguments.get("reduce") in (None, "sum")
+    return (operation.kind,) if alone and operand is operation.arguments.get("source") else ()
 
 
 def _are_used_up(

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from captum_transformer.trace.attention import ExplicitAttention
 from captum_transformer.trace.features import sums_over_features
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operation
-from captum_transformer.trace.probabilities import applies_cut_probabilities
+from captum_transformer.trace.probabilities import applies_cut_probabilities, back_to_scores
 from captum_transformer.trace.queries import query_value
 
 
@@ -25,6 +26,9 @@ def unread_mixing(operations: Sequence[Operation]) -> list[Operation]:
             for made in filter(None, (query_value(call), call.value.value)):
                 earlier |= made.mixtures
             read |= found & ~earlier
+            if isinstance(call, ExplicitAttention):
+                for step, _ in back_to_scores(call.weights.value):
+                    read |= 1 << step.index
             if operation.pattern is not None and operation.pattern.product is not None:
                 read |= 1 << operation.pattern.product.index
     return [

@@ -13,8 +13,8 @@ from captum_transformer.trace.statistics import softmax_dim
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 
-# Keys may be joined by further ones, such as attention sinks.
-_JOINS = frozenset({Kind.CONCATENATE, Kind.PAD})
+# Keys may be joined by further ones, such as attention sinks, or be those with the largest scores.
+_RESIZES = frozenset({Kind.CONCATENATE, Kind.PAD, Kind.CHOICE, Kind.MOVE, Kind.SUM_AT_INDICES})
 
 
 def query_value(call: AttentionCall) -> Value | None:
@@ -71,7 +71,9 @@ def _softmax_is_along(
         view = view_of(operation, output)
         operands = [operand for operand, value in operation.carried() if value is before][:1]
         lie = (
-            axis_after(operation, o, axis, output, view, _JOINS) for o in operands for axis in axes
+            axis_after(operation, o, axis, output, view, _RESIZES)
+            for o in operands
+            for axis in axes
         )
         axes, before = [axis for axis in lie if axis is not None], output
     return False

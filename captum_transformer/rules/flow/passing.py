@@ -230,9 +230,8 @@ class Passing:
         if self._rows is not None:
             self._rows.require_together(call.operation, holding, dims)
         for alike, present in holding:
-            if present is not None:
-                whole = received.sum(dims, keepdim=True)
-                yield value, alike, shares.evenly(whole, present, value.shape, dims)
+            if present is not None and dims:
+                yield value, alike, shares.among_present(received, present, dims)
             else:
                 yield value, alike, received
 

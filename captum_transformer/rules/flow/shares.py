@@ -46,6 +46,15 @@ def evenly(whole: Tensor, present: Tensor | None, size: torch.Size, dims: Sequen
     return torch.where(total == 0, even, present * quotient(whole, total))
 
 
+def among_present(share: Tensor, present: Tensor, dims: list[int]) -> Tensor:
+    """Divides the share of each token that lacks features evenly over those that are present.
+
+    Other tokens keep theirs as it is: heads may have picked different tokens.
+    """
+    even = evenly(share.sum(dims, keepdim=True), present, share.shape, dims)
+    return torch.where(present.expand_as(share).amin(dims, keepdim=True) < 1, even, share)
+
+
 def divided(
     made: Callable[[list[Tensor]], Tensor], points: Sequence[Tensor], share: Tensor
 ) -> Divided:

@@ -128,7 +128,12 @@ def hold_mean(operation: Operation) -> Any:
     """Holds constant the signal's own mean, which a norm written in Python subtracts."""
     steps = [step for step in subtracted(operation) if is_mean(step) is not False]
     if any(is_mean(step) is None for step in steps):
-        return refused(operation, "whether it subtracts the mean of each token is not known", "")
+        return refused(
+            operation,
+            "no operation before shows which of its dimensions are features, so whether it "
+            "subtracts the mean of each token is not known",
+            "Call `nn.LayerNorm` or `F.layer_norm`, or `nn.Linear` or `F.linear` before it; ",
+        )
     return with_held(operation, [o for s in steps for o, v in operation.traced() if v is s.value])
 
 

@@ -86,12 +86,10 @@ def _softmax_of(value: Value) -> list[Value] | Operation:
         return []
     if softmax_dim(operation) is not None or sums_to_one_again(operation):
         return operation
-    moves = operation.kind in COPIES
-    return [
-        source
-        for _, source in operation.traced()
-        if moves or _are_keys_of(value, operation, source)
-    ]
+    sources = [source for _, source in operation.traced()]
+    if operation.kind in COPIES or len(sources) == 1:
+        return sources
+    return [source for source in sources if _are_keys_of(value, operation, source)]
 
 
 def _are_keys_of(output: Value, operation: Operation, source: Value) -> bool:
