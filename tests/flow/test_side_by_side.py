@@ -155,6 +155,30 @@ def test_windows_and_samples_one_by_one_are_no_views(method, x):
     assert windows.attribute(x, 1).isfinite().all()
 
 
+CUT = {
+    "chunks": lambda x: x.chunk(2, 1),
+    "chunks rearranged": lambda x: [part.unflatten(1, (1, 2))[:, 0] for part in x.chunk(2, 1)],
+    "slices": lambda x: [x[:, :2], x[:, 2:]],
+    "slices rearranged": lambda x: [(y := x.mT)[..., :2].mT, y[..., 2:].mT.clone()],
+}
+
+
+@pytest.mark.parametrize("cut", CUT)
+@pytest.mark.parametrize("method", METHODS)
+def test_windows_that_are_cut_out_are_no_views(method, cut, x):
+    tower, x = Tower(), x[:, :4]
+
+    def model(cut):
+        return method(lambda x: tower(cut(x).flatten(0, 1)).view(len(x), 2, -1).mean(1))
+
+    expected = model(lambda x: x.unflatten(1, (2, 2))).attribute(x, 1)
+    found = model(lambda x: torch.stack(CUT[cut](x), 1)).attribute(x, 1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    overlapping = model(lambda x: torch.stack([x[:, :2], x[:, 1:3]], 1))
+    with pytest.raises(UnsupportedOperationError, match="once for each view"):
+        overlapping.attribute(x, 1)
+
+
 @pytest.mark.parametrize("name", TAKEN_TOGETHER)
 def test_views_in_random_graphs(name):
     for seed in range(10):

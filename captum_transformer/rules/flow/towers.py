@@ -5,6 +5,8 @@ are added or compared afterwards, each tower's calls should count separately, as
 model runs once for each tower. Operations that combine towers are therefore refused.
 """
 
+from collections.abc import Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 from captum_transformer.errors import UnsupportedOperationError
@@ -14,7 +16,7 @@ from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
-from captum_transformer.trace.views import views_of
+from captum_transformer.trace.views import view_of, views_of
 
 _JOINS = frozenset({Kind.CONCATENATE, Kind.STACK})
 
@@ -122,13 +124,29 @@ def _laid_side_by_side(operation: Operation, output: Value, place: int) -> Axis 
     values = [value for _, value in operation.traced()]
     if len(values) == 1:
         return _repeated(operation, output, place)
-    batches, made_by = {value.batch for value in values}, {value.operation for value in values}
-    pieces = len(set(values)) > 1 and len(made_by) == 1 and None not in made_by  # such as heads
+    batches = {value.batch for value in values}
     alike = len({operand.size for operand in operation.operands}) == 1
-    if pieces or not alike or len(batches) != 1 or None in batches:
+    if not alike or len(batches) != 1 or None in batches or _are_pieces(values):
         return None
     dim = operation.dim(len(output.shape)) or 0
     return Axis.of(output.shape, dim, len(operation.operands))
+
+
+def _are_pieces(values: Sequence[Value]) -> bool:
+    """Whether values are separate parts of one value, such as heads or windows, rearranged."""
+    origins = [value.origin for value in values]
+    made = [origin.operation for origin in origins if origin.operation is not None]
+    if len(made) < len(values) or len({*origins}) < len(values):
+        return False
+    if len({*made}) == 1:
+        return True
+    views = [view_of(step, origin) for step, origin in zip(made, origins, strict=True)]
+    known = [view for view in views if view is not None]
+    sources = {step.traced()[0][1] for step in made}
+    if len(sources) > 1 or len(known) < len(views):
+        return False
+    shape = tuple(sources.pop().shape)
+    return all(one.apart_from(other, shape) for one, other in combinations(known, 2))
 
 
 def _repeated(operation: Operation, output: Value, place: int) -> Axis | None:
