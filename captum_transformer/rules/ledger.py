@@ -192,11 +192,11 @@ def balanced(run: Callable[[Ledger], Result], also: Asked | None = None) -> tupl
     result = run(ledger)
     if ledger.balances(also):
         return result, ledger
-    if also is not None:
-        also.require()
     audit = Audit()
     result = run(audit)
     audit.blame()
+    if also is not None:
+        also.require()
     return result, audit
 
 
