@@ -1,10 +1,13 @@
 """Describes a call before it runs: its kind, and an operand in place of each of its tensors."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 
 from captum_transformer.trace.functions import Function
 from captum_transformer.trace.kinds import Kind, Role
@@ -109,6 +112,37 @@ def written_by(
     if in_place and isinstance(first, Tensor):
         written.insert(0, first)
     return written
+
+
+def declared_writes(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[Tensor]:
+    """Yields the tensors that a kernel writes into according to its schema, whatever its name."""
+    for place, name in _declared_by(func):
+        given = args[place] if place < len(args) else kwargs.get(name)
+        yield from leaves(Tensor, given)
+
+
+@cache
+def _declared_by(func: Callable[..., Any]) -> tuple[tuple[int, str], ...]:
+    """Returns the places and names of the arguments that a kernel writes into."""
+    kernel: Any = func
+    if inspect.isbuiltin(func):
+        kernel = getattr(torch.ops.aten, func.__name__, None)
+    if not isinstance(kernel, (OpOverload, OpOverloadPacket)):
+        return ()
+    overloads: list[Any] = [kernel]
+    if isinstance(kernel, OpOverloadPacket):
+        names: Any = kernel.overloads()  # type: ignore[no-untyped-call]
+        overloads = [getattr(kernel, name) for name in names]
+    return tuple(
+        {
+            (place, argument.name): None
+            for overload in overloads
+            for place, argument in enumerate(overload._schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        }
+    )
 
 
 def attends_learned(operation: Operation) -> bool:

@@ -9,7 +9,12 @@ from torch.overrides import TorchFunctionMode
 
 from captum_transformer.errors import UnseenOperationError
 from captum_transformer.trace.calls import Call, as_run, past_autograd
-from captum_transformer.trace.describing import attends_learned, described, written_by
+from captum_transformer.trace.describing import (
+    attends_learned,
+    declared_writes,
+    described,
+    written_by,
+)
 from captum_transformer.trace.functions import Function, describe
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operation
@@ -17,7 +22,7 @@ from captum_transformer.trace.products import written_out
 from captum_transformer.trace.recorder import Recorder
 from captum_transformer.trace.value import Value
 
-_ASKS, _DROPOUT, _DATA = Kind.ASKS, Kind.DROPOUT, Kind.DATA
+_ASKS, _DROPOUT, _DATA, _UNKNOWN = Kind.ASKS, Kind.DROPOUT, Kind.DATA, Kind.UNKNOWN
 
 
 class Trace(TorchFunctionMode):
@@ -71,6 +76,9 @@ class Trace(TorchFunctionMode):
         call = func, args, kwargs = as_run(func, function, args, kwargs)
         operation = described(self.tape, function, args, kwargs)
         written = written_by(operation, args, kwargs)
+        if function.kind is _UNKNOWN:
+            for tensor in declared_writes(func, args, kwargs):
+                self.tape.before_write(tensor)
         traced = operation.traced()
         if not traced and not attends_learned(operation):
             return self._constant(operation, written, call)

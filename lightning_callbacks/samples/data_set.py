@@ -51,7 +51,8 @@ def unread(*readers: Any) -> Iterator[None]:
     """Restores generators and attributes of what reads a data set.
 
     An augmentation or a collate function may draw from a generator of its own, which the training
-    also draws from, or count its calls. What an iterator or a file has read isn't restored.
+    also draws from, or count its calls. What an iterator or a file has read isn't restored, nor are
+    global variables.
 
     Args:
         readers: The data set and functions.
@@ -59,7 +60,7 @@ def unread(*readers: Any) -> Iterator[None]:
     Example:
         >>> import random
         >>> source = random.Random(0)
-        >>> with unread(lambda: source.random()):
+        >>> with unread({"noise": source}):
         ...     drawn = source.random()
         >>> source.random() == drawn
         True

@@ -190,3 +190,44 @@ def test_objects_that_train_or_feed_a_model_are_not_restored(
     model.trainer = [trainer := Trainer(model)]
     GenericAttentionRelevance(model).attribute(images(), 1)
     assert trainer.seen
+
+
+@torch.library.custom_op("tests_of_state::note_largest", mutates_args=("largest",))
+def note_largest(x: Tensor, largest: Tensor) -> None:
+    largest.copy_(torch.maximum(largest, x.abs().amax()))
+
+
+def observed_by_a_kernel(model: Any, x: Tensor) -> Tensor:
+    note_largest(x.detach(), model.largest)
+    return x / model.largest
+
+
+def counted_by_a_kernel(model: Any, x: Tensor) -> Tensor:
+    torch.ops.tests_of_state.note_largest.default(model.largest + 1, largest=model.largest)
+    return x * model.largest
+
+
+def observed_by_torch(model: Any, x: Tensor) -> Tensor:
+    on, scale = torch.ones(1, dtype=torch.long), torch.ones(1)
+    zero = torch.zeros(1, dtype=torch.int32)
+    torch.fused_moving_avg_obs_fake_quant(
+        x.detach().float(), on, on, model.largest, model.largest, scale, zero, 0.1, 0, 255, -1
+    )
+    return x * model.largest
+
+
+@pytest.mark.parametrize("way", [observed_by_a_kernel, counted_by_a_kernel, observed_by_torch])
+def test_what_kernels_declare_to_write_is_restored(way: Any) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vit = timm_vit()
+            self.register_buffer("largest", torch.ones(()))
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return self.vit(way(self, pixels))
+
+    model = Model()
+    first, again = (GenericAttentionRelevance(model).attribute(images(), 1) for _ in "ab")
+    assert torch.equal(model.largest, torch.ones(()))
+    assert torch.equal(first, again)
