@@ -3,7 +3,7 @@
 A product that is summed over nothing is one of entries, as by ``*``, and of one factor it is a
 move. What is added to a product of several signals is added, as by ``+``. They are traced as these,
 so that rules meet them in one form. Entries that are multiplied and then summed are a product of
-matrices.
+matrices. Values of attention that have several dimensions of features are multiplied with one.
 """
 
 import functools
@@ -45,28 +45,76 @@ def written_out(
     of_entries = not any(product.summed(factor) for factor in product.factors)
     adds = operation.function.entry.parameters[:1] == ("bias",) and len(signals) > 1
     added = product.addend if adds or of_entries else None
-    if not of_entries and added is None:
+    values = None if of_entries or added is not None else _values_in_parts(product)
+    if not of_entries and added is None and values is None:
         return None
 
     def run(trace: AbstractContextManager[object]) -> Tensor:
-        if added is None:
+        if values is None and added is None:
             with trace:
                 return _of_entries(product)
         with torch.no_grad():
             exact: Tensor = operation.run(lambda operand: operand.given)
         with trace:
-            result = _of_entries(product) if of_entries else _summed(product)
-            alpha = operation.argument("alpha", operation.argument("value", 1))
-            result = result if alpha == 1 else result * alpha
-            given, beta = added.given, operation.argument("beta", 1)
-            if beta:  # with a factor of zero, not even infinities count
-                result = (given if beta == 1 else given * beta) + result
-            result = result.to(exact.dtype)  # under autocast the addend may have another one
-            result = given.copy_(result) if operation.function.inplace else result
+            if added is None:
+                result = _of_entries(product) if values is None else _of_values(product, values)
+            else:
+                result = _of_entries(product) if of_entries else _summed(product)
+                alpha = operation.argument("alpha", operation.argument("value", 1))
+                result = result if alpha == 1 else result * alpha
+                given, beta = added.given, operation.argument("beta", 1)
+                if beta:  # with a factor of zero, not even infinities count
+                    result = (given if beta == 1 else given * beta) + result
+                result = result.to(exact.dtype)  # under autocast the addend may have another one
+                result = given.copy_(result) if operation.function.inplace else result
         result.data.copy_(exact)  # its kernel rounds once
         return result
 
     return run
+
+
+def _values_in_parts(product: Contraction) -> int | None:
+    """Returns which factor is values of attention with several dimensions of features, or None.
+
+    An example are the points of proteins, ``einsum("bij,bjpc->bipc", weights, points)``.
+    """
+    if len(product.factors) != 2:
+        return None
+    for values, weights in ((1, 0), (0, 1)):
+        applied = product.factors[weights].value
+        if applied is None or applied.keys is None:
+            continue
+        keys = applied.keys.dim(applied.shape)
+        of_weights, letters = product.letters[weights], product.letters[values]
+        features = _made_by(product, values)
+        summed = [c for c in of_weights if c in letters and c not in product.output]
+        if len(features) > 1 and keys is not None and summed == [of_weights[keys]]:
+            return values
+    return None
+
+
+def _made_by(product: Contraction, values: int) -> str:
+    """Returns the letters of the output that only one of two factors has."""
+    return "".join(
+        c
+        for c in product.letters[values]
+        if c in product.output and c not in product.letters[1 - values]
+    )
+
+
+def _of_values(product: Contraction, values: int) -> Tensor:
+    """Multiplies weights with values whose features are in one dimension, and separates them."""
+    weights, own = product.letters[1 - values], product.letters[values]
+    features = _made_by(product, values)
+    ahead, one = "".join(c for c in own if c not in features), features[0]
+    tensor = product.factors[values].given.permute([own.index(c) for c in ahead + features])
+    sizes, joined = tensor.shape[len(ahead) :], tensor.flatten(len(ahead))
+    left = "".join(c for c in product.output if c not in features)
+    equation = f"{weights},{ahead}{one}->{left}{one}"
+    result: Tensor = torch.einsum(equation, product.factors[1 - values].given, joined)
+    result = result.reshape(*result.shape[:-1], *sizes)
+    made = left + features
+    return result if made == product.output else result.permute([*map(made.index, product.output)])
 
 
 def _of_entries(product: Contraction) -> Tensor:

@@ -143,7 +143,8 @@ def _applies(product: Contraction, weights: int) -> Pattern | None:
         else (signal.keys is not None and not is_weighted_signal(signal))
     ):
         return None
-    orders = _orders(product, weights, _heads(product.letters[weights], probabilities))
+    heads = _heads(product.letters[weights], probabilities)
+    orders = _orders(product, weights, heads)
     if orders is None:
         return None
     keys = orders[0][-1]
@@ -154,7 +155,7 @@ def _applies(product: Contraction, weights: int) -> Pattern | None:
     rows = {letter for letter, n in zip(letters, applied.size, strict=True) if n > 1}
     in_tokens = (
         not probabilities.weighs_tokens
-        and rows <= {*others}
+        and rows - heads <= {*others}
         # They may also be other tokens, such as neighbours, as in a convolution.
         and (signal is None or is_of_one_token(signal, others.index(letters[keys])))
     )

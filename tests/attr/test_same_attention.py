@@ -148,3 +148,35 @@ def test_options_of_scaled_dot_product_attention(method: str, causal: bool, grou
     )
     assert_close(fused(x).detach(), written_out(x).detach())
     assert_close(first_layer(fused).attribute(x, 1), first_layer(written_out).attribute(x, 1), 1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_values_may_have_several_dimensions_of_features(method: str) -> None:
+    """As the points that proteins' tokens attend to, in either order of the factors."""
+    generator = torch.Generator().manual_seed(0)
+    layers = torch.randn(4, 12, 12, generator=generator, dtype=torch.float64) / 4
+    x = torch.randn(2, 5, 12, generator=generator, dtype=torch.float64)
+
+    def attention(x: Tensor, *, points: bool, beside: bool) -> Tensor:
+        q, k, v = (F.linear(x, layer).unflatten(2, (2, 6)) for layer in layers[:3])
+        q, k, v = (part.transpose(1, 2).flatten(0, int(beside)) for part in (q, k, v))
+        weights = (q @ k.mT).softmax(-1)
+        if points:
+            read = torch.einsum("...jpc,...ij->...pic", v.unflatten(-1, (3, 2)), weights)
+            read = read.movedim(-3, -2).flatten(-2)
+        else:
+            read = weights @ v
+        read = read.view(-1, 2, 5, 6).transpose(1, 2).flatten(2)
+        return F.linear(read, layers[3])
+
+    def model(x: Tensor, *, points: bool, beside: bool = False) -> Tensor:
+        for _ in range(2):
+            x = x + attention(x, points=points, beside=beside)
+        return x.mean(1)
+
+    found, beside, expected = (
+        METHODS[method](partial(model, **how)).attribute(x, 1)
+        for how in ({"points": True}, {"points": True, "beside": True}, {"points": False})
+    )
+    assert_close(found, expected, 1e-9)
+    assert_close(beside, expected, 1e-9)

@@ -83,13 +83,7 @@ def test_equal_on_other_inputs_and_targets(name: str, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "method",
-    [
-        TransformerAttribution,
-        pytest.param(GenericAttentionRelevance, marks=pytest.mark.slow),
-        ConservativeLRP,
-        AttnLRP,
-    ],
+    "method", [TransformerAttribution, GenericAttentionRelevance, ConservativeLRP, AttnLRP]
 )
 def test_a_decoder_at_a_token_of_its_text(method: Any) -> None:
     explained = llama()
@@ -148,9 +142,7 @@ def test_negative_indices() -> None:
         assert_same(captured(values(1), -target), explainer.attribute(values(1), -target))
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(GenericAttentionRelevance, marks=pytest.mark.slow), AttnLRP]
-)
+@pytest.mark.parametrize("method", [GenericAttentionRelevance, AttnLRP])
 def test_tokens_and_several_targets(method: Any) -> None:
     explainer = method(classifier())
     by_token = explainer.capture(values(), 1, of="attribute_tokens")

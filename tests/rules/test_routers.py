@@ -110,6 +110,30 @@ def test_experts_are_mixed_in_any_notation(router: str, method: str) -> None:
         torch.testing.assert_close(explained(mix), expected)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_several_mixtures_of_each_token_at_once_are_mixtures(method: str) -> None:
+    """As of the queries, keys and values that are each made of all earlier layers."""
+    scores = doubles(WIDTH, 2 * EXPERTS, seed=6)
+
+    def weights(x: Tensor) -> Tensor:
+        return (x @ scores).unflatten(-1, (2, EXPERTS)).softmax(-1)
+
+    def at_once(x: Tensor) -> Tensor:
+        mixed = torch.einsum("ebtd,btve->vbtd", torch.stack(experts(x)), weights(x))
+        return mixed[0] + 2 * mixed[1]
+
+    def one_after_the_other(x: Tensor) -> Tensor:
+        of_first, of_second = weights(x).unbind(2)
+        return one_by_one(x, lambda _: of_first) + 2 * one_by_one(x, lambda _: of_second)
+
+    x = doubles(2, TOKENS, WIDTH, seed=9)
+    found, expected = (
+        METHODS[method](partial(model, mix)).attribute(x, target=1)
+        for mix in (at_once, one_after_the_other)
+    )
+    torch.testing.assert_close(found, expected)
+
+
 def test_the_largest_weights_of_experts_without_the_others() -> None:
     """Only the chosen experts' outputs are taken, as indices or by a kernel."""
 

@@ -1,6 +1,5 @@
 """Several processes train with the trainer of Transformers: the first explains alone."""
 
-import pytest
 import torch
 
 from captum_transformer import GenericAttentionRelevance
@@ -14,7 +13,7 @@ from tests.lightning_callbacks.transformers.transformers_trainings import (
     trainer,
 )
 
-pytestmark = [needs_fork, pytest.mark.slow]
+pytestmark = needs_fork
 
 
 def train(rank, folder, watched):
