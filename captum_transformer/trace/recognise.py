@@ -153,9 +153,13 @@ def _applies(product: Contraction, weights: int) -> Pattern | None:
     letters, others = product.letters[weights], product.letters[1 - weights]
     of_weights, of_values, of_output = map(_unless_plain, orders, (letters, others, product.output))
     rows = {letter for letter, n in zip(letters, applied.size, strict=True) if n > 1}
+    # Weights of each token, of which it may have several, and not of channels, which tokens share.
+    own = {*others} - {letters[keys]} - (_heads(others, signal) if signal is not None else set())
+    if own <= {*letters}:
+        rows -= heads
     in_tokens = (
         not probabilities.weighs_tokens
-        and rows - heads <= {*others}
+        and rows <= {*others}
         # They may also be other tokens, such as neighbours, as in a convolution.
         and (signal is None or is_of_one_token(signal, others.index(letters[keys])))
     )

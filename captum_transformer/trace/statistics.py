@@ -221,11 +221,19 @@ def softmax_dim(operation: Operation) -> int | None:
     return None if found is None else _shifted(found[0], found[1].dim(len(traced[0][1].shape)))
 
 
-def sums_to_one_again(operation: Operation) -> bool:
-    """Whether it divides softmax weights, or those that a mask or a choice leaves, by their sum."""
+def sums_to_one_again(operation: Operation, *, in_rows: bool = True) -> bool:
+    """Whether it divides softmax weights, or those that a mask or a choice leaves, by their sum.
+
+    Args:
+        operation: the operation.
+        in_rows: only count sums of the weights that the softmax normalised together. Those of
+            several rows, such as of all queries for one key, make a norm of the weights.
+    """
     found = quotient_of(operation)
     scores = None if found is None else _argument(found.signal, Kind.SOFTMAX)
-    return found is not None and scores is not None and _sums_weights(found.divisor, scores)
+    if found is None or scores is None:
+        return False
+    return _sums_weights(found.divisor, scores, in_rows=in_rows)
 
 
 def _over_sum(operation: Operation) -> tuple[Value, Operation] | None:
@@ -264,19 +272,19 @@ def _total(value: Value) -> Operation | None:
     return total if total is not None and total.kind in _TOTALS else None
 
 
-def _sums_weights(value: Value, scores: Value) -> bool:
-    """Whether a value is the sum of some softmax weights of the same row of scores.
-
-    Weights of several rows, such as those of all queries for one key, are not normalised by it.
-    """
+def _sums_weights(value: Value, scores: Value, *, in_rows: bool) -> bool:
+    """Whether a value is the sum of some softmax weights of scores."""
     total = _before(value, _TO_SUM).operation
     terms = [] if total is None else [source for _, source in total.traced()]
     if total is not None and total.kind is Kind.ADD:
-        return all(_sums_weights(term, scores) or _is_weight(term, scores) for term in terms)
+        return all(
+            _sums_weights(term, scores, in_rows=in_rows) or _is_weight(term, scores)
+            for term in terms
+        )
     if total is None or total.kind not in _TOTALS:
         return False
     (term, *_) = terms
-    dim = None if term.keys is None else term.keys.dim(term.shape)
+    dim = None if term.keys is None or not in_rows else term.keys.dim(term.shape)
     of_row = dim is None or dim in (total.along(len(term.shape)) or ())
     return of_row and _argument(term, Kind.SOFTMAX) is scores
 

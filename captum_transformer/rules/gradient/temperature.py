@@ -84,7 +84,7 @@ def _softmax_of(value: Value) -> list[Value] | Operation:
     operation = value.operation
     if operation is None:
         return []
-    if softmax_dim(operation) is not None or sums_to_one_again(operation):
+    if softmax_dim(operation) is not None or sums_to_one_again(operation, in_rows=False):
         return operation
     sources = [source for _, source in operation.traced()]
     if operation.kind in COPIES or len(sources) == 1:
