@@ -172,9 +172,8 @@ def _are_used_up(
 
 def _is_repeated(value: Value, output: Value) -> bool:
     """Whether a factor is broadcast along some dimension of the product."""
-    once = [n == 1 or step == 0 for n, step in zip(value.shape, value.stride, strict=True)]
-    once = [True] * (len(output.shape) - len(once)) + once
-    return any(single and n > 1 for single, n in zip(once, output.shape, strict=True))
+    once = (1,) * (len(output.shape) - len(value.shape)) + value.lengths
+    return any(own == 1 < length for own, length in zip(once, output.shape, strict=True))
 
 
 def _learn_samples(operation: Operation) -> list[Value]:

@@ -142,9 +142,9 @@ def _summed(product: Contraction) -> Tensor:
 
 def lengths(factor: Operand) -> Sequence[int]:
     """Returns the lengths of dimensions, one for those along which entries were repeated."""
-    value = factor.value or factor.tokens
-    strides = factor.given.stride() if value is None else value.stride
-    return [n if step else 1 for n, step in zip(factor.size, strides, strict=True)]
+    if (value := factor.value or factor.tokens) is not None:
+        return value.lengths
+    return [n if step else 1 for n, step in zip(factor.size, factor.given.stride(), strict=True)]
 
 
 def summed_product(

@@ -31,7 +31,8 @@ def query_value(call: AttentionCall) -> Value | None:
         return None if weights is None or weights.learned else weights
     scores, output = steps.pop()
     factors = factors_of(scores, output) or []
-    values = [_unrepeated(factor.value or factor.tokens) for factor, _ in factors]
+    held = [factor.value or factor.tokens for factor, _ in factors]
+    values = [value and value.unrepeated for value in held]
     if len(values) == 2 and values[0] is not values[1]:
         for value, (_, lacking) in zip(values, factors, strict=True):
             if _softmax_is_along(steps, output, lacking):
@@ -40,18 +41,6 @@ def query_value(call: AttentionCall) -> Value | None:
             return weights
     # A layer made the scores of the queries alone.
     return next((value for value in values if value is not None), None)
-
-
-def _unrepeated(value: Value | None) -> Value | None:
-    """Returns a factor before it was repeated for each entry of the other one."""
-    while value is not None and value.operation is not None:
-        repeated = any(
-            n > 1 and not step for n, step in zip(value.shape, value.stride, strict=True)
-        )
-        if not repeated or value.operation.kind is not Kind.MOVE:
-            break
-        ((_, value),) = value.operation.traced()
-    return value
 
 
 def _softmax_is_along(

@@ -111,18 +111,12 @@ def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
 
 def _once(factor: Operand) -> Operand:
     """Returns a factor as it was before it was repeated, as weights for each feature are."""
-    value = factor.value
-    operation = None if value is None else value.operation
-    if value is None or operation is None or operation.kind is not Kind.MOVE:
+    value, tensor = factor.value, factor.tensor
+    if value is None or (source := value.unrepeated) is value or source.shape != value.lengths:
         return factor
-    repeated = [dim for dim, step in enumerate(value.stride) if step == 0]
-    tensor = factor.tensor
-    for dim in repeated:
-        tensor = tensor.narrow(dim, 0, 1)
-    sources = [source for _, source in operation.traced()]
-    if not repeated or len(sources) != 1 or sources[0].shape != tensor.shape:
-        return factor
-    return Operand(tensor, sources[0])
+    for dim, length in enumerate(value.lengths):
+        tensor = tensor.narrow(dim, 0, length)
+    return Operand(tensor, source)
 
 
 def is_weighted(operation: Operation) -> bool:

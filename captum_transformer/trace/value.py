@@ -99,6 +99,23 @@ class Value:
         return batch.axis if batch is not None and batch.axis.size == batch.of else None
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths of its dimensions, one for those along which entries were repeated."""
+        sizes = zip(self.shape, self.stride, strict=True)
+        return tuple([length if step else min(length, 1) for length, step in sizes])
+
+    @property
+    def unrepeated(self) -> "Value":
+        """The value whose entries were repeated, as by `expand`, to make it; or itself."""
+        value = self
+        while value.lengths != value.shape:
+            made = value.operation
+            if made is None or made.kind is not Kind.MOVE:
+                break
+            ((_, value),) = made.traced()
+        return value
+
+    @property
     def is_denominator(self) -> bool:
         """Whether it divides a signal, as ``rsqrt(mean(x ** 2))`` does in an RMSNorm."""
         return all(found_behind(self, _divides))
