@@ -5,7 +5,7 @@ import transformers
 from torch import Tensor, nn
 
 from tests.attr.subjects import Subject
-from tests.attr.tiny_models import CLASSES, LENGTHS, drawn, ids, mask, with_random_weights
+from tests.attr.tiny_models import BART, CLASSES, LENGTHS, T5, drawn, ids, mask, with_random_weights
 
 VOCABULARY = 30
 # (position, token): the decoder's output there is explained.
@@ -68,34 +68,16 @@ def _translating(model: nn.Module) -> Subject:
 
 def t5(attention: str) -> Subject:
     config = transformers.T5Config(
-        vocab_size=VOCABULARY,
-        d_model=16,
-        d_kv=8,
-        d_ff=32,
-        num_layers=2,
-        num_heads=2,
+        **T5,
         relative_attention_num_buckets=8,
         relative_attention_max_distance=6,
-        decoder_start_token_id=0,
         attn_implementation=attention,
     )
     return _translating(transformers.T5ForConditionalGeneration(config))
 
 
 def bart(attention: str) -> Subject:
-    config = transformers.BartConfig(
-        vocab_size=VOCABULARY,
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        max_position_embeddings=12,
-        scale_embedding=True,
-        attn_implementation=attention,
-    )
+    config = transformers.BartConfig(**BART, scale_embedding=True, attn_implementation=attention)
     return _translating(transformers.BartForConditionalGeneration(config))
 
 

@@ -8,7 +8,7 @@ import transformers
 from torch import Tensor, nn
 
 from tests.attr.subjects import METHODS
-from tests.attr.tiny_models import with_random_weights
+from tests.attr.tiny_models import BART, T5, with_random_weights
 
 CAUSAL = [method for method in METHODS if method != "AttentionGradCam, map"]
 VOCABULARY, NEW = 30, 3
@@ -44,15 +44,7 @@ def llama() -> Any:
 
 def bart() -> Any:
     config = transformers.BartConfig(
-        vocab_size=VOCABULARY,
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=24,
-        decoder_ffn_dim=24,
-        max_position_embeddings=12,
+        **BART,
         decoder_start_token_id=2,
         forced_eos_token_id=None,
         **SPECIAL,
@@ -61,17 +53,7 @@ def bart() -> Any:
 
 
 def t5() -> Any:
-    config = transformers.T5Config(
-        vocab_size=VOCABULARY,
-        d_model=16,
-        d_kv=8,
-        d_ff=24,
-        num_layers=2,
-        num_heads=2,
-        decoder_start_token_id=0,
-        pad_token_id=0,
-        eos_token_id=2,
-    )
+    config = transformers.T5Config(**T5, pad_token_id=0, eos_token_id=2)
     return with_random_weights(transformers.T5ForConditionalGeneration(config))
 
 

@@ -34,6 +34,27 @@ def with_random_weights(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 IMAGE = (8, 12)
+# The sizes of tiny models that translate.
+BART = {
+    "vocab_size": 30,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 12,
+}
+T5 = {
+    "vocab_size": 30,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+}
 
 
 def images(samples: int = 3) -> Tensor:

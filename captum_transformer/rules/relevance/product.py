@@ -12,8 +12,7 @@ from captum_transformer.rules.relevance.addition import divided
 from captum_transformer.rules.relevance.attention import attention_rule
 from captum_transformer.rules.relevance.bias import adds_term, applies_weights
 from captum_transformer.rules.relevance.homogeneous import z_rule
-from captum_transformer.rules.relevance.linear import Magnitudes, alpha_beta, applied, z_box
-from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
+from captum_transformer.rules.relevance.linear import alpha_beta, applied, z_box
 from captum_transformer.rules.relevance.totals import evenly, fitted, require_whole
 from captum_transformer.trace.kinds import CONVOLUTIONS, Kind, Role
 from captum_transformer.trace.nested import mapped
@@ -21,12 +20,14 @@ from captum_transformer.trace.numeric import in_full
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.statistics import signal_of
 
+# Distributes the relevance of a product with weights.
+LinearRule = Callable[[Operation, Tensor], Shares]
+
 
 def product(
     operation: Operation,
     relevance: Tensor,
-    sparsity: Sparsity = DENSE,
-    magnitudes: Magnitudes | None = None,
+    of_linear: LinearRule = alpha_beta,
 ) -> Shares:
     """Distributes the relevance of a product with weights or of signals, and of what is added.
 
@@ -36,13 +37,12 @@ def product(
     Args:
         operation: the product.
         relevance: the relevance of its output.
-        sparsity: the relevance is zero outside these slices.
-        magnitudes: those that `alpha_beta` keeps for the next target.
+        of_linear: the rule for products with weights.
     """
     if (shares := evenly(operation, relevance)) is not None:
         return shares
     if not adds_term(operation):
-        return _multiplied(operation, relevance, sparsity, magnitudes)
+        return _multiplied(operation, relevance, of_linear)
     addend = operation.arguments["bias"]
     zeros = Operand(torch.zeros(addend.size, dtype=addend.dtype, device=addend.device), None)
     alone = _exchanged(operation, lambda operand: zeros if operand is addend else operand)
@@ -73,8 +73,7 @@ def _of_addend(operation: Operation, share: Tensor, addend: Operand) -> Tensor:
 def _multiplied(
     operation: Operation,
     relevance: Tensor,
-    sparsity: Sparsity = DENSE,
-    magnitudes: Magnitudes | None = None,
+    of_linear: LinearRule = alpha_beta,
 ) -> Shares:
     if operation.attention is not None:
         return attention_rule(operation, relevance)
@@ -105,7 +104,7 @@ def _multiplied(
         others = {name: given for name, given in operation.kwargs.items() if name != "value"}
         moved = applied(operation.changed(kwargs=others), in_full(signal), torch.ones_like)
         return Shares([moved[1](relevance)])
-    return alpha_beta(operation, relevance, sparsity, magnitudes)
+    return of_linear(operation, relevance)
 
 
 def _divided(operation: Operation, relevance: Tensor, are_signals: Sequence[bool]) -> Shares:

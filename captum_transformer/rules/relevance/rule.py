@@ -6,6 +6,7 @@ softmax, norms and activations pass it on unchanged.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from captum_transformer.rules.propagate import Shares, share_of_ids, transposed,
 from captum_transformer.rules.rearranged import rearranged
 from captum_transformer.rules.relevance.addition import addition, summed
 from captum_transformer.rules.relevance.homogeneous import added_at, length, moment, terms, z_rule
-from captum_transformer.rules.relevance.linear import Magnitudes
+from captum_transformer.rules.relevance.linear import Magnitudes, alpha_beta
 from captum_transformer.rules.relevance.product import convolution, product
 from captum_transformer.rules.relevance.sparsity import DENSE, Sparsity
 from captum_transformer.rules.relevance.totals import constants, passed_on, remaining
@@ -149,6 +150,7 @@ def with_sparsity(
     def placed(operation: Operation, relevance: Tensor) -> Shares:
         output = operation.outputs[0]
         known = DENSE if output is None else sparsity.get(output, DENSE)
-        return product(operation, relevance, known, magnitudes)
+        of_linear = partial(alpha_beta, sparsity=known, magnitudes=magnitudes)
+        return product(operation, relevance, of_linear)
 
     return TABLE | {Kind.PRODUCT: Entry(placed, keeps=True)}
