@@ -10,6 +10,7 @@ from captum_transformer.trace.axis import Axis, dimension_of
 from captum_transformer.trace.dimensions import passage
 from captum_transformer.trace.kinds import BY_ENTRY, CONVOLUTIONS, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.stacked import joins_tokens
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 
@@ -105,7 +106,7 @@ def _laid_side_by_side(value: Value) -> Axis | None:
     if operation.kind in (Kind.STACK, Kind.CONCATENATE):
         alike = len({operand.size for operand in operation.operands}) == 1
         dim = operation.dim(len(value.shape))
-        joined = alike and dim is not None
+        joined = alike and dim is not None and not joins_tokens(operation)
         return Axis.of(value.shape, dim or 0, len(operation.operands)) if joined else None
     view = view_of(operation, value)
     if view is None or len(operation.traced()) != 1:

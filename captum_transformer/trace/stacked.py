@@ -4,9 +4,11 @@ import math
 from collections.abc import Sequence
 
 from captum_transformer.trace.axis import Axis
+from captum_transformer.trace.dimensions import passage
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.value import Value
+from captum_transformer.trace.views import view_of
 from captum_transformer.trace.walks import found_behind
 
 
@@ -55,3 +57,43 @@ def _count(features: Sequence[Axis]) -> int:
 def count_of_tokens(value: Value) -> int:
     """Returns the number of tokens of all samples."""
     return value.shape.numel() // max(_count(value.features or ()), 1)
+
+
+def joins_tokens(operation: Operation) -> bool:
+    """Whether it joins single tokens that a model has worked on one by one.
+
+    Their dimension is what was left of one that held several tokens. Signals that are joined along
+    a dimension of their own, as in a stack, are branches.
+    """
+    traced = operation.traced()
+    return operation.kind is Kind.CONCATENATE and all(
+        _was_cut(value, operation.dim(len(value.shape))) for _, value in traced
+    )
+
+
+def _was_cut(value: Value, dim: int | None) -> bool:
+    """Whether a dimension of one entry had several ones before, other than features."""
+    if dim is None or value.shape[dim] > 1:
+        return False
+    while value.shape[dim] == 1:
+        found = None if value.operation is None else _before(value.operation, value, dim)
+        if found is None:
+            return False
+        value, dim = found
+    return Axis.of(value.shape, dim) not in (value.features or ())
+
+
+def _before(operation: Operation, output: Value, dim: int) -> tuple[Value, int] | None:
+    """Returns an operand and its dimension that has become one of an output, or None."""
+    for operand, source in operation.traced():
+        view = view_of(operation, output)
+        if view is None:
+            to = passage(operation, operand, len(output.shape)).to
+            if dim in to:
+                return source, to.index(dim)
+        elif len(view.shape) == len(source.shape):
+            before, after = list(source.shape), list(view.shape)
+            del before[dim], after[dim]
+            if before == after:
+                return source, dim
+    return None

@@ -206,3 +206,28 @@ def test_one_view_of_a_random_graph(name):
         )
         wanted = expected(program, x, 1, with_identity=True)
         torch.testing.assert_close(picked.attribute(x, 1).sum(-1), wanted)
+
+
+def block(x, keys):
+    """An attention block for some of the tokens, which attend to all."""
+    query, key, value = (
+        t @ torch.linspace(-1, 1, WIDTH**2, dtype=t.dtype).view(WIDTH, WIDTH).roll(n, 1).sin()
+        for n, t in enumerate((x, keys, keys))
+    )
+    return x + (query @ key.mT).softmax(-1) @ value
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [2, 2], [1, 3]])
+@pytest.mark.parametrize("method", [GenericAttentionRelevance, AttentionRollout, RawAttention])
+def test_blocks_of_tokens_are_no_branches(method, sizes):
+    """Single tokens that are joined and pooled looked like a stack of branches, all whole."""
+
+    def in_blocks(x, sizes):
+        x = torch.cat([block(part, x) for part in x.split(sizes, 1)], 1)
+        return x.mean(1) @ torch.eye(WIDTH, CLASSES, dtype=x.dtype)
+
+    x = torch.randn(2, 4, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, whole = (
+        method(lambda x, s=s: in_blocks(x, s)).attribute(x, 1) for s in (sizes, [len(x[0])])
+    )
+    torch.testing.assert_close(found, whole)

@@ -5,12 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from captum_transformer.rules.flow.joined import Axes, along_features, carried, joined_along
+from captum_transformer.rules.flow.joined import (
+    Axes,
+    along_features,
+    carried,
+    joined_along,
+)
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.dimensions import image, passage
 from captum_transformer.trace.features import feature_dims
 from captum_transformer.trace.kinds import AS_OTHERS, BY_ENTRY, MOVES, Form, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.stacked import joins_tokens
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import views_of
@@ -129,7 +135,8 @@ def _moved(
             known += moved or ()
     axes = None if lost or (unknown and not known) else tuple(dict.fromkeys(known))
     dims = (Axis.of(output.shape, dim) for dim in range(len(output.shape)))
-    stacked = any(of.by_stacked for of in nodes) or not set(known).isdisjoint(dims)
+    stacks = not set(known).isdisjoint(dims) and not joins_tokens(operation)
+    stacked = stacks or any(of.by_stacked for of in nodes)
     joins |= lost or (stacked and along_features(known, output))
     return Terms(
         output,
