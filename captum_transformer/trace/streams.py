@@ -8,16 +8,18 @@ called twice, need no special care.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.trace.attention import AttentionCall, ExplicitAttention
 from captum_transformer.trace.features import feature_dims
-from captum_transformer.trace.kinds import MOVES, Kind
+from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.products import lengths
 from captum_transformer.trace.queries import query_value
+from captum_transformer.trace.stacked import count_of_tokens
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.versions import LEARNED, Stream, Version, Versions
 
 _TIES_TOKENS = frozenset({Kind.ADD, Kind.SUB, Kind.MUL, Kind.DIV})
+_KEEPS_TOKENS = MOVES | BY_ENTRY
 
 
 class Streams:
@@ -142,7 +144,8 @@ class Streams:
             return Version(queries[0].own, queries, call, keys, queries[0].tower)
         together = self._whole(queries)
         if together is not None:
-            return Version(together, queries, call, keys)
+            of_pairs = isinstance(call, ExplicitAttention) and query is call.weights.value
+            return Version(together, queries, call, keys, of_pairs=of_pairs)
         start = Version(Stream([]))
         if query is None and value is None:
             # Learned queries among themselves, before any of them has seen an input.
@@ -185,8 +188,8 @@ def _of_tokens(operation: Operation, carried: Sequence[Versions]) -> Sequence[Ve
     """
     output = operation.outputs[0]
     repeated = [
-        output is None or _is_repeated(lengths(operand), output)
-        for operand, _ in operation.carried()
+        output is None or _is_repeated(lengths(operand), output) or _holds_copies(value)
+        for operand, value in operation.carried()
     ]
     if not any(repeated):
         _unite(carried)
@@ -207,6 +210,19 @@ def _is_repeated(size: Sequence[int], output: Value) -> bool:
         length != whole and dim not in features
         for dim, (length, whole) in enumerate(zip(padded, output.shape, strict=True))
     )
+
+
+def _holds_copies(value: Value) -> bool:
+    """Whether a value holds several copies of each token, as ``repeat`` makes, for pairs."""
+    while (operation := value.operation) is not None:
+        sources = {source for _, source in operation.traced()}
+        if len(sources) != 1 or operation.kind not in _KEEPS_TOKENS:
+            return False
+        (source,) = sources
+        if operation.kind in MOVES and count_of_tokens(value) > count_of_tokens(source):
+            return operation.kind is not Kind.PAD
+        value = source
+    return False
 
 
 def _unite(carried: Iterable[Versions]) -> None:

@@ -68,6 +68,8 @@ class Version:
         tower: the stream whose attention calls count as layers of one tower with its own: the
             stream itself, or the one that a learned query which has not attended before reads.
         attention: bit set of the attention calls in its history as a query.
+        of_pairs: whether its call's probabilities were made of several streams, as of pairs of
+            copies, and it is unknown which of them are the queries.
     """
 
     own: Stream
@@ -76,6 +78,7 @@ class Version:
     keys: tuple["Version", ...] = ()
     tower: Stream | None = None
     attention: int = 0
+    of_pairs: bool = False
 
     def __post_init__(self) -> None:
         """Takes over the history of the versions that it was made from."""
@@ -113,7 +116,7 @@ class Version:
         if self.call is None or not self.keys:
             return False
         pieces = self.its_tower.pieces
-        return all(pieces.isdisjoint(key.its_tower.pieces) for key in self.keys)
+        return self.of_pairs or all(pieces.isdisjoint(key.its_tower.pieces) for key in self.keys)
 
 
 Versions = tuple[Version, ...]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer import describe
+from captum_transformer.errors import UnsupportedOperationError
 from tests.attr.subjects import METHODS, assert_close, drawn
 
 Scores = Callable[[Tensor, Tensor], Tensor]
@@ -75,6 +76,36 @@ def test_queries_are_known_however_scores_are_made(group: str, method: str) -> N
     )
     for found in others:
         assert_close(found, expected, 1e-8)
+
+
+COPIES: dict[str, Callable[[Tensor, int, int], Tensor]] = {
+    "repeated": lambda t, ahead, after: t.repeat_interleave(after, 1).repeat(1, ahead, 1),
+    "picked": lambda t, ahead, after: t[
+        :, torch.arange(t.shape[1]).repeat_interleave(after).repeat(ahead)
+    ],
+    "expanded": lambda t, ahead, after: (
+        t[:, None, :, None].expand(-1, ahead, -1, after, -1).reshape(len(t), -1, t.shape[-1])
+    ),
+    "joined": lambda t, ahead, after: torch.cat(
+        [torch.stack([t] * after, 2).flatten(1, 2)] * ahead, 1
+    ),
+}
+
+
+@pytest.mark.parametrize("copies", COPIES)
+@pytest.mark.parametrize("method", ["AttentionRollout", "GenericAttentionRelevance"])
+def test_copies_of_queries_beside_copies_of_keys_are_not_the_same_tokens(
+    method: str, copies: str
+) -> None:
+    """Each pair is a row, so that the two sets looked like one."""
+
+    def pairs(q: Tensor, k: Tensor) -> Tensor:
+        copied = COPIES[copies](q, 1, k.shape[1]) * COPIES[copies](k, q.shape[1], 1)
+        return copied.sum(-1).unflatten(1, (q.shape[1], k.shape[1]))
+
+    inputs = drawn(2, 4, 6), drawn(2, 3, 6, seed=1)
+    with pytest.raises(UnsupportedOperationError, match="are tokens of 2 streams"):
+        METHODS[method](Crossing(pairs)).attribute(inputs, [0, 2])
 
 
 @pytest.mark.parametrize("scores", ["matmul", "transposed"])
