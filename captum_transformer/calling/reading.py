@@ -22,6 +22,9 @@ class Reader(Protocol):
     def numbers(self, tensor: Tensor, what: str) -> Any:
         """Returns the numbers of a tensor as a NumPy array."""
 
+    def refuse(self, why: str) -> None:
+        """Raises an error: what follows depends on numbers in a way that can't be captured."""
+
 
 _READER: ContextVar[Reader | None] = ContextVar("reader", default=None)
 
@@ -57,6 +60,17 @@ def numbers(tensor: Tensor, what: str) -> Any:
 def is_same(one: Tensor, other: Tensor) -> bool:
     """Returns whether two tensors are known to be equal, which is False in a captured call."""
     return _READER.get() is None and torch.equal(one, other)
+
+
+def uncaptured(why: str) -> None:
+    """Raises an error in a call that is being captured; nothing happens otherwise.
+
+    Args:
+        why: what follows, and that it depends on numbers.
+    """
+    reader = _READER.get()
+    if reader is not None:
+        reader.refuse(why)
 
 
 @contextmanager

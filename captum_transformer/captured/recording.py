@@ -105,6 +105,10 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.conditions.append(Condition(alike.all(), what))
         return found
 
+    def refuse(self, why: str) -> None:
+        """Raises an error: what follows depends on numbers in a way that can't be captured."""
+        raise CaptureError(f"{why} Capture the call with other inputs, or explain it uncaptured.")
+
     def on_host(self, func: Callable[..., Any], tensor: Tensor, args: Any, kwargs: Any) -> Any:
         """Runs a function of the model that turns a tensor into numbers, or refuses it."""
         made_of = self._made_of(tensor)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.account import Reason
-from captum_transformer.calling.reading import truth
+from captum_transformer.calling.reading import truth, uncaptured
 from captum_transformer.errors import ConservationError
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.value import Value
@@ -192,6 +192,10 @@ def balanced(run: Callable[[Ledger], Result], also: Asked | None = None) -> tupl
     result = run(ledger)
     if ledger.balances(also):
         return result, ledger
+    uncaptured(
+        "The relevance that arrives isn't finite, or differs by rounding from what has started, so "
+        "the method compares the sums of each operation for this call."
+    )
     audit = Audit()
     result = run(audit)
     audit.blame()

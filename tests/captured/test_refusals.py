@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from captum_transformer import AttnLRP, ConservativeLRP, TransformerAttribution
 from captum_transformer.errors import CaptureError, CaptureMismatchError, MixedSamplesError
+from captum_transformer.rules import ledger
 from tests.captured.models import Block, assert_never_stale, assert_same, classifier, values
 
 
@@ -266,6 +267,16 @@ def test_checks_of_values_are_made_in_each_call(method: Any) -> None:
         explainer.attribute(values(1), [2] * 3, (mixed,))
     with pytest.raises(MixedSamplesError):
         captured(values(1), 2, (mixed,))
+
+
+def test_a_call_whose_sums_are_compared_for_each_operation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ledger, "ROUNDING", -1.0)
+    explainer = TransformerAttribution(classifier())
+    assert explainer.attribute(values(), 1).isfinite().all()
+    with pytest.raises(CaptureError, match="compares the sums of each operation for this call"):
+        explainer.capture(values(), 1)
 
 
 @pytest.mark.parametrize("method", [AttnLRP, TransformerAttribution])
