@@ -173,4 +173,7 @@ def _of_other(value: Any) -> Any:
     """Returns what can be seen of a value without attributes, such as an iterator or bytes."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return zlib.crc32(value)
-    return operator.length_hint(value, -1), f"{value!r:.200}"
+    try:
+        return operator.length_hint(value, -1), f"{value!r:.200}"
+    except Exception:
+        return id(value)

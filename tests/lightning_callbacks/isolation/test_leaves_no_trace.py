@@ -13,6 +13,7 @@ import torch
 from captum.attr import Saliency
 from torch import nn
 
+from captum_transformer.calling.fingerprint import Fingerprint
 from captum_transformer.calling.isolation import isolated
 from captum_transformer.errors import ExplanationError
 from lightning_callbacks import AttributionMonitor
@@ -226,3 +227,20 @@ def test_objects_with_locks_are_left_alone():
     with isolated(module):
         module.meter.value = 1
     assert module.meter.value == 1
+
+
+@pytest.mark.filterwarnings("ignore:torch")
+def test_objects_that_refuse_to_tell_about_themselves_are_compared_by_identity():
+    module = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(2, 2)), {nn.Linear})
+
+    class Silent:
+        __slots__ = ()
+
+        def __len__(self):
+            raise NotImplementedError
+
+    module.silent = Silent()
+    before = Fingerprint(module)
+    assert before.differences() == []
+    module.silent = Silent()
+    assert before.differences() == ["silent"]
