@@ -13,7 +13,7 @@ from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import is_weighted_signal
 from captum_transformer.trace.samples import place_samples
 from captum_transformer.trace.statistics import softmax_dim
-from captum_transformer.trace.value import Features, Value
+from captum_transformer.trace.value import Features, Value, lengths_of
 from captum_transformer.trace.views import view_of, views_of
 
 _MAY_BE_SOFTMAX = frozenset({Kind.SOFTMAX, Kind.DIV, Kind.MUL, Kind.ENTRYWISE})
@@ -172,7 +172,7 @@ def _are_used_up(
 
 def _is_repeated(value: Value, output: Value) -> bool:
     """Whether a factor is broadcast along some dimension of the product."""
-    once = (1,) * (len(output.shape) - len(value.shape)) + value.lengths
+    once = (1,) * (len(output.shape) - len(value.shape)) + lengths_of(value)
     return any(own == 1 < length for own, length in zip(once, output.shape, strict=True))
 
 

@@ -19,7 +19,7 @@ from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.dimensions import passage
 from captum_transformer.trace.kinds import BY_ENTRY, Kind
 from captum_transformer.trace.operation import Operand, Operation
-from captum_transformer.trace.value import Value
+from captum_transformer.trace.value import Value, lengths_of
 
 _PRODUCT = Kind.PRODUCT  # read for each operation; members of enums are slow to look up
 _SCALES = frozenset({Kind.MUL, Kind.DIV, Kind.COPY})
@@ -143,7 +143,7 @@ def _summed(product: Contraction) -> Tensor:
 def lengths(factor: Operand) -> Sequence[int]:
     """Returns the lengths of dimensions, one for those along which entries were repeated."""
     if (value := factor.value or factor.tokens) is not None:
-        return value.lengths
+        return lengths_of(value)
     return [n if step else 1 for n, step in zip(factor.size, factor.given.stride(), strict=True)]
 
 

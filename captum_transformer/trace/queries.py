@@ -10,7 +10,7 @@ from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.probabilities import back_to_scores
 from captum_transformer.trace.products import factors_of
 from captum_transformer.trace.statistics import softmax_dim
-from captum_transformer.trace.value import Value
+from captum_transformer.trace.value import Value, unrepeated
 from captum_transformer.trace.views import view_of
 
 # Keys may be joined by further ones, such as attention sinks, or be those with the largest scores.
@@ -32,7 +32,7 @@ def query_value(call: AttentionCall) -> Value | None:
     scores, output = steps.pop()
     factors = factors_of(scores, output) or []
     held = [factor.value or factor.tokens for factor, _ in factors]
-    values = [value and value.unrepeated for value in held]
+    values = [value and unrepeated(value) for value in held]
     if len(values) == 2 and values[0] is not values[1]:
         for value, (_, lacking) in zip(values, factors, strict=True):
             if _softmax_is_along(steps, output, lacking):

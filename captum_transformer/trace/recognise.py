@@ -17,7 +17,7 @@ from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import is_weighted_signal
 from captum_transformer.trace.products import summed_product
 from captum_transformer.trace.scoring import INSTEAD
-from captum_transformer.trace.value import Value
+from captum_transformer.trace.value import Value, lengths_of, unrepeated
 
 _ATTENTION = Kind.ATTENTION
 
@@ -112,9 +112,11 @@ def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
 def _once(factor: Operand) -> Operand:
     """Returns a factor as it was before it was repeated, as weights for each feature are."""
     value, tensor = factor.value, factor.tensor
-    if value is None or (source := value.unrepeated) is value or source.shape != value.lengths:
+    if value is None or (source := unrepeated(value)) is value:
         return factor
-    for dim, length in enumerate(value.lengths):
+    if source.shape != (lengths := lengths_of(value)):
+        return factor
+    for dim, length in enumerate(lengths):
         tensor = tensor.narrow(dim, 0, length)
     return Operand(tensor, source)
 

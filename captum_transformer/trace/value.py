@@ -99,23 +99,6 @@ class Value:
         return batch.axis if batch is not None and batch.axis.size == batch.of else None
 
     @property
-    def lengths(self) -> tuple[int, ...]:
-        """The lengths of its dimensions, one for those along which entries were repeated."""
-        sizes = zip(self.shape, self.stride, strict=True)
-        return tuple([length if step else min(length, 1) for length, step in sizes])
-
-    @property
-    def unrepeated(self) -> "Value":
-        """The value whose entries were repeated, as by `expand`, to make it; or itself."""
-        value = self
-        while value.lengths != value.shape:
-            made = value.operation
-            if made is None or made.kind is not Kind.MOVE:
-                break
-            ((_, value),) = made.traced()
-        return value
-
-    @property
     def is_denominator(self) -> bool:
         """Whether it divides a signal, as ``rsqrt(mean(x ** 2))`` does in an RMSNorm."""
         return all(found_behind(self, _divides))
@@ -132,6 +115,22 @@ class Value:
     def descends_from(self, other: "Value") -> bool:
         """Whether it was made from ``other``."""
         return bool(self.ancestors >> other.index & 1)
+
+
+def lengths_of(value: Value) -> tuple[int, ...]:
+    """Returns the lengths of a value's dimensions, one for those along which it was repeated."""
+    sizes = zip(value.shape, value.stride, strict=True)
+    return tuple([length if step else min(length, 1) for length, step in sizes])
+
+
+def unrepeated(value: Value) -> Value:
+    """Returns the value whose entries were repeated to make one, as by `expand`, or itself."""
+    while lengths_of(value) != value.shape:
+        made = value.operation
+        if made is None or made.kind is not Kind.MOVE:
+            break
+        ((_, value),) = made.traced()
+    return value
 
 
 def _divides(value: Value) -> "list[Value] | bool":
