@@ -1,5 +1,6 @@
 """Small attention models whose parts are drawn."""
 
+import math
 import random
 import zlib
 from typing import Any
@@ -117,9 +118,7 @@ class Drawn:
         n, o = self.n, self.options
         heads = {"g shared": "gh"}.get(o["heads"], o["heads"])
         own = {"g shared": "g"}.get(o["heads"], heads)
-        q = self.layer(name + " q", x, "e", heads + "d")
-        k = self.layer(name + " k", others, "e", own + "d").renamed("n", "m")
-        v = self.layer(name + " v", others, "e", own + "d").renamed("n", "m")
+        q, k, v = self.projected(name, x, others, heads, own)
         batch = "bw" if "w" in x.letters else "b"
         size = x.tensor.shape[x.dim("n")], others.tensor.shape[others.dim("n")]
         if o["qk norm"]:
@@ -135,6 +134,10 @@ class Drawn:
             q = q.by_entry(lambda t: n.scale(t, 0.8))
         if scaled == "keys":
             k = k.by_entry(lambda t: n.scale(t, 0.8))
+        alone = not (o["position"] in ("bias", "relative") or o["sink"] == "logit" or o["gate"])
+        if alone and own == heads and n.choice("fused", (False, True)):
+            made = self.fused(q, k, v, batch + heads, 0.8 if scaled == "scores" else 1.0)
+            return self.joined_heads(name, made, batch, heads)
         scores = n.contract(q, k, batch + heads + "nm")
         if scaled == "scores":
             scores = scores.by_entry(lambda t: n.scale(t, 0.8))
@@ -147,14 +150,9 @@ class Drawn:
             bias = self.weight(name + " term", heads + "nm").tensor[..., : size[0], :]
             bias = torch.cat([bias, bias], -1)[..., : size[1]]
             scores = n.aligned("shift", scores, Named(bias, heads + "nm"))
-        if o["mask"]:
-            hidden = torch.ones(size, dtype=torch.bool).triu(1)
-            letters = "nm"
-            if o["mask"] == "padding":
-                hidden = torch.zeros(SIZES["b"], size[1], dtype=torch.bool)
-                hidden[1, 1] = True
-                letters = "bm"
-            scores = n.aligned("mask", scores, Named(hidden, letters))
+        hidden = self.hidden(*size)
+        if hidden is not None:
+            scores = n.aligned("mask", scores, hidden)
         if o["sink"] == "logit":
             count = scores.tensor.shape[scores.dim("m")]
             scores = self.joined(name + " sink", scores, "m", heads)
@@ -170,6 +168,49 @@ class Drawn:
         if o["gate"] == "heads" and heads:
             gate = self.layer(name + " gate", x, "e", heads)
             made = n.aligned("gate", made, gate)
+        return self.joined_heads(name, made, batch, heads)
+
+    def projected(
+        self, name: str, x: Named, others: Named, heads: str, own: str
+    ) -> tuple[Named, Named, Named]:
+        """Queries, keys and values, perhaps of one layer."""
+        parts = [(name + " q", heads + "d"), (name + " k", own + "d"), (name + " v", own + "d")]
+        if x is not others or not self.n.choice("projected", (False, True)):
+            made = [self.layer(at, x if at[-1] == "q" else others, "e", to) for at, to in parts]
+        else:
+            x = self.n.moved(x, x.letters.replace("e", "") + "e")
+            w = torch.cat(
+                [self.weight(at + " w", to + "e").tensor.flatten(0, -2) for at, to in parts]
+            )
+            b = torch.cat([self.weight(at + " b", to).tensor.flatten() for at, to in parts])
+            sizes = [math.prod(SIZES[c] for c in to) for _, to in parts]
+            split = self.n.linear(x.tensor, w, b).split(sizes, -1)
+            made = [
+                self.n.unflatten(Named(one, x.letters[:-1] + "z"), "z", to)
+                for one, (_, to) in zip(split, parts, strict=True)
+            ]
+        q, k, v = made
+        return q, k.renamed("n", "m"), v.renamed("n", "m")
+
+    def fused(self, q: Named, k: Named, v: Named, batch: str, scale: float) -> Named:
+        """Attention by a kernel."""
+        hidden = self.hidden(q.tensor.shape[q.dim("n")], k.tensor.shape[k.dim("m")])
+        mask = None if hidden is None else ~hidden.to(batch + "nm")
+        given = q.to(batch + "nd"), k.to(batch + "md"), v.to(batch + "md")
+        made = nn.functional.scaled_dot_product_attention(*given, attn_mask=mask, scale=scale)
+        return Named(made, batch + "nd")
+
+    def hidden(self, queries: int, keys: int) -> Named | None:
+        """What the mask hides."""
+        if self.options["mask"] == "padding":
+            hidden = torch.zeros(SIZES["b"], keys, dtype=torch.bool)
+            hidden[1, 1] = True
+            return Named(hidden, "bm")
+        causal = torch.ones(queries, keys, dtype=torch.bool).triu(1)
+        return Named(causal, "nm") if self.options["mask"] else None
+
+    def joined_heads(self, name: str, made: Named, batch: str, heads: str) -> Named:
+        n = self.n
         w = self.weight(name + " out w", "e" + heads + "d").tensor.flatten(1)
         flat = n.flatten(made, heads + "d", "z") if heads else n.moved(made, batch + "nd")
         out = n.linear(flat.tensor, w, self.weight(name + " out b", "e").tensor)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -48,16 +49,22 @@ def explained(model: Drawn, method: str) -> tuple[Tensor, ...] | str:
         return str(error)
 
 
-def differences(seed: int) -> Iterator[str]:
-    """Yields what differs between a model in the plain notation and in a random one."""
-    plain, other = Drawn(seed), Drawn(seed, seed)
+def differences(seed: int, reasons: str = REASONS, **options: Any) -> Iterator[str]:
+    """Yields what differs between a model in the plain notation and in a random one.
+
+    Args:
+        seed: of the model and of the notation.
+        reasons: why the notation may be refused.
+        options: parts of the model that are given.
+    """
+    plain, other = Drawn(seed, **options), Drawn(seed, seed, **options)
     torch.testing.assert_close(other(*inputs(other)), plain(*inputs(plain)))
     for method in COMPARED if seed >= QUICK else COMPARED[seed % 2 :: 2]:
         expected, found = explained(plain, method), explained(other, method)
         if isinstance(expected, str):
             continue
         if isinstance(found, str):
-            if not re.search(REASONS, found):
+            if not re.search(reasons, found):
                 yield f"{method} refuses it: {found}"
             continue
         for one, two in zip(expected, found, strict=True):
@@ -78,3 +85,13 @@ def test_random_models_in_random_notations(start: int) -> None:
     for seed in range(start, start + AT_ONCE):
         found = list(differences(seed))
         assert not found, f"{Drawn(seed).options}: {found}"
+
+
+# Heads that share keys, and queries that share values, are refused in many notations.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The model has attention whose weights")
+@pytest.mark.parametrize("options", [{"heads": "g shared"}, {"read": "pooled heads"}])
+def test_heads_in_groups_are_right_or_refused(options: dict[str, Any]) -> None:
+    for seed in range(100, 106):
+        found = list(differences(seed, "", **options))
+        assert not found, f"{Drawn(seed, **options).options}: {found}"

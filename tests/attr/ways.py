@@ -54,6 +54,12 @@ def _rotary_by_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * c - b * s, b * c + a * s], -1)
 
 
+def _rotary_complex(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(torch.stack(x.chunk(2, -1), -1).contiguous())
+    turned = pairs * torch.complex(cos.chunk(2, -1)[0], sin.chunk(2, -1)[0])
+    return torch.cat(torch.view_as_real(turned).unbind(-1), -1)
+
+
 WAYS: dict[str, list[Callable[..., Any]]] = {
     "permute": [
         lambda x, dims: x.permute(dims),
@@ -183,6 +189,7 @@ WAYS: dict[str, list[Callable[..., Any]]] = {
         lambda x, cos, sin: _rotated_halves(x) * sin + x * cos,
         lambda x, cos, sin: torch.addcmul(x * cos, _rotated_halves(x), sin),
         _rotary_by_halves,
+        _rotary_complex,
     ],
     "mean": [
         lambda x, dim: x.mean(dim),
