@@ -1,5 +1,6 @@
 """Which value of a forward pass holds the tokens that an input was turned into."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -197,23 +198,24 @@ def per_token(relevance: Tensor, value: Value) -> Tensor:
 
 
 def spread_over_tokens(shares: Tensor, value: Value) -> Tensor:
-    """Spreads one share per token, ``(samples, tokens)``, evenly over the token's features.
+    """Spreads one share per token, ``(sets, tokens)``, evenly over the token's features.
 
-    The inverse of `per_token`.
+    The inverse of `per_token`, also if each sample has several sets of tokens, such as windows.
     """
     features, heads = value.features or (), heads_merged_by(steps_to(value))
     layout = [1 if dim in feature_dims(value) else n for dim, n in enumerate(value.shape)]
     if value.learned and len(layout) > 3 and layout[2:] == [shares.shape[1], 1]:
         heads = [Axis.of(value.shape, 1)]  # what enters attention has the call's layout
     arranged = None if heads is None else _arranged(value, (*features, *heads))
-    if arranged is None or arranged.counts[:2] != shares.shape:
+    if arranged is None or math.prod(arranged.counts[:2]) != shares.numel():
         raise UnsupportedOperationError(
             f"Can't tell samples, tokens and features apart in a tensor of shape "
             f"{tuple(value.shape)} that holds {tuple(shares.shape)} samples and tokens. Use "
             "`propagation='flow'`."
         )
-    width = arranged.counts[2]
-    return arranged.together((shares / width).unsqueeze(2).expand(-1, -1, width), value.shape)
+    samples, tokens, width = arranged.counts
+    shares = shares.reshape(samples, tokens, 1) / width
+    return arranged.together(shares.expand(-1, -1, width), value.shape)
 
 
 def _arranged(value: Value, features: Sequence[Axis]) -> Arrangement | None:
