@@ -192,6 +192,9 @@ def balanced(run: Callable[[Ledger], Result], also: Asked | None = None) -> tupl
     result = run(ledger)
     if ledger.balances(also):
         return result, ledger
+    if also is not None and ledger.balances():
+        also.require()
+        return result, ledger
     uncaptured(
         "The relevance that arrives isn't finite, or differs by rounding from what has started, so "
         "the method compares the sums of each operation for this call."

@@ -135,6 +135,20 @@ def test_tuples_of_indices(method: Any) -> None:
     torch.testing.assert_close(found, explainer.attribute(values(1), (2,)), rtol=1e-5, atol=1e-8)
 
 
+def test_where_no_relevance_arrives() -> None:
+    model = classifier()
+    head = model.head.weight.detach().clone()
+    torch.nn.init.zeros_(model.head.weight)
+    explainer = GenericAttentionRelevance(model)
+    captured = explainer.capture(values(), 1)
+    for weight in (torch.zeros_like(head), head):
+        with torch.no_grad():
+            model.head.weight.copy_(weight)
+        found = captured(values(1), 2)
+        assert found.any() == weight.any()
+        assert_same(found, explainer.attribute(values(1), 2))
+
+
 def test_negative_indices() -> None:
     explainer = AttnLRP(classifier())
     captured = explainer.capture(values(), -1)

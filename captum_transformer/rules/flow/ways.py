@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from captum_transformer.calling.reading import truth
 from captum_transformer.errors import UnsupportedOperationError
 from captum_transformer.rules.flow.maps import attend_with
 from captum_transformer.rules.ledger import Ledger
@@ -47,11 +48,15 @@ class ReachesInputs:
 
     def require(self) -> None:
         """Raises an error if no share reaches the wanted values, whatever is in the maps."""
-        if self._has_ways and self._flow.is_made_of(self._wanted) and not self.holds():
-            even = self._flow.with_maps(attend_with(_ones))
-            self._found = list(even(self._seeds, self._wanted).values())
-            if not self.holds():
-                raise leads_nowhere()
+        if not self._has_ways or not self._flow.is_made_of(self._wanted) or self._arrived():
+            return
+        even = self._flow.with_maps(attend_with(_ones))
+        self._found = list(even(self._seeds, self._wanted).values())
+        if not self._arrived():
+            raise leads_nowhere()
+
+    def _arrived(self) -> bool:
+        return truth(self.holds(), f"whether {self.what}")
 
 
 def _ones(call: AttentionCall, rows: slice) -> Tensor:
