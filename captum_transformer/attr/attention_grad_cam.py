@@ -18,7 +18,7 @@ from captum_transformer.rules.flow.maps import Attended, MapBlock
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.trace.attention import AttentionCall
 from captum_transformer.trace.forward import TracedForward
-from captum_transformer.trace.heads import by_head, from_heads
+from captum_transformer.trace.heads import by_head, from_heads, require_sets_apart
 from captum_transformer.trace.numeric import quotient
 from captum_transformer.trace.value import Value
 
@@ -111,6 +111,7 @@ class AttentionGradCam(SingleLayerMethod):
             queries: the name of the tokens that attend.
             keys: the name of the tokens that they attend to.
         """
+        require_sets_apart(call)
         every = slice(None)
         probabilities = call.probabilities(every)
         attended, slopes = by_head(call, probabilities), by_head(call, gradients(call, every))
@@ -131,6 +132,7 @@ class AttentionGradCam(SingleLayerMethod):
     def _row(
         self, call: AttentionCall, gradients: MapBlock, shares: Tensor, columns: Tensor
     ) -> Attended:
+        require_sets_apart(call)
         mean_gradient = attended = torch.zeros((), dtype=shares.dtype, device=shares.device)
         # The map is not linear in the shares: those of each head sum to one.
         of_rows = quotient(shares, shares.sum(-1, keepdim=True))

@@ -12,7 +12,7 @@ from captum_transformer.trace.arrangement import Arrangement, arrangement
 from captum_transformer.trace.attention import AttentionCall, ExplicitAttention, FusedAttention
 from captum_transformer.trace.axis import Axis, View, pieces_in_view
 from captum_transformer.trace.dimensions import image
-from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
+from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Form, Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import back_to_scores
 from captum_transformer.trace.products import factors_of
@@ -21,6 +21,8 @@ from captum_transformer.trace.stacked import whole_of
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 
+# What moves tokens, or changes each by itself.
+_OF_TOKENS = MOVES | BY_ENTRY | {Kind.PRODUCT}
 # An operation, one of its operands, and one of its outputs.
 Step = tuple[Operation, Operand, Value]
 
@@ -80,16 +82,46 @@ def _arranged(call: AttentionCall) -> Arrangement:
     return found
 
 
+def require_sets_apart(call: AttentionCall) -> None:
+    """Checks that no two sets of tokens in a sample attend to the same token.
+
+    Otherwise they are parts of one map, as are windows of neighbours, one for each query.
+
+    Raises:
+        UnsupportedOperationError: if they may do so.
+    """
+    if _arranged(call).counts[1] > 1 and not _has_each_once(call.value.value):
+        raise UnsupportedOperationError(
+            f"Attention call {call.layer} ({call.module}) has several maps for each sample, of "
+            f"shape {call.map_shape()}, and a key may be in more than one of them, as in windows "
+            "of neighbours. These are parts of one map, which is not known as a whole. Choose "
+            "another `layer` or method, or write this attention as one map with a mask."
+        )
+
+
 def _has_each_once(value: Value | None) -> bool:
     """Whether a value certainly holds no token of its set twice, as neighbouring windows may."""
-    if value is None:
-        return False
-    for operation, operand, output in steps_to(value):
-        view = view_of(operation, output)
-        moves = operation.kind in MOVES and not (view is not None and view.shows_each_once())
-        if moves or (operation.kind in BY_ENTRY and operand.size != output.shape):
+    projected = False
+    while value is not None and (operation := value.operation) is not None:
+        traced = operation.traced()
+        if len(traced) != 1 or operation.attention or operation.kind not in _OF_TOKENS:
+            # Tokens that are joined with others before a projection make sets of their own.
+            return projected or operation.kind not in MOVES
+        projected = projected or operation.kind is Kind.PRODUCT
+        ((operand, source),) = traced
+        if operation.kind in MOVES and not _moves_each_once(operation, value):
             return False
-    return True
+        if operation.kind in BY_ENTRY and operand.size != value.shape:
+            return False
+        value = source
+    return value is not None
+
+
+def _moves_each_once(operation: Operation, output: Value) -> bool:
+    if operation.kind is Kind.PAD:
+        return operation.argument("mode") in (None, "constant")
+    view = view_of(operation, output)
+    return operation.form is Form.ORDERS or (view is not None and view.shows_each_once())
 
 
 def _heads(call: AttentionCall, laid_out: View) -> tuple[Axis, ...] | None:

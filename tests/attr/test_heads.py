@@ -219,6 +219,53 @@ def test_unknown_heads_are_refused(core, samples, x):
         AttentionGradCam(Model(core)).attribute(x[:samples], 1)
 
 
+def in_sets(model, x, cut):
+    """Attends in sets that a function cuts out of tokens, with heads behind the sets."""
+    q, k, v = (p.unflatten(-1, (HEADS, -1)) for p in cut(model.qkvs[0], x))
+    return written_out(*(p.transpose(-3, -2) for p in (q, k, v))).transpose(-3, -2).reshape(x.shape)
+
+
+def each_its_neighbours(x, windows):
+    return F.pad(x, (0, 0, 1, 1)).unfold(1, WINDOW, windows).mT
+
+
+def windows_of_projected(qkv, x):
+    q, k, v = qkv(x).chunk(3, -1)
+    return q.unsqueeze(2), each_its_neighbours(k, 1), each_its_neighbours(v, 1)
+
+
+def projected_windows(qkv, x):
+    k, v = qkv(each_its_neighbours(x, 1)).chunk(3, -1)[1:]
+    return qkv(x).chunk(3, -1)[0].unsqueeze(2), k, v
+
+
+def wide_windows(qkv, x):
+    k, v = qkv(F.pad(x, (0, 0, 1, 1)).unfold(1, WINDOW + 2, WINDOW).mT).chunk(3, -1)[1:]
+    return qkv(x).chunk(3, -1)[0].unflatten(1, (-1, WINDOW)), k, v
+
+
+def rolled_windows(qkv, x):
+    padded = F.pad(x, (0, 0, 0, WINDOW)).roll(1, 1)[:, :TOKENS]
+    return qkv(padded.unflatten(1, (-1, WINDOW))).chunk(3, -1)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("pooling", ["row", "map", "open"])
+@pytest.mark.parametrize("cut", [windows_of_projected, projected_windows, wide_windows])
+def test_sets_with_keys_in_common_are_refused(cut, pooling, samples, x):
+    model = Model(whole)
+    model.attend = lambda x: in_sets(model, x, cut)
+    with pytest.raises(UnsupportedOperationError, match="in more than one of them"):
+        AttentionGradCam(model, pooling=pooling).attribute(x[:samples], 1)
+
+
+@pytest.mark.parametrize("pooling", ["row", "map", "open"])
+def test_windows_may_be_padded_and_rolled(pooling, x):
+    model = Model(whole)
+    model.attend = lambda x: in_sets(model, x, rolled_windows)
+    assert AttentionGradCam(model, pooling=pooling).attribute(x, 1).abs().sum() > 0
+
+
 @pytest.mark.parametrize("pooling", ["row", "map", "open"])
 def test_samples_in_one_sequence_are_refused(pooling, x):
     with pytest.raises(UnsupportedOperationError, match="several samples"):
