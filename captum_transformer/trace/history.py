@@ -7,7 +7,7 @@ import torch
 
 from captum_transformer.errors import NoAttentionError
 from captum_transformer.trace.attention import AttentionCall, mixes_experts
-from captum_transformer.trace.mixing import has_known_weights, named, unread_mixing
+from captum_transformer.trace.mixing import named, of_unknown_weights, unread_mixing
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.streams import Streams
 from captum_transformer.trace.value import Value
@@ -104,7 +104,7 @@ class History:
         if calls and not weights:
             return
         mixing = unread_mixing(self.operations)
-        unknown = [operation for operation in mixing if not has_known_weights(operation)]
+        unknown = of_unknown_weights(mixing)
         if not calls and not mixing:
             raise NoAttentionError(BESIDE if self._beside else NO_ATTENTION)
         if weights and unknown and (calls or len(unknown) < len(mixing)):

@@ -6,7 +6,11 @@ from captum_transformer.trace.attention import ExplicitAttention
 from captum_transformer.trace.features import sums_over_features
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operation
-from captum_transformer.trace.probabilities import applies_cut_probabilities, back_to_scores
+from captum_transformer.trace.probabilities import (
+    applies_cut_probabilities,
+    are_probabilities,
+    back_to_scores,
+)
 from captum_transformer.trace.queries import query_value
 
 
@@ -46,7 +50,18 @@ def _mixes(operation: Operation) -> bool:
     return output is not None and bool(output.mixtures >> operation.index & 1)
 
 
-def has_known_weights(operation: Operation) -> bool:
+def of_unknown_weights(mixing: Sequence[Operation]) -> list[Operation]:
+    """Returns those of some operations that mix tokens by weights that are not known.
+
+    The products that make the scores of known weights mix none.
+    """
+    known = [operation for operation in mixing if _has_known_weights(operation)]
+    weights = {v for o in known for _, v in o.traced() if are_probabilities(v)}
+    read = {*known, *(step for value in weights for step, _ in back_to_scores(value))}
+    return [operation for operation in mixing if operation not in read]
+
+
+def _has_known_weights(operation: Operation) -> bool:
     """Whether the weights that mix tokens are known, so that they can be held constant.
 
     These are softmax weights, applied entry-wise or in parts, and those of a Fourier transform.

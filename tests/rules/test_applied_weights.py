@@ -1,0 +1,92 @@
+"""Attention weights are held, or softened, wherever they are applied: to signals or to constants.
+
+Constants are relative values or positions. Weights may be normalised over the keys, or over the
+queries.
+"""
+
+import warnings
+
+import pytest
+import torch
+
+from captum_transformer import GIM, ConservativeLRP, LibraGrad
+from tests.rules.by_hand import by_autograd, doubles
+
+X, HEADS, TOKENS, WIDTH = doubles(2, 4, 6, seed=1), 2, 4, 3
+QKV, RELATIVE = doubles(18, 6, seed=2), doubles(TOKENS, TOKENS, WIDTH, seed=3)
+HEAD, MIX = doubles(HEADS, TOKENS, WIDTH, seed=4), doubles(HEADS, HEADS, seed=5)
+
+
+class Softened(torch.autograd.Function):
+    """The softmax, with the gradient that it has at twice the temperature, but not its factor."""
+
+    @staticmethod
+    def forward(ctx, scores, dim):
+        ctx.dim = dim
+        ctx.save_for_backward(scores)
+        return scores.softmax(dim)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (scores,) = ctx.saved_tensors
+        weights = (scores / 2).softmax(ctx.dim)
+        return weights * (gradient - (weights * gradient).sum(ctx.dim, keepdim=True)), None
+
+
+def by_rows(weights):
+    rows = weights.permute(2, 0, 1, 3).flatten(1, 2) @ RELATIVE
+    return rows.unflatten(1, (-1, HEADS)).permute(1, 2, 0, 3)
+
+
+CONSTANT = {
+    "einsum": lambda p: torch.einsum("bhij,ijd->bhid", p, RELATIVE),
+    "matmul": by_rows,
+    "product and sum": lambda p: (p.unsqueeze(-1) * RELATIVE).sum(-2),
+    "outer product and sum": lambda p: torch.einsum("bhij,ijd->bhijd", p, RELATIVE).sum(-2),
+    "after other numbers": lambda p: torch.einsum("bhij,ijd->bhid", p * 0.5, 2 * RELATIVE),
+    "after heads are mixed": lambda p: torch.einsum(
+        "bgij,ijd->bgid", torch.einsum("bhij,hg->bgij", p, MIX), RELATIVE
+    ),
+}
+NORMALISED = {
+    "over keys": lambda scores, soft: soft(scores, -1),
+    "over queries": lambda scores, soft: soft(scores, -2),
+}
+
+
+def model(x, normalise, applied, *, signal=True, soft=torch.softmax, by=lambda t: t, of=None):
+    """One attention call; `by` is applied to factors of products, and `of` to the weights."""
+    q, k, v = (x @ QKV.T).unflatten(-1, (3, HEADS, WIDTH)).permute(2, 0, 3, 1, 4)
+    weights = normalise(by(q) @ by(k).mT, soft)
+    weights = weights if of is None else of(weights)
+    out = applied(weights) + (by(weights) @ by(v) if signal else 0.0)
+    return (out * HEAD).sum((1, 2))
+
+
+def halved(tensor):
+    return tensor / 2 + (tensor / 2).detach()
+
+
+@pytest.mark.parametrize("normalise", NORMALISED.values(), ids=NORMALISED)
+@pytest.mark.parametrize("applied", CONSTANT.values(), ids=CONSTANT)
+def test_weights_are_held_or_softened_in_every_notation(applied, normalise):
+    def read(method):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return method(lambda x: model(x, normalise, applied)).attribute(X, 1)
+
+    (held,) = by_autograd(lambda x: model(x, normalise, applied, of=torch.detach)[:, 1], X)
+    for method in (ConservativeLRP, LibraGrad):
+        torch.testing.assert_close(read(method), held)
+    options = {"soft": Softened.apply, "by": halved}
+    (softened,) = by_autograd(lambda x: model(x, normalise, applied, **options)[:, 1], X)
+    torch.testing.assert_close(read(GIM), softened)
+
+
+@pytest.mark.parametrize("normalise", NORMALISED.values(), ids=NORMALISED)
+@pytest.mark.parametrize("applied", CONSTANT.values(), ids=CONSTANT)
+def test_gim_softens_weights_of_constants_alone(applied, normalise):
+    options = {"signal": False, "soft": Softened.apply, "by": halved}
+    (softened,) = by_autograd(lambda x: model(x, normalise, applied, **options)[:, 1], X)
+    found = GIM(lambda x: model(x, normalise, applied, signal=False)).attribute(X, 1)
+    torch.testing.assert_close(found, softened)
