@@ -15,6 +15,7 @@ from captum_transformer.trace.samples import place_samples
 from captum_transformer.trace.statistics import softmax_dim
 from captum_transformer.trace.value import Features, Value, lengths_of
 from captum_transformer.trace.views import view_of, views_of
+from captum_transformer.trace.weighted_constants import mixes_by_constants
 
 _MAY_BE_SOFTMAX = frozenset({Kind.SOFTMAX, Kind.DIV, Kind.MUL, Kind.ENTRYWISE})
 _SCALES = frozenset({Kind.MUL, Kind.DIV})
@@ -62,7 +63,7 @@ def _place(operation: Operation, *, again: bool = False) -> None:
         if pattern is None or operand not in pattern.held:
             mixtures |= value.mixtures
         may_weigh = may_weigh or value.keys is not None
-    if pattern is None and (len(traced) > 1 or kind is _TRANSFORM) and _mixes(operation):
+    if pattern is None and _mixes(operation):
         mixtures |= 1 << operation.index
     views = views_of(operation)
     for place, output in enumerate(operation.outputs):
@@ -103,6 +104,8 @@ def _keeps_all(operation: Operation, output: Value, value: Value) -> bool:
 def _mixes(operation: Operation) -> bool:
     """Whether it mixes tokens, perhaps for attention, though it isn't attention itself."""
     kind = operation.kind
+    if len(operation.traced()) == 1 and kind is not _TRANSFORM:
+        return mixes_by_constants(operation)
     if kind is _MUL or (kind is _PRODUCT and operation.spreads):
         return len({value.weighs_tokens for _, value in operation.traced()}) > 1
     return kind in _MIXES

@@ -12,6 +12,7 @@ from captum_transformer.trace.probabilities import (
     back_to_scores,
 )
 from captum_transformer.trace.queries import query_value
+from captum_transformer.trace.weighted_constants import mixes_by_constants
 
 
 def unread_mixing(operations: Sequence[Operation]) -> list[Operation]:
@@ -64,11 +65,14 @@ def of_unknown_weights(mixing: Sequence[Operation]) -> list[Operation]:
 def _has_known_weights(operation: Operation) -> bool:
     """Whether the weights that mix tokens are known, so that they can be held constant.
 
-    These are softmax weights, applied entry-wise or in parts, and those of a Fourier transform.
+    These are softmax weights, applied entry-wise, in parts or to constants, and those of a Fourier
+    transform.
     """
+    if len(operation.traced()) == 1:
+        return operation.kind is Kind.TRANSFORM or mixes_by_constants(operation)
     if operation.kind is Kind.MUL:
         return any(value.weighs_tokens for _, value in operation.traced())
-    return operation.kind is Kind.TRANSFORM or applies_cut_probabilities(operation)
+    return applies_cut_probabilities(operation)
 
 
 def named(operations: Sequence[Operation]) -> list[str]:

@@ -1,15 +1,25 @@
 """Attention weights are held, or softened, wherever they are applied: to signals or to constants.
 
 Constants are relative values or positions. Weights may be normalised over the keys, or over the
-queries.
+queries, and replaced by the largest one. Methods of maps refuse weights of constants.
 """
 
 import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from captum_transformer import GIM, ConservativeLRP, LibraGrad
+from captum_transformer import (
+    GIM,
+    AttentionRollout,
+    ConservativeLRP,
+    GenericAttentionRelevance,
+    LibraGrad,
+    RawAttention,
+    TransformerAttribution,
+)
+from captum_transformer.errors import UnsupportedOperationError
 from tests.rules.by_hand import by_autograd, doubles
 
 X, HEADS, TOKENS, WIDTH = doubles(2, 4, 6, seed=1), 2, 4, 3
@@ -48,7 +58,16 @@ CONSTANT = {
         "bgij,ijd->bgid", torch.einsum("bhij,hg->bgij", p, MIX), RELATIVE
     ),
 }
+
+
+def straight_through(scores, soft):
+    weights = soft(scores, -1)
+    hard = torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), 1.0)
+    return hard - weights.detach() + weights
+
+
 NORMALISED = {
+    "over keys, straight through": straight_through,
     "over keys": lambda scores, soft: soft(scores, -1),
     "over queries": lambda scores, soft: soft(scores, -2),
 }
@@ -90,3 +109,47 @@ def test_gim_softens_weights_of_constants_alone(applied, normalise):
     (softened,) = by_autograd(lambda x: model(x, normalise, applied, **options)[:, 1], X)
     found = GIM(lambda x: model(x, normalise, applied, signal=False)).attribute(X, 1)
     torch.testing.assert_close(found, softened)
+
+
+def heads_first(part):
+    return part.transpose(0, 1).flatten(0, 1)
+
+
+# How heads lie, and back to samples first.
+LAYOUTS = {
+    "heads apart": (lambda part: part, lambda out: out),
+    "heads with samples": (lambda part: part.flatten(0, 1), lambda o: o.unflatten(0, (-1, HEADS))),
+    "heads first": (heads_first, lambda o: o.unflatten(0, (HEADS, -1)).transpose(0, 1)),
+    "one head": (lambda part: part.transpose(1, 2).flatten(2), lambda out: out),
+}
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize(
+    "method", [GenericAttentionRelevance, TransformerAttribution, AttentionRollout, RawAttention]
+)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_methods_of_maps_refuse_weights_of_constants_in_every_layout(name, method, samples):
+    lay, back = LAYOUTS[name]
+
+    def score(x):
+        parts = (x @ QKV.T).unflatten(-1, (3, HEADS, WIDTH)).permute(2, 0, 3, 1, 4)
+        q, k, v = map(lay, parts)
+        weights = (q @ k.mT).softmax(-1)
+        out = weights @ v + torch.einsum("...ij,ijd->...id", weights, doubles(4, 4, v.shape[-1]))
+        return back(out).flatten(1)
+
+    with pytest.raises(UnsupportedOperationError, match="applies attention weights to constants"):
+        method(score).attribute_tokens(X[:samples], 0)
+
+
+def test_a_mean_weighted_by_similarities_of_two_towers_mixes_no_tokens():
+    def score(a, b):
+        (one, _), (good, bad) = (
+            F.scaled_dot_product_attention(x, x, x)[:, :2].unbind(1) for x in (a, b)
+        )
+        similar = torch.stack([(one * good).sum(-1), (one * bad).sum(-1)], -1)
+        return similar.softmax(-1) @ torch.tensor([1.0, 2.0]).double()
+
+    found = GenericAttentionRelevance(score).attribute_tokens((X, doubles(2, 4, 6, seed=9)))
+    assert all(tokens.any() for tokens in found)

@@ -34,6 +34,7 @@ from captum_transformer.trace.probabilities import CUT_PROBABILITIES, applies_cu
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
+from captum_transformer.trace.weighted_constants import mixes_by_constants
 from captum_transformer.trace.writes import Overwritten, shown
 
 # Kinds for which it is not known which tokens they mix.
@@ -225,6 +226,13 @@ def unread(operation: Operation) -> UnsupportedOperationError:
         return unsupported(operation, f"it {CUT_PROBABILITIES}")
     if operation.kind is Kind.UNKNOWN:
         return unsupported(operation, "it is not in the table of operations")
+    if mixes_by_constants(operation):
+        return unsupported(
+            operation,
+            "it applies attention weights to constants, such as relative values, and their queries "
+            "and keys mix tokens without a map of attention, so the contribution of its branch "
+            "would be lost",
+        )
     if operation.kind is Kind.MUL:
         return unsupported(
             operation,

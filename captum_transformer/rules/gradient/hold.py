@@ -8,7 +8,6 @@ import torch
 from captum_transformer.rules.gradient.share import divided, shares_of
 from captum_transformer.rules.propagate import BY_GRADIENT, unsupported
 from captum_transformer.trace.along import weights_of_tokens
-from captum_transformer.trace.features import mixes_features
 from captum_transformer.trace.gates import (
     are_of_one_entry,
     constant_term,
@@ -28,6 +27,7 @@ from captum_transformer.trace.statistics import (
     sums_to_one_again,
 )
 from captum_transformer.trace.value import Value
+from captum_transformer.trace.weighted_constants import weights_of_constants
 
 # Saved with the needed tensors: no native operation saves a tensor of this shape, so checkpointing,
 # which would recompute the native operation, notices that it is a different one.
@@ -202,7 +202,7 @@ def hold_probabilities(operation: Operation, *, shares: bool = False) -> Any:
     if operation.kind is not Kind.PRODUCT:
         return NotImplemented
     if len(traced) < 2:
-        return with_held(operation, _weights_of_constants(operation))
+        return with_held(operation, weights_of_constants(operation))
     held = [operand for operand, value in traced if are_probabilities(value)]
     if len(held) == len(traced):
         return refused(
@@ -214,34 +214,6 @@ def hold_probabilities(operation: Operation, *, shares: bool = False) -> Any:
     return with_held(operation, held, shares=shares)
 
 
-def _weights_of_constants(operation: Operation) -> list[Operand]:
-    """Returns the softmax weights of tokens that a product applies to constants, if any.
-
-    A product over heads, or with numbers of the weights' own shape, makes weights of them again.
-    """
-    ((operand, value),) = operation.traced()
-    if not value.weighs_tokens or operand.role is Role.BIAS:
-        return []
-    product = operation.contraction()
-    if product is None:
-        ndim = max(len(other.size) for other in operation.operands)
-        own_size = (1,) * (ndim - len(operand.size)) + tuple(operand.size)
-        made = any(
-            n > 1 == own
-            for other in operation.operands
-            for n, own in zip(reversed(other.size), reversed(own_size), strict=False)
-        )
-        return [operand] if made else []
-    summed = [dim for dim in product.summed(operand) if operand.size[dim] > 1]
-    if not summed:
-        sizes = (zip(product.of(o), o.size, strict=True) for o in product.factors)
-        own = product.of(operand)
-        made = any(n > 1 and c not in own for pairs in sizes for c, n in pairs)
-        return [operand] if made else []
-    # Over the queries' tokens, if the weights are normalised over the queries.
-    return [operand] if not mixes_features(value, summed) else []
-
-
 def attention_weights(operation: Operation) -> list[Value]:
     """Returns the softmax weights, of tokens or whatever is attended to, that a product applies."""
     traced = operation.traced()
@@ -251,7 +223,7 @@ def attention_weights(operation: Operation) -> list[Value]:
     if len(traced) > 1:
         weights = [value for _, value in weights_of_tokens(operation)]
         return weights + [v for _, v in traced if v not in weights and are_probabilities(v)]
-    return [operand.value for operand in _weights_of_constants(operation) if operand.value]
+    return [operand.value for operand in weights_of_constants(operation) if operand.value]
 
 
 def hold_weights(operation: Operation) -> Any:
@@ -262,7 +234,7 @@ def hold_weights(operation: Operation) -> Any:
     """
     traced = operation.traced()
     if len(traced) == 1:
-        return with_held(operation, _weights_of_constants(operation))
+        return with_held(operation, weights_of_constants(operation))
     weights = [operand for operand, _ in weights_of_tokens(operation)]
     if len(weights) == len(traced) > 1 and any(value.features is None for _, value in traced):
         return refused(
