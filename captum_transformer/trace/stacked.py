@@ -14,6 +14,8 @@ from captum_transformer.trace.walks import found_behind
 
 def of_stacked_parts(operation: Operation, output: Value) -> Axis | None:
     """Returns the axis along which parts of each token's features were stacked, or None."""
+    if operation.kind is Kind.AS_REAL:  # real and imaginary parts
+        return Axis.of(output.shape, len(output.shape) - 1)
     dim = operation.dim(len(output.shape))
     if operation.kind is not Kind.STACK or dim is None or len(operation.traced()) < 2:
         return None

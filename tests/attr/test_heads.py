@@ -125,6 +125,16 @@ def cut_out_and_stacked(q, k, v):
     return torch.stack(F.scaled_dot_product_attention(q, k, v).unbind(1), 1)
 
 
+def by_complex_numbers(q, k, v):
+    """Pairs of features as complex numbers and back, as in rotary embeddings."""
+
+    def turned(part):
+        pairs = torch.view_as_complex(part.unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * 1.0).flatten(-2)
+
+    return whole(turned(q), turned(k), v)
+
+
 class Model(nn.Module):
     def __init__(self, core):
         super().__init__()
@@ -167,6 +177,7 @@ def x():
         (written_out, whole),
         (heads_with_samples, whole),
         (cut_out_and_stacked, whole),
+        (by_complex_numbers, whole),
         (in_front, whole),
         (in_front_by_einsum, whole),
         (merged_in_front, whole),
