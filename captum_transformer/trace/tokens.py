@@ -28,6 +28,7 @@ _WITHIN_BLOCK = MOVES | {
     Kind.MUL,
     Kind.DIV,
     Kind.ADD,
+    Kind.SUB,
     Kind.PRODUCT,
 }
 

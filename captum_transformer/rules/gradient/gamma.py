@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Gamma:
 
     gamma: float
     keeps_output: bool
+    alone: ClassVar[bool] = True  # whether a constant that is added later may be the layer's bias
 
 
 def favour_positive(gammas: Mapping[int, Gamma]) -> ForwardRule:
@@ -46,6 +47,8 @@ def favour_positive(gammas: Mapping[int, Gamma]) -> ForwardRule:
             return refused(
                 operation, "LRP-gamma is for weights that the inputs don't reach", "Use gamma=0; "
             )
+        if operation.argument("bias") is None:
+            operation.note = gamma
         constants = [o for o in operation.operands if o.value is None and o.dtype.is_floating_point]
         plain = {operand: operand.tensor.detach() for operand in constants}
         favoured = {o: w + gamma.gamma * w.clamp(min=0) for o, w in plain.items()}
@@ -57,6 +60,20 @@ def favour_positive(gammas: Mapping[int, Gamma]) -> ForwardRule:
         return unchanged + (output - held) * quotient(unchanged, held)
 
     return rule
+
+
+def refuse_positive_bias(operation: Operation) -> Any:
+    """Refuses a bias that is added to a layer of `favour_positive`, which favours its own bias."""
+    traced = operation.traced()
+    found = _map_of(traced[0][1], Gamma) if len(traced) == 1 else None
+    if found is None or not adds_to(operation):
+        return NotImplemented
+    return refused(
+        operation,
+        "LRP-gamma favours the positive part of a layer's bias, too, but not of what is added to "
+        "the layer's result",
+        "Write the layer with its bias as `F.linear(x, weight, bias)`, or use gamma=0; ",
+    )
 
 
 # Which operations a rule is for.
@@ -107,6 +124,9 @@ class Favoured:
         constant, slope = constant if self.added is None else self.added, self.slope()
         whole = (1 + self.gamma / 2) * constant * slope.abs()
         return whole + self.gamma / 2 * constant.abs() * slope
+
+
+Note = TypeVar("Note", Favoured, Gamma)
 
 
 def favour(operation: Operation, *, gamma: float, where: Where) -> Any:
@@ -165,7 +185,7 @@ def favour_bias(operation: Operation) -> Any:
     """Treats a bias that is added to a linear map afterwards as one within the function."""
     traced = operation.traced()
     # A number is not a bias, but a part of the activation that follows, as in `relu6(x + 3)`.
-    found = _map_of(traced[0][1]) if len(traced) == 1 < len(operation.operands) else None
+    found = _map_of(traced[0][1], Favoured) if len(traced) == 1 < len(operation.operands) else None
     if found is None or not adds_to(operation):
         return NotImplemented
     note, moves, made = found
@@ -200,12 +220,12 @@ def _on(tensor: Tensor, operation: Operation) -> Tensor:
     return result
 
 
-def _map_of(value: Value) -> tuple[Favoured, list[Operation], Operation] | None:
+def _map_of(value: Value, notes: type[Note]) -> tuple[Note, list[Operation], Operation] | None:
     """Returns the note of the map that made a value, the operations since, and the map."""
     moves: list[Operation] = []
     while (operation := value.operation) is not None:
-        if isinstance(operation.note, Favoured):
-            return (operation.note, moves[::-1], operation) if operation.note.alone else None
+        if isinstance(note := operation.note, notes):
+            return (note, moves[::-1], operation) if note.alone else None
         traced = operation.traced()
         passes = operation.kind in COPIES | {Kind.MUL}
         passes = passes or (

@@ -22,6 +22,7 @@ from captum_transformer.rules.gradient.gamma import (
     favour_bias,
     favour_positive,
     note_scores,
+    refuse_positive_bias,
 )
 from captum_transformer.rules.gradient.hold import (
     hold_divisor,
@@ -243,7 +244,8 @@ def conservative_lrp(
     if attention_rule:
         tables.append(AH)
     if gammas:
-        tables.append({Kind.PRODUCT: favour_positive(gammas)})
+        later = dict.fromkeys((Kind.ADD, Kind.SUB), refuse_positive_bias)
+        tables.append({Kind.PRODUCT: favour_positive(gammas), **later})
     if layer_norm_rule:
         tables.append(LN_AND_MEAN if hold_mean else LN)
     return method(*tables)
