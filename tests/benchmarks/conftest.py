@@ -20,11 +20,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def quick_study() -> Iterator[None]:
     """Few samples for training, and few steps of integration."""
     from benchmarks.study import pictures, texts
-    from benchmarks.study.tasks import lookup, mosaics
+    from benchmarks.study.tasks import agreement, lookup, mosaics, similarity
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mosaics, "TRAINING", 200)
-        patch.setattr(lookup, "TRAINING", 200)
+        for task in (agreement, lookup, mosaics, similarity):
+            patch.setattr(task, "TRAINING", 256)
         for module in (pictures, texts):
             patch.setattr(module, "INTEGRATION_STEPS", 3)
         yield

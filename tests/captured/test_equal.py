@@ -83,7 +83,13 @@ def test_equal_on_other_inputs_and_targets(name: str, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [TransformerAttribution, GenericAttentionRelevance, ConservativeLRP, AttnLRP]
+    "method",
+    [
+        TransformerAttribution,
+        pytest.param(GenericAttentionRelevance, marks=pytest.mark.slow),
+        ConservativeLRP,
+        AttnLRP,
+    ],
 )
 def test_a_decoder_at_a_token_of_its_text(method: Any) -> None:
     explained = llama()
@@ -156,7 +162,9 @@ def test_negative_indices() -> None:
         assert_same(captured(values(1), -target), explainer.attribute(values(1), -target))
 
 
-@pytest.mark.parametrize("method", [GenericAttentionRelevance, AttnLRP])
+@pytest.mark.parametrize(
+    "method", [pytest.param(GenericAttentionRelevance, marks=pytest.mark.slow), AttnLRP]
+)
 def test_tokens_and_several_targets(method: Any) -> None:
     explainer = method(classifier())
     by_token = explainer.capture(values(), 1, of="attribute_tokens")

@@ -16,6 +16,8 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+pytestmark = pytest.mark.slow
+
 
 class Masked(Block):
     """Each token attends to those before it, by a flag or by a mask."""
@@ -63,7 +65,7 @@ def images(seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize(
     ("model", "inputs"),
-    [(masked, values), pytest.param(patches, images, marks=pytest.mark.slow)],
+    [(masked, values), (patches, images)],
     ids=["attention", "convolutions"],
 )
 def test_onnx_runtime_gives_the_same(model: Any, inputs: Any, tmp_path: Path) -> None:
@@ -78,7 +80,6 @@ def test_onnx_runtime_gives_the_same(model: Any, inputs: Any, tmp_path: Path) ->
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-5 * largest)
 
 
-@pytest.mark.slow
 def test_several_targets_have_outputs_with_names(tmp_path: Path) -> None:
     method, targets = AttnLRP(classifier()), [3, Contrast(3, rather_than=1)]
     captured = method.capture(values(), targets, of="attribute_targets")

@@ -209,7 +209,7 @@ def test_random_operations_find_the_order_in_memory_that_they_depend_on(seed: in
     ("name", "method"),
     [
         ("GPT-2", GenericAttentionRelevance),  # a cache starts with an empty tensor
-        ("T5", AttnLRP),
+        pytest.param("T5", AttnLRP, marks=pytest.mark.slow),
         pytest.param("GPT-2", TransformerAttribution, marks=pytest.mark.slow),
         pytest.param("T5", TransformerAttribution, marks=pytest.mark.slow),
         pytest.param("BART", GenericAttentionRelevance, marks=pytest.mark.slow),

@@ -195,7 +195,9 @@ class Random:
         ])  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 20))]
+)
 def test_the_same_from_no_more_products(seed: int) -> None:
     before, after = compared(with_gradient(Random(seed)), some(SAMPLES, TOKENS, WIDTH))
     assert after <= before

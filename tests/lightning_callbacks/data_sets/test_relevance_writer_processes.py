@@ -11,11 +11,10 @@ from lightning_callbacks.data_sets.shards import check_shard
 from tests.lightning_callbacks.explained import explainer, predict, predict_in_two_processes
 from tests.lightning_callbacks.processes import Failed, alone, needs_fork
 
-pytestmark = needs_fork
-slow = pytest.mark.slow
+pytestmark = [needs_fork, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("left", [11, pytest.param(1, marks=slow), pytest.param(0, marks=slow)])
+@pytest.mark.parametrize("left", [11, 1, 0])
 def test_two_processes_write_each_sample_once(pl, trainer_options, tmp_path, vit, images, left):
     if left < 11:
         module, one = explainer(pl, vit, AttnLRP, tokens=True), DataLoader(images, batch_size=1)

@@ -77,7 +77,7 @@ def small_disk(folder, size):
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a file system")
-@pytest.mark.parametrize("size", ["200k", "6m"])
+@pytest.mark.parametrize("size", ["200k", pytest.param("6m", marks=pytest.mark.slow)])
 def test_a_full_disk(tmp_path, size):
     _, unwatched = alone(train_kwargs, str(tmp_path / "a"), {"watched": False})
     with small_disk(tmp_path / "disk", size) as disk:

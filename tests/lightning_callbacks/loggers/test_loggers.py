@@ -167,7 +167,7 @@ def test_texts_have_tables_of_exact_values(pl, trainer_options):
     assert second.step == 4
 
 
-@pytest.mark.parametrize("store", ["sqlite", "files"])
+@pytest.mark.parametrize("store", [pytest.param("sqlite", marks=pytest.mark.slow), "files"])
 def test_mlflow(pl, trainer_options, tmp_path, store, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     if store == "sqlite":

@@ -110,6 +110,7 @@ def test_nodes_share_the_samples_and_train_as_ever(tmp_path):
         assert after == {**state, "validation_runs": 3}
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_while_it_explains_leaves_nobody_waiting(tmp_path):
     codes, seconds = alone(timed, str(tmp_path), True, Dies)
     assert codes == [0, 0, -signal.SIGKILL, 0]

@@ -1,5 +1,6 @@
 """Several processes train with the trainer of Transformers: the first explains alone."""
 
+import pytest
 import torch
 
 from captum_transformer import GenericAttentionRelevance
@@ -13,7 +14,7 @@ from tests.lightning_callbacks.transformers.transformers_trainings import (
     trainer,
 )
 
-pytestmark = needs_fork
+pytestmark = [needs_fork, pytest.mark.slow]
 
 
 def train(rank, folder, watched):
