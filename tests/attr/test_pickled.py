@@ -19,6 +19,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def vit():
+    torch.manual_seed(0)
     return timm.create_model("test_vit", num_classes=3, img_size=32)
 
 
