@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from captum_transformer.calling import Arguments
 from captum_transformer.trace import traced_forward
 from captum_transformer.trace.streams import Streams
+from tests.attr import tiny_models
 from tests.attr.golden import load_case
 from tests.attr.subjects import subject
 
@@ -24,20 +25,8 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 32,
     "vocab_size": 30,
 }
-BART: dict[str, Any] = {
-    "d_model": 16,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 32,
-    "decoder_ffn_dim": 32,
-    "max_position_embeddings": 12,
-    "vocab_size": 30,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
+STARTS_AND_ENDS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+BART: dict[str, Any] = {**tiny_models.BART, **STARTS_AND_ENDS}
 IDS = torch.tensor([[5, 6, 7, 8, 2], [9, 4, 4, 3, 2]])
 
 
