@@ -111,8 +111,9 @@ def _letter(place: int) -> str:
 def _general(reason: str) -> str:
     """A refusal without the names and shapes of one operator, and without the advice."""
     reason = re.sub(r"\s*ConservativeLRP needs no rules .*", "", reason)
-    reason = re.sub(r",? on tensors of shapes \[.*?\](?=:)", "", reason)
+    reason = re.sub(r",? on tensors of shapes \[[^\]]*\],?", "", reason)
     reason = re.sub(r" of shape \([^)]*\)", "", reason)
+    reason = re.sub(r"straight_through\(torch\.\w+\)", "straight_through(...)", reason)
     reason = re.sub(r"autograd calls it \w+", "autograd has a name for it", reason)
     return re.sub(r"^(There is no rule for )?`[^`]*`", r"\1`...`", reason)
 

@@ -97,6 +97,10 @@ def _vstack(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t if t.ndim > 1 else t.reshape(1, -1) for t in tensors], 0)
 
 
+def _dstack(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat(_at_least(3)(tensors), 2)
+
+
 def _cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:  # noqa: A002
     """As ``torch.cross``: by default along the first dimension of size three."""
     input, other = _broadcast_tensors(input, other)  # noqa: A001
@@ -238,6 +242,7 @@ WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "hstack": _hstack,
     "vstack": _vstack,
     "row_stack": _vstack,
+    "dstack": _dstack,
     "expand_as": lambda input, other: input.expand(other.shape),  # noqa: A006
     "reshape_as": lambda input, other: input.reshape(other.shape),  # noqa: A006
     "view_as": lambda input, other: input.view(other.shape),  # noqa: A006
@@ -246,5 +251,11 @@ WRITTEN_OUT: dict[str, Callable[..., Any]] = {
 # Python composites whose inner functions matter: the trace sees their bodies instead of the calls.
 COMPOSITES = {
     function: body_of(function)
-    for function in (F.multi_head_attention_forward, F.normalize, F.local_response_norm)
+    for function in (
+        F.multi_head_attention_forward,
+        F.normalize,
+        F.local_response_norm,
+        F.multilabel_soft_margin_loss,
+        F.triplet_margin_with_distance_loss,
+    )
 }

@@ -1,6 +1,7 @@
 """Loss functions, which models may return as scores, written with functions of the table."""
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -131,6 +132,81 @@ def _of_cosine(input1: Tensor, input2: Tensor, target: Tensor, margin: float) ->
     return torch.where(target > 0, 1 - cosine, (cosine - margin).clamp(min=0))
 
 
+def _poisson(
+    input: Tensor,  # noqa: A002
+    target: Tensor,
+    log_input: bool,
+    full: bool,
+    eps: float,
+) -> Tensor:
+    each = input.exp() - target * input if log_input else input - target * (input + eps).log()
+    if not full:
+        return each
+    few = target <= 1  # Stirling's approximation is for larger numbers
+    many = target.masked_fill(few, 1.0)
+    return each + (many * many.log() - many + (2 * math.pi * many).log() / 2).masked_fill(few, 0.0)
+
+
+def _gaussian(
+    input: Tensor,  # noqa: A002
+    target: Tensor,
+    var: Tensor | float,
+    full: bool,
+    eps: float,
+) -> Tensor:
+    var = torch.full_like(input, var) if isinstance(var, float) else var
+    if bool((var < 0).any()):
+        raise ValueError("var has negative entry/entries")
+    if var.shape == input.shape[:-1]:
+        var = var.unsqueeze(-1)
+    if var.ndim != input.ndim or any(
+        n not in (1, m) for n, m in zip(var.shape, input.shape, strict=True)
+    ):
+        raise ValueError("var is of incorrect size")
+    var = var + (var.clamp(min=eps) - var).detach()  # torch clamps it without a gradient
+    each = (var.log() + (input - target).square() / var) / 2
+    return each + math.log(2 * math.pi) / 2 if full else each
+
+
+def _hinge(input: Tensor, target: Tensor, margin: float) -> Tensor:  # noqa: A002
+    near = torch.where(target == -1, 0.0, input)
+    return near + torch.where(target == 1, 0.0, (margin - input).clamp(min=0))
+
+
+def _margins(
+    input: Tensor,  # noqa: A002
+    target: Tensor,
+    p: int,
+    margin: float,
+    weight: Tensor | None,
+) -> Tensor:
+    if p not in (1, 2):
+        raise ValueError("only p == 1 and p == 2 supported")
+    chosen = target.unsqueeze(-1)
+    each: Tensor = (margin - input.gather(-1, chosen) + input).clamp(min=0)
+    each = _weighted(each if p == 1 else each.square(), None if weight is None else weight[chosen])
+    own = F.one_hot(target, input.shape[-1]).bool()
+    return each.masked_fill(own, 0.0).sum(-1) / input.shape[-1]
+
+
+def _triplet(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    margin: float,
+    p: float,
+    eps: float,
+    swap: bool,
+) -> Tensor:
+    if margin <= 0:
+        raise ValueError(f"margin must be greater than 0, got {margin}")
+    near = F.pairwise_distance(anchor, positive, p, eps)
+    far = F.pairwise_distance(anchor, negative, p, eps)
+    if swap:
+        far = torch.minimum(far, F.pairwise_distance(positive, negative, p, eps))
+    return (margin + near - far).clamp(min=0)
+
+
 def _huber(input: Tensor, target: Tensor, delta: float, weight: Tensor | None = None) -> Any:  # noqa: A002
     return _averaged(delta * _rounded(input, target, delta), weight)
 
@@ -150,5 +226,10 @@ _EACH: dict[Any, Callable[..., Any]] = {
         margin - target * (input1 - input2)
     ).clamp(min=0),
     F.soft_margin_loss: lambda input, target: F.softplus(-target * input),  # noqa: A006
+    F.poisson_nll_loss: _poisson,
+    F.gaussian_nll_loss: _gaussian,
+    F.hinge_embedding_loss: _hinge,
+    F.multi_margin_loss: _margins,
+    F.triplet_margin_loss: _triplet,
 }
 LOSSES = {function: _body(function, each) for function, each in _EACH.items()}

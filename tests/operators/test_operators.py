@@ -63,6 +63,16 @@ def test_the_page_has_every_operator():
     assert re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE) == list(OPERATORS)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of rare arguments
+def test_reasons_on_the_page_are_those_of_all_operators():
+    text = page({name: verdicts(name) for name in ("atan2", "xlogy", "ceil", "floor")})
+    reasons = re.findall(r"^\d+\. (.*)", text, re.MULTILINE)
+    assert [reason.split(",")[0] for reason in reasons] == [
+        "`...` is not in the table of operations",
+        "`...` is a step function: its derivative is zero",
+    ]
+
+
 def test_pages_are_compared():
     def row(**verdicts):
         return {"add": {what: verdicts.get(what, _right()) for what in PASSES}}

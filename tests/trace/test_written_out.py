@@ -27,6 +27,7 @@ SIGNS = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
 CLASSES = torch.tensor([2, 0, -100])
 WEIGHT = doubles(4, seed=2).abs()
 SHARES = Y.softmax(1)
+COUNTS = torch.tensor([[0.0, 1.0, 2.0, 5.0]] * 3, dtype=torch.float64)
 PLACES = torch.tensor([[0, 2, 0, 0], [1, 1, 1, 1], [3, 0, 3, 0]])
 Function = Callable[..., Tensor]
 
@@ -61,6 +62,30 @@ LOSSES: dict[str, Function] = {
     "cosine": lambda x, **k: F.cosine_embedding_loss(x, Y, SIGNS, margin=-0.9, **k),
     "ranking": lambda x, **k: F.margin_ranking_loss(x[:, 0], Y[:, 0], SIGNS, margin=0.3, **k),
     "soft margin": lambda x, **k: F.soft_margin_loss(x, Y.sign(), **k),
+    "soft margins of labels": lambda x, **k: F.multilabel_soft_margin_loss(
+        x, SHARES.round(), WEIGHT, **k
+    ),
+    "poisson": lambda x, **k: F.poisson_nll_loss(x, COUNTS, **k),
+    "poisson of rates": lambda x, **k: F.poisson_nll_loss(
+        x.exp(), COUNTS, log_input=False, full=True, **k
+    ),
+    "gaussian": lambda x, **k: F.gaussian_nll_loss(x, Y, Y.square(), full=True, **k),
+    "gaussian of a variance": lambda x, **k: F.gaussian_nll_loss(
+        Y, SHARES, x[:, 0].square(), eps=0.2, **k
+    ),
+    "gaussian of one variance": lambda x, **k: F.gaussian_nll_loss(x, Y, 0.5, **k),
+    "hinge": lambda x, **k: F.hinge_embedding_loss(x, Y.sign(), 0.7, **k),
+    "margins": lambda x, **k: F.multi_margin_loss(x, CLASSES.clamp(min=0), **k),
+    "squared margins": lambda x, **k: F.multi_margin_loss(
+        x, CLASSES.clamp(min=0), 2, 0.7, WEIGHT, **k
+    ),
+    "triplets": lambda x, **k: F.triplet_margin_loss(x, Y, SHARES, 2.0, **k),
+    "swapped triplets": lambda x, **k: F.triplet_margin_loss(
+        x, Y, SHARES, 2.0, p=1, swap=True, **k
+    ),
+    "triplets of a distance": lambda x, **k: F.triplet_margin_with_distance_loss(
+        x, Y, SHARES, distance_function=lambda a, b: 1 - F.cosine_similarity(a, b), **k
+    ),
 }
 OTHERS: dict[str, Function] = {
     "cross": lambda x: torch.cross(x[:, :3], Y[:, :3], dim=1),
@@ -103,10 +128,17 @@ ALL: dict[str, Function] = {
 }
 
 
+# Which sample their terms belong to is unknown, so they have no relevance.
+OF_ONE: dict[str, Function] = {
+    "margins of one": lambda x: F.multi_margin_loss(x[0], CLASSES[0]),
+    "squared margins of one": lambda x: F.multi_margin_loss(x[0], CLASSES[0], 2, weight=WEIGHT),
+}
+
+
 @pytest.mark.filterwarnings("ignore:.*reduction.*")
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *OF_ONE])
 def test_values_and_gradients_are_those_of_torch(name: str) -> None:
-    function = ALL[name]
+    function = (ALL | OF_ONE)[name]
     leaf = X.clone().requires_grad_()
     expected = function(leaf)
     (gradient,) = torch.autograd.grad(expected.sum(), leaf)
@@ -127,6 +159,26 @@ def test_relevance_goes_somewhere_known(name: str) -> None:
     taken = sum(part.amount.sum() for part in ledger.taken)
     total = sum(part.sum() for part in arrived.values()) + taken
     torch.testing.assert_close(total, value.shape.numel() * torch.ones_like(total))
+
+
+REFUSED_BY_TORCH: dict[str, Function] = {
+    "negative": lambda x: F.gaussian_nll_loss(x, Y, -x.square()),
+    "size": lambda x: F.gaussian_nll_loss(x, Y, x[:2, :1].square()),
+    "p == 1": lambda x: F.multi_margin_loss(x, CLASSES.clamp(min=0), 3),
+    "margin must": lambda x: F.triplet_margin_loss(x, Y, Y, 0.0),
+}
+
+
+@pytest.mark.parametrize("said", REFUSED_BY_TORCH)
+def test_what_torch_refuses_is_refused_with_its_words(said: str) -> None:
+    with pytest.raises(ValueError, match=said) as plain:
+        REFUSED_BY_TORCH[said](X)
+    with (
+        pytest.raises(ValueError, match=said) as traced,
+        traced_forward(REFUSED_BY_TORCH[said], Arguments(X)),
+    ):
+        pass
+    assert str(traced.value).startswith(str(plain.value))
 
 
 @pytest.mark.parametrize("method", [AttnLRP, ConservativeLRP, GenericAttentionRelevance])
@@ -232,6 +284,10 @@ SPELLED: dict[str, Spelling] = {
     "hstack": (lambda a, b: torch.hstack([a, b]), lambda a, b: torch.cat([a, b], 1)),
     "vstack": (lambda a, b: torch.vstack([a, b])[3:], lambda a, b: b),
     "row_stack": (lambda a, b: torch.vstack([a, b])[:3], lambda a, b: a),
+    "dstack": (
+        lambda a, b: torch.dstack([a, b]) @ WEIGHT[:2],
+        lambda a, b: torch.stack([a, b], 2) @ WEIGHT[:2],
+    ),
     "expand_as": (lambda a, b: a + b[:, :1].expand_as(a), lambda a, b: a + b[:, :1].expand(3, 4)),
     "reshape_as": (lambda a, b: a + b.reshape_as(a), lambda a, b: a + b),
     "view_as": (lambda a, b: a + b.view_as(a), lambda a, b: a + b),
