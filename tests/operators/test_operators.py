@@ -57,7 +57,7 @@ def test_gradients_by_rule_are_distinguished_from_autograd():
 
 
 @pytest.mark.skipif(
-    f"with torch {torch.__version__.split('+')[0]}." not in PAGE, reason="its torch"
+    XX, reason="its torch"
 )
 def test_the_page_has_every_operator():
     assert re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE) == list(OPERATORS)
