@@ -12,6 +12,12 @@ import zipfile
 from pathlib import Path
 
 PACKAGES = ("captum_transformer", "lightning_callbacks")
+# All that is at the top of the source distribution.
+SOURCES = {
+    *PACKAGES,
+    *".ci .github benchmarks docs tests tutorials .gitignore CITATION.cff LICENSE PKG-INFO".split(),
+    *"CHANGELOG.md CODE_OF_CONDUCT.md CONTRIBUTING.md README.md SECURITY.md pyproject.toml".split(),
+}
 IMPORTED = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -52,8 +58,8 @@ def wheel_information(path: Path) -> str:
 def check_source(path: Path) -> None:
     with tarfile.open(path) as source:
         top = {Path(name).parts[1] for name in source.getnames()}
-    wanted = {*PACKAGES, "tests", "docs", "tutorials", "benchmarks", "pyproject.toml", "README.md"}
-    assert wanted <= top, f"{path.name} lacks {sorted(wanted - top)}"
+    assert top >= SOURCES, f"{path.name} lacks {sorted(SOURCES - top)}"
+    assert top <= SOURCES, f"{path.name} has what it should not have: {sorted(top - SOURCES)}"
 
 
 def main() -> None:
