@@ -45,6 +45,20 @@ def imports(package: str) -> Iterator[tuple[Path, list[str]]]:
             yield from ((path.relative_to(ROOT), name.split(".")) for name in names)
 
 
+@pytest.mark.parametrize("folder", [*ORDER, "benchmarks", "tests", "tutorials"])
+def test_what_windows_lacks_is_imported_where_it_is_used(folder):
+    """At the top of a file it would end the collection of all tests there."""
+    lacking = {"fcntl", "grp", "pty", "pwd", "resource", "termios"}
+    early = [
+        f"{path.relative_to(ROOT).as_posix()}:{node.lineno}"
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        and lacking & {getattr(node, "module", None), *(alias.name for alias in node.names)}
+    ]
+    assert not early, early
+
+
 @pytest.mark.parametrize("package", ORDER)
 def test_imports_go_one_way(package):
     level = {

@@ -90,4 +90,4 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     write(partial)
-    partial.rename(path)
+    partial.replace(path)

@@ -102,5 +102,5 @@ def trained(
     partial = path.with_suffix(".partial")
     about = {"held_out": held_out, "seconds": seconds, "epochs": epochs}
     torch.save({"model": model.state_dict(), **about}, partial)
-    partial.rename(path)
+    partial.replace(path)
     return Trained(model, held_out, seconds)

@@ -1,7 +1,7 @@
 """Memory of a call is freed when it returns, without the garbage collector."""
 
 import gc
-import resource
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_nothing_of_the_forward_pass_outlives_the_call(checkpoint: bool, target:
 
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return pages * resource.getpagesize()
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.slow

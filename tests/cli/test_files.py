@@ -92,8 +92,11 @@ def test_bad_images_are_refused(kind, tmp_path):
 
 
 def test_paths_that_are_not_files_are_refused(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+    there = [tmp_path]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        there += [tmp_path / "pipe", Path("/dev/zero")]
+    for path in there:
         with pytest.raises(UserError, match="it is not a file"):
             read_image(path)
     for path in (tmp_path / "missing", tmp_path / ("x" * 5000), Path("a\0b")):
@@ -156,7 +159,10 @@ def test_names_that_no_file_or_model_can_have(checkpoints, photo, run):
 
 
 def test_a_file_whose_name_is_not_valid_text(checkpoints, photo, run):
-    odd = photo.rename(photo.with_name("odd\udcff.png"))
+    try:
+        odd = photo.rename(photo.with_name("odd\udcff.png"))
+    except OSError:
+        pytest.skip("the file system has no such names")
     status, _, err = run("explain", checkpoints / "timm", odd, "-m", "AttnLRP", "-o", "page.html")
     assert (status, err.count("\n")) == (0, 2)  # how pictures are prepared, and maps summed
     assert "odd\ufffd.png" in Path("page.html").read_text(encoding="utf-8")
