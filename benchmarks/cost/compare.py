@@ -118,8 +118,8 @@ def report(part: str, before: Results, now: Results) -> Iterator[str]:
             yield f"  {len(missing)} ratios are not in the {side}, such as {first}"
     for each in moved(part, before, now):
         yield (
-            f"  {'MORE' if each.growth > 1 else 'less'}: {each.what}: {each.before:.2f} was, "
-            f"{each.now:.2f} is ({100 * (each.growth - 1):+.0f} %)"
+            f"  {'MORE' if each.growth > 1 else 'less'}: {each.what}: was {each.before:.2f}, "
+            f"is {each.now:.2f} ({100 * (each.growth - 1):+.0f} %)"
         )
 
 
@@ -142,6 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(report(part, before, now)))
         compared += len(ratios(before).keys() & ratios(now).keys())
         more += sum(each.growth > 1 for each in moved(part, before, now))
+    kind = {path.stem.partition("_")[2] for path in given.run.glob("*.json")}
+    for path in sorted(given.committed.glob("*_*.json")):
+        if path.stem.partition("_")[2] in kind and not (given.run / path.name).exists():
+            print(f"{path.stem}: not in the run")
     if not compared:
         print(f"{given.run} has no results of the models and batches that are committed.")
         return 2

@@ -57,11 +57,15 @@ def test_a_run_is_compared_and_what_costs_more_is_the_exit_status(tmp_path, caps
     for folder, content in ((committed, BEFORE), (run, now)):
         folder.mkdir()
         (folder / "time_cpu_float32.json").write_text(json.dumps(content), encoding="utf-8")
+    for name in ("memory_cpu_float32.json", "time_cuda_float32.json"):
+        (committed / name).write_text(json.dumps(BEFORE), encoding="utf-8")
     assert compare.main([str(run), "--committed", str(committed)]) == 1
     said = capsys.readouterr().out
-    assert "MORE: ViT, 1, AttnLRP: 1.20 was, 1.50 is (+25 %)" in said
+    assert "MORE: ViT, 1, AttnLRP: was 1.20, is 1.50 (+25 %)" in said
     assert "torch was 2.6.0, is 2.7.0" in said
     assert "1 ratios are not in the committed results, such as ViT, 1, New" in said
+    assert "memory_cpu_float32: not in the run" in said
+    assert "cuda" not in said
     assert compare.main([str(committed), "--committed", str(committed)]) == 0
     assert compare.main([str(tmp_path), "--committed", str(committed)]) == 2
 
