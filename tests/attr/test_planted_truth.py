@@ -13,6 +13,7 @@ from captum.attr import ShapleyValueSampling
 
 from tests.attr.claims import CLAIMS, EXACT, Seen
 from tests.attr.planted import Head, Planted, tokens
+from tests.attr.subjects import METHODS
 from tests.public_methods import OF_SCORES
 
 SHARPNESS = (3.0, 2.0)
@@ -73,8 +74,10 @@ def explained(claims, model, x, target):
     return claims.method(model).attribute_tokens(x, target=target)
 
 
-def test_each_method_is_in_the_table():
+def test_each_method_is_in_the_tables():
     assert CLAIMS.keys() >= OF_SCORES
+    # LeGrad refuses many of the models there, and has tests of its own.
+    assert METHODS.keys() >= OF_SCORES - {"LeGrad"}, "add it to `METHODS` in tests/attr/subjects.py"
 
 
 @pytest.mark.parametrize("samples", [decided, distracted, opposed])
