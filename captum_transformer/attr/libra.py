@@ -20,17 +20,14 @@ from captum_transformer.calling.layers import ChosenLayer, Layer, chosen_layers
 from captum_transformer.calling.target import Target
 from captum_transformer.errors import InvalidLayerError, UnsupportedOperationError
 from captum_transformer.rules.constants import constant_part
-from captum_transformer.rules.flow.behind import behind
 from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.gradient import libra
-from captum_transformer.rules.streams.relevancies import shares_of_queries
-from captum_transformer.trace.attention import AttentionCall
+from captum_transformer.rules.streams.own_tokens import at_own_tokens
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.history import History
 from captum_transformer.trace.numeric import accumulation_dtype
-from captum_transformer.trace.queries import query_value
 from captum_transformer.trace.recorder import ForwardRules
-from captum_transformer.trace.tokens import per_token, spread_over_tokens
+from captum_transformer.trace.tokens import per_token
 from captum_transformer.trace.value import Value
 
 
@@ -92,9 +89,11 @@ class FullGradPlus(LibraGrad):
     .. math:: R_i = \sum_l \Big( x_i^{(l)} \cdot \frac{\partial f_c}{\partial x_i^{(l)}}
               + \sum_{b \text{ behind } l} b \cdot \frac{\partial f_c}{\partial b_i} \Big)
 
-    The map of each layer sums up to the score. A bias after the tokens, such as the classifier's,
-    goes to the tokens that the score is read from. Tokens keep their places along skip
-    connections; the output of an attention block belongs to the token that it is added to.
+    The map of each layer sums up to the score, except for the parts of learned tokens and positions
+    that are added behind the layer, and of functions that have no rule, such as a router's softmax.
+    A bias after the tokens, such as the classifier's, goes to the tokens that the score is read
+    from. Tokens keep their places along skip connections; the output of an attention block belongs
+    to the token that it is added to or, without a skip connection, that its query was made of.
 
     Args:
         forward_func: the model or any callable that runs one.
@@ -183,13 +182,9 @@ class FullGradPlus(LibraGrad):
         found = {value: found[value] for value in streams}
         if not self.biases:
             return found
-        flow, added = TokenFlow(forward.tape, {}), self._of_biases(forward, selected, streams)
-        own = {v: part for v, part in added.items() if flow.has_way(v, _before(v, streams))}
-        of_blocks = {value: part for value, part in added.items() if value not in own}
-        asking = _at_queries(flow, of_blocks, forward.history(score).layers())
-        for reached in (behind(flow, own, streams), flow(asking, streams) if asking else {}):
-            found = {v: part + reached[v] if v in reached else part for v, part in found.items()}
-        return found
+        parts, calls = self._of_biases(forward, selected, streams), forward.history(score).layers()
+        added = at_own_tokens(forward.tape, parts, streams, calls)
+        return {value: part + added[value] for value, part in found.items()}
 
     def _streams(self, forward: TracedForward, score: Value) -> list[Value]:
         """Returns the tokens that enter each layer."""
@@ -248,33 +243,3 @@ def _passes_by(score: Value, layer: Value, inputs: Sequence[Value]) -> bool:
         if value.operation is not None:
             pending += [source for _, source in value.operation.traced()]
     return False
-
-
-def _before(value: Value, streams: Sequence[Value]) -> list[Value]:
-    return [stream for stream in streams if value.descends_from(stream)]
-
-
-def _at_queries(
-    flow: TokenFlow, parts: Mapping[Value, Tensor], calls: Sequence[AttentionCall]
-) -> dict[Value, Tensor]:
-    """Moves parts within attention blocks to the tokens that the queries come from.
-
-    Raises:
-        UnsupportedOperationError: if queries are learned, so that there is no such token.
-    """
-    found: dict[Value, Tensor] = {}
-    if not parts:
-        return found
-    reached = flow(parts, [call.output for call in calls])
-    for call in calls:
-        if not any(value.descends_from(call.output) for value in parts):
-            continue
-        query = query_value(call)
-        if query is None:
-            raise UnsupportedOperationError(
-                f"Attention call {call.layer} ({call.module}) has learned queries, so what biases "
-                "behind it add belongs to no token. Choose `biases=False`."
-            )
-        shares = spread_over_tokens(shares_of_queries(call, reached[call.output]), query)
-        found[query] = found[query] + shares if query in found else shares
-    return found
