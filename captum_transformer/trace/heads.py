@@ -126,7 +126,12 @@ def _moves_each_once(operation: Operation, output: Value) -> bool:
 
 def _heads(call: AttentionCall, laid_out: View) -> tuple[Axis, ...] | None:
     """Returns where heads lie in the first dimensions of a call, or None if that is unknown."""
-    merged = [heads_merged_by(steps) for steps in _steps_from_queries(call)]
+    ways = _steps_from_queries(call)
+    starts = [_held(way[0][1]) for way in ways]
+    if any(start is not None and start.features is None for start in starts):
+        # What attention shows of the features within a head doesn't show which the heads are.
+        return None
+    merged = [heads_merged_by(steps) for steps in ways]
     found = _all_in_lead([call.output.features, *merged], laid_out)
     if found == ():
         # The trace doesn't follow learned queries, but it follows the values that they attend to.

@@ -8,8 +8,10 @@ from torch import nn
 from captum_transformer import (
     AttentionGradCam,
     AttnLRP,
+    ConservativeLRP,
     GenericAttentionRelevance,
     RawAttention,
+    RelevancePatching,
 )
 from captum_transformer.errors import UnsupportedOperationError
 
@@ -318,3 +320,24 @@ def test_maps_are_averaged_over_heads_and_not_over_windows(samples, x):
     for core in (neighbours, gathered, stacked, merged_with_windows):
         with pytest.raises(UnsupportedOperationError, match="which of its maps are heads"):
             read(core)
+
+
+class ByHand(Model):
+    """No operation shows which dimensions hold features, only those within a head."""
+
+    def forward(self, x):
+        for qkv in self.qkvs:
+            parts = (x @ qkv.weight.T).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+            x = x + self.core(*parts.unbind(0)).transpose(1, 2).flatten(2)
+        return x[:, 0] @ self.head.weight.T
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("core", [whole, written_out, heads_with_samples, in_front])
+def test_heads_are_not_taken_for_sets_of_tokens(core, samples, x):
+    x, model = x[:samples], ByHand(core)
+    for method in (AttnLRP, ConservativeLRP):
+        with pytest.raises(UnsupportedOperationError, match="which"):
+            method(model).attribute_heads(x, 1)
+    with pytest.raises(UnsupportedOperationError, match="which"):
+        RelevancePatching(model).attribute_heads(x + 1, x, 1)
