@@ -10,7 +10,7 @@ from captum_transformer.trace.dimensions import axis_after, source_of
 from captum_transformer.trace.features import RESIZES, learn_features, place_features
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
-from captum_transformer.trace.probabilities import is_weighted_signal
+from captum_transformer.trace.probabilities import is_weighted_signal, weighs_some_tokens
 from captum_transformer.trace.samples import place_samples
 from captum_transformer.trace.statistics import softmax_dim
 from captum_transformer.trace.value import Features, Value, lengths_of
@@ -107,7 +107,7 @@ def _mixes(operation: Operation) -> bool:
     if len(operation.traced()) == 1 and kind is not _TRANSFORM:
         return mixes_by_constants(operation)
     if kind is _MUL or (kind is _PRODUCT and operation.spreads):
-        return len({value.weighs_tokens for _, value in operation.traced()}) > 1
+        return len({weighs_some_tokens(value) for _, value in operation.traced()}) > 1
     return kind in _MIXES
 
 

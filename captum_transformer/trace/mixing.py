@@ -10,6 +10,7 @@ from captum_transformer.trace.probabilities import (
     applies_cut_probabilities,
     are_probabilities,
     back_to_scores,
+    weighs_some_tokens,
 )
 from captum_transformer.trace.queries import query_value
 from captum_transformer.trace.weighted_constants import mixes_by_constants
@@ -71,7 +72,7 @@ def _has_known_weights(operation: Operation) -> bool:
     if len(operation.traced()) == 1:
         return operation.kind is Kind.TRANSFORM or mixes_by_constants(operation)
     if operation.kind is Kind.MUL:
-        return any(value.weighs_tokens for _, value in operation.traced())
+        return any(weighs_some_tokens(value) for _, value in operation.traced())
     return applies_cut_probabilities(operation)
 
 

@@ -26,6 +26,11 @@ def are_probabilities(value: Value) -> bool:
     return False
 
 
+def weighs_some_tokens(value: Value) -> bool:
+    """Whether a value holds softmax weights of tokens, of all of them or cut from those of all."""
+    return value.weighs_tokens or are_probabilities(value)
+
+
 def scores_of(probabilities: Value | None) -> Operation | None:
     """Returns the product of queries and keys from which probabilities were made, or None.
 

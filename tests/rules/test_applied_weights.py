@@ -153,3 +153,65 @@ def test_a_mean_weighted_by_similarities_of_two_towers_mixes_no_tokens():
 
     found = GenericAttentionRelevance(score).attribute_tokens((X, doubles(2, 4, 6, seed=9)))
     assert all(tokens.any() for tokens in found)
+
+
+def joined_sums(p, v):
+    return p[..., :1] * v[..., :1, :] + p[..., 1:] @ v[..., 1:, :]
+
+
+ONE_BY_ONE = {
+    "a global token beside others": joined_sums,
+    "cut out": lambda p, v: sum(p[..., j : j + 1] * v[..., j : j + 1, :] for j in range(TOKENS)),
+    "unbound": lambda p, v: sum(
+        one[..., None] * other.unsqueeze(-2)
+        for one, other in zip(p.unbind(-1), v.unbind(-2), strict=True)
+    ),
+    "scaled and turned": lambda p, v: sum(
+        (w * one.mT).mT for w, one in zip(p.mT.split(1, -2), v.split(1, -2), strict=True)
+    ),
+    "stacked": lambda p, v: torch.stack(
+        [p[..., j : j + 1] * v[..., j : j + 1, :] for j in range(TOKENS)]
+    ).sum(0),
+}
+
+
+def applied_one_by_one(x, apply, of=None):
+    """Two layers; in the first one, the weight of a token is applied to it apart from others."""
+    for place, parts in enumerate((QKV, doubles(18, 6, seed=6))):
+        q, k, v = (x @ parts.T).unflatten(-1, (3, HEADS, WIDTH)).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.mT).softmax(-1)
+        weights = weights if of is None else of(weights)
+        made = weights @ v if place else apply(weights, v)
+        x = x + made.transpose(1, 2).flatten(2)
+    return x.flatten(1)
+
+
+@pytest.mark.parametrize("apply", ONE_BY_ONE.values(), ids=ONE_BY_ONE)
+def test_weights_of_single_tokens_are_held(apply):
+    (held,) = by_autograd(lambda x: applied_one_by_one(x, apply, torch.detach)[:, 1], X)
+    for method in (ConservativeLRP, LibraGrad):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = method(lambda x: applied_one_by_one(x, apply)).attribute(X, 1)
+        torch.testing.assert_close(found, held)
+
+
+@pytest.mark.parametrize("apply", ONE_BY_ONE.values(), ids=ONE_BY_ONE)
+def test_methods_of_maps_refuse_weights_of_single_tokens(apply):
+    for method in (GenericAttentionRelevance, TransformerAttribution, AttentionRollout):
+        with pytest.raises(UnsupportedOperationError):
+            method(lambda x: applied_one_by_one(x, apply)).attribute(X, 1)
+
+
+def test_experts_are_no_tokens_whose_weights_are_held():
+    routed, experts = doubles(3, 6, seed=7), doubles(3, 6, 6, seed=8)
+
+    def score(x, of=torch.clone):
+        q, k, v = (x @ QKV.T).unflatten(-1, (3, HEADS, WIDTH)).permute(2, 0, 3, 1, 4)
+        x = x + (of((q @ k.mT).softmax(-1)) @ v).transpose(1, 2).flatten(2)
+        shares = F.linear(x, routed).softmax(-1).unbind(-1)
+        return sum(p[..., None] * F.linear(x, w) for p, w in zip(shares, experts, strict=True))
+
+    (expected,) = by_autograd(lambda x: score(x, torch.detach).flatten(1)[:, 1], X)
+    found = ConservativeLRP(lambda x: score(x).flatten(1)).attribute(X, 1)
+    torch.testing.assert_close(found, expected)

@@ -230,12 +230,13 @@ def hold_weights(operation: Operation) -> Any:
     """The AH rule for attention whose weighted sum is not written as a matrix product.
 
     That is an entry-wise product of softmax weights with a signal of these tokens (as in
-    MobileViTv2) or with constants.
+    MobileViTv2) or with constants. The weights may be of one token, cut from those of all.
     """
     traced = operation.traced()
     if len(traced) == 1:
         return with_held(operation, weights_of_constants(operation))
     weights = [operand for operand, _ in weights_of_tokens(operation)]
+    weights = weights or [operand for operand, value in traced if are_probabilities(value)]
     if len(weights) == len(traced) > 1 and any(value.features is None for _, value in traced):
         return refused(
             operation,
