@@ -130,7 +130,9 @@ def test_a_page_without_a_place_for_a_table_is_refused():
 
 def test_the_page_has_a_place_for_each_table():
     text = (page.ROOT / page.PAGE).read_text(encoding="utf-8")
-    page.filled(text, dict.fromkeys(["headlines", "published", *program.TASKS], "a table"))
+    names = ["headlines", "published", *program.TASKS]
+    filled = page.filled(text, {name: f"the table of {name}" for name in names})
+    assert all(filled.count(f"\nthe table of {name}\n") == 1 for name in names)
 
 
 def test_existing_results_are_not_computed_again(records, data, out):

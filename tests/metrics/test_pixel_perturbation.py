@@ -187,6 +187,8 @@ def test_low_precision_is_summed_up_in_single(model, images, relevance):
     model.bfloat16()
     curve = pixel_perturbation(model, images.bfloat16(), relevance, 1, baselines=0)
     assert curve.scores.dtype == curve.area().dtype == torch.float32
+    exact = pixel_perturbation(model.float(), images.bfloat16().float(), relevance, 1, baselines=0)
+    torch.testing.assert_close(curve.area(), exact.area(), rtol=0.02, atol=0.01)
 
 
 def test_it_runs_in_inference_mode(model, images, relevance):

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from functools import partial
 from itertools import cycle
+from typing import Any
 
 import pytest
 import torch
@@ -132,14 +133,23 @@ def test_an_activation_that_is_taken_apart_is_refused(ways, method):
 @each_way
 def test_a_gate_of_other_entries_is_a_gate(ways, method):
     one, other = ways
-    for function in (
-        lambda a, b, c: one(a * b) * other(c.sigmoid()),
-        lambda a, b, c: (
-            one(torch.where(MASK, a * b, 1.0)) * other(torch.where(MASK, 1.0, a.sigmoid()))
-        ),
-        lambda a, b, c: one(torch.where(MASK, b, a) * c) * other(torch.where(MASK, a, b).sigmoid()),
+    for factors in (
+        lambda a, b, c: (a * b, c.sigmoid()),
+        lambda a, b, c: (torch.where(MASK, a * b, 1.0), torch.where(MASK, 1.0, a.sigmoid())),
+        lambda a, b, c: (torch.where(MASK, b, a) * c, torch.where(MASK, a, b).sigmoid()),
     ):
-        assert explain(method, function).isfinite().all()
+
+        def gated(*signals: Tensor, factors: Any = factors) -> Tensor:
+            signal, gate = factors(*signals)
+            return one(signal) * other(gate)
+
+        def gate_first(*signals: Tensor, factors: Any = factors) -> Tensor:
+            signal, gate = factors(*signals)
+            return other(gate) * one(signal)
+
+        found = explain(method, gated)
+        assert found.isfinite().all()
+        torch.testing.assert_close(found, explain(method, gate_first))
 
 
 KEEPS = """

@@ -30,10 +30,15 @@ def test_nothing_is_drawn_outside_the_margin():
 
 
 def test_signs_have_their_colours():
-    reds = [c for c in colours(token_strip(["a"], torch.tensor([1.0]))) if c[0] > c[2] + 80]
-    blues = [c for c in colours(token_strip(["a"], torch.tensor([-1.0]))) if c[2] > c[0] + 80]
-    assert reds
-    assert blues
+    def of_token(value):
+        picture = token_strip(["a"], torch.tensor([value])).astype(int)
+        red, _, blue = np.moveaxis(picture[:40], -1, 0)  # above the scale, which has both
+        return (red > blue + 80).sum(), (blue > red + 80).sum()
+
+    (reds, none), (nothing, blues) = of_token(1.0), of_token(-1.0)
+    assert reds > 100
+    assert blues > 100
+    assert none == nothing == 0
 
 
 def test_zeros_have_no_colour():
@@ -76,6 +81,9 @@ def test_nan_is_refused():
 def test_any_token_can_be_drawn():
     picture = token_strip(NASTY, torch.randn(len(NASTY)), "caption")
     assert picture.dtype == np.uint8
+    for token in NASTY:
+        drawn = colours(token_strip([token], torch.ones(1)))
+        assert any(red > blue + 80 for red, _, blue in drawn), repr(token)
 
 
 def test_invisible_characters_become_visible():

@@ -167,4 +167,6 @@ def test_samples_taken_in_inference_mode_can_have_gradients():
         batch = Samples((torch.ones(2, 3),), None)
         with torch.inference_mode(False):
             copy = batch.select([0, 1]).to("cpu")
-    copy.inputs[0].requires_grad_().sum().backward()
+    inputs = copy.inputs[0].requires_grad_()
+    inputs.sum().backward()
+    assert torch.equal(inputs.grad, torch.ones(2, 3))
