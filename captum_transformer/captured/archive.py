@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from captum_transformer.captured.arguments import Given, differing_forms
 from captum_transformer.captured.graph import Recorded, as_module
 from captum_transformer.captured.onnx import save_as_onnx
+from captum_transformer.captured.settings import as_recorded
 from captum_transformer.errors import CaptureMismatchError, InvalidTargetError
 
 _NOTES = "captum_transformer.json"
@@ -142,7 +143,7 @@ class LoadedCapture:
             )
         served, named = given.as_served(given.tensors)
         try:
-            with torch.no_grad():
+            with as_recorded(given.devices):
                 found = self._module(*served, **named)
         except (IndexError, RuntimeError):
             self._require_within(given)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from captum_transformer.calling.arguments import Arguments
 from captum_transformer.calling.target import Chosen, Contrast, as_contrast, is_of_integers
+from captum_transformer.captured.contents import is_resolved, resolved
 from captum_transformer.errors import CaptureError, InvalidTargetError
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), type, enum.Enum)
@@ -26,6 +27,7 @@ class Shape(NamedTuple):
     size: tuple[int, ...]
     strides: tuple[int, ...]
     device: torch.device
+    resolved: bool
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Shape":
@@ -39,11 +41,12 @@ class Shape(NamedTuple):
         steps = zip(size, tensor.stride(), strict=True)
         strides = tuple(0 if length == 1 else step for length, step in steps)
         kind = Tensor if type(tensor) is nn.Parameter else type(tensor)
-        return cls(kind, tensor.dtype, size, strides, tensor.device)
+        return cls(kind, tensor.dtype, size, strides, tensor.device, is_resolved(tensor))
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
         text = f"{kind}{list(self.size)} on {self.device}, strides {list(self.strides)}"
+        text += "" if self.resolved else ", conjugated or negated where it is read"
         return text if self.kind is Tensor else f"a {self.kind.__name__} {text}"
 
 
@@ -86,6 +89,7 @@ class Given:
         targets: how many of the tensors are inputs or targets.
         numbers: for each target that is given as Python numbers, the indices of each sample.
         fixed: the values among the further arguments that are no tensors.
+        devices: the types of device on which the call runs.
     """
 
     def __init__(self, inputs: Any, target: Any, several: bool, args: Any, kwargs: Any) -> None:
@@ -93,7 +97,7 @@ class Given:
         self.samples = given.samples
         self.numbers: list[list[list[int]]] = []
         self.fixed: list[Any] = []
-        self.tensors: list[Tensor] = list(given.inputs)
+        self.tensors: list[Tensor] = list(map(resolved, given.inputs))
         self.inputs = len(self.tensors)
         self.roles = [
             Role(f"input {place}", may_be_read=not tensor.is_floating_point())
@@ -109,6 +113,7 @@ class Given:
         self._further = tuple, by_place, by_name
         kind = "tensor" if isinstance(inputs, Tensor) else given.keys or "tuple"
         self.key = kind, self._targets, self._further, tuple(map(Shape.of, self.tensors))
+        self.devices = sorted({tensor.device.type for tensor in self.tensors} | {"cpu"})
 
     def call(self, function: Any, tensors: Sequence[Tensor], sizes: list[Any]) -> Any:
         """Calls a method with other tensors in place of these.
@@ -212,7 +217,7 @@ class Given:
 
     def _form(self, item: Any, place: str) -> Any:
         if isinstance(item, Tensor):
-            self.tensors.append(item)
+            self.tensors.append(resolved(item))
             self.roles.append(Role(place, may_be_read=True))
             return _Gap(len(self.tensors) - 1)
         if type(item) in (tuple, list):

@@ -9,6 +9,7 @@ from types import FunctionType, MemberDescriptorType, MethodType
 from typing import Any
 from weakref import ref
 
+import torch
 from torch import Tensor, nn
 
 from captum_transformer.calling.contents import items_of
@@ -135,6 +136,24 @@ def inner_of(tensor: Tensor) -> dict[str, Any]:
     return dict(vars(tensor))
 
 
+def is_resolved(tensor: Tensor) -> bool:
+    """Returns whether the numbers of a tensor are those in its memory.
+
+    PyTorch may conjugate or negate them only where they are read, as for ``z.conj()``.
+    """
+    return not (tensor.is_conj() or tensor.is_neg())
+
+
+def resolved(tensor: Tensor) -> Tensor:
+    """Returns a tensor with these numbers in its memory, in the same order."""
+    if is_resolved(tensor):
+        return tensor
+    like = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+    )
+    return like.copy_(tensor.detach())
+
+
 def identity_of(tensor: Tensor, by: str) -> Any:
     """Returns the `id`, `data_ptr` or `_version` of a tensor, or None if it has none."""
     if by == "id":
@@ -147,7 +166,8 @@ def identity_of(tensor: Tensor, by: str) -> Any:
 
 def metadata_of(tensors: Sequence[Tensor]) -> list[Any]:
     """Returns the properties of tensors that decide which operations run."""
-    return list(zip(map(_METADATA, tensors), map(Tensor.stride, tensors), strict=True))
+    strides, plain = map(Tensor.stride, tensors), map(is_resolved, tensors)
+    return list(zip(map(_METADATA, tensors), strides, plain, strict=True))
 
 
 _METADATA = operator.attrgetter("dtype", "shape", "device", "requires_grad")

@@ -2,10 +2,11 @@
 
 import functools
 import gc
+import io
 import os
 import pickle
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field
 from logging import Filterer
 from types import FunctionType, ModuleType
@@ -30,6 +31,7 @@ from captum_transformer.captured.contents import (
 )
 from captum_transformer.captured.executed import FORWARDS, Executed, is_of_packages
 from captum_transformer.captured.holders import Holder
+from captum_transformer.errors import CaptureError
 
 ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _NUMBERS = (bool, int, float)
@@ -140,6 +142,16 @@ class Gathered:
             self._add_object(path, item, everything=everything)
 
     def _add_object(self, path: str, item: Any, *, everything: bool) -> None:
+        kind: Any = type(item)
+        if (
+            isinstance(item, Iterator)
+            and kind.__flags__ & _IMMUTABLE
+            and not isinstance(item, io.IOBase)
+        ):
+            raise CaptureError(
+                f"{path} is an iterator of Python's ({kind.__name__}), and the model may read it: "
+                "a captured call would not see it move on. Keep a number instead."
+            )
         if (numbers := bytes_of(item)) is not None:
             self.bytes.append((path, item, numbers))
         plain = type(item) in PLAIN and not getattr(item, "__dict__", None)
@@ -197,16 +209,27 @@ class Gathered:
         for place, value in enumerate(holder.values):
             if isinstance(value, Tensor):
                 self.places.setdefault(id(value), []).append(Place(number, place))
-                self._add_tensor(holder.name(place), value)
+                self._add_tensor(holder, place)
             elif within:
                 self._add(holder.name(place), value)
 
-    def _add_tensor(self, path: str, tensor: Tensor) -> None:
+    def _add_tensor(self, holder: Holder, place: int) -> None:
+        path, tensor = holder.name(place), holder.values[place]
         if holds_tensors(tensor):
-            self._note(path, tensor, inner_of)
+            # What the tensor at this place holds, also if it is replaced by another one.
+            inner = functools.partial(_inner_at, holder, place)
+            self._note(path, inner, _called)
         else:
             for name, value in some_of(self.read.own, vars(tensor)).items():
                 self._add(f"{path}.{name}", value)
+
+
+def _inner_at(holder: Holder, place: int) -> dict[str, Any]:
+    return inner_of(holder.values[place])
+
+
+def _called(function: Callable[[], Any]) -> Any:
+    return function()
 
 
 def _is_of_packages(item: Any) -> bool:

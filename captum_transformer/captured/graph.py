@@ -47,7 +47,7 @@ class Recorded:
         recording = Recording(roles)
 
         def run(*tensors: Tensor) -> list[Tensor]:
-            with recording, HostReads(recording), read_by(recording):
+            with _as_if_uncaptured(), recording, HostReads(recording), read_by(recording):
                 result = function(*tensors)
             results, self.structure = pytree.tree_flatten(result)
             found = [condition.holds for condition in recording.conditions]
@@ -82,6 +82,20 @@ class Recorded:
     def nodes(self) -> int:
         """The number of operations of the graph."""
         return sum(node.op == "call_function" for node in self.graph.graph.nodes)
+
+
+@contextmanager
+def _as_if_uncaptured() -> Iterator[None]:
+    """Lets a model that asks whether torch traces it take the same way as in other calls."""
+    fx: Any = torch.fx._symbolic_trace  # noqa: SLF001
+    own = vars(fx).get("_is_fx_tracing_tls")  # of this thread, in newer versions of PyTorch
+    owner, name = (fx, "_is_fx_tracing_flag") if own is None else (own, "flag")
+    earlier = getattr(owner, name, False)
+    setattr(owner, name, False)
+    try:
+        yield
+    finally:
+        setattr(owner, name, earlier)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The graph of one call, with all that decides whether it may answer another call."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -10,10 +9,12 @@ from torch.utils import _pytree as pytree
 
 from captum_transformer.calling.isolation import modules_of
 from captum_transformer.captured.arguments import Given
+from captum_transformer.captured.contents import is_resolved
 from captum_transformer.captured.executed import Executed, uncollected
 from captum_transformer.captured.graph import Recorded
 from captum_transformer.captured.guards import Guard
 from captum_transformer.captured.regions import Compiler, compiled_in_parts
+from captum_transformer.captured.settings import as_recorded, modes
 from captum_transformer.errors import CaptureError
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -33,14 +34,12 @@ class Guarded:
         guard: Guard,
         given: Given,
         sizes: Sequence[Any],
-        devices: Sequence[str],
     ) -> None:
         self.recorded = recorded
         self.example = given
         self.guard = guard
         self._run: Callable[..., Any] = recorded.run
         self.sizes = {len(size): tuple(size) for size in sizes}
-        self._devices = devices
 
     def answer(self, given: Given) -> list[Tensor] | None:
         """Returns what the graph returns, or None if the target does not fit the output."""
@@ -57,12 +56,7 @@ class Guarded:
 
     def __call__(self, given: Given) -> list[Tensor]:
         """Returns what the graph returns; what it writes is put back if it fails."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(mode=False))
-            stack.enter_context(torch.no_grad())
-            for device in self._devices:
-                if torch.is_autocast_enabled(device):
-                    stack.enter_context(torch.autocast(device, enabled=False))
+        with as_recorded(self.example.devices):
             state = self.guard.state()
             written = [(state[number], state[number].clone()) for number in self.recorded.written]
             try:
@@ -88,8 +82,17 @@ class Guarded:
         self._run = run
 
     def require_apart(self) -> None:
-        """Raises an error if a write into one tensor changes another: only eager code sees this."""
+        """Raises an error if tensors aren't what is in their memory, which only eager code sees.
+
+        This is so if a write into one changes another, or if one is negated where it is read.
+        """
         state, names = self.guard.state(), self.guard.state_names()
+        for name, tensor in zip(names, state, strict=True):
+            if not is_resolved(tensor):
+                raise CaptureError(
+                    f"{name} is conjugated or negated where it is read: the captured call can't be "
+                    "compiled or saved. Replace it with `tensor.resolve_conj().resolve_neg()`."
+                )
         for number in self.recorded.written:
             for other, tensor in enumerate(state):
                 if other != number and _share_memory(tensor, state[number]):
@@ -137,6 +140,11 @@ def _is_within(indices: Sequence[int], size: Sequence[int]) -> bool:
 @uncollected()
 def captured(method: Any, given: Given, call: Callable[..., Any]) -> tuple[Guarded, Any]:
     """Captures a call as a graph; returns it with what the method returns for the call."""
+    if active := sorted({type(mode).__name__ for mode in modes()}):
+        raise CaptureError(
+            f"Torch's functions pass through {', '.join(active)}, a mode that may change what they "
+            "do: a captured call would keep it. Capture the call outside of this mode."
+        )
     executed, sizes = Executed(), list[Any]()
     with executed.noted():
         expected = given.call(call, given.tensors, sizes)
@@ -152,8 +160,7 @@ def captured(method: Any, given: Given, call: Callable[..., Any]) -> tuple[Guard
         for key, module in executed.modules.items()
         if key not in known
     ]
-    devices = sorted({tensor.device.type for tensor in given.tensors} | {"cpu"})
-    guard = Guard(method, modules, executed, devices, given.fixed)
+    guard = Guard(method, modules, executed, given.devices, given.fixed)
     recorded = Recorded(lambda *tensors: given.call(call, tensors, []), given.tensors, given.roles)
     for tensor in recorded.state.values():
         if not guard.places(tensor):
@@ -169,7 +176,7 @@ def captured(method: Any, given: Given, call: Callable[..., Any]) -> tuple[Guard
             "that were drawn when it was captured."
         )
     guard.watch(recorded.state)
-    graph = Guarded(recorded, guard, given, sizes, devices)
+    graph = Guarded(recorded, guard, given, sizes)
     if (why := guard.changed()) is not None:
         raise CaptureError(f"The model changes while it is explained: {why}.")
     found = graph(given)

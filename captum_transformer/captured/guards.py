@@ -11,11 +11,13 @@ from types import MethodType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from captum_transformer.captured.arguments import Shape
 from captum_transformer.captured.contents import (
     bytes_of,
+    has_attributes,
     identity_of,
     metadata_of,
     some_of,
@@ -174,12 +176,22 @@ def _is_same(new: Any, old: Any) -> bool:
     if type(new) is not type(old):
         return False
     if isinstance(new, Tensor):
-        return Shape.of(new) == Shape.of(old)
+        strided = new.layout is old.layout is torch.strided
+        return strided and Shape.of(new) == Shape.of(old)
     if isinstance(new, MethodType):
         return bool(new == old)
     if isinstance(new, (float, complex)):  # zero may have a sign
-        return repr(new) == repr(old)
-    return isinstance(new, (*ATOMS, frozenset)) and bool(new == old)
+        return _is_value(new) and repr(new) == repr(old)
+    if isinstance(new, frozenset) and set(map(id, new)) == set(map(id, old)):
+        return True
+    return _is_value(new) and bool(new == old)
+
+
+def _is_value(item: Any) -> bool:
+    """Returns whether nothing can be read of an item that equal ones don't have."""
+    if type(item) in (tuple, frozenset):
+        return all(map(_is_value, item))
+    return isinstance(item, ATOMS) and not has_attributes(item)
 
 
 def _in_place_of(new: Any, old: Any) -> str:
@@ -191,6 +203,7 @@ def _in_place_of(new: Any, old: Any) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a {type(value).__name__} {Shape.of(value)}"
+        dense = value.layout is torch.strided
+        return f"a {type(value).__name__} {Shape.of(value) if dense else value.layout}"
     text = repr(value) if isinstance(value, ATOMS) else f"a {type(value).__name__}"
     return text if len(text) < 80 else text[:77] + "..."

@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_transformer import AttnLRP, Contrast, TransformerAttribution, load_captured
+from captum_transformer import (
+    AttnLRP,
+    ConservativeLRP,
+    Contrast,
+    TransformerAttribution,
+    load_captured,
+)
 from captum_transformer.errors import CaptureMismatchError, InvalidTargetError
 from tests.attr.subjects import subject
 from tests.captured import other_file
@@ -191,6 +197,27 @@ def test_nan_in_a_score_is_no_failed_check(tmp_path: Path) -> None:
     explainer.capture(values(), 1).save(tmp_path / "explain.pt2")
     loaded = load_captured(tmp_path / "explain.pt2")
     assert loaded(torch.full((3, 6, 8), torch.nan), 2).isnan().all()
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        torch.inference_mode,
+        torch.enable_grad,
+        lambda: torch.device("meta"),
+    ],
+)
+def test_a_file_computes_what_was_captured_in_any_mode(mode: Any, tmp_path: Path) -> None:
+    # It rounds differently in bfloat16, and raises no error there.
+    captured = ConservativeLRP(classifier()).capture(values(), 1)
+    captured.save(tmp_path / "explain.pt2")
+    loaded, x, expected = load_captured(tmp_path / "explain.pt2"), values(1), captured(values(1), 2)
+    with mode():
+        found = loaded(x, 2)
+    assert_same(found, expected)
+    assert not found.is_inference()
+    assert not found.requires_grad
 
 
 def test_other_programs_are_refused(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from captum_transformer import AttnLRP, ConservativeLRP, TransformerAttribution
 from captum_transformer.errors import CaptureError, CaptureMismatchError, InvalidTargetError
@@ -316,6 +318,35 @@ def test_autocast_and_defaults() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert not assert_never_stale(method, captured, values(1), 1)
+
+
+class OfFunctions(TorchFunctionMode):
+    """Replaces an activation where a model calls it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        found = func(*args, **(kwargs or {}))
+        return 2 * found if func is nn.functional.gelu else found
+
+
+class OfOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Replaces an activation where torch computes it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        found = func(*args, **(kwargs or {}))
+        return 2 * found if func is torch.ops.aten.gelu.default else found
+
+
+@pytest.mark.parametrize("mode", [OfFunctions, OfOperations])
+def test_modes_that_may_change_functions(captured: Any, explainer: Any, mode: Any) -> None:
+    with mode():
+        with pytest.raises(CaptureMismatchError, match=mode.__name__):
+            captured(values(1), 1)
+        with pytest.raises(CaptureError, match=f"pass through {mode.__name__}"):
+            explainer.capture(values(), 1)
+    with torch.device("cpu"):
+        assert not assert_never_stale(explainer, captured, values(1), 1)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import functools
 import gc
 import heapq
+import itertools
 import random
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.utils.import_utils import is_tracing
 
 from captum_transformer import AttnLRP, ConservativeLRP, TransformerAttribution
 from captum_transformer.errors import CaptureError, CaptureMismatchError, MixedSamplesError
@@ -324,6 +326,47 @@ def test_generators_of_numpy(generator: Any) -> None:
 
     with pytest.raises(CaptureError, match=r"blocks\.0\.generator"):
         AttnLRP(classifier(Draws)).capture(values(), 1)
+
+
+@pytest.mark.parametrize(
+    "make", [itertools.count, lambda: iter(range(99)), lambda: (n for n in range(99))]
+)
+def test_iterators(make: Any) -> None:
+    class Counts(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.numbers = make()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * (2 if next(self.numbers) > 9 else 1))
+
+    with pytest.raises(CaptureError, match=r"blocks\.0\.numbers is an iterator"):
+        AttnLRP(classifier(Counts)).capture(values(), 1)
+
+
+# What models ask in order to avoid what can't be traced.
+_QUESTIONS = {
+    "fx": torch.fx._symbolic_trace.is_fx_tracing,
+    "symbolic": torch.fx._symbolic_trace.is_fx_symbolic_tracing,
+    "compiling": torch.compiler.is_compiling,
+    "exporting": torch.compiler.is_exporting,
+    "scripting": torch.jit.is_scripting,
+    "tracing": torch.jit.is_tracing,
+    "ONNX": torch.onnx.is_in_onnx_export,
+    "Transformers": is_tracing,
+}
+
+
+@pytest.mark.parametrize("question", _QUESTIONS)
+def test_a_model_that_asks_whether_it_is_traced_branches_as_in_other_calls(question: str) -> None:
+    class Asks(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            if not _QUESTIONS[question]() and x.sum() > 0:
+                x = 2 * x
+            return super().forward(x)
+
+    with pytest.raises(CaptureError, match=r"x\.sum\(\) > 0"):
+        AttnLRP(classifier(Asks)).capture(values(), 1)
 
 
 def test_further_arguments_that_may_hold_anything() -> None:
