@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 from torch import Tensor
 
@@ -38,7 +39,9 @@ class Outputs:
         # Unless files are requested, texts are shown in the terminal.
         self._files_of_texts = output is not None or bool(arguments.format)
         self._formats = [ending] if self._file else arguments.format or ["png"]
-        self._taken = {_real(each.path) for each in given if each.text is None}
+        files = [each.path for each in given if each.text is None]
+        self._taken = {_real(path) for path in files}
+        self._written: set[str] = set()
         self._all: list[Explanation] = []
         if self._file and arguments.format and arguments.format != [ending]:
             raise UserError(f"--output names a .{ending}, --format says something else.")
@@ -47,7 +50,7 @@ class Outputs:
                 f"--output must be a folder or end in {', '.join(f'.{name}' for name in FORMATS)}, "
                 f"got {output}."
             )
-        if self._file and _real(self._file) in self._taken:
+        if self._file and any(_is_same(self._file, path) for path in files):
             raise UserError(f"{self._file} is one of the inputs and would be overwritten.")
         folder = self._file.parent if self._file else self._folder
         try:
@@ -106,11 +109,23 @@ class Outputs:
         """Returns a path that differs from all inputs and other outputs of this run."""
         stem, number = given.path.stem, 1
         path = self._folder / f"{stem}.explanation.{ending}"
-        while _real(path) in self._taken:
+        while _real(path) in self._taken or _alike(path) in self._written:
             number += 1
             path = self._folder / f"{stem}-{number}.explanation.{ending}"
-        self._taken.add(_real(path))
+        self._written.add(_alike(path))
         return path
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except (OSError, ValueError):  # one of them isn't there, or can't be
+        return _real(path) == _real(other)
+
+
+def _alike(path: Path) -> str:
+    """Returns what equals for names that are one file where upper and lower case are the same."""
+    return normalize("NFC", path.name).casefold()
 
 
 def _real(path: Path) -> Path:

@@ -67,10 +67,10 @@ def _lock(descriptor: int, folder: Path) -> None:
     except (BlockingIOError, PermissionError) as error:
         owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
         raise _refusal(folder, owner) from error
-    except OSError as error:
+    except (OSError, ImportError) as error:
         warnings.warn(
-            f"{folder} lies on a file system without locks ({error}), so another run could write "
-            "into it at the same time. Make sure that none does.",
+            f"{folder} can't be locked ({error}), so another run could write into it at the same "
+            "time. Make sure that none does.",
             stacklevel=4,
         )
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,15 @@ from PIL import Image as PILImage
 
 from captum_transformer.visualization.canvas import Image
 from lightning_callbacks.shared.atomic import written
+
+# Names that no file can have on Windows, whatever its ending.
+_DEVICES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{port}{n}" for port in ("com", "lpt") for n in range(10)),
+}
 
 
 def file_path(tag: str, global_step: int, suffix: str) -> Path:
@@ -36,10 +46,24 @@ def folder_of(tag: str) -> Path:
         tag: Any text.
 
     Returns:
-        A relative path.
+        A relative path, another one for each tag. Where a part of the tag can't be a name on every
+        system, other characters stand for some of its own, and a checksum tells it apart.
+
+    Example:
+        >>> folder_of("sample/gamma > 0").as_posix()
+        'sample/gamma _ 0~05894410'
     """
-    # A tag may have characters that a file name can't have, or "..", which would leave the folder.
-    return Path(*(re.sub(r"[^\w.\- ]|^\.+$", "_", part) for part in tag.split("/") if part))
+    return Path(*(_file_name(part) for part in tag.split("/") if part))
+
+
+def _file_name(part: str) -> str:
+    # Windows drops dots and spaces at the end, and ".." would leave the folder.
+    name = re.sub(r"[^\w.\- ]|[. ]+$", "_", part)
+    if name.partition(".")[0].rstrip().lower() in _DEVICES:
+        name = f"_{name}"
+    if name == part:
+        return part
+    return f"{name}~{zlib.crc32(part.encode('utf-8', 'surrogatepass')):08x}"
 
 
 def encoded(image: Image) -> bytes:

@@ -2,9 +2,11 @@
 
 import io
 import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -31,6 +33,17 @@ def test_a_folder_of_inputs_with_equal_names(checkpoints, photo, run):
         "photo.explanation.png", "photo-2.explanation.png", "photo-3.explanation.png",
         "photo-4.explanation.png",
     }  # fmt: skip
+
+
+def test_names_that_some_systems_take_for_one_are_told_apart(checkpoints, photo, run):
+    copies = []
+    for number, name in enumerate(["A.png", "a.png", "\u00e4.png", "a\u0308.png"]):
+        copies.append(photo.parent / str(number) / name)
+        copies[-1].parent.mkdir()
+        shutil.copy(photo, copies[-1])
+    assert run("explain", checkpoints / "timm", *copies, "-o", "out")[0] == 0
+    names = {normalize("NFC", path.name).casefold() for path in Path("out").iterdir()}
+    assert names == {f"{stem}.explanation.png" for stem in ("a", "a-2", "\u00e4", "\u00e4-2")}
 
 
 def test_files_in_a_folder_that_the_model_does_not_read_are_skipped(checkpoints, photo, run):

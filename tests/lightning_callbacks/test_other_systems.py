@@ -87,6 +87,22 @@ def test_who_has_a_folder_is_said_where_locked_bytes_cannot_be_read(tmp_path, mo
     del lock
 
 
+@pytest.mark.parametrize("missing", ["the module", "locks of the file system"])
+def test_where_nothing_can_be_locked_a_warning_says_so(tmp_path, monkeypatch, missing):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if missing == "the module":
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    else:
+        monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.warns(UserWarning, match="can't be locked .*(fcntl|No locks)"):
+        lock = FolderLock(tmp_path)
+    with pytest.raises(MisconfigurationException, match="Another run writes into"):
+        FolderLock(tmp_path)
+    lock.release()
+
+
 def test_a_file_is_flushed_before_it_gets_its_name(tmp_path, windows_files):
     with written(tmp_path / "file") as path:
         path.write_bytes(b"content")

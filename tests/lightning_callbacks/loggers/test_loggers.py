@@ -144,6 +144,18 @@ def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [path.read_bytes() for path in (tmp_path / "a").iterdir()] == [before]
 
 
+def test_each_tag_has_a_file_of_its_own_whose_name_every_system_takes(tmp_path):
+    tags = ["gamma: 1", "gamma; 1", "gamma_ 1", "a/../b", "a/b", "con", "Aux.b", "d.", "d ", "é x"]
+    writer = PNGWriter(tmp_path)
+    for number, tag in enumerate(tags):
+        writer.add_image(tag, np.full((4, 4, 3), number, np.uint8), 1)
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.png")]
+    assert sorted(round(imread(tmp_path / path)[0, 0, 0] * 255) for path in files) == [*range(10)]
+    assert {path.parent.as_posix() for path in files} >= {"gamma_ 1", "a/b", "é x"}
+    for part in (part for path in files for part in path.parent.parts):
+        assert not re.search(r'[<>:"|?*\\]|[. ]$|^(con|aux)\b', part, re.IGNORECASE), part
+
+
 def half_written(path, content):
     with path.open("wb") as file:
         file.write(content[: len(content) // 2])
