@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -19,6 +19,7 @@ from lightning_callbacks.explanations.checks import (
     check_layers,
     check_whole,
 )
+from lightning_callbacks.explanations.explained_model import ExplainedModel, ModelOf
 from lightning_callbacks.explanations.faithfulness import Faithfulness
 from lightning_callbacks.explanations.graphs import Graphs
 from lightning_callbacks.isolation.run_context import RunContext
@@ -29,6 +30,7 @@ from lightning_callbacks.monitor.history import History, Scale
 from lightning_callbacks.monitor.sample_explainer import SampleExplainer
 from lightning_callbacks.monitor.stage_runs import StageRuns
 from lightning_callbacks.monitor.texts import Texts
+from lightning_callbacks.monitor.trainer_state import load, store
 from lightning_callbacks.samples.batch import BatchToInputs
 from lightning_callbacks.samples.classes import ClassSlot
 from lightning_callbacks.samples.data_set import collect_first
@@ -56,7 +58,10 @@ class AttributionTrainerCallback(TrainerCallback):
         num_samples: The number of samples to explain.
         samples: A batch to explain instead, completely, in the collate function's format.
         every_n_evaluations: Explain after the first evaluation and then after every n-th.
-        prefix: The beginning of all tags.
+        model: The part of the model to explain, as in `AttributionMonitor`.
+        forward: How scores are computed: a function of that model and its inputs by name, such as
+            ``lambda model, **batch: model(**batch).logits[:, 0]``.
+        prefix: The beginning of all tags. Two callbacks in one trainer need two prefixes.
         class_names: The names of the classes, for the captions.
         layout: The order of channels, rows, columns and frames, as in `AttributionMonitor`.
         heatmap: How attributions of images are drawn.
@@ -82,7 +87,8 @@ class AttributionTrainerCallback(TrainerCallback):
 
     Raises:
         MisconfigurationException: If an argument is invalid; when training begins if parameters
-            are split among processes, or the model lacks one of `layers`.
+            are split among processes, the model lacks one of `layers`, or another callback of the
+            trainer has the same prefix.
 
     Example:
         >>> from captum_transformer import AttnLRP
@@ -98,6 +104,8 @@ class AttributionTrainerCallback(TrainerCallback):
         samples: Any = None,
         every_n_evaluations: int = 1,
         *,
+        model: ModelOf | None = None,
+        forward: Callable[..., Any] | None = None,
         prefix: str = "attribution",
         class_names: Sequence[str] | None = None,
         layout: str | Mapping[str, str] | None = None,
@@ -131,6 +139,7 @@ class AttributionTrainerCallback(TrainerCallback):
         self.batch_to_inputs = batch_to_inputs
         self.writer = writer
         self.seed = seed
+        self._explained = ExplainedModel(model, forward)
         self._failures = Failures(on_error, type(self).__name__)
         self._explainer = SampleExplainer(
             dict(methods),
@@ -151,7 +160,7 @@ class AttributionTrainerCallback(TrainerCallback):
         )
         self._runs = StageRuns("evaluate", prefix, every_n_evaluations)
         self._data: str | None = None
-        self._explained: dict[str, str] = {}
+        self._earlier: dict[str, str] = {}
         self._laid_out = False
 
     @property
@@ -184,11 +193,11 @@ class AttributionTrainerCallback(TrainerCallback):
             self._check(model)
         # What was evaluated before the training may be another data set, such as that of a test.
         self._data, self._runs.fixed, self._runs.runs = None, None, 0
-        saved = _stored(state).get(self.state_key)
+        saved = load(state, self.state_key)
         if saved is not None:
-            attributes = saved["attributes"]
-            self._runs.runs = attributes["evaluations"]
-            self._runs.restore(attributes)
+            self._runs.runs = saved["evaluations"]
+            self._runs.restore(saved)
+        self._store(state)
 
     def on_evaluate(
         self,
@@ -225,13 +234,16 @@ class AttributionTrainerCallback(TrainerCallback):
             # `on_train_begin` isn't called for an evaluation without training.
             self._check(model)
             self._explain(args, state, model, eval_dataloader, processing_class)
-        # In the form of Transformers' `ExportableState`.
-        attributes = {"evaluations": runs.runs, **runs.state()}
-        _stored(state)[self.state_key] = {"args": {}, "attributes": attributes}
+        self._store(state)
+
+    def _store(self, state: TrainerState) -> None:
+        runs = self._runs
+        store(state, self.state_key, {"evaluations": runs.runs, **runs.state()}, self)
 
     def _check(self, model: nn.Module) -> None:
         check_whole(model)
-        check_layers(model, self._explainer.layers)
+        self._explained.of(model)
+        check_layers(self._explained.part(model), self._explainer.layers)
 
     def _explain(
         self,
@@ -253,7 +265,8 @@ class AttributionTrainerCallback(TrainerCallback):
         self._explainer = explainer = replace(self._explainer, texts=texts)
         device = next(model.parameters()).device
         # The trainer's own precision is in the model: its forward pass autocasts by itself.
-        context = RunContext(model, model, device, _as_it_is, nullcontext, self.seed)
+        explained = self._explained.of(model)
+        context = RunContext(explained, model, device, _as_it_is, nullcontext, self.seed)
         entries = LogEntries(runs.run, state.global_step)
         before = Fingerprint(model)
         explainer.explain(context, runs.fixed, runs.history, entries, self.prefix)
@@ -268,23 +281,22 @@ class AttributionTrainerCallback(TrainerCallback):
     def _compare_with_earlier(self, runs: StageRuns) -> None:
         runs.compare(self._failures)
         samples = runs.own_samples()
-        if self._explained not in ({}, samples):
+        if self._earlier not in ({}, samples):
             runs.history = History()
             self._failures.warn_once(
                 "other samples",
                 "Other samples are explained than before this training, so the pictures of a tag "
                 "are not of one sample. Use a callback with a prefix of its own for each data set.",
             )
-        self._explained = samples
+        self._earlier = samples
 
     def _collected(self, model: nn.Module, loader: Any, size: int) -> FixedSamples:
+        forward = self._explained.of(model).forward
         if self.samples is not None:
-            return FixedSamples.of(
-                self.samples, model.forward, batch_to_inputs=self.batch_to_inputs
-            )
+            return FixedSamples.of(self.samples, forward, batch_to_inputs=self.batch_to_inputs)
         fixed = FixedSamples(self.num_samples, batch_to_inputs=self.batch_to_inputs)
         # Batches are as large as in the evaluation, since texts are padded to the longest of each.
-        collect_first(fixed, loader, size, model.forward)
+        collect_first(fixed, loader, size, forward)
         return fixed
 
     def _publish(self, entries: LogEntries, writer: Any) -> None:
@@ -296,12 +308,6 @@ class AttributionTrainerCallback(TrainerCallback):
         publisher.pictures(entries)
         publisher.numbers(entries)
         writer.flush()
-
-
-def _stored(state: TrainerState) -> dict[str, Any]:
-    """Returns the states of callbacks, which the trainer saves with its own."""
-    stored: Any = state.stateful_callbacks
-    return cast("dict[str, Any]", stored)
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

@@ -105,6 +105,10 @@ class RelevanceWriter(BasePredictionWriter):
                 "or copy the folder there when it is complete."
             )
         self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise MisconfigurationException(
+                f"RelevanceWriter writes a folder, but {folder} is a file. Choose another path."
+            )
         self.every_n_batches = every_n_batches
         self.ids = ids
         self.collate_keeps_order = collate_keeps_order

@@ -245,4 +245,11 @@ def test_ids_of_no_sample_are_refused(tmp_path, images):
 def test_folders_that_are_not_mounted_are_refused():
     with pytest.raises(MisconfigurationException, match="s3://bucket/maps"):
         RelevanceWriter("s3://bucket/maps")
+
+
+def test_a_file_is_no_folder(tmp_path):
+    path = tmp_path / "maps"
+    path.write_text("something else", encoding="utf-8")
+    with pytest.raises(MisconfigurationException, match="maps is a file"):
+        RelevanceWriter(path)
     assert not Path("s3:").exists()

@@ -96,6 +96,42 @@ def test_the_samples_are_the_first_of_the_first_data_set(tmp_path):
     assert steps(events.Images("attribution_sample_2/label/saliency")) == [3]
 
 
+def test_scores_are_computed_by_a_function_of_a_part_of_the_model(tmp_path):
+    seen = []
+
+    class Recorded(Saliency):
+        def attribute(self, inputs, **options):
+            seen.append(self.forward_func(inputs))
+            return super().attribute(inputs, **options)
+
+    model = vit()
+    callback = AttributionTrainerCallback(
+        {"saliency": Recorded},
+        (0,),
+        1,
+        model="vit",
+        forward=lambda part, pixel_values: part(pixel_values).last_hidden_state[:, 0, :2],
+        on_error="raise",
+    )
+    run = trainer(tmp_path, model, Images, [callback])
+    run.evaluate()
+    pixels = run.eval_dataset[0]["pixel_values"][None]
+    expected = model.vit(pixels).last_hidden_state[:, 0, :2]
+    torch.testing.assert_close(seen[0], expected)
+
+
+def test_two_callbacks_with_the_same_tags_are_refused(tmp_path):
+    one, two, other = (
+        AttributionTrainerCallback(METHODS, num_samples=1, prefix=prefix)
+        for prefix in ("shown", "shown", "also shown")
+    )
+    refused = r"Two AttributionTrainerCallback .* prefix 'shown'.*its own prefix"
+    with pytest.raises(MisconfigurationException, match=refused):
+        trainer(tmp_path, bert(), Texts, [one, two]).train()
+    trainer(tmp_path, bert(), Texts, [one, other]).train()
+    trainer(tmp_path, bert(), Texts, [two]).train()
+
+
 def test_everything_lies_in_the_run_of_the_trainers_own_callback(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
     board = TensorBoardCallback()
