@@ -40,8 +40,31 @@ class Contraction(NamedTuple):
         return _missing(self.of(operand), self.output)
 
     def made(self, operand: "Operand") -> list[int]:
-        """Returns the dimensions of the output that a factor does not have."""
-        return _missing(self.output, self.of(operand))
+        """Returns the dimensions of the output that a factor does not have, or has as size one."""
+        own = self.of(operand)
+        if 1 not in operand.size or not own:
+            return _missing(self.output, own)
+        longer = self._met(operand)
+        short = {c for c, n in zip(own, operand.size, strict=True) if n == 1 and c in longer}
+        return [dim for dim, c in enumerate(self.output) if c not in own or c in short]
+
+    def shared(self, operand: "Operand") -> list[int]:
+        """Returns the dimensions of a factor along which it meets others entry by entry.
+
+        Over a dimension of size one, a factor is the same for all entries of the others.
+        """
+        met, own = self._met(operand), zip(self.of(operand), operand.size, strict=True)
+        return [d for d, (c, n) in enumerate(own) if c in met and (n > 1 or c not in self.output)]
+
+    def _met(self, operand: "Operand") -> set[str]:
+        """Returns the letters of other factors that are summed over or longer than one."""
+        return {
+            letter
+            for factor, letters in zip(self.factors, self.letters, strict=True)
+            if factor is not operand
+            for letter, length in zip(letters, factor.size, strict=True)
+            if length > 1 or letter not in self.output
+        }
 
     def moved(self, operand: "Operand", dim: int) -> int | None:
         """Returns where a dimension of a factor is in the output, or None if it is summed over."""

@@ -101,15 +101,20 @@ def is_linear_layer(operation: Operation) -> bool:
     for factor in product.factors:
         if factor.role is _WEIGHT:
             return True
-    summed = product.summed(operand)
-    others = "".join(product.of(factor) for factor in product.factors if factor is not operand)
-    shared = [dim for dim, letter in enumerate(product.of(operand)) if letter in others]
-    return bool(summed) and shared == summed and mixes_features(value, summed)
+    shared = product.shared(operand)
+    mixed = [dim for dim in product.summed(operand) if operand.size[dim] > 1 or dim in shared]
+    return (
+        bool(mixed)
+        and shared == mixed
+        and mixes_features(value, mixed)
+        and not any(factor.tokens is not None for factor in product.factors)
+    )
 
 
 def mixes_features(value: Value, summed: Sequence[int]) -> bool:
     """Whether the dimensions that a product sums over are all features."""
-    return set(summed) <= set(feature_dims(value))
+    longer = {dim for dim in summed if value.shape[dim] > 1}
+    return (longer or set(summed)) <= set(feature_dims(value))
 
 
 def feature_dims(value: Value) -> list[int]:

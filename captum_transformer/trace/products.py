@@ -1,9 +1,10 @@
 """Products, in whichever operations they are written.
 
 A product that is summed over nothing is one of entries, as by ``*``, and of one factor it is a
-move. What is added to a product of several signals is added, as by ``+``. They are traced as these,
-so that rules meet them in one form. Entries that are multiplied and then summed are a product of
-matrices. Values of attention that have several dimensions of features are multiplied with one.
+move or a sum. What is added to a product of several signals is added, as by ``+``. They are traced
+as these, so that rules meet them in one form. Entries that are multiplied and then summed are a
+product of matrices. Values of attention that have several dimensions of features are multiplied
+with one.
 """
 
 import functools
@@ -42,7 +43,8 @@ def written_out(
     if product is None:
         return None
     signals = [factor for factor in product.factors if factor.value is not None]
-    of_entries = not any(product.summed(factor) for factor in product.factors)
+    alone = len(product.factors) == 1
+    of_entries = alone or not any(product.summed(factor) for factor in product.factors)
     adds = operation.function.entry.parameters[:1] == ("bias",) and len(signals) > 1
     added = product.addend if adds or of_entries else None
     values = None if of_entries or added is not None else _values_in_parts(product)
@@ -118,12 +120,15 @@ def _of_values(product: Contraction, values: int) -> Tensor:
 
 
 def _of_entries(product: Contraction) -> Tensor:
-    """Multiplies factors whose dimensions are in the output's order."""
+    """Multiplies factors whose dimensions are all in the output, or sums up a single one."""
     factors = []
     for factor, letters in zip(product.factors, product.letters, strict=True):
         tensor, own = factor.given, [c for c in product.output if c in letters]
-        if list(letters) != own:
-            tensor = tensor.permute([letters.index(c) for c in own])
+        if summed := product.summed(factor):
+            tensor = tensor.sum(summed)
+        left = [c for c in letters if c in own]
+        if left != own:
+            tensor = tensor.permute([left.index(c) for c in own])
         first = product.output.index(own[0]) if own else 0
         for dim, c in enumerate(product.output[first:]):
             if c not in letters:
@@ -148,7 +153,7 @@ def lengths(factor: Operand) -> Sequence[int]:
 
 
 def summed_product(
-    operation: Operation, ndim: int, sizes: Callable[[Operand], Sequence[int]] = lengths
+    operation: Operation, ndim: int | None, sizes: Callable[[Operand], Sequence[int]] = lengths
 ) -> tuple[Operation, Contraction] | None:
     """Returns the product of entries that a sum or mean adds up, and both as one contraction.
 
@@ -156,7 +161,7 @@ def summed_product(
 
     Args:
         operation: the sum.
-        ndim: the number of dimensions of its output.
+        ndim: the number of dimensions of its output, or None before it runs.
         sizes: returns the lengths of a factor's dimensions, one if it is broadcast.
     """
     if operation.kind not in (Kind.SUM, Kind.MEAN) or len(operation.traced()) != 1:
@@ -168,12 +173,13 @@ def summed_product(
     if made is None or made.kind is not Kind.MUL or len(made.operands) != 2 or not dims:
         return None
     kept = bool(operation.argument("keepdim"))
-    if len({len(factor.size) for factor in made.operands}) != 1 or (kept and len(dims) > 1):
+    if kept and len(dims) > 1:
         return None
-    if ndim != len(value.shape) - len(dims) * (not kept):
+    if ndim not in (None, len(value.shape) - len(dims) * (not kept)):
         return None  # a cumulative sum
-    one, other = map(sizes, made.operands)
-    terms = _letters(one, other), _letters(other, one)
+    missing = [len(value.shape) - len(factor.size) for factor in made.operands]
+    one, other = ((1,) * n + tuple(sizes(f)) for n, f in zip(missing, made.operands, strict=True))
+    terms = _letters(one, other)[missing[0] :], _letters(other, one)[missing[1] :]
     # If the dimension that is summed over is kept, the output has an entry of a broadcast one.
     left = next((c for c in "".join(terms) if c.islower()), "z") if kept else ""
     whole = string.ascii_uppercase[: len(value.shape)]

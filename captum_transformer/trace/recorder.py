@@ -21,6 +21,7 @@ from captum_transformer.trace.known_weights import (
     signal_of_wrapped,
     with_derivative,
 )
+from captum_transformer.trace.layers_of_entries import layer_of_entries, repeats_signal
 from captum_transformer.trace.layout import lay_out
 from captum_transformer.trace.lost_gradients import StepFunction, completed
 from captum_transformer.trace.operation import Operation
@@ -48,7 +49,8 @@ from captum_transformer.trace.tape import Tape
 
 _ATTENDS = frozenset({Kind.ATTENTION, Kind.PRODUCT})
 _EMBEDDING, _NORM = Kind.EMBEDDING, Kind.NORM
-_MUL, _PRODUCT, _SUM = Kind.MUL, Kind.PRODUCT, Kind.SUM
+_MUL, _PRODUCT = Kind.MUL, Kind.PRODUCT
+_REDUCES = frozenset({Kind.SUM, Kind.MEAN})
 # The module is recorded for these kinds, which rules may refuse, and for kinds whose operands are
 # kept. Operations of other kinds are cheap and numerous.
 _NAMED = frozenset(Kind) - MOVES - {Kind.COPY, Kind.MUL, Kind.DIV} | {Kind.CONCATENATE, Kind.PAD}
@@ -125,7 +127,7 @@ class Recorder:
             result = self._by_rule(straight_through, operation, written, step)
         pools = pools_tokens(operation)
         keep = pools or operation.pattern is not None or kind in tape.keep
-        keep = keep or (kind is _MUL and is_weighted(operation))
+        keep = keep or (kind is _MUL and (is_weighted(operation) or repeats_signal(operation)))
         tape.settle(operation.operands, keep=keep)
         if written is not None:
             tape.before_write(written)
@@ -193,9 +195,9 @@ class Recorder:
             beside, outputs = outputs[1:], outputs[:1]
         if operation.refusal is not None:
             operation.refused = [get_gradient_edge(t) for t in outputs if t is not None]
-        if operation.kind is _SUM and first is not None:
-            summed = weighted_sum(operation, first.ndim)
-            if summed is not None:
+        if operation.kind in _REDUCES and first is not None:
+            summed = weighted_sum(operation, first.ndim) or layer_of_entries(operation, first.ndim)
+            if summed is not None and all(operand.is_kept for operand in summed.operands):
                 operation, keep = summed, True
         self.tape.append(operation, outputs)
         if first is None:

@@ -11,6 +11,8 @@ from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
 from captum_transformer.trace.walks import found_behind
 
+_MIXES = frozenset({Kind.PRODUCT, Kind.SUM, Kind.MEAN})
+
 
 def of_stacked_parts(operation: Operation, output: Value) -> Axis | None:
     """Returns the axis along which parts of each token's features were stacked, or None."""
@@ -40,16 +42,29 @@ def whole_of(value: Value) -> Value | None:
 
 def _whole_or_sources(part: Value) -> list[Value] | Value | None:
     operation = part.operation
-    if operation is None or not (operation.kind in MOVES or operation.kind in BY_ENTRY):
+    if operation is None:
         return None
     sources = [value for _, value in operation.traced()]
     if part.features is None or any(source.features is None for source in sources):
         return None
     if any(count_of_tokens(source) != count_of_tokens(part) for source in sources):
         return None  # parts may be of different tokens, such as pages of a cache
-    if len(sources) == 1 and _count(sources[0].features or ()) > _count(part.features):
-        return sources[0]
-    return sources
+    fewer = len(sources) == 1 and _count(sources[0].features or ()) > _count(part.features)
+    if operation.kind in MOVES or operation.kind in BY_ENTRY:
+        return sources[0] if fewer else sources
+    # A number for each token, which weights make of its features.
+    number = fewer and not part.features and operation.kind in _MIXES
+    return _unweighted(sources[0]) if number else None
+
+
+def _unweighted(value: Value) -> Value:
+    """Returns a value before constants multiplied its entries."""
+    while (operation := value.operation) is not None and operation.kind in (Kind.MUL, Kind.DIV):
+        traced = operation.traced()
+        if len(traced) > 1 or traced[0][1].shape != value.shape:
+            break
+        ((_, value),) = traced
+    return value
 
 
 def _count(features: Sequence[Axis]) -> int:

@@ -32,7 +32,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("AttnLRP", "sigmoid gate"): "quotient|exponentials",
     ("AttnLRP", "swiglu"): "einsum of three|halved between|divided",
     ("GIM", "softmax"): (
-        "by a product|by einsum|by a mean|cumulative|python|maximum twice|squared|in blocks"
+        "by a product|by a mean|cumulative|python|maximum twice|squared|in blocks"
     ),
     ("GIM", "weighted by a softmax"): "by a product|joined|in blocks",
     ("GIM", "sigmoid gate"): "quotient|exponentials",
@@ -71,9 +71,12 @@ SCORES: dict[str, Function] = {
     "shifted before a softmax": lambda s: (s - top(s)).softmax(-1),
     "shifted by one maximum": lambda s: (s - s.max()).softmax(-1),
     "shifted by a constant": lambda s: (s - top(s).detach()).softmax(-1),
-    **{name: GROUPS["softmax"][name] for name in ("exp2", "pow", "operator", "one maximum")},
+    **{
+        name: GROUPS["softmax"][name]
+        for name in ("exp2", "pow", "operator", "by einsum", "one maximum")
+    },
 }
-NOT_READ = ["by einsum", "python", "in blocks", "maximum twice", "step by step", "squared"]
+NOT_READ = ["python", "in blocks", "maximum twice", "step by step", "squared"]
 METHODS = [GenericAttentionRelevance, TransformerAttribution, ConservativeLRP, AttentionRollout]
 
 

@@ -11,6 +11,7 @@ from captum_transformer.rules.gradient.hold import MARK, attention_weights, refu
 from captum_transformer.rules.relevance.bias import adds_to, applies_weights, has_bias
 from captum_transformer.trace.features import is_linear_layer
 from captum_transformer.trace.kinds import COPIES, Kind, Role
+from captum_transformer.trace.layers_of_entries import layer_of_entries, repeats_signal
 from captum_transformer.trace.numeric import accumulation_dtype, quotient
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import scores_of
@@ -73,6 +74,20 @@ def refuse_positive_bias(operation: Operation) -> Any:
         "LRP-gamma favours the positive part of a layer's bias, too, but not of what is added to "
         "the layer's result",
         "Write the layer with its bias as `F.linear(x, weight, bias)`, or use gamma=0; ",
+    )
+
+
+def refuse_entries(operation: Operation) -> Any:
+    """Refuses a linear layer that is written as entries that are multiplied and summed."""
+    ((_, value), *_), layer = operation.traced(), layer_of_entries(operation)
+    # A sum that makes a single number may also be that of the entries under a mask.
+    if layer is None or value.operation is None or not repeats_signal(value.operation):
+        return NotImplemented
+    return refused(
+        operation,
+        "LRP-gamma is for products of matrices, and this sum completes a linear layer that is "
+        "written entry by entry",
+        "Write the layer as `F.linear(x, weight)`, or use gamma=0; ",
     )
 
 

@@ -22,6 +22,7 @@ from captum_transformer.rules.gradient.gamma import (
     favour_bias,
     favour_positive,
     note_scores,
+    refuse_entries,
     refuse_positive_bias,
 )
 from captum_transformer.rules.gradient.hold import (
@@ -155,6 +156,9 @@ _IDENTITY: ForwardRules = {
 }
 
 
+_OF_ENTRIES: ForwardRules = dict.fromkeys((Kind.SUM, Kind.MEAN), refuse_entries)
+
+
 def favoured(gamma: float, where: Where) -> ForwardRules:
     """Returns the rules of LRP-gamma for some linear maps with constant weights; see `favour`.
 
@@ -169,7 +173,8 @@ def favoured(gamma: float, where: Where) -> ForwardRules:
     rule = partial(favour, gamma=gamma, where=where)
     maps = dict.fromkeys((Kind.PRODUCT, *CONVOLUTIONS), rule)
     scores = dict.fromkeys((Kind.PRODUCT, Kind.MUL), note_scores)
-    return joined(scores, maps, dict.fromkeys((Kind.ADD, Kind.SUB), favour_bias))
+    later = dict.fromkeys((Kind.ADD, Kind.SUB), favour_bias)
+    return joined(scores, maps, later, _OF_ENTRIES if where is _is_product else {})
 
 
 def attn_lrp(gamma: float | None = None, conv_gamma: float | None = None) -> ForwardRules:
@@ -245,7 +250,7 @@ def conservative_lrp(
         tables.append(AH)
     if gammas:
         later = dict.fromkeys((Kind.ADD, Kind.SUB), refuse_positive_bias)
-        tables.append({Kind.PRODUCT: favour_positive(gammas), **later})
+        tables.append({Kind.PRODUCT: favour_positive(gammas), **later, **_OF_ENTRIES})
     if layer_norm_rule:
         tables.append(LN_AND_MEAN if hold_mean else LN)
     return method(*tables)
