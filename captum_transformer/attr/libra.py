@@ -183,8 +183,8 @@ class FullGradPlus(LibraGrad):
         if not self.biases:
             return found
         parts, calls = self._of_biases(forward, selected, streams), forward.history(score).layers()
-        added = at_own_tokens(forward.tape, parts, streams, calls)
-        return {value: part + added[value] for value, part in found.items()}
+        added = at_own_tokens(forward.tape, parts, streams, calls, whole=True)
+        return {v: part + added[v] if v in added else part for v, part in found.items()}
 
     def _streams(self, forward: TracedForward, score: Value) -> list[Value]:
         """Returns the tokens that enter each layer."""

@@ -14,14 +14,13 @@ from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.calling.isolation import in_full_precision
 from captum_transformer.calling.target import Target
 from captum_transformer.errors import InvalidInputError
-from captum_transformer.rules.flow.behind import behind
-from captum_transformer.rules.flow.token_flow import TokenFlow
 from captum_transformer.rules.gradient.positions import (
     POSITIONS,
     of_positions,
     share_of_positions,
 )
 from captum_transformer.rules.gradient.tables import joined
+from captum_transformer.rules.streams.own_tokens import at_own_tokens
 from captum_transformer.trace.forward import TracedForward
 from captum_transformer.trace.numeric import accumulation_dtype
 from captum_transformer.trace.recorder import ForwardRules
@@ -139,4 +138,5 @@ class PositionalMethod(AccountableMethod):
                 share = share_of_positions(operation, slope)
                 seeds |= {} if share is None else {output: share}
         nothing = {value: selected.new_zeros(value.shape) for value in wanted}
-        return nothing | behind(TokenFlow(forward.tape, {}), seeds, wanted)
+        # Positions of learned tokens, such as latents, are none of the inputs' tokens.
+        return nothing | at_own_tokens(forward.tape, seeds, wanted, history.calls, whole=False)

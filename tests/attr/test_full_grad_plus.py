@@ -178,6 +178,17 @@ def test_biases_belong_to_their_own_tokens(skips: str, calls: str) -> None:
         assert_close(of_layer.sum(1), score)
 
 
+def test_a_model_without_biases_has_the_same_maps() -> None:
+    model = with_random_weights(Blocks("x-"))
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.LayerNorm)):
+            module.bias = None
+    blocks = list(model.blocks)
+    alone, without = (FullGradPlus(model, blocks, biases=one) for one in (True, False))
+    found, expected = (torch.stack(one.layer_maps(TOKENS, 2)) for one in (alone, without))
+    assert_close(found, expected)
+
+
 def test_biases_at_tokens_that_are_joined_later_are_refused() -> None:
     model = with_random_weights(Blocks("xxx", joined=2))
     with pytest.raises(UnsupportedOperationError, match="joined to them later"):

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
@@ -238,3 +239,51 @@ def test_positions_are_not_added_to_layers() -> None:
     )
 
     assert_close(added, alone)
+
+
+class Repeated(nn.Module):
+    """Positions are added again behind each attention, with or without a skip connection."""
+
+    def __init__(self, *, skip: bool, one_by_one: bool) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.rand(5, 8))
+        self.qkv = nn.ModuleList(nn.Linear(8, 24, bias=False) for _ in range(2))
+        self.head = nn.Linear(8, 3)
+        self.skip, self.one_by_one = skip, one_by_one
+
+    def forward(self, x: Tensor) -> Tensor:
+        for qkv in self.qkv:
+            parts = qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+            heads = zip(*(part.unbind(1) for part in parts), strict=True)
+            made = (
+                torch.cat([F.scaled_dot_product_attention(*head) for head in heads], -1)
+                if self.one_by_one
+                else F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+            )
+            x = made + self.position + x if self.skip else made + self.position
+        return self.head(x[:, 0])
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+def test_positions_behind_attention_belong_to_the_tokens_that_ask(
+    skip: bool, one_by_one: bool
+) -> None:
+    model = with_random_weights(Repeated(skip=skip, one_by_one=one_by_one))
+    x = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    found = LibraGrad(model, positions="separate").attribute_positions(x, 1)
+
+    def attend(x: Tensor, qkv: nn.Module) -> Tensor:
+        q, k, v = qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        return ((q @ k.mT / 2).softmax(-1).detach() @ v).transpose(1, 2).flatten(2)
+
+    expected = []
+    for sample in x.split(1):
+        y = sample
+        added = [model.position.detach().clone().requires_grad_() for _ in range(2)]
+        for qkv, position in zip(model.qkv, added, strict=True):
+            y = attend(y, qkv) + position + (y if skip else 0.0)
+        gradients = torch.autograd.grad(model.head(y[:, 0])[:, 1].sum(), added)
+        parts = [(p * g).sum(-1) for p, g in zip(added, gradients, strict=True)]
+        expected.append(sum(parts))
+    assert_close(found, torch.stack(expected).detach())

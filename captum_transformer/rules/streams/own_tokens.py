@@ -22,7 +22,12 @@ _Parts = Mapping[Value, Tensor]
 
 
 def at_own_tokens(
-    tape: Tape, parts: _Parts, streams: Sequence[Value], calls: Sequence[AttentionCall]
+    tape: Tape,
+    parts: _Parts,
+    streams: Sequence[Value],
+    calls: Sequence[AttentionCall],
+    *,
+    whole: bool,
 ) -> dict[Value, Tensor]:
     """Returns what each stream of tokens gets of the parts that arise behind it.
 
@@ -34,12 +39,16 @@ def at_own_tokens(
         parts: parts of a score, at the values where they arise.
         streams: the values that hold the tokens.
         calls: the attention calls that the score depends on.
+        whole: whether all parts have to belong to tokens of the streams before them; otherwise
+            those of other tokens, such as learned ones, are left out.
+
+    Returns:
+        The parts of each stream; nothing for streams that no part is behind.
 
     Raises:
-        UnsupportedOperationError: if a part belongs to no token of a stream before it.
+        UnsupportedOperationError: if `whole`, and a part belongs to no token of a stream before it.
     """
-    flow = TokenFlow(tape, {})
-    found = {stream: next(iter(parts.values())).new_zeros(stream.shape) for stream in streams}
+    flow, found = TokenFlow(tape, {}), dict[Value, Tensor]()
     pending = [(parts, tuple(streams), False)] if parts else []
     while pending:
         some, wanted, moved = pending.pop()
@@ -57,25 +66,28 @@ def at_own_tokens(
         if near:
             arrived = flow(near, wanted) if moved else behind(flow, near, wanted)
         for stream, part in arrived.items():
-            found[stream] = found[stream] + part
+            found[stream] = found[stream] + part if stream in found else part
         for group, of_attention in far.items():
-            if asking := _at_queries(flow, of_attention, calls):
+            if asking := _at_queries(flow, of_attention, calls, whole=whole):
                 pending.append((asking, group, True))
-    _require_all(parts, found)
+    if whole:
+        _require_all(parts, streams, found)
     return found
 
 
 def _at_queries(
-    flow: TokenFlow, parts: _Parts, calls: Sequence[AttentionCall]
+    flow: TokenFlow, parts: _Parts, calls: Sequence[AttentionCall], *, whole: bool
 ) -> dict[Value, Tensor]:
     """Moves parts of what attention calls made to the tokens that the queries come from.
 
     Raises:
-        UnsupportedOperationError: if queries are learned, so that there is no such token.
+        UnsupportedOperationError: if `whole`, and queries are learned, so that there is no token.
     """
     found: dict[Value, Tensor] = {}
     for call, shares in _by_call(flow, parts, calls):
         query = query_value(call)
+        if query is None and not whole:
+            continue
         if query is None:
             raise UnsupportedOperationError(
                 f"Attention call {call.layer} ({call.module}) has learned queries, so what biases "
@@ -113,14 +125,15 @@ def _by_call(
     return found
 
 
-def _require_all(parts: _Parts, found: _Parts) -> None:
+def _require_all(parts: _Parts, streams: Sequence[Value], found: _Parts) -> None:
     """Checks that each stream has got all parts behind it."""
     kept = []
-    for stream, arrived in found.items():
+    for stream in streams:
         expected = [part for value, part in parts.items() if value.descends_from(stream)]
         if expected:
             sizes = torch.stack([part.abs().sum() for part in expected]).sum()
-            lost = torch.stack([part.sum() for part in expected]).sum() - arrived.sum()
+            lost = torch.stack([part.sum() for part in expected]).sum()
+            lost = lost - found[stream].sum() if stream in found else lost
             kept.append(~(lost.abs() > ROUNDING_OF_OPERATION * sizes))
     if kept and not truth(torch.stack(kept).all(), "whether biases belong to tokens of the layers"):
         raise UnsupportedOperationError(
