@@ -50,6 +50,8 @@ def dead_links(site: Path) -> list[str]:
 
 def main() -> int:
     site = Path(sys.argv[1])
+    if not (site / "index.html").is_file():
+        raise SystemExit(f"{site} has no index.html: build the site there first.")
     dead = dead_links(site)
     print("\n".join(dead) or f"all links inside {site} lead somewhere")
     return len(dead) > 0

@@ -1,6 +1,8 @@
 """The project's own files agree with each other."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,20 @@ def test_the_citation_has_the_version_and_the_papers_of_all_methods():
     papers = re.findall(r"\]\((https://[^)]+)\)", table)
     assert papers
     assert [paper for paper in papers if f"url: {paper}\n" not in citation] == []
+
+
+def test_a_dead_link_of_the_site_and_a_site_that_is_not_there_are_errors(tmp_path):
+    def check():
+        command = [sys.executable, ROOT / "docs" / "check_links.py", tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    assert check() == (1, f"{tmp_path} has no index.html: build the site there first.\n")
+    page = tmp_path / "index.html"
+    page.write_text('<p id="here"><a href="#here">a</a> <a href="#there">b</a>', encoding="utf-8")
+    assert check() == (1, "index.html: #there\n")
+    page.write_text('<p id="here"><a href="#here">a</a>', encoding="utf-8")
+    assert check()[0] == 0
 
 
 PACKAGES = ("captum_transformer", "lightning_callbacks")
