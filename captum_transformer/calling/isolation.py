@@ -127,7 +127,10 @@ def explaining(modules: list[tuple[str, nn.Module]], tensors: list[Tensor]) -> I
             module.training = False
 
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.inference_mode(mode=False))  # which also enables threads again
+        # The backward pass of other devices than the CPU would run a model's hooks in a thread
+        # where nothing here sees them.
+        stack.enter_context(torch.autograd.set_multithreading_enabled(mode=False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(others)
         devices = {tensor.device for tensor in tensors}

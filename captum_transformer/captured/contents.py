@@ -9,6 +9,7 @@ from types import FunctionType, MemberDescriptorType, MethodType
 from typing import Any
 from weakref import ref
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -74,6 +75,12 @@ def bytes_of(item: Any) -> bytes | None:
             return None if view.readonly else view.tobytes()
     except TypeError:
         return None
+
+
+def form_of_array(array: Any) -> Any:
+    """Returns all that decides what may be read of an array; of objects, which ones they are."""
+    plain = array.view(np.ndarray)
+    return plain.dtype, plain.shape, plain.tobytes()
 
 
 @functools.cache
@@ -164,10 +171,18 @@ def identity_of(tensor: Tensor, by: str) -> Any:
         return None
 
 
+# The names of what `metadata_of` returns, as the messages have them.
+METADATA = (
+    *("the dtype", "the shape", "the device", "whether a gradient is required"),
+    *("the strides", "whether the memory has the numbers"),
+)
+
+
 def metadata_of(tensors: Sequence[Tensor]) -> list[Any]:
     """Returns the properties of tensors that decide which operations run."""
     strides, plain = map(Tensor.stride, tensors), map(is_resolved, tensors)
-    return list(zip(map(_METADATA, tensors), strides, plain, strict=True))
+    every = zip(map(_ATTRIBUTES, tensors), strides, plain, strict=True)
+    return [(*attributes, *others) for attributes, *others in every]
 
 
-_METADATA = operator.attrgetter("dtype", "shape", "device", "requires_grad")
+_ATTRIBUTES = operator.attrgetter("dtype", "shape", "device", "requires_grad")

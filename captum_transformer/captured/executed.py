@@ -163,12 +163,14 @@ class Executed:
                     pending += (vars(module)[name] for name in read)
         yield from found.values()
 
-    def names_in_globals(self) -> Iterator[tuple[dict[str, Any], set[str]]]:
-        """Yields the globals of each file, with the names that the code reads of them."""
+    def names_in_globals(self) -> Iterator[tuple[dict[str, Any], set[str] | None]]:
+        """Yields the globals of each file, with the names that the code reads, or None for all."""
         found: dict[int, tuple[dict[str, Any], set[str]]] = {}
         for code, values in self.codes.values():
-            found.setdefault(id(values), (values, set()))[1].update(_names_in(code) & values.keys())
-        yield from found.values()
+            found.setdefault(id(values), (values, set()))[1].update(_names_in(code))
+        for values, names in found.values():
+            dynamic = "globals" in names and not is_of_packages(values.get("__name__"))
+            yield values, None if dynamic else names & values.keys()
 
 
 class Read(NamedTuple):

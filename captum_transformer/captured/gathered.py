@@ -22,6 +22,7 @@ from captum_transformer.captured.contents import (
     PLAIN,
     attributes_of,
     bytes_of,
+    form_of_array,
     has_attributes,
     holds_tensors,
     inner_of,
@@ -68,7 +69,7 @@ class Gathered:
         read: the names that the code uses.
         holders: what objects hold, by the names that are read.
         empty: containers that are empty, with their names.
-        arrays: arrays of NumPy, with their names and copies.
+        arrays: arrays of NumPy, with their names and what they hold.
         bytes: other buffers, with their names and copies.
         generators: generators of NumPy, with their names and states.
         objects: the modules and objects whose classes decide what is read.
@@ -99,11 +100,13 @@ class Gathered:
             self._add(getattr(item, "__qualname__", "a further argument"), item)
         for values, names in executed.names_in_globals():
             path = str(values.get("__name__"))
-            if is_of_packages(path):
+            if names is not None and is_of_packages(path):
                 # Numbers are torch's own state, such as whether parametrised weights are cached.
                 numbers = {name for name in names if type(values[name]) in _NUMBERS}
                 names = numbers if path.startswith("torch.") else set()
-            if names:
+            if names is None:
+                self._note(path, values, _not_pythons)
+            elif names:
                 self._note(path, values, functools.partial(some_of, names))
         for file, names in executed.names_in_modules():
             path, reads = file.__name__, functools.partial(some_of, names)
@@ -120,9 +123,11 @@ class Gathered:
             if not is_of_packages(item.__name__):
                 self._note(path, vars(item), functools.partial(some_of, self.read.own))
         elif isinstance(item, np.ndarray):
-            self.arrays.append((path, item, item.copy()))
+            self.arrays.append((path, item, form_of_array(item)))
             for one in item.flat if item.dtype.hasobject else ():
                 self._add(f"an entry of {path}", one)
+            if type(item) is not np.ndarray:
+                self._add_object(path, item, everything=everything)
         elif isinstance(item, (np.random.Generator, np.random.RandomState)):
             self.generators.append((path, item, pickle.dumps(item)))
         elif isinstance(item, nn.Module):
@@ -222,6 +227,10 @@ class Gathered:
         else:
             for name, value in some_of(self.read.own, vars(tensor)).items():
                 self._add(f"{path}.{name}", value)
+
+
+def _not_pythons(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if not name.startswith("__")}
 
 
 def _inner_at(holder: Holder, place: int) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from captum_transformer.captured.arguments import Shape
 from captum_transformer.captured.contents import (
+    METADATA,
     bytes_of,
+    form_of_array,
     has_attributes,
     identity_of,
     metadata_of,
@@ -103,8 +104,8 @@ class Guard:
                 holder.values = held
         if not same:
             self._together.accept()
-        for path, array, copy in self._gathered.arrays:
-            if not np.array_equal(array, copy, equal_nan=array.dtype.kind in "fc"):
+        for path, array, form in self._gathered.arrays:
+            if form_of_array(array) != form:
                 return f"the array {path} holds other numbers"
         for path, held, numbers in self._gathered.bytes:
             if bytes_of(held) != numbers:
@@ -131,7 +132,11 @@ class Guard:
         if metadata != self.metadata_of:
             changes = zip(self._watched.values(), metadata, self.metadata_of, strict=True)
             (first, *_), new, old = next(c for c in changes if c[1] != c[2])
-            return f"{self._holders[first.holder].name(first.number)} is {new}, and was {old}"
+            name = self._holders[first.holder].name(first.number)
+            what, now, before = next(
+                c for c in zip(METADATA, new, old, strict=True) if c[1] != c[2]
+            )
+            return f"{what} of {name} is {now}, and was {before}"
         return None
 
     def drawn(self) -> str | None:

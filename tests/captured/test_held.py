@@ -157,6 +157,18 @@ HELD: dict[str, Held] = {
     ),
     "an array of numbers": Held(lambda: array.array("d", [2.0]), lambda o: o[0], set_first),
     "bytes": Held(lambda: bytearray([2]), lambda o: o[0], lambda o, v: set_first(o, int(v))),
+    "the sign of zero in an array": Held(
+        lambda: np.zeros(1), lambda o: 3.0 if np.signbit(o[0]) else 2.0,
+        lambda o, v: set_first(o, 0.0 if v == 2 else -0.0),
+    ),
+    "how an array is read": Held(
+        lambda: np.zeros(8, np.uint8), lambda o: 2.0 * o.itemsize,
+        lambda o, v: setattr(o, "dtype", np.uint8 if v == 2 else np.uint16),
+    ),
+    "the mask of an array": Held(
+        lambda: np.ma.masked_array([2.0, 1.0], mask=[False, True]), lambda o: float(o.sum()),
+        lambda o, v: o.mask.__setitem__(1, v == 2),
+    ),
     "an object in an array": Held(
         lambda: np.array([Own()]), lambda o: o[0].scale, lambda o, v: set_scale(o[0], v)
     ),

@@ -162,6 +162,19 @@ def test_attributes_that_are_taken_from_all() -> None:
         captured(values(1), 2)
 
 
+class TakesFromGlobals(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * globals().get("_".join(("FACTOR", "0")), 1.0))
+
+
+def test_globals_that_are_taken_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = AttnLRP(classifier(TakesFromGlobals)).capture(values(), 1)
+    captured(values(1), 2)
+    monkeypatch.setitem(TakesFromGlobals.forward.__globals__, "FACTOR_0", 2.0)
+    with pytest.raises(CaptureMismatchError, match="FACTOR_0"):
+        captured(values(1), 2)
+
+
 class TimesHeld:
     """Functions that further arguments may be, with a number that they read."""
 
