@@ -166,15 +166,22 @@ def outcome(mutation: Mutation, tree: Path, parts: list[list[str]], limit: float
     original = file.read_text(encoding="utf-8")
     file.write_text(mutation.text, encoding="utf-8")
     try:
-        return "survived" if all(passes(tree, part, limit) for part in parts) else "caught"
+        caught = any(failures(tree, part, limit) for part in parts)
+        return "caught" if caught else "survived"
     except subprocess.TimeoutExpired:
         return "hung"
     finally:
         file.write_text(original, encoding="utf-8")
 
 
-def passes(tree: Path, tests: list[str], limit: float) -> bool:
-    """Whether the tests pass, of the code as it is in a folder."""
+def selected(tests: list[str], names: str, quick: bool) -> list[str]:
+    """The arguments for pytest; none is empty, since it would be lost in a file of arguments."""
+    named = ["-k", names] if names else []
+    return [*tests, *named, *(["-m", "not slow"] if quick else [])]
+
+
+def failures(tree: Path, tests: list[str], limit: float) -> str:
+    """The end of what tests say that fail, of the code as it is in a folder; empty if they pass."""
     (tree / "tests.txt").write_text("\n".join(tests), encoding="utf-8")
     options = ["-x", "-q", "-p", "no:cacheprovider", "@tests.txt"]
     command = [sys.executable, "-m", "pytest", *options]
@@ -190,7 +197,7 @@ def passes(tree: Path, tests: list[str], limit: float) -> bool:
     )
     if "ERROR: not found:" in run.stdout + run.stderr:
         sys.exit("The tests that were recorded are not those of the code: record them anew.")
-    return run.returncode == 0
+    return (run.stdout + run.stderr)[-2000:] if run.returncode else ""
 
 
 def copied(tree: Path) -> None:
@@ -216,14 +223,14 @@ def main() -> None:
     args = parser.parse_args()
 
     recording = None if args.lines is None else recorded(args.lines)
-    tests = [*args.tests, "-k", args.names, *(("-m", "not slow") if args.quick else ())]
+    tests = selected(args.tests, args.names, args.quick)
     lines = args.out.read_text(encoding="utf-8").splitlines() if args.out.exists() else []
     known = {found["mutation"]: found["outcome"] for found in map(json.loads, lines)}
     with tempfile.TemporaryDirectory() as folder, args.out.open("a", encoding="utf-8") as out:
         tree = Path(folder)
         copied(tree)
-        if not known and args.lines is None and not passes(tree, tests, args.limit):
-            sys.exit("The tests fail without a mutation.")
+        if not known and args.lines is None and (said := failures(tree, tests, args.limit)):
+            sys.exit(f"{said}\nThe tests fail without a mutation.")
         for mutation in drawn(args.code, args.count, args.seed):
             if mutation.name not in known:
                 start = time.perf_counter()
