@@ -44,27 +44,24 @@ class Contraction(NamedTuple):
         own = self.of(operand)
         if 1 not in operand.size or not own:
             return _missing(self.output, own)
-        longer = self._met(operand)
-        short = {c for c, n in zip(own, operand.size, strict=True) if n == 1 and c in longer}
-        return [dim for dim, c in enumerate(self.output) if c not in own or c in short]
+        return _longer(self.output, own, operand.size, *self._others(operand))
 
     def shared(self, operand: "Operand") -> list[int]:
         """Returns the dimensions of a factor along which it meets others entry by entry.
 
         Over a dimension of size one, a factor is the same for all entries of the others.
         """
-        met, own = self._met(operand), zip(self.of(operand), operand.size, strict=True)
-        return [d for d, (c, n) in enumerate(own) if c in met and (n > 1 or c not in self.output)]
+        own, met = self.of(operand), _met(self.output, *self._others(operand))
+        lengths = zip(own, operand.size, strict=True)
+        return [
+            d for d, (c, n) in enumerate(lengths) if c in met and (n > 1 or c not in self.output)
+        ]
 
-    def _met(self, operand: "Operand") -> set[str]:
-        """Returns the letters of other factors that are summed over or longer than one."""
-        return {
-            letter
-            for factor, letters in zip(self.factors, self.letters, strict=True)
-            if factor is not operand
-            for letter, length in zip(letters, factor.size, strict=True)
-            if length > 1 or letter not in self.output
-        }
+    def _others(self, operand: "Operand") -> tuple[tuple[str, ...], tuple[Sequence[int], ...]]:
+        """Returns the letters and sizes of the other factors."""
+        places = [place for place, factor in enumerate(self.factors) if factor is not operand]
+        letters = tuple([self.letters[place] for place in places])
+        return letters, tuple([self.factors[place].size for place in places])
 
     def moved(self, operand: "Operand", dim: int) -> int | None:
         """Returns where a dimension of a factor is in the output, or None if it is summed over."""
@@ -76,6 +73,29 @@ class Contraction(NamedTuple):
 @lru_cache(maxsize=4096)
 def _missing(letters: str, output: str) -> list[int]:
     return [dim for dim, letter in enumerate(letters) if letter not in output]
+
+
+@lru_cache(maxsize=4096)
+def _met(output: str, terms: tuple[str, ...], sizes: tuple[Sequence[int], ...]) -> frozenset[str]:
+    """Returns the letters of some factors that are summed over or longer than one."""
+    dims = (
+        pair for of, size in zip(terms, sizes, strict=True) for pair in zip(of, size, strict=True)
+    )
+    return frozenset(c for c, n in dims if n > 1 or c not in output)
+
+
+@lru_cache(maxsize=4096)
+def _longer(
+    output: str,
+    own: str,
+    size: Sequence[int],
+    terms: tuple[str, ...],
+    sizes: tuple[Sequence[int], ...],
+) -> list[int]:
+    """Returns the dimensions of an output that a factor does not have, or has as size one."""
+    met = _met(output, terms, sizes)
+    short = {c for c, n in zip(own, size, strict=True) if n == 1 and c in met}
+    return [dim for dim, c in enumerate(output) if c not in own or c in short]
 
 
 @lru_cache(maxsize=4096)
