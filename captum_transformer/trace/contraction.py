@@ -51,7 +51,9 @@ class Contraction(NamedTuple):
 
         Over a dimension of size one, a factor is the same for all entries of the others.
         """
-        own, met = self.of(operand), _met(self.output, *self._others(operand))
+        if not (own := self.of(operand)):
+            return []  # of what is added to the product
+        met = _met(self.output, *self._others(operand))
         lengths = zip(own, operand.size, strict=True)
         return [
             d for d, (c, n) in enumerate(lengths) if c in met and (n > 1 or c not in self.output)

@@ -81,3 +81,14 @@ def test_numbers_that_weights_make_of_a_token_are_its_features(method: str) -> N
     expected = METHODS[method](Model(F.linear)).attribute(X, 0)
     found = METHODS[method](Model(one_by_one)).attribute(X, 0)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_a_signal_that_a_constant_product_is_added_to_is_an_addend(method: str) -> None:
+    one, other = doubles(2, 4, 3, seed=8), doubles(2, 3, 6, seed=9)
+
+    def explained(added: Callable[[Tensor], Tensor]) -> Tensor:
+        return METHODS[method](lambda x: Model(F.linear)(added(x))).attribute(X, 0)
+
+    found = explained(lambda x: torch.baddbmm(x, one, other))
+    torch.testing.assert_close(found, explained(lambda x: x + one @ other))
