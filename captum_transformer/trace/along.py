@@ -14,6 +14,7 @@ from captum_transformer.trace.dimensions import passage, source_of
 from captum_transformer.trace.features import feature_dims, is_linear_layer, mixes_features
 from captum_transformer.trace.kinds import BY_ENTRY, ENTRIES_ALONE, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
+from captum_transformer.trace.queries import query_value
 from captum_transformer.trace.stacked import count_of_tokens
 from captum_transformer.trace.statistics import signal_of
 from captum_transformer.trace.value import Value
@@ -96,13 +97,21 @@ def is_of_one_number(ends: set[End]) -> bool:
 def are_of_one_token(ends: set[End]) -> bool:
     """Whether the numbers in each row were made from the features of one token of one value.
 
-    The ways back must meet without mixing, moving or dropping tokens.
+    The ways back must meet without mixing, moving or dropping tokens. What attention makes is made
+    for the tokens that ask.
     """
     frontier = {end.value for end in ends}
     while len(frontier) > 1:
         latest = max(frontier, key=lambda value: value.index)
         frontier.remove(latest)
         made = latest.operation
+        call = None if made is None else made.attention
+        if call is not None and not call.among_channels:
+            asking = query_value(call)
+            if asking is None:
+                return False
+            frontier.add(asking)
+            continue
         if made is None or not _keeps_tokens(made, latest):
             return False
         frontier.update(source for _, source in not_overwritten(made))

@@ -369,3 +369,54 @@ def test_predicted_weights_of_rolled_neighbours_are_attention(method: Any) -> No
     )
     for one in found:
         torch.testing.assert_close(one, expected)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.einsum("btu,bud->btd", (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1), v)
+
+
+def attended(x: Tensor, attend: Callable[..., Tensor], place: int) -> Tensor:
+    q, k, v = F.linear(x, doubles(3 * WIDTH, WIDTH, seed=20 + place)).chunk(3, -1)
+    return F.linear(attend(q, k, v), doubles(WIDTH, WIDTH, seed=30 + place))
+
+
+# What each token may choose from; all of it is of that token.
+CHOSEN: dict[str, Callable[..., list[Tensor]]] = {
+    "experts that attend": lambda x, attend: [attended(x, attend, p) for p in range(EXPERTS)],
+    "attention or layers": lambda x, attend: [attended(x, attend, 0), *experts(x)[1:]],
+    "layers one by one": lambda x, attend: [
+        x,
+        x + attended(x, attend, 0),
+        attended(x + attended(x, attend, 0), attend, 1),
+    ],
+}
+TOGETHER: dict[str, Callable[[Tensor, list[Tensor]], Tensor]] = {
+    "einsum": lambda w, of: torch.einsum("bte,btde->btd", w, torch.stack(of, -1)),
+    "stacked": lambda w, of: (w[..., None] * torch.stack(of, 2)).sum(2),
+    "in front": lambda w, of: torch.einsum("bte,ebtd->btd", w, torch.stack(of)),
+}
+
+
+@pytest.mark.parametrize("method", [AttnLRP, ConservativeLRP, GIM, LibraGrad])
+@pytest.mark.parametrize("attend", [fused, written_out])
+@pytest.mark.parametrize("mixed", TOGETHER)
+@pytest.mark.parametrize("chosen", CHOSEN)
+def test_what_attends_may_be_chosen_like_an_expert(
+    chosen: str, mixed: str, attend: Callable[..., Tensor], method: Any
+) -> None:
+    def score(mix: Callable[[Tensor, list[Tensor]], Tensor], x: Tensor) -> Tensor:
+        return mix(weights(x), CHOSEN[chosen](x, attend)).flatten(1)
+
+    def one_by_one(w: Tensor, of: list[Tensor]) -> Tensor:
+        parts = (p[..., None] * one for p, one in zip(w.unbind(-1), of, strict=True))
+        return sum(parts, start=torch.zeros(()))
+
+    x = doubles(2, TOKENS, WIDTH, seed=9)
+    found, expected = (
+        method(partial(score, mix)).attribute(x, target=1) for mix in (TOGETHER[mixed], one_by_one)
+    )
+    torch.testing.assert_close(found, expected)
