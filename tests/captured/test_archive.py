@@ -172,6 +172,7 @@ def test_where_a_check_fails_it_is_named(tmp_path: Path) -> None:
         loaded(values(1), 2, (torch.ones(3, 3),))
 
 
+@pytest.mark.slow
 def test_a_file_says_which_check_failed_also_without_the_package(tmp_path: Path) -> None:
     from tests.captured.test_refusals import MixesIfLarge, ReadsMask
 

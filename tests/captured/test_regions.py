@@ -48,6 +48,7 @@ def in_parts(captured: Any) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize("method", [AttnLRP, TransformerAttribution])
+@pytest.mark.slow
 def test_layers_are_compiled_once_however_many_there_are(method: Any) -> None:
     counts = []
     for depth in (5, 7):
@@ -209,12 +210,13 @@ def test_random_operations_find_the_order_in_memory_that_they_depend_on(seed: in
     ("name", "method"),
     [
         ("GPT-2", GenericAttentionRelevance),  # a cache starts with an empty tensor
-        pytest.param("T5", AttnLRP, marks=pytest.mark.slow),
-        pytest.param("GPT-2", TransformerAttribution, marks=pytest.mark.slow),
-        pytest.param("T5", TransformerAttribution, marks=pytest.mark.slow),
-        pytest.param("BART", GenericAttentionRelevance, marks=pytest.mark.slow),
+        ("T5", AttnLRP),
+        ("GPT-2", TransformerAttribution),
+        ("T5", TransformerAttribution),
+        ("BART", GenericAttentionRelevance),
     ],
 )
+@pytest.mark.slow
 def test_models_with_caches(name: str, method: Any) -> None:
     explained = subject(name) if name == "GPT-2" else {"T5": t5, "BART": bart}[name]("sdpa")
     explainer = method(explained.model)

@@ -100,6 +100,7 @@ def test_tokens_instead_of_words(checkpoints, run):
     assert any(line.startswith("##") for line in out.splitlines())
 
 
+@pytest.mark.slow
 def test_captured_explanations_have_the_same_numbers(checkpoints, photo, run):
     upside_down = photo.parent / "upside_down.png"
     with Image.open(photo) as image:

@@ -209,6 +209,7 @@ def test_mlflow(pl, trainer_options, tmp_path, store, monkeypatch):
     assert [entry.step for entry in history] == [16]
 
 
+@pytest.mark.slow
 def test_wandb_offline(pl, trainer_options, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")

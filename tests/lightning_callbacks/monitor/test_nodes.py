@@ -85,6 +85,7 @@ def pictures(folder):
     return {tag: len(log.Images(tag)) for tag in log.Tags()["images"]}
 
 
+@pytest.mark.slow
 def test_nodes_share_the_samples_and_train_as_ever(tmp_path):
     for watched in (True, False):
         codes, _ = alone(timed, str(tmp_path / str(watched)), watched, Saliency)

@@ -26,7 +26,7 @@ cuda = pytest.mark.cuda
     ("strategy", "precision"),
     [
         pytest.param("one device", "bf16-true", marks=slow),
-        pytest.param("DDP, two processes", "32-true"),
+        pytest.param("DDP, two processes", "32-true", marks=slow),
         pytest.param("DDP, samples shared", "bf16-mixed", marks=slow),
         pytest.param("DDP, samples shared", "bf16-true", marks=slow),
         pytest.param("one device", "16-mixed", marks=cuda),

@@ -1,5 +1,6 @@
 """One monitor and several trainers, one after the other or one within the other."""
 
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
@@ -35,6 +36,7 @@ def test_folds_of_a_cross_validation(pl, trainer_options):
         assert CORRELATION not in read(one).Tags()["scalars"], "there is no earlier run of a fold"
 
 
+@pytest.mark.slow
 def test_a_trainer_that_validates_within_a_fit(pl, trainer_options):
     monitor = AttributionMonitor(METHODS, num_samples=2, on_error="raise")
     inner_trainers = []

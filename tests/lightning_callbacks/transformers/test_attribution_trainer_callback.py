@@ -51,6 +51,7 @@ def test_texts_are_logged_after_each_evaluation(tmp_path):
     assert steps(events.Scalars("attribution/convergence_delta/lrp")) == [3, 6]
 
 
+@pytest.mark.slow
 def test_captured_explanations_are_the_same(tmp_path, monkeypatch):
     pictures, captured_calls, add = [], [], Repeated.add
     monkeypatch.setattr(Repeated, "add", lambda *given: captured_calls.append(1) or add(*given))
