@@ -56,6 +56,13 @@ class _Gap(NamedTuple):
     number: int
 
 
+class _Again(NamedTuple):
+    """The place of a tensor that is the same object as the one at an earlier place."""
+
+    number: int
+    earlier: int
+
+
 @dataclass(frozen=True)
 class Role:
     """The role of a tensor in a call.
@@ -107,6 +114,8 @@ class Given:
         self._several = several
         self._targets = self._form_of_targets(target)
         self.targets = len(self.tensors)
+        # Models ask whether two are one object, as attention does of queries and keys.
+        self._numbers: dict[int, int] = {}
         args, kwargs = given.further_as_given
         by_place = self._form(args, "additional_forward_args")
         by_name = self._form(kwargs, "additional_forward_kwargs")
@@ -132,6 +141,15 @@ class Given:
         target = _target(targets, tensors, sizes)
         args, kwargs = _filled(further, tensors)
         return function(inputs, target, args, additional_forward_kwargs=kwargs)
+
+    def own_tensors(self) -> list[Tensor]:
+        """Returns other objects than the caller's: tensors in a graph are told apart by identity.
+
+        Those of further arguments are as many as there were.
+        """
+        shared = {id(tensor): tensor.detach() for tensor in self.tensors[self.targets :]}
+        first = [tensor.detach() for tensor in self.tensors[: self.targets]]
+        return first + [shared[id(tensor)] for tensor in self.tensors[self.targets :]]
 
     def example(self) -> "list[Tensor]":
         """Returns tensors like those of this call, all zero."""
@@ -217,9 +235,11 @@ class Given:
 
     def _form(self, item: Any, place: str) -> Any:
         if isinstance(item, Tensor):
-            self.tensors.append(resolved(item))
+            number = len(self.tensors)
+            earlier = self._numbers.setdefault(id(item), number)
+            self.tensors.append(resolved(item) if earlier == number else self.tensors[earlier])
             self.roles.append(Role(place, may_be_read=True))
-            return _Gap(len(self.tensors) - 1)
+            return _Gap(number) if earlier == number else _Again(number, earlier)
         if type(item) in (tuple, list):
             parts = (self._form(part, f"{place}[{n}]") for n, part in enumerate(item))
             return (type(item), *parts)
@@ -248,7 +268,7 @@ def _target(form: Any, tensors: Sequence[Tensor], sizes: list[Any]) -> Any:
 
 def _filled(form: Any, tensors: Sequence[Tensor]) -> Any:
     """Returns nested arguments with tensors in their places."""
-    if isinstance(form, _Gap):
+    if isinstance(form, (_Gap, _Again)):
         return tensors[form.number]
     kind, *parts = form
     if kind is dict:
@@ -299,6 +319,8 @@ def _named(kind: Any) -> str:
 def _shown(form: Any) -> Any:
     if isinstance(form, _Gap):
         return "a tensor"
+    if isinstance(form, _Again):
+        return "the same tensor again"
     kind, *parts = form
     if kind is dict:
         return {key: _shown(part) for key, part in parts}

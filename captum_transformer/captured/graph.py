@@ -56,8 +56,7 @@ class Recorded:
         # Without a mode of its own for each tensor, of which the graph notes down what it is like.
         context = tracing(TracingContext(FakeTensorMode(allow_non_fake_inputs=True)))
         with torch.inference_mode(mode=False), context, _recorded_by_torch():
-            # Other objects than the caller's, one for each: tensors are distinguished by identity.
-            graph_module = make_fx(run)(*(tensor.detach() for tensor in tensors))
+            graph_module = make_fx(run)(*tensors)
         self.checks = [condition.what for condition in recording.conditions]
         self.reads = [condition.of_model for condition in recording.conditions]
         graph = graph_module.graph

@@ -161,7 +161,8 @@ def captured(method: Any, given: Given, call: Callable[..., Any]) -> tuple[Guard
         if key not in known
     ]
     guard = Guard(method, modules, executed, given.devices, given.fixed)
-    recorded = Recorded(lambda *tensors: given.call(call, tensors, []), given.tensors, given.roles)
+    tensors = given.own_tensors()
+    recorded = Recorded(lambda *tensors: given.call(call, tensors, []), tensors, given.roles)
     for tensor in recorded.state.values():
         if not guard.places(tensor):
             raise CaptureError(

@@ -5,6 +5,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from captum_transformer import AttnLRP, ConservativeLRP, TransformerAttribution
+from captum_transformer import AttnLRP, ConservativeLRP, TransformerAttribution, load_captured
 from captum_transformer.errors import CaptureError, CaptureMismatchError, InvalidTargetError
 from tests.captured.models import (
     Block,
@@ -413,6 +414,31 @@ def test_a_parameter_is_a_tensor_among_further_arguments() -> None:
     captured = method.capture(values(), 1, (nn.Parameter(torch.ones(8)),))
     scale = torch.full((8,), 2.0)
     assert_same(captured(values(1), 2, (scale,)), method.attribute(values(1), [2] * 3, (scale,)))
+
+
+def test_further_arguments_that_are_one_object(tmp_path: Path) -> None:
+    model, x = classifier(), values(1)
+    method = AttnLRP(lambda x, p, q: model(x + p * (3 if p is q else 1) + q))
+    one, other = values(2), values(3)
+    captured = method.capture(values(), 1, (one, other))
+    with pytest.raises(CaptureMismatchError, match="the same tensor again"):
+        captured(x, 2, (one, one))
+    captured = method.capture(values(), 1, (one, one), recapture=True)
+    captured.save(tmp_path / "explain.pt2")
+    for given in ((other, other), (one, other), (x, x), (x, one)):
+        assert_same(captured(x, 2, given), method.attribute(x, [2] * 3, given))
+    loaded = load_captured(tmp_path / "explain.pt2")
+    assert_same(loaded(x, 2, (other, other)), method.attribute(x, [2] * 3, (other, other)))
+    with pytest.raises(CaptureMismatchError, match="the same tensor again"):
+        loaded(x, 2, (other, other.clone()))
+
+
+def test_an_input_that_is_a_further_argument_too() -> None:
+    model, x = classifier(), values(1)
+    method = AttnLRP(lambda x, p: model(x + 2 * p))
+    captured = method.capture(x, 1, (x,))
+    for given in (x, values(2)):
+        assert_same(captured(x, 2, (given,)), method.attribute(x, [2] * 3, (given,)))
 
 
 def test_copies_are_refused() -> None:
