@@ -24,8 +24,8 @@ def repeats_signal(operation: Operation) -> bool:
 def layer_of_entries(operation: Operation, ndim: int | None = None) -> Operation | None:
     """Returns a sum of a signal's features times weights as a product, or None for other sums.
 
-    An example is ``(x[..., None] * weight).sum(-2)``. A sum over tokens, such as those that a mask
-    keeps, is none.
+    An example is ``(x[..., None] * weight).sum(-2)``. A sum over tokens, as by a masked mean, is no
+    such product.
 
     Args:
         operation: the sum.

@@ -80,7 +80,7 @@ def refuse_positive_bias(operation: Operation) -> Any:
 def refuse_entries(operation: Operation) -> Any:
     """Refuses a linear layer that is written as entries that are multiplied and summed."""
     ((_, value), *_), layer = operation.traced(), layer_of_entries(operation)
-    # A sum that makes a single number may also be that of the entries under a mask.
+    # Without new features it may also be the sum of the entries that a mask keeps.
     if layer is None or value.operation is None or not repeats_signal(value.operation):
         return NotImplemented
     return refused(
