@@ -27,8 +27,15 @@ def are_probabilities(value: Value) -> bool:
 
 
 def weighs_some_tokens(value: Value) -> bool:
-    """Whether a value holds softmax weights of tokens, of all of them or cut from those of all."""
-    return value.weighs_tokens or are_probabilities(value)
+    """Whether a value holds softmax weights of tokens, of all of them or cut from those of all.
+
+    Where features aren't known, those that were cut out may be of experts, unless queries and keys
+    have made them.
+    """
+    if value.weighs_tokens or not are_probabilities(value):
+        return value.weighs_tokens
+    scores = scores_of(value)
+    return value.features is not None or (scores is not None and len(scores.traced()) > 1)
 
 
 def scores_of(probabilities: Value | None) -> Operation | None:

@@ -203,14 +203,15 @@ def test_methods_of_maps_refuse_weights_of_single_tokens(apply):
             method(lambda x: applied_one_by_one(x, apply)).attribute(X, 1)
 
 
-def test_experts_are_no_tokens_whose_weights_are_held():
+@pytest.mark.parametrize("layer", [F.linear, lambda x, w: x @ w.T], ids=["known", "unknown"])
+def test_experts_are_no_tokens_whose_weights_are_held(layer):
     routed, experts = doubles(3, 6, seed=7), doubles(3, 6, 6, seed=8)
 
     def score(x, of=torch.clone):
         q, k, v = (x @ QKV.T).unflatten(-1, (3, HEADS, WIDTH)).permute(2, 0, 3, 1, 4)
         x = x + (of((q @ k.mT).softmax(-1)) @ v).transpose(1, 2).flatten(2)
-        shares = F.linear(x, routed).softmax(-1).unbind(-1)
-        return sum(p[..., None] * F.linear(x, w) for p, w in zip(shares, experts, strict=True))
+        shares = layer(x, routed).softmax(-1).unbind(-1)
+        return sum(p[..., None] * layer(x, w) for p, w in zip(shares, experts, strict=True))
 
     (expected,) = by_autograd(lambda x: score(x, torch.detach).flatten(1)[:, 1], X)
     found = ConservativeLRP(lambda x: score(x).flatten(1)).attribute(X, 1)

@@ -16,7 +16,7 @@ from captum_transformer.trace.gates import (
 from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.meetings import Meeting, meeting
 from captum_transformer.trace.operation import Operand, Operation
-from captum_transformer.trace.probabilities import are_probabilities
+from captum_transformer.trace.probabilities import are_probabilities, weighs_some_tokens
 from captum_transformer.trace.quotients import is_divided, is_gate_by_formula
 from captum_transformer.trace.statistics import (
     is_mean,
@@ -236,7 +236,7 @@ def hold_weights(operation: Operation) -> Any:
     if len(traced) == 1:
         return with_held(operation, weights_of_constants(operation))
     weights = [operand for operand, _ in weights_of_tokens(operation)]
-    weights = weights or [operand for operand, value in traced if are_probabilities(value)]
+    weights = weights or [operand for operand, value in traced if weighs_some_tokens(value)]
     if len(weights) == len(traced) > 1 and any(value.features is None for _, value in traced):
         return refused(
             operation,
