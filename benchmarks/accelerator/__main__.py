@@ -18,7 +18,7 @@ import timm
 import torch
 import transformers
 
-from benchmarks.accelerator.measure import clean_up
+from benchmarks.accelerator.measure import WAYS, clean_up
 from benchmarks.accelerator.record import Record
 from benchmarks.accelerator.units import PARTS, ROOT, SUBJECTS
 from benchmarks.device import best_device, device_name
@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=models)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, nargs="+", default=[16_384, 32_768])
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=list(WAYS), help="of captured calls"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--monitored", default="vit_small_patch16_224", help="the model in training"

@@ -13,10 +13,10 @@ import torch
 import transformers
 
 from benchmarks import monitor
-from benchmarks.accelerator.measure import measured
+from benchmarks.accelerator.measure import captured_contenders, measured
 from benchmarks.accelerator.record import Row
 from benchmarks.cost.__main__ import LONG, TEXTS
-from benchmarks.cost.measurements import beside_lxt
+from benchmarks.cost.measurements import SEVERAL_TARGETS, beside_lxt
 from benchmarks.cost.subjects import SUBJECTS as COST_SUBJECTS
 from benchmarks.cost.subjects import Subject, long_decoder, long_encoder, text_model
 
@@ -62,6 +62,32 @@ def tests(options: argparse.Namespace) -> Iterator[Unit]:
 
 def timings(options: argparse.Namespace) -> Iterator[Unit]:
     """All methods on all models."""
+    for setting, subject in _batches(options):
+
+        def run(subject: Any = subject, dtype: str = setting.split("/")[1]) -> list[Row]:
+            return measured(subject(), options.repeats, dtype=dtype)
+
+        yield f"time/{setting}", run
+
+
+def captured(options: argparse.Namespace) -> Iterator[Unit]:
+    """Methods as they are, captured, compiled, and with CUDA graphs."""
+    ways = [way for way in options.ways if way != "CUDA graphs" or options.device.type == "cuda"]
+    for setting, subject in _batches(options):
+        for method in SEVERAL_TARGETS:
+
+            def run(
+                subject: Any = subject, method: str = method, dtype: str = setting.split("/")[1]
+            ) -> list[Row]:
+                batch = subject()
+                runs = captured_contenders(batch, method, ways)
+                return measured(batch, options.repeats, runs=runs, dtype=dtype)
+
+            yield f"captured/{setting}/{method}", run
+
+
+def _batches(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Subject]]]:
+    """Yields the name of each model, dtype and batch size, with a function that builds it."""
 
     @lru_cache(maxsize=1)
     def subject(name: str, dtype: str) -> Subject:
@@ -71,11 +97,10 @@ def timings(options: argparse.Namespace) -> Iterator[Unit]:
         for name in options.models:
             for size in options.batch_sizes:
 
-                def run(name: str = name, dtype: str = dtype, size: int = size) -> list[Row]:
-                    batch = subject(name, dtype).with_samples(size)
-                    return measured(batch, options.repeats, dtype=dtype)
+                def batch(name: str = name, dtype: str = dtype, size: int = size) -> Subject:
+                    return subject(name, dtype).with_samples(size)
 
-                yield f"time/{name}/{dtype}/{size}", run
+                yield f"{name}/{dtype}/{size}", batch
 
 
 def long_texts(options: argparse.Namespace) -> Iterator[Unit]:
@@ -125,6 +150,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Unit]]] = {
     "long": long_texts,
     "monitor": training,
     "time": timings,
+    "captured": captured,
     "lxt": lxt,
 }
 

@@ -71,6 +71,14 @@ def test_time_and_memory_of_all_methods(run):
     assert len([line for line in said.splitlines() if line.startswith("|")]) == 2 + len(rows)
 
 
+def test_captured_calls_stand_beside_the_method_itself(run, monkeypatch):
+    monkeypatch.setattr(units, "SEVERAL_TARGETS", ("AttnLRP",))
+    found, _ = run("--parts", "captured", "--batch-sizes", "2", "--ways", "captured", "CUDA graphs")
+    rows = {row["contender"]: row for row in found["captured/test_vit/float32/2/AttnLRP"]}
+    assert list(rows) == [REFERENCE, "AttnLRP", "AttnLRP, captured"]
+    assert rows["AttnLRP, captured"]["first call (s)"] > rows["AttnLRP, captured"]["seconds"] > 0
+
+
 def test_the_other_parts(run):
     found, _ = run("--parts", "long", "monitor")
     assert {unit.split("/")[0] for unit in found} == {"long", "monitor"}
