@@ -101,6 +101,7 @@ def test_tokens_and_several_targets(tmp_path: Path) -> None:
         loaded(values(1, samples=2), [1, 2])
 
 
+@pytest.mark.slow
 def test_weights_are_saved_as_they_are_and_have_the_models_names(tmp_path: Path) -> None:
     model = classifier()
     explainer = AttnLRP(model)
@@ -136,6 +137,7 @@ class Rack(nn.Module):
         return self.inner(other_file.LAYERS[1](other_file.LAYERS[0](x) * scale))
 
 
+@pytest.mark.slow
 def test_names_of_weights_that_are_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(other_file, "LAYERS", [nn.Linear(8, 8), nn.Linear(8, 8)], raising=False)
     method = AttnLRP(Rack())
@@ -145,6 +147,7 @@ def test_names_of_weights_that_are_in_use(tmp_path: Path, monkeypatch: pytest.Mo
     assert_same(found, method.attribute(values(1), [2] * 3))
 
 
+@pytest.mark.slow
 def test_targets_that_do_not_fit_a_file(tmp_path: Path) -> None:
     model = classifier()
     method = AttnLRP(lambda x: model(x)[..., None])
@@ -160,6 +163,7 @@ def test_targets_that_do_not_fit_a_file(tmp_path: Path) -> None:
             loaded(values(1), target)
 
 
+@pytest.mark.slow
 def test_where_a_check_fails_it_is_named(tmp_path: Path) -> None:
     from tests.captured.test_refusals import MixesIfLarge
 

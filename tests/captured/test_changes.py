@@ -365,6 +365,7 @@ def test_inputs_of_another_form(captured: Any, given: Any, named: str) -> None:
         captured(given, 1)
 
 
+@pytest.mark.slow
 def test_recapture_keeps_several_graphs() -> None:
     method = AttnLRP(classifier())
     captured = method.capture(values(), 1, recapture=True)
@@ -416,6 +417,7 @@ def test_a_parameter_is_a_tensor_among_further_arguments() -> None:
     assert_same(captured(values(1), 2, (scale,)), method.attribute(values(1), [2] * 3, (scale,)))
 
 
+@pytest.mark.slow
 def test_further_arguments_that_are_one_object(tmp_path: Path) -> None:
     model, x = classifier(), values(1)
     method = AttnLRP(lambda x, p, q: model(x + p * (3 if p is q else 1) + q))

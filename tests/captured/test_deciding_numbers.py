@@ -56,6 +56,7 @@ def test_numbers_of_a_further_argument_have_to_stay(way: str) -> None:
         again(values(1), 2, (other,))
 
 
+@pytest.mark.slow
 def test_saved_with_such_numbers(tmp_path: Path) -> None:
     method = AttnLRP(Picks("an index by a mask"))
     mask, other = mask_of(1, 1, 1, 1, 0, 0), mask_of(0, 1, 1, 1, 1, 0)

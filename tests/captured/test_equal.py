@@ -188,7 +188,7 @@ def test_without_a_target_and_with_options() -> None:
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 12))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))]
 )
 def test_random_models_before_and_after_training_steps(seed: int) -> None:
     chance = random.Random(seed)

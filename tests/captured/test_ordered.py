@@ -46,6 +46,7 @@ def test_a_model_with_a_cache_as_inductor_writes_it_out(tmp_path: Path) -> None:
     torch.testing.assert_close(written(*args, **kwargs), expected, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_attention_that_is_written_out_as_something_else_is_refused(tmp_path: Path) -> None:
     """PyTorch's default decomposition has the weights in place of the sums of exponentials."""
     captured = AttnLRP(classifier()).capture(values(), 1)

@@ -163,6 +163,7 @@ def test_inputs_that_are_negated_where_they_are_read(lazily: bool) -> None:
         assert not given.is_neg()
 
 
+@pytest.mark.slow
 def test_weights_that_are_negated_where_they_are_read(tmp_path: Path) -> None:
     model, pair = classifier(), torch.complex(torch.ones(16), torch.ones(16))
     method = AttnLRP(model)

@@ -64,7 +64,9 @@ def timm_swin(make, image, **options):
     ],
     ids=["oblong windows", "padded in later stages", "padded", "merged with padding"],
 )
-@pytest.mark.parametrize("make", [SwinTransformer, SwinTransformerV2])
+@pytest.mark.parametrize(
+    "make", [SwinTransformer, pytest.param(SwinTransformerV2, marks=pytest.mark.slow)]
+)
 def test_swin(make, image, options):
     if image != (64, 32) and not pads(make):
         pytest.skip("the windows have to fit in this version of timm")

@@ -82,7 +82,9 @@ def assert_same(watched, plain):
     torch.testing.assert_close(watched, plain, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    "precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)]
+)
 def test_training_is_bit_identical(pl, trainer_options, precision):
     monitor = AttributionMonitor(METHODS, num_samples=2, on_error="raise")
     watched = train(pl, trainer_options, [monitor], precision=precision)

@@ -97,6 +97,7 @@ def without_a_failure(policy):
 
 
 @pytest.mark.parametrize("broken", BREAKING)
+@pytest.mark.slow
 def test_a_method_that_fails_restores_a_sharded_module(broken):
     assert_same_maps(alone(after_a_failure, broken), alone(without_a_failure, "bf16"))
 

@@ -55,6 +55,7 @@ def test_training_is_bit_identical_and_maps_are_those_of_a_whole_module(
         assert torch.equal(attributions, expected.detach().float()), name
 
 
+@pytest.mark.slow
 def test_a_writer(tmp_path):
     alone(explain, tmp_path, tmp_path / "out")
     whole = vit().eval()
@@ -67,6 +68,7 @@ def test_a_writer(tmp_path):
         assert_close(sample.attributions["input_0"], expected[0].float(), relative=1e-5)
 
 
+@pytest.mark.slow
 def test_a_prediction_that_fails_leaves_the_module_sharded(tmp_path):
     alone(explain_in_vain, tmp_path)
 
@@ -76,6 +78,7 @@ def test_tensor_parallelism_is_refused_by_name(tmp_path):
         alone(refuse, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_while_it_explains_keeps_no_one_waiting(tmp_path):
     with pytest.raises(Failed, match=r"SIGKILL|Connection (closed|reset) by peer|has died"):
         alone(die, tmp_path, limit_s=90)

@@ -48,6 +48,7 @@ def train(folder, *, watched, limit=None):
     return [str(w.message) for w in caught if "AttributionMonitor" in str(w.message)], losses
 
 
+@pytest.mark.slow
 def test_a_file_that_can_grow_no_more(tmp_path):
     _, unwatched = alone(train_kwargs, str(tmp_path / "a"), {"watched": False})
     options = {"watched": True, "limit": 150_000}

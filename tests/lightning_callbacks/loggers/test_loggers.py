@@ -91,6 +91,7 @@ def test_tensorboard(pl, trainer_options):
     assert len(charts.Tensors("custom_scalars__config__")) == 1, "once"
 
 
+@pytest.mark.slow
 def test_charts_of_the_user_and_of_two_monitors_stand_beside_each_other(
     pl, trainer_options, tmp_path
 ):

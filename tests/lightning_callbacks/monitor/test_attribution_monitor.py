@@ -168,6 +168,7 @@ def test_forms_of_batches(pl, trainer_options, form):
     assert labelled == {f"attribution_sample_{i}" for i in range(form == "multi-hot", 3)}
 
 
+@pytest.mark.slow
 def test_own_reading_with_additional_arguments(pl, trainer_options):
     class Scaled(type(classifier(pl))):
         def forward(self, x, scale=1.0, power=1):

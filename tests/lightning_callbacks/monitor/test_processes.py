@@ -66,12 +66,9 @@ def validated(pl, options, monitor, devices, **more):
 @needs_fork
 @pytest.mark.parametrize(
     "samples",
-    [
-        "given",
-        pytest.param("of a loader", marks=slow),
-        pytest.param("of the first of several loaders", marks=slow),
-    ],
+    ["given", "of a loader", "of the first of several loaders"],
 )
+@slow
 def test_shared_samples_give_the_log_of_one_process(pl, trainer_options, samples):
     data = Blobs(5, 2)
     monitor = {

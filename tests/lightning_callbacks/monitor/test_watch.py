@@ -20,6 +20,7 @@ def pictures(trainer):
     return [decode(event) for event in read(trainer).Images(TAG)]
 
 
+@pytest.mark.slow
 def test_folds_of_a_cross_validation(pl, trainer_options):
     def run(monitor, seed):
         pl.seed_everything(1, verbose=False)

@@ -172,6 +172,7 @@ def two_players(pl):
     return TwoPlayers()
 
 
+@pytest.mark.slow
 def test_manual_optimisation_with_several_optimizers(pl, trainer_options):
     states = []
     for callbacks in ([AttributionMonitor(METHODS, num_samples=2, on_error="raise")], []):
@@ -211,6 +212,7 @@ def test_logs_and_counts_are_those_of_the_validation(pl, trainer_options):
     assert run([AttributionMonitor(METHODS, num_samples=2, on_error="raise")]) == run([])
 
 
+@pytest.mark.slow
 def test_a_batch_of_several_loaders_at_once(pl, trainer_options):
     class Together(type(classifier(pl))):
         def validation_step(self, batch, batch_idx):

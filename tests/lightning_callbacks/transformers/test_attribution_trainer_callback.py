@@ -187,6 +187,7 @@ def test_the_comparison_would_notice(tmp_path):
         torch.testing.assert_close(trained([Draws()], "a"), trained([], "b"), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_layers_have_a_histogram_for_each_method(tmp_path):
     layers = [f"bert.encoder.layer.{i}" for i in range(2)]
     callback = AttributionTrainerCallback(METHODS, num_samples=3, layers=layers, on_error="raise")
