@@ -18,6 +18,7 @@ from torch import Tensor
 
 from captum_transformer.trace.contraction import Contraction
 from captum_transformer.trace.dimensions import passage
+from captum_transformer.trace.functions import Function
 from captum_transformer.trace.kinds import BY_ENTRY, Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.value import Value, lengths_of
@@ -185,6 +186,56 @@ def summed_product(
     whole = string.ascii_uppercase[: len(value.shape)]
     output = "".join(left if dim in dims else c for dim, c in enumerate(whole))
     return made, Contraction(tuple(made.operands), terms, output)
+
+
+def as_product(
+    operation: Operation,
+    made: Operation,
+    factors: tuple[Operand, ...],
+    equation: str,
+    **changes: object,
+) -> Operation:
+    """Returns a sum or mean of entries that were multiplied as the product that it completes.
+
+    Args:
+        operation: the sum or mean.
+        made: the product of entries, which isn't on the way back any more.
+        factors: what was multiplied.
+        equation: the product as an einsum.
+        changes: further attributes of the operation.
+    """
+    dim = operation.along(max(len(factor.size) for factor in factors))
+    keepdim = bool(operation.argument("keepdim"))
+    reduce = torch.mean if operation.kind is Kind.MEAN else torch.sum
+
+    def call(one: Tensor, other: Tensor) -> Tensor:
+        return reduce(one * other, dim, keepdim=keepdim)
+
+    return operation.changed(
+        function=Function("weighted sum", Kind.PRODUCT, call),
+        kind=Kind.PRODUCT,
+        args=factors,
+        kwargs={},
+        operands=list(factors),
+        arguments={"operands": factors, "equation": equation},
+        call=call,
+        refusal=made.refusal or operation.refusal,
+        refused=made.refused or operation.refused,
+        **changes,
+    )
+
+
+def repeats_signal(operation: Operation) -> bool:
+    """Whether it multiplies each entry of its only signal with several entries of a constant."""
+    traced = operation.traced()
+    if len(traced) != 1:
+        return False
+    own = traced[0][0].size[::-1]
+    return any(
+        length > 1 and (place >= len(own) or own[place] == 1)
+        for other in operation.operands
+        for place, length in enumerate(other.size[::-1])
+    )
 
 
 def _letters(sizes: Sequence[int], others: Sequence[int]) -> str:

@@ -11,11 +11,10 @@ from captum_transformer.trace.along import is_of_one_token, weights_of_tokens
 from captum_transformer.trace.attention import FusedAttention, Order
 from captum_transformer.trace.axis import Axis
 from captum_transformer.trace.contraction import Contraction
-from captum_transformer.trace.functions import Function
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import is_weighted_signal
-from captum_transformer.trace.products import summed_product
+from captum_transformer.trace.products import as_product, summed_product
 from captum_transformer.trace.scoring import INSTEAD
 from captum_transformer.trace.value import Value, lengths_of, unrepeated
 
@@ -83,7 +82,6 @@ def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
     if found is None:
         return None
     _, (factors, letters, output, _) = found
-    dim, keepdim = operation.along(len(factors[0].size)), bool(operation.argument("keepdim"))
     weights, signal = map(_once, factors)
     if weights_of_tokens(product)[0][0] is product.operands[1]:
         weights, signal, letters = signal, weights, letters[::-1]
@@ -91,21 +89,12 @@ def weighted_sum(operation: Operation, ndim: int) -> Operation | None:
     if pattern is None:
         return None
 
-    def call(one: Tensor, other: Tensor) -> Tensor:
-        return (one * other).sum(dim, keepdim=keepdim)
-
-    return operation.changed(
-        function=Function("weighted sum", Kind.PRODUCT, call),
-        kind=Kind.PRODUCT,
-        args=(weights, signal),
-        kwargs={},
-        operands=[weights, signal],
-        arguments={"operands": (weights, signal), "equation": f"{','.join(letters)}->{output}"},
-        call=call,
+    return as_product(
+        operation,
+        product,
+        (weights, signal),
+        f"{','.join(letters)}->{output}",
         pattern=Pattern((weights,), 0, *pattern[2:5], product),
-        # The entrywise product is not on the way back any more.
-        refusal=product.refusal or operation.refusal,
-        refused=product.refused or operation.refused,
     )
 
 

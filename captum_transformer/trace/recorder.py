@@ -21,11 +21,12 @@ from captum_transformer.trace.known_weights import (
     signal_of_wrapped,
     with_derivative,
 )
-from captum_transformer.trace.layers_of_entries import layer_of_entries, repeats_signal
+from captum_transformer.trace.layers_of_entries import layer_of_entries
 from captum_transformer.trace.layout import lay_out
 from captum_transformer.trace.lost_gradients import StepFunction, completed
 from captum_transformer.trace.operation import Operation
 from captum_transformer.trace.pooling import pools_tokens
+from captum_transformer.trace.products import repeats_signal
 from captum_transformer.trace.queries import query_value
 from captum_transformer.trace.reach import reached, with_gradient
 from captum_transformer.trace.recognise import (

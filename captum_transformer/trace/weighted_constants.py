@@ -5,6 +5,7 @@ from captum_transformer.trace.features import feature_dims, mixes_features
 from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import scores_of
+from captum_transformer.trace.products import repeats_signal
 from captum_transformer.trace.value import Value
 
 
@@ -20,14 +21,7 @@ def weights_of_constants(operation: Operation) -> list[Operand]:
         return []
     product = operation.contraction()
     if product is None:
-        ndim = max(len(other.size) for other in operation.operands)
-        own_size = (1,) * (ndim - len(operand.size)) + tuple(operand.size)
-        made = any(
-            n > 1 == own
-            for other in operation.operands
-            for n, own in zip(reversed(other.size), reversed(own_size), strict=False)
-        )
-        return [operand] if made else []
+        return [operand] if repeats_signal(operation) else []
     summed = [dim for dim in product.summed(operand) if operand.size[dim] > 1]
     if not summed:
         sizes = (zip(product.of(o), o.size, strict=True) for o in product.factors)

@@ -236,8 +236,11 @@ def receptive_field(
 def summed(operation: Operation, operand: Operand, share: Tensor, held: Tensor | None) -> Divided:
     """Divides a share equally among features, or among other terms by their weights, if any."""
     value = operand.value
-    dims = None if value is None else operation.along(len(value.shape))
-    of_features = value is not None and bool(dims) and mixes_features(value, dims or ())
+    of_features = (
+        value is not None
+        and (dims := operation.along(len(value.shape)))
+        and mixes_features(value, dims)
+    )
     weights = _filled(operand, held, share, weighted=not of_features)
     return divided(lambda points: operation.replay(points)[0], [weights], share)
 

@@ -11,10 +11,11 @@ from captum_transformer.rules.gradient.hold import MARK, attention_weights, refu
 from captum_transformer.rules.relevance.bias import adds_to, applies_weights, has_bias
 from captum_transformer.trace.features import is_linear_layer
 from captum_transformer.trace.kinds import COPIES, Kind, Role
-from captum_transformer.trace.layers_of_entries import layer_of_entries, repeats_signal
+from captum_transformer.trace.layers_of_entries import layer_of_entries
 from captum_transformer.trace.numeric import accumulation_dtype, quotient
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import scores_of
+from captum_transformer.trace.products import repeats_signal
 from captum_transformer.trace.recorder import ForwardRule
 from captum_transformer.trace.value import Value
 
