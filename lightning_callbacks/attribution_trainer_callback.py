@@ -253,11 +253,12 @@ class AttributionTrainerCallback(TrainerCallback):
         loader: Any,
         tokenizer: Any,
     ) -> None:
-        runs = self._runs
+        runs, explained = self._runs, self._explained.of(model)
         if runs.fixed is None:
             # Isolated, because data sets and collate functions may draw random numbers.
             with self._failures.tolerated("read the samples"), isolated(model):
-                runs.fixed = self._collected(model, loader, args.per_device_eval_batch_size)
+                size = args.per_device_eval_batch_size
+                runs.fixed = self._collected(explained.forward, loader, size)
         if runs.fixed is None:
             return
         self._compare_with_earlier(runs)
@@ -265,7 +266,6 @@ class AttributionTrainerCallback(TrainerCallback):
         self._explainer = explainer = replace(self._explainer, texts=texts)
         device = next(model.parameters()).device
         # The trainer's own precision is in the model: its forward pass autocasts by itself.
-        explained = self._explained.of(model)
         context = RunContext(explained, model, device, _as_it_is, nullcontext, self.seed)
         entries = LogEntries(runs.run, state.global_step)
         before = Fingerprint(model)
@@ -290,8 +290,7 @@ class AttributionTrainerCallback(TrainerCallback):
             )
         self._earlier = samples
 
-    def _collected(self, model: nn.Module, loader: Any, size: int) -> FixedSamples:
-        forward = self._explained.of(model).forward
+    def _collected(self, forward: Callable[..., Any], loader: Any, size: int) -> FixedSamples:
         if self.samples is not None:
             return FixedSamples.of(self.samples, forward, batch_to_inputs=self.batch_to_inputs)
         fixed = FixedSamples(self.num_samples, batch_to_inputs=self.batch_to_inputs)
