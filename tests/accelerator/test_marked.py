@@ -18,8 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.skipif(not emulated.AVAILABLE, reason="PyTorch 2.9 needs C++ for it")
 def test_on_the_emulated_accelerator():
-    # The two packages of Lightning have the same code for devices.
-    options = ["--emulated", "-q", "-p", "no:cacheprovider", "-k", "not lightning.pytorch"]
+    options = ["--emulated", "-q", "-p", "no:cacheprovider"]
     files = [
         str(p)
         for p in (ROOT / "tests").rglob("test_*.py")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import (
@@ -17,6 +17,7 @@ from torch.distributed.tensor.parallel import (
 from captum_transformer.errors import UnsupportedOperationError
 from tests.attr.subjects import METHODS, assert_close
 from tests.attr.tiny_models import embeddings, encoder
+from tests.lightning_callbacks.processes import alone, needs_fork, side_by_side
 
 READ_WEIGHTS = [name for name in METHODS if "Transformer" in name or "Partial" in name]
 READ_WEIGHTS += ["full LRP"]
@@ -114,10 +115,8 @@ class Blocks(nn.Module):
         return self.head(self.blocks(x)[:, 0])
 
 
-def _explain_sharded(rank: int, store: str) -> None:
-    torch.set_num_threads(1)
-    where = f"file://{store}"
-    distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=2)
+def _explain_sharded(rank: int) -> None:
+    distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
     model = Blocks().double().eval()
     for part in (*model.blocks, model):
@@ -133,7 +132,7 @@ def _explain_sharded(rank: int, store: str) -> None:
     distributed.destroy_process_group()
 
 
+@needs_fork
 @pytest.mark.slow
 def test_two_processes() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_explain_sharded, args=(f"{folder}/store",), nprocs=2)
+    alone(side_by_side, _explain_sharded, 2)

@@ -10,13 +10,18 @@ HERE = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Leaves one case of each test to the second name of Lightning, which has the same code."""
+    """Leaves one case of each test that is marked so to the second name of Lightning.
+
+    Both have the same code. What may differ is what asks which of them it is: the classes that
+    inherit from both (`shared/flavors.py`), which hooks a module has of its own, manifests,
+    loggers, pickles, configuration files.
+    """
     seen, left_out = set(), set()
     for item in items:
         given = getattr(getattr(item, "callspec", None), "params", {})
         if given.get("pl") == "lightning.pytorch" and item.path.is_relative_to(HERE):
             test = item.nodeid.partition("[")[0]
-            if test in seen:
+            if test in seen or not item.get_closest_marker("both"):
                 left_out.add(item)
             seen.add(test)
     config.hook.pytest_deselected(items=[*left_out])

@@ -2,9 +2,6 @@
 
 import copy
 import functools
-import json
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -16,6 +13,7 @@ from torch import nn
 from captum_transformer import AttnLRP
 from lightning_callbacks.data_sets.manifest import differences
 from tests.lightning_callbacks.explained import explainer, vit
+from tests.lightning_callbacks.processes import alone, needs_fork
 
 
 def first(batch):
@@ -118,18 +116,16 @@ def test_arguments_of_captums_methods():
     assert any("forward_func.code" in line for line in differences(logits, shares))
 
 
+def two_manifests():
+    return [manifest(), manifest(batch_to_inputs=scaled(2))]
+
+
+@needs_fork
 @pytest.mark.slow
 def test_another_process_says_the_same():
-    script = (
-        "import json; from tests.lightning_callbacks.data_sets.test_manifest import *; "
-        "print(json.dumps([manifest(), manifest(batch_to_inputs=scaled(2))]))"
-    )
-    here = [manifest(), manifest(batch_to_inputs=scaled(2))]
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    there = json.loads(done.stdout)
-    assert [differences(one, other) for one, other in zip(there, here, strict=True)] == [[], []]
+    # A fork of a process that has another seed for hashes than this one.
+    pairs = zip(alone(two_manifests), two_manifests(), strict=True)
+    assert [differences(*pair) for pair in pairs] == [[], []]
 
 
 def test_a_run_before_changes_nothing():

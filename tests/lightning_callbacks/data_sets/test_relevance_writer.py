@@ -18,6 +18,7 @@ from tests.lightning_callbacks.explained import CLASSES, explainer, predict
 from tests.lightning_callbacks.models import classifier
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("inference_mode", [True, False])
 def test_each_image_is_written_once_and_read_back(
     pl, trainer_options, tmp_path, vit, images, inference_mode
@@ -126,6 +127,7 @@ def test_a_run_goes_on_where_another_has_stopped(pl, trainer_options, tmp_path, 
         assert {path.name for path in (tmp_path / "shards").iterdir()} == names
 
 
+@pytest.mark.both
 def test_another_run_is_refused_with_what_differs(pl, trainer_options, tmp_path, vit, images):
     loader = DataLoader(images, batch_size=4)
     module = explainer(pl, vit, functools.partial(ConservativeLRP, gamma=0.1), tokens=True)
@@ -156,6 +158,7 @@ def test_another_run_is_refused_with_what_differs(pl, trainer_options, tmp_path,
     assert len(RelevanceDataset(tmp_path)) == 11
 
 
+@pytest.mark.both
 def test_what_is_explained_is_saved_when_a_batch_fails(pl, trainer_options, tmp_path, vit, images):
     class Fails(AttnLRP):
         def attribute(self, inputs, *args, **kwargs):
@@ -169,6 +172,7 @@ def test_what_is_explained_is_saved_when_a_batch_fails(pl, trainer_options, tmp_
     assert RelevanceDataset(tmp_path, partial=True).sample_ids.tolist() == list(range(9))
 
 
+@pytest.mark.both
 def test_captums_methods_and_shuffled_loaders(pl, trainer_options, tmp_path, vit, images):
     module = explainer(pl, vit, Saliency, target="label")
     loader = DataLoader(images, batch_size=3, shuffle=True)
@@ -180,6 +184,7 @@ def test_captums_methods_and_shuffled_loaders(pl, trainer_options, tmp_path, vit
         torch.testing.assert_close(item.attributions["input_0"], map_, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.both
 def test_what_cannot_be_written_is_refused(pl, trainer_options, tmp_path, vit, images):
     class Stream(IterableDataset):
         def __iter__(self):
@@ -216,6 +221,7 @@ def test_what_cannot_be_written_is_refused(pl, trainer_options, tmp_path, vit, i
         RelevanceDataset(tmp_path / "nothing")
 
 
+@pytest.mark.both
 def test_predictions_that_fill_the_memory_are_warned_of(pl, trainer_options, tmp_path, vit, images):
     trainer = pl.Trainer(**trainer_options, logger=False, callbacks=[RelevanceWriter(tmp_path)])
     with pytest.warns(UserWarning, match="return_predictions=False"):

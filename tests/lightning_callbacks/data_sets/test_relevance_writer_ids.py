@@ -193,6 +193,7 @@ class Turns(BertForSequenceClassification):
         return {name: values[order] for name, values in batch.items()}
 
 
+@pytest.mark.both
 def test_a_hook_that_sorts_needs_ids(pl, trainer_options, tmp_path):
     bert = model()
     bert.__class__ = Turns

@@ -14,6 +14,7 @@ from tests.lightning_callbacks.processes import Failed, alone, needs_fork
 pytestmark = [needs_fork, pytest.mark.slow]
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("left", [11, 1, 0])
 def test_two_processes_write_each_sample_once(pl, trainer_options, tmp_path, vit, images, left):
     if left < 11:

@@ -62,6 +62,7 @@ def test_the_model_is_a_part_of_the_module(pl, trainer_options, choice):
     assert (picture == expected[0]).all()
 
 
+@pytest.mark.both
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -92,6 +93,7 @@ def test_layers_are_those_of_the_model(pl, trainer_options):
     assert "attribution/layers/2/saliency" in read(trainer).Tags()["histograms"]
 
 
+@pytest.mark.both
 def test_a_model_made_in_configure_model(pl, trainer_options):
     class Later(type(without_forward(pl))):
         def __init__(self):

@@ -82,6 +82,7 @@ def assert_same(watched, plain):
     torch.testing.assert_close(watched, plain, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.both
 @pytest.mark.parametrize(
     "precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)]
 )

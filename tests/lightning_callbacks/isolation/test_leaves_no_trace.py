@@ -190,6 +190,7 @@ def test_state_that_cannot_be_restored_ends_explaining(pl, trainer_options, kind
     assert steps(read(trainer).Images("attribution_sample_0/label/saliency")) == [8]
 
 
+@pytest.mark.both
 def test_the_trainer_and_the_optimizer_are_no_state_of_the_module(pl, trainer_options):
     seen = []
 

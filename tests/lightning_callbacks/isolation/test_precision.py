@@ -27,6 +27,7 @@ def explained_in(pl, options, **monitor_options):
     return dtypes, trainer
 
 
+@pytest.mark.both
 @pytest.mark.parametrize(
     ("precision", "dtype"),
     [

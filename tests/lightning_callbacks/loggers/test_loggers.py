@@ -28,6 +28,7 @@ from tests.lightning_callbacks.runs import METHODS, decode, fit, read, steps
 from tests.lightning_callbacks.samples.named import bert, reader, texts
 
 
+@pytest.mark.both
 def test_no_logger(pl, trainer_options):
     with pytest.raises(MisconfigurationException, match="no logger"):
         fit(pl, trainer_options, AttributionMonitor(METHODS), logger=False)
@@ -36,6 +37,7 @@ def test_no_logger(pl, trainer_options):
         fit(pl, trainer_options, AttributionMonitor(METHODS), logger=False)
 
 
+@pytest.mark.both
 def test_a_logger_without_images_gets_files(pl, trainer_options, tmp_path):
     logger = pl.loggers.CSVLogger(tmp_path, name="csv")
     monitor = AttributionMonitor(METHODS, num_samples=2, on_error="raise")
@@ -77,6 +79,7 @@ def watch(pl, options, logger, **more):
 TAG = "attribution_sample_0/label/saliency"
 
 
+@pytest.mark.both
 def test_tensorboard(pl, trainer_options):
     logger = pl.loggers.TensorBoardLogger(trainer_options["default_root_dir"], name="other")
     events = watch(pl, trainer_options, logger)
@@ -108,6 +111,7 @@ def test_charts_of_the_user_and_of_two_monitors_stand_beside_each_other(
     assert {category["title"] for category in layout["category"]} == {"mine", "one", "two"}
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger"])
 def test_remote_folders(pl, trainer_options, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
@@ -182,6 +186,7 @@ def test_texts_have_tables_of_exact_values(pl, trainer_options):
     assert second.step == 4
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("store", [pytest.param("sqlite", marks=pytest.mark.slow), "files"])
 def test_mlflow(pl, trainer_options, tmp_path, store, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
@@ -210,6 +215,7 @@ def test_mlflow(pl, trainer_options, tmp_path, store, monkeypatch):
     assert [entry.step for entry in history] == [16]
 
 
+@pytest.mark.both
 @pytest.mark.slow
 def test_wandb_offline(pl, trainer_options, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")

@@ -77,6 +77,7 @@ def test_the_pictures_are_those_of_the_final_model(pl, trainer_options):
         assert np.abs(picture.astype(int) - expected).max() <= 2
 
 
+@pytest.mark.both
 def test_validate_runs_in_inference_mode(pl, trainer_options, tmp_path):
     monitor = AttributionMonitor(METHODS, num_samples=3, on_error="raise")
     trainer = pl.Trainer(
@@ -220,6 +221,7 @@ def test_arguments_without_meaning_are_refused(wrong):
         AttributionMonitor(**{"methods": METHODS, **wrong})
 
 
+@pytest.mark.both
 def test_unknown_layers_are_refused_before_the_first_step(pl, trainer_options):
     class Untrained(type(classifier(pl))):
         def training_step(self, batch, batch_idx):

@@ -25,6 +25,7 @@ def resume(pl, options, tmp_path, validation):
     return monitors, resumed
 
 
+@pytest.mark.both
 def test_the_count_goes_on_with_the_same_samples(pl, trainer_options, tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The samples that are explained")

@@ -42,6 +42,7 @@ trainer:
 """
 
 
+@pytest.mark.both
 @pytest.mark.filterwarnings("ignore")
 def test_fit_from_yaml(pl, tmp_path, monkeypatch):
     pytest.importorskip("jsonargparse")

@@ -96,6 +96,7 @@ def test_out_of_memory_is_survived_bit_by_bit(pl, trainer_options):
     assert_same(watched, train(pl, trainer_options, []))
 
 
+@pytest.mark.both
 def test_an_interruption_is_no_failure(pl, trainer_options):
     class Interrupted(Saliency):
         def attribute(self, *args, **options):

@@ -63,6 +63,7 @@ def validated(pl, options, monitor, devices, **more):
     return EventAccumulator(log, size_guidance={"images": 0}).Reload()
 
 
+@pytest.mark.both
 @needs_fork
 @pytest.mark.parametrize(
     "samples",
@@ -115,6 +116,7 @@ def test_a_failing_process_keeps_no_one_waiting(pl, trainer_options):
     assert "attribution/convergence_delta/fails" in events.Tags()["scalars"]
 
 
+@pytest.mark.both
 def test_fsdp_and_zero_3_are_refused(pl):
     # The first needs a GPU to start, the second a package that needs one.
     with pytest.raises(
@@ -133,6 +135,7 @@ def test_fsdp_and_zero_3_are_refused(pl):
     check_strategy(DeepSpeedStrategy())
 
 
+@pytest.mark.both
 @cuda
 def test_fsdp_is_refused_by_a_real_trainer(pl, trainer_options):
     options = {**trainer_options, "accelerator": "gpu"}

@@ -13,6 +13,7 @@ from tests.lightning_callbacks.runs import METHODS, fit, read, steps
 DELETION = "attribution/deletion_auc/saliency"
 
 
+@pytest.mark.both
 def test_numbers_are_among_the_metrics_of_callbacks(pl, trainer_options):
     monitor = AttributionMonitor(
         METHODS,

@@ -71,6 +71,7 @@ def test_a_trainer_that_validates_within_a_fit(pl, trainer_options):
         assert (ours == expected).all()
 
 
+@pytest.mark.both
 def test_a_monitor_can_be_copied_and_pickled(pl, trainer_options, tmp_path):
     import copy
 

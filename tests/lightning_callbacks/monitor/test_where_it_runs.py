@@ -17,6 +17,7 @@ from tests.lightning_callbacks.runs import METHODS, fit, read, steps
 TAG = "attribution_sample_0/label/saliency"
 
 
+@pytest.mark.both
 def test_fast_dev_run(pl, trainer_options):
     calls = []
 
@@ -30,6 +31,7 @@ def test_fast_dev_run(pl, trainer_options):
     assert len(calls) == 2  # the label's map, and that of the predicted class
 
 
+@pytest.mark.both
 def test_the_test_has_tags_of_its_own(pl, trainer_options):
     monitor = AttributionMonitor(METHODS, num_samples=2, every_n_validations=5, on_error="raise")
     trainer = fit(pl, trainer_options, monitor)
@@ -70,6 +72,7 @@ def module_without_logging(pl):
     return Quiet()
 
 
+@pytest.mark.both
 def test_the_sanity_check_is_skipped(pl, trainer_options):
     monitor = AttributionMonitor(METHODS, num_samples=1, on_error="raise")
     trainer = fit(pl, trainer_options, monitor, num_sanity_val_steps=2, max_epochs=1)
@@ -231,6 +234,7 @@ def test_a_batch_of_several_loaders_at_once(pl, trainer_options):
     assert len(read(trainer).Tags()["images"]) == 5 * 2 * 2
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_averaged_weights_are_explained(pl, trainer_options, when):
     if not hasattr(pl.callbacks, "EMAWeightAveraging"):

@@ -54,6 +54,7 @@ def data_module(pl):
     return Data()
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("source", ["loader", "given"])
 @pytest.mark.parametrize("owner", ["module", "data module"])
 def test_the_samples_of_a_monitor(pl, trainer_options, source, owner):
@@ -77,6 +78,7 @@ def test_the_samples_of_a_monitor(pl, trainer_options, source, owner):
     assert trainer.training or trainer.state.finished
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("owner", ["module", "data module"])
 def test_an_explainer_module_explains_what_its_model_gets(pl, trainer_options, owner):
     seen = []
@@ -91,11 +93,13 @@ def test_an_explainer_module_explains_what_its_model_gets(pl, trainer_options, o
     assert torch.equal(torch.cat(seen), expected)
 
 
+@pytest.mark.both
 def test_a_wrapped_module_without_hooks_leaves_those_of_lightning(pl):
     module = explainer(pl, classifier(pl), Saliency)
     assert not {"on_before_batch_transfer", "on_after_batch_transfer"} & vars(module).keys()
 
 
+@pytest.mark.both
 def test_given_samples_that_a_hook_cannot_take_are_refused_before_the_first_step(
     pl, trainer_options
 ):
@@ -108,6 +112,7 @@ def test_given_samples_that_a_hook_cannot_take_are_refused_before_the_first_step
         fit(pl, trainer_options, monitor, NeverTrains())
 
 
+@pytest.mark.both
 def test_a_wrapped_module_may_log(pl, trainer_options):
     class Talkative(type(classifier(pl))):
         def forward(self, x):
