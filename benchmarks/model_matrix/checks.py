@@ -112,11 +112,11 @@ def row_of(family: Family) -> Row:
     start = time.perf_counter()
     warnings.simplefilter("ignore")
     row = Row((family.library, family.name))
-    case = family.build(family.attentions[0])
+    case, *others = map(family.build, family.attentions)
     _read_trace(row, case)
-    others = [family.build(attention) for attention in family.attentions[1:]]
+    single = replace(case, model=copy.deepcopy(case.model)).to(torch.float32)
     for name in METHODS:
-        row.verdicts[name] = _verdict(name, case, others)
+        row.verdicts[name] = _verdict(name, case, others, single)
     if family.not_conserved is None and row.verdicts["ConservativeLRP"].works:
         row.conservation = conservation_error(case)
         if not row.conservation <= 1e-3:
@@ -153,12 +153,11 @@ def _read_trace(row: Row, case: Case) -> None:
         return
 
 
-def _verdict(name: str, case: Case, others: list[Case]) -> Verdict:
-    method = METHODS[name]
+def _verdict(name: str, case: Case, others: list[Case], single: Case) -> Verdict:
     try:
         with warnings.catch_warnings(record=True) as heard:
             warnings.filterwarnings("always", module="captum_transformer")
-            failed = tuple(_failures(name, method, case, others))
+            failed = tuple(_failures(name, case, others, single))
         return Verdict(failed=failed, warned=tuple(dict.fromkeys(str(w.message) for w in heard)))
     except ExplanationError as error:
         return Verdict(refused=str(error))
@@ -170,9 +169,8 @@ def _named(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def _failures(
-    name: str, method: Callable[..., Any], case: Case, others: list[Case]
-) -> Iterator[str]:
+def _failures(name: str, case: Case, others: list[Case], single: Case) -> Iterator[str]:
+    method = METHODS[name]
     # In training mode: explaining must switch dropout off by itself, and leave the mode alone.
     case.model.train()
     before = _state(case)
@@ -188,28 +186,51 @@ def _failures(
     if not any(part.any() for parts in (found, *others_found) for part in parts):
         yield "is all zero"
         return
-    close = _ROUNDED if name in _MAGNIFY else _EXACT
-    place = torch.tensor([_asked(name)])
-    alone = _parts(case.sample(int(place)).attribute(method))
-    replaced = [part.index_copy(0, place, one) for part, one in zip(found, alone, strict=True)]
-    if (difference := _difference(found, replaced)) > close:
-        yield f"differs by {difference:.0e} between a batch and a sample of it by itself"
+    yield from _apart(name, found, case, others)
     same = 1e-7 if name == _THROUGH_ALL else _SAME
     classes_differ = [_spread_difference(other, found) > same for other in others_found]
     if name not in SAME_FOR_ALL and classes_differ and not any(classes_differ):
         yield "is the same for two targets"
-    single = replace(case, model=copy.deepcopy(case.model)).to(torch.float32)
     difference = _difference(_parts(single.attribute(method)), found)
     allowed = 0.2 if name == _THROUGH_ALL else _ROUNDED
     if difference > allowed and name in _MAGNIFY:
-        rounded = _parts(single.to(torch.float64).attribute(method))
-        allowed = max(allowed, _STEPS * _difference(rounded, found))
+        rounded = replace(single, model=copy.deepcopy(single.model)).to(torch.float64)
+        allowed = max(allowed, _STEPS * _difference(_parts(rounded.attribute(method)), found))
     if difference > allowed:
         yield f"differs by {difference:.0e} between single and double precision"
-    for implementation in others:
-        difference = _difference(_parts(implementation.attribute(method)), found)
-        if difference > max(close, _BY_SOFTMAX):
-            yield f"differs by {difference:.0e} between implementations of attention"
+
+
+def _apart(name: str, found: list[Tensor], case: Case, others: list[Case]) -> Iterator[str]:
+    """What a sample by itself, and other implementations of attention, say differently.
+
+    The implementations explain this sample by itself. Where one of them says what was found in the
+    batch, so does the explained implementation: it is asked only if they differ.
+    """
+    method, asked = METHODS[name], _asked(name)
+    close = _ROUNDED if name in _MAGNIFY else _EXACT
+
+    def alone(implementation: Case) -> list[Tensor]:
+        return _parts(implementation.sample(asked).attribute(method))
+
+    def difference(one: list[Tensor], other: list[Tensor]) -> float:
+        """Between what is said of the sample, as a share of the largest value of the batch."""
+        place = torch.tensor([asked])
+        replaced = [
+            [part.index_copy(0, place, of_one) for part, of_one in zip(found, parts, strict=True)]
+            for parts in (one, other)
+        ]
+        return _difference(*replaced)
+
+    in_batch = [part[asked : asked + 1] for part in found]
+    said = [alone(implementation) for implementation in others]
+    if said and all(difference(one, in_batch) <= close for one in said):
+        return
+    by_itself = alone(case)
+    if (far := difference(in_batch, by_itself)) > close:
+        yield f"differs by {far:.0e} between a batch and a sample of it by itself"
+    for one in said:
+        if (far := difference(one, by_itself)) > max(close, _BY_SOFTMAX):
+            yield f"differs by {far:.0e} between implementations of attention"
 
 
 def _asked(method: str) -> int:

@@ -26,8 +26,8 @@ timm {timm}, Transformers {transformers} and torchvision {torchvision}.
   samples for each method, the other one for the next).
 - Two targets get maps that differ by a hundredth of the distance between their largest and smallest
   value (but for raw attention and rollout, which know no target, and full LRP, which hardly does).
-- Fused and eager attention give the same, where the model has both, to 1e-5: some models take the
-  softmax of the eager one in single precision.
+- Fused and eager attention give the same for this sample, where the model has both, to 1e-5: some
+  models take the softmax of the eager one in single precision.
 - Single precision gives what double precision gives, to 1e-3.
 - Parameters, buffers, gradients, training mode, hooks and the random state are left alone.
 - All this to 1e-6 of the largest value; the methods that divide by sums of either sign (both
@@ -134,27 +134,47 @@ def _version(library: object) -> str:
     return str(getattr(library, "__version__", "")).split("+")[0]
 
 
-def differences(new: str, old: str) -> list[str]:
-    """Which families of a new page fail, or have other verdicts than on an old page."""
-    before = _verdicts(old)
+def differences(new: str, old: str, *, texts: bool = True) -> list[str]:
+    """Which families of a new page fail, or have other cells than on an old page.
+
+    Args:
+        new: a page, of all families or some.
+        old: a page of all families.
+        texts: whether reasons, warnings, calls, tokens and attention count, or verdicts alone.
+    """
+    before, missing = _said(old), dict[str, str]()
     return [
-        f"{family}, {method}: {now}, was {was}"
-        for family, verdicts in _verdicts(new).items()
-        for method, now, was in zip(
-            METHODS, verdicts, before.get(family, ["missing"] * len(METHODS)), strict=True
-        )
+        f"{family}, {column}: {now}, was {was}"
+        for family, cells in _said(new).items()
+        for column, cell in cells.items()
+        if texts or column in METHODS
+        for now, was in [_pair(cell, before.get(family, missing).get(column, "missing"), texts)]
         if now != was or now == "failed"
     ]
 
 
-def _verdicts(text: str) -> dict[str, list[str]]:
-    marks = {"✓": "works", "[": "refused", "✗": "failed"}
+def _pair(now: str, was: str, texts: bool) -> tuple[str, ...]:
+    return tuple(cell if texts else cell.split(":")[0] for cell in (now, was))
+
+
+def _said(text: str) -> dict[str, dict[str, str]]:
+    """What a page says of each family: by column, with reasons and warnings in words."""
+    words = dict(re.findall(r"^(?:- )?(\w+)[.:] (.*)$", text, re.MULTILINE))
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    verdicts = {}
-    for family, *cells in rows:
-        if cells[-1][0] in marks:
-            found = [marks[cell[0]] for cell in cells[-len(METHODS) :]]
+    said = {}
+    for family, calls, tokens, attention, *cells in rows:
+        if cells[-1][0] in _MARKS:
             # What is wrong with the forward pass itself is wrong for all methods.
             name = family.removesuffix(" ✗")
-            verdicts[name] = found if name == family else ["failed"] * len(METHODS)
-    return verdicts
+            found = [_in_words(cell if name == family else "✗", words) for cell in cells]
+            about = {"calls": calls, "tokens": tokens, "attention": attention}
+            said[name] = {**about, **dict(zip(METHODS, found, strict=True))}
+    return said
+
+
+_MARKS = {"✓": "works", "[": "refused", "✗": "failed"}
+
+
+def _in_words(cell: str, words: dict[str, str]) -> str:
+    texts = [words[key] for key in re.findall(r"\w+", cell)]
+    return ": ".join([_MARKS[cell[0]], *texts])

@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 from timm.layers import set_fused_attn
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from timm.models.crossvit import CrossVit
 from timm.models.gcvit import GlobalContextVit
 from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
@@ -34,6 +35,7 @@ MIXED = {
     "depths": (1, 1, 1, 1),
     "stem_width": (8, 8),
 }
+SHORT = {**MIXED, "embed_dim": (32, 32), "depths": (1, 1)}
 GATED = "gated units multiply two signals"
 GATES = "squeeze-and-excitation multiplies two signals"
 BOTH = ("sdpa", "eager")
@@ -77,6 +79,21 @@ def timm_family(
     return timm_made(name, partial(timm.create_model, variant), size, attentions, options, **about)
 
 
+def _mobile(block: str) -> ByoModelCfg:
+    """Two stages of convolutions and a Transformer, as in timm's MobileViTs but smaller."""
+    options: dict[str, Any] = {"transformer_depth": 2, "patch_size": 2}
+    if block == "mobilevit":
+        options["transformer_dim"] = 16
+    stages = [
+        (
+            ByoBlockCfg("bottle", d=1, c=channels, s=2, gs=1, br=2.0),
+            ByoBlockCfg(block, d=1, c=channels, s=1, br=0.5, gs=1, block_kwargs=options),
+        )
+        for channels in (16, 24)
+    ]
+    return ByoModelCfg(tuple(stages), stem_chs=8, stem_pool="", downsample="", act_layer="silu")
+
+
 TIMM = [
     timm_family("ViT", "vit_tiny_patch16_224", kind="class token"),
     timm_family("ViT, mean pooled", "vit_tiny_patch16_224", {**PLAIN, "global_pool": "avg"}),
@@ -97,7 +114,7 @@ TIMM = [
     timm_family("EVA-02", "eva02_tiny_patch14_224", not_conserved=GATED, kind="gated units"),
     timm_family("Swin", "swin_tiny_patch4_window7_224", WINDOWED, kind="shifted windows"),
     timm_family("SwinV2", "swinv2_tiny_window8_256", WINDOWED, attentions=OWN),
-    timm_family("MaxViT", "maxvit_pico_rw_256", MIXED, not_conserved=GATES),
+    timm_family("MaxViT", "maxvit_pico_rw_256", SHORT, not_conserved=GATES),
     timm_family("CoAtNet", "coatnet_pico_rw_224", MIXED, not_conserved=GATES),
     timm_family("CaiT", "cait_xxs24_224", attentions=OWN, kind="talking heads, class attention"),
     timm_family(
@@ -244,12 +261,13 @@ TIMM = [
         "visformer_tiny",
         {"img_size": 64, "embed_dim": 32, "depth": (1, 1, 1), "num_heads": 2},
     ),
-    timm_family("MobileViT", "mobilevit_xxs", {}, size=128),
-    timm_family(
+    timm_made("MobileViT", ByobNet, 64, BOTH, {"cfg": _mobile("mobilevit")}),
+    timm_made(
         "MobileViTv2",
-        "mobilevitv2_050",
-        {},
-        size=128,
+        ByobNet,
+        64,
+        BOTH,
+        {"cfg": _mobile("mobilevit2")},
         not_conserved=GATED,
         kind="pooling by softmax weights",
     ),
