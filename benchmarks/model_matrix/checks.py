@@ -2,64 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.model_matrix.conservation import conservation_error
-from benchmarks.model_matrix.family import SAMPLES, Case, Family
-from captum_transformer import (
-    GIM,
-    AttentionGradCam,
-    AttentionRollout,
-    AttnLRP,
-    ConservativeLRP,
-    GenericAttentionRelevance,
-    LeGrad,
-    LibraGrad,
-    PartialLRP,
-    RawAttention,
-    TransformerAttribution,
+from benchmarks.model_matrix.comparisons import (
+    COMPARISONS,
+    Comparison,
+    Ways,
+    difference,
+    parts_of,
 )
+from benchmarks.model_matrix.conservation import conservation_error
+from benchmarks.model_matrix.family import Case, Family
+from benchmarks.model_matrix.methods import METHODS, SAME_FOR_ALL, THROUGH_ALL
+from captum_transformer import GenericAttentionRelevance
 from captum_transformer.calling import Arguments
 from captum_transformer.errors import ExplanationError
 from captum_transformer.rules.gradient import ATTN_LRP, conservative_lrp
 from captum_transformer.trace import traced_forward
 
-METHODS: dict[str, Callable[..., Any]] = {
-    "TransformerAttribution": TransformerAttribution,
-    "full LRP": partial(TransformerAttribution, propagate_to_input=True),
-    "GenericAttentionRelevance": GenericAttentionRelevance,
-    "AttentionRollout": AttentionRollout,
-    "RawAttention": RawAttention,
-    "AttentionGradCam": AttentionGradCam,
-    "PartialLRP": PartialLRP,
-    "ConservativeLRP": ConservativeLRP,
-    "AttnLRP": AttnLRP,
-    "AttnLRP, gamma": partial(AttnLRP, gamma=0.05, conv_gamma=100.0),
-    "GIM": GIM,
-    "LibraGrad": LibraGrad,
-    "LeGrad": LeGrad,
-}
-# The same map for every target.
-SAME_FOR_ALL = frozenset({"AttentionRollout", "RawAttention"})
-# These divide by sums that may nearly cancel, so rounding tells in their maps.
-_MAGNIFY = frozenset({"TransformerAttribution", "full LRP", "PartialLRP"})
-# This goes through all layers that way, and at the end the class hardly matters.
-_THROUGH_ALL = "full LRP"
-# Maps of two classes differ by more than _SAME, as a share of how far their values are apart.
-_EXACT, _ROUNDED, _SAME = 1e-6, 1e-3, 1e-2
-# How many times as much as rounding of the weights alone may rounding of all steps change.
-_STEPS = 32
-# Where attention is written out, some models take its softmax in single precision.
-_BY_SOFTMAX = 1e-5
+# Maps of two classes differ by more, as a share of how far their values are apart.
+_SAME = 1e-2
+# How far the output may change under the trace, as a share of its largest value.
+_EXACT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -107,16 +78,23 @@ class Row:
     seconds: float = 0.0
 
 
-def row_of(family: Family) -> Row:
-    """All that the table says of a family."""
+def row_of(family: Family, turn: int | None = None) -> Row:
+    """All that the table says of a family.
+
+    Args:
+        family: which one.
+        turn: if given, methods take turns: of the comparisons each has one, which for the next
+            method and the next turn is another one.
+    """
     start = time.perf_counter()
     warnings.simplefilter("ignore")
     row = Row((family.library, family.name))
     case, *others = map(family.build, family.attentions)
     _read_trace(row, case)
-    single = replace(case, model=copy.deepcopy(case.model)).to(torch.float32)
-    for name in METHODS:
-        row.verdicts[name] = _verdict(name, case, others, single)
+    ways = Ways(case, others)
+    for place, name in enumerate(METHODS):
+        compared = COMPARISONS if turn is None else [COMPARISONS[(place + turn) % len(COMPARISONS)]]
+        row.verdicts[name] = _verdict(name, ways, compared)
     if family.not_conserved is None and row.verdicts["ConservativeLRP"].works:
         row.conservation = conservation_error(case)
         if not row.conservation <= 1e-3:
@@ -132,9 +110,9 @@ def _read_trace(row: Row, case: Case) -> None:
     for rules in (None, conservative_lrp(), ATTN_LRP):
         try:
             with traced_forward(case.forward, arguments, rules=rules) as forward:
-                difference = _difference([_tensor(forward.output).detach()], [plain])
-                if difference > _EXACT:
-                    row.failed += (f"the output changes by {difference:.0e} under the trace",)
+                changed = difference([_tensor(forward.output).detach()], [plain])
+                if changed > _EXACT:
+                    row.failed += (f"the output changes by {changed:.0e} under the trace",)
                 if rules is None:
                     attention = [o.attention for o in forward.tape.operations if o.attention]
                     row.calls = (len(forward.calls), len(attention) - len(forward.calls))
@@ -146,18 +124,18 @@ def _read_trace(row: Row, case: Case) -> None:
             row.failed += (f"the trace raises {_named(error)}",)
             break
     try:
-        tokens = _parts(case.attribute_tokens(GenericAttentionRelevance))
+        tokens = parts_of(case.attribute_tokens(GenericAttentionRelevance))
         row.tokens = [str(part.shape[1]) for part in tokens]
     except Exception:
         # The methods' own columns say what is wrong.
         return
 
 
-def _verdict(name: str, case: Case, others: list[Case], single: Case) -> Verdict:
+def _verdict(name: str, ways: Ways, comparisons: Sequence[Comparison]) -> Verdict:
     try:
         with warnings.catch_warnings(record=True) as heard:
             warnings.filterwarnings("always", module="captum_transformer")
-            failed = tuple(_failures(name, case, others, single))
+            failed = tuple(_failures(name, ways, comparisons))
         return Verdict(failed=failed, warned=tuple(dict.fromkeys(str(w.message) for w in heard)))
     except ExplanationError as error:
         return Verdict(refused=str(error))
@@ -169,13 +147,13 @@ def _named(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def _failures(name: str, case: Case, others: list[Case], single: Case) -> Iterator[str]:
-    method = METHODS[name]
+def _failures(name: str, ways: Ways, comparisons: Sequence[Comparison]) -> Iterator[str]:
+    case = ways.explained
     # In training mode: explaining must switch dropout off by itself, and leave the mode alone.
     case.model.train()
     before = _state(case)
     # All targets at once. What the first is compared with below is explained by itself.
-    found, *others_found = map(_parts, case.attribute_targets(method))
+    found, *others_found = map(parts_of, case.attribute_targets(METHODS[name]))
     if changed := _changed(before, _state(case)):
         yield f"changes the model's {changed}"
     case.model.eval()
@@ -186,56 +164,12 @@ def _failures(name: str, case: Case, others: list[Case], single: Case) -> Iterat
     if not any(part.any() for parts in (found, *others_found) for part in parts):
         yield "is all zero"
         return
-    yield from _apart(name, found, case, others)
-    same = 1e-7 if name == _THROUGH_ALL else _SAME
+    for compare in comparisons:
+        yield from compare(name, found, ways)
+    same = 1e-7 if name == THROUGH_ALL else _SAME
     classes_differ = [_spread_difference(other, found) > same for other in others_found]
     if name not in SAME_FOR_ALL and classes_differ and not any(classes_differ):
         yield "is the same for two targets"
-    difference = _difference(_parts(single.attribute(method)), found)
-    allowed = 0.2 if name == _THROUGH_ALL else _ROUNDED
-    if difference > allowed and name in _MAGNIFY:
-        rounded = replace(single, model=copy.deepcopy(single.model)).to(torch.float64)
-        allowed = max(allowed, _STEPS * _difference(_parts(rounded.attribute(method)), found))
-    if difference > allowed:
-        yield f"differs by {difference:.0e} between single and double precision"
-
-
-def _apart(name: str, found: list[Tensor], case: Case, others: list[Case]) -> Iterator[str]:
-    """What a sample by itself, and other implementations of attention, say differently.
-
-    The implementations explain this sample by itself. Where one of them says what was found in the
-    batch, so does the explained implementation: it is asked only if they differ.
-    """
-    method, asked = METHODS[name], _asked(name)
-    close = _ROUNDED if name in _MAGNIFY else _EXACT
-
-    def alone(implementation: Case) -> list[Tensor]:
-        return _parts(implementation.sample(asked).attribute(method))
-
-    def difference(one: list[Tensor], other: list[Tensor]) -> float:
-        """Between what is said of the sample, as a share of the largest value of the batch."""
-        place = torch.tensor([asked])
-        replaced = [
-            [part.index_copy(0, place, of_one) for part, of_one in zip(found, parts, strict=True)]
-            for parts in (one, other)
-        ]
-        return _difference(*replaced)
-
-    in_batch = [part[asked : asked + 1] for part in found]
-    said = [alone(implementation) for implementation in others]
-    if said and all(difference(one, in_batch) <= close for one in said):
-        return
-    by_itself = alone(case)
-    if (far := difference(in_batch, by_itself)) > close:
-        yield f"differs by {far:.0e} between a batch and a sample of it by itself"
-    for one in said:
-        if (far := difference(one, by_itself)) > max(close, _BY_SOFTMAX):
-            yield f"differs by {far:.0e} between implementations of attention"
-
-
-def _asked(method: str) -> int:
-    """The sample that is explained by itself: from method to method they take turns."""
-    return list(METHODS).index(method) % SAMPLES
 
 
 def _state(case: Case) -> dict[str, Any]:
@@ -261,19 +195,6 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> str:
         if len(old) != len(after[name]) or not all(map(same, old, after[name]))
     ]
     return ", ".join(changed)
-
-
-def _parts(relevance: Any) -> list[Tensor]:
-    if isinstance(relevance, Mapping):
-        return list(relevance.values())
-    return list(relevance) if isinstance(relevance, tuple) else [relevance]
-
-
-def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest one, as a share of the largest value of all."""
-    largest = max(float(part.abs().max()) for part in expected) or 1.0
-    pairs = zip(found, expected, strict=True)
-    return max(float((f.double() - e.double()).abs().max()) for f, e in pairs) / largest
 
 
 def _spread_difference(one: list[Tensor], other: list[Tensor]) -> float:

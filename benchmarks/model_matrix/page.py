@@ -9,8 +9,10 @@ import timm
 import torch
 import torchvision
 import transformers
+from packaging.version import Version
 
-from benchmarks.model_matrix.checks import METHODS, Row
+from benchmarks.model_matrix.checks import Row
+from benchmarks.model_matrix.methods import METHODS
 
 HEAD = """# Model matrix
 
@@ -134,15 +136,18 @@ def _version(library: object) -> str:
     return str(getattr(library, "__version__", "")).split("+")[0]
 
 
-def differences(new: str, old: str, *, texts: bool = True) -> list[str]:
+def differences(new: str, old: str) -> list[str]:
     """Which families of a new page fail, or have other cells than on an old page.
+
+    Where other libraries made the pages, verdicts count alone: not their reasons and warnings, nor
+    calls, tokens and attention, for which these libraries may have other names.
 
     Args:
         new: a page, of all families or some.
         old: a page of all families.
-        texts: whether reasons, warnings, calls, tokens and attention count, or verdicts alone.
     """
     before, missing = _said(old), dict[str, str]()
+    texts = made_with(new) == made_with(old)
     return [
         f"{family}, {column}: {now}, was {was}"
         for family, cells in _said(new).items()
@@ -151,6 +156,12 @@ def differences(new: str, old: str, *, texts: bool = True) -> list[str]:
         for now, was in [_pair(cell, before.get(family, missing).get(column, "missing"), texts)]
         if now != was or now == "failed"
     ]
+
+
+def made_with(text: str) -> dict[str, Version]:
+    """The libraries that made a page."""
+    found = re.findall(r"(torch|timm|Transformers|torchvision) (\d[\d.]*\d)", text)
+    return {library: Version(number) for library, number in found}
 
 
 def _pair(now: str, was: str, texts: bool) -> tuple[str, ...]:
