@@ -86,7 +86,7 @@ def test_each_method_of_scores_can_be_called_on_the_command_line():
     [
         "tutorials/quickstart.py",
         "benchmarks/cost/contenders.py",
-        "benchmarks/model_matrix/checks.py",
+        "benchmarks/model_matrix/methods.py",
         "benchmarks/study/methods.py",
     ],
 )
