@@ -4,11 +4,14 @@ The root is the source directory, so that links between ``docs/``, ``tutorials/`
 `CONTRIBUTING.md` are the same in the repository and on the site.
 """
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+from sphinx.application import Sphinx
 
 from captum_transformer import __version__
 
@@ -30,6 +33,7 @@ extensions = [
     "drawn_formulas",
     "inline_svg",
     "myst_nb",
+    "navigation",
     "notebooks",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
@@ -37,6 +41,8 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
+if sys.platform == "linux":  # elsewhere there is no fork, or not all libraries survive it
+    extensions.append("kernels")
 
 # Names in docstrings: `AttributionMonitor` becomes a link, `(samples, tokens)` stays as it is.
 default_role = "py:obj"
@@ -85,3 +91,15 @@ html_theme_options: dict[str, Any] = {
     "light_css_variables": {"color-brand-primary": "#7a3e9d", "color-brand-content": "#6b3fa0"},
     "dark_css_variables": {"color-brand-primary": "#c9a3e6", "color-brand-content": "#c9a3e6"},
 }
+
+
+def setup(app: Sphinx) -> None:
+    # Next to nothing of what is imported and read is garbage, and looking through it again and
+    # again would take a third of the build.
+    gc.disable()
+    app.connect("env-updated", _collect)
+
+
+def _collect(*_: object) -> None:
+    gc.freeze()
+    gc.enable()
