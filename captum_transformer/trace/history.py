@@ -104,7 +104,7 @@ class History:
         if calls and not weights:
             return
         mixing = unread_mixing(self.operations)
-        unknown = of_unknown_weights(mixing)
+        unknown = of_unknown_weights(self.operations) if mixing else []
         if not calls and not mixing:
             raise NoAttentionError(BESIDE if self._beside else NO_ATTENTION)
         if weights and unknown and (calls or len(unknown) < len(mixing)):

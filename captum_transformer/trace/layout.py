@@ -8,7 +8,7 @@ from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.batch import placed
 from captum_transformer.trace.dimensions import axis_after, source_of
 from captum_transformer.trace.features import RESIZES, learn_features, place_features
-from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
+from captum_transformer.trace.kinds import BY_ENTRY, ENTRIES_ALONE, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import is_weighted_signal, weighs_some_tokens
 from captum_transformer.trace.samples import place_samples
@@ -20,6 +20,7 @@ from captum_transformer.trace.weighted_constants import mixes_by_constants
 _MAY_BE_SOFTMAX = frozenset({Kind.SOFTMAX, Kind.DIV, Kind.MUL, Kind.ENTRYWISE})
 _SCALES = frozenset({Kind.MUL, Kind.DIV})
 _MIXES = frozenset({Kind.PRODUCT, Kind.TRANSFORM})
+_KEEPS_WEIGHTS = MOVES | ENTRIES_ALONE
 _COPY, _MUL, _PRODUCT, _TRANSFORM = Kind.COPY, Kind.MUL, Kind.PRODUCT, Kind.TRANSFORM
 _MAY_KEEP_ALL = frozenset({Kind.COPY, Kind.MOVE})
 
@@ -62,7 +63,7 @@ def _place(operation: Operation, *, again: bool = False) -> None:
         # An attention call drops the mixtures in the history of its queries and keys.
         if pattern is None or operand not in pattern.held:
             mixtures |= value.mixtures
-        may_weigh = may_weigh or value.keys is not None
+        may_weigh = may_weigh or value.keys is not None or value.is_cut
     if pattern is None and _mixes(operation):
         mixtures |= 1 << operation.index
     views = views_of(operation)
@@ -74,6 +75,7 @@ def _place(operation: Operation, *, again: bool = False) -> None:
             if output.features is None or again:
                 _place_more_features(operation, output, view)
             output.keys = _keys(operation, output, view) if may_weigh else None
+            output.is_cut = may_weigh and output.keys is None and _are_cut(operation, output)
             output.mixtures = mixtures
 
 
@@ -136,6 +138,17 @@ def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None
     # If features aren't known, it isn't known which of several axes is the one of tokens.
     known = len({*found}) == 1 or all(value.features is not None for _, value in weights)
     return found[0] if found and known else None
+
+
+def _are_cut(operation: Operation, output: Value) -> bool:
+    """Whether an output whose keys lie along no known axis still holds softmax weights."""
+    traced = operation.traced()
+    weights = [pair for pair in traced if pair[1].weighs_tokens or pair[1].is_cut]
+    if not weights or operation.kind not in _KEEPS_WEIGHTS:
+        return False
+    if operation.kind in MOVES and len(weights) < len(traced):
+        return False  # they are joined with others
+    return not _are_used_up(operation, weights, output)
 
 
 def _normalised(operation: Operation, output: Value, dim: int) -> Axis:

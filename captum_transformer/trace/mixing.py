@@ -2,18 +2,14 @@
 
 from collections.abc import Sequence
 
+from captum_transformer.trace.applied_weights import applied_weights, held_weights
 from captum_transformer.trace.attention import ExplicitAttention
 from captum_transformer.trace.features import sums_over_features
 from captum_transformer.trace.kinds import Kind
 from captum_transformer.trace.operation import Operation
-from captum_transformer.trace.probabilities import (
-    applies_cut_probabilities,
-    are_probabilities,
-    back_to_scores,
-    weighs_some_tokens,
-)
+from captum_transformer.trace.probabilities import back_to_scores
 from captum_transformer.trace.queries import query_value
-from captum_transformer.trace.weighted_constants import mixes_by_constants
+from captum_transformer.trace.value import Value
 
 
 def unread_mixing(operations: Sequence[Operation]) -> list[Operation]:
@@ -52,15 +48,27 @@ def _mixes(operation: Operation) -> bool:
     return output is not None and bool(output.mixtures >> operation.index & 1)
 
 
-def of_unknown_weights(mixing: Sequence[Operation]) -> list[Operation]:
-    """Returns those of some operations that mix tokens by weights that are not known.
+def of_unknown_weights(operations: Sequence[Operation]) -> list[Operation]:
+    """Returns the operations that mix tokens by weights that are not known.
 
-    The products that make the scores of known weights mix none.
+    Nothing that known weights were made from counts, such as their scores: weights are held.
+
+    Args:
+        operations: the operations that lead to a score, in order.
     """
-    known = [operation for operation in mixing if _has_known_weights(operation)]
-    weights = {v for o in known for _, v in o.traced() if are_probabilities(v)}
-    read = {*known, *(step for value in weights for step, _ in back_to_scores(value))}
-    return [operation for operation in mixing if operation not in read]
+    consumed, reached = set[Value](), set[Value]()
+    for operation in reversed(operations):
+        outputs = {output for output in operation.outputs if output is not None}
+        if reached & outputs or not consumed & outputs:
+            held = held_weights(operation)
+            reached |= {value for operand, value in operation.carried() if operand not in held}
+            reached |= outputs
+        consumed.update(value for _, value in operation.carried())
+    return [
+        operation
+        for operation in unread_mixing(operations)
+        if operation.outputs[0] in reached and not _has_known_weights(operation)
+    ]
 
 
 def _has_known_weights(operation: Operation) -> bool:
@@ -69,11 +77,7 @@ def _has_known_weights(operation: Operation) -> bool:
     These are softmax weights, applied entry-wise, in parts or to constants, and those of a Fourier
     transform.
     """
-    if len(operation.traced()) == 1:
-        return operation.kind is Kind.TRANSFORM or mixes_by_constants(operation)
-    if operation.kind is Kind.MUL:
-        return any(weighs_some_tokens(value) for _, value in operation.traced())
-    return applies_cut_probabilities(operation)
+    return operation.kind is Kind.TRANSFORM or bool(applied_weights(operation))
 
 
 def named(operations: Sequence[Operation]) -> list[str]:

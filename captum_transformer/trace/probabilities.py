@@ -7,24 +7,6 @@ from captum_transformer.trace.statistics import signal_of, softmax_dim
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.walks import found_behind
 
-CUT_PROBABILITIES = (
-    "applies softmax probabilities that were cut up or rearranged, as of sliding windows in "
-    "chunks, so it is unknown which tokens each of them mixes"
-)
-
-
-def are_probabilities(value: Value) -> bool:
-    """Whether a value holds the entries of a softmax over tokens, however they are arranged."""
-    while value.operation is not None:
-        operation = value.operation
-        if softmax_dim(operation) is not None:
-            return value.weighs_tokens
-        traced = operation.traced()
-        if len(traced) != 1 or not (operation.kind in MOVES or operation.kind is Kind.COPY):
-            return False
-        ((_, value),) = traced
-    return False
-
 
 def weighs_some_tokens(value: Value) -> bool:
     """Whether a value holds softmax weights of tokens, of all of them or cut from those of all.
@@ -32,7 +14,7 @@ def weighs_some_tokens(value: Value) -> bool:
     Where features aren't known, those that were cut out may be of experts, unless queries and keys
     have made them.
     """
-    if value.weighs_tokens or not are_probabilities(value):
+    if not value.is_cut:
         return value.weighs_tokens
     scores = scores_of(value)
     return value.features is not None or (scores is not None and len(scores.traced()) > 1)
@@ -69,7 +51,7 @@ def back_to_scores(probabilities: Value | None) -> list[tuple[Operation, Value]]
             if of_two:
                 break
             continue
-        weights = [source for source in carried if source.keys is not None]
+        weights = [source for source in carried if source.keys is not None or source.is_cut]
         # A softmax by hand divides by a sum over the keys, in which they aren't apart any more.
         apart = [source for source in carried if not source.is_denominator]
         pending += [(source, len(steps) - 1) for source in reversed(weights[:1] or apart)]
@@ -83,7 +65,7 @@ def back_to_scores(probabilities: Value | None) -> list[tuple[Operation, Value]]
 def _mixes_heads(operation: Operation) -> bool:
     """Whether a product multiplies probabilities, or scores with constants."""
     sources = [value for _, value in operation.traced()]
-    if any(value.keys is not None for value in sources):
+    if any(value.keys is not None or value.is_cut for value in sources):
         return True
     if len(sources) != 1:
         return False
@@ -109,10 +91,3 @@ def _weighted(value: Value) -> list[Value] | bool:
     are_signals = signal_of(operation) or [True] * len(traced)
     sources = [v for (_, v), is_one in zip(traced, are_signals, strict=True) if is_one]
     return sources if all(source.keys is not None for source in sources) else True
-
-
-def applies_cut_probabilities(operation: Operation) -> bool:
-    """Whether it multiplies a signal with probabilities in a layout not recognised as attention."""
-    if operation.kind is not Kind.PRODUCT or operation.attention is not None:
-        return False
-    return {are_probabilities(value) for _, value in operation.traced()} == {True, False}

@@ -40,6 +40,8 @@ class Value:
         holds_ids: whether it holds token ids, which have no gradient.
         learned: whether no input reaches it: attention among learned queries, and what follows it.
         keys: where the axis over which a softmax ran lies in it, or None.
+        is_cut: whether it holds softmax weights of tokens, cut up or rearranged such that their
+            keys lie along no known axis.
     """
 
     __slots__ = (
@@ -55,6 +57,7 @@ class Value:
         "holder",
         "holds_ids",
         "index",
+        "is_cut",
         "keys",
         "learned",
         "mixtures",
@@ -78,6 +81,7 @@ class Value:
         self.coupling: Operation | None = None
         self.features: Features = None
         self.keys: Axis | None = None
+        self.is_cut = False
         self.ancestors = self.attention = self.mixtures = 0
         self.learned = False
         self._origin: Value | None = None

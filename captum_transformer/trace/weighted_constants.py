@@ -17,7 +17,7 @@ def weights_of_constants(operation: Operation) -> list[Operand]:
     if len(operation.traced()) != 1:
         return []
     ((operand, value),) = operation.traced()
-    if not value.weighs_tokens or operand.role is Role.BIAS:
+    if not (value.weighs_tokens or value.is_cut) or operand.role is Role.BIAS:
         return []
     product = operation.contraction()
     if product is None:

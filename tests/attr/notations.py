@@ -165,12 +165,6 @@ def _by_products(n: Notation, a: Named, b: Named, out: str) -> Named:
     return n.moved(Named(n.total(product.tensor, dims), left), out)
 
 
-def _by_entries(n: Notation, a: Named, b: Named, out: str) -> Named:
-    """By entries, if constants make features: a single number is not seen as a layer's."""
-    made = _roles(a, b, out)[2]
-    return _by_products(n, a, b, out) if made else _by_einsum(n, a, b, out)
-
-
 def _in_chunks(n: Notation, a: Named, b: Named, out: str) -> Named:
     """For some of the tokens that attend, and then for the others."""
     if "n" not in out or "n" in b.letters:
@@ -185,5 +179,5 @@ LAYERS = [
     functools.partial(_by_matmul, constant=True),
     _by_einsum,
     _by_einsum_of_last,
-    _by_entries,
+    _by_products,
 ]

@@ -72,8 +72,6 @@ def differences(seed: int, reasons: str = REASONS, **options: Any) -> Iterator[s
                 yield f"{method} differs by {(one - two).abs().max() / one.abs().max():.1e}"
 
 
-# In some notations the products of queries and keys are listed among those that may mix tokens.
-@pytest.mark.filterwarnings("ignore:The model has attention whose weights")
 @pytest.mark.parametrize(
     "start",
     [
@@ -89,7 +87,6 @@ def test_random_models_in_random_notations(start: int) -> None:
 
 # Heads that share keys, and queries that share values, are refused in many notations.
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The model has attention whose weights")
 @pytest.mark.parametrize("options", [{"heads": "g shared"}, {"read": "pooled heads"}])
 def test_heads_in_groups_are_right_or_refused(options: dict[str, Any]) -> None:
     for seed in range(100, 106):

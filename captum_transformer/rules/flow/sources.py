@@ -27,10 +27,10 @@ from captum_transformer.rules.flow.terms import (
     vanishes,
 )
 from captum_transformer.rules.propagate import unsupported
+from captum_transformer.trace.applied_weights import applies_unread_weights
 from captum_transformer.trace.features import sums_over_features
 from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Does, Kind
 from captum_transformer.trace.operation import Operation
-from captum_transformer.trace.probabilities import CUT_PROBABILITIES, applies_cut_probabilities
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
 from captum_transformer.trace.views import view_of
@@ -222,8 +222,16 @@ def is_source(operation: Operation) -> bool:
 
 def unread(operation: Operation) -> UnsupportedOperationError:
     """The error for operations that mix tokens but cannot be read as attention."""
-    if applies_cut_probabilities(operation):
-        return unsupported(operation, f"it {CUT_PROBABILITIES}")
+    if applies_unread_weights(operation):
+        is_cut = any(value.is_cut for _, value in operation.traced())
+        return unsupported(
+            operation,
+            "it applies softmax probabilities that were cut up or rearranged, as of sliding "
+            "windows in chunks, so it is unknown which tokens each of them mixes"
+            if is_cut
+            else "it applies softmax weights, and which of its dimensions are queries and heads is "
+            "not known, so it is unknown which tokens each of them mixes",
+        )
     if operation.kind is Kind.UNKNOWN:
         return unsupported(operation, "it is not in the table of operations")
     if mixes_by_constants(operation):

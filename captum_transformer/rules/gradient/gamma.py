@@ -7,8 +7,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.gradient.hold import MARK, attention_weights, refused
+from captum_transformer.rules.gradient.hold import MARK, refused
 from captum_transformer.rules.relevance.bias import adds_to, applies_weights, has_bias
+from captum_transformer.trace.applied_weights import applied_weights
 from captum_transformer.trace.features import is_linear_layer
 from captum_transformer.trace.kinds import COPIES, Kind, Role
 from captum_transformer.trace.layers_of_entries import layer_of_entries
@@ -259,7 +260,7 @@ def note_scores(operation: Operation) -> Any:
 
     With constant queries it would count as a layer, which it does not in fused attention.
     """
-    for weights in attention_weights(operation):
+    for _, weights in applied_weights(operation):
         scores = scores_of(weights)
         if scores is not None and isinstance(scores.note, Favoured):
             scores.note.attends = True

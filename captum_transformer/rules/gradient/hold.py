@@ -7,7 +7,7 @@ import torch
 
 from captum_transformer.rules.gradient.share import divided, shares_of
 from captum_transformer.rules.propagate import BY_GRADIENT, unsupported
-from captum_transformer.trace.along import weights_of_tokens
+from captum_transformer.trace.applied_weights import applied_weights, held_weights
 from captum_transformer.trace.gates import (
     are_of_one_entry,
     constant_term,
@@ -16,7 +16,6 @@ from captum_transformer.trace.gates import (
 from captum_transformer.trace.kinds import Kind, Role
 from captum_transformer.trace.meetings import Meeting, meeting
 from captum_transformer.trace.operation import Operand, Operation
-from captum_transformer.trace.probabilities import are_probabilities, weighs_some_tokens
 from captum_transformer.trace.quotients import is_divided, is_gate_by_formula
 from captum_transformer.trace.statistics import (
     is_mean,
@@ -27,7 +26,6 @@ from captum_transformer.trace.statistics import (
     sums_to_one_again,
 )
 from captum_transformer.trace.value import Value
-from captum_transformer.trace.weighted_constants import weights_of_constants
 
 # Saved with the needed tensors: no native operation saves a tensor of this shape, so checkpointing,
 # which would recompute the native operation, notices that it is a different one.
@@ -189,62 +187,32 @@ def _refused_in_parts(operation: Operation, found: Meeting) -> Any:
     return refused(operation, found.why_refused, instead)
 
 
-def hold_probabilities(operation: Operation, *, shares: bool = False) -> Any:
+def hold_weights(operation: Operation, *, shares: bool = False) -> Any:
     """The AH rule (Ali et al., eq. 11): attention is a linear map of its values.
 
-    With queries and keys held constant, a fused kernel's own backward is enough. Probabilities that
-    were cut up or rearranged are held, too, and so are those that weight constants, such as
-    relative values.
+    With queries and keys held constant, a fused kernel's own backward is enough. Weights that were
+    cut up, rearranged or scaled by a gate are held, too, and so are those that weight constants,
+    such as relative values, and those whose weighted sum is not written as a matrix product, as in
+    MobileViTv2.
     """
-    if (pattern := operation.pattern) is not None:
-        return NotImplemented if pattern.in_tokens else with_held(operation, pattern.held)
-    traced = operation.traced()
-    if operation.kind is not Kind.PRODUCT:
-        return NotImplemented
-    if len(traced) < 2:
-        return with_held(operation, weights_of_constants(operation))
-    held = [operand for operand, value in traced if are_probabilities(value)]
-    if len(held) == len(traced):
+    held = held_weights(operation)
+    if held or not applied_weights(operation):
+        return with_held(operation, held, shares=shares)
+    if operation.kind is Kind.PRODUCT:
         return refused(
             operation,
-            "it multiplies softmax probabilities, cut up or rearranged, with one another, and it "
-            "is unknown which of them are weights, so they can't be held constant",
+            "it multiplies softmax weights with one another, and it is unknown which of them are "
+            "applied to the others, so they can't be held constant",
             _WITHOUT_AH,
         )
-    return with_held(operation, held, shares=shares)
-
-
-def attention_weights(operation: Operation) -> list[Value]:
-    """Returns the softmax weights, of tokens or whatever is attended to, that a product applies."""
-    traced = operation.traced()
-    if (pattern := operation.pattern) is not None:
-        held = () if pattern.in_tokens else pattern.held
-        return [operand.value for operand in held if operand.value is not None]
-    if len(traced) > 1:
-        weights = [value for _, value in weights_of_tokens(operation)]
-        return weights + [v for _, v in traced if v not in weights and are_probabilities(v)]
-    return [operand.value for operand in weights_of_constants(operation) if operand.value]
-
-
-def hold_weights(operation: Operation) -> Any:
-    """The AH rule for attention whose weighted sum is not written as a matrix product.
-
-    That is an entry-wise product of softmax weights with a signal of these tokens (as in
-    MobileViTv2) or with constants. The weights may be of one token, cut from those of all.
-    """
-    traced = operation.traced()
-    if len(traced) == 1:
-        return with_held(operation, weights_of_constants(operation))
-    weights = [operand for operand, _ in weights_of_tokens(operation)]
-    weights = weights or [operand for operand, value in traced if weighs_some_tokens(value)]
-    if len(weights) == len(traced) > 1 and any(value.features is None for _, value in traced):
+    if any(value.features is None for _, value in operation.traced()):
         return refused(
             operation,
             "it multiplies softmax weights with one another, and no operation before says which "
             "dimensions are features, so it is unknown which of them are weights of tokens",
             f"Use `nn.Linear` or `F.linear` for layers of features. {_WITHOUT_AH}",
         )
-    return with_held(operation, weights) if len(weights) < len(traced) else NotImplemented
+    return NotImplemented
 
 
 def refuse_places(operation: Operation) -> Any:

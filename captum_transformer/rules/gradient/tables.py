@@ -30,7 +30,6 @@ from captum_transformer.rules.gradient.hold import (
     hold_gate,
     hold_matrix,
     hold_mean,
-    hold_probabilities,
     hold_statistic,
     hold_weights,
     keep_activation,
@@ -57,9 +56,7 @@ _PLAIN: ForwardRules = {Kind.SOFTMAX: without_empty_rows}
 _UNKNOWN: ForwardRules = {Kind.UNKNOWN: refuse_unknown}
 # Ali et al. (ICML 2022), eq. 11 and 12.
 AH: ForwardRules = {
-    Kind.ATTENTION: hold_probabilities,
-    Kind.PRODUCT: hold_probabilities,
-    Kind.MUL: hold_weights,
+    **dict.fromkeys((Kind.ATTENTION, Kind.PRODUCT, Kind.MUL), hold_weights),
     Kind.SAMPLE: refuse_places,
 }
 LN: ForwardRules = {
@@ -99,7 +96,7 @@ UNIFORM: ForwardRules = {
 }
 
 
-_HOLD = (hold_divisor, hold_probabilities, hold_statistic)
+_HOLD = (hold_divisor, hold_statistic, hold_weights)
 
 
 def joined(*tables: ForwardRules) -> ForwardRules:

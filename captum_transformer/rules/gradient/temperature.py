@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from captum_transformer.rules.gradient.hold import MARK, attention_weights, refused
+from captum_transformer.rules.gradient.hold import MARK, refused
 from captum_transformer.rules.gradient.share import parts_of_attention
+from captum_transformer.trace.applied_weights import applied_weights
 from captum_transformer.trace.attention import FusedAttention, fused_attention
 from captum_transformer.trace.blocks import row_blocks
 from captum_transformer.trace.dimensions import axis_after
@@ -62,7 +63,7 @@ def _note_attention(operation: Operation) -> Any:
 
     Only this shows that the softmax attends: the softmax of a classifier or a router does not.
     """
-    softmaxes = [o for value in attention_weights(operation) for o in _softmaxes(value)]
+    softmaxes = [o for _, value in applied_weights(operation) for o in _softmaxes(value)]
     if all(softmax.kind is Kind.SOFTMAX for softmax in softmaxes):
         for softmax in softmaxes:
             softmax.note = _ATTENDS
@@ -94,6 +95,8 @@ def _softmax_of(value: Value) -> list[Value] | Operation:
 
 def _are_keys_of(output: Value, operation: Operation, source: Value) -> bool:
     """Whether an operand's keys are those of the output, unlike what heads are weighted by."""
+    if output.is_cut:
+        return source.is_cut or source.weighs_tokens
     if source.keys is None or output.keys is None:
         return source.keys is not None
     operand = next(operand for operand, value in operation.traced() if value is source)
