@@ -4,7 +4,7 @@ The layers of a model ask for the same shapes, so results are cached.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer.trace.axis import View
-from captum_transformer.trace.kinds import Kind, Role
+from captum_transformer.trace.kinds import COPIES, Kind, Role
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.value import Value
 
@@ -62,6 +62,42 @@ def _lie(
     if any(view.untyped_storage()._cdata != storage for view in views):
         return None
     return tuple(View.of(view) for view in views)
+
+
+Steps = tuple[tuple[Operation, Value], ...]
+
+
+def ways_back(value: Value) -> dict[Value, Steps]:
+    """Returns the values that a value shows some entries of, each with the steps that lead from it.
+
+    The steps are moves and copies of a single signal, each with its output.
+    """
+    steps: Steps = ()
+    found = {value: steps}
+    while (operation := value.operation) is not None and operation.kind in COPIES:
+        traced = operation.traced()
+        if len(traced) != 1:
+            break
+        steps = ((operation, value), *steps)
+        ((_, value),) = traced
+        found[value] = steps
+    return found
+
+
+def view_through(shape: tuple[int, ...], steps: Sequence[tuple[Operation, Value]]) -> View | None:
+    """Returns how what several steps make lies over a contiguous tensor, or None if not a view."""
+    source = shown = torch.empty(shape, device="meta")
+    for operation, output in steps:
+        if operation.kind is Kind.COPY:
+            continue
+        if views_of(operation) is None:
+            return None
+        shown = run_frozen(operation.call, *frozen_arguments(operation), shown)
+        shown = (
+            shown[operation.outputs.index(output)] if isinstance(shown, (tuple, list)) else shown
+        )
+    same = shown.untyped_storage()._cdata == source.untyped_storage()._cdata
+    return View.of(shown) if same else None
 
 
 def part_in_brackets(signal: Operand, brackets: Any) -> View | None:

@@ -160,6 +160,9 @@ CUT = {
     "chunks rearranged": lambda x: [part.unflatten(1, (1, 2))[:, 0] for part in x.chunk(2, 1)],
     "slices": lambda x: [x[:, :2], x[:, 2:]],
     "slices rearranged": lambda x: [(y := x.mT)[..., :2].mT, y[..., 2:].mT.clone()],
+    "slices of two transposes": lambda x: [x.mT[..., :2].mT, x.mT[..., 2:].mT],
+    "slices of one transpose": lambda x: [x.mT[..., :2].mT, x[:, 2:]],
+    "chunks of copies": lambda x: [x.clone().chunk(2, 1)[0], x.mT.contiguous().mT.split(2, 1)[1]],
 }
 
 

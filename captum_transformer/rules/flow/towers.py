@@ -16,7 +16,7 @@ from captum_transformer.trace.kinds import BY_ENTRY, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.tape import Tape
 from captum_transformer.trace.value import Value
-from captum_transformer.trace.views import view_of, views_of
+from captum_transformer.trace.views import view_through, views_of, ways_back
 
 _JOINS = frozenset({Kind.CONCATENATE, Kind.STACK})
 
@@ -56,12 +56,14 @@ class Towers:
         """
         if operation in self._joined_by:
             raise UnsupportedOperationError(
-                f"{operation.described} takes together what several views of each sample, or "
-                "several inputs, have become that were laid side by side along the samples' "
-                "dimension (by `cat`, `stack` or `repeat`) and went through attention at once. "
-                "Each of them should count as a separate run of the model, but their attention is "
-                "one call here. Run the model once for each view, and add up or compare what "
-                "it returns, or use ConservativeLRP or AttnLRP."
+                f"{operation.described} takes together what several tensors of the same samples "
+                "have become that were laid side by side along the samples' dimension (by `cat`, "
+                "`stack` or `repeat`) and went through attention at once: views of each sample, "
+                "several inputs, parts that may overlap, or heads that were made one by one. "
+                "Views and inputs should each count as a separate run of the model, but their "
+                "attention is one call here. Run the model once for each view, and add up or "
+                "compare what it returns, give heads a dimension behind that of the samples, or "
+                "use ConservativeLRP or AttnLRP."
             )
 
     def _read(self, operation: Operation) -> None:
@@ -140,13 +142,16 @@ def _are_pieces(values: Sequence[Value]) -> bool:
         return False
     if len({*made}) == 1:
         return True
-    views = [view_of(step, origin) for step, origin in zip(made, origins, strict=True)]
-    known = [view for view in views if view is not None]
-    sources = {step.traced()[0][1] for step in made}
-    if len(sources) > 1 or len(known) < len(views):
+    ways = [ways_back(value) for value in values]
+    whole = next((one for one in ways[0] if all(one in way for way in ways)), None)
+    if whole is None:
         return False
-    shape = tuple(sources.pop().shape)
-    return all(one.apart_from(other, shape) for one, other in combinations(known, 2))
+    shape = tuple(whole.shape)
+    views = [view_through(shape, way[whole]) for way in ways]
+    known = [view for view in views if view is not None]
+    return len(known) == len(views) and all(
+        one.apart_from(other, shape) for one, other in combinations(known, 2)
+    )
 
 
 def _repeated(operation: Operation, output: Value, place: int) -> Axis | None:
