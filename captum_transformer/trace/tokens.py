@@ -67,13 +67,18 @@ def token_value(source: Value, history: History) -> Value:
             past = _past(tokens, source, history)
         if past is None:
             return tokens
-        tokens = _common(tokens, past, source)
+        common = _common(tokens, past, source)
+        # Tokens that were repeated to several streams are tokens there, but the streams are not.
+        tokens = _walk_back(common, source, projected=True)
+        if tokens is source is not common:
+            return source
     if any(_walk_back(value, source) is source for value in entering):
         return source
     raise UnsupportedOperationError(
-        f"The input of shape {tuple(source.shape)} is turned into tokens more than once, as in a "
-        "model of two branches or where a model runs twice. Use `attribute`, which sums up over "
-        "all of them."
+        f"The input of shape {tuple(source.shape)} is turned into tokens more than once, or what "
+        "attention reads of it is not all that the score depends on, as in a model of two "
+        "branches, where a model runs twice, or where several streams are read as one. Use "
+        "`attribute`, which sums up over all of them."
     )
 
 
@@ -112,15 +117,18 @@ def _common(one: Value, other: Value, source: Value) -> Value:
     return found
 
 
-def _walk_back(value: Value, source: Value, *, past_neighbours: bool = False) -> Value:
+def _walk_back(
+    value: Value, source: Value, *, projected: bool = False, past_neighbours: bool = False
+) -> Value:
     """Returns the last value that everything passes through before tokens are made.
 
     Args:
         value: the value that enters attention.
         source: the input from which it was made.
+        projected: whether its features are known to be those of tokens.
         past_neighbours: whether tokens that mix in their neighbours still count as the same tokens.
     """
-    frontier, tokens, projected, kept = {value}, value, False, source.features is not None
+    frontier, tokens, kept = {value}, value, source.features is not None
     embedded: Value | None = None
     while source not in frontier:
         if len(frontier) == 1:

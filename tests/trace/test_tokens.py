@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from captum_transformer import (
     AttentionRollout,
     AttnLRP,
+    BiLRP,
     ConservativeLRP,
+    FullGradPlus,
     GenericAttentionRelevance,
     RawAttention,
 )
@@ -150,3 +152,62 @@ def test_tokens_that_take_up_their_neighbours_are_the_same_tokens(mix, method: t
     explain, x = method(scores), table(ids).detach()
     assert_close(explain.attribute_tokens(x, 1), of_ids)
     assert_close(explain.attribute(x, 1).sum(-1), of_ids)
+
+
+class Streams(nn.Module):
+    """A block with hyper-connections, whose streams are read as one in some notation."""
+
+    def __init__(self, read) -> None:
+        super().__init__()
+        self.read, self.weights = read, drawn(2, seed=3).double()
+        self.block = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+
+    def forward(self, streams: Tensor) -> Tensor:
+        out = self.block(self.read(streams, self.weights))
+        mixed = torch.einsum("st,bsnd->btnd", drawn(2, 2, seed=4).double(), streams)
+        return mixed + self.weights[:, None, None] * out[:, None]
+
+
+class Connected(nn.Module):
+    def __init__(self, read, embed: str) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Streams(read), Streams(read)])
+        self.embed = embed
+        self.of_pixels, self.of_features = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.embed == "pixels":
+            x = self.of_pixels(x).flatten(2).mT
+        if self.embed == "layers":
+            streams = self.of_features(x).unflatten(-1, (2, 8)).transpose(1, 2)
+        else:
+            streams = x[:, None] * torch.tensor([1.0, 0.5]).to(x)[:, None, None]
+        for block in self.blocks:
+            streams = block(streams)
+        return streams.sum(1).mean(1)
+
+
+READ = {
+    "einsum": lambda streams, weights: torch.einsum("s,bsnd->bnd", weights, streams),
+    "sum": lambda streams, weights: (streams * weights[:, None, None]).sum(1),
+    "in parts": lambda streams, weights: streams[:, 0] * weights[0] + streams[:, 1] * weights[1],
+}
+
+
+@pytest.mark.parametrize("embed", ["pixels", "layers", "none"])
+def test_streams_of_tokens_are_no_tokens(embed: str):
+    x = (drawn(2, 3, 4, 6, seed=2) if embed == "pixels" else drawn(2, 6, 8, seed=2)).double()
+    models = [with_random_weights(Connected(read, embed)).double() for read in READ.values()]
+
+    def full(model):
+        return FullGradPlus(model, layers=["blocks.0", "blocks.1"])
+
+    for method in (GenericAttentionRelevance, RawAttention, ConservativeLRP, full):
+        expected, *found = (method(model).attribute_tokens(x, 1) for model in models)
+        assert expected.shape == (2, 6)
+        for other in found:
+            assert_close(other, expected)
+    expected, *found = (BiLRP(model).attribute(x, x.flip(0)) for model in models)
+    assert expected.shape == (2, 6, 6)
+    for other in found:
+        assert_close(other, expected)
