@@ -14,7 +14,8 @@ from captum_transformer.trace.value import Value
 
 LINEAR_ATTENTION = (
     "No attention that can be read was seen in the forward pass, but other operations that mix "
-    "tokens, as in linear attention, sliding windows in chunks and Fourier transforms: {products}. "
+    "tokens, as in linear attention, sliding windows in chunks, attention whose queries and heads "
+    "can't be told apart, and Fourier transforms: {products}. "
 )
 NO_ATTENTION = (
     "No attention that the inputs reach was seen in the forward pass. Looked for: "

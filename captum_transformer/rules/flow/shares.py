@@ -137,8 +137,8 @@ def product(operation: Operation, operand: Operand, share: Tensor, held: Tensor 
     if not declared and value.features is None:
         raise unsupported(
             operation,
-            "whether it mixes features of each token or tokens is not known: no operation before "
-            "says which dimensions are features",
+            "whether it mixes features of each token or tokens is not known: the operations "
+            "before don't show which dimensions are features",
         )
     if declared or mixes_features(value, summed):
         return compared(operation, operand, share, _present(operand, held, share))

@@ -129,7 +129,7 @@ def hold_mean(operation: Operation) -> Any:
     if any(is_mean(step) is None for step in steps):
         return refused(
             operation,
-            "no operation before shows which of its dimensions are features, so whether it "
+            "the operations before don't show which of its dimensions are features, so whether it "
             "subtracts the mean of each token is not known",
             "Call `nn.LayerNorm` or `F.layer_norm`, or `nn.Linear` or `F.linear` before it; ",
         )
@@ -208,8 +208,8 @@ def hold_weights(operation: Operation, *, shares: bool = False) -> Any:
     if any(value.features is None for _, value in operation.traced()):
         return refused(
             operation,
-            "it multiplies softmax weights with one another, and no operation before says which "
-            "dimensions are features, so it is unknown which of them are weights of tokens",
+            "it multiplies softmax weights with one another, and the operations before don't show "
+            "which dimensions are features, so it is unknown which of them are weights of tokens",
             f"Use `nn.Linear` or `F.linear` for layers of features. {_WITHOUT_AH}",
         )
     return NotImplemented
