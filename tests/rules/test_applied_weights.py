@@ -283,3 +283,17 @@ def test_weights_are_held_where_it_is_unknown_which_dimensions_are_heads(method,
         found = method(score).attribute(X, 1)
     (expected,) = by_autograd(lambda x: score(x, torch.detach)[:, 1], X)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("method", [AttentionRollout, GenericAttentionRelevance, RawAttention])
+def test_methods_of_maps_say_that_queries_and_heads_are_not_known(method):
+    """These weights are whole, not cut up, and are applied to values."""
+
+    def score(x):
+        x = x + (x @ x.mT).softmax(-1) @ x
+        q, k, v = (x @ QKV.T).unflatten(-1, (3, HEADS, WIDTH)).permute(2, 0, 3, 1, 4)
+        weights = by_batched_products(q, k).softmax(-1)
+        return (x[:, None, :, :WIDTH] + torch.einsum("bhij,bjd->bhid", weights, v[:, 0]))[:, 1, 2]
+
+    with pytest.raises(UnsupportedOperationError, match="which of its dimensions are queries and"):
+        method(score).attribute_tokens(X, 0)

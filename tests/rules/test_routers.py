@@ -286,6 +286,18 @@ def test_a_softmax_of_one_number_has_no_rule(notation: str, method: Any) -> None
         method(partial(model, gated)).attribute(doubles(2, TOKENS, WIDTH, seed=9), target=1)
 
 
+@pytest.mark.parametrize("function", [torch.softmax, lambda x, d: 1 + x.log_softmax(d)])
+@pytest.mark.parametrize("method", [AttnLRP, LibraGrad])
+def test_a_softmax_of_a_single_entry_is_one(function: Any, method: Any) -> None:
+    def gated(x: Tensor) -> Tensor:
+        return function(x @ doubles(WIDTH, 1, seed=7), -1) * experts(x)[0]
+
+    x = doubles(2, TOKENS, WIDTH, seed=9)
+    found = method(partial(model, gated)).attribute(x, target=1)
+    expected = method(partial(model, lambda x: experts(x)[0])).attribute(x, target=1)
+    torch.testing.assert_close(found, expected)
+
+
 def keys_of(x: Tensor) -> list[Tensor]:
     """The score of each token, computed one after the other."""
     return [token @ doubles(WIDTH, 1, seed=2) for token in x.unbind(1)]

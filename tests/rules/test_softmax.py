@@ -115,3 +115,26 @@ def test_products_of_probabilities_are_held_where_they_weight_values():
     score = (leaf + of_one_another(x) @ leaf).flatten(1)[:, 9].sum()
     torch.testing.assert_close(relevance, x * torch.autograd.grad(score, leaf)[0])
     torch.testing.assert_close(delta, torch.zeros_like(delta))
+
+
+def normalised_again(x: Tensor) -> Tensor:
+    weights = (x @ x.mT).softmax(-1)
+    weights = weights * (weights > 0.1)
+    return weights * (1 / weights.sum(-1, keepdim=True)) @ x
+
+
+def of_exponentials(x: Tensor) -> Tensor:
+    """Linear attention, whose features are exponentials."""
+    queries, keys = (x * 0.1).exp(), (x * 0.2).exp()
+    return queries @ (keys.mT @ x) / (queries @ keys.sum(1, keepdim=True).mT)
+
+
+@pytest.mark.parametrize("function", [normalised_again, of_exponentials])
+def test_what_is_not_known_to_be_a_softmax_is_not_called_one(function):
+    def model(x: Tensor) -> Tensor:
+        return function(x @ doubles(WIDTH, WIDTH, seed=3)).flatten(1)
+
+    with pytest.raises(
+        UnsupportedOperationError, match=r"of softmax weights, as a .* if it is one"
+    ):
+        AttnLRP(model).attribute(doubles(2, TOKENS, WIDTH), target=9)

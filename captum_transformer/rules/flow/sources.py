@@ -244,8 +244,8 @@ def unread(operation: Operation) -> UnsupportedOperationError:
     if operation.kind is Kind.MUL:
         return unsupported(
             operation,
-            "softmax weights multiply a signal, and the product is not summed over what they are "
-            "weights of, so the contribution of its branch would be lost",
+            "softmax weights multiply a signal, and no sum over what they are weights of is read "
+            "as attention, so the contribution of its branch would be lost",
         )
     mixed = "several signals" if len(operation.traced()) > 1 else "a signal"
     return unsupported(

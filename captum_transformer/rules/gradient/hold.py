@@ -83,9 +83,9 @@ def refuse_part(operation: Operation) -> Any:
 def _refused_softmax(operation: Operation) -> Any:
     return refused(
         operation,
-        "with the exponential before it, it is a softmax written by hand, and the rule is for the "
-        "whole",
-        "Call `torch.softmax`; ",
+        "it normalises by sums of exponentials or of softmax weights, as a softmax written by hand "
+        "does, and the rule is for the whole of one",
+        "Call `torch.softmax` if it is one, and divide softmax weights by their sum; ",
     )
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer.rules.gradient.hold import MARK, refused
+from captum_transformer.rules.gradient.hold import MARK, refused, with_held
 from captum_transformer.trace.gates import (
     constant_term,
     is_activated,
     is_of_one_entry,
     steps_with_numbers,
 )
-from captum_transformer.trace.kinds import Form
+from captum_transformer.trace.kinds import Form, Kind
 from captum_transformer.trace.norms import Normalisation, normalisation
 from captum_transformer.trace.numeric import accumulation_dtype, by_rows, ratio
 from captum_transformer.trace.operation import Operand, Operation
@@ -50,9 +50,9 @@ def identity(operation: Operation, *, epsilon: float = 0.0) -> Any:
     if of_difference or (operation.form is Form.LOGARITHM and sums_exponentials(value)):
         return refused(
             operation,
-            "with the operations before it, it is a softmax written by hand, or its logarithm, and "
-            "the rule is for the whole",
-            "Call `torch.softmax`, `torch.log_softmax` or `torch.logsumexp`; ",
+            "with the operations before it, it may be a softmax written by hand, or its logarithm, "
+            "and the rule is for the whole of one",
+            "Call `torch.softmax`, `torch.log_softmax` or `torch.logsumexp` if it is; ",
         )
     steps = steps_with_numbers(value)
     for step in (*steps, operation):
@@ -70,9 +70,16 @@ def identity_of_sum(operation: Operation) -> Any:
 
 
 def refuse_of_one_entry(operation: Operation) -> Any:
-    """Refuses a softmax of one signal and constants: it is an activation that no rule knows."""
+    """Refuses a softmax of one signal and constants: it is an activation that no rule knows.
+
+    Without constants it is one, whatever the entry, and is held.
+    """
     if not operation.traced() or not is_of_one_entry(operation):
         return NotImplemented
+    ((signal, value),) = operation.traced()
+    dim = operation.dim(len(value.shape))
+    if dim is not None and value.shape[dim] == 1 and operation.kind is not Kind.SMOOTH_MAXIMUM:
+        return with_held(operation, [signal])
     return refused(
         operation,
         "it is of one entry of a signal, joined with constants: an activation written by hand, and "
