@@ -26,4 +26,5 @@ def untied(relevance: Tensor, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     chance = torch.rand(flat.shape, generator=generator).argsort(1)
     order = chance.gather(1, flat.gather(1, chance).argsort(dim=1, stable=True))
-    return order.argsort(1).to(torch.float64).view_as(relevance)
+    ranks = torch.arange(flat.shape[1], dtype=torch.float64).expand_as(flat)
+    return torch.empty_like(ranks).scatter_(1, order, ranks).view_as(relevance)

@@ -125,7 +125,8 @@ def rank_places(relevance: Tensor, order: Order = "positive", keep: Tensor | Non
     if keep is not None:
         last = keep.gather(1, places).to(torch.uint8).argsort(dim=1, stable=True)
         places = places.gather(1, last)
-    return places.argsort(dim=1)
+    ranks = torch.arange(places.shape[1], device=places.device).expand_as(places)
+    return torch.empty_like(places).scatter_(1, places, ranks)
 
 
 def counts(
