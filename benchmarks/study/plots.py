@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from PIL import Image
 
 from benchmarks.study.methods import CAPTUM, PAIRS, PATCHING, RANDOM, TRANSFORMER, plain
@@ -17,6 +18,7 @@ HUES = (
     "teal C0 0.5 "
     "C0 C1 C2 C3 C4 C5 0.3 0.5"
 )
+DPI = 90
 COLOURS = dict(zip(ORDER, HUES.split(), strict=True))
 
 
@@ -141,9 +143,10 @@ def _dashes(method: str) -> str:
 
 def _saved(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    figure.set_dpi(DPI)
+    figure.canvas.draw()
+    drawn = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
     plt.close(figure)
-    with Image.open(path) as drawn:  # few colours make small files
-        few = drawn.convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE)
-    few.save(path, optimize=True)
+    # Few colours make small files.
+    drawn.quantize(128, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
     return path

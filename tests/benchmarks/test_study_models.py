@@ -16,8 +16,10 @@ pytestmark = pytest.mark.usefixtures("quick_study")
 
 
 def test_a_model_of_timm_is_studied_on_a_folder_of_pictures(tmp_path):
-    model = timm.create_model("test_vit", num_classes=3, img_size=32)
-    timm.models.save_for_hf(model, tmp_path / "model", model_args={"img_size": 32})
+    sizes = {"img_size": 32, "depth": 2}
+    model = timm.create_model("test_vit", num_classes=3, **sizes)
+    model.pretrained_cfg["input_size"] = (3, 32, 32)
+    timm.models.save_for_hf(model, tmp_path / "model", model_args=sizes)
     for label in range(3):
         for number in range(2):
             noise(tmp_path / "imagenet" / f"n{label}" / f"{number}.png", (40, 50))
