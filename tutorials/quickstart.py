@@ -215,6 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--mosaics", type=int, default=2**14, help="training mosaics per epoch")
+    parser.add_argument("--held-out", type=int, default=500, help="mosaics that are explained")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
     args = parser.parse_args()
 
@@ -224,8 +225,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers")
 
     train_digits, held_out_digits = split_digits()
-    train = Mosaics.draw(*train_digits, count=2**16, seed=1)
-    held_out = Mosaics.draw(*held_out_digits, count=500, seed=2)
+    train = Mosaics.draw(*train_digits, count=min(2**16, args.epochs * args.mosaics), seed=1)
+    held_out = Mosaics.draw(*held_out_digits, count=args.held_out, seed=2)
 
     model = DigitFinder()
     trainer = pl.Trainer(

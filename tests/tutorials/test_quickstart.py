@@ -36,7 +36,8 @@ def test_a_short_run_prints_the_table_and_writes_the_figure_and_the_log(
     tmp_path, monkeypatch, capsys
 ):
     out = tmp_path / "quickstart"
-    arguments = ["--epochs", "2", "--mosaics", "256", "--out", str(out)]
+    sizes = ["--epochs", "2", "--mosaics", "256", "--held-out", "64"]
+    arguments = [*sizes, "--out", str(out)]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
     runpy.run_path(str(SCRIPT), run_name="__main__")
 

@@ -33,7 +33,8 @@ QUICKSTART = Path(__file__).parents[3] / "tutorials" / "quickstart.py"
 def log_dir(tmp_path_factory):
     """The quickstart's log and that of a text classifier."""
     folder = tmp_path_factory.mktemp("logs")
-    arguments = ["--epochs", "2", "--mosaics", "256", "--out", str(folder / "mosaics")]
+    sizes = ["--epochs", "2", "--mosaics", "256", "--held-out", "64"]
+    arguments = [*sizes, "--out", str(folder / "mosaics")]
     run = runpy.run_path(str(QUICKSTART), run_name="quickstart")["main"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(QUICKSTART), *arguments])
