@@ -132,7 +132,7 @@ answers = tokenizer(
 
 optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
 model.train()
-for _ in range(200):
+for _ in range(140):
     batch = torch.randint(len(examples), (48,))
     ids = torch.cat([prompt.expand(48, -1), answers[batch]], 1)
     logits = model(input_ids=ids, pixel_values=pixels[batch]).logits[:, -6:-1]
