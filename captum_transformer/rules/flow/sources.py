@@ -223,14 +223,11 @@ def is_source(operation: Operation) -> bool:
 def unread(operation: Operation) -> UnsupportedOperationError:
     """The error for operations that mix tokens but cannot be read as attention."""
     if applies_unread_weights(operation):
-        is_cut = any(value.is_cut for _, value in operation.traced())
         return unsupported(
             operation,
-            "it applies softmax probabilities that were cut up or rearranged, as of sliding "
-            "windows in chunks, so it is unknown which tokens each of them mixes"
-            if is_cut
-            else "it applies softmax weights, and which of its dimensions are queries and heads is "
-            "not known, so it is unknown which tokens each of them mixes",
+            "it applies softmax weights in a layout that is not read as attention, as of sliding "
+            "windows in chunks, or where it is not known which dimensions are heads, so it is "
+            "unknown which tokens each of them mixes",
         )
     if operation.kind is Kind.UNKNOWN:
         return unsupported(operation, "it is not in the table of operations")
