@@ -7,7 +7,12 @@ from captum_transformer.trace.along import are_of_one_token, ends_of_softmax
 from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.batch import placed
 from captum_transformer.trace.dimensions import axis_after, source_of
-from captum_transformer.trace.features import RESIZES, learn_features, place_features
+from captum_transformer.trace.features import (
+    RESIZES,
+    learn_features,
+    mixes_features,
+    place_features,
+)
 from captum_transformer.trace.kinds import BY_ENTRY, ENTRIES_ALONE, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
 from captum_transformer.trace.probabilities import is_weighted_signal, weighs_some_tokens
@@ -180,10 +185,14 @@ def _are_used_up(
         # A gate scales the weights. If the weights are broadcast, they weight the other factor.
         return any(_is_repeated(value, output) for _, value in weights)
     product = operation.contraction()
-    if product is not None and operation.spreads:
-        made = (dim for operand, _ in weights for dim in product.made(operand))
-        return any(output.shape[dim] > 1 for dim in made)
-    return operation.kind not in MOVES
+    if product is None:
+        return operation.kind not in MOVES
+    if any(output.shape[dim] > 1 for operand, _ in weights for dim in product.made(operand)):
+        return True
+    # A gate for each head scales the weights, too, if their sum over heads is taken at once.
+    return not operation.spreads and not all(
+        mixes_features(value, product.summed(operand)) for operand, value in weights
+    )
 
 
 def _is_repeated(value: Value, output: Value) -> bool:

@@ -295,5 +295,29 @@ def test_methods_of_maps_say_that_queries_and_heads_are_not_known(method):
         weights = by_batched_products(q, k).softmax(-1)
         return (x[:, None, :, :WIDTH] + torch.einsum("bhij,bjd->bhid", weights, v[:, 0]))[:, 1, 2]
 
-    with pytest.raises(UnsupportedOperationError, match="which of its dimensions are queries and"):
+    with pytest.raises(UnsupportedOperationError, match="not known which dimensions are heads"):
         method(score).attribute_tokens(X, 0)
+
+
+ONE_MAP = {
+    "sum": lambda p, g: (p * g.mT[..., None]).sum(1),
+    "einsum": lambda p, g: torch.einsum("bhij,bih->bij", p, g),
+    "matmul": lambda p, g: (g.unsqueeze(2) @ p.transpose(1, 2)).squeeze(2),
+}
+
+
+@pytest.mark.parametrize("method", [ConservativeLRP, LibraGrad, GIM, GenericAttentionRelevance])
+@pytest.mark.parametrize("name", ONE_MAP)
+def test_maps_that_a_gate_of_heads_sums_up_are_one_map(name, method):
+    def score(gated):
+        def run(x):
+            q, k, v = F.linear(x, QKV).unflatten(-1, (3, HEADS, WIDTH)).permute(2, 0, 3, 1, 4)
+            gate = F.linear(x, GATE).sigmoid()
+            return (gated((q @ k.mT).softmax(-1), gate) @ v[:, 0] * HEAD[0]).sum(1)
+
+        return run
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected, found = (method(score(ONE_MAP[n])).attribute(X, 1) for n in ("sum", name))
+    torch.testing.assert_close(found, expected)
