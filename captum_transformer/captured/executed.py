@@ -2,6 +2,7 @@
 
 import builtins
 import dis
+import functools
 import gc
 import linecache
 import os
@@ -231,7 +232,8 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _names_in(code: CodeType) -> set[str]:
+@functools.lru_cache(maxsize=4096)  # a call is captured again and again, and runs the same code
+def _names_in(code: CodeType) -> frozenset[str]:
     # A name that is only written, such as the last output that a module keeps, is not read.
     steps = dis.get_instructions(code)
     found = {step.argval for step in steps if step.opname in _READS}
@@ -243,4 +245,4 @@ def _names_in(code: CodeType) -> set[str]:
             pending += constant
         elif isinstance(constant, CodeType):
             found |= _names_in(constant)
-    return found
+    return frozenset(found)

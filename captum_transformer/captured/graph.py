@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -54,7 +54,7 @@ class Recorded:
             return results + ([torch.stack(found)] if found else [])
 
         # Without a mode of its own for each tensor, of which the graph notes down what it is like.
-        context = tracing(TracingContext(FakeTensorMode(allow_non_fake_inputs=True)))
+        context = tracing(TracingContext(_Forms(allow_non_fake_inputs=True)))
         with torch.inference_mode(mode=False), context, _recorded_by_torch():
             graph_module = make_fx(run)(*tensors)
         self.checks = [condition.what for condition in recording.conditions]
@@ -81,6 +81,21 @@ class Recorded:
     def nodes(self) -> int:
         """The number of operations of the graph."""
         return sum(node.op == "call_function" for node in self.graph.graph.nodes)
+
+
+class _Forms(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """Makes the tensors without data that the graph has of its results.
+
+    PyTorch would look up what each is like by its operation, though that is what it is given.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        further = dict(kwargs or {})
+        dtype, device = further.pop("dtype", None), further.pop("device", None)
+        asked = func is torch.ops.aten.empty_strided.default and dtype is not None
+        if not asked or device is None or any(further.values()):
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        return FakeTensor(self, torch.empty_strided(*args, dtype=dtype, device="meta"), device)
 
 
 @contextmanager

@@ -193,10 +193,13 @@ def _repeat(kinds: Tensor) -> tuple[int, int, int, int]:
     """
     best, found = 0, (0, 0, len(kinds), 1)
     for period in range(_SMALLEST, len(kinds) // 2 + 1):
-        differing = (kinds[period:] != kinds[:-period]).nonzero().flatten().tolist()
-        ends = [-1, *differing, len(kinds) - period]
-        length, start = max((b - a - 1, a + 1) for a, b in pairwise(ends))
+        differing = (kinds[period:] != kinds[:-period]).nonzero().flatten()
+        ends = nn.functional.pad(differing, (1, 1), value=-1)
+        ends[-1] = len(kinds) - period
+        lengths = ends.diff() - 1
+        length = int(lengths.max())
         saved = length // period * period
+        start = int(ends[:-1][lengths == length][-1]) + 1  # the last of the longest
         if saved > best and not _repeats_short(kinds[start : start + period]):
             best, found = saved, (start, length - saved, period, length // period + 1)
     return found

@@ -34,12 +34,12 @@ class Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Tokens of values, two blocks, a mean, and a head."""
+    """Tokens of values, blocks, a mean, and a head."""
 
-    def __init__(self, block: type[nn.Module] = Block) -> None:
+    def __init__(self, block: type[nn.Module] = Block, blocks: int = 1) -> None:
         super().__init__()
         self.embed = nn.Linear(8, 16)
-        self.blocks = nn.ModuleList(block() for _ in range(2))
+        self.blocks = nn.ModuleList(block() for _ in range(blocks))
         self.head = nn.Linear(16, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,10 +49,11 @@ class Classifier(nn.Module):
         return self.head(x.mean(1))
 
 
-def classifier(block: type[nn.Module] = Block, seed: int = 0) -> Any:
+def classifier(block: type[nn.Module] = Block, seed: int = 0, blocks: int = 1) -> Any:
+    """A model with one block, which is enough for what each call does, or with several."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Classifier(block).eval()
+        return Classifier(block, blocks).eval()
 
 
 def values(seed: int = 0, samples: int = 3) -> Tensor:

@@ -3,9 +3,10 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -27,23 +28,46 @@ from tests.captured.models import assert_same, classifier, values
 SERVE = """
 import sys, torch
 torch.set_num_threads(1)
-explain = torch.export.load(sys.argv[1]).module()
-given = torch.load(sys.argv[2])
-torch.save(explain(*given["args"], **given["kwargs"]), sys.argv[3])
-for package in ("captum_transformer", "captum", "timm", "transformers", "tests"):
-    assert package not in sys.modules, package
+for line in sys.stdin:
+    file, arguments, result = line.rstrip().split("|")
+    explain = torch.export.load(file).module()
+    given = torch.load(arguments)
+    torch.save(explain(*given["args"], **given["kwargs"]), result)
+    for package in ("captum_transformer", "captum", "timm", "transformers", "tests"):
+        assert package not in sys.modules, package
+    print("done", flush=True)
 """
 
+Serve: TypeAlias = Callable[..., Any]
 
-def served(path: Path, *args: Any, **kwargs: Any) -> Any:
-    """What the file answers in a process of its own."""
-    given, found = path.with_suffix(".in"), path.with_suffix(".out")
-    torch.save({"args": args, "kwargs": kwargs}, given)
-    command = [sys.executable, "-c", SERVE, path, given, found]
-    # Not from the project's folder, where the package could be imported.
-    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return torch.load(found)
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """What files answer in a process of their own, which the package is never imported in."""
+    folder = tmp_path_factory.mktemp("elsewhere")  # not the project's: it could be imported there
+    with (
+        (folder / "said").open("w+") as said,
+        subprocess.Popen(
+            [sys.executable, "-c", SERVE],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+        ) as process,
+    ):
+
+        def serve(path: Path, *args: Any, **kwargs: Any) -> Any:
+            given, found = path.with_suffix(".in"), path.with_suffix(".out")
+            torch.save({"args": args, "kwargs": kwargs}, given)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(f"{path}|{given}|{found}\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "done\n", (folder / "said").read_text()
+            return torch.load(found)
+
+        yield serve
 
 
 # The graphs of both methods on all models are compared in `test_equal.py`.
@@ -52,7 +76,7 @@ def served(path: Path, *args: Any, **kwargs: Any) -> Any:
     [("timm ViT", TransformerAttribution), ("BERT", AttnLRP), ("timm Swin", AttnLRP)],
 )
 @pytest.mark.slow
-def test_served_without_the_package(method: Any, name: str, tmp_path: Path) -> None:
+def test_served_without_the_package(method: Any, name: str, tmp_path: Path, served: Serve) -> None:
     explained = subject(name)
     explainer = method(explained.model)
     further = explained.extra or ()
@@ -67,7 +91,7 @@ def test_served_without_the_package(method: Any, name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_named_inputs_and_contrasts(tmp_path: Path) -> None:
+def test_named_inputs_and_contrasts(tmp_path: Path, served: Serve) -> None:
     model = classifier()
     explainer = AttnLRP(lambda x, scale: model(x * scale))
     captured = explainer.capture(
@@ -88,8 +112,8 @@ def test_named_inputs_and_contrasts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_tokens_and_several_targets(tmp_path: Path) -> None:
-    explainer = TransformerAttribution(classifier())
+def test_several_targets(tmp_path: Path) -> None:
+    explainer = AttnLRP(classifier())
     captured = explainer.capture(values(), [1, 2], of="attribute_targets")
     captured.save(tmp_path / "explain.pt2")
     loaded = load_captured(tmp_path / "explain.pt2")

@@ -76,9 +76,9 @@ FOLLOWED: dict[str, Callable[[Any], Any]] = {
     "weights in place": lambda m: m.head.weight.data.mul_(2),
     "weights' data": lambda m: setattr(m.head.weight, "data", torch.ones(5, 16)),
     "a new parameter": lambda m: setattr(m.head, "weight", nn.Parameter(torch.ones(5, 16))),
-    "a state dict": lambda m: m.load_state_dict(classifier(seed=1).state_dict()),
+    "a state dict": lambda m: m.load_state_dict(classifier(seed=1, blocks=2).state_dict()),
     "an assigned state dict": lambda m: m.load_state_dict(
-        classifier(seed=1).state_dict(), assign=True
+        classifier(seed=1, blocks=2).state_dict(), assign=True
     ),
     "a new buffer": lambda m: setattr(m.blocks[0], "bias", torch.ones(16)),
     "a buffer in place": lambda m: m.blocks[0].bias.add_(1),
@@ -117,7 +117,7 @@ def changed(model: Any, change: Callable[[Any], Any]) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def explainer(request: pytest.FixtureRequest) -> Any:
-    return getattr(request, "param", AttnLRP)(classifier())
+    return getattr(request, "param", AttnLRP)(classifier(blocks=2))
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_tensors_are_followed(explainer: Any, captured: Any, change: str) -> Non
 
 
 def test_tied_weights_that_are_untied() -> None:
-    model = classifier()
+    model = classifier(blocks=2)
     _tie(model)
     method = AttnLRP(model)
     captured = method.capture(values(), 1)
@@ -201,7 +201,7 @@ class _MayBeTied(Classifier):
 
 def test_weights_that_are_tied_later() -> None:
     torch.manual_seed(0)
-    model = _MayBeTied().eval()
+    model = _MayBeTied(blocks=2).eval()
     method = AttnLRP(model)
     captured = method.capture(values(), 1, recapture=True)
     captured(values(1), 2)

@@ -17,7 +17,7 @@ needs_compiler = pytest.mark.skipif(
 @needs_compiler
 @pytest.mark.slow
 def test_compiled_by_inductor() -> None:
-    model = classifier()
+    model = classifier(blocks=2)
     method = AttnLRP(model)
     captured = method.capture(values(), 1).compile()
     for seed in range(1, 3):

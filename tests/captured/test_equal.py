@@ -103,7 +103,7 @@ def test_a_decoder_at_a_token_of_its_text(method: Any) -> None:
 
 @pytest.mark.parametrize("name", sorted(OF_SCORES))
 def test_each_method(name: str) -> None:
-    explainer = getattr(captum_transformer, name)(classifier())
+    explainer = getattr(captum_transformer, name)(classifier(blocks=2))
     captured = explainer.capture(values(), 1)
     for seed in range(1, 3):
         assert_same(captured(values(seed), seed), explainer.attribute(values(seed), [seed] * 3))

@@ -232,7 +232,7 @@ class Reads(Block):
 
 
 def test_a_number_of_an_object_of_any_kind() -> None:
-    model = classifier(Reads)
+    model = classifier(Reads, blocks=2)
     method = AttnLRP(model)
     expected = method.attribute(values(1), [2] * 3)
     captured = method.capture(values(), 1)

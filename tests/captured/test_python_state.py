@@ -127,7 +127,7 @@ def test_a_number_that_python_holds_anywhere(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("CAPTURED_SCALE", "1.0")
     LOCAL.scale = 1.0
     VARIABLE.set(1.0)
-    model = classifier(Reads)
+    model = classifier(Reads, blocks=2)
     method, asks = AttnLRP(model), (getattr, hasattr)
     captured = method.capture(values(), 1)
     assert (getattr, hasattr) == asks

@@ -114,7 +114,7 @@ class TimesMore(Block):
 
 @pytest.mark.parametrize("kind", EQUAL)
 def test_what_is_equal_may_hold_something_else(kind: str) -> None:
-    model = classifier(TimesMore)
+    model = classifier(TimesMore, blocks=2)
     for block in model.blocks:
         block.held = EQUAL[kind](1.0)
     method = AttnLRP(model)
