@@ -64,7 +64,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             assert process.stdout is not None
             process.stdin.write(f"{path}|{given}|{found}\n")
             process.stdin.flush()
-            assert process.stdout.readline() == "done\n", (folder / "said").read_text()
+            assert process.stdout.readline() == "done\n", (folder / "said").read_text(
+                encoding="utf-8"
+            )
             return torch.load(found)
 
         yield serve
