@@ -160,12 +160,26 @@ def selected_gradients(
     selection: Selection, calls: Sequence[AttentionCall]
 ) -> Mapping[AttentionCall, Tensor]:
     """Returns a selection's output gradients, block by block if maps are requested in order."""
-    forward, selected = selection.forward, selection.selected
-    in_order = selection.checks is not None
-    found = forward.gradients_in_order(selected, calls) if in_order else None
+    in_order = gradients_in_order(selection, calls)
+    if in_order is not None:
+        return in_order
+    return output_gradients(selection.forward, selection.selected, calls)
+
+
+def gradients_in_order(
+    selection: Selection, calls: Sequence[AttentionCall]
+) -> "OutputGradients | None":
+    """Returns a selection's output gradients block by block.
+
+    Returns:
+        None if maps are not requested in order, or there are no blocks that run again.
+    """
+    if selection.checks is None:
+        return None
+    found = selection.forward.gradients_in_order(selection.selected, calls)
     if found is None:
-        return output_gradients(forward, selected, calls)
-    return OutputGradients(found, accumulation_dtype(selected.dtype))
+        return None
+    return OutputGradients(found, accumulation_dtype(selection.selected.dtype))
 
 
 class OutputGradients(Mapping[AttentionCall, Tensor]):

@@ -11,9 +11,9 @@ from torch import Tensor
 from captum_transformer.account import Account
 from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.attr.attention_flow_method import (
-    OutputGradients,
     gradient_map,
-    selected_gradients,
+    gradients_in_order,
+    output_gradients,
 )
 from captum_transformer.attr.rollout_method import Propagation, RolloutMethod
 from captum_transformer.attr.selection import Selection
@@ -241,21 +241,22 @@ def relevance_map(
 ) -> MapBlock:
     """The positive relevance of the attention probabilities, times their gradient if weighted."""
     forward, selected, value = selection.forward, selection.selected, selection.value
-    of_calls = selected_gradients(selection, calls) if weighted else None
-    gradients = None if of_calls is None else gradient_map(of_calls)
-    if isinstance(of_calls, OutputGradients):
+    found = gradients_in_order(selection, calls) if weighted else None
+    if found is not None:
         forward.history(value).warn_of_rounding(selected.dtype)
-        in_order = _InOrder(selection, calls, of_calls.found)
+        in_order = _InOrder(selection, calls, found.found)
         if selection.checks is not None:
             selection.checks.append(in_order.check)
-        relevance_at = in_order.at
-    else:
-        outputs = [call.output for call in calls]
-        reached = propagated_relevance(forward, selected, value, outputs)
+        return _positive(in_order.at, gradient_map(found))
+    reached = propagated_relevance(forward, selected, value, [call.output for call in calls])
+    # After relevance, which needs more memory: there are no gradients to keep meanwhile.
+    gradients = gradient_map(output_gradients(forward, selected, calls)) if weighted else None
+    return _positive(lambda call: reached[call.output], gradients)
 
-        def relevance_at(call: AttentionCall) -> Tensor:
-            return reached[call.output]
 
+def _positive(
+    relevance_at: Callable[[AttentionCall], Tensor], gradients: MapBlock | None
+) -> MapBlock:
     def block(call: AttentionCall, rows: slice) -> Tensor:
         # The gradient first: a block that is recomputed for it also serves the relevance.
         of_call = None if gradients is None else gradients(call, rows)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.cost.memory import STATUS, resident_peak_bytes
+from benchmarks.cost.memory import STATUS, peak_bytes, resident_peak_bytes
 from benchmarks.cost.subjects import long_encoder
+from captum_transformer import TransformerAttribution
 from tests.attr.subjects import METHODS
 
 
@@ -52,6 +53,22 @@ def test_nothing_of_the_forward_pass_outlives_the_call(checkpoint: bool, target:
                 assert target == 99
             counts[name].append(living_tensors())
     assert all(second == third for _, second, third in counts.values()), counts
+
+
+def test_gradients_of_attention_are_not_kept_while_relevance_is_propagated() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(32, 2, 128, batch_first=True)
+    encoder = torch.nn.TransformerEncoder(layer, 8, enable_nested_tensor=False)
+    model = torch.nn.Sequential(encoder, torch.nn.Flatten(), torch.nn.Linear(32 * 128, 3))
+    tokens = torch.randn(4, 128, 32)
+
+    def peak(*, weighted: bool) -> int:
+        explain = TransformerAttribution(model, gradient_weighting=weighted)
+        return peak_bytes(partial(explain.attribute, tokens, 0), tokens.device)
+
+    peak(weighted=True)
+    gradient = tokens.numel() * tokens.element_size()
+    assert peak(weighted=True) < peak(weighted=False) + 4 * gradient
 
 
 def resident_bytes() -> int:
