@@ -248,6 +248,8 @@ def relevance_map(
         if selection.checks is not None:
             selection.checks.append(in_order.check)
         return _positive(in_order.at, gradient_map(found))
+    if weighted:
+        forward.require_slopes(selected, [call.edge for call in calls])
     reached = propagated_relevance(forward, selected, value, [call.output for call in calls])
     # After relevance, which needs more memory: there are no gradients to keep meanwhile.
     gradients = gradient_map(output_gradients(forward, selected, calls)) if weighted else None

@@ -158,6 +158,10 @@ class TracedForward:
         """Returns the scores that a score is a weighted sum of, or None if it isn't such a sum."""
         return self._scores.combined.get(value)
 
+    def require_slopes(self, selected: Tensor, points: Sequence[GradientEdge]) -> None:
+        """Raises an error if a gradient of the scores at the points would be lost in a step."""
+        refuse_steps(self._trace.steps, selected.sum(), points, self.tape)
+
     def gradients(self, selected: Tensor, points: Sequence[GradientEdge]) -> list[Tensor | None]:
         """Returns the gradient of the scores at each point, None if they don't depend on it."""
         points = [*points, *self._watched]

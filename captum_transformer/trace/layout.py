@@ -153,6 +153,8 @@ def _are_cut(operation: Operation, output: Value) -> bool:
         return False
     if operation.kind in MOVES and len(weights) < len(traced):
         return False  # they are joined with others
+    if operation.kind in _SCALES and len(weights) > 1:
+        return False  # one of them may be a gate, and which one is not known
     return not _are_used_up(operation, weights, output)
 
 
