@@ -10,9 +10,9 @@ from torch import Tensor
 from captum_transformer.account import Account
 from captum_transformer.attr.accounting import AccountableMethod
 from captum_transformer.attr.gradient_times_input import GradientTimesInput
+from captum_transformer.attr.propagated import propagated_relevance, relevance_account
 from captum_transformer.attr.rollout_method import RolloutMethod
 from captum_transformer.attr.selection import Selection
-from captum_transformer.attr.transformer_attribution import propagated_relevance, relevance_account
 from captum_transformer.calling import Arguments
 from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.calling.reading import truth

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from captum_transformer.attr.relevance_map import relevance_map
 from captum_transformer.attr.selection import Selection
 from captum_transformer.attr.single_layer_method import SingleLayerMethod
-from captum_transformer.attr.transformer_attribution import relevance_map
 from captum_transformer.calling.checkpointing import Checkpoint
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.flow.maps import MapBlock

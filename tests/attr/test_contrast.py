@@ -15,7 +15,7 @@ from captum_transformer import (
     GenericAttentionRelevance,
     TransformerAttribution,
 )
-from captum_transformer.attr.transformer_attribution import propagated_relevance
+from captum_transformer.attr.propagated import propagated_relevance
 from captum_transformer.calling import Arguments
 from captum_transformer.errors import InvalidTargetError
 from captum_transformer.rules import flow, relevance

@@ -10,7 +10,7 @@ from captum_transformer import (
     RawAttention,
     TransformerAttribution,
 )
-from captum_transformer.attr.transformer_attribution import relevance_map
+from captum_transformer.attr.relevance_map import relevance_map
 from captum_transformer.calling import Arguments
 from captum_transformer.trace import traced_forward
 from captum_transformer.trace.heads import by_head

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_transformer import TransformerMethod
 from captum_transformer.attr.attention_flow_method import gradient_map, output_gradients
-from captum_transformer.attr.transformer_attribution import propagated_relevance
+from captum_transformer.attr.propagated import propagated_relevance
 from captum_transformer.calling import Arguments
 from captum_transformer.rules import flow, relevance
 from captum_transformer.rules.relevance.attention import attention_relevance
