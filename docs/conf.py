@@ -33,7 +33,6 @@ extensions = [
     "drawn_formulas",
     "inline_svg",
     "myst_nb",
-    "navigation",
     "notebooks",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
@@ -41,8 +40,6 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-if sys.platform == "linux":  # elsewhere there is no fork, or not all libraries survive it
-    extensions.append("kernels")
 
 # Names in docstrings: `AttributionMonitor` becomes a link, `(samples, tokens)` stays as it is.
 default_role = "py:obj"
