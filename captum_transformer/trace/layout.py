@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from captum_transformer.trace.along import are_of_one_token, ends_of_softmax
+from captum_transformer.trace.applied_weights import weighs_some_tokens
 from captum_transformer.trace.axis import Axis, View
 from captum_transformer.trace.batch import placed
 from captum_transformer.trace.dimensions import axis_after, source_of
@@ -15,7 +16,7 @@ from captum_transformer.trace.features import (
 )
 from captum_transformer.trace.kinds import BY_ENTRY, ENTRIES_ALONE, MOVES, Kind
 from captum_transformer.trace.operation import Operand, Operation
-from captum_transformer.trace.probabilities import is_weighted_signal, weighs_some_tokens
+from captum_transformer.trace.probabilities import is_weighted_signal
 from captum_transformer.trace.samples import place_samples
 from captum_transformer.trace.statistics import softmax_dim
 from captum_transformer.trace.value import Features, Value, lengths_of
@@ -25,7 +26,9 @@ from captum_transformer.trace.weighted_constants import mixes_by_constants
 _MAY_BE_SOFTMAX = frozenset({Kind.SOFTMAX, Kind.DIV, Kind.MUL, Kind.ENTRYWISE})
 _SCALES = frozenset({Kind.MUL, Kind.DIV})
 _MIXES = frozenset({Kind.PRODUCT, Kind.TRANSFORM})
-_KEEPS_WEIGHTS = MOVES | ENTRIES_ALONE
+_CHOOSES = frozenset({Kind.CHOICE, Kind.MAXIMUM})
+_KEEPS_WEIGHTS = MOVES | ENTRIES_ALONE | _CHOOSES
+_JOINS = MOVES | _CHOOSES
 _COPY, _MUL, _PRODUCT, _TRANSFORM = Kind.COPY, Kind.MUL, Kind.PRODUCT, Kind.TRANSFORM
 _MAY_KEEP_ALL = frozenset({Kind.COPY, Kind.MOVE})
 
@@ -126,8 +129,8 @@ def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None
     if not weights or _are_used_up(operation, weights, output):
         return None
     # A softmax over heads, such as a gate, has an axis of its own.
-    found = list[Axis]()
-    for operand, value in sorted(weights, key=lambda pair: not pair[1].weighs_tokens):
+    of_tokens, of_heads = set[Axis](), set[Axis]()
+    for operand, value in weights:
         keys = value.keys
         if keys is None:
             continue
@@ -139,10 +142,13 @@ def _keys(operation: Operation, output: Value, view: View | None) -> Axis | None
         # After a softmax over features, such as experts, an axis that is no longer one of features
         # doesn't hold keys.
         if kept is not None and not (of_features and kept not in (output.features or ())):
-            found.append(kept)
+            (of_heads if of_features else of_tokens).add(kept)
     # If features aren't known, it isn't known which of several axes is the one of tokens.
-    known = len({*found}) == 1 or all(value.features is not None for _, value in weights)
-    return found[0] if found and known else None
+    if len(of_tokens | of_heads) > 1 and any(value.features is None for _, value in weights):
+        return None
+    # Weights along several axes of tokens, as over keys and over queries, have no axis of keys.
+    found = of_tokens or of_heads
+    return found.pop() if len(found) == 1 else None
 
 
 def _are_cut(operation: Operation, output: Value) -> bool:
@@ -151,9 +157,13 @@ def _are_cut(operation: Operation, output: Value) -> bool:
     weights = [pair for pair in traced if pair[1].weighs_tokens or pair[1].is_cut]
     if not weights or operation.kind not in _KEEPS_WEIGHTS:
         return False
-    if operation.kind in MOVES and len(weights) < len(traced):
+    if operation.kind in _JOINS and len(weights) < len(traced):
         return False  # they are joined with others
-    if operation.kind in _SCALES and len(weights) > 1:
+    if (
+        operation.kind in _SCALES
+        and len(weights) > 1
+        and any(value.features is None for _, value in weights)
+    ):
         return False  # one of them may be a gate, and which one is not known
     return not _are_used_up(operation, weights, output)
 
@@ -188,7 +198,7 @@ def _are_used_up(
         return any(_is_repeated(value, output) for _, value in weights)
     product = operation.contraction()
     if product is None:
-        return operation.kind not in MOVES
+        return operation.kind not in _JOINS
     if any(output.shape[dim] > 1 for operand, _ in weights for dim in product.made(operand)):
         return True
     # A gate for each head scales the weights, too, if their sum over heads is taken at once.

@@ -8,18 +8,6 @@ from captum_transformer.trace.value import Value
 from captum_transformer.trace.walks import found_behind
 
 
-def weighs_some_tokens(value: Value) -> bool:
-    """Whether a value holds softmax weights of tokens, of all of them or cut from those of all.
-
-    Where features aren't known, those that were cut out may be of experts, unless queries and keys
-    have made them.
-    """
-    if not value.is_cut:
-        return value.weighs_tokens
-    scores = scores_of(value)
-    return value.features is not None or (scores is not None and len(scores.traced()) > 1)
-
-
 def scores_of(probabilities: Value | None) -> Operation | None:
     """Returns the product of queries and keys from which probabilities were made, or None.
 

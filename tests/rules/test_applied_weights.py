@@ -321,3 +321,84 @@ def test_maps_that_a_gate_of_heads_sums_up_are_one_map(name, method):
         warnings.simplefilter("error")
         expected, found = (method(score(ONE_MAP[n])).attribute(X, 1) for n in ("sum", name))
     torch.testing.assert_close(found, expected)
+
+
+def attended(x):
+    return x + F.scaled_dot_product_attention(x, x, x)
+
+
+def from_places(weights, places, values):
+    picked = torch.take_along_dim(values.unsqueeze(2), places[..., None], 3)
+    return (weights.unsqueeze(-2) @ picked).squeeze(-2)
+
+
+# Some of the weights, chosen by their size, and their places.
+CHOSEN = {
+    "topk": lambda p: p.topk(2, -1),
+    "sort": lambda p: [part[..., 1:] for part in p.sort(-1)],
+    "max": lambda p: p.max(-1, keepdim=True),
+    "amax": lambda p: (p.amax(-1, keepdim=True), p.argmax(-1, keepdim=True)),
+    "kthvalue": lambda p: p.kthvalue(TOKENS, -1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("choose", CHOSEN.values(), ids=CHOSEN)
+def test_weights_that_are_chosen_by_their_size_are_held_or_softened(choose):
+    def score(x, *, soft=torch.softmax, by=lambda t: t, hold=lambda t: t, look_up=False):
+        q, k, v = F.linear(x, QKV).unflatten(-1, (3, HEADS, WIDTH)).permute(2, 0, 3, 1, 4)
+        weights = soft(by(q) @ by(k).mT, -1)
+        chosen, places = choose(weights)
+        chosen = weights.gather(-1, places) if look_up else chosen
+        return (from_places(by(hold(chosen)), places, by(v)) * HEAD).sum((1, 2))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        held = [method(score).attribute(X, 1) for method in (ConservativeLRP, LibraGrad)]
+        softened = GIM(score).attribute(X, 1)
+    (expected,) = by_autograd(lambda x: score(x, hold=torch.detach, look_up=True)[:, 1], X)
+    for found in held:
+        torch.testing.assert_close(found, expected)
+    options = {"soft": Softened.apply, "by": halved, "look_up": True}
+    (expected,) = by_autograd(lambda x: score(x, **options)[:, 1], X)
+    torch.testing.assert_close(softened, expected)
+    if choose is not CHOSEN["sort"]:  # whose places are read
+        with pytest.raises(UnsupportedOperationError, match="softmax weights in a layout"):
+            AttentionRollout(lambda x: score(attended(x))).attribute(X, 1)
+
+
+@pytest.mark.parametrize("read", [lambda p: p.topk(2, -1)[0], lambda p: p[:, 1:3]])
+def test_weights_of_a_number_of_each_token_are_held_where_some_are_cut_out(read):
+    def score(x, hold=lambda t: t):
+        x = x + F.scaled_dot_product_attention(x, x.detach(), x)
+        weights = F.linear(x, GATE[:1]).squeeze(-1).softmax(-1)
+        return (hold(read(weights))[..., None] * x[:, :2]).flatten(1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = ConservativeLRP(score).attribute(X, 1)
+
+    def held(x):
+        weights = (x @ x.mT / X.shape[-1] ** 0.5).softmax(-1).detach()
+        x = x + weights @ x
+        weights = (x @ GATE[:1].T).squeeze(-1).softmax(-1).detach()
+        return (read(weights)[..., None] * x[:, :2]).flatten(1)[:, 1]
+
+    (expected,) = by_autograd(held, X)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(UnsupportedOperationError, match="softmax weights multiply a signal"):
+        GenericAttentionRelevance(score).attribute(X, 1)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_weights_over_keys_and_over_queries_are_held_in_each_order(swapped):
+    def score(x, hold=lambda t: t):
+        q, k, v = F.linear(x, QKV).unflatten(-1, (3, HEADS, WIDTH)).permute(2, 0, 3, 1, 4)
+        scores = q @ k.mT
+        one, other = scores.softmax(-1 - swapped), scores.softmax(-2 + swapped)
+        return ((hold(one * other) @ v) * HEAD).sum((1, 2))
+
+    found = ConservativeLRP(score).attribute(X, 1)
+    (expected,) = by_autograd(lambda x: score(x, torch.detach)[:, 1], X)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(UnsupportedOperationError, match="not read as attention"):
+        GenericAttentionRelevance(lambda x: score(attended(x))).attribute(X, 1)
