@@ -119,6 +119,11 @@ def _launched(rank, function, meeting, arguments):
     of_each = int(meeting.get("LOCAL_WORLD_SIZE", meeting["WORLD_SIZE"]))
     node, local = divmod(rank, of_each)
     os.environ.update(meeting, RANK=str(rank), LOCAL_RANK=str(local), GROUP_RANK=str(node))
+    import torch
+
+    # Makes PyTorch's pool of threads anew, which a fork lacks. Two threads of autograd that meet at
+    # the missing one would end the process.
+    torch.set_num_threads(1)
     function(rank, *arguments)
 
 

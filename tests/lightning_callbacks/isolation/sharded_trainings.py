@@ -174,7 +174,6 @@ def strategy_of(pl, tensor_parallel=1):
 def trained(rank, folder, policy, precision, methods, watched):
     """One process of a training, which leaves its weights, and those of all with the maps."""
     pl = importlib.import_module("pytorch_lightning")
-    torch.set_num_threads(1)
     pl.seed_everything(7, verbose=False)
     maps = {}
     monitor = AttributionMonitor(
@@ -213,7 +212,6 @@ def train(folder, policy="none", precision="32-true", methods=tuple(METHODS)):
 def explained(rank, folder, out):
     """One process of a prediction."""
     pl = importlib.import_module("pytorch_lightning")
-    torch.set_num_threads(1)
     module = explainer(pl, module_of(pl, "none").float(), TransformerAttribution)
     trainer = trainer_of(
         pl, folder, [RelevanceWriter(out)], strategy=strategy_of(pl), logger=False, max_epochs=None
@@ -233,7 +231,6 @@ def explain(folder, out):
 def explained_in_vain(rank, folder):
     """One process of a prediction that fails."""
     pl = importlib.import_module("pytorch_lightning")
-    torch.set_num_threads(1)
     module = explainer(pl, module_of(pl, "none"), Breaks)
     trainer = trainer_of(pl, folder, [], strategy=strategy_of(pl), logger=False, max_epochs=None)
     with pytest.raises(RuntimeError, match="in the middle"):

@@ -39,7 +39,6 @@ def train(rank, folder, watched, method, resumed=False):
         # The first process waits less long for what never comes.
         Collected.finish = partialmethod(Collected.finish, patience=3.0)
     pl = importlib.import_module("pytorch_lightning")
-    torch.set_num_threads(1)
     monitor = AttributionMonitor(
         {"grad": method}, ("label",), num_samples=6, share_samples=True, scale="first"
     )

@@ -18,8 +18,6 @@ pytestmark = [needs_fork, pytest.mark.slow]
 
 
 def train(rank, folder, watched):
-    torch.set_num_threads(1)
-
     class Noted(GenericAttentionRelevance):
         def attribute(self, *args, **options):
             (folder / f"explained_by_{rank}").touch()
