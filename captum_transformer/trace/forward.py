@@ -168,7 +168,7 @@ class TracedForward:
         if not points:
             return []
         total = selected.sum()
-        refuse_steps(self._trace.steps, total, points, self.tape)
+        self.require_slopes(selected, points)
         gradients = derivatives(total, points, self.tape.operations)
         count = len(points) - len(self._watched)
         self._in_order = None
@@ -193,7 +193,7 @@ class TracedForward:
         watched = [(edge, places.get(edge, -1)) for edge in self._watched]
         total = selected.sum()
         points = [*(call.edge for call in calls), *self._watched]
-        refuse_steps(self._trace.steps, total, points, self.tape)
+        self.require_slopes(selected, points)
         self._in_order = GradientsInOrder(
             total, calls, watched, found, operations, self._trace.blocks.spent
         )
