@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from captum_transformer.metrics.places import Order
+from captum_transformer.metrics.places import Order, ranks_of
 
 # Which places go first, and what is good then.
 DIRECTIONS: tuple[tuple[Order, str], ...] = (("positive", "low"), ("negative", "high"))
@@ -26,5 +26,4 @@ def untied(relevance: Tensor, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     chance = torch.rand(flat.shape, generator=generator).argsort(1)
     order = chance.gather(1, flat.gather(1, chance).argsort(dim=1, stable=True))
-    ranks = torch.arange(flat.shape[1], dtype=torch.float64).expand_as(flat)
-    return torch.empty_like(ranks).scatter_(1, order, ranks).view_as(relevance)
+    return ranks_of(order).double().view_as(relevance)

@@ -125,6 +125,11 @@ def rank_places(relevance: Tensor, order: Order = "positive", keep: Tensor | Non
     if keep is not None:
         last = keep.gather(1, places).to(torch.uint8).argsort(dim=1, stable=True)
         places = places.gather(1, last)
+    return ranks_of(places)
+
+
+def ranks_of(places: Tensor) -> Tensor:
+    """Returns the rank of each place, for places in their order: ``(B, places)``."""
     ranks = torch.arange(places.shape[1], device=places.device).expand_as(places)
     return torch.empty_like(places).scatter_(1, places, ranks)
 
