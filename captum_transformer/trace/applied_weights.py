@@ -86,5 +86,6 @@ def held_weights(operation: Operation) -> list[Operand]:
 
 def applies_unread_weights(operation: Operation) -> bool:
     """Whether a product of matrices applies softmax weights and isn't recognised as attention."""
-    alone = len(operation.traced()) == 1 or operation.attention is not None
-    return operation.kind is Kind.PRODUCT and not alone and bool(held_weights(operation))
+    if operation.kind is not Kind.PRODUCT or operation.attention is not None:
+        return False
+    return len(operation.traced()) > 1 and bool(held_weights(operation))
